@@ -1,0 +1,86 @@
+"""What can be known before hours of work: settings that fit together, data that can be read, weights that can be had."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from emadapt.config import ConfigError, Study, load_study
+from emadapt.errors import EmadaptError, InputError
+
+HEAD_NAMES = ("linear", "deconv", "pyramid")
+
+
+def check_study(path: Path, data: Path = Path("data")) -> list[str]:
+    """Look at everything that a study needs, without running any of it.
+
+    Args:
+        path: the study's YAML file.
+        data: folder of the raw data.
+
+    Returns:
+        One line per problem; empty if there is none.
+    """
+    try:
+        study = load_study(path)
+    except ConfigError as error:
+        return error.problems
+    return [*_check_models(study, path), *_check_data(study, data), *_check_weights(study)]
+
+
+def _check_models(study: Study, path: Path) -> list[str]:
+    from emadapt.models.backbones import get_arch, resolve_blocks
+
+    problems = []
+    for name in study.backbones:
+        spec = study.backbone_specs[name]
+        try:
+            arch = get_arch(spec.arch)
+            if spec.blocks != "last":
+                resolve_blocks(spec.arch, spec.blocks)
+            for regime in study.regimes:
+                if (adapter := study.regime_specs[regime]).kind == "lora" and adapter.rank > arch.dim:
+                    problems.append(f"{path}: regimes.{regime}.rank: found {adapter.rank}; expected at most {arch.dim}, the width of {name}")
+        except EmadaptError as error:
+            problems.append(f"{path}: backbones.{name}: {error}")
+    for regime in study.regimes:
+        head = study.regime_specs[regime].head or study.train.head
+        if head not in HEAD_NAMES:
+            problems.append(f"{path}: head {head!r} of regime {regime!r} is unknown; known are {', '.join(HEAD_NAMES)}")
+    return problems
+
+
+def _check_data(study: Study, data: Path) -> list[str]:
+    """Pair the files, split the slices and read the first pair of each dataset; `ingest` reads the rest."""
+    from emadapt.data.pairing import find_parts
+    from emadapt.data.splits import split_slices
+    from emadapt.data.volume import foreground_mask, read_slice
+
+    problems = []
+    for name in study.datasets:
+        spec = study.dataset_specs[name]
+        root = Path(spec.path) if spec.path else data / name
+        try:
+            parts = find_parts(root, spec.layout, spec.pairing)
+            split_slices([(p.name, len(p.images)) for p in parts], study.split, spec.voxel_nm[0], str(root))
+            for part in parts:
+                image, label = read_slice(part.images[0]), read_slice(part.labels[0])
+                foreground_mask(label, spec.foreground, str(part.labels[0].path))
+                if image.shape != label.shape:
+                    raise InputError(part.labels[0].path, found=f"shape {label.shape}", expected=f"{image.shape}, as its image",
+                                     do="Export both at the same size.")  # fmt: skip
+        except EmadaptError as error:
+            problems.append(str(error))
+    return problems
+
+
+def _check_weights(study: Study) -> list[str]:
+    from emadapt.models.weights import check_source
+
+    problems = []
+    for name in study.backbones:
+        spec = study.backbone_specs[name]
+        try:
+            check_source(spec.arch, spec.source, spec.file or None)
+        except EmadaptError as error:
+            problems.append(str(error))
+    return problems

@@ -1,0 +1,185 @@
+"""The command line: one thin function per verb. Heavy imports happen inside, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from emadapt import __version__
+from emadapt.config import PARAMS, load_study
+from emadapt.errors import EmadaptError
+
+
+class _Group(click.Group):
+    """Prints errors that a user can act on, a line each, and exits with 2."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except EmadaptError as error:
+            for line in str(error).splitlines():
+                click.echo(f"error: {line}", err=True)
+            sys.exit(2)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)  # in the order of the work, not of the alphabet
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def main() -> None:
+    """Adapt vision foundation models to electron microscopy, and measure how far that carries.
+
+    `dvc repro` runs the study in params.yaml; each of its stages is one verb here. Start with `emadapt check`.
+    """
+
+
+@main.command()
+@click.option("--study", type=click.Path(path_type=Path), default=PARAMS, show_default=True, help="the study to check")
+def check(study: Path) -> None:
+    """Check settings, data and weights before anything runs."""
+    from emadapt.check import check_study
+
+    problems = check_study(study)
+    for problem in problems:
+        click.echo(f"error: {problem}", err=True)
+    if problems:
+        sys.exit(2)
+    click.echo(f"{study}: settings, data and weights are in order")
+
+
+@main.command()
+@click.argument("name")
+def use(name: str) -> None:
+    """Make studies/NAME.yaml the study that is selected (params.yaml)."""
+    source = Path("studies") / f"{name}.yaml"
+    have = ", ".join(sorted(p.stem for p in source.parent.glob("*.yaml")))
+    if not source.is_file():
+        raise EmadaptError(f"{source}: no such study; there are: {have}")
+    study = load_study(source)
+    temporary = PARAMS.with_name(f".{PARAMS.name}.part")
+    temporary.write_text(source.read_text())
+    temporary.replace(PARAMS)
+    click.echo(f"params.yaml is study {study.name!r} now: {len(study.units())} units. Next: emadapt check && dvc repro")
+
+
+@main.command()
+@click.argument("datasets", nargs=-1, required=True)
+@click.option("--from", "folder", type=click.Path(path_type=Path), help="take it from a folder in the public layout")
+@click.option("--force", is_flag=True, help="replace what is there")
+def fetch(datasets: tuple[str, ...], folder: Path | None, force: bool) -> None:
+    """Download public datasets into data/ (then run `dvc add data`)."""
+    from emadapt.data.fetch import fetch as fetch_one
+
+    for name in datasets:
+        fetch_one(name, from_dir=folder, force=force)
+    click.echo("next: dvc add data")
+
+
+@main.command()
+@click.argument("dataset")
+def ingest(dataset: str) -> None:
+    """Read, pair, check and split DATASET into build/ingest/."""
+    from emadapt.data.ingest import ingest as run
+
+    study = load_study()
+    _known(dataset, study.datasets, "datasets")
+    click.echo(f"ingest {dataset}: {run(study, dataset)}")
+
+
+@main.command()
+@click.argument("backbone")
+@click.argument("dataset")
+def tokens(backbone: str, dataset: str) -> None:
+    """Cache the frozen tokens of DATASET under BACKBONE."""
+    study = load_study()
+    _known(backbone, study.backbones, "backbones")
+    _known(dataset, study.datasets, "datasets")
+    from emadapt.tokens import run
+
+    run(study, backbone, dataset)
+
+
+@main.command()
+@click.argument("backbone")
+@click.argument("train_set")
+def trainset(backbone: str, train_set: str) -> None:
+    """Record what TRAIN_SET consists of, so that only a change in its own data trains its units again."""
+    study = load_study()
+    _known(backbone, study.backbones, "backbones")
+    _known(train_set, study.train_sets, "train_sets")
+    from emadapt.tokens import record_train_set
+
+    click.echo(f"trainset {train_set}: {record_train_set(study, backbone, train_set)}")
+
+
+@main.command()
+@click.argument("unit")
+def train(unit: str) -> None:
+    """Train UNIT (backbone-regime-trainset-seed), or go on where it was stopped."""
+    study = load_study()
+    chosen = study.unit(unit)
+    from emadapt.train import train_unit
+
+    train_unit(study, chosen)
+
+
+@main.command()
+@click.argument("unit")
+def evaluate(unit: str) -> None:
+    """Score UNIT on the test slices of every dataset of the study."""
+    study = load_study()
+    chosen = study.unit(unit)
+    from emadapt.evaluate import evaluate_unit
+
+    evaluate_unit(study, chosen)
+
+
+@main.command()
+def report() -> None:
+    """Write reports/: summary.json, the leaderboard and the figures."""
+    study = load_study()
+    from emadapt.report import build_report
+
+    click.echo(f"report: {build_report(Path(), study)}")
+
+
+@main.command()
+@click.option("--jobs", default=1, show_default=True, type=click.IntRange(1), help="stages that run at once")
+@click.option("--gpus", default="", help="GPUs to share out among them, e.g. 0,1")
+def repro(jobs: int, gpus: str) -> None:
+    """Run the pipeline, independent stages in parallel."""
+    from emadapt.repro import run_pipeline
+
+    sys.exit(run_pipeline(jobs, [g for g in gpus.split(",") if g]))
+
+
+@main.group()
+def track() -> None:
+    """Look after the lab book (MLflow)."""
+
+
+@track.command()
+def sync() -> None:
+    """Log what could not be logged while it happened."""
+    from emadapt import tracking
+
+    sent, left = tracking.sync(Path())
+    click.echo(f"track sync: {sent} entries logged, {left} left")
+    sys.exit(1 if left else 0)
+
+
+@track.command()
+@click.argument("old_root")
+def relocate(old_root: str) -> None:
+    """Repair the lab book of a checkout that was moved here from OLD_ROOT."""
+    from emadapt import tracking
+
+    click.echo(f"track relocate: {tracking.relocate(Path(), old_root)} places changed")
+
+
+def _known(name: str, names: tuple[str, ...], section: str) -> None:
+    if name not in names:
+        raise EmadaptError(f"{name!r} is not in study.{section} of params.yaml, which has: {', '.join(names)}")

@@ -1,0 +1,420 @@
+"""The study as frozen dataclasses, read strictly from params.yaml: an unknown key, a wrong type or a dangling name is an error."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import re
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from emadapt.errors import EmadaptError
+
+PARAMS = Path("params.yaml")
+NAME = re.compile(r"[A-Za-z0-9_]+")  # DVC's matrix keys must not contain dots; "-" separates the parts of a unit
+
+
+class ConfigError(EmadaptError):
+    """One or more problems in params.yaml; `problems` holds one line each."""
+
+    def __init__(self, problems: list[str]) -> None:
+        self.problems = problems
+        super().__init__("\n".join(problems))
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """One annotated EM volume."""
+
+    layout: Literal["lucchi", "vnc", "folders", "stack"]
+    voxel_nm: tuple[float, float, float]
+    """Voxel size (z, y, x) in nm."""
+    foreground: str | tuple[int, ...] = ">127"
+    """Which label values are mitochondria: ">N" or a list of ids."""
+    pairing: Literal["number", "stem", "lexicographic"] = "number"
+    """How an image finds its label. `lexicographic` replicates a known mistake and is tagged wherever it is used."""
+    path: str = ""
+    """Folder of the raw data; empty: data/<name>."""
+
+
+@dataclass(frozen=True)
+class SplitSpec:
+    """How slices become train, val and test. Blocks of z with a gap, unless the reference is replicated."""
+
+    kind: Literal["blocks", "random"] = "blocks"
+    val: float = 0.15
+    """Share of the training slices held out for early stopping and sweeps."""
+    test: float = 0.2
+    """Share of the slices held out for testing where the dataset has no official test volume."""
+    gap_nm: float = 30.0
+    """Thickness left unused between two blocks, at least one slice."""
+    seed: int = 0
+    """Seed of `random`."""
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    """A pretrained backbone and how slices enter it."""
+
+    arch: str
+    source: Literal["hub", "pypi", "file", "random"]
+    file: str = ""
+    blocks: str | tuple[int, ...] = "auto"
+    """Blocks whose tokens the head sees, 1-based; `auto`: four, evenly spaced to the last; `last`: the last alone."""
+    scale: float = 1.0
+    """Up- or down-sampling of the slice before it is cut into tiles."""
+    longest_edge: int = 0
+    """Resize the slice so that its longer side has this many pixels (each side floored to the patch); 0: use `scale`."""
+    tile: int = 252
+    """Side of a square tile in input pixels, floored to the patch; 0: the whole slice at once."""
+    overlap: float = 0.5
+    """Share of a tile that its neighbour covers too when whole slices are predicted."""
+    views: int = 3
+    """Augmented views of the training slices in the token cache, besides the plain one."""
+    normalisation: Literal["checkpoint", "imagenet"] = "checkpoint"
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """Arithmetic of the token cache and of prediction."""
+
+
+@dataclass(frozen=True)
+class RegimeSpec:
+    """How the backbone is adapted; an empty setting takes the value of `train`."""
+
+    kind: Literal["frozen", "lora"]
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    head: str = ""
+    head_lr: float = 0.0
+    adapter_lr: float = 0.0
+    weight_decay: float = -1.0
+
+
+@dataclass(frozen=True)
+class TrainSpec:
+    """Fitting a head, and an adapter where the regime has one."""
+
+    head: str = "pyramid"
+    loss: Literal["dice_ce", "dice", "tversky"] = "dice_ce"
+    head_lr: float = 1e-3
+    adapter_lr: float = 5e-4
+    weight_decay: float = 1e-2
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_steps: int = 50
+    epochs: int = 10
+    steps_per_epoch: int = 100
+    """Optimiser steps between two validations; 0: one pass over the training slices."""
+    batch: int = 4
+    patience: int = 0
+    """Stop after this many epochs without a better monitored value; 0: run all epochs and keep the best."""
+    monitor: Literal["val_iou", "val_loss"] = "val_iou"
+    val_slices: int = 4
+    """Validation slices per dataset that are scored each epoch, spread over the block; 0: all."""
+    augment: bool = True
+    balanced: bool = True
+    """Draw the datasets of a union equally often, whatever their size."""
+    clip: float = 1.0
+    precision: Literal["bf16", "fp32"] = "bf16"
+    cached: bool = True
+    """Train `frozen` from the token cache; false keeps the backbone in the loop (to check the cache against)."""
+    workers: int = 0
+    """Processes that load and augment; the result does not depend on their number."""
+
+
+PAPER_TRAIN = TrainSpec(
+    head="deconv", loss="dice", head_lr=5e-5, adapter_lr=5e-5, weight_decay=1e-4, schedule="constant", warmup_steps=0,
+    epochs=1000, steps_per_epoch=0, batch=1, patience=20, monitor="val_loss", val_slices=0, augment=False,
+    balanced=False, clip=1.0, precision="fp32",
+)  # fmt: skip
+"""The reference study's protocol (Fuster-Barceló & Uhlmann, arXiv 2602.08505)."""
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "train": {"default": TrainSpec(), "paper": PAPER_TRAIN},
+    "split": {"default": SplitSpec(), "paper": SplitSpec(kind="random", val=0.1, test=0.15, gap_nm=0.0)},
+}
+
+# The reference's input: whole slices, 1022 pixels long, the last block's tokens, ImageNet statistics for every backbone.
+PAPER_INPUT = {"blocks": "last", "longest_edge": 1022, "tile": 0, "views": 0, "overlap": 0.0,
+               "normalisation": "imagenet", "precision": "fp32"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One training run: backbone x regime x training set x seed."""
+
+    backbone: str
+    regime: str
+    train_set: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """E.g. `dinov2_s-lora-lucchi-0`, also the key of its DVC stages."""
+        return f"{self.backbone}-{self.regime}-{self.train_set}-{self.seed}"
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is selected now, with every setting resolved."""
+
+    name: str
+    datasets: tuple[str, ...]
+    backbones: tuple[str, ...]
+    regimes: tuple[str, ...]
+    train_sets: tuple[str, ...]
+    seeds: tuple[int, ...]
+    dataset_specs: dict[str, DatasetSpec]
+    train_set_specs: dict[str, tuple[str, ...]]
+    backbone_specs: dict[str, BackboneSpec]
+    regime_specs: dict[str, RegimeSpec]
+    split: SplitSpec = field(default_factory=SplitSpec)
+    train: TrainSpec = field(default_factory=TrainSpec)
+
+    def units(self) -> list[Unit]:
+        """All units of the study, in the order of DVC's matrix."""
+        return [Unit(*u) for u in itertools.product(self.backbones, self.regimes, self.train_sets, self.seeds)]
+
+    def unit(self, name: str) -> Unit:
+        """The unit called `name`.
+
+        Raises:
+            EmadaptError: no such unit in the study.
+        """
+        for unit in self.units():
+            if unit.name == name:
+                return unit
+        have = ", ".join(u.name for u in self.units()[:4])
+        raise EmadaptError(f"unit {name!r} is not in study {self.name!r}; its units are {have}, ...")
+
+    def train_spec(self, unit: Unit) -> TrainSpec:
+        """`train` with the regime's own head, learning rates and weight decay."""
+        regime, own = self.regime_specs[unit.regime], {}
+        for key in ("head", "head_lr", "adapter_lr"):
+            if getattr(regime, key):
+                own[key] = getattr(regime, key)
+        if regime.weight_decay >= 0:
+            own["weight_decay"] = regime.weight_decay
+        return dataclasses.replace(self.train, **own)
+
+    def describe(self, unit: Unit) -> dict[str, Any]:
+        """Everything that defines the unit's training, as plain JSON-able values (for keys, model cards and trackers)."""
+        members = self.train_set_specs[unit.train_set]
+        described = {
+            "unit": dataclasses.asdict(unit),
+            "backbone": dataclasses.asdict(self.backbone_specs[unit.backbone]),
+            "regime": dataclasses.asdict(self.regime_specs[unit.regime]),
+            "train": dataclasses.asdict(self.train_spec(unit)),
+            "split": dataclasses.asdict(self.split),
+            "datasets": {name: dataclasses.asdict(self.dataset_specs[name]) for name in members},
+        }
+        return typing.cast(dict[str, Any], json.loads(json.dumps(described)))
+
+
+def digest(value: Any) -> str:
+    """Sha256 of a JSON-able value, independent of the order of keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def load_study(path: Path = PARAMS) -> Study:
+    """Read and check a params.yaml.
+
+    Raises:
+        ConfigError: the file is missing or not YAML, or has unknown keys, wrong types or names that lead nowhere.
+    """
+    raw = _read_yaml(path)
+    problems: list[str] = []
+    known = {"study", "datasets", "train_sets", "backbones", "regimes", "split", "train"}
+    problems += [f"{path}: unknown section {k!r}; known are {', '.join(sorted(known))}" for k in sorted(set(raw) - known)]
+    problems += [
+        f"{path}: section {k!r} is missing"
+        for k in ("study", "datasets", "train_sets", "backbones", "regimes")
+        if not isinstance(raw.get(k), dict)
+    ]
+    if problems:
+        raise ConfigError(problems)
+    specs = {
+        "datasets": _map(DatasetSpec, raw["datasets"], f"{path}: datasets", problems),
+        "backbones": _map(BackboneSpec, _expand_input(raw["backbones"]), f"{path}: backbones", problems),
+        "regimes": _map(RegimeSpec, raw["regimes"], f"{path}: regimes", problems),
+    }
+    train_sets = {name: _names(value, f"{path}: train_sets.{name}", problems) for name, value in raw["train_sets"].items()}
+    head = dict(raw["study"])
+    lists = {k: _names(head.pop(k, None), f"{path}: study.{k}", problems) for k in _STUDY_LISTS}
+    seeds = head.pop("seeds", None)
+    if not isinstance(seeds, list) or not seeds or any(type(s) is not int or s < 0 for s in seeds):
+        problems.append(f"{path}: study.seeds: found {seeds!r}; expected a list of whole numbers from 0 on")
+        seeds = []
+    name = head.pop("name", None)
+    problems += [f"{path}: study: unknown key {k!r}" for k in head]
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        problems.append(f"{path}: study.name: found {name!r}; expected letters, digits and underscores")
+    study = Study(
+        name=str(name),
+        **{k: lists[k] for k in _STUDY_LISTS},
+        seeds=tuple(seeds),
+        dataset_specs=specs["datasets"],
+        train_set_specs=train_sets,
+        backbone_specs=specs["backbones"],
+        regime_specs=specs["regimes"],
+        split=_preset("split", SplitSpec, raw.get("split", "default"), path, problems),
+        train=_preset("train", TrainSpec, raw.get("train", "default"), path, problems),
+    )
+    problems += [f"{path}: {p}" for p in _check(study)]
+    if problems:
+        raise ConfigError(problems)
+    return study
+
+
+_STUDY_LISTS = ("datasets", "backbones", "regimes", "train_sets")
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        raw = YAML(typ="safe", pure=True).load(path.read_text())  # refuses duplicate keys
+    except FileNotFoundError:
+        raise ConfigError([f"{path}: no such file; run this in the project's root, or `emadapt use demo`"]) from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError([f"{path}: not valid YAML: {' '.join(str(error).split())}"]) from None
+    if not isinstance(raw, dict):
+        raise ConfigError([f"{path}: found {type(raw).__name__}; expected the sections study, datasets, ..."])
+    return raw
+
+
+def _expand_input(backbones: dict[str, Any]) -> dict[str, Any]:
+    """`input: paper` stands for the reference's input settings; what is written beside it wins."""
+    out = {}
+    for name, value in backbones.items():
+        if isinstance(value, dict) and value.get("input") == "paper":
+            value = PAPER_INPUT | {k: v for k, v in value.items() if k != "input"}
+        out[name] = value
+    return out
+
+
+def _names(value: Any, where: str, problems: list[str]) -> tuple[str, ...]:
+    if not isinstance(value, list) or not value or any(not isinstance(v, str) for v in value):
+        problems.append(f"{where}: found {value!r}; expected a list of names")
+        return ()
+    if len(set(value)) < len(value):
+        problems.append(f"{where}: a name stands twice in {value}")
+    return tuple(value)
+
+
+def _map(kind: type, raw: dict[str, Any], where: str, problems: list[str]) -> dict[str, Any]:
+    out = {}
+    for name, value in raw.items():
+        if not isinstance(name, str) or not NAME.fullmatch(name):
+            problems.append(f"{where}: name {name!r} may hold letters, digits and underscores only")
+        elif (spec := _build(kind, value, f"{where}.{name}", problems)) is not None:
+            out[name] = spec
+    return out
+
+
+def _preset(section: str, kind: type, value: Any, path: Path, problems: list[str]) -> Any:
+    """`train: paper`, or a map that may start from one (`{preset: paper, epochs: 5}`)."""
+    presets = PRESETS[section]
+    name, own = (value, {}) if isinstance(value, str) else (None, value)
+    if isinstance(own, dict):
+        own = dict(own)
+        name = name or own.pop("preset", "default")
+    if name not in presets:
+        problems.append(f"{path}: {section}: unknown preset {name!r}; known are {', '.join(presets)}")
+        return presets["default"]
+    return _build(kind, own, f"{path}: {section}", problems, start=presets[name]) or presets[name]
+
+
+def _build(kind: type, raw: Any, where: str, problems: list[str], start: Any = None) -> Any:
+    if not isinstance(raw, dict):
+        problems.append(f"{where}: found {raw!r}; expected a map of settings")
+        return None
+    hints = typing.get_type_hints(kind)
+    values: dict[str, Any] = {} if start is None else dataclasses.asdict(start)
+    before = len(problems)
+    for key, value in raw.items():
+        if key not in hints:
+            problems.append(f"{where}: unknown key {key!r}; known are {', '.join(hints)}")
+            continue
+        try:
+            values[key] = _coerce(hints[key], value)
+        except TypeError as error:
+            problems.append(f"{where}.{key}: found {value!r}; expected {error}")
+    required = [f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING]
+    problems += [f"{where}: {name!r} is missing" for name in required if name not in values and name not in raw]
+    return kind(**values) if len(problems) == before else None
+
+
+def _coerce(hint: Any, value: Any) -> Any:
+    """`value` as the type `hint`; TypeError with the words for what was expected."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        if value not in args:
+            raise TypeError("one of " + ", ".join(map(str, args)))
+        return value
+    if origin in (typing.Union, types.UnionType):
+        wanted = []
+        for option in args:
+            try:
+                return _coerce(option, value)
+            except TypeError as error:
+                wanted.append(str(error))
+        raise TypeError(" or ".join(wanted))
+    if origin is tuple:
+        if not isinstance(value, list | tuple) or not value:
+            raise TypeError("a list")
+        if args[-1] is not Ellipsis and len(value) != len(args):
+            raise TypeError(f"a list of {len(args)}")
+        return tuple(_coerce(args[0], v) for v in value)
+    if hint is float and type(value) in (int, float):
+        if not abs(value) < 1e12:  # also refuses nan
+            raise TypeError("a finite number")
+        return float(value)
+    if type(value) is not hint:
+        raise TypeError({int: "a whole number", str: "text", bool: "true or false", float: "a number"}[hint])
+    return value
+
+
+def _check(study: Study) -> list[str]:
+    """What types cannot say: names that lead nowhere and values out of range."""
+    bad = []
+    for what, have in (
+        ("datasets", study.dataset_specs),
+        ("backbones", study.backbone_specs),
+        ("regimes", study.regime_specs),
+        ("train_sets", study.train_set_specs),
+    ):
+        bad += [f"study.{what}: {n!r} is not in the map `{what}`" for n in getattr(study, what) if n not in have]
+    for name in study.train_sets:
+        members = study.train_set_specs.get(name, ())
+        bad += [f"train_sets.{name}: {m!r} is not in study.datasets" for m in members if m not in study.datasets]
+    for name, data in study.dataset_specs.items():
+        if isinstance(data.foreground, str) and not re.fullmatch(r">\d+(\.\d+)?", data.foreground):
+            bad.append(f"datasets.{name}.foreground: found {data.foreground!r}; expected '>N' or a list of label ids")
+        if min(data.voxel_nm) <= 0:
+            bad.append(f"datasets.{name}.voxel_nm: found {data.voxel_nm}; expected three positive sizes (z, y, x) in nm")
+    for name, backbone in study.backbone_specs.items():
+        if isinstance(backbone.blocks, str) and backbone.blocks not in ("auto", "last"):
+            bad.append(f"backbones.{name}.blocks: found {backbone.blocks!r}; expected 'auto', 'last' or a list of block numbers")
+        if backbone.source == "file" and not backbone.file:
+            bad.append(f"backbones.{name}: source `file` needs `file`")
+        if not 0 <= backbone.overlap < 0.9 or backbone.scale <= 0 or min(backbone.tile, backbone.views) < 0:
+            bad.append(f"backbones.{name}: overlap must lie in [0, 0.9), scale above 0, tile and views at or above 0")
+        if backbone.tile == 0 and backbone.views > 0:
+            bad.append(f"backbones.{name}: whole slices (tile: 0) turn their sides when augmented; set views to 0")
+    for name, regime in study.regime_specs.items():
+        if regime.rank < 1 or not 0 <= regime.dropout < 1 or regime.alpha <= 0:
+            bad.append(f"regimes.{name}: rank must be at least 1, dropout in [0, 1), alpha above 0")
+    train, split = study.train, study.split
+    if min(train.epochs, train.batch) < 1 or min(train.steps_per_epoch, train.patience, train.workers) < 0:
+        bad.append("train: epochs and batch must be at least 1; steps_per_epoch, patience and workers at least 0")
+    if min(train.head_lr, train.adapter_lr, train.clip) <= 0 or train.weight_decay < 0:
+        bad.append("train: learning rates and clip must be above 0, weight_decay not below")
+    if not 0 < split.val < 0.9 or not 0 < split.test < 0.9 or split.gap_nm < 0:
+        bad.append("split: val and test must lie in (0, 0.9), gap_nm at or above 0")
+    return bad

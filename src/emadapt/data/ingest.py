@@ -1,0 +1,163 @@
+"""Ingest: read, pair, validate and split one dataset into a canonical memory-mapped volume with a manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from emadapt.config import DatasetSpec, Study
+from emadapt.data.pairing import Part, SliceRef, find_parts
+from emadapt.data.splits import Split, split_slices
+from emadapt.data.volume import Array, foreground_mask, read_slice, to_uint8
+from emadapt.errors import InputError
+
+INGESTED = Path("build/ingest")
+PERCENTILES = (0.5, 99.5)
+SAMPLE_PER_SLICE = 65_536  # voxels that stand for a slice when percentiles are taken
+
+
+@dataclass(frozen=True)
+class Volume:
+    """An ingested dataset: memory-mapped, so that opening it costs nothing.
+
+    Attributes:
+        image: (Z, Y, X) uint8.
+        label: (Z, Y, X) uint8, 0 background and 1 foreground.
+        manifest: what `ingest` wrote: shape, voxel size, md5s, split, foreground fractions, intensity mapping, pairs.
+    """
+
+    name: str
+    image: npt.NDArray[np.uint8]
+    label: npt.NDArray[np.uint8]
+    manifest: dict[str, Any]
+
+    @property
+    def split(self) -> Split:
+        return dict(self.manifest["split"])
+
+    @property
+    def md5(self) -> str:
+        return str(self.manifest["md5"])
+
+
+def open_volume(name: str, root: Path = INGESTED) -> Volume:
+    """Open what `emadapt ingest NAME` wrote.
+
+    Raises:
+        InputError: nothing is there.
+    """
+    folder = root / name
+    if not (folder / "manifest.json").is_file():
+        raise InputError(folder, found="no ingested volume", expected="manifest.json, image.npy and label.npy",
+                         do=f"Run `dvc repro ingest@{name}` or `emadapt ingest {name}`.")  # fmt: skip
+    manifest = json.loads((folder / "manifest.json").read_text())
+    return Volume(name, np.load(folder / "image.npy", mmap_mode="r"), np.load(folder / "label.npy", mmap_mode="r"), manifest)
+
+
+def ingest(study: Study, name: str, data: Path = Path("data"), out: Path = INGESTED) -> Path:
+    """Make the canonical volume of dataset `name` under `out`; slice by slice, so memory does not grow with z.
+
+    Returns:
+        The folder written, complete or not at all.
+
+    Raises:
+        InputError: anything wrong with the files, named; see `emadapt.data.pairing` and `emadapt.data.volume`.
+    """
+    spec = study.dataset_specs[name]
+    root = Path(spec.path) if spec.path else data / name
+    parts = find_parts(root, spec.layout, spec.pairing)
+    images = [r for p in parts for r in p.images]
+    labels = [r for p in parts for r in p.labels]
+    split = split_slices([(p.name, len(p.images)) for p in parts], study.split, spec.voxel_nm[0], str(root))
+    low, high, dtype = _intensity(images, split["train"])
+    folder = out / name
+    temporary = out / f".{name}.part"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        facts = _write(temporary, images, labels, spec, (low, high))
+        per_slice = facts.pop("per_slice")
+        foreground = {k: round(float(per_slice[v].mean()), 6) for k, v in split.items()}
+        if per_slice[split["train"]].sum() == 0:
+            raise InputError(root, found="no foreground in the training slices",
+                             expected=f"labels with values {spec.foreground}",
+                             do="Check the labels and the dataset's `foreground` rule.")  # fmt: skip
+        manifest = {
+            "name": name, "shape": facts["shape"], "dtype": "uint8", "source_dtype": dtype,
+            "voxel_nm": list(spec.voxel_nm), "layout": spec.layout, "pairing": spec.pairing,
+            "foreground": spec.foreground, "intensity": {"low": low, "high": high, "percentiles": list(PERCENTILES)},
+            "parts": [[p.name, len(p.images)] for p in parts], "split": split, "split_kind": study.split.kind,
+            "foreground_fraction": foreground, "image_md5": facts["image_md5"], "label_md5": facts["label_md5"],
+            "pairs": _pairs(parts, root),
+        }  # fmt: skip
+        manifest["md5"] = hashlib.md5(json.dumps(manifest, sort_keys=True).encode(), usedforsecurity=False).hexdigest()
+        (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def _intensity(images: list[SliceRef], train: list[int]) -> tuple[float, float, str]:
+    """The grey values that become 0 and 255: for 8 bits these themselves, otherwise percentiles of the training slices."""
+    first = read_slice(images[0])
+    if first.dtype == np.uint8:
+        return 0.0, 255.0, "uint8"
+    sample = []
+    for z in train:
+        flat = read_slice(images[z]).ravel()
+        sample.append(flat[:: max(1, flat.size // SAMPLE_PER_SLICE)][:SAMPLE_PER_SLICE].astype(np.float32))
+    low, high = (float(v) for v in np.percentile(np.concatenate(sample), PERCENTILES))
+    if not high > low:
+        raise InputError(images[0].path, found=f"a constant image (all {low:g})", expected="grey values that differ",
+                         do="Check the export.")  # fmt: skip
+    return low, high, str(first.dtype)
+
+
+def _write(folder: Path, images: list[SliceRef], labels: list[SliceRef], spec: DatasetSpec, window: tuple[float, float]) -> dict[str, Any]:
+    """One pass over the slices: check, convert, write both arrays and hash them."""
+    from rich.progress import track
+
+    first = read_slice(images[0])
+    shape = (len(images), *first.shape)
+    image_out = np.lib.format.open_memmap(folder / "image.npy", "w+", np.uint8, shape)
+    label_out = np.lib.format.open_memmap(folder / "label.npy", "w+", np.uint8, shape)
+    hashes = {"image": hashlib.md5(usedforsecurity=False), "label": hashlib.md5(usedforsecurity=False)}
+    per_slice = np.zeros(len(images))
+    for z in track(range(len(images)), description=f"ingest {folder.name.strip('.').removesuffix('.part')}"):
+        image, label = read_slice(images[z]), read_slice(labels[z])
+        _check_pair(image, label, first, images[z], labels[z], images[0])
+        image_out[z] = to_uint8(image, *window)
+        label_out[z] = foreground_mask(label, spec.foreground, str(labels[z].path))
+        per_slice[z] = label_out[z].mean()
+        hashes["image"].update(image_out[z].tobytes())
+        hashes["label"].update(label_out[z].tobytes())
+    image_out.flush()
+    label_out.flush()
+    return {"shape": list(shape), "per_slice": per_slice, **{f"{k}_md5": h.hexdigest() for k, h in hashes.items()}}
+
+
+def _check_pair(image: Array, label: Array, first: Array, image_ref: SliceRef, label_ref: SliceRef, first_ref: SliceRef) -> None:
+    if image.shape != label.shape:
+        raise InputError(label_ref.path, found=f"a label of shape {label.shape}",
+                         expected=f"{image.shape}, as its image {image_ref.path.name}",
+                         do="Export both at the same size.")  # fmt: skip
+    if image.shape != first.shape or image.dtype != first.dtype:
+        raise InputError(image_ref.path, found=f"a slice of shape {image.shape}, {image.dtype}",
+                         expected=f"{first.shape}, {first.dtype}, as {first_ref.path.name}",
+                         do="Crop or pad all slices of a dataset to one shape, or make it two datasets.")  # fmt: skip
+
+
+def _pairs(parts: list[Part], root: Path) -> list[list[str]]:
+    def name(ref: SliceRef) -> str:
+        return ref.path.relative_to(root).as_posix() + (f"#{ref.page}" if ref.page else "")
+
+    return [[name(i), name(lab)] for p in parts for i, lab in zip(p.images, p.labels, strict=True)]

@@ -1,0 +1,142 @@
+"""Which label belongs to which image. Pairing is strict: every image has exactly one label, found by a stated rule.
+
+The reference study's script paired by position in two sorted lists where stems did not match, which for Lucchi++ gives
+most slices another slice's label. Here that rule exists only by name (`lexicographic`), to replicate it.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from emadapt.errors import InputError
+
+IMAGE_SUFFIXES = (".tif", ".tiff", ".png")
+
+
+@dataclass(frozen=True)
+class SliceRef:
+    """One slice: page `page` of `path` (0 in a file of one page)."""
+
+    path: Path
+    page: int = 0
+
+
+@dataclass(frozen=True)
+class Part:
+    """A volume with its labels: `train`, `test`, or `all` where the split has yet to make them."""
+
+    name: str
+    images: tuple[SliceRef, ...]
+    labels: tuple[SliceRef, ...]
+
+
+def find_parts(root: Path, layout: str, pairing: str) -> list[Part]:
+    """Pair the files of a dataset's folder.
+
+    Args:
+        root: the dataset's folder.
+        layout: `lucchi` (Train_In/Train_Out/Test_In/Test_Out), `vnc` (raw/mitochondria), `folders` (images/labels) or
+            `stack` (image.tif/label.tif); the last two directly in `root`, or in both `root`/train and `root`/test.
+        pairing: `number` (the last number in the file's name), `stem` (equal names but for the suffix) or
+            `lexicographic`; stacks pair page by page.
+
+    Returns:
+        One part per volume, slices in the order of z.
+
+    Raises:
+        InputError: a folder or file is missing, empty or unpaired.
+    """
+    if not root.is_dir():
+        raise InputError(root, found="no such folder", expected=f"a dataset in layout `{layout}`",
+                         do="Run `dvc pull`, or `emadapt fetch` for a public dataset.")  # fmt: skip
+    if layout == "lucchi":
+        return [_pair_folders(n.lower(), root / f"{n}_In", root / f"{n}_Out", pairing) for n in ("Train", "Test")]
+    if layout == "vnc":
+        return [_pair_folders("all", root / "raw", root / "mitochondria", pairing)]
+    places = [("all", root)]
+    if (root / "train").is_dir() or (root / "test").is_dir():
+        places = [("train", root / "train"), ("test", root / "test")]
+    if layout == "folders":
+        return [_pair_folders(name, folder / "images", folder / "labels", pairing) for name, folder in places]
+    return [_pair_stack(name, folder) for name, folder in places]
+
+
+def _pair_stack(name: str, folder: Path) -> Part:
+    from emadapt.data.volume import count_slices
+
+    refs = []
+    for kind in ("image", "label"):
+        found = [p for p in (folder / f"{kind}{s}" for s in (".tif", ".tiff", ".ome.tif", ".ome.tiff")) if p.is_file()]
+        if len(found) != 1:
+            raise InputError(folder, found=f"{len(found)} files called {kind}.tif, .tiff, .ome.tif or .ome.tiff",
+                             expected="exactly one", do=f"Put the {kind} stack there.")  # fmt: skip
+        refs.append(tuple(SliceRef(found[0], page) for page in range(count_slices(found[0]))))
+    images, labels = refs
+    if len(images) != len(labels):
+        raise InputError(labels[0].path, found=f"{len(labels)} slices", expected=f"{len(images)}, as {images[0].path.name} has",
+                         do="Give every slice of the image a slice of labels (empty where nothing is labelled).")  # fmt: skip
+    return Part(name, images, labels)
+
+
+def _pair_folders(name: str, image_dir: Path, label_dir: Path, pairing: str) -> Part:
+    images, labels = _list_files(image_dir), _list_files(label_dir)
+    if pairing == "lexicographic":  # the reference's fallback, mistakes included; zip drops what is left over
+        pairs = list(zip(sorted(images, key=str), sorted(labels, key=str), strict=False))
+        return Part(name, tuple(SliceRef(i) for i, _ in pairs), tuple(SliceRef(lab) for _, lab in pairs))
+    key = _number if pairing == "number" else (lambda path: path.stem)
+    by_image, by_label = _by_key(images, key), _by_key(labels, key)
+    lonely = [f"{by_image[k].name} has no label" for k in by_image.keys() - by_label.keys()]
+    lonely += [f"label {by_label[k].name} has no image" for k in by_label.keys() - by_image.keys()]
+    if lonely:
+        raise InputError(label_dir, found=_some(lonely), expected=f"one label per image of {image_dir}, paired by {pairing}",
+                         do="Add the missing files, remove the extra ones, or set the dataset's `pairing`.")  # fmt: skip
+    order = sorted(by_image, key=lambda k: (_number(by_image[k]), k) if pairing == "number" else _natural(str(k)))
+    return Part(name, tuple(SliceRef(by_image[k]) for k in order), tuple(SliceRef(by_label[k]) for k in order))
+
+
+def _list_files(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise InputError(folder, found="no such folder", expected="the slices", do="Check the dataset's `layout`.")
+    try:
+        entries = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+    except OSError as error:
+        raise InputError(folder, found=f"cannot be read ({error.strerror})", expected="a readable folder",
+                         do="Check its permissions.") from None  # fmt: skip
+    foreign = [p.name for p in entries if p.suffix.lower() not in IMAGE_SUFFIXES or not p.is_file()]
+    if foreign:
+        raise InputError(folder, found=_some(foreign), expected=f"only {', '.join(IMAGE_SUFFIXES)} files",
+                         do="Move everything else out of the folder.")  # fmt: skip
+    if not entries:
+        raise InputError(folder, found="an empty folder", expected="one file per slice", do="Put the slices there.")
+    return entries
+
+
+def _by_key(paths: list[Path], key) -> dict:  # type: ignore[no-untyped-def]
+    out: dict = {}
+    for path in paths:
+        if (k := key(path)) in out:
+            raise InputError(path.parent, found=f"{out[k].name} and {path.name}, which both read as {k!r}",
+                             expected="one file per slice", do="Remove one, or set the dataset's `pairing`.")  # fmt: skip
+        out[k] = path
+    return out
+
+
+def _number(path: Path) -> int:
+    digits = re.findall(r"\d+", path.stem)
+    if not digits:
+        raise InputError(path, found="no number in the file's name", expected="the slice's number",
+                         do="Rename it, or set the dataset's `pairing: stem`.")  # fmt: skip
+    return int(digits[-1])
+
+
+def _natural(text: str) -> tuple[tuple[int, int, str], ...]:
+    """Sort key under which slice10 comes after slice9."""
+    parts = re.split(r"(\d+)", text)
+    return tuple((1, int(p), "") if p.isdigit() else (0, 0, p) for p in parts)
+
+
+def _some(items: list[str], most: int = 5) -> str:
+    items = sorted(items, key=_natural)
+    return "; ".join(items[:most]) + (f"; and {len(items) - most} more" if len(items) > most else "")

@@ -1,0 +1,155 @@
+"""What training draws: augmented image crops, or rows of the token cache. The draw depends on the seed alone, so runs resume exactly."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from emadapt.config import BackboneSpec, TrainSpec
+from emadapt.data.ingest import Volume
+from emadapt.data.tiles import Grey, geometry, label_to_input, to_input
+
+if TYPE_CHECKING:
+    from emadapt.tokens import TokenView
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network for its version at import
+
+Item = tuple[torch.Tensor, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One training sample: dataset number, row (a slice, or a cached tile), and the seed of its crop and augmentation."""
+
+    member: int
+    row: int
+    seed: int
+
+
+@functools.cache
+def _augmentation() -> Any:
+    import albumentations as A
+    import cv2
+
+    cv2.setNumThreads(0)  # OpenCV's own threads get in the way of forked workers
+    return A.Compose(
+        [
+            A.D4(p=1.0),
+            A.ElasticTransform(alpha=40, sigma=8, approximate=True, border_mode=cv2.BORDER_REFLECT_101, p=0.3),
+            A.RandomBrightnessContrast(brightness_limit=0.2, contrast_limit=0.25, p=0.8),
+        ]
+    )
+
+
+def augment(image: Grey, label: Grey, seed: int) -> tuple[Grey, Grey]:
+    """Flip, rotate by 90 degrees, mild elastic, brightness and contrast; the same for the same seed in any process."""
+    compose = _augmentation()
+    compose.set_random_seed(seed)  # per sample: forked workers would otherwise repeat each other
+    out = compose(image=np.ascontiguousarray(image), mask=np.ascontiguousarray(label))
+    return out["image"], out["mask"]
+
+
+def crop(image: Grey, label: Grey, tile: tuple[int, int], seed: int, augmented: bool) -> tuple[Grey, Grey]:
+    """A tile at a random place of a padded slice, augmented or not.
+
+    Args:
+        image: (H, W) padded slice, as `tiles.to_input` gives it.
+        label: (H, W) of 0 and 1.
+        tile: (h, w), at most (H, W).
+        seed: of the place and the augmentation.
+        augmented: whether to augment.
+    """
+    rng = np.random.default_rng(seed)
+    y, x = (int(rng.integers(0, have - want + 1)) for have, want in zip(image.shape, tile, strict=True))
+    image, label = image[y : y + tile[0], x : x + tile[1]], label[y : y + tile[0], x : x + tile[1]]
+    return augment(image, label, int(rng.integers(2**31))) if augmented else (image, label)
+
+
+class CropDataset(Dataset[Item]):
+    """Image crops of the training slices of one or several volumes; items are drawn by `Draw`."""
+
+    def __init__(self, volumes: Sequence[Volume], spec: BackboneSpec, patch: int, augmented: bool) -> None:
+        self.volumes, self.augmented = volumes, augmented
+        self.geos = [geometry((v.image.shape[1], v.image.shape[2]), spec, patch) for v in volumes]
+
+    def rows(self) -> list[npt.NDArray[np.int64]]:
+        """Per volume, the rows that may be drawn: its training slices."""
+        return [np.asarray(v.split["train"]) for v in self.volumes]
+
+    def __getitem__(self, draw: Draw) -> Item:  # type: ignore[override]
+        """(1, h, w) float32 in [0, 1] and (h, w) int64."""
+        volume, geo = self.volumes[draw.member], self.geos[draw.member]
+        image = to_input(volume.image[draw.row], geo)
+        label = label_to_input(volume.label[draw.row], geo)
+        image, label = crop(image, label, geo.tile, draw.seed, self.augmented)
+        return as_input(image), torch.from_numpy(label.astype(np.int64))
+
+
+class TokenDataset(Dataset[Item]):
+    """Cached tokens of the training slices; `draw.row` counts through the views of a dataset one after the other."""
+
+    def __init__(self, views: Sequence[Sequence[TokenView]]) -> None:
+        self.views = views
+        self.places = [[(view, int(row)) for view in own for row in view.rows_of("train")] for own in views]
+
+    def rows(self) -> list[npt.NDArray[np.int64]]:
+        return [np.arange(len(places)) for places in self.places]
+
+    def __getitem__(self, draw: Draw) -> Item:  # type: ignore[override]
+        """(blocks * D, h, w) float16 tokens and (H, W) int64 labels."""
+        view, row = self.places[draw.member][draw.row]
+        return torch.from_numpy(np.array(view.tokens[row])), torch.from_numpy(np.array(view.labels[row]).astype(np.int64))
+
+
+def as_input(image: Grey) -> torch.Tensor:
+    """(h, w) uint8 -> (1, h, w) float32 in [0, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(image)).float().div_(255.0)[None]
+
+
+def plan_epoch(rows: Sequence[npt.NDArray[np.int64]], spec: TrainSpec, seed: int, epoch: int) -> list[list[Draw]]:
+    """The batches of one epoch, a function of its arguments alone.
+
+    Args:
+        rows: per dataset, the rows that may be drawn.
+        spec: `steps_per_epoch` batches of `batch` samples, or with 0 one pass over all rows; `balanced` draws datasets
+            equally often whatever their size.
+        seed: the unit's seed.
+        epoch: its number, from 0.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    pool = [(m, int(r)) for m, own in enumerate(rows) for r in own]
+    total = spec.steps_per_epoch * spec.batch or len(pool)
+    if spec.balanced and len(rows) > 1:
+        cycles = [_cycle(np.asarray([int(r) for r in own]), -(-total // len(rows)), rng) for own in rows]
+        chosen = [(i % len(rows), int(cycles[i % len(rows)][i // len(rows)])) for i in range(total)]
+    else:
+        chosen = [pool[i] for i in _cycle(np.arange(len(pool)), total, rng)]
+    draws = [Draw(m, r, int(s)) for (m, r), s in zip(chosen, rng.integers(2**31, size=total), strict=True)]
+    return [draws[i : i + spec.batch] for i in range(0, total, spec.batch)]
+
+
+def _cycle(values: npt.NDArray[np.int64], n: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
+    """`n` values: whole permutations one after the other, so that none is drawn twice before all were once."""
+    rounds = [rng.permutation(values) for _ in range(-(-n // len(values)))]
+    return np.concatenate(rounds)[:n]
+
+
+def load_epoch(dataset: CropDataset | TokenDataset, batches: list[list[Draw]], workers: int) -> DataLoader[list[Item]]:
+    """Iterate over an epoch's batches; a batch is a list of groups of equal shape, each a stacked (inputs, labels)."""
+    return DataLoader(dataset, batch_sampler=batches, num_workers=workers, collate_fn=_group)  # type: ignore[arg-type]
+
+
+def _group(items: list[Item]) -> list[Item]:
+    """Whole slices of two datasets have two shapes: stack what fits together."""
+    shapes: dict[tuple[int, ...], list[Item]] = {}
+    for item in items:
+        shapes.setdefault(tuple(item[0].shape), []).append(item)
+    return [(torch.stack([i for i, _ in g]), torch.stack([lab for _, lab in g])) for g in shapes.values()]

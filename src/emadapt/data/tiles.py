@@ -1,0 +1,108 @@
+"""Slices as the backbone sees them: resized, padded, cut into overlapping tiles, and put together again without seams."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from emadapt.config import BackboneSpec
+
+Grey = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How slices of one shape enter one backbone. All sizes are (height, width) in pixels.
+
+    Attributes:
+        native: the slice.
+        resized: after `scale` or `longest_edge`.
+        padded: after padding on the far sides to at least a tile.
+        tile: what goes through the backbone at once; sides are multiples of the patch.
+        overlap: share of a tile that its neighbour covers too.
+    """
+
+    native: tuple[int, int]
+    resized: tuple[int, int]
+    padded: tuple[int, int]
+    tile: tuple[int, int]
+    overlap: float
+
+    def corners(self, overlap: float | None = None) -> list[tuple[int, int]]:
+        """Upper left corners (y, x) of evenly spaced tiles that cover the padded slice and overlap at least so much."""
+        share = self.overlap if overlap is None else overlap
+        axes = []
+        for length, side in zip(self.padded, self.tile, strict=True):
+            n = 1 + math.ceil((length - side) / max(1, int(side * (1 - share))))
+            axes.append([round(c) for c in np.linspace(0, length - side, n)])
+        return [(y, x) for y in axes[0] for x in axes[1]]
+
+
+def geometry(native: tuple[int, int], spec: BackboneSpec, patch: int) -> Geometry:
+    """Work out sizes for slices of shape `native` and a backbone whose patch has `patch` pixels."""
+    height, width = native
+    if spec.longest_edge:  # the reference's rule: each side floored to the patch
+        factor = spec.longest_edge / max(native)
+        resized = (int(height * factor) // patch * patch, int(width * factor) // patch * patch)
+    else:
+        resized = (round(height * spec.scale), round(width * spec.scale))
+    whole = (math.ceil(resized[0] / patch) * patch, math.ceil(resized[1] / patch) * patch)
+    side = max(patch, spec.tile // patch * patch)
+    tile = (side, side) if spec.tile else whole
+    padded = (max(resized[0], tile[0]), max(resized[1], tile[1]))
+    return Geometry(native, resized, padded, tile, spec.overlap)
+
+
+def to_input(image: Grey, geo: Geometry) -> Grey:
+    """(Y, X) native slice -> (H, W) resized bicubically and padded by reflection."""
+    return _pad(_resize(image, geo.resized, Image.Resampling.BICUBIC), geo.padded)
+
+
+def label_to_input(label: Grey, geo: Geometry) -> Grey:
+    """(Y, X) native label -> (H, W), nearest neighbour, padded as the image."""
+    return _pad(_resize(label, geo.resized, Image.Resampling.NEAREST), geo.padded)
+
+
+def _resize(array: Grey, size: tuple[int, int], how: Image.Resampling) -> Grey:
+    if array.shape == size:
+        return np.asarray(array)
+    return np.asarray(Image.fromarray(np.asarray(array)).resize((size[1], size[0]), how))
+
+
+def _pad(array: Grey, size: tuple[int, int]) -> Grey:
+    missing = [(0, want - have) for want, have in zip(size, array.shape, strict=True)]
+    return np.pad(array, missing, mode="symmetric") if any(m for _, m in missing) else array
+
+
+def blend(tiles: npt.NDArray[np.float32], corners: list[tuple[int, int]], geo: Geometry) -> npt.NDArray[np.float32]:
+    """Put tiles of probabilities together, weighted towards their middles, and bring them to the slice's own resolution.
+
+    Args:
+        tiles: (n, h, w) in [0, 1].
+        corners: their upper left corners in the padded slice.
+        geo: the slice's geometry.
+
+    Returns:
+        (Y, X) float32 in [0, 1].
+    """
+    h, w = geo.tile
+    window = np.outer(_hann(h), _hann(w)).astype(np.float32)
+    total = np.zeros(geo.padded, np.float32)
+    weight = np.zeros(geo.padded, np.float32)
+    for tile, (y, x) in zip(tiles, corners, strict=True):
+        total[y : y + h, x : x + w] += tile * window
+        weight[y : y + h, x : x + w] += window
+    merged = (total / weight)[: geo.resized[0], : geo.resized[1]]
+    if geo.resized == geo.native:
+        return np.asarray(merged)
+    resized = Image.fromarray(merged).resize((geo.native[1], geo.native[0]), Image.Resampling.BILINEAR)
+    return np.asarray(resized, dtype=np.float32)
+
+
+def _hann(n: int) -> npt.NDArray[np.float64]:
+    """Raised cosine that stays above zero, so that every pixel has a weight."""
+    return np.sin(np.pi * (np.arange(n) + 0.5) / n) ** 2 + 1e-3

@@ -1,0 +1,168 @@
+"""Read slices of EM volumes and labels, and refuse what cannot be trusted: truncated, coloured, NaN, wrongly shaped."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tifffile
+from PIL import Image
+
+from emadapt.data.pairing import SliceRef
+from emadapt.errors import InputError
+
+Array = npt.NDArray[Any]
+MAX_SIDE = 65_536  # pixels; a header that asks for more is damaged or hostile
+
+
+def count_slices(path: Path) -> int:
+    """Number of z-slices in a TIFF stack.
+
+    Raises:
+        InputError: not a readable TIFF stack of axes Z, Y, X (singletons aside).
+    """
+    return _open_stack(path).n_slices
+
+
+def read_slice(ref: SliceRef) -> Array:
+    """One grey slice.
+
+    Returns:
+        (Y, X) array in the file's own dtype: bool, integer or float.
+
+    Raises:
+        InputError: unreadable or truncated file, colour channels that differ, NaN or infinite values.
+    """
+    array = _read_tiff(ref) if ref.path.suffix.lower() in (".tif", ".tiff") else _read_png(ref.path)
+    array = _to_grey(array, ref)
+    if array.dtype.kind not in "buif":
+        raise InputError(ref.path, found=f"values of type {array.dtype}", expected="integers or real numbers",
+                         do="Export it as 8-bit, 16-bit or float.")  # fmt: skip
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        bad = int((~np.isfinite(array)).sum())
+        raise InputError(_name(ref), found=f"{bad} NaN or infinite values", expected="finite numbers",
+                         do="Fill or crop them before ingest.")  # fmt: skip
+    return array
+
+
+def foreground_mask(label: Array, rule: str | tuple[int, ...], what: str = "label") -> npt.NDArray[np.uint8]:
+    """Turn label values into 0 (background) and 1 (foreground).
+
+    Args:
+        label: (Y, X) values of any numeric dtype.
+        rule: ">N" (greater than N) or ids, e.g. (1, 7).
+        what: what to call the label in an error.
+
+    Returns:
+        (Y, X) uint8 of 0 and 1.
+
+    Raises:
+        InputError: ids asked of a label with fractions.
+    """
+    if isinstance(rule, str):
+        return (label > float(rule[1:])).astype(np.uint8)
+    if label.dtype.kind == "f" and (label != np.round(label)).any():
+        raise InputError(what, found="label values with fractions", expected=f"whole ids, as foreground is {list(rule)}",
+                         do="Use a threshold such as '>0.5' as `foreground`.")  # fmt: skip
+    return np.isin(label, rule).astype(np.uint8)
+
+
+def to_uint8(image: Array, low: float, high: float) -> npt.NDArray[np.uint8]:
+    """Map [low, high] linearly to [0, 255], clipped; 8-bit data with low=0, high=255 stays as it is."""
+    if image.dtype == np.uint8 and (low, high) == (0.0, 255.0):
+        return np.asarray(image, dtype=np.uint8)
+    scaled = (image.astype(np.float32) - low) * (255.0 / max(high - low, 1e-12))
+    return np.asarray(np.clip(np.round(scaled), 0, 255), dtype=np.uint8)
+
+
+class _Stack:
+    """A TIFF's first series, read slice by slice without loading the rest."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.tif = tifffile.TiffFile(path)
+        series = self.tif.series[0]
+        axes, shape = series.axes, series.shape
+        kept = [(a, n) for a, n in zip(axes, shape, strict=True) if a in "YXS" or n > 1]
+        depth = [(a, n) for a, n in kept if a not in "YXS"]
+        if len(depth) > 1 or [a for a, _ in kept if a in "YX"] != ["Y", "X"]:
+            raise InputError(path, found=f"axes {axes} of shape {shape}", expected="one stack of slices (Z, Y, X)",
+                             do="Export a single channel and time point.")  # fmt: skip
+        self.n_slices = depth[0][1] if depth else 1
+        if max(series.sizes.values() if hasattr(series, "sizes") else shape) > MAX_SIDE:
+            raise InputError(path, found=f"shape {shape}", expected=f"sides up to {MAX_SIDE}", do="Check the file's header.")
+        self._check_complete()
+        self.lazy = None
+        if len(series.pages) != self.n_slices:  # ImageJ stores big stacks as one page and a contiguous block
+            offset = series.dataoffset
+            self.lazy = tifffile.memmap(path, series=0, mode="r") if offset is not None else series.asarray()
+            self.lazy = self.lazy.reshape((self.n_slices, *[n for a, n in kept if a in "YXS"]))
+
+    def _check_complete(self) -> None:
+        size = self.path.stat().st_size
+        for page in self.tif.pages:
+            ends = [o + c for o, c in zip(page.dataoffsets, page.databytecounts, strict=False)]  # type: ignore[union-attr]
+            if max(ends, default=0) > size:
+                raise InputError(self.path, found=f"a truncated TIFF ({size} bytes, data up to byte {max(ends)})",
+                                 expected="a complete file", do="Copy or export it again.")  # fmt: skip
+
+    def read(self, page: int) -> Array:
+        if self.lazy is not None:
+            return np.asarray(self.lazy[page])
+        return np.squeeze(np.asarray(self.tif.series[0].pages[page].asarray()))  # type: ignore[union-attr]
+
+
+@functools.lru_cache(maxsize=4)
+def _open(path: Path, _stamp: tuple[int, int]) -> _Stack:
+    return _Stack(path)
+
+
+def _open_stack(path: Path) -> _Stack:
+    try:
+        stat = path.stat()
+        return _open(path, (stat.st_mtime_ns, stat.st_size))  # the stamp: never an older file of the same name
+    except InputError:
+        raise
+    except Exception as error:  # tifffile raises struct.error, ValueError, KeyError and more on damaged headers
+        raise InputError(path, found=f"no readable TIFF ({type(error).__name__}: {error})", expected="a complete TIFF",
+                         do="Copy or export it again.") from error  # fmt: skip
+
+
+def _read_tiff(ref: SliceRef) -> Array:
+    stack = _open_stack(ref.path)
+    try:
+        return stack.read(ref.page)
+    except Exception as error:
+        raise InputError(_name(ref), found=f"a slice that cannot be decoded ({type(error).__name__}: {error})",
+                         expected="a complete TIFF", do="Copy or export it again.") from error  # fmt: skip
+
+
+def _read_png(path: Path) -> Array:
+    try:
+        with Image.open(path) as image:
+            if image.mode == "P":
+                image = image.convert("RGB")
+            return np.asarray(image)
+    except Exception as error:  # PIL raises OSError, SyntaxError, DecompressionBombError, ... on damaged files
+        raise InputError(path, found=f"no readable image ({type(error).__name__}: {error})", expected="a complete PNG",
+                         do="Copy or export it again.") from error  # fmt: skip
+
+
+def _to_grey(array: Array, ref: SliceRef) -> Array:
+    if array.ndim == 2 and min(array.shape) > 1:
+        return array
+    if array.ndim == 3 and array.shape[-1] in (2, 3, 4):  # grey + alpha, RGB, RGBA
+        colours = array[..., : 1 if array.shape[-1] == 2 else 3]
+        if (colours == colours[..., :1]).all():
+            return np.ascontiguousarray(colours[..., 0])
+        raise InputError(_name(ref), found="a colour image whose channels differ", expected="grey values",
+                         do="Export it in grey, or a label as ids.")  # fmt: skip
+    raise InputError(_name(ref), found=f"an array of shape {array.shape}", expected="a grey slice (Y, X)",
+                     do="Check the dataset's `layout`: one file a slice, or one stack.")  # fmt: skip
+
+
+def _name(ref: SliceRef) -> str:
+    return f"{ref.path} (page {ref.page})" if ref.page else str(ref.path)

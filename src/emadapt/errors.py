@@ -1,0 +1,22 @@
+"""Errors that a user can act on: each names the thing, what was found, what was expected and what to do."""
+
+from pathlib import Path
+
+
+class EmadaptError(Exception):
+    """Base of every error that emadapt raises on purpose; the command line prints it and exits with 2."""
+
+
+class InputError(EmadaptError):
+    """Bad input, found before work starts.
+
+    Args:
+        what: the file, folder or setting at fault.
+        found: what is there.
+        expected: what should be there.
+        do: what the user can do about it.
+    """
+
+    def __init__(self, what: str | Path, *, found: str, expected: str, do: str) -> None:
+        self.what, self.found, self.expected, self.do = str(what), found, expected, do
+        super().__init__(f"{what}: found {found}; expected {expected}. {do}")

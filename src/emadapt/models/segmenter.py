@@ -1,0 +1,123 @@
+"""A segmenter is a backbone under a regime and a head: slices or cached tokens in, logits out. Saves only what was trained."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from emadapt.config import BackboneSpec, RegimeSpec
+from emadapt.errors import InputError
+from emadapt.models.backbones import Backbone, build_backbone, get_arch
+from emadapt.models.heads import HEADS
+from emadapt.models.regimes import State, adapter_state, apply_regime, load_adapter
+
+WEIGHTS = Path("scratch/weights")
+
+
+class Segmenter(nn.Module):
+    """Backbone + head.
+
+    Args:
+        spec: backbone and input settings.
+        regime: how the backbone is adapted.
+        head: name in `HEADS`.
+        seed: of the head's and the adapter's initial values.
+        backbone: with its weights; the regime changes it in place.
+    """
+
+    def __init__(self, spec: BackboneSpec, regime: RegimeSpec, head: str, seed: int, backbone: Backbone) -> None:
+        super().__init__()
+        if head not in HEADS:
+            raise InputError(f"head {head!r}", found="an unknown head", expected=", ".join(HEADS), do="Correct `head`.")
+        self.spec, self.regime, self.head_name = spec, regime, head
+        self.backbone = backbone
+        torch.manual_seed(seed)
+        apply_regime(backbone, regime)
+        self.head = HEADS[head](backbone.arch.dim, len(backbone.blocks))
+
+    def forward(self, batch: torch.Tensor | list[torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
+        """Logits at `size`.
+
+        Args:
+            batch: images (B, 1, H, W) in [0, 1], or their tokens, one (B, D, h, w) per block.
+            size: (H, W) of the logits.
+
+        Returns:
+            (B, 2, H, W) float32.
+        """
+        tokens = self.backbone(batch) if isinstance(batch, torch.Tensor) else batch
+        return torch.as_tensor(self.head(tokens, size))
+
+    def trainable(self) -> dict[str, list[nn.Parameter]]:
+        """Parameters to train: `head` and `adapter`."""
+        return {
+            "head": list(self.head.parameters()),
+            "adapter": [p for p in self.backbone.parameters() if p.requires_grad],
+        }
+
+    def n_trainable(self) -> int:
+        """Number of trained parameters, head and adapter."""
+        return sum(p.numel() for group in self.trainable().values() for p in group)
+
+    def trained_state(self) -> State:
+        """What training changes: the head and the adapter, by name."""
+        state = {f"head.{k}": v for k, v in self.head.state_dict().items()}
+        state |= {f"adapter.{k}": v for k, v in adapter_state(self.backbone).items()}
+        return {k: v.detach().cpu().contiguous() for k, v in state.items()}
+
+    def load_trained(self, state: State) -> None:
+        """Put back what `trained_state` gave."""
+        self.head.load_state_dict({k.removeprefix("head."): v for k, v in state.items() if k.startswith("head.")})
+        load_adapter(self.backbone, {k.removeprefix("adapter."): v for k, v in state.items() if k.startswith("adapter.")})
+
+
+def build_frozen(spec: BackboneSpec) -> Backbone:
+    """The backbone as pretrained; weights come from the source that `spec` names."""
+    blocks = (get_arch(spec.arch).depth,) if spec.blocks == "last" else spec.blocks
+    return build_backbone(spec.arch, spec.source, blocks=blocks, file=spec.file or None,
+                          normalisation=spec.normalisation, cache_dir=WEIGHTS)  # fmt: skip
+
+
+def build_segmenter(spec: BackboneSpec, regime: RegimeSpec, head: str, seed: int) -> Segmenter:
+    """A fresh segmenter."""
+    return Segmenter(spec, regime, head, seed, build_frozen(spec))
+
+
+def save_segmenter(segmenter: Segmenter, folder: Path, facts: dict[str, Any]) -> None:
+    """Write model.safetensors (head, adapter) and model.json (all that is needed to build it again, and `facts`)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    card = {
+        "backbone": dataclasses.asdict(segmenter.spec),
+        "regime": dataclasses.asdict(segmenter.regime),
+        "head": segmenter.head_name,
+        "weights": segmenter.backbone.provenance.to_dict(),
+        **facts,
+    }
+    save_file(segmenter.trained_state(), folder / "model.safetensors")
+    (folder / "model.json").write_text(json.dumps(card, indent=1, sort_keys=True) + "\n")
+
+
+def load_segmenter(folder: Path) -> tuple[Segmenter, dict[str, Any]]:
+    """Build the segmenter that `save_segmenter` wrote, in eval mode, and its model.json.
+
+    Raises:
+        InputError: the folder holds no model, or the backbone's weights are not the ones that it was trained on.
+    """
+    if not (folder / "model.json").is_file() or not (folder / "model.safetensors").is_file():
+        raise InputError(folder, found="no model", expected="model.json and model.safetensors",
+                         do="Train the unit first: `dvc repro train@UNIT`.")  # fmt: skip
+    card = json.loads((folder / "model.json").read_text())
+    spec = BackboneSpec(**{k: tuple(v) if isinstance(v, list) else v for k, v in card["backbone"].items()})
+    segmenter = build_segmenter(spec, RegimeSpec(**card["regime"]), card["head"], seed=0)
+    found = segmenter.backbone.provenance.sha256
+    if found != card["weights"]["sha256"]:
+        raise InputError(folder, found=f"backbone weights {found[:12]}", expected=f"{card['weights']['sha256'][:12]}, which it was trained on",
+                         do="Restore those weights, or train again.")  # fmt: skip
+    segmenter.load_trained(load_file(folder / "model.safetensors"))
+    return segmenter.eval(), card

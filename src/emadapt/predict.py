@@ -1,0 +1,76 @@
+"""Foreground probabilities of whole slices, from images or from cached tokens: tiles, then a blend without seams."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from emadapt.data.ingest import Volume
+from emadapt.data.patches import as_input
+from emadapt.data.tiles import Grey, blend, geometry, to_input
+from emadapt.models.segmenter import Segmenter
+from emadapt.tokens import TokenView
+
+BATCH_TILES = 16
+
+Probability = npt.NDArray[np.float32]
+
+
+def predict_slice(segmenter: Segmenter, image: Grey, overlap: float | None = None) -> Probability:
+    """Foreground probability of one slice.
+
+    Args:
+        segmenter: in eval mode; for `lora` merge the adapters first to save time.
+        image: (Y, X) uint8.
+        overlap: share of a tile that neighbours cover too; None: what the segmenter was set up with.
+
+    Returns:
+        (Y, X) float32 in [0, 1], at the slice's own resolution.
+    """
+    geo = geometry((image.shape[0], image.shape[1]), segmenter.spec, segmenter.backbone.arch.patch)
+    padded, (h, w) = to_input(image, geo), geo.tile
+    corners = geo.corners(overlap)
+    tiles = [as_input(padded[y : y + h, x : x + w]) for y, x in corners]
+    out = [_foreground(segmenter, torch.stack(tiles[i : i + BATCH_TILES]), geo.tile) for i in range(0, len(tiles), BATCH_TILES)]
+    return blend(np.concatenate(out), corners, geo)
+
+
+def predict_cached(segmenter: Segmenter, view: TokenView, z: int, native: tuple[int, int]) -> Probability:
+    """The same from the token cache's plain view, for a segmenter whose backbone is frozen."""
+    geo = geometry(native, segmenter.spec, segmenter.backbone.arch.patch)
+    rows = view.rows_of_slice(z)
+    corners = [(int(y), int(x)) for _, y, x in view.index[rows]]
+    out = []
+    for start in range(0, len(rows), BATCH_TILES):
+        block = view.tokens[rows[start] : rows[start] + min(BATCH_TILES, len(rows) - start)]  # a slice's rows are neighbours
+        out.append(_foreground(segmenter, torch.from_numpy(np.array(block)), geo.tile))
+    return blend(np.concatenate(out), corners, geo)
+
+
+def predict_slices(segmenter: Segmenter, volume: Volume, slices: list[int], view: TokenView | None = None,
+                   overlap: float | None = None) -> Iterator[tuple[int, Probability]]:  # fmt: skip
+    """Slice number and probability for each of `slices`, from the cache where a view is given."""
+    native = (volume.image.shape[1], volume.image.shape[2])
+    for z in slices:
+        if view is not None:
+            yield z, predict_cached(segmenter, view, z, native)
+        else:
+            yield z, predict_slice(segmenter, np.asarray(volume.image[z]), overlap)
+
+
+@torch.inference_mode()
+def _foreground(segmenter: Segmenter, batch: torch.Tensor, size: tuple[int, int]) -> Probability:
+    """Images (B, 1, H, W) or stacked tokens (B, blocks * D, h, w) to probabilities (B, H, W)."""
+    device = next(segmenter.head.parameters()).device
+    batch = batch.to(device)
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=segmenter.spec.precision == "bf16"):
+        logits = segmenter(batch if batch.shape[1] == 1 else split_blocks(batch, segmenter), size)
+    return np.asarray(logits.float().softmax(1)[:, 1].cpu().numpy())
+
+
+def split_blocks(stacked: torch.Tensor, segmenter: Segmenter) -> list[torch.Tensor]:
+    """(B, blocks * D, h, w) of any precision -> one float32 (B, D, h, w) per block."""
+    return list(stacked.float().split(segmenter.backbone.arch.dim, 1))

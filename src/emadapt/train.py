@@ -1,0 +1,281 @@
+"""Fit one unit: a head, and an adapter where the regime has one. Resumes exactly; on a CPU the same unit gives the same bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import resource
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+import emadapt
+from emadapt import tracking
+from emadapt.config import Study, TrainSpec, Unit, digest
+from emadapt.data.ingest import INGESTED, Volume, open_volume
+from emadapt.data.patches import CropDataset, TokenDataset, load_epoch, plan_epoch
+from emadapt.errors import EmadaptError
+from emadapt.models.segmenter import Segmenter, build_segmenter, save_segmenter
+from emadapt.predict import predict_slices, split_blocks
+from emadapt.tokens import TokenView, token_views
+
+UNITS = Path("build/units")
+SCRATCH = Path("scratch/units")
+
+Data = CropDataset | TokenDataset
+
+
+@dataclass
+class Progress:
+    """Where training stands; what a checkpoint holds besides tensors."""
+
+    epoch: int = 0
+    best: float = -math.inf
+    best_epoch: int = -1
+    seconds: float = 0.0
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+def loss_function(name: str) -> nn.Module:
+    """MONAI's loss on (B, 2, H, W) logits and (B, 1, H, W) labels; over both classes, as the reference."""
+    from monai.losses import DiceCELoss, DiceLoss, TverskyLoss
+
+    common = {"softmax": True, "to_onehot_y": True}
+    losses: dict[str, Callable[[], nn.Module]] = {
+        "dice_ce": lambda: DiceCELoss(**common),
+        "dice": lambda: DiceLoss(**common),
+        "tversky": lambda: TverskyLoss(**common, alpha=0.3, beta=0.7),  # misses cost more than false alarms
+    }
+    return losses[name]()
+
+
+def train_unit(study: Study, unit: Unit) -> Path:
+    """Train `unit`, or go on where it was stopped, and write build/units/<unit>/; logged as a run of the lab book.
+
+    Returns:
+        The folder with model.safetensors, model.json and history.json.
+
+    Raises:
+        EmadaptError: the loss is not finite, or the inputs are not there.
+    """
+    spec, train = study.backbone_specs[unit.backbone], study.train_spec(unit)
+    segmenter = build_segmenter(spec, study.regime_specs[unit.regime], train.head, unit.seed)
+    volumes = [open_volume(name) for name in study.train_set_specs[unit.train_set]]
+    key = digest({**study.describe(unit), "data": [v.md5 for v in volumes], "version": emadapt.__version__,
+                  "weights": segmenter.backbone.provenance.sha256})[:24]  # fmt: skip
+    scratch = SCRATCH / unit.name / key
+    views = _cached_views(segmenter, volumes, study, unit)
+    data: Data = TokenDataset(views) if views else CropDataset(volumes, spec, segmenter.backbone.arch.patch, train.augment)
+    segmenter.to("cuda" if torch.cuda.is_available() else "cpu")
+    weights = segmenter.backbone.provenance
+    tags = {**unit_tags(study, unit), "unit.key": key, "weights.source": weights.source, "weights.sha256": weights.sha256}
+    with tracking.open_run(Path(), study.name, tags, study.describe(unit), resume_by=("unit", "unit.key")) as tracker:
+        for volume in volumes:
+            tracker.log_dataset(volume.name, volume.md5, str(INGESTED / volume.name), "training")
+        progress = _fit(segmenter, data, volumes, views, train, unit, scratch, tracker.log_metrics)
+        final = _score(segmenter, volumes, views, every=0)
+        folder = _publish(segmenter, _facts(study, unit, key, segmenter, volumes, progress, final), progress, unit, final)
+        tracker.log_metrics({f"val/best_{k}": v for k, v in final.items()}, step=0)
+        tracker.set_tags({"model.md5": file_md5(folder / "model.safetensors"), "trainable_params": segmenter.n_trainable()})
+        for name in ("model.safetensors", "model.json", "history.json"):
+            tracker.log_artifact(folder / name, "model")
+    return folder
+
+
+def unit_tags(study: Study, unit: Unit) -> dict[str, str]:
+    """Tags that every run of the unit carries, whichever stage makes it."""
+    spec = {name: study.dataset_specs[name] for name in study.train_set_specs[unit.train_set]}
+    tags = {"unit": unit.name, "backbone": unit.backbone, "regime": unit.regime, "train_set": unit.train_set,
+            "seed": str(unit.seed), "study": study.name, "stage": "train", **tracking.provenance_tags(Path())}  # fmt: skip
+    if wrong := [name for name, data in spec.items() if data.pairing == "lexicographic"]:
+        tags["pairing.lexicographic"] = ",".join(wrong)
+    return tags
+
+
+def file_md5(path: Path) -> str:
+    """Md5 of a file, as DVC names it."""
+    return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+
+
+def _facts(study: Study, unit: Unit, key: str, segmenter: Segmenter, volumes: list[Volume], progress: Progress,
+           final: dict[str, float]) -> dict[str, Any]:  # fmt: skip
+    """What model.json says beside how to build the model: all that prediction and a sceptic need."""
+    return {
+        "unit": unit.name, "key": key, "study": study.name, "settings": study.describe(unit), "threshold": 0.5,
+        "data_md5": {v.name: v.md5 for v in volumes}, "val": final, "best_epoch": progress.best_epoch,
+        "trainable_params": segmenter.n_trainable(), "version": emadapt.__version__,
+        "intensity": {v.name: v.manifest["intensity"] for v in volumes},
+        "voxel_nm": {v.name: v.manifest["voxel_nm"] for v in volumes},
+        "pairing": {v.name: v.manifest["pairing"] for v in volumes},
+    }  # fmt: skip
+
+
+def _publish(segmenter: Segmenter, facts: dict[str, Any], progress: Progress, unit: Unit, final: dict[str, float]) -> Path:
+    """Write the unit's folder under a temporary name, then rename; say what it took."""
+    folder, temporary = UNITS / unit.name, UNITS / f".{unit.name}.part"
+    shutil.rmtree(temporary, ignore_errors=True)
+    save_segmenter(segmenter, temporary, facts)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    cost = {"seconds": round(progress.seconds, 2), "peak_mb": round(peak, 1)}
+    (temporary / "history.json").write_text(json.dumps({"epochs": progress.history, **cost}, indent=1) + "\n")
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.rename(folder)
+    n = segmenter.n_trainable()
+    print(f"train {unit.name}: val IoU {final['iou']:.4f} (epoch {progress.best_epoch}), {n:,} trained parameters, "
+          f"{progress.seconds:.0f} s, peak {peak:.0f} MB")  # fmt: skip
+    return folder
+
+
+def _cached_views(segmenter: Segmenter, volumes: list[Volume], study: Study, unit: Unit) -> list[list[TokenView]]:
+    """Cache entries per training volume, or nothing where the backbone has to run in the loop."""
+    train, spec = study.train_spec(unit), study.backbone_specs[unit.backbone]
+    if study.regime_specs[unit.regime].kind != "frozen" or not train.cached:
+        return []
+    n_views = spec.views + 1 if train.augment else 1
+    return [token_views(segmenter.backbone, spec, v, range(n_views)) for v in volumes]
+
+
+def _fit(segmenter: Segmenter, data: Data, volumes: list[Volume], views: list[list[TokenView]], train: TrainSpec, unit: Unit,
+         scratch: Path, on_epoch: Callable[[dict[str, float], int], None]) -> Progress:  # fmt: skip
+    """Epochs from the last checkpoint on; leaves the best epoch's weights in the segmenter."""
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    rows = data.rows()
+    steps = len(plan_epoch(rows, train, unit.seed, 0))
+    optimiser = _optimiser(segmenter, train)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, _rate(train, steps))
+    progress, best = _resume(scratch, segmenter, optimiser, schedule)
+    loss_of = loss_function(train.loss)
+    words = TextColumn("{task.fields[words]}")
+    with Bar(TextColumn(f"train {unit.name}"), BarColumn(), TimeRemainingColumn(), words) as bar:
+        task = bar.add_task("", total=train.epochs * steps, completed=progress.epoch * steps, words="")
+        while progress.epoch < train.epochs and not _stalled(progress, train):
+            started = time.perf_counter()
+            torch.manual_seed(digest_seed(unit.seed, progress.epoch))  # dropout; the same after a resume
+            losses = []
+            segmenter.train()
+            for batch in load_epoch(data, plan_epoch(rows, train, unit.seed, progress.epoch), train.workers):
+                losses.append(_step(segmenter, batch, loss_of, optimiser, train))
+                schedule.step()
+                bar.update(task, advance=1, words=f"loss {losses[-1]:.3f}, val IoU {max(progress.best, 0):.3f}")
+            if not math.isfinite(sum(losses)):
+                raise EmadaptError(f"unit {unit.name}: the loss is not finite in epoch {progress.epoch}; lower head_lr or adapter_lr")
+            scored = _score(segmenter, volumes, views, every=train.val_slices, loss_of=loss_of)
+            metrics = {"train/loss": float(np.mean(losses)), "val/iou": scored["iou"], "val/loss": scored["loss"],
+                       "lr/head": schedule.get_last_lr()[0]}  # fmt: skip
+            value = metrics["val/iou"] if train.monitor == "val_iou" else -metrics["val/loss"]
+            if value > progress.best:
+                progress.best, progress.best_epoch = value, progress.epoch
+                best = {k: v.clone() for k, v in segmenter.trained_state().items()}
+            progress.epoch += 1
+            progress.seconds += time.perf_counter() - started
+            progress.history.append(metrics)
+            _checkpoint(scratch, progress, segmenter, best, optimiser, schedule)
+            on_epoch(metrics, progress.epoch * steps)
+    segmenter.load_trained(best)
+    return progress
+
+
+def _step(segmenter: Segmenter, batch: list[tuple[torch.Tensor, torch.Tensor]], loss_of: nn.Module,
+          optimiser: torch.optim.Optimizer, train: TrainSpec) -> float:  # fmt: skip
+    """One optimiser step over the groups of a batch."""
+    device = next(segmenter.head.parameters()).device
+    n = sum(len(labels) for _, labels in batch)
+    total = 0.0
+    for inputs, labels in batch:
+        inputs, labels = inputs.to(device), labels.to(device)
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=train.precision == "bf16"):
+            tokens_or_image = inputs if inputs.shape[1] == 1 else split_blocks(inputs, segmenter)
+            logits = segmenter(tokens_or_image, labels.shape[-2:])
+        loss = loss_of(logits, labels[:, None]) * (len(labels) / n)
+        loss.backward()
+        total += float(loss.detach())
+    torch.nn.utils.clip_grad_norm_([p for g in optimiser.param_groups for p in g["params"]], train.clip)
+    optimiser.step()
+    optimiser.zero_grad(set_to_none=True)
+    return total
+
+
+def _score(segmenter: Segmenter, volumes: list[Volume], views: list[list[TokenView]], every: int,
+           loss_of: nn.Module | None = None) -> dict[str, float]:  # fmt: skip
+    """Foreground IoU on validation slices, the mean over the datasets of the union; and the loss if asked."""
+    segmenter.eval()
+    ious, losses = [], []
+    for i, volume in enumerate(volumes):
+        slices = volume.split["val"]
+        if every and len(slices) > every:
+            slices = [slices[round(k)] for k in np.linspace(0, len(slices) - 1, every)]
+        overlap = 0.0 if every else None  # quick while training, as in evaluation at the end
+        hits = total = 0
+        for z, probability in predict_slices(segmenter, volume, slices, views[i][0] if views else None, overlap):
+            label, found = volume.label[z] > 0, probability > 0.5
+            hits, total = hits + int((label & found).sum()), total + int((label | found).sum())
+            if loss_of is not None:
+                p = torch.from_numpy(probability).clamp(1e-6, 1 - 1e-6)
+                logits = torch.stack([(1 - p).log(), p.log()])[None]  # softmax gives back the probabilities
+                losses.append(float(loss_of(logits, torch.from_numpy(np.array(volume.label[z]))[None, None].long())))
+        ious.append(hits / total if total else 1.0)
+    scored = {"iou": float(np.mean(ious)), **{f"iou.{v.name}": iou for v, iou in zip(volumes, ious, strict=True)}}
+    return scored | ({"loss": float(np.mean(losses))} if losses else {})
+
+
+def _optimiser(segmenter: Segmenter, train: TrainSpec) -> torch.optim.Optimizer:
+    groups = segmenter.trainable()
+    rates = {"head": train.head_lr, "adapter": train.adapter_lr}
+    return torch.optim.AdamW([{"params": groups[k], "lr": rates[k]} for k in groups if groups[k]], weight_decay=train.weight_decay)
+
+
+def _rate(train: TrainSpec, steps: int) -> Callable[[int], float]:
+    """Factor on the learning rates at a step: linear warm-up, then cosine to 1 % or constant."""
+    total = max(1, train.epochs * steps - train.warmup_steps)
+
+    def factor(step: int) -> float:
+        if step < train.warmup_steps:
+            return (step + 1) / train.warmup_steps
+        if train.schedule == "constant":
+            return 1.0
+        return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, (step - train.warmup_steps) / total)))
+
+    return factor
+
+
+def _stalled(progress: Progress, train: TrainSpec) -> bool:
+    return bool(train.patience) and progress.epoch - 1 - progress.best_epoch >= train.patience
+
+
+def digest_seed(*numbers: int) -> int:
+    """One 63-bit seed from several numbers, without the correlation that adding them would bring."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _checkpoint(scratch: Path, progress: Progress, segmenter: Segmenter, best: dict[str, torch.Tensor],
+                optimiser: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LambdaLR) -> None:  # fmt: skip
+    scratch.mkdir(parents=True, exist_ok=True)
+    state = {"progress": vars(progress), "trained": segmenter.trained_state(), "best": best,
+             "optimiser": optimiser.state_dict(), "step": schedule.last_epoch}  # fmt: skip
+    temporary = scratch / ".checkpoint.part"
+    torch.save(state, temporary)
+    temporary.replace(scratch / "checkpoint.pt")
+
+
+def _resume(scratch: Path, segmenter: Segmenter, optimiser: torch.optim.Optimizer,
+            schedule: torch.optim.lr_scheduler.LambdaLR) -> tuple[Progress, dict[str, torch.Tensor]]:  # fmt: skip
+    path = scratch / "checkpoint.pt"
+    if not path.is_file():
+        return Progress(), segmenter.trained_state()
+    state = torch.load(path, weights_only=True, map_location="cpu")
+    segmenter.load_trained(state["trained"])
+    optimiser.load_state_dict(state["optimiser"])
+    schedule.last_epoch = state["step"]
+    for group, rate in zip(optimiser.param_groups, schedule.get_lr(), strict=True):
+        group["lr"] = rate
+    return Progress(**state["progress"]), state["best"]

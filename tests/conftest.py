@@ -1,0 +1,29 @@
+"""Settings and fixtures for all tests. Environment variables are set before anything imports what reads them."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+os.environ.pop("MLFLOW_TRACKING_URI", None)  # no test may write to somebody's real lab book
+os.environ.update(
+    DVC_NO_ANALYTICS="1",
+    HF_ENDPOINT="http://127.0.0.1:9",  # nothing listens there: no test downloads from the hub, and it fails at once
+    HF_HUB_DISABLE_TELEMETRY="1",
+    MLFLOW_DISABLE_TELEMETRY="true",
+    MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false",
+    MPLBACKEND="Agg",
+    NO_ALBUMENTATIONS_UPDATE="1",
+)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder with `lucchi/` and `vnc/` in their public layouts; use it with the marker `real_data`."""
+    folder = (ROOT / os.environ.get("EMADAPT_REAL_DATA", "../shared/data")).resolve()
+    missing = [name for name in ("lucchi", "vnc") if not (folder / name).is_dir()]
+    if missing:
+        pytest.skip(f"no {' and no '.join(missing)} in {folder}: set EMADAPT_REAL_DATA to the folder that holds them")
+    return folder
