@@ -295,9 +295,7 @@ def test_every_import_of_the_package_is_a_dependency() -> None:
 
 def make(*words: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
     inherited = {k: v for k, v in os.environ.items() if k not in {"MAKEFLAGS", "MAKELEVEL", "MFLAGS", "PYTHON"}}
-    return subprocess.run(
-        ["make", *words], cwd=cwd, env=inherited | environment, capture_output=True, text=True, check=False
-    )
+    return subprocess.run(["make", *words], cwd=cwd, env=inherited | environment, capture_output=True, text=True, check=False)
 
 
 def test_targets_exist() -> None:
@@ -431,9 +429,7 @@ def test_documents_name_commands_that_exist(name: str) -> None:
         pytest.skip(f"no {name} yet")
     code = "\n".join(
         block or inline
-        for block, inline in re.findall(
-            r"```(?:bash|sh|console)?\n(.*?)```|`([^`\n]+)`", (ROOT / name).read_text(), re.DOTALL
-        )
+        for block, inline in re.findall(r"```(?:bash|sh|console)?\n(.*?)```|`([^`\n]+)`", (ROOT / name).read_text(), re.DOTALL)
     )
     code = re.sub(r"(?m)#.*$", "", code)
     targets = set(re.findall(r"(?:^|[\s;&])make ([a-z]+)", code))

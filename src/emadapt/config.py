@@ -72,13 +72,13 @@ class BackboneSpec:
     """Resize the slice so that its longer side has this many pixels (each side floored to the patch); 0: use `scale`."""
     tile: int = 252
     """Side of a square tile in input pixels, floored to the patch; 0: the whole slice at once."""
-    overlap: float = 0.5
+    overlap: float = 0.25
     """Share of a tile that its neighbour covers too when whole slices are predicted."""
-    views: int = 3
+    views: int = 1
     """Augmented views of the training slices in the token cache, besides the plain one."""
     normalisation: Literal["checkpoint", "imagenet"] = "checkpoint"
-    precision: Literal["bf16", "fp32"] = "bf16"
-    """Arithmetic of the token cache and of prediction."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Arithmetic of the token cache and of prediction; `auto`: bf16 where the hardware has it, else fp32."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,7 @@ class RegimeSpec:
     alpha: float = 32.0
     dropout: float = 0.0
     head: str = ""
+    epochs: int = 0
     head_lr: float = 0.0
     adapter_lr: float = 0.0
     weight_decay: float = -1.0
@@ -110,6 +111,7 @@ class TrainSpec:
     steps_per_epoch: int = 100
     """Optimiser steps between two validations; 0: one pass over the training slices."""
     batch: int = 4
+    """Samples a step; at least one per dataset of a union (the reference: 1 alone, 2 for the pair)."""
     patience: int = 0
     """Stop after this many epochs without a better monitored value; 0: run all epochs and keep the best."""
     monitor: Literal["val_iou", "val_loss"] = "val_iou"
@@ -119,7 +121,7 @@ class TrainSpec:
     balanced: bool = True
     """Draw the datasets of a union equally often, whatever their size."""
     clip: float = 1.0
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
     cached: bool = True
     """Train `frozen` from the token cache; false keeps the backbone in the loop (to check the cache against)."""
     workers: int = 0
@@ -192,9 +194,9 @@ class Study:
         raise EmadaptError(f"unit {name!r} is not in study {self.name!r}; its units are {have}, ...")
 
     def train_spec(self, unit: Unit) -> TrainSpec:
-        """`train` with the regime's own head, learning rates and weight decay."""
+        """`train` with the regime's own head, epochs, learning rates and weight decay."""
         regime, own = self.regime_specs[unit.regime], {}
-        for key in ("head", "head_lr", "adapter_lr"):
+        for key in ("head", "epochs", "head_lr", "adapter_lr"):
             if getattr(regime, key):
                 own[key] = getattr(regime, key)
         if regime.weight_decay >= 0:
@@ -408,8 +410,8 @@ def _check(study: Study) -> list[str]:
         if backbone.tile == 0 and backbone.views > 0:
             bad.append(f"backbones.{name}: whole slices (tile: 0) turn their sides when augmented; set views to 0")
     for name, regime in study.regime_specs.items():
-        if regime.rank < 1 or not 0 <= regime.dropout < 1 or regime.alpha <= 0:
-            bad.append(f"regimes.{name}: rank must be at least 1, dropout in [0, 1), alpha above 0")
+        if regime.rank < 1 or regime.epochs < 0 or not 0 <= regime.dropout < 1 or regime.alpha <= 0:
+            bad.append(f"regimes.{name}: rank must be at least 1, epochs at least 0, dropout in [0, 1), alpha above 0")
     train, split = study.train, study.split
     if min(train.epochs, train.batch) < 1 or min(train.steps_per_epoch, train.patience, train.workers) < 0:
         bad.append("train: epochs and batch must be at least 1; steps_per_epoch, patience and workers at least 0")

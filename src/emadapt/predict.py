@@ -11,6 +11,7 @@ import torch
 from emadapt.data.ingest import Volume
 from emadapt.data.patches import as_input
 from emadapt.data.tiles import Grey, blend, geometry, to_input
+from emadapt.device import autocast
 from emadapt.models.segmenter import Segmenter
 from emadapt.tokens import TokenView
 
@@ -64,9 +65,8 @@ def predict_slices(segmenter: Segmenter, volume: Volume, slices: list[int], view
 @torch.inference_mode()
 def _foreground(segmenter: Segmenter, batch: torch.Tensor, size: tuple[int, int]) -> Probability:
     """Images (B, 1, H, W) or stacked tokens (B, blocks * D, h, w) to probabilities (B, H, W)."""
-    device = next(segmenter.head.parameters()).device
-    batch = batch.to(device)
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=segmenter.spec.precision == "bf16"):
+    batch = batch.to(next(segmenter.head.parameters()).device)
+    with autocast(segmenter.spec.precision):
         logits = segmenter(batch if batch.shape[1] == 1 else split_blocks(batch, segmenter), size)
     return np.asarray(logits.float().softmax(1)[:, 1].cpu().numpy())
 

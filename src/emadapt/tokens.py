@@ -25,6 +25,7 @@ from emadapt.config import BackboneSpec, Study, digest
 from emadapt.data.ingest import Volume, open_volume
 from emadapt.data.patches import as_input, crop
 from emadapt.data.tiles import geometry, label_to_input, to_input
+from emadapt.device import autocast, resolve_precision
 from emadapt.errors import InputError
 from emadapt.models.backbones import Backbone
 
@@ -65,6 +66,7 @@ def token_key(backbone: Backbone, spec: BackboneSpec, volume: Volume, view: int)
         settings.pop(key)
     if view > 0:
         settings.pop("overlap")
+    settings["precision"] = resolve_precision(spec.precision)
     content = {"format": FORMAT, "weights": backbone.provenance.sha256, "blocks": list(backbone.blocks), "settings": settings,
                "data": volume.md5, "view": view}  # fmt: skip
     return digest(content)[:24]
@@ -184,9 +186,8 @@ def _extract(backbone: Backbone, spec: BackboneSpec, volume: Volume, view: int, 
 @torch.inference_mode()
 def compute_tokens(backbone: Backbone, images: torch.Tensor, precision: str) -> list[torch.Tensor]:
     """Tokens of a batch of images (B, 1, H, W) in [0, 1] under the given precision, one (B, D, h, w) per block."""
-    device = next(backbone.parameters()).device
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
-        return list(backbone(images.to(device)))
+    with autocast(precision):
+        return list(backbone(images.to(next(backbone.parameters()).device)))
 
 
 def record_train_set(study: Study, backbone_name: str, train_set: str, root: Path = Path("build")) -> Path:

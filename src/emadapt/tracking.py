@@ -5,6 +5,7 @@ carries the spool's key, so sending one twice changes nothing: the same code ser
 and `emadapt track sync`.
 """
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -62,10 +63,8 @@ def provenance_tags(root: Path) -> dict[str, str]:
         tags = {"git.commit": commit, "git.dirty": "unknown" if changed is None else str(bool(changed)).lower()}
     if (params := root / "params.yaml").is_file():
         tags["params.sha256"] = hashlib.sha256(params.read_bytes()).hexdigest()
-    try:
+    with contextlib.suppress(OSError, yaml.YAMLError, LookupError, TypeError):
         tags["data.md5"] = str(yaml.safe_load((root / "data.dvc").read_text())["outs"][0]["md5"])
-    except (OSError, yaml.YAMLError, LookupError, TypeError):
-        pass
     return tags
 
 
@@ -252,6 +251,8 @@ class Tracker:
             self._wait = min(2 * self._wait, LONGEST_WAIT) if self._failed_at > -math.inf else FIRST_WAIT
             self._failed_at = time.monotonic()
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+            if "HTTPConnectionPool" in reason or "HTTPSConnectionPool" in reason:
+                reason = "the server does not answer"
             kept = f"Entries are kept in {self.folder} and sent when it answers, or by `emadapt track sync`"
             self._say("outage", f"{tracking_uri(self.root)}: {reason}. Work goes on. {kept}")
         if self._sent > start:
@@ -277,9 +278,7 @@ class Tracker:
         except Exception as error:
             code = getattr(error, "error_code", "")
             if code == "RESOURCE_DOES_NOT_EXIST" and do != "open" and "wiped" not in self._said:
-                self._say(
-                    "wiped", f"{self.folder.name}: its run is no longer in MLflow: logging it again from the start"
-                )
+                self._say("wiped", f"{self.folder.name}: its run is no longer in MLflow: logging it again from the start")
                 self._sent = 0
                 return
             if do == "open" or (code not in mlflow_store.REFUSALS and not isinstance(error, FileNotFoundError)):
@@ -367,7 +366,7 @@ def _left_over(root: Path, file: Path) -> Tracker | None:
 
 
 def _flat(params: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}"""
+    """Nested to dotted: {"a": {"b": 1}} -> {"a.b": 1}."""
     flat: dict[str, Any] = {}
     for name, value in params.items():
         flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
@@ -375,6 +374,6 @@ def _flat(params: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _texts(values: Mapping[str, Any]) -> dict[str, str]:
-    """Values as MLflow stores them: text of at most 5000 characters, without passwords; None left out, booleans as in YAML."""
+    """Values as MLflow stores them: text, at most 5000 characters, no passwords; no None, booleans as in YAML."""
     said = {k: str(v).lower() if isinstance(v, bool) else str(v) for k, v in values.items() if v is not None}
     return {name: redact(text)[:5000] for name, text in said.items()}

@@ -22,6 +22,7 @@ from emadapt import tracking
 from emadapt.config import Study, TrainSpec, Unit, digest
 from emadapt.data.ingest import INGESTED, Volume, open_volume
 from emadapt.data.patches import CropDataset, TokenDataset, load_epoch, plan_epoch
+from emadapt.device import autocast, device, resolve_precision
 from emadapt.errors import EmadaptError
 from emadapt.models.segmenter import Segmenter, build_segmenter, save_segmenter
 from emadapt.predict import predict_slices, split_blocks
@@ -74,7 +75,7 @@ def train_unit(study: Study, unit: Unit) -> Path:
     scratch = SCRATCH / unit.name / key
     views = _cached_views(segmenter, volumes, study, unit)
     data: Data = TokenDataset(views) if views else CropDataset(volumes, spec, segmenter.backbone.arch.patch, train.augment)
-    segmenter.to("cuda" if torch.cuda.is_available() else "cpu")
+    segmenter.to(device())
     weights = segmenter.backbone.provenance
     tags = {**unit_tags(study, unit), "unit.key": key, "weights.source": weights.source, "weights.sha256": weights.sha256}
     with tracking.open_run(Path(), study.name, tags, study.describe(unit), resume_by=("unit", "unit.key")) as tracker:
@@ -111,7 +112,8 @@ def _facts(study: Study, unit: Unit, key: str, segmenter: Segmenter, volumes: li
     return {
         "unit": unit.name, "key": key, "study": study.name, "settings": study.describe(unit), "threshold": 0.5,
         "data_md5": {v.name: v.md5 for v in volumes}, "val": final, "best_epoch": progress.best_epoch,
-        "trainable_params": segmenter.n_trainable(), "version": emadapt.__version__,
+        "trainable_params": segmenter.n_trainable(),
+        "precision": resolve_precision(study.train_spec(unit).precision), "version": emadapt.__version__,
         "intensity": {v.name: v.manifest["intensity"] for v in volumes},
         "voxel_nm": {v.name: v.manifest["voxel_nm"] for v in volumes},
         "pairing": {v.name: v.manifest["pairing"] for v in volumes},
@@ -188,12 +190,11 @@ def _fit(segmenter: Segmenter, data: Data, volumes: list[Volume], views: list[li
 def _step(segmenter: Segmenter, batch: list[tuple[torch.Tensor, torch.Tensor]], loss_of: nn.Module,
           optimiser: torch.optim.Optimizer, train: TrainSpec) -> float:  # fmt: skip
     """One optimiser step over the groups of a batch."""
-    device = next(segmenter.head.parameters()).device
     n = sum(len(labels) for _, labels in batch)
     total = 0.0
     for inputs, labels in batch:
-        inputs, labels = inputs.to(device), labels.to(device)
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=train.precision == "bf16"):
+        inputs, labels = inputs.to(device()), labels.to(device())
+        with autocast(train.precision):
             tokens_or_image = inputs if inputs.shape[1] == 1 else split_blocks(inputs, segmenter)
             logits = segmenter(tokens_or_image, labels.shape[-2:])
         loss = loss_of(logits, labels[:, None]) * (len(labels) / n)

@@ -119,21 +119,22 @@ def plan_epoch(rows: Sequence[npt.NDArray[np.int64]], spec: TrainSpec, seed: int
 
     Args:
         rows: per dataset, the rows that may be drawn.
-        spec: `steps_per_epoch` batches of `batch` samples, or with 0 one pass over all rows; `balanced` draws datasets
-            equally often whatever their size.
+        spec: `steps_per_epoch` batches of `batch` samples (at least one a dataset), or with 0 one pass over all rows;
+            `balanced` draws datasets equally often whatever their size.
         seed: the unit's seed.
         epoch: its number, from 0.
     """
     rng = np.random.default_rng([seed, epoch])
     pool = [(m, int(r)) for m, own in enumerate(rows) for r in own]
-    total = spec.steps_per_epoch * spec.batch or len(pool)
+    size = max(spec.batch, len(rows))
+    total = spec.steps_per_epoch * size or len(pool)
     if spec.balanced and len(rows) > 1:
         cycles = [_cycle(np.asarray([int(r) for r in own]), -(-total // len(rows)), rng) for own in rows]
         chosen = [(i % len(rows), int(cycles[i % len(rows)][i // len(rows)])) for i in range(total)]
     else:
         chosen = [pool[i] for i in _cycle(np.arange(len(pool)), total, rng)]
     draws = [Draw(m, r, int(s)) for (m, r), s in zip(chosen, rng.integers(2**31, size=total), strict=True)]
-    return [draws[i : i + spec.batch] for i in range(0, total, spec.batch)]
+    return [draws[i : i + size] for i in range(0, total, size)]
 
 
 def _cycle(values: npt.NDArray[np.int64], n: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:

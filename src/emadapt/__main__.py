@@ -1,0 +1,5 @@
+"""`python -m emadapt` is `emadapt`."""
+
+from emadapt.cli import main
+
+main()

@@ -1,0 +1,157 @@
+"""Figures of evaluate and report. Drawn without pyplot (no global state), the same input gives the same bytes.
+
+Colours are of Okabe and Ito's palette, which people with any common colour blindness can tell apart.
+"""
+
+import io
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from PIL import Image
+
+ORANGE, BLUE, GREEN, PURPLE = "#E69F00", "#0072B2", "#009E73", "#CC79A7"
+FALSE_POSITIVE, FALSE_NEGATIVE, FOREGROUND = ORANGE, BLUE, GREEN
+KINDS = {"in-domain": (BLUE, "o"), "union": (GREEN, "s"), "cross-domain": (ORANGE, "^")}
+PANEL = 420  # px, the longer side of a panel of an overlay
+LIMIT = 1_000_000  # bytes of a figure that goes into git
+
+
+def overlay_png(path: Path, image: np.ndarray, label: np.ndarray, prediction: np.ndarray, title: str) -> None:
+    """Writes four panels: image, label, prediction, and errors with false positives and false negatives in two colours.
+
+    Args:
+        path: the PNG to write.
+        image: (Y, X) uint8.
+        label: (Y, X), not 0 where there is foreground.
+        prediction: (Y, X), not 0 where foreground was predicted.
+        title: one line above the panels; the report stacks overlays, so it should name unit, dataset, slice and IoU.
+    """
+    step = max(1, max(image.shape) // (4 * PANEL))  # of huge slices every n-th pixel is plenty
+    grey = np.repeat(image[::step, ::step, None], 3, axis=2).astype(np.float32)
+    true, said = (np.asarray(mask)[::step, ::step] != 0 for mask in (label, prediction))
+    false_positive, false_negative = said & ~true, true & ~said
+    panels = {
+        "image": grey,
+        "label": _tint(grey, {FOREGROUND: true}),
+        "prediction": _tint(grey, {FOREGROUND: said}),
+        "errors": _tint(0.6 * grey + 60, {FALSE_POSITIVE: false_positive, FALSE_NEGATIVE: false_negative}, 0.85),
+    }
+    height, width = grey.shape[:2]
+    scale = PANEL / max(height, width)
+    high, wide = max(1, round(height * scale)), max(1, round(width * scale))
+    gap, top, bottom, dpi = 8, 52, 34, 100  # px
+    total = (4 * wide + 5 * gap, top + high + bottom)
+    figure = Figure(figsize=(total[0] / dpi, total[1] / dpi), dpi=dpi)
+    figure.text(gap / total[0], 1 - 8 / total[1], title, va="top", fontsize=10, weight="bold")
+    for number, (name, panel) in enumerate(panels.items()):
+        left = gap + number * (wide + gap)
+        axes = figure.add_axes((left / total[0], bottom / total[1], wide / total[0], high / total[1]))
+        small = Image.fromarray(panel.clip(0, 255).astype(np.uint8)).resize((wide, high), Image.Resampling.BOX)
+        axes.imshow(np.asarray(small), interpolation="nearest", aspect="auto")
+        axes.set_title(name, fontsize=9, pad=3)
+        axes.set_axis_off()
+    share = 100 * np.array([false_positive.mean(), false_negative.mean()])
+    handles = [
+        Patch(color=FOREGROUND, alpha=0.6, label="foreground"),
+        Patch(color=FALSE_POSITIVE, label=f"false positive ({share[0]:.1f} % of pixels)"),
+        Patch(color=FALSE_NEGATIVE, label=f"false negative ({share[1]:.1f} % of pixels)"),
+    ]
+    figure.legend(handles=handles, loc="lower right", ncols=3, fontsize=9, frameon=False, borderaxespad=0.3)
+    _write(path, _picture(figure))
+
+
+def iou_png(path: Path, entries: Sequence[Mapping[str, Any]], kinds: Sequence[str]) -> None:
+    """Writes foreground IoU by unit with intervals: one panel per test dataset, the same rows in each.
+
+    Args:
+        path: the PNG to write.
+        entries: "units" of the summary.
+        kinds: for each entry "in-domain", "union" or "cross-domain".
+    """
+    datasets = list(dict.fromkeys(entry["test_set"] for entry in entries))
+    rows: dict[tuple[str, str, str], list[float]] = {}
+    for entry in entries:
+        rows.setdefault((entry["backbone"], entry["regime"], entry["train_set"]), []).append(entry["iou"]["mean"])
+    order = sorted(rows, key=lambda row: np.mean(rows[row]))  # the best on top: the y axis points up
+    figure = Figure(figsize=(3.2 + 3.4 * len(datasets), 1.5 + 0.34 * len(order)), dpi=110, layout="constrained")
+    panels = figure.subplots(1, len(datasets), sharey=True, squeeze=False)[0]
+    for axes, dataset in zip(panels, datasets, strict=True):
+        for entry, kind in zip(entries, kinds, strict=True):
+            if entry["test_set"] != dataset:
+                continue
+            y = order.index((entry["backbone"], entry["regime"], entry["train_set"]))
+            iou, (colour, marker) = entry["iou"], KINDS[kind]
+            axes.plot(iou["ci95"], [y, y], color=colour, linewidth=2, solid_capstyle="butt")
+            if len(iou["values"]) > 1:
+                axes.plot(iou["values"], [y] * len(iou["values"]), "|", color="black", markersize=7, alpha=0.6)
+            axes.plot(iou["mean"], y, marker, color=colour, markersize=7, markeredgecolor="white")
+            right = iou["mean"] < 0.85  # the number stands beside the interval, inside the panel
+            x = iou["ci95"][1] + 0.015 if right else iou["ci95"][0] - 0.015
+            axes.text(x, y, f"{iou['mean']:.3f}", va="center", ha="left" if right else "right", fontsize=8)
+        axes.set_title(f"test: {dataset}", fontsize=10)
+        axes.set_xlim(0, 1)
+        axes.set_ylim(-0.6, len(order) - 0.4)
+        axes.set_xlabel("foreground IoU")
+        axes.grid(axis="x", color="0.9")
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_yticks(range(len(order)), [f"{b}  {r}  on {t}" for b, r, t in order], fontsize=9)
+    handles: list[Line2D] = [
+        Line2D([], [], color=colour, marker=marker, markeredgecolor="white", label=kind)
+        for kind, (colour, marker) in KINDS.items()
+        if kind in kinds
+    ]
+    if any(len(entry["iou"]["values"]) > 1 for entry in entries):
+        handles.append(Line2D([], [], color="black", marker="|", linestyle="", label="one seed"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=9, frameon=False)
+    _write(path, _picture(figure))
+
+
+def stack_png(path: Path, pictures: Sequence[Path]) -> None:
+    """Writes PNGs on top of each other as one of at most 1 MB."""
+    images = [Image.open(picture).convert("RGB") for picture in pictures]
+    width = max(image.width for image in images)
+    whole = Image.new("RGB", (width, sum(image.height for image in images)), "white")
+    top = 0
+    for image in images:
+        whole.paste(image, (0, top))
+        top += image.height
+    _write(path, whole)
+
+
+def _tint(grey: np.ndarray, masks: Mapping[str, np.ndarray], strength: float = 0.45) -> np.ndarray:
+    """Colours (Y, X) masks into a (Y, X, 3) picture of 0 to 255."""
+    picture = grey.copy()
+    for colour, mask in masks.items():
+        rgb = np.array([int(colour[at : at + 2], 16) for at in (1, 3, 5)], np.float32)
+        picture[mask] = (1 - strength) * picture[mask] + strength * rgb
+    return picture
+
+
+def _picture(figure: Figure) -> Image.Image:
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+
+
+def _write(path: Path, picture: Image.Image) -> None:
+    """Writes a PNG of 128 colours, smaller where it would be over 1 MB (EM noise does not compress), then renames it."""
+    small = picture
+    while True:
+        data = io.BytesIO()
+        small.quantize(128, dither=Image.Dither.NONE).save(data, "PNG", optimize=True)
+        if data.tell() <= LIMIT:
+            break
+        scale = max(0.5, 0.95 * (LIMIT / data.tell()) ** 0.5)
+        small = picture.resize((int(small.width * scale), int(small.height * scale)), Image.Resampling.LANCZOS)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_bytes(data.getvalue())
+    temporary.replace(path)

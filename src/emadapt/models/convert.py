@@ -1,0 +1,223 @@
+"""Weights of any published naming, as files and in timm's naming, checked to fit an architecture exactly."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from timm.models.eva import checkpoint_filter_fn as eva_filter
+from timm.models.vision_transformer import checkpoint_filter_fn as vit_filter
+from torch import Tensor
+
+from emadapt.errors import InputError
+from emadapt.models.backbones import Arch, create_vit
+
+SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
+
+
+def read_state(path: Path, values: bool = True) -> dict[str, Any]:
+    """State dict of a weights file, without running any code of it.
+
+    Args:
+        path: .safetensors, .pt, .pth or .bin.
+        values: False for names and shapes alone, as tensors on the device "meta": quick, whatever the size of the file.
+
+    Raises:
+        InputError: no such file, or not a complete one of names and tensors.
+    """
+    if not path.is_file():
+        raise InputError(path, found="a folder" if path.is_dir() else "no such file", expected="a weights file",
+                         do="Correct `file` of the backbone.")  # fmt: skip
+    if path.suffix not in SUFFIXES:
+        raise InputError(path, found=f"suffix {path.suffix!r}", expected=".safetensors, .pt, .pth or .bin",
+                         do="Save the state dict as safetensors.")  # fmt: skip
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path) if values else _safetensors_header(path)
+        # Only zipped pickles can be mapped; torch < 1.6 wrote others, which are read whole.
+        options: dict[str, Any] = {"map_location": "cpu"} if values else {"map_location": "meta", "mmap": zipfile.is_zipfile(path)}
+        content = torch.load(path, weights_only=True, **options)
+    except SafetensorError as error:
+        raise InputError(path, found=f"unreadable content ({error})", expected="a complete safetensors file",
+                         do="Download it again.") from error  # fmt: skip
+    except Exception as error:  # torch.load raises pickle, zip, EOF and runtime errors
+        raise InputError(
+            path,
+            found=f"content that torch.load(weights_only=True) refuses ({first_line(error)})",
+            expected="a state dict of tensors",
+            do="Save the state dict alone, best as safetensors.",
+        ) from error
+    # Training checkpoints wrap the state dict.
+    for key in ("model", "state_dict"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+        raise InputError(
+            path,
+            found=f"a {type(content).__name__} that is not a state dict",
+            expected="a dict of names and tensors",
+            do="Save the state dict alone, best as safetensors.",
+        )
+    return content
+
+
+def _safetensors_header(path: Path) -> dict[str, Tensor]:
+    with safe_open(path, framework="pt") as file:  # checks that the file is as long as its header says
+        return {key: torch.empty(file.get_slice(key).get_shape(), device="meta") for key in file.keys()}  # noqa: SIM118
+
+
+def to_timm(state: dict[str, Tensor], arch: Arch, what: str | Path) -> dict[str, Tensor]:
+    """Rename to timm's naming and check that every tensor of the architecture is there with its shape, and no other.
+
+    Meta's DINO checkpoints and OpenCLIP's are renamed by timm's own converters, Hugging Face's first to Meta's naming.
+
+    Args:
+        state: names and tensors; on the device "meta" where only the fit matters.
+        arch: the architecture that they must be of.
+        what: file or package to name in an error.
+
+    Returns:
+        State dict for `emadapt.models.backbones.create_vit`, in float32.
+
+    Raises:
+        InputError: tensors missing, left over or of another shape.
+    """
+    for key, value in state.items():
+        # timm's converters would resample a patch embedding of another size without a word.
+        if value.ndim == 4 and value.shape[1] == 3 and value.shape[-1] != arch.patch:
+            raise InputError(
+                what,
+                found=f"patches of {value.shape[-1]} pixels ({key})",
+                expected=f"patches of {arch.patch} pixels",
+                do=f"Use the weights of {arch.timm_name}.",
+            )
+    state = _from_hf_naming(state)
+    if arch.family == "dinov3":
+        state = _drop_zero_biases(state, what)
+    with torch.device("meta"):
+        template = create_vit(arch)
+    expected = {k: tuple(v.shape) for k, v in template.state_dict().items()}
+    template.pos_embed = None  # keeps timm from resampling a position embedding of another size without a word
+    convert = eva_filter if arch.family == "dinov3" else vit_filter
+    try:
+        state = convert(dict(state), template)
+    except Exception as error:  # whatever a converter meets in a file of another kind
+        raise InputError(
+            what,
+            found=f"tensors that timm cannot convert ({type(error).__name__}: {first_line(error)})",
+            expected=f"the weights of {arch.timm_name}",
+            do="Check that the file belongs to this architecture (`arch`).",
+        ) from error
+    if arch.family == "openclip":  # the projection to the text space is no part of the patch tokens
+        state = {k: v for k, v in state.items() if not k.startswith("head.")}
+
+    missing = sorted(expected.keys() - state.keys())
+    unexpected = sorted(state.keys() - expected.keys())
+    shapes = [
+        f"{k} {tuple(state[k].shape)} instead of {shape}"
+        for k, shape in expected.items()
+        if k in state and tuple(state[k].shape) != shape
+    ]
+    problems = [
+        f"{len(names)} {label} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+        for label, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
+        if names
+    ]
+    if problems:
+        raise InputError(
+            what,
+            found="tensors that do not fit: " + "; ".join(problems),
+            expected=f"exactly the {len(expected)} tensors of {arch.timm_name}",
+            do="Check that the file belongs to this architecture (`arch`).",
+        )
+    return {k: state[k].detach().to(torch.float32).contiguous() for k in expected}
+
+
+_HF_RENAMES = (  # Hugging Face -> Meta, DINOv2 and DINOv3; order matters
+    (r"^(model\.|dinov2\.|dinov2_with_registers\.|dinov3_vit\.|backbone\.)", ""),
+    (r"^embeddings\.position_embeddings$", "pos_embed"),
+    (r"^embeddings\.patch_embeddings\.(projection\.)?", "patch_embed.proj."),
+    (r"^embeddings\.(cls_token|mask_token|register_tokens)$", r"\1"),
+    (r"^(encoder\.)?layer\.", "blocks."),
+    (r"^layernorm\.", "norm."),
+    (r"\.attention\.(output\.dense|o_proj)\.", ".attn.proj."),
+    (r"\.attention\.(attention\.)?(query|q_proj)\.", ".attn.q."),
+    (r"\.attention\.(attention\.)?(key|k_proj)\.", ".attn.k."),
+    (r"\.attention\.(attention\.)?(value|v_proj)\.", ".attn.v."),
+    (r"\.layer_scale(\d)\.lambda1$", r".ls\1.gamma"),
+    (r"\.mlp\.weights_in\.", ".mlp.w12."),
+    (r"\.mlp\.weights_out\.", ".mlp.w3."),
+    (r"\.mlp\.up_proj\.", ".mlp.fc1."),
+    (r"\.mlp\.down_proj\.", ".mlp.fc2."),
+)
+
+
+def _from_hf_naming(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """State dict of Hugging Face's Dinov2Model, Dinov2WithRegistersModel or DINOv3ViTModel (as published) -> Meta's."""
+    if not any(k.endswith("embeddings.cls_token") for k in state):
+        return state
+    out: dict[str, Tensor] = {}
+    for key, value in state.items():
+        for pattern, replacement in _HF_RENAMES:
+            key = re.sub(pattern, replacement, key)
+        out[key] = value
+    if "pos_embed" not in out and "register_tokens" in out:  # DINOv3 has no position embedding
+        out["storage_tokens"] = out.pop("register_tokens")
+    for key in [k for k in out if ".attn.q." in k]:
+        q, k, v = (out.pop(key.replace(".attn.q.", f".attn.{part}."), None) for part in "qkv")
+        if q is not None and v is not None:
+            # DINOv3's keys have no bias
+            out[key.replace(".attn.q.", ".attn.qkv.")] = torch.cat([q, torch.zeros_like(q) if k is None else k, v])
+    return out
+
+
+def _drop_zero_biases(state: dict[str, Tensor], what: str | Path) -> dict[str, Tensor]:
+    """DINOv3 state dict without its qkv biases, which are zero in the published models and absent from timm's."""
+    out = dict(state)
+    for key in [k for k in state if k.endswith("attn.qkv.bias")]:
+        q, _, v = out.pop(key).chunk(3)  # the key's third is masked out by the model
+        if not q.is_meta and (q.any() or v.any()):
+            raise InputError(
+                what,
+                found=f"a non-zero attention bias ({key})",
+                expected="zero, as in the published DINOv3 models",
+                do="Use the published weights, or timm's copy of them.",
+            )
+    return out
+
+
+def onnx_encoder(content: bytes) -> dict[str, Tensor]:
+    """Encoder of the saliency network in the naming of Hugging Face's Dinov2Model.
+
+    Biases, norms and layer scales have kept their names. Linear weights are anonymous initialisers, found through the
+    MatMul nodes that they feed; the position embedding is split in two constants that feed the first Concat and Reshape
+    after the patch embedding.
+    """
+    import onnx
+    from onnx import numpy_helper
+
+    graph = onnx.load_model_from_string(content).graph
+    constants = {i.name: torch.from_numpy(numpy_helper.to_array(i).copy()) for i in graph.initializer}
+    state = {k.removeprefix("backbone."): v for k, v in constants.items() if k.startswith("backbone.")}
+    position: dict[str, Tensor] = {}
+    for node in graph.node:
+        held = [constants[name] for name in node.input if name in constants]
+        if node.op_type == "MatMul" and node.name.startswith("/backbone/encoder/layer.") and held:
+            name = node.name.removeprefix("/backbone/").removesuffix("/MatMul").replace("/", ".")
+            state[f"{name}.weight"] = held[0].T.contiguous()  # ONNX multiplies from the other side
+        elif node.op_type in ("Concat", "Reshape") and node.name.startswith("/backbone/embeddings/"):
+            for value in held:
+                if value.ndim == 3:
+                    position.setdefault(node.op_type, value)
+    state["embeddings.position_embeddings"] = torch.cat([position["Concat"], position["Reshape"]], dim=1)  # (1, 1370, D)
+    return state
+
+
+def first_line(error: Exception) -> str:
+    """First line of what an error says, or its type."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,208 @@
+"""What git keeps of a study: reports/summary.json, the leaderboard and the figures, from the metrics of its units."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from .errors import InputError
+from .tracking import provenance_tags
+
+METRICS = ("iou", "dice", "boundary_iou")
+CI95_METHOD = (
+    "one seed: percentile bootstrap over blocks of test slices; several seeds: the half-widths of that, averaged over seeds,"
+    " and of Student's t interval of the mean over seeds, added in quadrature and clipped to [0, 1]"
+)
+STACKED = 6  # overlays in a figure
+
+
+class Unit(Protocol):
+    """What the report needs to know of config.Unit."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def backbone(self) -> str: ...
+    @property
+    def regime(self) -> str: ...
+    @property
+    def train_set(self) -> str: ...
+    @property
+    def seed(self) -> int: ...
+
+
+class Study(Protocol):
+    """What the report needs to know of config.Study."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def datasets(self) -> Sequence[str]: ...
+    @property
+    def train_set_specs(self) -> Mapping[str, Sequence[str]]: ...
+    def units(self) -> Sequence[Any]: ...
+
+
+def build_report(root: Path, study: Study) -> Path:
+    """Writes summary.json, leaderboard.md and figures/ under <root>/reports; the same metrics give the same bytes.
+
+    Args:
+        root: the project root, with build/evaluate/<unit>/metrics.json of every unit of the study.
+        study: the study to report.
+
+    Returns:
+        The path of summary.json.
+
+    Raises:
+        InputError: metrics of a unit are missing, unreadable, or of another study.
+    """
+    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for unit in study.units():
+        groups.setdefault((unit.backbone, unit.regime, unit.train_set), []).append(_metrics(root, unit, study.datasets))
+    entries = [_entry(*key, test_set, runs) for key, runs in groups.items() for test_set in study.datasets]
+    kinds = [_kind(entry, study.train_set_specs) for entry in entries]
+    made_from = provenance_tags(root)
+    summary = {
+        "study": study.name,
+        "git": _commit(made_from),
+        "data_md5": made_from.get("data.md5"),
+        "params_sha256": made_from.get("params.sha256"),
+        "ci95_method": CI95_METHOD,
+        "units": entries,
+    }
+
+    from . import figures  # matplotlib takes half a second
+
+    reports = root / "reports"
+    _write(reports / "leaderboard.md", leaderboard(study.name, entries, kinds))
+    figures.iou_png(reports / "figures" / "iou.png", entries, kinds)
+    for test_set in study.datasets:
+        best = sorted((e for e in entries if e["test_set"] == test_set), key=lambda entry: -entry["iou"]["mean"])
+        names = [groups[e["backbone"], e["regime"], e["train_set"]][0]["unit"] for e in best]
+        overlays = [root / "build/evaluate" / name / f"overlay-{test_set}.png" for name in names]
+        if there := [file for file in overlays if file.is_file()][:STACKED]:
+            figures.stack_png(reports / "figures" / f"overlays-{test_set}.png", there)
+    _write(reports / "summary.json", json.dumps(summary, indent=1) + "\n")
+    return reports / "summary.json"
+
+
+def leaderboard(study: str, entries: Sequence[Mapping[str, Any]], kinds: Sequence[str]) -> str:
+    """The entries of a summary as Markdown: a table per test dataset, the best foreground IoU first."""
+    lines = [
+        f"# Leaderboard of study `{study}`",
+        "",
+        "Foreground metrics at native resolution, pooled over the test slices of a dataset; mean over seeds with its 95 % interval.",
+        "in-domain: trained on this dataset alone; union: on it and others; cross-domain: on others only.",
+        "Parameters are the trainable ones; time is that of training one seed. Figures: [IoU](figures/iou.png).",
+    ]
+    for test_set in dict.fromkeys(entry["test_set"] for entry in entries):
+        rows = [(e, kind) for e, kind in zip(entries, kinds, strict=True) if e["test_set"] == test_set]
+        rows.sort(key=lambda row: -row[0]["iou"]["mean"])
+        lines += [
+            "",
+            f"## Test dataset `{test_set}` ({rows[0][0]['n']} slices)",
+            "",
+            "| | backbone | regime | trained on | | IoU | 95 % | Dice | boundary IoU | seeds | parameters | time |",
+            "|---:|---|---|---|---|---:|---:|---:|---:|---:|---:|---:|",
+        ]
+        for rank, (entry, kind) in enumerate(rows, 1):
+            iou, seeds = entry["iou"], len(entry["iou"]["values"])
+            spread = f" ± {iou['std']:.3f}" if seeds > 1 else ""
+            cells = [
+                str(rank),
+                *(entry[name] for name in ("backbone", "regime", "train_set")),
+                kind,
+                f"**{iou['mean']:.3f}**{spread}",
+                f"{iou['ci95'][0]:.3f} to {iou['ci95'][1]:.3f}",
+                f"{entry['dice']['mean']:.3f}",
+                f"{entry['boundary_iou']['mean']:.3f}",
+                str(seeds),
+                f"{entry['trainable_params']:,}",
+                f"{entry['seconds']:,.0f} s",
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def combine(values: Sequence[float], intervals: Sequence[Sequence[float]]) -> dict[str, Any]:
+    """One metric over seeds: mean, standard deviation (n - 1; 0 for one seed), values, 95 % interval of the mean.
+
+    The interval has two independent sources of error. Which slices were tested is the same for every seed, so the seeds'
+    bootstrap half-widths are averaged and do not shrink with more seeds. Which seed was drawn gives Student's t interval of
+    the mean. Independent errors add in quadrature, below and above the mean separately. With few seeds this is wide, as
+    it must be: Student's factor is 12.7 for two seeds, 2.8 for five.
+
+    Args:
+        values: the metric of each seed, 0 to 1.
+        intervals: each seed's (low, high) from the bootstrap over blocks of test slices.
+    """
+    mean, low, high = float(np.mean(values)), *np.mean(intervals, axis=0)
+    below, above, std = mean - low, high - mean, 0.0
+    if len(values) > 1:
+        from scipy.stats import t
+
+        std = float(np.std(values, ddof=1))
+        seeds = t.ppf(0.975, len(values) - 1) * std / len(values) ** 0.5
+        below, above = np.hypot(below, seeds), np.hypot(above, seeds)
+    interval = [_round(max(0.0, mean - below)), _round(min(1.0, mean + above))]
+    return {"mean": _round(mean), "std": _round(std), "values": [_round(v) for v in values], "ci95": interval}
+
+
+def _metrics(root: Path, unit: Unit, datasets: Sequence[str]) -> dict[str, Any]:
+    """What evaluate wrote about a unit, checked as far as the report needs it."""
+    file = root / "build/evaluate" / unit.name / "metrics.json"
+    expected, do = f"the test metrics of unit {unit.name}", f"Run `dvc repro evaluate@{unit.name}`."
+    try:
+        metrics = json.loads(file.read_text())
+    except FileNotFoundError:
+        raise InputError(file, found="no file", expected=expected, do=do) from None
+    except ValueError as error:
+        raise InputError(file, found=f"no JSON ({error})", expected=expected, do=do) from None
+    if metrics.get("unit") != unit.name:
+        raise InputError(file, found=f"unit {metrics.get('unit')}", expected=expected, do=do)
+    if missing := [dataset for dataset in datasets if dataset not in metrics["test"]]:
+        raise InputError(file, found=f"no test on {', '.join(missing)}", expected=expected, do=do)
+    return metrics
+
+
+def _entry(backbone: str, regime: str, train_set: str, test_set: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One entry of the summary from the metrics of its seeds."""
+    tests = [run["test"][test_set] for run in runs]
+    return {
+        "backbone": backbone,
+        "regime": regime,
+        "train_set": train_set,
+        "test_set": test_set,
+        "n": tests[0]["n"],
+        **{name: combine([test[name] for test in tests], [test[f"{name}_ci95"] for test in tests]) for name in METRICS},
+        "trainable_params": runs[0]["trainable_params"],
+        "seconds": _round(np.mean([run["train_seconds"] for run in runs])),
+        "peak_mb": _round(max(run["peak_mb"] for run in runs)),
+    }
+
+
+def _kind(entry: Mapping[str, Any], train_sets: Mapping[str, Sequence[str]]) -> str:
+    """How the test dataset relates to the training set: "in-domain", "union" or "cross-domain"."""
+    trained_on = train_sets[entry["train_set"]]
+    if entry["test_set"] not in trained_on:
+        return "cross-domain"
+    return "union" if len(trained_on) > 1 else "in-domain"
+
+
+def _commit(tags: Mapping[str, str]) -> str | None:
+    commit = tags.get("git.commit")
+    return commit and commit + ("-dirty" if tags["git.dirty"] != "false" else "")
+
+
+def _round(value: float) -> float:
+    return round(float(value), 6)
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    temporary.replace(path)

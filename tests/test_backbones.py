@@ -1,0 +1,304 @@
+"""Tokens equal those of timm, Hugging Face and open_clip, each given the same random weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from emadapt.errors import InputError
+from emadapt.models.backbones import (
+    BACKBONES,
+    Arch,
+    Backbone,
+    build_backbone,
+    create_vit,
+    get_arch,
+    resolve_blocks,
+)
+
+TINY = [name for name in BACKBONES if name.startswith("tiny_")]
+REAL = [name for name in BACKBONES if not name.startswith("tiny_")]
+NATIVE = 112  # pretraining size of the tiny architectures with a position embedding: 8 x 8 patches
+
+
+def _images(*shape: int) -> torch.Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(1))
+
+
+def _randomise(model: torch.nn.Module) -> Any:
+    """Every parameter away from its usual zero or one, so that a swapped or dropped tensor shows."""
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            centre = 1.0 if parameter.ndim == 1 and name.endswith("weight") else 0.0
+            parameter.copy_(centre + 0.2 * torch.randn(parameter.shape, generator=generator))
+    return model.eval()
+
+
+def _normalised(images: torch.Tensor, arch: Arch) -> torch.Tensor:
+    mean, std = torch.tensor(arch.mean).view(1, 3, 1, 1), torch.tensor(arch.std).view(1, 3, 1, 1)
+    return (images.repeat(1, 3, 1, 1) - mean) / std
+
+
+def _maps(tokens: torch.Tensor, prefix: int, height: int, width: int) -> torch.Tensor:
+    return tokens[:, prefix:].unflatten(1, (height, width)).permute(0, 3, 1, 2)
+
+
+# ---------------------------------------------------------------- registry
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_registry_agrees_with_timm_and_open_clip(name: str) -> None:
+    arch = BACKBONES[name]
+    assert arch.hub is not None
+    with torch.device("meta"):
+        vit = create_vit(arch)
+    assert (vit.embed_dim, len(vit.blocks)) == (arch.dim, arch.depth)
+    assert tuple(vit.patch_embed.patch_size) == (arch.patch, arch.patch)
+    if arch.family == "openclip":
+        open_clip = pytest.importorskip("open_clip")
+        model, tag = arch.hub.split(":")
+        registered = open_clip.get_pretrained_cfg(model, tag)
+        config = open_clip.get_model_config(model)
+        assert (tuple(registered["mean"]), tuple(registered["std"])) == (arch.mean, arch.std)
+        # Exact GELU, as create_vit builds it: neither the tag nor the model asks for QuickGELU.
+        assert not registered.get("quick_gelu")
+        assert not config.get("quick_gelu")
+        assert type(vit.blocks[0].mlp.act) is torch.nn.GELU
+        vision = config["vision_cfg"]
+        assert (vision["width"], vision["layers"], vision["patch_size"]) == (arch.dim, arch.depth, arch.patch)
+    else:
+        registered = timm.get_pretrained_cfg(arch.hub.removeprefix("timm/"))
+        assert registered is not None
+        assert (registered.hf_hub_id, registered.mean, registered.std) == (arch.hub, arch.mean, arch.std)
+
+
+@pytest.mark.parametrize(("name", "adapter"), [("dinov2_s", 442_368), ("dinov3_s", 442_368), ("openclip_l14", 2_359_296)])
+def test_lora_targets_give_the_references_parameter_count(name: str, adapter: int) -> None:
+    with torch.device("meta"):
+        backbone = Backbone(name, create_vit(get_arch(name)), (1,), None)  # type: ignore[arg-type]
+    targets = [m for n, m in backbone.vit.named_modules() if any(n.endswith(f".{suffix}") for suffix in backbone.lora_targets)]
+    assert sum(16 * (m.in_features + m.out_features) for m in targets) == adapter
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_peft_adapts_every_attention_and_nothing_else(name: str) -> None:
+    peft = pytest.importorskip("peft")
+    backbone = build_backbone(name, "random")
+    images = _images(1, 1, 3 * backbone.arch.patch, 2 * backbone.arch.patch)
+    before = backbone(images)
+    config = peft.LoraConfig(r=2, lora_alpha=4, target_modules=list(backbone.lora_targets))
+    backbone.vit = peft.get_peft_model(backbone.vit, config)
+    after = backbone(images)
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))  # identity at init
+    adapted = {n.rsplit(".lora_A", 1)[0].split("model.")[-1] for n, _ in backbone.named_parameters() if ".lora_A" in n}
+    assert adapted == {f"blocks.{i}.attn.{part}" for i in range(4) for part in ("qkv", "proj")}
+    after[-1].pow(3).sum().backward()  # not the plain sum: a LayerNorm makes that a constant
+    # Each adapter is on the way of the forward pass: its B matrix (A's is zero, for B is) gets a gradient.
+    gradients = {n: p.grad for n, p in backbone.named_parameters() if ".lora_B" in n}
+    assert len(gradients) == 8
+    assert all(g is not None and g.abs().sum() > 0 for g in gradients.values())
+
+
+def test_blocks() -> None:
+    assert resolve_blocks("dinov2_s", "auto") == (3, 6, 9, 12)
+    assert resolve_blocks("dinov3_l", "auto") == (6, 12, 18, 24)
+    assert resolve_blocks("dinov2_g", "auto") == (10, 20, 30, 40)
+    assert resolve_blocks("tiny_openclip", "auto") == (1, 2, 3, 4)
+    assert resolve_blocks("dinov2_s", (12,)) == (12,)
+    for wrong in ((), (0,), (13,), (6, 3), (3, 3), "all", (True, 2)):
+        with pytest.raises(InputError, match="blocks of dinov2_s"):
+            resolve_blocks("dinov2_s", wrong)
+    with pytest.raises(InputError, match="dinov2_xl"):
+        resolve_blocks("dinov2_xl", "auto")
+
+
+# ---------------------------------------------------------------- against other implementations
+
+
+@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("grid", [(8, 8), (5, 11)])
+def test_tokens_equal_timms_forward(name: str, grid: tuple[int, int]) -> None:
+    backbone = build_backbone(name, "random")
+    arch = backbone.arch
+    images = _images(2, 1, grid[0] * arch.patch, grid[1] * arch.patch)
+    with torch.inference_mode():
+        maps = backbone(images)
+        x = _normalised(images, arch)
+        last = backbone.vit.forward_features(x)
+        every: Any = timm.create_model(
+            arch.timm_name, features_only=True, out_indices=[0, 1, 2, 3], dynamic_img_size=True, **arch.kwargs
+        )
+        every.model.load_state_dict(backbone.vit.state_dict(), strict=False)
+        unnormalised = every.eval()(x)
+    assert [tuple(m.shape) for m in maps] == [(2, 64, *grid)] * 4
+    torch.testing.assert_close(maps[-1], _maps(last, backbone.vit.num_prefix_tokens, *grid))
+    for ours, theirs in zip(maps, unnormalised, strict=True):
+        normed = backbone.vit.norm(theirs.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        torch.testing.assert_close(ours, normed)
+
+
+def _dinov2_of_hugging_face(registers: bool) -> Any:
+    transformers = pytest.importorskip("transformers")
+    kind = "Dinov2WithRegisters" if registers else "Dinov2"
+    config = getattr(transformers, f"{kind}Config")(
+        hidden_size=64, num_hidden_layers=4, num_attention_heads=2, image_size=NATIVE, patch_size=14, layerscale_value=1.0
+    )
+    return _randomise(getattr(transformers, f"{kind}Model")(config))
+
+
+def _dinov3_of_hugging_face() -> Any:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.DINOv3ViTConfig(
+        hidden_size=64,
+        intermediate_size=256,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        num_register_tokens=4,
+        patch_size=16,
+        layerscale_value=1.0,
+    )
+    model = _randomise(transformers.DINOv3ViTModel(config))
+    for name, parameter in model.named_parameters():
+        if name.endswith(("q_proj.bias", "v_proj.bias")):
+            parameter.data.zero_()  # as in the published models
+    return model
+
+
+def _compare_with_hugging_face(
+    name: str, model: Any, folder: Path, size: tuple[int, int]
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Tokens of each block from here and there, after the file has gone the way of a user's file."""
+    model.save_pretrained(folder)  # in the naming of the published checkpoints
+    backbone = build_backbone(name, "file", file=folder / "model.safetensors")
+    images = _images(2, 1, *size)
+    grid = [side // backbone.arch.patch for side in size]
+    with torch.inference_mode():
+        out = model(_normalised(images, backbone.arch), output_hidden_states=True)
+        norm = model.norm if hasattr(model, "norm") else model.layernorm
+        theirs = [_maps(norm(hidden), backbone.vit.num_prefix_tokens, *grid) for hidden in out.hidden_states[1:]]
+        torch.testing.assert_close(theirs[-1], _maps(out.last_hidden_state, backbone.vit.num_prefix_tokens, *grid))
+        return list(zip(backbone(images), theirs, strict=True))
+
+
+@pytest.mark.parametrize(("registers", "size"), [(False, (112, 112)), (True, (112, 112)), (True, (140, 182)), (True, (56, 98))])
+def test_dinov2_equals_hugging_face(registers: bool, size: tuple[int, int], tmp_path: Path) -> None:
+    name = "tiny_dinov2_reg" if registers else "tiny_dinov2"
+    for ours, theirs in _compare_with_hugging_face(name, _dinov2_of_hugging_face(registers), tmp_path, size):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("side", [56, 140])
+def test_dinov2_without_registers_differs_only_by_antialiasing_at_other_sizes(side: int, tmp_path: Path) -> None:
+    """Hugging Face (as Meta) resamples its position embedding without antialiasing, timm with it."""
+    model = _dinov2_of_hugging_face(registers=False)
+    pairs = _compare_with_hugging_face("tiny_dinov2", model, tmp_path / "plain", (side, side))
+    assert all(0 < (ours - theirs).norm() < 0.2 * theirs.norm() for ours, theirs in pairs)
+
+    backbone = build_backbone("tiny_dinov2", "file", file=tmp_path / "plain" / "model.safetensors")
+    positions = model.embeddings.position_embeddings.data  # (1, 1 + 8 * 8, D)
+    resampled = torch.nn.functional.interpolate(
+        _maps(positions, 1, 8, 8), (side // 14, side // 14), mode="bicubic", antialias=True
+    )
+    positions = torch.cat([positions[:, :1], resampled.flatten(2).mT], dim=1)
+    model.embeddings.position_embeddings = torch.nn.Parameter(positions)  # now native: left as it is
+    images = _images(2, 1, side, side)
+    with torch.inference_mode():
+        hidden = model(_normalised(images, backbone.arch)).last_hidden_state
+        torch.testing.assert_close(backbone(images)[-1], _maps(hidden, 1, side // 14, side // 14), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(112, 112), (80, 144), (256, 256)])
+def test_dinov3_equals_hugging_face(size: tuple[int, int], tmp_path: Path) -> None:
+    for ours, theirs in _compare_with_hugging_face("tiny_dinov3", _dinov3_of_hugging_face(), tmp_path, size):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_openclip_equals_open_clip(tmp_path: Path) -> None:
+    from open_clip.model import CLIP
+
+    vision = {"layers": 4, "width": 64, "head_width": 32, "patch_size": 14, "image_size": NATIVE}
+    text = {"context_length": 8, "vocab_size": 32, "width": 16, "heads": 2, "layers": 1}
+    clip = _randomise(CLIP(embed_dim=32, vision_cfg=vision, text_cfg=text))
+    save_file({k: v.contiguous() for k, v in clip.state_dict().items()}, tmp_path / "clip.safetensors")  # text tower too
+    backbone = build_backbone("tiny_openclip", "file", file=tmp_path / "clip.safetensors")
+    images = _images(2, 1, NATIVE, NATIVE)
+    with torch.inference_mode():
+        theirs = clip.visual.forward_intermediates(
+            _normalised(images, backbone.arch), normalize_intermediates=True, intermediates_only=True
+        )["image_intermediates"]
+        ours = backbone(images)
+    assert len(ours) == len(theirs) == 4
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+# ---------------------------------------------------------------- Backbone
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_any_choice_of_blocks_gives_the_same_tokens(name: str) -> None:
+    every = build_backbone(name, "random", blocks=(1, 2, 3, 4))
+    images = _images(1, 1, 3 * every.arch.patch, 5 * every.arch.patch)
+    some = build_backbone(name, "random", blocks=(1, 3))
+    for ours, theirs in zip(some(images), (every(images)[0], every(images)[2]), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_autocast_and_fused_attention(name: str) -> None:
+    backbone = build_backbone(name, "random")
+    assert all(block.attn.fused_attn for block in backbone.vit.blocks)
+    images = _images(1, 1, 4 * backbone.arch.patch, 4 * backbone.arch.patch)
+    plain = backbone(images)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = backbone(images)
+    for a, b in zip(plain, half, strict=True):
+        assert (a - b.float()).norm() < 0.05 * a.norm()
+
+
+def test_normalisation() -> None:
+    own = build_backbone("tiny_openclip", "random")
+    study = build_backbone("tiny_openclip", "random", normalisation="imagenet")
+    images = _images(1, 1, 56, 56)
+    arch = BACKBONES["tiny_dinov2"]  # ImageNet's statistics
+    expected = own.vit.forward_intermediates(_normalised(images, arch), norm=True, intermediates_only=True)
+    for ours, theirs in zip(study(images), expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    assert (study(images)[-1] - own(images)[-1]).abs().max() > 0.01
+    # For DINOv2 the two are the same.
+    same = [build_backbone("tiny_dinov2", "random", normalisation=n)(images)[-1] for n in ("checkpoint", "imagenet")]
+    assert torch.equal(*same)
+    with pytest.raises(InputError, match="normalisation of tiny_dinov2"):
+        build_backbone("tiny_dinov2", "random", normalisation="clip")
+
+
+def test_frozen_in_eval_mode_and_random_state_untouched() -> None:
+    before = torch.get_rng_state()
+    backbone = build_backbone("tiny_dinov3", "random")
+    assert torch.equal(before, torch.get_rng_state())
+    assert not backbone.training
+    assert not any(p.requires_grad for p in backbone.parameters())
+    assert not [k for k in backbone.state_dict() if not k.startswith("vit.")]
+    assert backbone.provenance.source == "random"
+
+
+@pytest.mark.parametrize(
+    ("images", "words"),
+    [
+        (torch.rand(1, 1, 56, 57), "56 x 57 pixels.*multiples of the patch, 14"),
+        (torch.rand(1, 1, 0, 56), "0 x 56 pixels"),
+        (torch.rand(1, 3, 56, 56), r"shape \(1, 3, 56, 56\)"),
+        (torch.rand(56, 56), r"shape \(56, 56\)"),
+        (torch.ones(1, 1, 56, 56, dtype=torch.uint8), "torch.uint8"),
+    ],
+)
+def test_refuses_other_images(images: torch.Tensor, words: str) -> None:
+    backbone = build_backbone("tiny_dinov2", "random")
+    with pytest.raises(InputError, match=words):
+        backbone(images)

@@ -1,0 +1,103 @@
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import settings
+
+from emadapt.config import ConfigError, digest, load_study
+
+STUDIES = Path(__file__).parents[1] / "studies"
+
+
+def load(tmp_path: Path, params: object) -> list[str]:
+    path = tmp_path / "params.yaml"
+    path.write_text(params if isinstance(params, str) else yaml.safe_dump(params))
+    try:
+        load_study(path)
+    except ConfigError as error:
+        return error.problems
+    return []
+
+
+@pytest.mark.parametrize("path", sorted(STUDIES.glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_shipped_study_loads_and_has_its_units(path: Path) -> None:
+    raw, study = yaml.safe_load(path.read_text()), load_study(path)
+    lists = raw["study"]
+    assert study.name == path.stem
+    assert len({u.name for u in study.units()}) == len(lists["backbones"]) * len(lists["regimes"]) * len(
+        lists["train_sets"]
+    ) * len(lists["seeds"])
+
+
+def test_params_yaml_is_a_shipped_study() -> None:
+    params = STUDIES.parent / "params.yaml"
+    study = load_study(params)
+    assert params.read_text() == (STUDIES / f"{study.name}.yaml").read_text()
+
+
+def test_paper_presets_are_the_reference_protocol() -> None:
+    study = load_study(STUDIES / "paper.yaml")
+    train, split = study.train, study.split
+    assert (train.head, train.loss, train.head_lr, train.adapter_lr, train.weight_decay) == ("deconv", "dice", 5e-5, 5e-5, 1e-4)
+    assert (train.batch, train.epochs, train.patience, train.schedule, train.precision) == (1, 1000, 20, "constant", "fp32")
+    assert (split.kind, split.val, train.augment, train.balanced, train.monitor) == ("random", 0.1, False, False, "val_loss")
+    for name in study.backbones:
+        spec = study.backbone_specs[name]
+        assert (spec.longest_edge, spec.tile, spec.blocks, spec.normalisation) == (1022, 0, "last", "imagenet")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda p: p.update(trian={}), "unknown section 'trian'"),
+        (lambda p: p.pop("regimes"), "section 'regimes' is missing"),
+        (lambda p: p["train"].update(epoch=3), "unknown key 'epoch'"),
+        (lambda p: p["train"].update(epochs="3"), "expected a whole number"),
+        (lambda p: p["train"].update(augment=1), "expected true or false"),
+        (lambda p: p["train"].update(head_lr=float("nan")), "expected a finite number"),
+        (lambda p: p["study"].update(seeds=[-1]), "study.seeds"),
+        (lambda p: p["study"].update(backbones=["x"]), "'x' is not in the map `backbones`"),
+        (lambda p: p["train_sets"].update(a=["c"]), "'c' is not in study.datasets"),
+        (lambda p: p["datasets"].update({"a.b": {}}), "letters, digits and underscores"),
+        (lambda p: p["datasets"]["a"].update(foreground="127"), "expected '>N'"),
+        (lambda p: p["datasets"]["a"].update(layout="zarr"), "one of lucchi, vnc, folders, stack"),
+        (lambda p: p["datasets"]["a"].pop("voxel_nm"), "'voxel_nm' is missing"),
+        (lambda p: p["backbones"]["t"].update(source="file"), "needs `file`"),
+        (lambda p: p["backbones"]["t"].update(tile=0), "set views to 0"),
+        (lambda p: p["regimes"]["lora"].update(rank=0), "rank must be at least 1"),
+        (lambda p: p.update(train="papers"), "unknown preset 'papers'"),
+        (lambda p: p.update(split={"val": 1.5}), "val and test must lie"),
+    ],
+)
+def test_each_mistake_is_named(tmp_path: Path, change, words: str) -> None:  # type: ignore[no-untyped-def]
+    params = settings()
+    change(params)
+    problems = load(tmp_path, params)
+    assert any(words in p for p in problems), problems
+
+
+def test_all_mistakes_are_said_at_once_and_yaml_traps_are_refused(tmp_path: Path) -> None:
+    params = settings()
+    params["train"]["epoch"] = 1
+    params["split"] = {"vall": 0.1}
+    assert len(load(tmp_path, params)) == 2
+    assert "not valid YAML" in load(tmp_path, "study: {a: 1, a: 2}")[0]  # a duplicate key
+    assert "not valid YAML" in load(tmp_path, "study: !!python/object/apply:os.system [ls]")[0]
+    assert "expected the sections" in load(tmp_path, "- 1")[0]
+
+
+def test_regime_settings_win_over_train(tmp_path: Path) -> None:
+    params = settings()
+    params["regimes"]["lora"] |= {"head": "linear", "epochs": 7, "weight_decay": 0.0}
+    (tmp_path / "p.yaml").write_text(yaml.safe_dump(params))
+    study = load_study(tmp_path / "p.yaml")
+    frozen, lora = (study.train_spec(u) for u in study.units() if u.train_set == "a")
+    assert (lora.head, lora.epochs, lora.weight_decay, lora.head_lr) == ("linear", 7, 0.0, frozen.head_lr)
+    assert (frozen.head, frozen.epochs) == ("pyramid", 2)
+
+
+@given(st.dictionaries(st.text(max_size=5), st.integers(), max_size=5))
+def test_digest_does_not_depend_on_the_order_of_keys(value: dict[str, int]) -> None:
+    assert digest(value) == digest(dict(reversed(value.items())))

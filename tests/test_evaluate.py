@@ -1,0 +1,91 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from sklearn.metrics import f1_score, jaccard_score
+from tiny import make_study, settings
+
+from emadapt.config import Unit, load_study
+from emadapt.errors import InputError
+from emadapt.evaluate import block_bootstrap, boundary_band, evaluate_unit, overlap_counts, pooled, summarise
+from emadapt.models.segmenter import load_segmenter
+from emadapt.predict import predict_slice
+from emadapt.train import train_unit
+
+MASKS = arrays(bool, (3, 6, 7))
+
+
+@given(MASKS, MASKS)
+def test_iou_and_dice_against_scikit_learn(predicted: np.ndarray, label: np.ndarray) -> None:
+    counts = np.asarray([overlap_counts(p, lab) for p, lab in zip(predicted, label, strict=True)])
+    ours = pooled(counts)
+    assert ours["iou"] == pytest.approx(jaccard_score(label.ravel(), predicted.ravel(), zero_division=1.0))
+    assert ours["dice"] == pytest.approx(f1_score(label.ravel(), predicted.ravel(), zero_division=1.0))
+
+
+@given(arrays(bool, (9, 8)), st.floats(1, 4))
+def test_the_boundary_band_against_brute_force(mask: np.ndarray, width: float) -> None:
+    band = boundary_band(mask, width)
+    outside = np.argwhere(~mask)
+    for y, x in np.ndindex(mask.shape):
+        near = len(outside) > 0 and np.hypot(*(outside - (y, x)).T).min() <= width
+        assert band[y, x] == (mask[y, x] and near)
+
+
+def test_the_bootstrap_centres_on_the_pooled_value_and_blocks_widen_it() -> None:
+    rng = np.random.default_rng(0)
+    quality = np.repeat(rng.uniform(0.4, 0.95, 12), 10)  # neighbours are alike, as in a volume
+    labelled = np.full(120, 1000)
+    both = (quality * 1000).astype(int)
+    counts = np.stack([both, labelled, labelled], 1)
+    single, blocks = block_bootstrap(counts, 1), block_bootstrap(counts, 10)
+    assert np.median(blocks[:, 1]) == pytest.approx(pooled(counts)["dice"], abs=0.03)
+    assert blocks[:, 0].std() > 1.8 * single[:, 0].std()
+    np.testing.assert_array_equal(blocks, block_bootstrap(counts, 10))
+
+
+def test_a_perfect_prediction_has_no_spread_and_the_block_follows_the_voxel() -> None:
+    counts = np.tile([50, 50, 50], (32, 1))
+    thin, thick = (summarise(counts, counts, z, list(range(32))) for z in (5.0, 50.0))
+    assert thin["iou"] == 1.0 and thin["iou_ci95"] == [1.0, 1.0]
+    assert (thin["block_slices"], thick["block_slices"]) == (8, 2)
+
+
+def test_metrics_of_a_unit_are_those_of_its_predictions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EMADAPT_TRACKING", "off")
+    study = make_study(tmp_path, settings(steps_per_epoch=15, epochs=3, head_lr=3e-3))
+    unit = Unit("t", "lora", "a", 0)
+    train_unit(study, unit)
+    path = evaluate_unit(study, unit)
+    metrics = json.loads(path.read_text())
+    segmenter, card = load_segmenter(tmp_path / "build/units" / unit.name)
+    for name in ("a", "b"):
+        image, label = (np.load(tmp_path / f"build/ingest/{name}/{kind}.npy") for kind in ("image", "label"))
+        slices = metrics["test"][name]["slices"]
+        found = np.stack([predict_slice(segmenter, image[z]) > 0.5 for z in slices])
+        truth = label[slices] > 0
+        expected = (found & truth).sum() / (found | truth).sum()
+        assert metrics["test"][name]["iou"] == pytest.approx(expected, abs=2e-3)  # merged adapters round differently
+        low, high = metrics["test"][name]["iou_ci95"]
+        assert low <= metrics["test"][name]["iou"] <= high and len(metrics["test"][name]["per_slice"]["iou"]) == len(slices)
+        assert (path.parent / f"overlay-{name}.png").stat().st_size > 1000
+    assert metrics["trainable_params"] == card["trainable_params"]
+
+
+def test_a_model_of_other_settings_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EMADAPT_TRACKING", "off")
+    study = make_study(tmp_path)
+    unit = Unit("t", "frozen", "a", 0)
+    with pytest.raises(InputError, match="no model"):
+        evaluate_unit(study, unit)
+    train_unit(study, unit)
+    text = (tmp_path / "params.yaml").read_text()
+    (tmp_path / "params.yaml").write_text(text.replace("epochs: 2", "epochs: 3"))
+    with pytest.raises(InputError, match=r"other settings.*dvc repro train@t-frozen-a-0"):
+        evaluate_unit(load_study(), unit)

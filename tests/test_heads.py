@@ -1,0 +1,115 @@
+import pytest
+import torch
+from torch import nn
+
+from emadapt.models.heads import HEADS, Deconv, Linear, Pyramid, Tokens
+
+DIM = 16
+
+
+def tokens(n_blocks: int, batch: int = 2, grid: tuple[int, int] = (3, 5), seed: int = 0) -> Tokens:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(batch, DIM, *grid, generator=generator) for _ in range(n_blocks)]
+
+
+@pytest.mark.parametrize("size", [(42, 70), (41, 67), (1, 2)])
+@pytest.mark.parametrize("n_blocks", [1, 3])
+@pytest.mark.parametrize("name", HEADS)
+def test_two_float32_logits_per_pixel_of_any_size(name: str, n_blocks: int, size: tuple[int, int]) -> None:
+    head = HEADS[name](DIM, n_blocks)
+    logits = head(tokens(n_blocks), size)
+    assert logits.shape == (2, 2, *size)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert head(tokens(n_blocks), size).dtype == torch.float32
+
+
+@pytest.mark.parametrize("n_blocks", [1, 4])
+@pytest.mark.parametrize("name", HEADS)
+def test_a_gradient_reaches_every_parameter_and_every_block(name: str, n_blocks: int) -> None:
+    torch.manual_seed(0)
+    head, inputs = HEADS[name](DIM, n_blocks), [t.requires_grad_() for t in tokens(n_blocks)]
+    logits = head(inputs, (21, 33))
+    (logits * torch.randn_like(logits)).sum().backward()
+    still = [n for n, p in head.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert not still
+    assert all(t.grad is not None and t.grad.abs().sum() > 0 for t in inputs)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_the_number_of_blocks_is_checked(name: str) -> None:
+    with pytest.raises((ValueError, RuntimeError)):
+        HEADS[name](DIM, 3)(tokens(2), (8, 8))
+
+
+@pytest.mark.parametrize(("dim", "parameters"), [(1024, 4_156_546), (384, 3_828_866)])
+def test_deconv_has_the_references_parameter_count(dim: int, parameters: int) -> None:
+    with torch.device("meta"):
+        assert sum(p.numel() for p in Deconv(dim, 1).parameters()) == parameters
+
+
+def test_deconv_is_the_references_layer_by_layer() -> None:
+    with torch.device("meta"):
+        leaves = [m for m in Deconv(1024, 1).modules() if not list(m.children())]
+    found = []
+    for leaf in leaves:
+        if isinstance(leaf, nn.ConvTranspose2d | nn.Conv2d):
+            assert {len(set(v)) for v in (leaf.kernel_size, leaf.stride, leaf.padding)} == {1}
+            geometry = (leaf.kernel_size[0], leaf.stride[0], int(leaf.padding[0]))
+            found.append((type(leaf).__name__, leaf.in_channels, leaf.out_channels, *geometry, leaf.bias is not None))
+        else:
+            found.append((type(leaf).__name__, *([leaf.num_features] if isinstance(leaf, nn.BatchNorm2d) else [])))
+    expected: list[tuple[object, ...]] = [("Conv2d", 1024, 512, 1, 1, 0, False), ("BatchNorm2d", 512), ("GELU",)]
+    for a, b in ((512, 256), (256, 128), (128, 64), (64, 64)):
+        expected += [("ConvTranspose2d", a, b, 4, 2, 1, False), ("BatchNorm2d", b), ("GELU",)]
+        expected += [("Conv2d", b, b, 3, 1, 1, False), ("BatchNorm2d", b), ("GELU",)]
+    assert found == [*expected, ("Conv2d", 64, 2, 1, 1, 0, True)]
+
+
+def test_deconv_runs_its_layers_in_that_order_and_ends_at_16_times_the_grid() -> None:
+    torch.manual_seed(0)
+    head, inputs = Deconv(DIM, 2).eval(), tokens(2)
+    x = torch.cat(inputs, 1)
+    for leaf in [m for m in head.modules() if not list(m.children())]:
+        x = leaf(x)
+    assert x.shape == (2, 2, 48, 80)
+    torch.testing.assert_close(head(inputs, (48, 80)), x)  # at its own size the final resizing changes nothing
+
+
+def test_pyramid_sees_each_sample_alone_and_has_no_batch_norm() -> None:
+    torch.manual_seed(0)
+    pyramid, deconv = Pyramid(DIM, 2).train(), Deconv(DIM, 2).train()
+    assert not [m for m in pyramid.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    here, there = tokens(2), tokens(2, seed=1)
+    other = [torch.stack([h[0], 5 * t[1] + 3]) for h, t in zip(here, there, strict=True)]  # the same first sample
+    torch.testing.assert_close(pyramid(here, (24, 40))[0], pyramid(other, (24, 40))[0], rtol=0, atol=1e-6)
+    assert (deconv(here, (24, 40))[0] - deconv(other, (24, 40))[0]).abs().max() > 0.01  # what BatchNorm would do
+
+
+def test_pyramid_up_samples_to_a_quarter_of_the_patch_or_finer() -> None:
+    """Two neighbouring cells of a 4 x finer grid can differ by more than a straight line between tokens allows."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        fine = Pyramid(DIM, 1)(tokens(1), (12, 20))
+        again = Pyramid.forward(head := Pyramid(DIM, 1), tokens(1), (48, 80))
+        coarse = head(tokens(1), (12, 20))
+    assert fine.shape == (2, 2, 12, 20)
+    # The logits are made on a grid of 4 x 4 cells a token: finer output is only the bilinear resizing of that grid.
+    resized = nn.functional.interpolate(coarse, (48, 80), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(again, resized)
+    coarser = nn.functional.interpolate(head(tokens(1), (6, 10)), (12, 20), mode="bilinear", align_corners=False)
+    assert (coarse - coarser).abs().max() > 1e-3
+
+
+def test_linear_is_a_matrix_product_of_standardised_tokens() -> None:
+    torch.manual_seed(0)
+    head, inputs = Linear(DIM, 2), tokens(2)
+    with torch.no_grad():
+        assert isinstance(head.norm.running_mean, torch.Tensor) and isinstance(head.norm.running_var, torch.Tensor)
+        head.norm.running_mean.normal_()
+        head.norm.running_var.uniform_(0.5, 2.0)
+        ours = head.eval()(inputs, (3, 5))  # at the tokens' own resolution
+    x = torch.cat(inputs, 1).double().permute(0, 2, 3, 1)  # B,h,w,2D
+    x = (x - head.norm.running_mean) / (head.norm.running_var.double() + head.norm.eps).sqrt()
+    assert head.classify.bias is not None
+    logits = x @ head.classify.weight[:, :, 0, 0].double().T + head.classify.bias.double()
+    torch.testing.assert_close(ours.double(), logits.permute(0, 3, 1, 2), rtol=1e-5, atol=1e-5)

@@ -1,0 +1,91 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from emadapt.data.pairing import find_parts
+from emadapt.errors import InputError
+
+
+def touch(folder: Path, names: list[str]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        Image.fromarray(np.zeros((4, 4), np.uint8)).save(folder / name)
+
+
+def lucchi(root: Path, n: int) -> None:
+    for part in ("Train", "Test"):
+        touch(root / f"{part}_In", [f"mask{i:04d}.png" for i in range(n)])
+        touch(root / f"{part}_Out", [f"{i}.png" for i in range(n)])
+
+
+def test_lucchi_pairs_by_number_and_lexicographic_gets_it_wrong(tmp_path: Path) -> None:
+    lucchi(tmp_path, 12)
+    for part in find_parts(tmp_path, "lucchi", "number"):
+        assert [int(i.path.stem[4:]) for i in part.images] == list(range(12))
+        assert [int(lab.path.stem) for lab in part.labels] == list(range(12))
+    wrong = find_parts(tmp_path, "lucchi", "lexicographic")[0]
+    right = sum(int(i.path.stem[4:]) == int(lab.path.stem) for i, lab in zip(wrong.images, wrong.labels, strict=True))
+    assert [lab.path.stem for lab in wrong.labels][:4] == ["0", "1", "10", "11"]
+    assert right == 2
+
+
+def test_lexicographic_pairs_2_of_165_as_the_reference(tmp_path: Path) -> None:
+    lucchi(tmp_path, 165)
+    part = find_parts(tmp_path, "lucchi", "lexicographic")[0]
+    offsets = [abs(int(i.path.stem[4:]) - int(lab.path.stem)) for i, lab in zip(part.images, part.labels, strict=True)]
+    assert sum(o == 0 for o in offsets) == 2
+    assert round(np.mean(offsets)) == 74
+
+
+@given(st.sets(st.integers(0, 3000), min_size=1, max_size=12), st.randoms())
+def test_numbers_pair_whatever_the_padding(tmp_path_factory, numbers: set[int], random) -> None:  # type: ignore[no-untyped-def]
+    root = tmp_path_factory.mktemp("pairs")
+    touch(root / "images", [f"slice_{n:0{random.randint(1, 5)}d}.png" for n in numbers])
+    touch(root / "labels", [f"{n}.png" for n in numbers])
+    (part,) = find_parts(root, "folders", "number")
+    assert [int(lab.path.stem) for lab in part.labels] == sorted(numbers)
+    assert [int(i.path.stem.split("_")[1]) for i in part.images] == sorted(numbers)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "words"),
+    [
+        (["1.png", "2.png"], ["1.png"], "2.png has no label"),
+        (["1.png"], ["1.png", "2.png"], "label 2.png has no image"),
+        (["1.png", "01.png"], ["1.png"], "both read as 1"),
+        (["a.png"], ["a.png"], "no number"),
+        (["1.png", "notes.txt"], ["1.png"], "notes.txt"),
+        ([], ["1.png"], "an empty folder"),
+    ],
+)
+def test_anything_unpaired_is_named(tmp_path: Path, images: list[str], labels: list[str], words: str) -> None:
+    touch(tmp_path / "images", [n for n in images if n.endswith("png")])
+    for name in images:
+        (tmp_path / "images" / name).touch()
+    touch(tmp_path / "labels", labels)
+    with pytest.raises(InputError, match=words):
+        find_parts(tmp_path, "folders", "number")
+
+
+def test_stems_and_missing_folders(tmp_path: Path) -> None:
+    touch(tmp_path / "images", ["b.png", "a10.png", "a9.png"])
+    touch(tmp_path / "labels", ["a9.png", "a10.png", "b.png"])
+    (part,) = find_parts(tmp_path, "folders", "stem")
+    assert [i.path.stem for i in part.images] == [lab.path.stem for lab in part.labels] == ["a9", "a10", "b"]
+    with pytest.raises(InputError, match="no such folder"):
+        find_parts(tmp_path, "vnc", "number")
+    with pytest.raises(InputError, match="no such folder"):
+        find_parts(tmp_path / "nowhere", "stack", "number")
+
+
+@pytest.mark.real_data
+def test_the_real_folders_pair_by_number(real_data: Path) -> None:
+    train, test = find_parts(real_data / "lucchi", "lucchi", "number")
+    assert (len(train.images), len(test.images)) == (64, 32)
+    assert all(int(i.path.stem[4:]) == int(lab.path.stem) for i, lab in zip(train.images, train.labels, strict=True))
+    (vnc,) = find_parts(real_data / "vnc", "vnc", "number")
+    assert [i.path.stem for i in vnc.images] == [lab.path.stem for lab in vnc.labels] == [f"{n:02d}" for n in range(20)]

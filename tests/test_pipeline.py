@@ -1,0 +1,195 @@
+"""End to end: the verbs one after the other, the reference's protocol in small, and DVC around it all."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from click.testing import CliRunner
+from tiny import make_study, settings, write_stack
+
+from emadapt.cli import main
+from emadapt.config import Study, load_study
+
+ROOT = Path(__file__).parents[1]
+
+
+def emadapt(*words: str) -> str:
+    result = CliRunner().invoke(main, words, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return str(result.output)
+
+
+def run_all(study: Study) -> dict:  # type: ignore[type-arg]
+    """What `dvc repro` runs, in its order."""
+    for dataset in study.datasets:
+        emadapt("ingest", dataset)
+        for backbone in study.backbones:
+            emadapt("tokens", backbone, dataset)
+    for backbone in study.backbones:
+        for train_set in study.train_sets:
+            emadapt("trainset", backbone, train_set)
+    for unit in study.units():
+        emadapt("train", unit.name)
+        emadapt("evaluate", unit.name)
+    emadapt("report")
+    return dict(json.loads(Path("reports/summary.json").read_text()))
+
+
+def check_summary(summary: dict, study: Study) -> None:  # type: ignore[type-arg]
+    seeds = len(study.seeds)
+    found = {(u["backbone"], u["regime"], u["train_set"], u["test_set"]) for u in summary["units"]}
+    assert found == {(u.backbone, u.regime, u.train_set, d) for u in study.units() for d in study.datasets}
+    for unit in summary["units"]:
+        assert unit["n"] > 0 and unit["trainable_params"] > 0 and unit["seconds"] > 0 and unit["peak_mb"] > 0
+        for metric in ("iou", "dice", "boundary_iou"):
+            assert len(unit[metric]["values"]) == seeds and all(0 <= v <= 1 for v in unit[metric]["values"])
+            assert unit[metric]["mean"] == pytest.approx(np.mean(unit[metric]["values"]), abs=1e-5)
+            assert unit[metric]["ci95"][0] <= unit[metric]["mean"] + 1e-6
+
+
+def test_the_verbs_one_after_the_other_with_the_lab_book(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    study = make_study(tmp_path, ingested=False)
+    emadapt("check")
+    check_summary(run_all(study), study)
+    from mlflow import MlflowClient
+
+    from emadapt.tracking import tracking_uri
+
+    client = MlflowClient(tracking_uri(tmp_path))
+    experiment = client.get_experiment_by_name("tiny")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    assert sorted(r.data.tags["unit"] for r in runs) == sorted(u.name for u in study.units())
+    for run in runs:
+        assert {"train/loss", "val/iou", "test/iou.a", "test/iou.b"} <= run.data.metrics.keys()
+        tags = {"backbone", "regime", "train_set", "seed", "study", "params.sha256", "model.md5", "weights.source", "weights.sha256"}
+        assert tags <= run.data.tags.keys() and run.info.status == "FINISHED"
+        artifacts = [a.path for f in client.list_artifacts(run.info.run_id) for a in client.list_artifacts(run.info.run_id, f.path)]
+        assert {"model/model.safetensors", "model/model.json", "overlays/overlay-a.png"} <= set(artifacts)
+        curve = client.get_metric_history(run.info.run_id, "val/iou")
+        assert [m.step for m in curve] == [3, 6]
+
+
+def test_the_papers_protocol_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """studies/paper.yaml with tiny random backbones of its three families, one epoch and one seed; all else as it stands."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EMADAPT_TRACKING", "off")
+    params = yaml.safe_load((ROOT / "studies/paper.yaml").read_text())
+    params["study"]["seeds"] = [0]
+    params["train"] = {"preset": "paper", "epochs": 1}
+    for spec, arch in zip(params["backbones"].values(), ("tiny_dinov2_reg", "tiny_dinov3", "tiny_openclip"), strict=True):
+        spec |= {"arch": arch, "source": "random", "longest_edge": 112}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    write_reference_layouts(tmp_path / "data")
+    study = load_study()
+    emadapt("check")
+    check_summary(run_all(study), study)
+    card = json.loads((tmp_path / "build/units/openclip_l14-lora-paired-0/model.json").read_text())
+    assert card["head"] == "deconv" and card["settings"]["backbone"]["normalisation"] == "imagenet"
+
+
+def write_reference_layouts(data: Path) -> None:
+    """Lucchi and VNC in their public layouts, small: Lucchi 72 x 96, VNC 80 x 80, as their real shapes relate."""
+    from PIL import Image
+    from tiny import blobs
+
+    for seed, part in enumerate(("Train", "Test")):
+        image, label = blobs((6, 72, 96), seed)
+        for folder, name, stack in ((f"{part}_In", "mask{:04d}.png", image), (f"{part}_Out", "{}.png", label * 255)):
+            (data / "lucchi" / folder).mkdir(parents=True)
+            for z, plane in enumerate(stack):
+                Image.fromarray(plane).save(data / "lucchi" / folder / name.format(z))
+    image, label = blobs((20, 80, 80), 2)
+    for folder, name, stack in (("raw", "{:02d}.tif", image), ("mitochondria", "{:02d}.png", label * 255)):
+        (data / "vnc" / folder).mkdir(parents=True)
+        for z, plane in enumerate(stack):
+            Image.fromarray(plane).save(data / "vnc" / folder / name.format(z))
+
+
+@pytest.mark.parametrize("name", ["demo", "cpu", "paper"])
+def test_check_finds_nothing_wrong_in_shipped_studies_but_what_is_not_here(tmp_path: Path, monkeypatch, name: str) -> None:  # type: ignore[no-untyped-def]
+    """Settings pass; data is given in small; a hub that cannot be reached is said, once per backbone, and nothing else."""
+    monkeypatch.chdir(tmp_path)
+    write_reference_layouts(tmp_path / "data")
+    for seed, dataset in enumerate(("phantom_fib", "phantom_tem")):
+        from tiny import blobs
+
+        for part in ("train", "test"):
+            write_stack(tmp_path / "data" / dataset / part, *blobs((10, 72, 96), seed))
+    study = ROOT / "studies" / f"{name}.yaml"
+    result = CliRunner().invoke(main, ["check", "--study", str(study)])
+    lines = [line for line in result.output.splitlines() if line.startswith("error")]
+    if name == "paper":
+        assert result.exit_code == 2 and len(lines) == len(load_study(study).backbones), result.output
+        assert all("hub" in line.lower() or "reach" in line for line in lines)
+    else:
+        assert result.exit_code == 0 and not lines, result.output
+
+
+def test_use_selects_a_study_and_refuses_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(ROOT / "studies", tmp_path / "studies")
+    assert "study 'cpu' now: 6 units" in emadapt("use", "cpu")
+    assert (tmp_path / "params.yaml").read_text() == (tmp_path / "studies/cpu.yaml").read_text()
+    result = CliRunner().invoke(main, ["use", "nothing"])
+    assert result.exit_code == 2 and "there are: cpu, demo, paper" in result.output
+    (tmp_path / "studies/bad.yaml").write_text("study: {}")
+    assert CliRunner().invoke(main, ["use", "bad"]).exit_code == 2
+    assert load_study().name == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["train", "t-frozen-a-7"], "is not in study 'tiny'"),
+        (["ingest", "c"], "'c' is not in study.datasets"),
+        (["tokens", "t", "c"], "'c' is not in study.datasets"),
+        (["evaluate", "t-frozen-a-0"], "dvc repro train@"),
+    ],
+)
+def test_wrong_words_end_with_2_and_one_line(tmp_path: Path, monkeypatch, words: list[str], said: str) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.chdir(tmp_path)
+    make_study(tmp_path, ingested=False)
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 2 and said in result.output, result.output
+    assert len([line for line in result.output.splitlines() if line.startswith("error:")]) == 1
+
+
+def test_help_needs_no_heavy_import() -> None:
+    code = "import sys; sys.argv = ['emadapt', '--help']\nfrom emadapt.cli import main\ntry:\n main()\nexcept SystemExit: pass\n"
+    code += "print('HEAVY', [m for m in ('torch', 'mlflow', 'timm', 'dvc', 'numpy', 'albumentations') if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "HEAVY []" in out and "evaluate" in out
+
+
+@pytest.mark.slow
+def test_dvc_runs_the_pipeline_in_parallel_then_has_nothing_to_do(tmp_path: Path) -> None:
+    """The real dvc.yaml around the tiny study: two stages at a time, a second run that does nothing, one setting changed."""
+    make_study(tmp_path, ingested=False)
+    for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+
+    def sh(*command: str) -> str:
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    sh("git", "init", "-q")
+    sh("dvc", "init", "-q")
+    sh("dvc", "add", "-q", "data")
+    out = sh("emadapt", "repro", "--jobs", "2")
+    assert (tmp_path / "reports/summary.json").is_file() and "failed" not in out
+    assert "up to date" in sh("dvc", "repro")
+    text = (tmp_path / "params.yaml").read_text()
+    (tmp_path / "params.yaml").write_text(text.replace("rank: 2", "rank: 3"))
+    ran = [line for line in sh("dvc", "repro").splitlines() if line.startswith("Running stage")]
+    assert {line.split("'")[1].split("@")[0] for line in ran} == {"train", "evaluate", "report"}
+    assert all("lora" in line or "report" in line for line in ran)

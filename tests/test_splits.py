@@ -1,0 +1,46 @@
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from emadapt.config import SplitSpec
+from emadapt.data.splits import split_slices
+from emadapt.errors import InputError
+
+SPECS = st.builds(SplitSpec, val=st.floats(0.05, 0.5), test=st.floats(0.05, 0.4), gap_nm=st.floats(0, 200))
+
+
+@given(st.integers(1, 300), SPECS, st.floats(4, 60), st.booleans())
+def test_blocks_are_disjoint_contiguous_and_apart(n: int, spec: SplitSpec, voxel: float, official: bool) -> None:
+    parts = [("train", n), ("test", 7)] if official else [("all", n)]
+    try:
+        split = split_slices(parts, spec, voxel)
+    except InputError:
+        assume(False)
+        return
+    for block in split.values():
+        assert block == list(range(block[0], block[-1] + 1))
+    gap = split["val"][0] - split["train"][-1] - 1
+    assert gap >= 1 and gap * voxel >= spec.gap_nm
+    if official:
+        assert split["test"] == list(range(n, n + 7)) and split["val"][-1] == n - 1
+    else:
+        assert split["test"][0] - split["val"][-1] - 1 == gap and split["test"][-1] == n - 1
+
+
+@given(st.integers(6, 200), st.integers(0, 5))
+def test_random_covers_every_slice_once_and_repeats_by_seed(n: int, seed: int) -> None:
+    spec = SplitSpec(kind="random", seed=seed, gap_nm=0)
+    split = split_slices([("all", n)], spec, 50)
+    assert sorted(split["train"] + split["val"] + split["test"]) == list(range(n))
+    assert split == split_slices([("all", n)], spec, 50)
+
+
+def test_the_reference_split_of_vnc_is_17_to_3() -> None:
+    split = split_slices([("all", 20)], SplitSpec(kind="random", val=0.1, test=0.15, gap_nm=0), 50)
+    assert (len(split["test"]), len(split["train"]) + len(split["val"])) == (3, 17)
+
+
+def test_too_thin_a_volume_says_how_thick_it_must_be() -> None:
+    with pytest.raises(InputError, match="found 4 slices; expected at least 5"):
+        split_slices([("all", 4)], SplitSpec(), 50, "thin.tif")
+    assert split_slices([("all", 5)], SplitSpec(), 50)["train"] == [0]

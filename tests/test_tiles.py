@@ -1,0 +1,152 @@
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from emadapt.config import BackboneSpec
+from emadapt.data.tiles import Geometry, blend, geometry, label_to_input, to_input
+
+SIDES = st.tuples(st.integers(5, 200), st.integers(5, 200))
+SPECS = st.builds(
+    BackboneSpec,
+    arch=st.just("tiny_dinov2"),
+    source=st.just("random"),
+    tile=st.integers(0, 120),
+    overlap=st.floats(0, 0.89),
+    scale=st.sampled_from([0.5, 1.0, 1.3, 2.0]),
+    longest_edge=st.sampled_from([0, 0, 196]),
+)
+PATCHES = st.sampled_from([14, 16])
+SHAPES = SIDES.filter(lambda s: max(s) <= 8 * min(s))  # so that `longest_edge` leaves a patch of the shorter side
+
+example = settings(deadline=None, max_examples=60)
+
+
+def tile_map(array: np.ndarray, geo: Geometry, corners: list[tuple[int, int]]) -> np.ndarray:
+    h, w = geo.tile
+    return np.stack([array[y : y + h, x : x + w] for y, x in corners])
+
+
+def smooth(shape: tuple[int, int]) -> np.ndarray:
+    """Probabilities between 0 and 1 without sharp edges."""
+    y, x = np.mgrid[: shape[0], : shape[1]]
+    return (0.5 + 0.25 * np.sin(y / 17 + 0.3) + 0.25 * np.cos(x / 23)).astype(np.float32)
+
+
+@example
+@given(SHAPES, SPECS, PATCHES)
+def test_tiles_cover_every_pixel_overlap_as_asked_and_hold_whole_patches(shape: tuple[int, int], spec: BackboneSpec, patch: int) -> None:
+    geo = geometry(shape, spec, patch)
+    assert all(side > 0 and side % patch == 0 for side in geo.tile)
+    assert all(p >= max(r, t) for p, r, t in zip(geo.padded, geo.resized, geo.tile, strict=True))
+    corners = geo.corners()
+    assert len(set(corners)) == len(corners)
+    covered = np.zeros(geo.padded, bool)
+    for y, x in corners:
+        assert 0 <= y <= geo.padded[0] - geo.tile[0] and 0 <= x <= geo.padded[1] - geo.tile[1]
+        covered[y : y + geo.tile[0], x : x + geo.tile[1]] = True
+    assert covered.all()
+    for axis, side in enumerate(geo.tile):
+        places = sorted({c[axis] for c in corners})
+        assert len(corners) % len(places) == 0  # a grid
+        shared = [side - (b - a) for a, b in zip(places, places[1:], strict=False)]
+        assert all(s >= min(spec.overlap * side, side - 1) for s in shared)
+
+
+def test_no_overlap_wastes_no_tile() -> None:
+    spec = BackboneSpec("tiny_dinov2", "random", tile=56)
+    assert geometry((112, 168), spec, 14).corners(0.0) == [(y, x) for y in (0, 56) for x in (0, 56, 112)]
+    assert len(geometry((112, 168), spec, 14).corners()) > 6
+
+
+@example
+@given(SHAPES, st.integers(14, 90), st.floats(0, 0.89), st.integers(0, 2**32 - 1))
+def test_tiles_of_one_map_blend_into_that_map(shape: tuple[int, int], tile: int, overlap: float, seed: int) -> None:
+    geo = geometry(shape, BackboneSpec("tiny_dinov2", "random", tile=tile, overlap=overlap), 14)
+    known = np.random.default_rng(seed).random(geo.padded, dtype=np.float32)
+    corners = geo.corners()
+    blended = blend(tile_map(known, geo, corners), corners, geo)
+    assert blended.dtype == np.float32
+    np.testing.assert_allclose(blended, known[: shape[0], : shape[1]], atol=1e-5)
+
+
+@example
+@given(SHAPES, SPECS, PATCHES, st.floats(0, 1))
+def test_a_constant_stays_constant_at_the_slices_own_shape(shape: tuple[int, int], spec: BackboneSpec, patch: int, value: float) -> None:
+    geo = geometry(shape, spec, patch)
+    corners = geo.corners()
+    blended = blend(np.full((len(corners), *geo.tile), value, np.float32), corners, geo)
+    assert blended.shape == shape
+    np.testing.assert_allclose(blended, value, atol=1e-5)
+    assert blended.min() >= 0 and blended.max() <= 1 + 1e-6
+
+
+@pytest.mark.parametrize("change", [{"scale": 2.0}, {"scale": 0.5}, {"longest_edge": 196}, {"longest_edge": 70}])
+def test_what_was_scaled_comes_back_to_its_place(change: dict[str, float]) -> None:
+    spec = dataclasses.replace(BackboneSpec("tiny_dinov2", "random", tile=70), **change)
+    shape = (120, 150)
+    geo = geometry(shape, spec, 14)
+    assert geo.resized != shape
+    marked = np.round(smooth(shape) * 255).astype(np.uint8)
+    seen = to_input(marked, geo).astype(np.float32) / 255
+    assert seen.shape == geo.padded
+    corners = geo.corners()
+    back = blend(tile_map(seen, geo, corners), corners, geo)
+    assert back.shape == shape
+    np.testing.assert_allclose(back, smooth(shape), atol=0.03)
+
+
+@pytest.mark.parametrize(
+    ("native", "patch", "expected"),
+    [
+        ((768, 1024), 14, (756, 1022)),  # Lucchi
+        ((768, 1024), 16, (752, 1008)),
+        ((1024, 1024), 14, (1022, 1022)),  # VNC
+        ((1024, 1024), 16, (1008, 1008)),
+    ],
+)
+def test_longest_edge_gives_the_references_sizes(native: tuple[int, int], patch: int, expected: tuple[int, int]) -> None:
+    whole = geometry(native, BackboneSpec("dinov2_s", "random", longest_edge=1022, tile=0), patch)
+    assert whole == Geometry(native, expected, expected, expected, 0.25)
+    assert whole.corners() == [(0, 0)]
+    assert geometry(native, BackboneSpec("dinov2_s", "random", longest_edge=1022), patch).resized == expected
+
+
+@example
+@given(st.integers(100, 5000), st.integers(100, 5000), PATCHES)
+def test_longest_edge_floors_to_the_patch_without_rounding_errors(a: int, b: int, patch: int) -> None:
+    geo = geometry((a, b), BackboneSpec("dinov2_s", "random", longest_edge=1022), patch)
+    exact = [side * 1022 // max(a, b) // patch * patch for side in (a, b)]
+    assert list(geo.resized) == exact
+    assert max(geo.resized) == 1022 // patch * patch
+
+
+@given(st.integers(5, 55), st.integers(5, 80))
+@example
+def test_a_slice_smaller_than_a_tile_is_padded_by_reflection_and_cropped_back(height: int, width: int) -> None:
+    geo = geometry((height, width), BackboneSpec("tiny_dinov2", "random", tile=60), 14)
+    image = np.random.default_rng(height).integers(0, 256, (height, width), np.uint8)
+    padded = to_input(image, geo)
+    assert padded.shape == geo.padded and padded.shape[0] == 56
+    np.testing.assert_array_equal(padded[:height, :width], image)
+    rows, columns = [np.r_[np.arange(n), np.arange(n)[::-1]] for n in (height, width)]  # period of the mirror
+    expected = image[rows[np.arange(padded.shape[0]) % (2 * height)]][:, columns[np.arange(padded.shape[1]) % (2 * width)]]
+    np.testing.assert_array_equal(padded, expected)
+    corners = geo.corners()
+    back = blend(tile_map(padded / np.float32(255), geo, corners), corners, geo)
+    np.testing.assert_allclose(back, image / 255, atol=1e-5)
+
+
+@example
+@given(SHAPES, SPECS, PATCHES)
+def test_a_resized_label_holds_0_and_1_and_lies_on_its_image(shape: tuple[int, int], spec: BackboneSpec, patch: int) -> None:
+    geo = geometry(shape, spec, patch)
+    label = (smooth(shape) > 0.5).astype(np.uint8)
+    seen = label_to_input(label, geo)
+    assert seen.shape == geo.padded and seen.dtype == np.uint8
+    assert set(np.unique(seen)) <= {0, 1}
+    if min(shape) >= 40 and min(geo.resized) >= 40:
+        image = to_input(label * 255, geo) > 127
+        assert (image == seen).mean() > 0.9  # only edges may differ

@@ -1,0 +1,137 @@
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from monai.losses import DiceCELoss
+from tiny import make_study, settings
+
+from emadapt.config import Study, Unit
+from emadapt.errors import EmadaptError
+from emadapt.train import _rate, digest_seed, loss_function, train_unit
+
+FROZEN, LORA = Unit("t", "frozen", "a", 0), Unit("t", "lora", "a", 0)
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EMADAPT_TRACKING", "off")
+
+
+def trained(study: Study, unit: Unit) -> bytes:
+    return (train_unit(study, unit) / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("unit", [FROZEN, LORA, Unit("t", "lora", "paired", 0)], ids=lambda u: u.name)
+def test_a_repeated_unit_gives_the_same_bytes_and_another_seed_others(tmp_path: Path, unit: Unit) -> None:
+    study = make_study(tmp_path)
+    first = trained(study, unit)
+    (tmp_path / "scratch/units").rename(tmp_path / "gone")
+    assert trained(study, unit) == first
+    assert trained(study, Unit(unit.backbone, unit.regime, unit.train_set, 1)) != first
+
+
+@pytest.mark.parametrize("unit", [FROZEN, LORA], ids=lambda u: u.name)
+def test_killed_in_the_middle_and_run_again_gives_the_bytes_of_an_undisturbed_run(tmp_path: Path, unit: Unit) -> None:
+    params = settings(epochs=6, steps_per_epoch=8)
+    params["regimes"]["lora"]["dropout"] = 0.1  # random numbers inside the model must resume too
+    study = make_study(tmp_path, params)
+    undisturbed = trained(study, unit)
+    for done in ("scratch/units", "build/units"):
+        (tmp_path / done).rename(tmp_path / done.replace("/", "-"))
+    command = [sys.executable, "-m", "emadapt", "train", unit.name]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("scratch/units/*/*/checkpoint.pt")) and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "build/units" / unit.name).exists(), "it ended before it could be killed"
+    epochs = torch.load(next(tmp_path.glob("scratch/units/*/*/checkpoint.pt")), weights_only=True)["progress"]["epoch"]
+    assert 1 <= epochs < 6
+    assert trained(study, unit) == undisturbed
+
+
+def test_a_finished_unit_is_not_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = make_study(tmp_path)
+    first = trained(study, FROZEN)
+    monkeypatch.setattr("emadapt.train._step", lambda *a: pytest.fail("trained again"))
+    assert trained(study, FROZEN) == first
+
+
+def test_a_head_learns_and_the_best_epoch_is_kept(tmp_path: Path) -> None:
+    study = make_study(tmp_path, settings(epochs=5, steps_per_epoch=20, head_lr=3e-3))
+    folder = train_unit(study, FROZEN)
+    epochs = json.loads((folder / "history.json").read_text())["epochs"]
+    card = json.loads((folder / "model.json").read_text())
+    assert epochs[-1]["train/loss"] < 0.7 * epochs[0]["train/loss"]
+    ious = [e["val/iou"] for e in epochs]
+    assert max(ious) > 0.6 and card["best_epoch"] == ious.index(max(ious))
+    assert card["trainable_params"] == sum(p.numel() for p in _head_parameters())
+
+
+def _head_parameters() -> list[torch.nn.Parameter]:
+    from emadapt.models.heads import HEADS
+
+    return list(HEADS["pyramid"](64, 4).parameters())
+
+
+def test_the_test_slices_are_not_looked_at(tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    first = trained(study, LORA)
+    for name in ("image", "label"):  # other test slices, the same md5 in the manifest
+        path = tmp_path / f"build/ingest/a/{name}.npy"
+        data = bytearray(path.read_bytes())
+        data[-90 * 100 * 2 :] = bytes(90 * 100 * 2)
+        path.write_bytes(data)
+    (tmp_path / "scratch/units").rename(tmp_path / "gone")
+    assert trained(study, LORA) == first
+
+
+def test_patience_stops_and_a_loss_that_is_not_finite_ends_with_a_reason(tmp_path: Path) -> None:
+    still = settings(epochs=30, patience=2, head_lr=1e-12, schedule="constant", warmup_steps=0)
+    study = make_study(tmp_path, still)
+    folder = train_unit(study, FROZEN)
+    assert len(json.loads((folder / "history.json").read_text())["epochs"]) < 30
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(settings(head_lr=1e30, clip=1e30, schedule="constant", warmup_steps=0)))
+    from emadapt.config import load_study
+
+    with pytest.raises(EmadaptError, match=r"the loss is not finite.*lower head_lr"):
+        train_unit(load_study(), FROZEN)
+
+
+@pytest.mark.parametrize("name", ["dice", "dice_ce", "tversky"])
+def test_losses_are_small_for_the_truth_and_large_for_its_opposite(name: str) -> None:
+    label = (torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(0)) > 0.7).long()
+    right = torch.cat([1 - label, label], 1).float() * 20
+    loss = loss_function(name)
+    assert float(loss(right, label)) < 0.01 < 0.5 < float(loss(right.flip(1), label))
+
+
+def test_dice_ce_is_monais(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, label = torch.randn(2, 2, 8, 8, generator=generator), torch.randint(0, 2, (2, 1, 8, 8), generator=generator)
+    p = logits.softmax(1)
+    onehot = torch.cat([1 - label, label], 1).float()
+    dice = 1 - (2 * (p * onehot).sum((2, 3)) + 1e-5) / (p.sum((2, 3)) + onehot.sum((2, 3)) + 1e-5)
+    expected = dice.mean() + torch.nn.functional.cross_entropy(logits, label[:, 0])
+    assert float(loss_function("dice_ce")(logits, label)) == pytest.approx(float(expected), rel=1e-4)
+    assert isinstance(loss_function("dice_ce"), DiceCELoss)
+
+
+def test_the_learning_rate_warms_up_then_falls(tmp_path: Path) -> None:
+    study = make_study(tmp_path, settings(epochs=10, steps_per_epoch=10, warmup_steps=10), ingested=False)
+    rates = [_rate(study.train, 10)(step) for step in range(100)]
+    assert rates[0] == 0.1 and rates[9] == 1.0 and max(rates) == 1.0
+    assert all(a >= b for a, b in zip(rates[9:], rates[10:], strict=False)) and rates[-1] < 0.02
+
+
+def test_seeds_do_not_collide() -> None:
+    assert len({digest_seed(a, b) for a in range(50) for b in range(50)}) == 2500

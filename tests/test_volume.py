@@ -1,0 +1,105 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from PIL import Image
+
+from emadapt.data.pairing import SliceRef
+from emadapt.data.volume import count_slices, foreground_mask, read_slice, to_uint8
+from emadapt.errors import InputError
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.float32, bool])
+@pytest.mark.parametrize("options", [{}, {"compression": "zlib"}, {"compression": "lzw"}, {"bigtiff": True}, {"tile": (16, 16)}])
+def test_every_slice_of_a_stack_comes_back_as_written(tmp_path: Path, dtype, options) -> None:  # type: ignore[no-untyped-def]
+    if dtype is bool and options:
+        pytest.skip("tifffile writes bool only plain")
+    stack = (RNG.random((3, 20, 30)) * 200).astype(dtype)
+    path = tmp_path / "stack.tif"
+    tifffile.imwrite(path, stack, photometric="minisblack", **options)
+    assert count_slices(path) == 3
+    for z in range(3):
+        np.testing.assert_array_equal(read_slice(SliceRef(path, z)), stack[z])
+
+
+@pytest.mark.parametrize("kind", ["ome", "imagej"])
+def test_ome_and_imagej_stacks(tmp_path: Path, kind: str) -> None:
+    stack = RNG.integers(0, 60000, (4, 20, 30)).astype(np.uint16)
+    path = tmp_path / ("s.ome.tif" if kind == "ome" else "s.tif")
+    tifffile.imwrite(path, stack, metadata={"axes": "ZYX"}, **{kind: True})
+    assert count_slices(path) == 4
+    np.testing.assert_array_equal(read_slice(SliceRef(path, 2)), stack[2])
+
+
+def test_grey_in_colour_is_accepted_and_colour_is_not(tmp_path: Path) -> None:
+    grey = RNG.integers(0, 255, (8, 9)).astype(np.uint8)
+    Image.fromarray(np.stack([grey] * 3, -1)).save(tmp_path / "grey.png")
+    tifffile.imwrite(tmp_path / "grey.tif", np.stack([grey] * 3, -1), photometric="rgb")
+    for name in ("grey.png", "grey.tif"):
+        np.testing.assert_array_equal(read_slice(SliceRef(tmp_path / name)), grey)
+    Image.fromarray(RNG.integers(0, 255, (8, 9, 3)).astype(np.uint8)).save(tmp_path / "rgb.png")
+    with pytest.raises(InputError, match="channels differ"):
+        read_slice(SliceRef(tmp_path / "rgb.png"))
+
+
+def test_16_bit_png(tmp_path: Path) -> None:
+    image = RNG.integers(0, 65535, (8, 9)).astype(np.uint16)
+    Image.fromarray(image).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_slice(SliceRef(tmp_path / "a.png")), image)
+
+
+@pytest.mark.parametrize("keep", [0.02, 0.5, 0.9])
+@pytest.mark.parametrize("suffix", ["tif", "png"])
+def test_truncated_files_are_refused(tmp_path: Path, keep: float, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    image = RNG.integers(0, 255, (64, 64)).astype(np.uint8)
+    tifffile.imwrite(path, np.stack([image] * 3)) if suffix == "tif" else Image.fromarray(image).save(path)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * keep)])
+    with pytest.raises(InputError, match=f"a.{suffix}"):
+        for z in range(3):
+            read_slice(SliceRef(path, z if suffix == "tif" else 0))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_are_counted(tmp_path: Path, value: float) -> None:
+    image = np.ones((8, 8), np.float32)
+    image[2, 3:5] = value
+    tifffile.imwrite(tmp_path / "a.tif", image)
+    with pytest.raises(InputError, match="2 NaN or infinite"):
+        read_slice(SliceRef(tmp_path / "a.tif"))
+
+
+def test_several_channels_and_not_an_image(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.ome.tif", np.zeros((2, 3, 8, 8), np.uint8), metadata={"axes": "CZYX"})
+    with pytest.raises(InputError, match="axes CZYX"):
+        count_slices(tmp_path / "a.ome.tif")
+    (tmp_path / "b.tif").write_text("not a TIFF")
+    with pytest.raises(InputError, match="no readable TIFF"):
+        count_slices(tmp_path / "b.tif")
+
+
+@given(arrays(np.uint8, (4, 5)), st.integers(0, 254), st.sets(st.integers(0, 255), min_size=1))
+def test_foreground_rules_against_python(label: np.ndarray, threshold: int, ids: set[int]) -> None:
+    above, chosen = foreground_mask(label, f">{threshold}"), foreground_mask(label, tuple(ids))
+    for y, x in np.ndindex(label.shape):
+        assert above[y, x] == (int(label[y, x]) > threshold)
+        assert chosen[y, x] == (int(label[y, x]) in ids)
+
+
+def test_ids_of_fractions_are_refused() -> None:
+    with pytest.raises(InputError, match="fractions"):
+        foreground_mask(np.full((2, 2), 0.5), (1,))
+
+
+def test_8_bit_stays_and_16_bit_is_mapped_linearly() -> None:
+    image = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    assert to_uint8(image, 0.0, 255.0) is image or (to_uint8(image, 0.0, 255.0) == image).all()
+    wide = np.array([[0, 1000, 2000, 3000, 65535]], np.uint16)
+    assert to_uint8(wide, 1000, 3000).tolist() == [[0, 0, 128, 255, 255]]

