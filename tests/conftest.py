@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -17,6 +18,9 @@ os.environ.update(
     MPLBACKEND="Agg",
     NO_ALBUMENTATIONS_UPDATE="1",
 )
+
+settings.register_profile("emadapt", deadline=None)  # a busy machine is no failure
+settings.load_profile("emadapt")
 
 
 @pytest.fixture(scope="session")

@@ -4,9 +4,9 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import settings
 
 from emadapt.config import ConfigError, digest, load_study
+from tiny import settings
 
 STUDIES = Path(__file__).parents[1] / "studies"
 
@@ -71,7 +71,7 @@ def test_paper_presets_are_the_reference_protocol() -> None:
         (lambda p: p.update(split={"val": 1.5}), "val and test must lie"),
     ],
 )
-def test_each_mistake_is_named(tmp_path: Path, change, words: str) -> None:  # type: ignore[no-untyped-def]
+def test_each_mistake_is_named(tmp_path: Path, change, words: str) -> None:
     params = settings()
     change(params)
     problems = load(tmp_path, params)

@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn.metrics import f1_score, jaccard_score
-from tiny import make_study, settings
 
 from emadapt.config import Unit, load_study
 from emadapt.errors import InputError
@@ -15,6 +14,7 @@ from emadapt.evaluate import block_bootstrap, boundary_band, evaluate_unit, over
 from emadapt.models.segmenter import load_segmenter
 from emadapt.predict import predict_slice
 from emadapt.train import train_unit
+from tiny import make_study, settings
 
 MASKS = arrays(bool, (3, 6, 7))
 
@@ -51,7 +51,8 @@ def test_the_bootstrap_centres_on_the_pooled_value_and_blocks_widen_it() -> None
 def test_a_perfect_prediction_has_no_spread_and_the_block_follows_the_voxel() -> None:
     counts = np.tile([50, 50, 50], (32, 1))
     thin, thick = (summarise(counts, counts, z, list(range(32))) for z in (5.0, 50.0))
-    assert thin["iou"] == 1.0 and thin["iou_ci95"] == [1.0, 1.0]
+    assert thin["iou"] == 1.0
+    assert thin["iou_ci95"] == [1.0, 1.0]
     assert (thin["block_slices"], thick["block_slices"]) == (8, 2)
 
 
@@ -72,7 +73,8 @@ def test_metrics_of_a_unit_are_those_of_its_predictions(tmp_path: Path, monkeypa
         expected = (found & truth).sum() / (found | truth).sum()
         assert metrics["test"][name]["iou"] == pytest.approx(expected, abs=2e-3)  # merged adapters round differently
         low, high = metrics["test"][name]["iou_ci95"]
-        assert low <= metrics["test"][name]["iou"] <= high and len(metrics["test"][name]["per_slice"]["iou"]) == len(slices)
+        assert low <= metrics["test"][name]["iou"] <= high
+        assert len(metrics["test"][name]["per_slice"]["iou"]) == len(slices)
         assert (path.parent / f"overlay-{name}.png").stat().st_size > 1000
     assert metrics["trainable_params"] == card["trainable_params"]
 

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-from tiny import blobs, make_study, settings
 
 from emadapt.config import Study
 from emadapt.data.ingest import ingest, open_volume
 from emadapt.errors import InputError
+from tiny import blobs, make_study, settings
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def study(tmp_path: Path) -> Study:
     return make_study(tmp_path, ingested=False)
 
 
-def run(study: Study, root: Path, name: str = "a"):  # type: ignore[no-untyped-def]
+def run(study: Study, root: Path, name: str = "a"):
     ingest(study, name, root / "data", root / "build")
     return open_volume(name, root / "build")
 
@@ -28,7 +28,9 @@ def test_the_volume_is_what_was_written_and_the_manifest_says_so(study: Study, t
     np.testing.assert_array_equal(volume.image, image)
     np.testing.assert_array_equal(volume.label, label)
     m = volume.manifest
-    assert m["shape"] == [10, 90, 100] and m["voxel_nm"] == [30, 5, 5] and m["source_dtype"] == "uint8"
+    assert m["shape"] == [10, 90, 100]
+    assert m["voxel_nm"] == [30, 5, 5]
+    assert m["source_dtype"] == "uint8"
     assert m["pairs"][3] == ["image.tif#3", "label.tif#3"]
     for part, slices in m["split"].items():
         assert m["foreground_fraction"][part] == pytest.approx(label[slices].mean(), abs=1e-6)
@@ -74,7 +76,7 @@ def test_16_bit_and_float_are_scaled_by_percentiles_of_the_training_slices_alone
         (np.zeros((3, 90, 100), np.uint8), np.ones((3, 90, 100), np.uint8), "expected at least 5"),
     ],
 )
-def test_bad_volumes_stop_before_anything_is_written(study: Study, tmp_path: Path, image, label, words: str) -> None:  # type: ignore[no-untyped-def]
+def test_bad_volumes_stop_before_anything_is_written(study: Study, tmp_path: Path, image, label, words: str) -> None:
     tifffile.imwrite(tmp_path / "data/a/image.tif", image, photometric="minisblack")
     tifffile.imwrite(tmp_path / "data/a/label.tif", label, photometric="minisblack")
     with pytest.raises(InputError, match=words):
@@ -90,7 +92,7 @@ def test_slices_of_two_shapes_are_refused(tmp_path: Path) -> None:
         (tmp_path / f"data/a/{kind}").mkdir()
         for z in range(8):
             tifffile.imwrite(tmp_path / f"data/a/{kind}/{z}.tif", np.ones((20 + (z == 5), 30), np.uint8))
-    with pytest.raises(InputError, match="5.tif.*crop|5.tif: found a slice of shape"):
+    with pytest.raises(InputError, match=r"5.tif.*crop|5.tif: found a slice of shape"):
         run(study, tmp_path)
 
 
@@ -98,7 +100,7 @@ def test_a_failed_ingest_leaves_the_old_volume(study: Study, tmp_path: Path) -> 
     old = run(study, tmp_path).md5
     data = (tmp_path / "data/a/image.tif").read_bytes()
     (tmp_path / "data/a/image.tif").write_bytes(data[:-100])
-    with pytest.raises(InputError, match="truncated|decoded|no readable TIFF"):
+    with pytest.raises(InputError, match=r"truncated|decoded|no readable TIFF"):
         run(study, tmp_path)
     assert json.loads((tmp_path / "build/a/manifest.json").read_text())["md5"] == old
 

@@ -42,7 +42,7 @@ def test_lexicographic_pairs_2_of_165_as_the_reference(tmp_path: Path) -> None:
 
 
 @given(st.sets(st.integers(0, 3000), min_size=1, max_size=12), st.randoms())
-def test_numbers_pair_whatever_the_padding(tmp_path_factory, numbers: set[int], random) -> None:  # type: ignore[no-untyped-def]
+def test_numbers_pair_whatever_the_padding(tmp_path_factory, numbers: set[int], random) -> None:
     root = tmp_path_factory.mktemp("pairs")
     touch(root / "images", [f"slice_{n:0{random.randint(1, 5)}d}.png" for n in numbers])
     touch(root / "labels", [f"{n}.png" for n in numbers])

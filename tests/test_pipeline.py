@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import yaml
 from click.testing import CliRunner
-from tiny import make_study, settings, write_stack
 
 from emadapt.cli import main
 from emadapt.config import Study, load_study
+from tiny import make_study, write_stack
 
 ROOT = Path(__file__).parents[1]
 
@@ -25,7 +25,7 @@ def emadapt(*words: str) -> str:
     return str(result.output)
 
 
-def run_all(study: Study) -> dict:  # type: ignore[type-arg]
+def run_all(study: Study) -> dict:
     """What `dvc repro` runs, in its order."""
     for dataset in study.datasets:
         emadapt("ingest", dataset)
@@ -41,14 +41,18 @@ def run_all(study: Study) -> dict:  # type: ignore[type-arg]
     return dict(json.loads(Path("reports/summary.json").read_text()))
 
 
-def check_summary(summary: dict, study: Study) -> None:  # type: ignore[type-arg]
+def check_summary(summary: dict, study: Study) -> None:
     seeds = len(study.seeds)
     found = {(u["backbone"], u["regime"], u["train_set"], u["test_set"]) for u in summary["units"]}
     assert found == {(u.backbone, u.regime, u.train_set, d) for u in study.units() for d in study.datasets}
     for unit in summary["units"]:
-        assert unit["n"] > 0 and unit["trainable_params"] > 0 and unit["seconds"] > 0 and unit["peak_mb"] > 0
+        assert unit["n"] > 0
+        assert unit["trainable_params"] > 0
+        assert unit["seconds"] > 0
+        assert unit["peak_mb"] > 0
         for metric in ("iou", "dice", "boundary_iou"):
-            assert len(unit[metric]["values"]) == seeds and all(0 <= v <= 1 for v in unit[metric]["values"])
+            assert len(unit[metric]["values"]) == seeds
+            assert all(0 <= v <= 1 for v in unit[metric]["values"])
             assert unit[metric]["mean"] == pytest.approx(np.mean(unit[metric]["values"]), abs=1e-5)
             assert unit[metric]["ci95"][0] <= unit[metric]["mean"] + 1e-6
 
@@ -69,9 +73,22 @@ def test_the_verbs_one_after_the_other_with_the_lab_book(tmp_path: Path, monkeyp
     assert sorted(r.data.tags["unit"] for r in runs) == sorted(u.name for u in study.units())
     for run in runs:
         assert {"train/loss", "val/iou", "test/iou.a", "test/iou.b"} <= run.data.metrics.keys()
-        tags = {"backbone", "regime", "train_set", "seed", "study", "params.sha256", "model.md5", "weights.source", "weights.sha256"}
-        assert tags <= run.data.tags.keys() and run.info.status == "FINISHED"
-        artifacts = [a.path for f in client.list_artifacts(run.info.run_id) for a in client.list_artifacts(run.info.run_id, f.path)]
+        tags = {
+            "backbone",
+            "regime",
+            "train_set",
+            "seed",
+            "study",
+            "params.sha256",
+            "model.md5",
+            "weights.source",
+            "weights.sha256",
+        }
+        assert tags <= run.data.tags.keys()
+        assert run.info.status == "FINISHED"
+        artifacts = [
+            a.path for f in client.list_artifacts(run.info.run_id) for a in client.list_artifacts(run.info.run_id, f.path)
+        ]
         assert {"model/model.safetensors", "model/model.json", "overlays/overlay-a.png"} <= set(artifacts)
         curve = client.get_metric_history(run.info.run_id, "val/iou")
         assert [m.step for m in curve] == [3, 6]
@@ -85,28 +102,30 @@ def test_the_papers_protocol_in_small(tmp_path: Path, monkeypatch: pytest.Monkey
     params["study"]["seeds"] = [0]
     params["train"] = {"preset": "paper", "epochs": 1}
     for spec, arch in zip(params["backbones"].values(), ("tiny_dinov2_reg", "tiny_dinov3", "tiny_openclip"), strict=True):
-        spec |= {"arch": arch, "source": "random", "longest_edge": 112}
+        spec |= {"arch": arch, "source": "random", "longest_edge": 84}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
-    write_reference_layouts(tmp_path / "data")
+    write_reference_layouts(tmp_path / "data", slices=4)
     study = load_study()
     emadapt("check")
     check_summary(run_all(study), study)
     card = json.loads((tmp_path / "build/units/openclip_l14-lora-paired-0/model.json").read_text())
-    assert card["head"] == "deconv" and card["settings"]["backbone"]["normalisation"] == "imagenet"
+    assert card["head"] == "deconv"
+    assert card["settings"]["backbone"]["normalisation"] == "imagenet"
 
 
-def write_reference_layouts(data: Path) -> None:
+def write_reference_layouts(data: Path, slices: int) -> None:
     """Lucchi and VNC in their public layouts, small: Lucchi 72 x 96, VNC 80 x 80, as their real shapes relate."""
     from PIL import Image
+
     from tiny import blobs
 
     for seed, part in enumerate(("Train", "Test")):
-        image, label = blobs((6, 72, 96), seed)
+        image, label = blobs((slices, 72, 96), seed)
         for folder, name, stack in ((f"{part}_In", "mask{:04d}.png", image), (f"{part}_Out", "{}.png", label * 255)):
             (data / "lucchi" / folder).mkdir(parents=True)
             for z, plane in enumerate(stack):
                 Image.fromarray(plane).save(data / "lucchi" / folder / name.format(z))
-    image, label = blobs((20, 80, 80), 2)
+    image, label = blobs((10, 80, 80), 2)
     for folder, name, stack in (("raw", "{:02d}.tif", image), ("mitochondria", "{:02d}.png", label * 255)):
         (data / "vnc" / folder).mkdir(parents=True)
         for z, plane in enumerate(stack):
@@ -114,10 +133,10 @@ def write_reference_layouts(data: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["demo", "cpu", "paper"])
-def test_check_finds_nothing_wrong_in_shipped_studies_but_what_is_not_here(tmp_path: Path, monkeypatch, name: str) -> None:  # type: ignore[no-untyped-def]
+def test_check_finds_nothing_wrong_in_shipped_studies_but_what_is_not_here(tmp_path: Path, monkeypatch, name: str) -> None:
     """Settings pass; data is given in small; a hub that cannot be reached is said, once per backbone, and nothing else."""
     monkeypatch.chdir(tmp_path)
-    write_reference_layouts(tmp_path / "data")
+    write_reference_layouts(tmp_path / "data", slices=10)
     for seed, dataset in enumerate(("phantom_fib", "phantom_tem")):
         from tiny import blobs
 
@@ -127,10 +146,12 @@ def test_check_finds_nothing_wrong_in_shipped_studies_but_what_is_not_here(tmp_p
     result = CliRunner().invoke(main, ["check", "--study", str(study)])
     lines = [line for line in result.output.splitlines() if line.startswith("error")]
     if name == "paper":
-        assert result.exit_code == 2 and len(lines) == len(load_study(study).backbones), result.output
+        assert result.exit_code == 2, result.output
+        assert len(lines) == len(load_study(study).backbones)
         assert all("hub" in line.lower() or "reach" in line for line in lines)
     else:
-        assert result.exit_code == 0 and not lines, result.output
+        assert result.exit_code == 0, result.output
+        assert not lines
 
 
 def test_use_selects_a_study_and_refuses_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,7 +160,8 @@ def test_use_selects_a_study_and_refuses_others(tmp_path: Path, monkeypatch: pyt
     assert "study 'cpu' now: 6 units" in emadapt("use", "cpu")
     assert (tmp_path / "params.yaml").read_text() == (tmp_path / "studies/cpu.yaml").read_text()
     result = CliRunner().invoke(main, ["use", "nothing"])
-    assert result.exit_code == 2 and "there are: cpu, demo, paper" in result.output
+    assert result.exit_code == 2
+    assert "there are: cpu, demo, paper" in result.output
     (tmp_path / "studies/bad.yaml").write_text("study: {}")
     assert CliRunner().invoke(main, ["use", "bad"]).exit_code == 2
     assert load_study().name == "cpu"
@@ -154,11 +176,12 @@ def test_use_selects_a_study_and_refuses_others(tmp_path: Path, monkeypatch: pyt
         (["evaluate", "t-frozen-a-0"], "dvc repro train@"),
     ],
 )
-def test_wrong_words_end_with_2_and_one_line(tmp_path: Path, monkeypatch, words: list[str], said: str) -> None:  # type: ignore[no-untyped-def]
+def test_wrong_words_end_with_2_and_one_line(tmp_path: Path, monkeypatch, words: list[str], said: str) -> None:
     monkeypatch.chdir(tmp_path)
     make_study(tmp_path, ingested=False)
     result = CliRunner().invoke(main, words)
-    assert result.exit_code == 2 and said in result.output, result.output
+    assert result.exit_code == 2, result.output
+    assert said in result.output
     assert len([line for line in result.output.splitlines() if line.startswith("error:")]) == 1
 
 
@@ -166,7 +189,8 @@ def test_help_needs_no_heavy_import() -> None:
     code = "import sys; sys.argv = ['emadapt', '--help']\nfrom emadapt.cli import main\ntry:\n main()\nexcept SystemExit: pass\n"
     code += "print('HEAVY', [m for m in ('torch', 'mlflow', 'timm', 'dvc', 'numpy', 'albumentations') if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert "HEAVY []" in out and "evaluate" in out
+    assert "HEAVY []" in out
+    assert "evaluate" in out
 
 
 @pytest.mark.slow
@@ -186,7 +210,8 @@ def test_dvc_runs_the_pipeline_in_parallel_then_has_nothing_to_do(tmp_path: Path
     sh("dvc", "init", "-q")
     sh("dvc", "add", "-q", "data")
     out = sh("emadapt", "repro", "--jobs", "2")
-    assert (tmp_path / "reports/summary.json").is_file() and "failed" not in out
+    assert (tmp_path / "reports/summary.json").is_file()
+    assert "failed" not in out
     assert "up to date" in sh("dvc", "repro")
     text = (tmp_path / "params.yaml").read_text()
     (tmp_path / "params.yaml").write_text(text.replace("rank: 2", "rank: 3"))

@@ -124,7 +124,7 @@ def test_an_adapter_that_does_not_fit_is_refused() -> None:
         (build_backbone("tiny_dinov2", "random"), state),  # frozen
     ):
         before = {k: v.clone() for k, v in backbone.state_dict().items()}
-        with pytest.raises(InputError, match="adapter: found .* tensors that do not fit, e.g. blocks"):
+        with pytest.raises(InputError, match=r"adapter: found .* tensors that do not fit, e.g. blocks"):
             load_adapter(backbone, wrong)
         assert all(torch.equal(v, before[k]) for k, v in backbone.state_dict().items())
 
@@ -181,7 +181,8 @@ def test_the_seed_alone_decides_the_initial_adapter_and_head() -> None:
     first, again, other = state(0), state(0), state(1)
     assert all(torch.equal(v, again[k]) for k, v in first.items())
     drawn = [k for k, v in first.items() if v.ndim > 1 and ".lora_B" not in k]
-    assert drawn and not [k for k in drawn if torch.equal(first[k], other[k])]
+    assert drawn
+    assert not [k for k in drawn if torch.equal(first[k], other[k])]
     for key, value in first.items():
         if ".lora_A" in key:  # Kaiming-uniform with peft's a = sqrt(5): the bound is 1 / sqrt(fan in)
             assert 0.5 / DIM**0.5 < float(value.abs().max()) <= 1 / DIM**0.5

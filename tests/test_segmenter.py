@@ -47,7 +47,8 @@ def test_what_is_saved_and_loaded_gives_the_same_logits(tmp_path: Path, regime: 
     assert torch.equal(logits(after), logits(before))
     assert not torch.equal(logits(after), logits(build_segmenter(SPEC, REGIMES[regime], head, seed=0).eval()))
     assert (after.spec, after.regime, after.head_name) == (SPEC, REGIMES[regime], head)
-    assert card["threshold"] == 0.5 and card["weights"] == before.backbone.provenance.to_dict()
+    assert card["threshold"] == 0.5
+    assert card["weights"] == before.backbone.provenance.to_dict()
 
 
 def test_on_disk_are_safetensors_and_json_without_the_backbone(tmp_path: Path) -> None:
@@ -75,7 +76,8 @@ def test_blocks_by_word_or_by_number_survive_the_card(tmp_path: Path) -> None:
         spec = dataclasses.replace(SPEC, blocks=blocks)
         save_segmenter(build_segmenter(spec, REGIMES["frozen"], "linear", 0), tmp_path, {})
         loaded, _ = load_segmenter(tmp_path)
-        assert loaded.spec == spec and loaded.backbone.blocks == numbers
+        assert loaded.spec == spec
+        assert loaded.backbone.blocks == numbers
 
 
 def test_other_weights_than_those_it_was_trained_on_are_refused(tmp_path: Path) -> None:
@@ -83,7 +85,7 @@ def test_other_weights_than_those_it_was_trained_on_are_refused(tmp_path: Path) 
     card = json.loads((tmp_path / "model.json").read_text())
     card["weights"]["sha256"] = "0" * 64
     (tmp_path / "model.json").write_text(json.dumps(card))
-    with pytest.raises(InputError, match="found backbone weights .*; expected 000000000000, which it was trained on"):
+    with pytest.raises(InputError, match=r"found backbone weights .*; expected 000000000000, which it was trained on"):
         load_segmenter(tmp_path)
 
 

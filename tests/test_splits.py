@@ -20,11 +20,14 @@ def test_blocks_are_disjoint_contiguous_and_apart(n: int, spec: SplitSpec, voxel
     for block in split.values():
         assert block == list(range(block[0], block[-1] + 1))
     gap = split["val"][0] - split["train"][-1] - 1
-    assert gap >= 1 and gap * voxel >= spec.gap_nm
+    assert gap >= 1
+    assert gap * voxel >= spec.gap_nm
     if official:
-        assert split["test"] == list(range(n, n + 7)) and split["val"][-1] == n - 1
+        assert split["test"] == list(range(n, n + 7))
+        assert split["val"][-1] == n - 1
     else:
-        assert split["test"][0] - split["val"][-1] - 1 == gap and split["test"][-1] == n - 1
+        assert split["test"][0] - split["val"][-1] - 1 == gap
+        assert split["test"][-1] == n - 1
 
 
 @given(st.integers(6, 200), st.integers(0, 5))

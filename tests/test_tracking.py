@@ -95,7 +95,7 @@ def test_a_run_and_its_experiment(root):
     experiment = mlflow_store.client(root).get_experiment_by_name("demo")
     assert "tags.regime = 'lora'" in experiment.tags["mlflow.note.content"]
     (run,) = mlflow_store.client(root).search_runs([experiment.experiment_id], "tags.regime = 'lora'")
-    assert tracking.find_run(root, "demo", {"unit": TAGS["unit"], "model.md5": "m1"}) == run.info.run_id
+    assert tracking.find_run(root, "demo", {"unit": str(TAGS["unit"]), "model.md5": "m1"}) == run.info.run_id
     assert tracking.find_run(root, "demo", {"unit": "another"}) is None
     assert tracking.find_run(root, "no such study", {"unit": "another"}) is None
 

@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pytest
 import tifffile
@@ -17,7 +18,7 @@ RNG = np.random.default_rng(0)
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.float32, bool])
 @pytest.mark.parametrize("options", [{}, {"compression": "zlib"}, {"compression": "lzw"}, {"bigtiff": True}, {"tile": (16, 16)}])
-def test_every_slice_of_a_stack_comes_back_as_written(tmp_path: Path, dtype, options) -> None:  # type: ignore[no-untyped-def]
+def test_every_slice_of_a_stack_comes_back_as_written(tmp_path: Path, dtype, options) -> None:
     if dtype is bool and options:
         pytest.skip("tifffile writes bool only plain")
     stack = (RNG.random((3, 20, 30)) * 200).astype(dtype)
@@ -32,7 +33,7 @@ def test_every_slice_of_a_stack_comes_back_as_written(tmp_path: Path, dtype, opt
 def test_ome_and_imagej_stacks(tmp_path: Path, kind: str) -> None:
     stack = RNG.integers(0, 60000, (4, 20, 30)).astype(np.uint16)
     path = tmp_path / ("s.ome.tif" if kind == "ome" else "s.tif")
-    tifffile.imwrite(path, stack, metadata={"axes": "ZYX"}, **{kind: True})
+    tifffile.imwrite(path, stack, metadata={"axes": "ZYX"}, ome=kind == "ome", imagej=kind == "imagej")
     assert count_slices(path) == 4
     np.testing.assert_array_equal(read_slice(SliceRef(path, 2)), stack[2])
 
@@ -48,10 +49,63 @@ def test_grey_in_colour_is_accepted_and_colour_is_not(tmp_path: Path) -> None:
         read_slice(SliceRef(tmp_path / "rgb.png"))
 
 
+def _write_with_alpha(path: Path, stack: np.ndarray, channels: int, planarconfig: str = "contig") -> None:
+    """PNG of one slice, or TIFF, whose last channel is `alpha`; stack: (Z, Y, X, channels)."""
+    if path.suffix == ".png":
+        path.write_bytes(imagecodecs.png_encode(stack[0]))
+        return
+    photometric = "minisblack" if channels == 2 else "rgb"
+    data = np.moveaxis(stack, -1, 1) if planarconfig == "separate" else stack
+    tifffile.imwrite(path, data, photometric=photometric, planarconfig=planarconfig, extrasamples=["unassalpha"])
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("channels", [2, 4])  # grey + alpha, RGBA
+@pytest.mark.parametrize(("suffix", "planarconfig"), [("png", "contig"), ("tif", "contig"), ("tif", "separate")])
+def test_alpha_is_dropped_where_it_says_nothing(tmp_path: Path, dtype, channels: int, suffix: str, planarconfig: str) -> None:
+    path, top = tmp_path / f"a.{suffix}", np.iinfo(dtype).max
+    grey = RNG.integers(0, top, (1 if suffix == "png" else 3, 8, 9)).astype(dtype)
+    for alpha in (top, 0):
+        stack = np.stack([*[grey] * (channels - 1), np.full_like(grey, alpha)], -1)
+        _write_with_alpha(path, stack, channels, planarconfig)
+        for z in range(len(grey)):
+            found = read_slice(SliceRef(path, z))
+            assert found.dtype == dtype
+            np.testing.assert_array_equal(found, grey[z])
+    stack[:, 3, 4, -1] = 7  # one transparent pixel
+    _write_with_alpha(path, stack, channels, planarconfig)
+    with pytest.raises(InputError, match=r"transparent pixels \(alpha from 0 to 7\)"):
+        read_slice(SliceRef(path))
+    if channels == 4:
+        stack[..., -1], stack[:, 3, 4, 1] = top, stack[:, 3, 4, 1] ^ 1
+        _write_with_alpha(path, stack, channels, planarconfig)
+        with pytest.raises(InputError, match="channels differ"):
+            read_slice(SliceRef(path))
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGB"])
+def test_a_transparent_value_is_an_alpha_channel(tmp_path: Path, mode: str) -> None:
+    grey = np.arange(72, dtype=np.uint8).reshape(8, 9)
+    image = Image.fromarray(grey)
+    if mode == "P":
+        image.putpalette([v for v in range(256) for _ in "rgb"])  # makes it one
+    elif mode == "RGB":
+        image = image.convert("RGB")
+    for value, used in ((5, True), (200, False)):
+        image.save(tmp_path / "a.png", transparency=(value,) * 3 if mode == "RGB" else value)
+        if used:
+            with pytest.raises(InputError, match="transparent pixels"):
+                read_slice(SliceRef(tmp_path / "a.png"))
+        else:
+            np.testing.assert_array_equal(read_slice(SliceRef(tmp_path / "a.png")), grey)
+
+
 def test_16_bit_png(tmp_path: Path) -> None:
     image = RNG.integers(0, 65535, (8, 9)).astype(np.uint16)
     Image.fromarray(image).save(tmp_path / "a.png")
     np.testing.assert_array_equal(read_slice(SliceRef(tmp_path / "a.png")), image)
+    (tmp_path / "rgb.png").write_bytes(imagecodecs.png_encode(np.stack([image] * 3, -1)))
+    np.testing.assert_array_equal(read_slice(SliceRef(tmp_path / "rgb.png")), image)
 
 
 @pytest.mark.parametrize("keep", [0.02, 0.5, 0.9])
@@ -63,8 +117,7 @@ def test_truncated_files_are_refused(tmp_path: Path, keep: float, suffix: str) -
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * keep)])
     with pytest.raises(InputError, match=f"a.{suffix}"):
-        for z in range(3):
-            read_slice(SliceRef(path, z if suffix == "tif" else 0))
+        [read_slice(SliceRef(path, z)) for z in range(3 if suffix == "tif" else 1)]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

@@ -38,8 +38,10 @@ def _check_models(study: Study, path: Path) -> list[str]:
             if spec.blocks != "last":
                 resolve_blocks(spec.arch, spec.blocks)
             for regime in study.regimes:
-                if (adapter := study.regime_specs[regime]).kind == "lora" and adapter.rank > arch.dim:
-                    problems.append(f"{path}: regimes.{regime}.rank: found {adapter.rank}; expected at most {arch.dim}, the width of {name}")
+                adapter = study.regime_specs[regime]
+                if adapter.kind == "lora" and adapter.rank > arch.dim:
+                    width = f"{arch.dim}, the width of {name}"
+                    problems.append(f"{path}: regimes.{regime}.rank: found {adapter.rank}; expected at most {width}")
         except EmadaptError as error:
             problems.append(f"{path}: backbones.{name}: {error}")
     for regime in study.regimes:

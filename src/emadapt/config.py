@@ -1,4 +1,4 @@
-"""The study as frozen dataclasses, read strictly from params.yaml: an unknown key, a wrong type or a dangling name is an error."""
+"""The study as frozen dataclasses, read strictly from params.yaml: unknown keys, wrong types and dangling names are errors."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class BackboneSpec:
     """Resize the slice so that its longer side has this many pixels (each side floored to the patch); 0: use `scale`."""
     tile: int = 252
     """Side of a square tile in input pixels, floored to the patch; 0: the whole slice at once."""
-    overlap: float = 0.25
+    overlap: float = 0.5
     """Share of a tile that its neighbour covers too when whole slices are predicted."""
     views: int = 1
     """Augmented views of the training slices in the token cache, besides the plain one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy.typing as npt
 from emadapt import tracking
 from emadapt.config import Study, Unit
 from emadapt.data.ingest import INGESTED, Volume, open_volume
+from emadapt.device import device
 from emadapt.errors import InputError
 from emadapt.models import regimes
 from emadapt.models.segmenter import Segmenter, load_segmenter
@@ -39,9 +41,11 @@ def evaluate_unit(study: Study, unit: Unit, out: Path = EVALUATED) -> Path:
     """
     folder = UNITS / unit.name
     segmenter, card = load_segmenter(folder)
+    segmenter.to(device())
     if card["settings"] != study.describe(unit):
         raise InputError(folder, found="a model that was trained under other settings than params.yaml has",
-                         expected="a model of the settings that are selected now", do=f"Run `dvc repro train@{unit.name}`.")  # fmt: skip
+                         expected="a model of the settings that are selected now",
+                         do=f"Run `dvc repro train@{unit.name}`.")  # fmt: skip
     frozen = study.regime_specs[unit.regime].kind == "frozen"
     history = json.loads((folder / "history.json").read_text())
     results = {}
@@ -49,13 +53,16 @@ def evaluate_unit(study: Study, unit: Unit, out: Path = EVALUATED) -> Path:
         volume = open_volume(name)
         view = token_views(segmenter.backbone, segmenter.spec, volume, range(1))[0] if frozen else None
         regimes.merge(segmenter.backbone)
-        results[name] = score_volume(segmenter, volume, view, out / unit.name / f"overlay-{name}.png", f"{unit.name} on {name}")
+        overlay = out / unit.name / f"overlay-{name}.png"
+        results[name] = score_volume(segmenter, volume, view, overlay, f"{unit.name} on {name}")
         regimes.unmerge(segmenter.backbone)
-        print(f"evaluate {unit.name} on {name}: IoU {results[name]['iou']:.4f} "
-              f"[{results[name]['iou_ci95'][0]:.4f}, {results[name]['iou_ci95'][1]:.4f}], n = {results[name]['n']} slices")  # fmt: skip
+        low, high = results[name]["iou_ci95"]
+        iou, n = results[name]["iou"], results[name]["n"]
+        print(f"evaluate {unit.name} on {name}: IoU {iou:.4f} [{low:.4f}, {high:.4f}], n = {n} slices")
     metrics = {
-        "unit": unit.name, "backbone": unit.backbone, "regime": unit.regime, "train_set": unit.train_set, "seed": unit.seed,
-        "model_md5": file_md5(folder / "model.safetensors"), "trainable_params": card["trainable_params"], "train_seconds": history["seconds"],
+        "unit": unit.name, **dataclasses.asdict(unit),
+        "model_md5": file_md5(folder / "model.safetensors"), "trainable_params": card["trainable_params"],
+        "train_seconds": history["seconds"],
         "peak_mb": history["peak_mb"], "val_iou": card["val"]["iou"], "test": results,
     }  # fmt: skip
     path = out / unit.name / "metrics.json"

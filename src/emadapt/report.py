@@ -94,7 +94,7 @@ def leaderboard(study: str, entries: Sequence[Mapping[str, Any]], kinds: Sequenc
     lines = [
         f"# Leaderboard of study `{study}`",
         "",
-        "Foreground metrics at native resolution, pooled over the test slices of a dataset; mean over seeds with its 95 % interval.",
+        "Foreground metrics at native resolution, pooled over the test slices; mean over seeds with its 95 % interval.",
         "in-domain: trained on this dataset alone; union: on it and others; cross-domain: on others only.",
         "Parameters are the trainable ones; time is that of training one seed. Figures: [IoU](figures/iou.png).",
     ]
@@ -139,7 +139,7 @@ def combine(values: Sequence[float], intervals: Sequence[Sequence[float]]) -> di
         values: the metric of each seed, 0 to 1.
         intervals: each seed's (low, high) from the bootstrap over blocks of test slices.
     """
-    mean, low, high = float(np.mean(values)), *np.mean(intervals, axis=0)
+    mean, (low, high) = float(np.mean(values)), np.mean(intervals, axis=0)
     below, above, std = mean - low, high - mean, 0.0
     if len(values) > 1:
         from scipy.stats import t

@@ -14,7 +14,8 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from queue import Queue
 
 from emadapt.errors import EmadaptError
@@ -82,7 +83,8 @@ def _schedule(needs: dict[str, set[str]], submit) -> int:  # type: ignore[no-unt
                 bar.update(task, completed=len(done))
     skipped = sorted(set(needs) - done - failed)
     if failed:
-        print(f"repro: failed: {', '.join(sorted(failed))}; not run for want of them: {', '.join(skipped) or 'none'}", file=sys.stderr)
+        unrun = ", ".join(skipped) or "none"
+        print(f"repro: failed: {', '.join(sorted(failed))}; not run for want of them: {unrun}", file=sys.stderr)
     return 1 if failed else 0
 
 
@@ -97,14 +99,15 @@ def _run_stage(stage: str, slots: Queue[str], jobs: int, children: set[subproces
     started, log = time.monotonic(), os.path.join(LOGS, f"{stage.replace('/', '_')}.log")
     try:
         with open(log, "w") as out:
-            child = subprocess.Popen(["dvc", "--wait-for-lock", "repro", "--single-item", stage], env=environment, text=True,
-                                     stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)  # fmt: skip
+            command = ["dvc", "--wait-for-lock", "repro", "--single-item", stage]
+            child = subprocess.Popen(command, env=environment, text=True, stdin=subprocess.DEVNULL, stdout=out,
+                                     stderr=subprocess.STDOUT, start_new_session=True)  # fmt: skip
             children.add(child)
             code = child.wait()
             children.discard(child)
     finally:
         slots.put(device)
-    text = open(log).read()
+    text = Path(log).read_text()
     if code:
         return False, f"{stage}: failed after {time.monotonic() - started:.0f} s; {log} ends with\n{_tail(text)}"
     return True, f"{stage}: {'up to date' if 'Running stage' not in text else f'{time.monotonic() - started:.0f} s'}"
@@ -121,10 +124,8 @@ def _children() -> Iterator[set[subprocess.Popen[str]]]:
 
     def stop(number: int, frame: object) -> None:
         for child in list(children):
-            try:
+            with suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGTERM)
-            except ProcessLookupError:
-                pass
         print("repro: stopped; run it again to go on", file=sys.stderr)
         os._exit(128 + number)
 

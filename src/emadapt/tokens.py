@@ -25,7 +25,7 @@ from emadapt.config import BackboneSpec, Study, digest
 from emadapt.data.ingest import Volume, open_volume
 from emadapt.data.patches import as_input, crop
 from emadapt.data.tiles import geometry, label_to_input, to_input
-from emadapt.device import autocast, resolve_precision
+from emadapt.device import autocast, device, resolve_precision
 from emadapt.errors import InputError
 from emadapt.models.backbones import Backbone
 
@@ -86,8 +86,8 @@ def token_views(backbone: Backbone, spec: BackboneSpec, volume: Volume, views: r
             with FileLock(cache / f"{folder.name}.lock"):  # another stage may want the same entry now
                 if not (folder / "manifest.json").is_file():
                     _extract(backbone, spec, volume, view, folder)
-        arrays = [np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("tokens", "labels", "index")]
-        out.append(TokenView(*arrays, split=volume.split))
+        tokens, labels, index = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("tokens", "labels", "index"))
+        out.append(TokenView(tokens, labels, index, volume.split))
     return out
 
 
@@ -106,8 +106,9 @@ def run(study: Study, backbone_name: str, dataset: str, out: Path = Path("build/
     from emadapt.models.segmenter import build_frozen
 
     spec, volume = study.backbone_specs[backbone_name], open_volume(dataset)
-    backbone = build_frozen(spec)
-    started, entries = time.perf_counter(), []
+    backbone = build_frozen(spec).to(device())
+    started = time.perf_counter()
+    entries: list[dict[str, Any]] = []
     for view in range(spec.views + 1):
         rows = len(token_views(backbone, spec, volume, range(view, view + 1))[0].index)
         key = token_key(backbone, spec, volume, view)
@@ -155,20 +156,20 @@ def _extract(backbone: Backbone, spec: BackboneSpec, volume: Volume, view: int, 
     labels = np.lib.format.open_memmap(temporary / "labels.npy", "w+", np.uint8, (len(plan), *geo.tile))
     np.save(temporary / "index.npy", np.asarray([(z, y, x) if y >= 0 else (z, -1, -1) for z, y, x in plan], dtype=np.int32))
     batch = max(1, BATCH_TOKENS // (h * w))
-    done = (-1, np.empty(0), np.empty(0))
+    slice_now, image, label = -1, np.empty(0, np.uint8), np.empty(0, np.uint8)
     for start in track(range(0, len(plan), batch), description=f"tokens {volume.name} view {view}"):
         rows = plan[start : start + batch]
         images = []
         for row, (z, y, x) in enumerate(rows, start):
-            if done[0] != z:
-                done = (z, to_input(volume.image[z], geo), label_to_input(volume.label[z], geo))
+            if slice_now != z:
+                slice_now, image, label = z, to_input(volume.image[z], geo), label_to_input(volume.label[z], geo)
             if y < 0:
                 seed = int(np.random.default_rng([view, z, x]).integers(2**31))
-                image, labels[row] = crop(done[1], done[2], geo.tile, seed, augmented=True)
+                tile, labels[row] = crop(image, label, geo.tile, seed, augmented=True)
             else:
-                image = done[1][y : y + geo.tile[0], x : x + geo.tile[1]]
-                labels[row] = done[2][y : y + geo.tile[0], x : x + geo.tile[1]]
-            images.append(as_input(image))
+                tile = image[y : y + geo.tile[0], x : x + geo.tile[1]]
+                labels[row] = label[y : y + geo.tile[0], x : x + geo.tile[1]]
+            images.append(as_input(tile))
         out = torch.cat(compute_tokens(backbone, torch.stack(images), spec.precision), 1).half().cpu()
         if not torch.isfinite(out).all():
             shutil.rmtree(temporary)

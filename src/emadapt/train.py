@@ -49,7 +49,7 @@ def loss_function(name: str) -> nn.Module:
     """MONAI's loss on (B, 2, H, W) logits and (B, 1, H, W) labels; over both classes, as the reference."""
     from monai.losses import DiceCELoss, DiceLoss, TverskyLoss
 
-    common = {"softmax": True, "to_onehot_y": True}
+    common: dict[str, Any] = {"softmax": True, "to_onehot_y": True}
     losses: dict[str, Callable[[], nn.Module]] = {
         "dice_ce": lambda: DiceCELoss(**common),
         "dice": lambda: DiceLoss(**common),
@@ -68,14 +68,13 @@ def train_unit(study: Study, unit: Unit) -> Path:
         EmadaptError: the loss is not finite, or the inputs are not there.
     """
     spec, train = study.backbone_specs[unit.backbone], study.train_spec(unit)
-    segmenter = build_segmenter(spec, study.regime_specs[unit.regime], train.head, unit.seed)
+    segmenter = build_segmenter(spec, study.regime_specs[unit.regime], train.head, unit.seed).to(device())
     volumes = [open_volume(name) for name in study.train_set_specs[unit.train_set]]
     key = digest({**study.describe(unit), "data": [v.md5 for v in volumes], "version": emadapt.__version__,
                   "weights": segmenter.backbone.provenance.sha256})[:24]  # fmt: skip
     scratch = SCRATCH / unit.name / key
     views = _cached_views(segmenter, volumes, study, unit)
     data: Data = TokenDataset(views) if views else CropDataset(volumes, spec, segmenter.backbone.arch.patch, train.augment)
-    segmenter.to(device())
     weights = segmenter.backbone.provenance
     tags = {**unit_tags(study, unit), "unit.key": key, "weights.source": weights.source, "weights.sha256": weights.sha256}
     with tracking.open_run(Path(), study.name, tags, study.describe(unit), resume_by=("unit", "unit.key")) as tracker:
@@ -170,10 +169,11 @@ def _fit(segmenter: Segmenter, data: Data, volumes: list[Volume], views: list[li
                 schedule.step()
                 bar.update(task, advance=1, words=f"loss {losses[-1]:.3f}, val IoU {max(progress.best, 0):.3f}")
             if not math.isfinite(sum(losses)):
-                raise EmadaptError(f"unit {unit.name}: the loss is not finite in epoch {progress.epoch}; lower head_lr or adapter_lr")
+                where = f"unit {unit.name}, epoch {progress.epoch}"
+                raise EmadaptError(f"{where}: the loss is not finite; lower head_lr or adapter_lr")
             scored = _score(segmenter, volumes, views, every=train.val_slices, loss_of=loss_of)
-            metrics = {"train/loss": float(np.mean(losses)), "val/iou": scored["iou"], "val/loss": scored["loss"],
-                       "lr/head": schedule.get_last_lr()[0]}  # fmt: skip
+            metrics = {"train/loss": float(np.mean(losses)), "lr/head": float(schedule.get_last_lr()[0])}
+            metrics |= {"val/iou": scored["iou"], "val/loss": scored["loss"]}
             value = metrics["val/iou"] if train.monitor == "val_iou" else -metrics["val/loss"]
             if value > progress.best:
                 progress.best, progress.best_epoch = value, progress.epoch
@@ -221,7 +221,7 @@ def _score(segmenter: Segmenter, volumes: list[Volume], views: list[list[TokenVi
             label, found = volume.label[z] > 0, probability > 0.5
             hits, total = hits + int((label & found).sum()), total + int((label | found).sum())
             if loss_of is not None:
-                p = torch.from_numpy(probability).clamp(1e-6, 1 - 1e-6)
+                p = torch.tensor(probability).clamp(1e-6, 1 - 1e-6)
                 logits = torch.stack([(1 - p).log(), p.log()])[None]  # softmax gives back the probabilities
                 losses.append(float(loss_of(logits, torch.from_numpy(np.array(volume.label[z]))[None, None].long())))
         ious.append(hits / total if total else 1.0)
@@ -232,7 +232,8 @@ def _score(segmenter: Segmenter, volumes: list[Volume], views: list[list[TokenVi
 def _optimiser(segmenter: Segmenter, train: TrainSpec) -> torch.optim.Optimizer:
     groups = segmenter.trainable()
     rates = {"head": train.head_lr, "adapter": train.adapter_lr}
-    return torch.optim.AdamW([{"params": groups[k], "lr": rates[k]} for k in groups if groups[k]], weight_decay=train.weight_decay)
+    sets = [{"params": groups[k], "lr": rates[k]} for k in groups if groups[k]]
+    return torch.optim.AdamW(sets, weight_decay=train.weight_decay)
 
 
 def _rate(train: TrainSpec, steps: int) -> Callable[[int], float]:
@@ -277,6 +278,6 @@ def _resume(scratch: Path, segmenter: Segmenter, optimiser: torch.optim.Optimize
     segmenter.load_trained(state["trained"])
     optimiser.load_state_dict(state["optimiser"])
     schedule.last_epoch = state["step"]
-    for group, rate in zip(optimiser.param_groups, schedule.get_lr(), strict=True):
-        group["lr"] = rate
+    for group, rate, factor in zip(optimiser.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
+        group["lr"] = rate * factor(state["step"])
     return Progress(**state["progress"]), state["best"]

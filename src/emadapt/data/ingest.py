@@ -122,7 +122,9 @@ def _intensity(images: list[SliceRef], train: list[int]) -> tuple[float, float, 
     return low, high, str(first.dtype)
 
 
-def _write(folder: Path, images: list[SliceRef], labels: list[SliceRef], spec: DatasetSpec, window: tuple[float, float]) -> dict[str, Any]:
+def _write(
+    folder: Path, images: list[SliceRef], labels: list[SliceRef], spec: DatasetSpec, window: tuple[float, float]
+) -> dict[str, Any]:
     """One pass over the slices: check, convert, write both arrays and hash them."""
     from rich.progress import track
 

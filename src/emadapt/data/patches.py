@@ -1,4 +1,7 @@
-"""What training draws: augmented image crops, or rows of the token cache. The draw depends on the seed alone, so runs resume exactly."""
+"""What training draws: augmented image crops, or rows of the token cache.
+
+The draw depends on the seed alone, so runs resume exactly.
+"""
 
 from __future__ import annotations
 
@@ -84,7 +87,7 @@ class CropDataset(Dataset[Item]):
         """Per volume, the rows that may be drawn: its training slices."""
         return [np.asarray(v.split["train"]) for v in self.volumes]
 
-    def __getitem__(self, draw: Draw) -> Item:  # type: ignore[override]
+    def __getitem__(self, draw: Draw) -> Item:
         """(1, h, w) float32 in [0, 1] and (h, w) int64."""
         volume, geo = self.volumes[draw.member], self.geos[draw.member]
         image = to_input(volume.image[draw.row], geo)
@@ -103,7 +106,7 @@ class TokenDataset(Dataset[Item]):
     def rows(self) -> list[npt.NDArray[np.int64]]:
         return [np.arange(len(places)) for places in self.places]
 
-    def __getitem__(self, draw: Draw) -> Item:  # type: ignore[override]
+    def __getitem__(self, draw: Draw) -> Item:
         """(blocks * D, h, w) float16 tokens and (H, W) int64 labels."""
         view, row = self.places[draw.member][draw.row]
         return torch.from_numpy(np.array(view.tokens[row])), torch.from_numpy(np.array(view.labels[row]).astype(np.int64))
@@ -111,7 +114,7 @@ class TokenDataset(Dataset[Item]):
 
 def as_input(image: Grey) -> torch.Tensor:
     """(h, w) uint8 -> (1, h, w) float32 in [0, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(image)).float().div_(255.0)[None]
+    return torch.from_numpy(image.astype(np.float32)).div_(255.0)[None]
 
 
 def plan_epoch(rows: Sequence[npt.NDArray[np.int64]], spec: TrainSpec, seed: int, epoch: int) -> list[list[Draw]]:
@@ -120,7 +123,7 @@ def plan_epoch(rows: Sequence[npt.NDArray[np.int64]], spec: TrainSpec, seed: int
     Args:
         rows: per dataset, the rows that may be drawn.
         spec: `steps_per_epoch` batches of `batch` samples (at least one a dataset), or with 0 one pass over all rows;
-            `balanced` draws datasets equally often whatever their size.
+            `balanced` draws datasets equally often whatever their size (so a small one repeats within a pass).
         seed: the unit's seed.
         epoch: its number, from 0.
     """

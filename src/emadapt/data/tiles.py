@@ -45,9 +45,9 @@ class Geometry:
 def geometry(native: tuple[int, int], spec: BackboneSpec, patch: int) -> Geometry:
     """Work out sizes for slices of shape `native` and a backbone whose patch has `patch` pixels."""
     height, width = native
-    if spec.longest_edge:  # the reference's rule: each side floored to the patch
-        factor = spec.longest_edge / max(native)
-        resized = (int(height * factor) // patch * patch, int(width * factor) // patch * patch)
+    if spec.longest_edge:  # the reference's rule: each side floored to the patch; in integers, or 1022 may become 1021.99..
+        height, width = (side * spec.longest_edge // max(native) for side in native)
+        resized = (height // patch * patch, width // patch * patch)
     else:
         resized = (round(height * spec.scale), round(width * spec.scale))
     whole = (math.ceil(resized[0] / patch) * patch, math.ceil(resized[1] / patch) * patch)

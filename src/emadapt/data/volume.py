@@ -6,6 +6,7 @@ import functools
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import numpy.typing as npt
 import tifffile
@@ -34,7 +35,8 @@ def read_slice(ref: SliceRef) -> Array:
         (Y, X) array in the file's own dtype: bool, integer or float.
 
     Raises:
-        InputError: unreadable or truncated file, colour channels that differ, NaN or infinite values.
+        InputError: unreadable or truncated file, colour channels that differ, an alpha channel that varies, NaN or infinite
+            values.
     """
     array = _read_tiff(ref) if ref.path.suffix.lower() in (".tif", ".tiff") else _read_png(ref.path)
     array = _to_grey(array, ref)
@@ -92,6 +94,7 @@ class _Stack:
             raise InputError(path, found=f"axes {axes} of shape {shape}", expected="one stack of slices (Z, Y, X)",
                              do="Export a single channel and time point.")  # fmt: skip
         self.n_slices = depth[0][1] if depth else 1
+        self.planar = "S" in axes and axes.index("S") < axes.index("Y")  # one plane a channel
         if max(series.sizes.values() if hasattr(series, "sizes") else shape) > MAX_SIDE:
             raise InputError(path, found=f"shape {shape}", expected=f"sides up to {MAX_SIDE}", do="Check the file's header.")
         self._check_complete()
@@ -104,15 +107,18 @@ class _Stack:
     def _check_complete(self) -> None:
         size = self.path.stat().st_size
         for page in self.tif.pages:
-            ends = [o + c for o, c in zip(page.dataoffsets, page.databytecounts, strict=False)]  # type: ignore[union-attr]
+            ends = [o + c for o, c in zip(page.dataoffsets, page.databytecounts, strict=False)]
             if max(ends, default=0) > size:
                 raise InputError(self.path, found=f"a truncated TIFF ({size} bytes, data up to byte {max(ends)})",
                                  expected="a complete file", do="Copy or export it again.")  # fmt: skip
 
     def read(self, page: int) -> Array:
+        """One slice, (Y, X) or (Y, X, channels)."""
         if self.lazy is not None:
-            return np.asarray(self.lazy[page])
-        return np.squeeze(np.asarray(self.tif.series[0].pages[page].asarray()))  # type: ignore[union-attr]
+            array = np.asarray(self.lazy[page])
+        else:
+            array = np.squeeze(np.asarray(self.tif.series[0].pages[page].asarray()))  # type: ignore[union-attr]
+        return np.moveaxis(array, 0, -1) if self.planar and array.ndim == 3 else array
 
 
 @functools.lru_cache(maxsize=4)
@@ -143,8 +149,11 @@ def _read_tiff(ref: SliceRef) -> Array:
 def _read_png(path: Path) -> Array:
     try:
         with Image.open(path) as image:
-            if image.mode == "P":
-                image = image.convert("RGB")
+            if image.mode in ("LA", "RGB", "RGBA") and str(image.tile[0].args).endswith(";16B"):
+                image.load()  # Pillow would leave out the low bytes of these; it still says what is truncated
+                return np.asarray(imagecodecs.png_decode(path.read_bytes()))
+            if image.mode == "P" or (image.mode in ("L", "RGB") and "transparency" in image.info):
+                return np.asarray(image.convert("RGBA"))
             return np.asarray(image)
     except Exception as error:  # PIL raises OSError, SyntaxError, DecompressionBombError, ... on damaged files
         raise InputError(path, found=f"no readable image ({type(error).__name__}: {error})", expected="a complete PNG",
@@ -155,11 +164,14 @@ def _to_grey(array: Array, ref: SliceRef) -> Array:
     if array.ndim == 2 and min(array.shape) > 1:
         return array
     if array.ndim == 3 and array.shape[-1] in (2, 3, 4):  # grey + alpha, RGB, RGBA
-        colours = array[..., : 1 if array.shape[-1] == 2 else 3]
-        if (colours == colours[..., :1]).all():
-            return np.ascontiguousarray(colours[..., 0])
-        raise InputError(_name(ref), found="a colour image whose channels differ", expected="grey values",
-                         do="Export it in grey, or a label as ids.")  # fmt: skip
+        colours, alpha = array[..., : 1 if array.shape[-1] == 2 else 3], array[..., -1]
+        if (colours != colours[..., :1]).any():
+            raise InputError(_name(ref), found="a colour image whose channels differ", expected="grey values",
+                             do="Export it in grey, or a label as ids.")  # fmt: skip
+        if array.shape[-1] != 3 and (alpha != alpha.flat[0]).any():  # what lies under a transparent pixel is anybody's guess
+            raise InputError(_name(ref), found=f"transparent pixels (alpha from {alpha.min()} to {alpha.max()})",
+                             expected="an image that is opaque everywhere", do="Export it without an alpha channel.")  # fmt: skip
+        return np.ascontiguousarray(colours[..., 0])
     raise InputError(_name(ref), found=f"an array of shape {array.shape}", expected="a grey slice (Y, X)",
                      do="Check the dataset's `layout`: one file a slice, or one stack.")  # fmt: skip
 

@@ -40,8 +40,8 @@ def read_state(path: Path, values: bool = True) -> dict[str, Any]:
         if path.suffix == ".safetensors":
             return load_file(path) if values else _safetensors_header(path)
         # Only zipped pickles can be mapped; torch < 1.6 wrote others, which are read whole.
-        options: dict[str, Any] = {"map_location": "cpu"} if values else {"map_location": "meta", "mmap": zipfile.is_zipfile(path)}
-        content = torch.load(path, weights_only=True, **options)
+        mapped = not values and zipfile.is_zipfile(path)
+        content = torch.load(path, map_location="cpu" if values else "meta", weights_only=True, mmap=mapped)
     except SafetensorError as error:
         raise InputError(path, found=f"unreadable content ({error})", expected="a complete safetensors file",
                          do="Download it again.") from error  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -34,7 +35,7 @@ class Deconv(nn.Module):
         super().__init__()
         self.squeeze = nn.Sequential(nn.Conv2d(dim * n_blocks, 512, 1, bias=False), nn.BatchNorm2d(512), nn.GELU())
         widths = [512, 256, 128, 64, 64]
-        self.up = nn.Sequential(*[self._double(a, b) for a, b in zip(widths, widths[1:], strict=False)])
+        self.up = nn.Sequential(*[self._double(a, b) for a, b in itertools.pairwise(widths)])
         self.classify = nn.Conv2d(64, 2, 1)
 
     @staticmethod

@@ -28,10 +28,16 @@ def apply_regime(backbone: Backbone, spec: RegimeSpec) -> None:
     if spec.kind == "frozen":
         return
     if spec.rank > backbone.arch.dim:
-        raise InputError(f"regime of rank {spec.rank}", found=f"a rank above the width {backbone.arch.dim} of {backbone.arch_name}",
+        raise InputError(f"regime of rank {spec.rank}",
+                         found=f"a rank above the width {backbone.arch.dim} of {backbone.arch_name}",
                          expected="a rank of 1 up to the width", do="Lower `rank`.")  # fmt: skip
     targets = "|".join(re.escape(t) for t in backbone.lora_targets)
-    config = LoraConfig(r=spec.rank, lora_alpha=spec.alpha, lora_dropout=spec.dropout, target_modules=rf".*\.({targets})")
+    config = LoraConfig(
+        r=spec.rank,
+        lora_alpha=spec.alpha,  # type: ignore[arg-type]  # peft divides it by the rank, so a fraction will do
+        lora_dropout=spec.dropout,
+        target_modules=rf".*\.({targets})",
+    )
     inject_adapter_in_model(config, backbone.vit)
 
 
@@ -54,7 +60,8 @@ def load_adapter(backbone: Backbone, state: State) -> None:
     found = {k: tuple(v.shape) for k, v in state.items()}
     if have != found:
         odd = sorted(k for k in have.keys() | found.keys() if have.get(k) != found.get(k))
-        raise InputError("adapter", found=f"{len(odd)} tensors that do not fit, e.g. {odd[0]}", expected="the adapter of this regime",
+        raise InputError("adapter", found=f"{len(odd)} tensors that do not fit, e.g. {odd[0]}",
+                         expected="the adapter of this regime",
                          do="Load it with the backbone and regime that it was trained with.")  # fmt: skip
     set_peft_model_state_dict(backbone.vit, state)
 

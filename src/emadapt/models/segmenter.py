@@ -113,11 +113,13 @@ def load_segmenter(folder: Path) -> tuple[Segmenter, dict[str, Any]]:
         raise InputError(folder, found="no model", expected="model.json and model.safetensors",
                          do="Train the unit first: `dvc repro train@UNIT`.")  # fmt: skip
     card = json.loads((folder / "model.json").read_text())
-    spec = BackboneSpec(**{k: tuple(v) if isinstance(v, list) else v for k, v in card["backbone"].items()})
+    settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in card["backbone"].items()}
+    spec = BackboneSpec(**settings)
     segmenter = build_segmenter(spec, RegimeSpec(**card["regime"]), card["head"], seed=0)
     found = segmenter.backbone.provenance.sha256
     if found != card["weights"]["sha256"]:
-        raise InputError(folder, found=f"backbone weights {found[:12]}", expected=f"{card['weights']['sha256'][:12]}, which it was trained on",
+        raise InputError(folder, found=f"backbone weights {found[:12]}",
+                         expected=f"{card['weights']['sha256'][:12]}, which it was trained on",
                          do="Restore those weights, or train again.")  # fmt: skip
     segmenter.load_trained(load_file(folder / "model.safetensors"))
     return segmenter.eval(), card

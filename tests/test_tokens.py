@@ -1,0 +1,320 @@
+import dataclasses
+import json
+import multiprocessing
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+import yaml
+
+from emadapt import tokens
+from emadapt.config import BackboneSpec, Study, Unit, load_study
+from emadapt.data.ingest import Volume, ingest, open_volume
+from emadapt.device import resolve_precision
+from emadapt.errors import InputError
+from emadapt.models.backbones import Backbone, build_backbone
+from emadapt.models.segmenter import build_frozen
+from emadapt.tokens import record_train_set, token_key, token_views
+from tiny import blobs, make_study, settings, write_stack
+
+SPEC = BackboneSpec("tiny_dinov2", "random", blocks=(2, 4), tile=56, overlap=0.25, views=2, precision="fp32")
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EMADAPT_TRACKING", "off")
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    params = settings()
+    params["backbones"]["t"] |= {"precision": "fp32", "blocks": [2, 4], "tile": 56}
+    return make_study(tmp_path, params)
+
+
+@pytest.fixture
+def volume(study: Study) -> Volume:
+    """Ten slices of 90 x 100; train 0-4, val 6, test 8 and 9."""
+    return open_volume("a")
+
+
+@pytest.fixture
+def backbone() -> Backbone:
+    return build_frozen(SPEC)
+
+
+def never(*_: Any, **__: Any) -> Any:
+    pytest.fail("the backbone ran again")
+
+
+def close_to_fp16(a: np.ndarray, b: np.ndarray) -> None:
+    np.testing.assert_allclose(a.astype(np.float32), b, rtol=2e-3, atol=2e-3)
+
+
+def entries() -> list[str]:
+    """What lies in the cache besides locks."""
+    return sorted(p.name for p in Path("scratch/tokens").iterdir() if p.suffix != ".lock")
+
+
+# ---------------------------------------------------------------- what an entry holds
+
+
+def test_cached_tokens_are_those_of_the_backbone_in_the_loop(backbone: Backbone, volume: Volume) -> None:
+    [view] = token_views(backbone, SPEC, volume, range(1))
+    assert view.tokens.dtype == np.float16
+    for (z, y, x), cached, label in zip(view.index, view.tokens, view.labels, strict=True):
+        tile = torch.from_numpy(volume.image[z, y : y + 56, x : x + 56].astype(np.float32) / 255)
+        with torch.inference_mode():
+            online = torch.cat(backbone(tile[None, None]), 1)[0]
+        assert cached.shape == online.shape == (2 * 64, 4, 4)
+        close_to_fp16(cached, online.numpy())
+        np.testing.assert_array_equal(label, volume.label[z, y : y + 56, x : x + 56])
+
+
+def test_the_plain_view_holds_every_split_whole_and_overlaps_where_it_is_predicted(backbone: Backbone, volume: Volume) -> None:
+    [view] = token_views(backbone, SPEC, volume, range(1))
+    assert set(view.index[:, 0].tolist()) == {z for part in volume.split.values() for z in part}
+    seen = np.zeros(volume.image.shape, int)
+    for z, y, x in view.index:
+        seen[z, y : y + 56, x : x + 56] += 1
+    for part, slices in volume.split.items():
+        assert (seen[slices] > 0).all()
+        rows = view.rows_of(part)
+        assert set(view.index[rows, 0].tolist()) == set(slices)
+        assert sorted(np.concatenate([view.rows_of_slice(z) for z in slices])) == sorted(rows)
+        assert len(rows) / len(slices) == (4 if part == "train" else 6)
+    assert sum(len(view.rows_of(part)) for part in volume.split) == len(view.index)  # a row belongs to one part
+
+
+def test_augmented_views_show_training_slices_only_each_view_another_crop(backbone: Backbone, volume: Volume) -> None:
+    views = token_views(backbone, SPEC, volume, range(3))
+    for view in views[1:]:
+        assert set(view.index[:, 0].tolist()) == set(volume.split["train"])
+        assert (view.index[:, 1:] == -1).all()
+        assert len(view.rows_of("val")) == len(view.rows_of("test")) == 0
+        assert set(np.unique(view.labels)) <= {0, 1}
+    rows = [row.tobytes() for view in views for row in view.tokens]
+    assert len(set(rows)) == len(rows)
+
+
+def test_labels_of_augmented_views_lie_on_their_tokens(backbone: Backbone, study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backbone that only averages each patch, on an image that is its own label."""
+    label = np.zeros((10, 90, 100), np.uint8)
+    label[:, 20:50, 10:70], label[:, 60:80, 60:75] = 1, 1
+    shown = Volume("a", 60 + 120 * label, label, open_volume("a").manifest)
+    pooled = torch.nn.AvgPool2d(14)
+    monkeypatch.setattr(tokens, "compute_tokens", lambda _, images, __: [pooled(images).expand(-1, 64, -1, -1)] * 2)
+    compared = 0
+    for view in token_views(backbone, SPEC, shown, range(3)):
+        cells = pooled(torch.from_numpy(np.array(view.labels)).float()[:, None])[:, 0].numpy()
+        for cached, expected in zip(view.tokens[:, 0].astype(np.float32), cells, strict=True):
+            if expected.std() > 0.1:
+                compared += 1
+                assert np.corrcoef(cached.ravel(), expected.ravel())[0, 1] > 0.98
+    assert compared > 50
+
+
+def test_tokens_that_are_not_finite_stop_it_and_nothing_stays(backbone: Backbone, volume: Volume) -> None:
+    with torch.no_grad():
+        backbone.vit.blocks[3].mlp.fc2.bias[5] = torch.nan
+    with pytest.raises(InputError, match=r"tokens of a, slice 0: found values that are not finite"):
+        token_views(backbone, SPEC, volume, range(1))
+    assert entries() == []
+    with torch.no_grad():  # finite in fp32, not in fp16
+        backbone.vit.blocks[3].mlp.fc2.bias[5] = 0
+        backbone.vit.norm.weight.fill_(1e6)
+    with pytest.raises(InputError, match="not finite"):
+        token_views(backbone, SPEC, volume, range(1))
+    assert entries() == []
+
+
+# ---------------------------------------------------------------- the key
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"blocks": (1, 4)},
+        {"blocks": (2, 3)},
+        {"scale": 2.0},
+        {"longest_edge": 98},
+        {"tile": 70},
+        {"tile": 0},
+        {"overlap": 0.5},
+        {"normalisation": "imagenet"},
+        {"precision": "bf16"},
+    ],
+    ids=str,
+)
+def test_each_setting_that_changes_tokens_changes_the_key(volume: Volume, change: dict[str, Any]) -> None:
+    other = dataclasses.replace(SPEC, **change)
+    assert token_key(build_frozen(other), other, volume, 0) != token_key(build_frozen(SPEC), SPEC, volume, 0)
+
+
+def test_weights_and_view_change_the_key(backbone: Backbone, volume: Volume, tmp_path: Path) -> None:
+    keys = [token_key(backbone, SPEC, volume, view) for view in range(3)]
+    keys.append(token_key(build_backbone("tiny_dinov2", "random", blocks=(2, 4), seed=1), SPEC, volume, 0))
+    for n in (1, 2):  # a file that is overwritten with other weights keeps its name
+        state = build_backbone("tiny_dinov2", "random", seed=n).vit.state_dict()
+        torch.save(state, tmp_path / "weights.pt")
+        spec = dataclasses.replace(SPEC, source="file", file=str(tmp_path / "weights.pt"))
+        keys.append(token_key(build_frozen(spec), spec, volume, 0))
+    assert len(set(keys)) == len(keys)
+
+
+@pytest.mark.parametrize("what", ["image", "label", "split"])
+def test_data_change_the_key(study: Study, backbone: Backbone, tmp_path: Path, what: str) -> None:
+    before = token_key(backbone, SPEC, open_volume("a"), 0)
+    ingest(study, "a")
+    assert token_key(backbone, SPEC, open_volume("a"), 0) == before  # the same data again
+    if what == "split":
+        study = dataclasses.replace(study, split=dataclasses.replace(study.split, gap_nm=60.0))
+    else:
+        path = tmp_path / "data/a" / f"{what}.tif"
+        array = tifffile.imread(path)
+        array[3, 50, 50] = 1 - array[3, 50, 50] if what == "label" else 255 - array[3, 50, 50]
+        tifffile.imwrite(path, array, photometric="minisblack")
+    ingest(study, "a")
+    assert token_key(backbone, SPEC, open_volume("a"), 0) != before
+
+
+def test_what_changes_no_token_changes_no_key(backbone: Backbone, volume: Volume) -> None:
+    before = [token_key(backbone, SPEC, volume, view) for view in range(2)]
+    changes: tuple[dict[str, Any], ...] = ({"views": 7}, {"source": "hub"}, {"source": "file", "file": "/elsewhere/weights.pt"})
+    for change in changes:
+        other = dataclasses.replace(SPEC, **change)
+        assert [token_key(backbone, other, volume, view) for view in range(2)] == before
+    wider = dataclasses.replace(SPEC, overlap=0.5)  # crops have no overlap
+    assert token_key(backbone, wider, volume, 1) == before[1]
+    auto = dataclasses.replace(SPEC, precision="auto")
+    named = {p: token_key(backbone, dataclasses.replace(SPEC, precision=p), volume, 0) for p in ("bf16", "fp32")}
+    assert token_key(backbone, auto, volume, 0) == named[resolve_precision("auto")]
+
+
+# ---------------------------------------------------------------- computed once, whole or not at all
+
+
+def test_a_second_call_reads(backbone: Backbone, volume: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = token_views(backbone, SPEC, volume, range(2))
+    monkeypatch.setattr(Backbone, "forward", never)
+    again = token_views(backbone, SPEC, volume, range(2))
+    for a, b in zip(first, again, strict=True):
+        assert isinstance(b.tokens, np.memmap)  # opening costs no memory
+        for name in ("tokens", "labels", "index"):
+            np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
+
+
+def test_what_was_killed_in_the_middle_is_never_read(backbone: Backbone, volume: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokens, "BATCH_TOKENS", 64)  # four tiles at once
+    calls = iter(range(10**6))
+    real = tokens.compute_tokens
+
+    def dies(*args: Any) -> list[torch.Tensor]:
+        if next(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tokens, "compute_tokens", dies)
+        with pytest.raises(KeyboardInterrupt):
+            token_views(backbone, SPEC, volume, range(1))
+    assert next(calls) == 4
+    key = token_key(backbone, SPEC, volume, 0)
+    assert key not in entries()
+    [view] = token_views(backbone, SPEC, volume, range(1))
+    assert entries() == [key]  # the half-written one is gone
+    shutil.rmtree("scratch/tokens")
+    [undisturbed] = token_views(backbone, SPEC, volume, range(1))
+    np.testing.assert_array_equal(view.tokens, undisturbed.tokens)
+
+
+def test_two_processes_that_want_one_entry_compute_it_once(
+    backbone: Backbone, volume: Volume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second comes while the first computes; it waits, then reads."""
+    real, fork, others = tokens._extract, multiprocessing.get_context("fork"), []
+    here, there = fork.Pipe(duplex=False)
+
+    def other() -> None:
+        monkeypatch.setattr(tokens, "_extract", never)
+        there.send("ready")
+        there.send(token_views(backbone, SPEC, volume, range(1))[0].tokens.tobytes())
+
+    def extract(*args: Any) -> None:
+        process = fork.Process(target=other)
+        others.append(process)
+        process.start()
+        assert here.recv() == "ready"
+        assert not here.poll(0.5)  # it waits
+        real(*args)
+
+    monkeypatch.setattr(tokens, "_extract", extract)
+    [view] = token_views(backbone, SPEC, volume, range(1))
+    assert here.poll(30)
+    assert here.recv() == view.tokens.tobytes()
+    [process] = others
+    process.join(30)
+    assert process.exitcode == 0
+    assert len(entries()) == 1
+
+
+# ---------------------------------------------------------------- the stage's files
+
+
+def test_a_rerun_writes_the_same_manifest(study: Study) -> None:
+    path = tokens.run(study, "t", "a")
+    first = path.read_bytes()
+    tokens.run(study, "t", "a")  # from the cache
+    assert path.read_bytes() == first
+    shutil.rmtree("scratch/tokens")
+    tokens.run(study, "t", "a")  # computed again
+    assert path.read_bytes() == first
+    manifest = json.loads(first)
+    assert [e["key"] for e in manifest["entries"]] == [
+        token_key(build_frozen(study.backbone_specs["t"]), study.backbone_specs["t"], open_volume("a"), view) for view in (0, 1)
+    ]
+    for entry in manifest["entries"]:
+        files = list(Path("scratch/tokens", entry["key"]).iterdir())
+        assert entry["bytes"] == sum(f.stat().st_size for f in files)
+        assert entry["rows"] * 2 * 64 * 4 * 4 * 2 < entry["bytes"]  # fp16 tokens of 2 blocks, and what goes with them
+    assert (manifest["backbone"], manifest["dataset"], manifest["data_md5"]) == ("t", "a", open_volume("a").md5)
+    assert manifest["weights"]["source"] == "random"
+
+
+def test_training_makes_a_deleted_cache_anew(study: Study) -> None:
+    """DVC follows the manifest, not the cache: after a clean-up or in another clone the arrays are not there."""
+    from emadapt.train import train_unit
+
+    small = dataclasses.replace(study, train=dataclasses.replace(study.train, epochs=1, steps_per_epoch=2, head="linear"))
+    tokens.run(study, "t", "a")
+    unit = Unit("t", "frozen", "a", 0)
+    first = (train_unit(small, unit) / "model.safetensors").read_bytes()
+    there = entries()
+    shutil.rmtree("scratch")
+    assert (train_unit(small, unit) / "model.safetensors").read_bytes() == first
+    assert entries() == there
+
+
+def test_a_training_set_is_recorded_with_its_members_alone(study: Study, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        tokens.run(study, "t", name)
+    before = {name: record_train_set(study, "t", name).read_bytes() for name in ("a", "paired")}
+    assert {k: list(json.loads(v)) for k, v in before.items()} == {"a": ["a"], "paired": ["a", "b"]}
+    shutil.rmtree(tmp_path / "data/b")
+    write_stack(tmp_path / "data/b", *blobs((10, 90, 100), 7))
+    ingest(study, "b")
+    tokens.run(study, "t", "b")
+    after = {name: record_train_set(study, "t", name).read_bytes() for name in ("a", "paired")}
+    assert after["a"] == before["a"]
+    assert after["paired"] != before["paired"]
+    params = yaml.safe_load((tmp_path / "params.yaml").read_text())
+    params["backbones"]["t"]["overlap"] = 0.5
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    changed = load_study()
+    tokens.run(changed, "t", "a")
+    assert record_train_set(changed, "t", "a").read_bytes() != before["a"]
