@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from PIL import Image
 
-ORANGE, BLUE, GREEN, PURPLE = "#E69F00", "#0072B2", "#009E73", "#CC79A7"
+ORANGE, BLUE, GREEN = "#E69F00", "#0072B2", "#009E73"
 FALSE_POSITIVE, FALSE_NEGATIVE, FOREGROUND = ORANGE, BLUE, GREEN
 KINDS = {"in-domain": (BLUE, "o"), "union": (GREEN, "s"), "cross-domain": (ORANGE, "^")}
 PANEL = 420  # px, the longer side of a panel of an overlay
@@ -79,7 +79,10 @@ def iou_png(path: Path, entries: Sequence[Mapping[str, Any]], kinds: Sequence[st
     rows: dict[tuple[str, str, str], list[float]] = {}
     for entry in entries:
         rows.setdefault((entry["backbone"], entry["regime"], entry["train_set"]), []).append(entry["iou"]["mean"])
-    order = sorted(rows, key=lambda row: np.mean(rows[row]))  # the best on top: the y axis points up
+    train_sets = list(dict.fromkeys(train_set for _, _, train_set in rows))
+    # By training set, the best of each on top; the y axis points up.
+    order = sorted(rows, key=lambda row: (-train_sets.index(row[2]), np.mean(rows[row])))
+    borders = [y - 0.5 for y in range(1, len(order)) if order[y][2] != order[y - 1][2]]
     figure = Figure(figsize=(3.2 + 3.4 * len(datasets), 1.5 + 0.34 * len(order)), dpi=110, layout="constrained")
     panels = figure.subplots(1, len(datasets), sharey=True, squeeze=False)[0]
     for axes, dataset in zip(panels, datasets, strict=True):
@@ -95,6 +98,8 @@ def iou_png(path: Path, entries: Sequence[Mapping[str, Any]], kinds: Sequence[st
             right = iou["mean"] < 0.85  # the number stands beside the interval, inside the panel
             x = iou["ci95"][1] + 0.015 if right else iou["ci95"][0] - 0.015
             axes.text(x, y, f"{iou['mean']:.3f}", va="center", ha="left" if right else "right", fontsize=8)
+        for border in borders:
+            axes.axhline(border, color="0.8", linewidth=0.8)
         axes.set_title(f"test: {dataset}", fontsize=10)
         axes.set_xlim(0, 1)
         axes.set_ylim(-0.6, len(order) - 0.4)
@@ -130,8 +135,7 @@ def _tint(grey: np.ndarray, masks: Mapping[str, np.ndarray], strength: float = 0
     """Colours (Y, X) masks into a (Y, X, 3) picture of 0 to 255."""
     picture = grey.copy()
     for colour, mask in masks.items():
-        rgb = np.array([int(colour[at : at + 2], 16) for at in (1, 3, 5)], np.float32)
-        picture[mask] = (1 - strength) * picture[mask] + strength * rgb
+        picture[mask] = (1 - strength) * picture[mask] + strength * _rgb(colour)
     return picture
 
 
@@ -141,12 +145,35 @@ def _picture(figure: Figure) -> Image.Image:
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
 
+def _few_colours(picture: Image.Image) -> Image.Image:
+    """Reduces to greys and the colours of this module mixed into greys.
+
+    A palette by frequency would merge the rare blue into green, and Pillow's own search for the nearest colour greys the white.
+    """
+    greys = np.repeat(np.linspace(0, 255, 60)[:, None], 3, axis=1)
+    below = np.repeat(np.linspace(0, 255, 13)[:, None], 3, axis=1)
+    tints = [(1 - share) * below + share * _rgb(colour) for colour in (ORANGE, BLUE, GREEN) for share in (0.25, 0.45, 0.65, 0.85)]
+    pure = np.stack([_rgb(colour) for colour in (ORANGE, BLUE, GREEN)])
+    palette = np.concatenate([greys, *tints, pure]).round()  # (219, 3)
+    packed = np.asarray(picture).astype(np.int32) @ np.array([65536, 256, 1], np.int32)
+    colours, index = np.unique(packed, return_inverse=True)
+    rgb = np.stack([colours >> 16, colours >> 8 & 255, colours & 255], axis=1).astype(float)
+    nearest = np.argmax(rgb @ palette.T - (palette**2).sum(axis=1) / 2, axis=1)
+    few = Image.fromarray(nearest[index].reshape(packed.shape).astype(np.uint8), "L")
+    few.putpalette(palette.astype(np.uint8).tobytes())
+    return few
+
+
+def _rgb(colour: str) -> np.ndarray:
+    return np.array([int(colour[at : at + 2], 16) for at in (1, 3, 5)], np.float32)
+
+
 def _write(path: Path, picture: Image.Image) -> None:
-    """Writes a PNG of 128 colours, smaller where it would be over 1 MB (EM noise does not compress), then renames it."""
+    """Writes a PNG with few colours, smaller where it would be over 1 MB (EM noise does not compress), then renames it."""
     small = picture
     while True:
         data = io.BytesIO()
-        small.quantize(128, dither=Image.Dither.NONE).save(data, "PNG", optimize=True)
+        _few_colours(small).save(data, "PNG", optimize=True)
         if data.tell() <= LIMIT:
             break
         scale = max(0.5, 0.95 * (LIMIT / data.tell()) ** 0.5)

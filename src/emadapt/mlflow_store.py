@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from .errors import EmadaptError, InputError
+from emadapt.errors import EmadaptError, InputError
 
 LOCK = Path("scratch/track/.lock")
 # Five seconds is long for a healthy server; what failed is tried again from the spool, so no retries inside a call.

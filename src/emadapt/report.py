@@ -4,46 +4,19 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from .errors import InputError
-from .tracking import provenance_tags
+from emadapt.config import Study, Unit
+from emadapt.errors import InputError
+from emadapt.tracking import provenance_tags
 
 METRICS = ("iou", "dice", "boundary_iou")
 CI95_METHOD = (
     "one seed: percentile bootstrap over blocks of test slices; several seeds: the half-widths of that, averaged over seeds,"
     " and of Student's t interval of the mean over seeds, added in quadrature and clipped to [0, 1]"
 )
-STACKED = 6  # overlays in a figure
-
-
-class Unit(Protocol):
-    """What the report needs to know of config.Unit."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def backbone(self) -> str: ...
-    @property
-    def regime(self) -> str: ...
-    @property
-    def train_set(self) -> str: ...
-    @property
-    def seed(self) -> int: ...
-
-
-class Study(Protocol):
-    """What the report needs to know of config.Study."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def datasets(self) -> Sequence[str]: ...
-    @property
-    def train_set_specs(self) -> Mapping[str, Sequence[str]]: ...
-    def units(self) -> Sequence[Any]: ...
 
 
 def build_report(root: Path, study: Study) -> Path:
@@ -74,16 +47,19 @@ def build_report(root: Path, study: Study) -> Path:
         "units": entries,
     }
 
-    from . import figures  # matplotlib takes half a second
+    from emadapt import figures  # matplotlib takes half a second
 
     reports = root / "reports"
     _write(reports / "leaderboard.md", leaderboard(study.name, entries, kinds))
     figures.iou_png(reports / "figures" / "iou.png", entries, kinds)
     for test_set in study.datasets:
-        best = sorted((e for e in entries if e["test_set"] == test_set), key=lambda entry: -entry["iou"]["mean"])
-        names = [groups[e["backbone"], e["regime"], e["train_set"]][0]["unit"] for e in best]
+        # The best of each kind, so that one figure shows what crossing domains costs.
+        ranked = sorted(zip(entries, kinds, strict=True), key=lambda pair: pair[0]["iou"]["mean"])
+        best = {kind: entry for entry, kind in ranked if entry["test_set"] == test_set}
+        best_first = sorted(best.values(), key=lambda entry: -entry["iou"]["mean"])
+        names = [groups[e["backbone"], e["regime"], e["train_set"]][0]["unit"] for e in best_first]
         overlays = [root / "build/evaluate" / name / f"overlay-{test_set}.png" for name in names]
-        if there := [file for file in overlays if file.is_file()][:STACKED]:
+        if there := [file for file in overlays if file.is_file()]:
             figures.stack_png(reports / "figures" / f"overlays-{test_set}.png", there)
     _write(reports / "summary.json", json.dumps(summary, indent=1) + "\n")
     return reports / "summary.json"

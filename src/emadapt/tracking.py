@@ -23,8 +23,8 @@ from typing import Any, Self
 
 import yaml
 
-from . import mlflow_store
-from .mlflow_store import find_run, moved, redact, relocate, tracking_uri
+from emadapt import mlflow_store
+from emadapt.mlflow_store import find_run, moved, redact, relocate, tracking_uri
 
 __all__ = [
     "NullTracker",

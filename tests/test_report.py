@@ -1,0 +1,189 @@
+"""The report: what it computes over seeds, what it refuses, and figures that keep their colours and stay small."""
+
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from emadapt import figures, report
+from emadapt.errors import InputError
+
+TRAIN_SETS = {"lucchi": ("lucchi",), "vnc": ("vnc",), "paired": ("lucchi", "vnc")}
+
+
+def a_unit(backbone, regime, train_set, seed):
+    name = f"{backbone}-{regime}-{train_set}-{seed}"
+    return SimpleNamespace(backbone=backbone, regime=regime, train_set=train_set, seed=seed, name=name)
+
+
+def a_study(seeds=(0, 1)) -> Any:
+    units = [
+        a_unit("dinov2_s", regime, train_set, seed) for regime in ("frozen", "lora") for train_set in TRAIN_SETS for seed in seeds
+    ]
+    return SimpleNamespace(name="demo", datasets=("lucchi", "vnc"), train_set_specs=TRAIN_SETS, units=lambda: units)
+
+
+def iou_of(unit, dataset):
+    known = dataset in TRAIN_SETS[unit.train_set]
+    return (0.8 if known else 0.2) + 0.05 * (unit.regime == "lora") + 0.01 * unit.seed + 1e-9
+
+
+def write_metrics(root, study):
+    """What evaluate leaves behind."""
+    noise = np.random.default_rng(0).integers(0, 256, (300, 400), dtype=np.uint8)
+    for unit in study.units():
+        folder = root / "build/evaluate" / unit.name
+        folder.mkdir(parents=True)
+        test = {}
+        for dataset in study.datasets:
+            iou = iou_of(unit, dataset)
+            scores = {"iou": iou, "dice": iou + 0.05, "boundary_iou": iou - 0.1}
+            intervals = {f"{name}_ci95": [value - 0.02, value + 0.01] for name, value in scores.items()}
+            test[dataset] = {"n": 32, **scores, **intervals, "per_slice": {name: [value] * 32 for name, value in scores.items()}}
+            figures.overlay_png(folder / f"overlay-{dataset}.png", noise, noise > 200, noise > 210, f"{unit.name} on {dataset}")
+        metrics = {"unit": unit.name, "trainable_params": 442368, "train_seconds": 100.0 + unit.seed, "peak_mb": 900 + unit.seed}
+        (folder / "metrics.json").write_text(json.dumps({**metrics, "test": test}))
+
+
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory):
+    root, study = tmp_path_factory.mktemp("reported"), a_study()
+    write_metrics(root, study)
+    (root / "params.yaml").write_text("a: 1\n")
+    assert report.build_report(root, study) == root / "reports/summary.json"
+    return root
+
+
+def test_summary(reported):
+    summary = json.loads((reported / "reports/summary.json").read_text())
+    assert list(summary) == ["study", "git", "data_md5", "params_sha256", "ci95_method", "units"]
+    assert summary["study"] == "demo"
+    assert len(summary["params_sha256"]) == 64
+    keys = [(e["backbone"], e["regime"], e["train_set"], e["test_set"]) for e in summary["units"]]
+    assert len(set(keys)) == len(keys) == 2 * 3 * 2
+    entry = summary["units"][keys.index(("dinov2_s", "lora", "paired", "vnc"))]
+    assert (entry["n"], entry["trainable_params"], entry["seconds"], entry["peak_mb"]) == (32, 442368, 100.5, 901)
+    assert entry["iou"]["values"] == [0.85, 0.86]  # over seeds, rounded to 6 digits
+    assert entry["iou"]["mean"] == 0.855
+    assert entry["iou"]["std"] == pytest.approx(0.01 / 2**0.5, abs=1e-6)
+    for name in ("iou", "dice", "boundary_iou"):
+        assert list(entry[name]) == ["mean", "std", "values", "ci95"]
+        low, high = entry[name]["ci95"]
+        assert 0 <= low <= entry[name]["mean"] - 0.02
+        assert entry[name]["mean"] + 0.01 <= high <= 1
+
+
+def test_leaderboard(reported):
+    text = (reported / "reports/leaderboard.md").read_text()
+    lucchi, vnc = text.split("## Test dataset")[1:]
+    assert lucchi.startswith(" `lucchi` (32 slices)")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in vnc.splitlines() if line.startswith("| ")][1:]
+    assert {len(row) for row in rows} == {12}
+    ranks = [(row[2], row[3], row[4]) for row in rows]
+    assert set(ranks[:2]) == {("lora", "vnc", "in-domain"), ("lora", "paired", "union")}
+    assert set(ranks[2:4]) == {("frozen", "vnc", "in-domain"), ("frozen", "paired", "union")}
+    assert ranks[4:] == [("lora", "lucchi", "cross-domain"), ("frozen", "lucchi", "cross-domain")]
+    assert rows[0][5] == "**0.855** ± 0.007"
+    assert rows[0][9:] == ["2", "442,368", "100 s"]
+
+
+def test_again_gives_the_same_bytes(reported):
+    def content():
+        return {file: file.read_bytes() for file in (reported / "reports").rglob("*") if file.is_file()}
+
+    before = content()
+    assert {file.name for file in before} == {
+        "summary.json",
+        "leaderboard.md",
+        "iou.png",
+        "overlays-lucchi.png",
+        "overlays-vnc.png",
+    }
+    report.build_report(reported, a_study())
+    assert content() == before
+
+
+def test_missing_and_wrong_metrics(tmp_path):
+    study = a_study(seeds=(0,))
+    with pytest.raises(InputError, match=r"dvc repro evaluate@dinov2_s-frozen-lucchi-0"):
+        report.build_report(tmp_path, study)
+    write_metrics(tmp_path, study)
+    file = tmp_path / "build/evaluate/dinov2_s-lora-vnc-0/metrics.json"
+    good = json.loads(file.read_text())
+    for wrong in ('{"unit": ', "[]", "{}", json.dumps({**good, "unit": "another"}), json.dumps({**good, "test": {"lucchi": {}}})):
+        file.write_text(wrong)
+        with pytest.raises(InputError, match=r"dvc repro evaluate@dinov2_s-lora-vnc-0") as error:
+            report.build_report(tmp_path, study)
+        assert str(file) in str(error.value)
+    assert not (tmp_path / "reports").exists()
+
+
+def test_overlays_that_are_not_there_are_no_error(tmp_path):
+    study = a_study(seeds=(0,))
+    write_metrics(tmp_path, study)
+    for file in tmp_path.rglob("overlay-vnc.png"):
+        file.unlink()
+    report.build_report(tmp_path, study)
+    assert {file.name for file in (tmp_path / "reports/figures").iterdir()} == {"iou.png", "overlays-lucchi.png"}
+
+
+def test_interval_of_one_seed_is_the_bootstrap():
+    assert report.combine([0.5], [(0.4, 0.7)]) == {"mean": 0.5, "std": 0.0, "values": [0.5], "ci95": [0.4, 0.7]}
+    assert report.combine([0.5, 0.5], [(0.4, 0.7), (0.4, 0.7)])["ci95"] == [0.4, 0.7]
+    assert report.combine([0.1, 0.99], [(0.0, 0.2), (0.9, 1.0)])["ci95"] == [0, 1]
+
+
+@pytest.mark.parametrize(("of_slices", "of_seeds"), [(0.02, 0.005), (0.01, 0.01), (0.003, 0.02)])
+def test_interval_over_seeds_covers_the_truth(of_slices, of_seeds):
+    """Simulated studies: every seed sees the same slices (a shared error) and adds an error of its own."""
+    rng, truth, hits, studies = np.random.default_rng(0), 0.7, 0, 600
+    for _ in range(studies):
+        values = truth + rng.normal(0, of_slices) + rng.normal(0, of_seeds, size=5)
+        low, high = report.combine(values, [(v - 1.96 * of_slices, v + 1.96 * of_slices) for v in values])["ci95"]
+        hits += low <= truth <= high
+    assert 0.93 <= hits / studies <= 0.995
+
+
+def pixels(path, colour):
+    """How many pixels of a picture are close to a colour."""
+    with Image.open(path) as picture:
+        rgb = np.asarray(picture.convert("RGB")).astype(int)
+    target = [int(colour[at : at + 2], 16) for at in (1, 3, 5)]
+    return int((np.abs(rgb - target).max(axis=-1) < 40).sum())
+
+
+def test_overlay_shows_both_errors_also_when_rare(tmp_path):
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (420, 420), dtype=np.uint8)
+    label, prediction = np.zeros((2, 420, 420), bool)
+    label[100:200, 100:200] = prediction[100:200, 104:204] = True
+    file = tmp_path / "new folder" / "overlay.png"
+    figures.overlay_png(file, image, label, prediction, "a title")
+    legend = tmp_path / "legend.png"
+    figures.overlay_png(legend, image, label, label, "a title")  # no errors: what the legend alone has
+    for colour in (figures.FALSE_POSITIVE, figures.FALSE_NEGATIVE):
+        assert pixels(file, colour) - pixels(legend, colour) == pytest.approx(400, abs=60)
+    with Image.open(file) as picture:
+        assert picture.convert("RGB").getpixel((1, 1)) == (255, 255, 255)
+    assert [path.name for path in file.parent.iterdir()] == ["overlay.png"]
+
+
+@pytest.mark.parametrize("shape", [(3000, 5000), (7, 5), (64, 900)])
+def test_overlay_of_any_size(tmp_path, shape):
+    image = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    figures.overlay_png(tmp_path / "a.png", image, np.zeros(shape), np.ones(shape), "nothing to find")
+    assert (tmp_path / "a.png").stat().st_size <= figures.LIMIT
+    with Image.open(tmp_path / "a.png") as picture:
+        assert picture.width == 4 * max(1, round(shape[1] * figures.PANEL / max(shape))) + 5 * 8
+
+
+def test_a_stack_stays_under_a_megabyte(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (600, 1700, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "noise.png")
+    figures.stack_png(tmp_path / "stack.png", [tmp_path / "noise.png"] * 4)
+    assert (tmp_path / "stack.png").stat().st_size <= figures.LIMIT
+    with Image.open(tmp_path / "stack.png") as picture:
+        assert picture.width / picture.height == pytest.approx(1700 / 2400, rel=0.02)
