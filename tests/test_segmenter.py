@@ -111,3 +111,27 @@ def test_images_and_their_tokens_give_the_same_logits(regime: str) -> None:
         tokens = segmenter.backbone(images(9))
         assert [tuple(t.shape) for t in tokens] == [(2, 64, 3, 4)] * 2
         assert torch.equal(segmenter(tokens, (42, 56)), logits(segmenter))
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("model.json", b"{"),
+        ("model.json", b'{"backbone": {"archh": 1}}'),
+        ("model.safetensors", b"\xff" * 64),
+        ("model.safetensors", b""),
+    ],
+)
+def test_a_damaged_model_is_named(tmp_path: Path, file: str, content: bytes) -> None:
+    save_segmenter(trained("frozen", "linear"), tmp_path / "unit", {})
+    (tmp_path / "unit" / file).write_bytes(content)
+    with pytest.raises(InputError, match=r"unit: found a damaged model.*Train the unit again"):
+        load_segmenter(tmp_path / "unit")
+
+
+def test_another_heads_tensors_are_refused(tmp_path: Path) -> None:
+    save_segmenter(trained("frozen", "linear"), tmp_path / "unit", {})
+    card = tmp_path / "unit/model.json"
+    card.write_text(card.read_text().replace('"linear"', '"pyramid"'))
+    with pytest.raises(InputError, match="head 'pyramid'"):
+        load_segmenter(tmp_path / "unit")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -73,7 +74,12 @@ class Segmenter(nn.Module):
 
     def load_trained(self, state: State) -> None:
         """Put back what `trained_state` gave."""
-        self.head.load_state_dict({k.removeprefix("head."): v for k, v in state.items() if k.startswith("head.")})
+        head = {k.removeprefix("head."): v for k, v in state.items() if k.startswith("head.")}
+        try:
+            self.head.load_state_dict(head)
+        except RuntimeError as error:
+            raise InputError(f"head {self.head_name!r}", found=" ".join(str(error).split())[:200], expected="the tensors of this head",
+                             do="Load it with the settings that it was trained with.") from error  # fmt: skip
         load_adapter(self.backbone, {k.removeprefix("adapter."): v for k, v in state.items() if k.startswith("adapter.")})
 
 
@@ -107,19 +113,24 @@ def load_segmenter(folder: Path) -> tuple[Segmenter, dict[str, Any]]:
     """Build the segmenter that `save_segmenter` wrote, in eval mode, and its model.json.
 
     Raises:
-        InputError: the folder holds no model, or the backbone's weights are not the ones that it was trained on.
+        InputError: the folder holds no model or a damaged one, or the backbone's weights are not the ones that it was
+            trained on.
     """
     if not (folder / "model.json").is_file() or not (folder / "model.safetensors").is_file():
         raise InputError(folder, found="no model", expected="model.json and model.safetensors",
                          do="Train the unit first: `dvc repro train@UNIT`.")  # fmt: skip
-    card = json.loads((folder / "model.json").read_text())
-    settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in card["backbone"].items()}
-    spec = BackboneSpec(**settings)
-    segmenter = build_segmenter(spec, RegimeSpec(**card["regime"]), card["head"], seed=0)
+    try:
+        card = json.loads((folder / "model.json").read_text())
+        settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in card["backbone"].items()}
+        spec, regime, trained_on = BackboneSpec(**settings), RegimeSpec(**card["regime"]), card["weights"]["sha256"]
+        state = load_file(folder / "model.safetensors")
+    except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        raise InputError(folder, found=f"a damaged model, or one of another version ({type(error).__name__}: {error})",
+                         expected="what `emadapt train` writes", do="Train the unit again.") from error  # fmt: skip
+    segmenter = build_segmenter(spec, regime, card["head"], seed=0)
     found = segmenter.backbone.provenance.sha256
-    if found != card["weights"]["sha256"]:
-        raise InputError(folder, found=f"backbone weights {found[:12]}",
-                         expected=f"{card['weights']['sha256'][:12]}, which it was trained on",
+    if found != trained_on:
+        raise InputError(folder, found=f"backbone weights {found[:12]}", expected=f"{trained_on[:12]}, which it was trained on",
                          do="Restore those weights, or train again.")  # fmt: skip
-    segmenter.load_trained(load_file(folder / "model.safetensors"))
+    segmenter.load_trained(state)
     return segmenter.eval(), card
