@@ -213,6 +213,12 @@ def test_dvc_runs_the_pipeline_in_parallel_then_has_nothing_to_do(tmp_path: Path
     assert (tmp_path / "reports/summary.json").is_file()
     assert "failed" not in out
     assert "up to date" in sh("dvc", "repro")
+    with (tmp_path / "data/a/image.tif").open("ab") as file:
+        file.write(b" ")
+    edited = subprocess.run(["emadapt", "repro"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert edited.returncode == 2
+    assert "not what data.dvc records" in edited.stderr
+    sh("dvc", "checkout", "--force", "data.dvc")
     text = (tmp_path / "params.yaml").read_text()
     (tmp_path / "params.yaml").write_text(text.replace("rank: 2", "rank: 3"))
     ran = [line for line in sh("dvc", "repro").splitlines() if line.startswith("Running stage")]

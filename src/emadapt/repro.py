@@ -46,13 +46,17 @@ def stage_graph() -> dict[str, set[str]]:
     """Every stage of dvc.yaml with the stages it needs.
 
     Raises:
-        EmadaptError: DVC cannot read the pipeline.
+        EmadaptError: DVC cannot read the pipeline, or data/ is not what data.dvc records: DVC would silently take edited
+            data as its new version.
     """
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
     try:
         with Repo() as repo:
+            if os.path.exists("data.dvc") and repo.status(targets=["data.dvc"]):
+                keep, undo = "dvc add data", "dvc checkout --force data.dvc"
+                raise EmadaptError(f"data: not what data.dvc records; keep the change with `{keep}`, or undo it with `{undo}`")
             graph = repo.index.graph
             stages = {s: s.addressing for s in graph.nodes if getattr(s, "cmd", None)}
             return {name: {stages[n] for n in graph.successors(s) if n in stages} for s, name in stages.items()}

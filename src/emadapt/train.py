@@ -78,6 +78,7 @@ def train_unit(study: Study, unit: Unit) -> Path:
     weights = segmenter.backbone.provenance
     tags = {**unit_tags(study, unit), "unit.key": key, "weights.source": weights.source, "weights.sha256": weights.sha256}
     with tracking.open_run(Path(), study.name, tags, study.describe(unit), resume_by=("unit", "unit.key")) as tracker:
+        tracker.log_dict(study.describe(unit), "config.json")
         for volume in volumes:
             tracker.log_dataset(volume.name, volume.md5, str(INGESTED / volume.name), "training")
         progress = _fit(segmenter, data, volumes, views, train, unit, scratch, tracker.log_metrics)

@@ -78,7 +78,8 @@ class Segmenter(nn.Module):
         try:
             self.head.load_state_dict(head)
         except RuntimeError as error:
-            raise InputError(f"head {self.head_name!r}", found=" ".join(str(error).split())[:200], expected="the tensors of this head",
+            raise InputError(f"head {self.head_name!r}", found=" ".join(str(error).split())[:200],
+                             expected="the tensors of this head",
                              do="Load it with the settings that it was trained with.") from error  # fmt: skip
         load_adapter(self.backbone, {k.removeprefix("adapter."): v for k, v in state.items() if k.startswith("adapter.")})
 
