@@ -73,7 +73,7 @@ def evaluate_unit(study: Study, unit: Unit, out: Path = EVALUATED) -> Path:
 
 def _track(study: Study, unit: Unit, card: dict[str, Any], metrics: dict[str, Any], path: Path) -> None:
     """Add the test metrics to the run that trained the model; where there is none (a restored model) make one that says so."""
-    tags = {**unit_tags(study, unit), "model.md5": metrics["model_md5"], "weights.source": card["weights"]["source"],
+    tags = {**unit_tags(study, unit, "evaluate"), "model.md5": metrics["model_md5"], "weights.source": card["weights"]["source"],
             "weights.sha256": card["weights"]["sha256"], "trainable_params": card["trainable_params"]}  # fmt: skip
     params = study.describe(unit)
     with tracking.open_run(Path(), study.name, tags, params, resume_by=("unit", "model.md5"), origin="restored") as tracker:

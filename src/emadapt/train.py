@@ -76,8 +76,14 @@ def train_unit(study: Study, unit: Unit) -> Path:
     views = _cached_views(segmenter, volumes, study, unit)
     data: Data = TokenDataset(views) if views else CropDataset(volumes, spec, segmenter.backbone.arch.patch, train.augment)
     weights = segmenter.backbone.provenance
-    tags = {**unit_tags(study, unit), "unit.key": key, "weights.source": weights.source, "weights.sha256": weights.sha256}
-    with tracking.open_run(Path(), study.name, tags, study.describe(unit), resume_by=("unit", "unit.key")) as tracker:
+    tags = {
+        **unit_tags(study, unit, "train"),
+        "unit.key": key,
+        "weights.source": weights.source,
+        "weights.sha256": weights.sha256,
+    }
+    goes_on = ("unit", "unit.key") if (scratch / "checkpoint.pt").is_file() else ()  # a training from the start is a new run
+    with tracking.open_run(Path(), study.name, tags, study.describe(unit), resume_by=goes_on) as tracker:
         tracker.log_dict(study.describe(unit), "config.json")
         for volume in volumes:
             tracker.log_dataset(volume.name, volume.md5, str(INGESTED / volume.name), "training")
@@ -91,11 +97,11 @@ def train_unit(study: Study, unit: Unit) -> Path:
     return folder
 
 
-def unit_tags(study: Study, unit: Unit) -> dict[str, str]:
-    """Tags that every run of the unit carries, whichever stage makes it."""
+def unit_tags(study: Study, unit: Unit, stage: str) -> dict[str, str]:
+    """Tags that every run of the unit carries; `stage` is the one that made the run."""
     spec = {name: study.dataset_specs[name] for name in study.train_set_specs[unit.train_set]}
     tags = {"unit": unit.name, "backbone": unit.backbone, "regime": unit.regime, "train_set": unit.train_set,
-            "seed": str(unit.seed), "study": study.name, "stage": "train", **tracking.provenance_tags(Path())}  # fmt: skip
+            "seed": str(unit.seed), "study": study.name, "stage": stage, **tracking.provenance_tags(Path())}  # fmt: skip
     if wrong := [name for name, data in spec.items() if data.pairing == "lexicographic"]:
         tags["pairing.lexicographic"] = ",".join(wrong)
     return tags
