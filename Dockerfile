@@ -25,7 +25,8 @@ ENV PYTHONUNBUFFERED=1 \
 # The large layer (about 7 GB) depends on the lock alone.
 WORKDIR /opt/emadapt
 COPY requirements.lock ./
-RUN pip install --requirement requirements.lock
+# The lock is complete, so there is nothing to resolve.
+RUN pip install --no-deps --requirement requirements.lock
 
 COPY pyproject.toml LICENSE ./
 COPY src ./src

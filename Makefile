@@ -43,7 +43,7 @@ venv: ## set up .venv where it is missing or stale (every other target does it b
 		"$$python" -m venv --clear "$(VENV)"; \
 	fi; \
 	echo "set-up: packages of requirements.lock (a first time takes minutes and about 7 GB of disk)"; \
-	"$(BIN)/python" -m pip install --quiet --no-input --requirement requirements.lock; \
+	"$(BIN)/python" -m pip install --quiet --no-input --no-deps --requirement requirements.lock; \
 	echo "set-up: emadapt itself"; \
 	"$(BIN)/python" -m pip install --quiet --no-input --no-deps --no-build-isolation --editable .; \
 	printf '%s\n%s\n' "$$interpreter" "$$requirements" >"$(VENV)/stamp.new"; \
