@@ -2,10 +2,18 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from sklearn.linear_model import Ridge
+from sklearn.metrics import jaccard_score
+from sklearn.preprocessing import StandardScaler
 
 from emadapt.config import load_study
 from emadapt.data.ingest import ingest, open_volume
+from emadapt.data.patches import as_input
+from emadapt.models.backbones import Backbone, build_backbone
+from emadapt.tokens import compute_tokens
 
 pytestmark = pytest.mark.real_data
 STUDY = Path(__file__).parents[1] / "studies/cpu.yaml"
@@ -19,3 +27,30 @@ def test_the_real_volumes_pass_ingest_with_the_split_that_the_study_states(tmp_p
         assert volume.manifest["shape"] == shape
         assert volume.split["test"] == test
         assert all(0.03 < share < 0.1 for share in volume.manifest["foreground_fraction"].values())
+
+
+def test_pretrained_tokens_hold_mitochondria_and_random_ones_hardly(tmp_path: Path, real_data: Path) -> None:
+    """Ridge probe on patch tokens of VNC, sections 0 to 9 against 12 to 19, threshold at the true share of foreground."""
+    ingest(load_study(STUDY), "vnc", real_data, tmp_path)
+    volume = open_volume("vnc", tmp_path)
+
+    def patches(backbone: Backbone, slices: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+        features, labels = [], []
+        for z in slices:
+            image, label = (np.asarray(a[z, :518, :518]) for a in (volume.image, volume.label))
+            tokens = compute_tokens(backbone, as_input(image)[None], "fp32")[0][0]  # D,37,37
+            features.append(tokens.flatten(1).T.numpy())
+            labels.append(torch.nn.functional.avg_pool2d(torch.tensor(label).float()[None], 14).numpy().ravel() > 0.5)
+        return np.concatenate(features), np.concatenate(labels)
+
+    def probe(source: str) -> float:
+        backbone = build_backbone("dinov2_s", source, blocks=(6,), cache_dir=tmp_path / "weights")
+        (x, y), (x_test, y_test) = patches(backbone, (0, 3, 6, 9)), patches(backbone, (12, 15, 17, 19))
+        scale = StandardScaler().fit(x)
+        score = Ridge(alpha=100.0).fit(scale.transform(x), y.astype(float)).predict(scale.transform(x_test))
+        return float(jaccard_score(y_test, score > np.quantile(score, 1 - y_test.mean())))
+
+    pretrained, random = probe("pypi"), probe("random")
+    print(f"patch IoU of a ridge probe on VNC: pretrained {pretrained:.3f}, random {random:.3f}")
+    assert pretrained > 0.4
+    assert pretrained > 1.5 * random
