@@ -7,8 +7,6 @@ from pathlib import Path
 from emadapt.config import ConfigError, Study, load_study
 from emadapt.errors import EmadaptError, InputError
 
-HEAD_NAMES = ("linear", "deconv", "pyramid")
-
 
 def check_study(path: Path, data: Path = Path("data")) -> list[str]:
     """Look at everything that a study needs, without running any of it.
@@ -29,6 +27,7 @@ def check_study(path: Path, data: Path = Path("data")) -> list[str]:
 
 def _check_models(study: Study, path: Path) -> list[str]:
     from emadapt.models.backbones import get_arch, resolve_blocks
+    from emadapt.models.heads import HEADS
 
     problems = []
     for name in study.backbones:
@@ -46,8 +45,8 @@ def _check_models(study: Study, path: Path) -> list[str]:
             problems.append(f"{path}: backbones.{name}: {error}")
     for regime in study.regimes:
         head = study.regime_specs[regime].head or study.train.head
-        if head not in HEAD_NAMES:
-            problems.append(f"{path}: head {head!r} of regime {regime!r} is unknown; known are {', '.join(HEAD_NAMES)}")
+        if head not in HEADS:
+            problems.append(f"{path}: head {head!r} of regime {regime!r} is unknown; known are {', '.join(HEADS)}")
     return problems
 
 
