@@ -75,7 +75,10 @@ def test_metrics_of_a_unit_are_those_of_its_predictions(tmp_path: Path, monkeypa
         low, high = metrics["test"][name]["iou_ci95"]
         assert low <= metrics["test"][name]["iou"] <= high
         assert len(metrics["test"][name]["per_slice"]["iou"]) == len(slices)
-        assert (path.parent / f"overlay-{name}.png").stat().st_size > 1000
+        np.testing.assert_allclose(np.sum(metrics["test"][name]["counts"], 0), [(found & truth).sum(), found.sum(), truth.sum()],
+                                   rtol=5e-3)  # fmt: skip
+        for which in ("", "-best", "-worst"):
+            assert (path.parent / f"overlay-{name}{which}.png").stat().st_size > 1000
     assert metrics["trainable_params"] == card["trainable_params"]
 
 

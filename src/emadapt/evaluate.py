@@ -34,7 +34,7 @@ Counts = npt.NDArray[np.int64]
 
 
 def evaluate_unit(study: Study, unit: Unit, out: Path = EVALUATED) -> Path:
-    """Score `unit` on every dataset of the study and write metrics.json and one overlay per dataset.
+    """Score `unit` on every dataset of the study and write metrics.json and three overlays per dataset.
 
     Raises:
         InputError: the unit was not trained, or a dataset not ingested.
@@ -53,8 +53,7 @@ def evaluate_unit(study: Study, unit: Unit, out: Path = EVALUATED) -> Path:
         volume = open_volume(name)
         view = token_views(segmenter.backbone, segmenter.spec, volume, range(1))[0] if frozen else None
         regimes.merge(segmenter.backbone)
-        overlay = out / unit.name / f"overlay-{name}.png"
-        results[name] = score_volume(segmenter, volume, view, overlay, f"{unit.name} on {name}")
+        results[name] = score_volume(segmenter, volume, view, out / unit.name, f"{unit.name} on {name}")
         regimes.unmerge(segmenter.backbone)
         low, high = results[name]["iou_ci95"]
         iou, n = results[name]["iou"], results[name]["n"]
@@ -81,28 +80,47 @@ def _track(study: Study, unit: Unit, card: dict[str, Any], metrics: dict[str, An
             volume = open_volume(name)
             tracker.log_dataset(name, volume.md5, str(INGESTED / name), "test")
             tracker.log_metrics({f"test/{k}.{name}": scores[k] for k in ("iou", "dice", "boundary_iou")}, step=0)
-            tracker.log_artifact(path.parent / f"overlay-{name}.png", "overlays")
+            for which in ("", "-best", "-worst"):
+                if (overlay := path.parent / f"overlay-{name}{which}.png").is_file():
+                    tracker.log_artifact(overlay, "overlays")
         tracker.log_artifact(path)
 
 
-def score_volume(segmenter: Segmenter, volume: Volume, view: Any, overlay: Path, title: str) -> dict[str, Any]:
-    """Predict the test slices, count, and draw the slice in the middle.
+def score_volume(segmenter: Segmenter, volume: Volume, view: Any, folder: Path, title: str) -> dict[str, Any]:
+    """Predict the test slices, count, and draw the slice in the middle, the best and the worst (by IoU, with foreground).
+
+    Args:
+        segmenter: in its regime, adapters merged.
+        volume: the dataset.
+        view: its cached tokens, or None to run the backbone.
+        folder: gets overlay-<dataset>.png, overlay-<dataset>-best.png and -worst.png.
+        title: of the overlays; the slice and its IoU are added.
 
     Returns:
-        `n`; `iou`, `dice`, `boundary_iou` pooled over the slices, each with `<metric>_ci95`; `per_slice` values.
+        `n`; `iou`, `dice`, `boundary_iou` pooled over the slices, each with `<metric>_ci95`; `per_slice` values and `counts`.
     """
     from emadapt.figures import overlay_png
 
     slices = volume.split["test"]
     band = BOUNDARY_NM / float(np.mean(volume.manifest["voxel_nm"][1:]))
     area, boundary = [], []
+    shown: dict[str, tuple[float, int, Mask]] = {}  # which overlay: IoU, slice, prediction; three slices in memory, not all
     for z, probability in predict_slices(segmenter, volume, slices, view):
         predicted, label = probability > 0.5, np.asarray(volume.label[z]) > 0
         area.append(overlap_counts(predicted, label))
         boundary.append(overlap_counts(boundary_band(predicted, band), boundary_band(label, band)))
+        iou = pooled(np.asarray(area[-1]))["iou"]
         if z == slices[len(slices) // 2]:
-            overlay.parent.mkdir(parents=True, exist_ok=True)
-            overlay_png(overlay, np.asarray(volume.image[z]), label, predicted, f"{title}, slice {z}")
+            shown[""] = iou, z, predicted
+        if label.any() and ("-best" not in shown or iou > shown["-best"][0]):
+            shown["-best"] = iou, z, predicted
+        if label.any() and ("-worst" not in shown or iou < shown["-worst"][0]):
+            shown["-worst"] = iou, z, predicted
+    folder.mkdir(parents=True, exist_ok=True)
+    for which, (iou, z, predicted) in shown.items():
+        what = f"{title}, {which[1:] + ' ' if which else ''}slice {z}, IoU {iou:.3f}"
+        file = folder / f"overlay-{volume.name}{which}.png"
+        overlay_png(file, np.asarray(volume.image[z]), np.asarray(volume.label[z]) > 0, predicted, what)
     return summarise(np.asarray(area), np.asarray(boundary), volume.manifest["voxel_nm"][0], slices)
 
 
@@ -149,7 +167,7 @@ def block_bootstrap(counts: Counts, block: int, seed: int = 0) -> npt.NDArray[np
 
 
 def summarise(area: Counts, boundary: Counts, voxel_z_nm: float, slices: list[int]) -> dict[str, Any]:
-    """Pooled metrics with 95 % intervals, and per-slice values."""
+    """Pooled metrics with 95 % intervals, and per slice the values and pixels that are (in both, predicted, labelled)."""
     n = len(slices)
     block = max(1, min(math.ceil(BLOCK_NM / voxel_z_nm), n // 4))
     draws, boundary_draws = block_bootstrap(area, block), block_bootstrap(boundary, block)
@@ -162,6 +180,7 @@ def summarise(area: Counts, boundary: Counts, voxel_z_nm: float, slices: list[in
         **{k: round(v, 6) for k, v in values.items()},
         **{f"{k}_ci95": [round(float(q), 6) for q in np.percentile(c, [2.5, 97.5])] for k, c in columns.items()},
         "slices": slices,
+        "counts": area.tolist(),
         "per_slice": {
             "iou": [round(pooled(c)["iou"], 6) for c in area],
             "dice": [round(pooled(c)["dice"], 6) for c in area],
