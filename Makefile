@@ -68,6 +68,7 @@ lint: venv ## ruff, mypy, hadolint
 	$(IN_VENV) hadolint Dockerfile
 
 ui: venv ## the lab book (MLflow) on http://127.0.0.1:5000, until Ctrl-C
+	@echo "open http://127.0.0.1:5000/#/experiments?workflowType=machine_learning"
 	$(IN_VENV) mlflow server --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port 5000 --workers 1
 
 # A fresh environment from the ranges of pyproject.toml, frozen. Packages that only Linux has get a marker.

@@ -1,8 +1,6 @@
 """The report: what it computes over seeds, what it refuses, and figures that keep their colours and stay small."""
 
 import json
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -10,42 +8,7 @@ from PIL import Image
 
 from emadapt import figures, report
 from emadapt.errors import InputError
-
-TRAIN_SETS = {"lucchi": ("lucchi",), "vnc": ("vnc",), "paired": ("lucchi", "vnc")}
-
-
-def a_unit(backbone, regime, train_set, seed):
-    name = f"{backbone}-{regime}-{train_set}-{seed}"
-    return SimpleNamespace(backbone=backbone, regime=regime, train_set=train_set, seed=seed, name=name)
-
-
-def a_study(seeds=(0, 1)) -> Any:
-    units = [
-        a_unit("dinov2_s", regime, train_set, seed) for regime in ("frozen", "lora") for train_set in TRAIN_SETS for seed in seeds
-    ]
-    return SimpleNamespace(name="demo", datasets=("lucchi", "vnc"), train_set_specs=TRAIN_SETS, units=lambda: units)
-
-
-def iou_of(unit, dataset):
-    known = dataset in TRAIN_SETS[unit.train_set]
-    return (0.8 if known else 0.2) + 0.05 * (unit.regime == "lora") + 0.01 * unit.seed + 1e-9
-
-
-def write_metrics(root, study):
-    """What evaluate leaves behind."""
-    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 160), dtype=np.uint8))
-    for unit in study.units():
-        folder = root / "build/evaluate" / unit.name
-        folder.mkdir(parents=True)
-        test = {}
-        for dataset in study.datasets:
-            iou = iou_of(unit, dataset)
-            scores = {"iou": iou, "dice": iou + 0.05, "boundary_iou": iou - 0.1}
-            intervals = {f"{name}_ci95": [value - 0.02, value + 0.01] for name, value in scores.items()}
-            test[dataset] = {"n": 32, **scores, **intervals, "per_slice": {name: [value] * 32 for name, value in scores.items()}}
-            noise.save(folder / f"overlay-{dataset}.png")
-        metrics = {"unit": unit.name, "trainable_params": 442368, "train_seconds": 100.0 + unit.seed, "peak_mb": 900 + unit.seed}
-        (folder / "metrics.json").write_text(json.dumps({**metrics, "test": test}))
+from fakes import a_study, write_domain, write_metrics
 
 
 @pytest.fixture(scope="module")
@@ -59,13 +22,14 @@ def reported(tmp_path_factory):
 
 def test_summary(reported):
     summary = json.loads((reported / "reports/summary.json").read_text())
-    assert list(summary) == ["study", "git", "data_md5", "params_sha256", "ci95_method", "units"]
+    fixed = ["study", "git", "data_md5", "params_sha256", "ci95_method", "units", "comparisons_method", "comparisons"]
+    assert list(summary) == fixed
     assert summary["study"] == "demo"
     assert len(summary["params_sha256"]) == 64
     keys = [(e["backbone"], e["regime"], e["train_set"], e["test_set"]) for e in summary["units"]]
     assert len(set(keys)) == len(keys) == 2 * 3 * 2
     entry = summary["units"][keys.index(("dinov2_s", "lora", "paired", "vnc"))]
-    assert (entry["n"], entry["trainable_params"], entry["seconds"], entry["peak_mb"]) == (32, 442368, 100.5, 901)
+    assert (entry["n"], entry["trainable_params"], entry["seconds"], entry["peak_mb"]) == (12, 442368, 100.5, 901)
     assert entry["iou"]["values"] == [0.85, 0.86]  # over seeds, rounded to 6 digits
     assert entry["iou"]["mean"] == 0.855
     assert entry["iou"]["std"] == pytest.approx(0.01 / 2**0.5, abs=1e-6)
@@ -90,6 +54,36 @@ def test_leaderboard(reported):
     assert rows[0][9:] == ["2", "442,368", "100 s"]
 
 
+def test_every_regime_against_the_first(reported):
+    compared = json.loads((reported / "reports/summary.json").read_text())["comparisons"]
+    assert len(compared) == 3 * 2
+    for entry in compared:
+        assert (entry["backbone"], entry["regime"], entry["against"], entry["seeds"]) == ("dinov2_s", "lora", "frozen", [2, 2])
+        assert (entry["n"], entry["block_slices"]) == {"lucchi": (32, 4), "vnc": (12, 1)}[entry["test_set"]]
+        assert entry["difference"] == pytest.approx(0.05, abs=0.01)  # what fakes.iou_of adds for lora
+        assert entry["ci95"][0] < entry["difference"] < entry["ci95"][1]
+        assert entry["p_value"] <= entry["p_holm"] <= min(1, 6 * entry["p_value"] + 1e-6)
+    assert min(e["p_holm"] for e in compared) == pytest.approx(6 * min(e["p_value"] for e in compared), abs=1e-5)
+
+
+def test_one_regime_has_nothing_to_compare(tmp_path):
+    study = a_study(seeds=(0,), regimes=("frozen",))
+    write_metrics(tmp_path, study)
+    assert json.loads(report.build_report(tmp_path, study).read_text())["comparisons"] == []
+
+
+def test_metrics_of_an_older_evaluate(tmp_path):
+    study = a_study(seeds=(0,))
+    write_metrics(tmp_path, study)
+    file = tmp_path / "build/evaluate/dinov2_s-lora-vnc-0/metrics.json"
+    metrics = json.loads(file.read_text())
+    del metrics["test"]["vnc"]["counts"]
+    file.write_text(json.dumps(metrics))
+    with pytest.raises(InputError, match=r"`emadapt evaluate dinov2_s-lora-vnc-0`"):
+        report.build_report(tmp_path, study)
+    assert not (tmp_path / "reports").exists()
+
+
 def test_again_gives_the_same_bytes(reported):
     def content():
         return {file: file.read_bytes() for file in (reported / "reports").rglob("*") if file.is_file()}
@@ -98,6 +92,8 @@ def test_again_gives_the_same_bytes(reported):
     assert {file.name for file in before} == {
         "summary.json",
         "leaderboard.md",
+        "index.html",
+        "domain-vs-iou.json",
         "iou.png",
         "overlays-lucchi.png",
         "overlays-vnc.png",
@@ -121,10 +117,24 @@ def test_missing_and_wrong_metrics(tmp_path):
     assert not (tmp_path / "reports").exists()
 
 
+def test_the_scatter_comes_and_goes_with_diagnose(tmp_path):
+    study = a_study(seeds=(0,))
+    write_metrics(tmp_path, study)
+    write_domain(tmp_path, study)
+    report.build_report(tmp_path, study)
+    scatter = tmp_path / "reports/figures/domain-vs-iou.png"
+    with Image.open(scatter) as picture:
+        assert picture.width > 600
+    for file in (tmp_path / "reports/domain").glob("*.json"):
+        file.unlink()
+    report.build_report(tmp_path, study)
+    assert not scatter.exists()
+
+
 def test_overlays_that_are_not_there_are_no_error(tmp_path):
     study = a_study(seeds=(0,))
     write_metrics(tmp_path, study)
-    for file in tmp_path.rglob("overlay-vnc.png"):
+    for file in tmp_path.rglob("overlay-vnc*.png"):
         file.unlink()
     report.build_report(tmp_path, study)
     assert {file.name for file in (tmp_path / "reports/figures").iterdir()} == {"iou.png", "overlays-lucchi.png"}

@@ -1,9 +1,11 @@
 """The lab book against a real MLflow in sqlite: whatever happens to the store, work goes on and nothing is lost or doubled."""
 
 import hashlib
+import importlib
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import socket
 import sqlite3
@@ -14,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from emadapt import mlflow_store, tracking
+from emadapt import mlflow_page, mlflow_store, tracking
 from emadapt.errors import InputError
 
 DEAD = "http://127.0.0.1:9"
@@ -92,9 +94,7 @@ def test_a_run_and_its_experiment(root):
     a_training(root)
     check_training(root)
     assert spools(root) == []
-    experiment = mlflow_store.client(root).get_experiment_by_name("demo")
-    assert "tags.regime = 'lora'" in experiment.tags["mlflow.note.content"]
-    (run,) = mlflow_store.client(root).search_runs([experiment.experiment_id], "tags.regime = 'lora'")
+    (run,) = runs(root)
     assert tracking.find_run(root, "demo", {"unit": str(TAGS["unit"]), "model.md5": "m1"}) == run.info.run_id
     assert tracking.find_run(root, "demo", {"unit": "another"}) is None
     assert tracking.find_run(root, "no such study", {"unit": "another"}) is None
@@ -219,10 +219,16 @@ def test_a_refused_entry_does_not_hold_up_the_rest(root, caplog):
 
 
 def test_failure_is_recorded(root):
-    with pytest.raises(RuntimeError), tracking.open_run(root, "demo", TAGS, {}):
+    tags = {**TAGS, "backbone": "dinov2_s", "train_set": "lucchi"}
+    with pytest.raises(RuntimeError), tracking.open_run(root, "demo", tags, {}):
         raise RuntimeError("out of memory")
     (stored,) = runs(root)
     assert (stored.info.status, stored.data.tags["error"]) == ("FAILED", "RuntimeError: out of memory")
+    line = "dinov2_s, lora, trained on lucchi, seed 0. Stopped by RuntimeError: out of memory"
+    assert stored.data.tags["mlflow.note.content"] == line
+    with tracking.open_run(root, "demo", tags, {}, resume_by=["unit"]):
+        pass
+    assert "Stopped" not in runs(root)[0].data.tags["mlflow.note.content"]
 
 
 def test_a_run_that_is_gone_is_logged_again(root):
@@ -301,6 +307,117 @@ def test_killed_and_not_resumed_ends_as_killed(root):
     (stored,) = runs(root)
     assert (stored.info.status, stored.data.metrics) == ("KILLED", {"a": 2})
     assert tracking.sync(root) == (0, 0)
+
+
+def a_unit(root, regime, seed, scores, params=(), status="FINISHED", **kwargs):
+    """What train and evaluate do with the lab book, in small; scores by dataset."""
+    tags = {"unit": f"dinov2_s-{regime}-paired-{seed}", "backbone": "dinov2_s", "regime": regime, "train_set": "paired"}
+    tags |= {"seed": seed, "stage": "train", "git.commit": "c0ffee", "git.dirty": False, "model.md5": f"{regime}-{seed}"}
+    settings = {"unit": {"regime": regime, "seed": seed}, "train": {"epochs": 3, **dict(params)}}
+    resume_by = ("unit", "model.md5")
+    with tracking.open_run(root, "demo", tags, settings, **kwargs) as run:
+        run.log_metrics({"val/best_iou": 0.7})
+        run.set_tags({"n.train": 48})
+        run.end(status)
+    with tracking.open_run(root, "demo", {**tags, "n.test.lucchi": 32}, settings, resume_by=resume_by) as run:
+        run.log_metrics({f"test/iou.{name}": score for name, score in scores.items()})
+        run.end(status)
+    return run.run_id
+
+
+def test_what_a_person_sees_in_mlflow(root):
+    ids = {}
+    ids["frozen 0"] = a_unit(root, "frozen", 0, {"lucchi": 0.78, "vnc": 0.82})
+    store = mlflow_store.client(root)
+    note = store.get_experiment_by_name("demo").tags["mlflow.note.content"]
+    assert "tested on lucchi, vnc." in note
+    assert "over-seeds" not in note  # one seed: no means
+    ids["lora 0"] = a_unit(root, "lora", 0, {"lucchi": 0.83, "vnc": 0.6}, origin="restored")
+    ids["lora 1"] = a_unit(root, "lora", 1, {"lucchi": 0.81, "vnc": 0.5})
+    ids["failed"] = a_unit(root, "lora", 2, {}, params={"epochs": 4}, status="FAILED")
+
+    experiment = store.get_experiment_by_name("demo")
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+    note = experiment.tags["mlflow.note.content"]
+    found = {}
+    for text in re.findall(r"^- `` (.*) ``: ", note, re.MULTILINE):
+        found[text] = {name for name, i in ids.items() if i in {r.info.run_id for r in store.search_runs(["1"], text)}}
+    assert found == {
+        'tags.regime = "lora"': {"lora 0", "lora 1", "failed"},
+        'tags.backbone = "dinov2_s" and tags.train_set = "paired"': set(ids),
+        'tags.unit LIKE "%-frozen-%"': {"frozen 0"},
+        "metrics.`test/iou.lucchi` > 0.8": {"lora 0", "lora 1"},
+        "metrics.`test/iou.vnc` > 0.8": {"frozen 0"},
+        'tags.seed = "0"': {"frozen 0", "lora 0"},
+        'attributes.status != "FINISHED"': {"failed"},
+        'tags.origin = "restored"': {"lora 0"},
+        'tags.`git.dirty` = "false"': set(ids),
+    }
+    for key, name in {"test-iou": "Test IoU", "over-seeds": "Means over seeds"}.items():
+        assert f"[{name}](#/experiments/1/runs?workflowType=machine_learning&viewStateShareKey={key})" in note
+        view = json.loads(experiment.tags[f"mlflow.sharedViewState.{key}"])
+        assert view["name"] == name
+        assert {"metrics.`test/iou.lucchi`", "metrics.`test/iou.vnc`"} <= set(json.loads(view["state"])["selectedColumns"])
+
+    tags = {name: store.get_run(i).data.tags for name, i in ids.items()}
+    assert tags["lora 0"]["settings"] == tags["lora 1"]["settings"]
+    assert len({run["settings"] for run in tags.values()}) == 3
+    assert tags["lora 1"]["mlflow.note.content"] == (
+        "dinov2_s, lora, trained on 48 slices of paired, seed 1. Validation IoU 0.700. "
+        "Test IoU 0.810 on lucchi (32 slices), 0.500 on vnc."
+    )
+    assert tags["lora 1"]["mlflow.source.name"] == "emadapt train"
+    assert tags["lora 1"]["mlflow.source.git.commit"] == "c0ffee"
+
+
+def test_what_a_person_wrote_in_mlflow_stays(root, monkeypatch, caplog):
+    run_id = a_unit(root, "lora", 0, {"lucchi": 0.8})
+    store = mlflow_store.client(root)
+    view = "mlflow.sharedViewState.test-iou"
+    store.set_tag(run_id, "mlflow.note.content", "Looked at by hand.")
+    store.set_experiment_tag("1", "mlflow.note.content", "Ours.")
+    a_unit(root, "lora", 1, {"lucchi": 0.8, "vnc": 0.5})
+    tags = {"unit": "dinov2_s-lora-paired-0", "model.md5": "lora-0"}
+    with tracking.open_run(root, "demo", tags, {}, resume_by=("unit", "model.md5")) as run:
+        run.log_metrics({"test/iou.lucchi": 0.9, "test/iou.vnc": 0.5})
+    assert run.run_id == run_id
+    assert store.get_run(run_id).data.tags["mlflow.note.content"] == "Looked at by hand."
+    experiment = store.get_experiment("1")
+    assert experiment.tags["mlflow.note.content"] == "Ours."
+    assert "test/iou.vnc" in experiment.tags[view]  # not touched by anybody: brought up to date
+
+    monkeypatch.setattr(mlflow_page, "refresh_run", lambda *_: 1 / 0)
+    a_unit(root, "frozen", 0, {"lucchi": 0.8})
+    assert "description" in caplog.text
+    assert {run.info.status for run in runs(root)} == {"FINISHED"}
+    assert spools(root) == []
+
+
+def test_parent(root, monkeypatch):
+    with tracking.open_run(root, "demo", {"unit": "sweep"}, {}) as parent:
+        pass
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", DEAD)  # a child that is logged later has its parent as well
+    tracking.open_run(root, "demo", TAGS, {}, parent=parent.run_id).end()
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert tracking.sync(root)[1] == 0
+    (child,) = mlflow_store.client(root).search_runs(["1"], f"tags.mlflow.parentRunId = '{parent.run_id}'")
+    assert child.info.run_name == TAGS["unit"]
+
+
+@pytest.mark.browser
+def test_the_views_in_a_browser(root, monkeypatch):
+    for seed in (0, 1):
+        a_unit(root, "lora", seed, {"lucchi": 0.8 + seed / 10, "vnc": 0.5})
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "docs")
+    screenshots = importlib.import_module("screenshots")
+    with screenshots.server(root / "mlflow.db") as port:
+        page = f"http://{screenshots.HOST}:{port}/#/experiments/1/runs?workflowType=machine_learning&viewStateShareKey="
+        table = screenshots.chromium(page + "test-iou", "--window-size=1480,640", "--dump-dom")
+        means = screenshots.chromium(page + "over-seeds", "--window-size=1480,640", "--dump-dom")
+    for text in ("dinov2_s-lora-paired-0", "test/iou.lucchi", "test/iou.vnc", "0.9"):
+        assert text in table
+    assert "Group: train_set: paired, regime: lora" in means
+    assert "0.85" in means
 
 
 def first_use(root, number):

@@ -41,6 +41,7 @@ def settings(arch: str = "tiny_dinov2", **train: Any) -> dict[str, Any]:
         "backbones": {"t": {"arch": arch, "source": "random", "tile": 64, "overlap": 0.25, "views": 1}},
         "regimes": {"frozen": {"kind": "frozen"}, "lora": {"kind": "lora", "rank": 2, "alpha": 4}},
         "split": "default",
+        "diagnose": {"blocks": 4, "tokens": 200, "permutations": 9, "replicates": 4},
         "train": {"epochs": 2, "steps_per_epoch": 3, "batch": 2, "warmup_steps": 2, **train},
     }  # fmt: skip
 

@@ -138,8 +138,21 @@ def evaluate(unit: str) -> None:
 
 
 @main.command()
+@click.argument("backbone")
+@click.argument("regime")
+def diagnose(backbone: str, regime: str) -> None:
+    """Measure how far apart the study's datasets are for BACKBONE under REGIME."""
+    study = load_study()
+    _known(backbone, study.backbones, "backbones")
+    _known(regime, study.regimes, "regimes")
+    from emadapt.diagnose.run import diagnose as run
+
+    run(study, backbone, regime)
+
+
+@main.command()
 def report() -> None:
-    """Write reports/: summary.json, the leaderboard and the figures."""
+    """Write reports/: index.html, summary.json, the leaderboard and the figures."""
     study = load_study()
     from emadapt.report import build_report
 
@@ -154,6 +167,20 @@ def repro(jobs: int, gpus: str) -> None:
     from emadapt.repro import run_pipeline
 
     sys.exit(run_pipeline(jobs, [g for g in gpus.split(",") if g]))
+
+
+@main.command()
+@click.option("--json", "file", type=click.Path(path_type=Path), help="write the measurements here, too")
+def bench(file: Path | None) -> None:
+    """Time what emadapt does faster than the obvious way, against that way, as ratios."""
+    from emadapt.bench import print_benchmarks, run_benchmarks
+
+    result = run_benchmarks()
+    print_benchmarks(result)
+    if file:
+        from emadapt.tokens import write_json
+
+        write_json(file, result)
 
 
 @main.group()

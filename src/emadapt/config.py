@@ -128,6 +128,25 @@ class TrainSpec:
     """Processes that load and augment; the result does not depend on their number."""
 
 
+@dataclass(frozen=True)
+class DiagnoseSpec:
+    """How far apart datasets are for a model; nothing here changes a trained unit."""
+
+    slices: int = 24
+    """Slices per dataset, evenly spaced over all of them; 0: all. The same ones for every model."""
+    blocks: int = 8
+    """Blocks of neighbouring slices: what the null shuffles and cross-validation holds out."""
+    tokens: int = 4000
+    """Tokens per dataset, evenly spread, for what moments cannot give: probes, neighbours, outliers, MMD, CKA."""
+    permutations: int = 99
+    """Of the p-values; the smallest is 1 / (permutations + 1), or 1 / 2^(blocks - 1) where that is larger."""
+    replicates: int = 60
+    """Of the bootstrap over blocks of slices."""
+    controls: bool = True
+    """Random weights, a dataset against its own halves, a dataset against itself at half the contrast."""
+    seed: int = 0
+
+
 PAPER_TRAIN = TrainSpec(
     head="deconv", loss="dice", head_lr=5e-5, adapter_lr=5e-5, weight_decay=1e-4, schedule="constant", warmup_steps=0,
     epochs=1000, steps_per_epoch=0, batch=1, patience=20, monitor="val_loss", val_slices=0, augment=False,
@@ -138,6 +157,7 @@ PAPER_TRAIN = TrainSpec(
 PRESETS: dict[str, dict[str, Any]] = {
     "train": {"default": TrainSpec(), "paper": PAPER_TRAIN},
     "split": {"default": SplitSpec(), "paper": SplitSpec(kind="random", val=0.1, test=0.15, gap_nm=0.0)},
+    "diagnose": {"default": DiagnoseSpec()},
 }
 
 # The reference's input: whole slices, 1022 pixels long, the last block's tokens, ImageNet statistics for every backbone.
@@ -176,6 +196,7 @@ class Study:
     regime_specs: dict[str, RegimeSpec]
     split: SplitSpec = field(default_factory=SplitSpec)
     train: TrainSpec = field(default_factory=TrainSpec)
+    diagnose: DiagnoseSpec = field(default_factory=DiagnoseSpec)
 
     def units(self) -> list[Unit]:
         """All units of the study, in the order of DVC's matrix."""
@@ -230,7 +251,7 @@ def load_study(path: Path = PARAMS) -> Study:
     """
     raw = _read_yaml(path)
     problems: list[str] = []
-    known = {"study", "datasets", "train_sets", "backbones", "regimes", "split", "train"}
+    known = {"study", "datasets", "train_sets", "backbones", "regimes", "split", "train", "diagnose"}
     problems += [f"{path}: unknown section {k!r}; known are {', '.join(sorted(known))}" for k in sorted(set(raw) - known)]
     problems += [
         f"{path}: section {k!r} is missing"
@@ -265,6 +286,7 @@ def load_study(path: Path = PARAMS) -> Study:
         regime_specs=specs["regimes"],
         split=_preset("split", SplitSpec, raw.get("split", "default"), path, problems),
         train=_preset("train", TrainSpec, raw.get("train", "default"), path, problems),
+        diagnose=_preset("diagnose", DiagnoseSpec, raw.get("diagnose", "default"), path, problems),
     )
     problems += [f"{path}: {p}" for p in _check(study)]
     if problems:
@@ -419,4 +441,9 @@ def _check(study: Study) -> list[str]:
         bad.append("train: learning rates and clip must be above 0, weight_decay not below")
     if not 0 < split.val < 0.9 or not 0 < split.test < 0.9 or split.gap_nm < 0:
         bad.append("split: val and test must lie in (0, 0.9), gap_nm at or above 0")
+    own = study.diagnose
+    if own.blocks < 4 or (own.slices and own.slices < own.blocks) or own.slices < 0:
+        bad.append("diagnose: blocks must be at least 4, slices 0 (all) or at least as many as blocks")
+    if own.tokens < 10 * own.blocks or min(own.permutations, own.replicates) < 1:
+        bad.append("diagnose: tokens must be at least ten a block, permutations and replicates at least 1")
     return bad

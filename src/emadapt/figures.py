@@ -182,3 +182,52 @@ def _write(path: Path, picture: Image.Image) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_bytes(data.getvalue())
     temporary.replace(path)
+
+
+def scatter_png(path: Path, points: Sequence[Mapping[str, Any]], correlations: Mapping[str, Mapping[str, Any]]) -> None:
+    """Writes the IoU that crossing datasets costs against each distance: a panel per distance that has values.
+
+    Args:
+        path: the PNG to write.
+        points: of domain-vs-iou.json; regimes differ in colour, backbones in marker.
+        correlations: of domain-vs-iou.json: label, rho, p_value and n of each distance.
+    """
+    names = [name for name in correlations if any(point["distances"][name] is not None for point in points)]
+    regimes, backbones = (list(dict.fromkeys(point[key] for point in points)) for key in ("regime", "backbone"))
+    colours, markers = (BLUE, ORANGE, GREEN, "black", "0.55"), "os^Dv"
+    columns = min(3, len(names))
+    rows = -(-len(names) // columns)
+    figure = Figure(figsize=(3.3 * columns, 2.7 * rows + 0.5), dpi=110, layout="constrained")
+    panels = figure.subplots(rows, columns, sharey=True, squeeze=False)
+    for axes, name in zip(panels.flat, names, strict=False):
+        there = [point for point in points if point["distances"][name] is not None]
+        middle = np.mean([end(point["distances"][name] for point in there) for end in (min, max)])
+        for point in there:
+            x = point["distances"][name]
+            colour = colours[regimes.index(point["regime"]) % len(colours)]
+            marker = markers[backbones.index(point["backbone"]) % len(markers)]
+            axes.plot(x, point["loss"], marker, color=colour, markersize=6, markeredgecolor="white")
+            note, side = f"{point['a']}→{point['b']}", -1 if x > middle else 1  # towards the middle: it stays in the panel
+            where = {"textcoords": "offset points", "ha": "right" if side < 0 else "left", "va": "center"}
+            axes.annotate(note, (x, point["loss"]), (6 * side, 0), fontsize=6.5, **where)
+        of = correlations[name]
+        rho = f"ρ = {of['rho']:.2f}, p = {of['p_value']:.2g}, n = {of['n']}" if of["rho"] is not None else f"n = {of['n']}, no ρ"
+        axes.set_title(rho, fontsize=9)
+        axes.set_xlabel(of["label"], fontsize=8)
+        axes.tick_params(labelsize=8)
+        axes.locator_params(axis="x", nbins=4)
+        axes.margins(0.1, 0.15)
+        axes.grid(color="0.9")
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in panels[:, 0]:
+        axes.set_ylabel("IoU lost", fontsize=8)
+    for axes in panels.flat[len(names) :]:
+        axes.set_axis_off()
+    handles = [
+        Line2D([], [], linestyle="", color=colours[r % len(colours)], marker=markers[b % len(markers)], label=f"{name} {regime}")
+        for b, name in enumerate(backbones)
+        for r, regime in enumerate(regimes)
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)), fontsize=9, frameon=False)
+    _write(path, _picture(figure))

@@ -16,7 +16,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from emadapt import mlflow_page
 from emadapt.errors import EmadaptError, InputError
+
+log = logging.getLogger(__name__)
 
 LOCK = Path("scratch/track/.lock")
 # Five seconds is long for a healthy server; what failed is tried again from the spool, so no retries inside a call.
@@ -39,19 +42,6 @@ LOCATIONS = {
     "logged_models": "artifact_location",
     "model_versions": "storage_location",
 }
-NOTE = """Study **{study}** of emadapt: one run per unit = backbone x regime x training set x seed.
-
-`train` opens a unit's run (loss and validation IoU per epoch, the model); `evaluate` continues it (test metrics,
-overlays).
-A run tagged `origin = 'restored'` belongs to a model that DVC took from its cache: it has test metrics and no curves.
-
-Filters to paste into the search box:
-- `tags.regime = 'lora'`
-- `tags.backbone = 'dinov2_s' and tags.train_set = 'paired'`
-- `tags.unit LIKE 'dinov2_s-lora-%'`
-- ``tags.`model.md5` = '...'``: the run of one model file
-- ``tags.`git.dirty` = 'false'``: only runs of committed code
-"""
 
 _CLIENTS: dict[str, Any] = {}  # tracking URI -> MlflowClient that has answered
 
@@ -151,7 +141,7 @@ def find_or_create(store: Any, root: Path, entry: dict[str, Any]) -> tuple[str, 
         store.log_batch(run.info.run_id, tags=new)
         store.update_run(run.info.run_id, status="RUNNING")
         return run.info.run_id, run.info.end_time or 0
-    tags = {**tags, "origin": entry["origin"], "emadapt.key": entry["key"]}
+    tags = {**mlflow_page.source_tags(tags), **tags, "origin": entry["origin"], "emadapt.key": entry["key"]}
     return store.create_run(experiment, entry["at"], tags, tags["unit"]).info.run_id, None
 
 
@@ -192,6 +182,15 @@ def send(store: Any, run_id: str, ended_before: int | None, folder: Path, batch:
             if ended_before:  # so that MLflow's duration is the time at work, without the days between
                 at = ended_before + at - entry["began"]
             store.set_terminated(run_id, entry["status"], at)
+            _describe(mlflow_page.refresh_run, store, run_id)
+
+
+def _describe(refresh: Callable[[Any, str], None], store: Any, which: str) -> None:
+    """Brings what a page says up to date. A failure is said and forgotten: nothing that was measured hangs on it."""
+    try:
+        refresh(store, which)
+    except Exception as error:
+        log.warning("tracking: the description of %s is not up to date: %s", which, redact(str(error)))
 
 
 def _find(store: Any, experiment: str, tags: Mapping[str, str]) -> Any:
@@ -204,16 +203,18 @@ def _experiment(store: Any, root: Path, study: str) -> str:
     """The study's experiment, made where it is missing and taken out of the bin where somebody deleted it."""
     from mlflow.exceptions import MlflowException
 
-    note = {"mlflow.note.content": NOTE.format(study=study)}
     experiment = store.get_experiment_by_name(study)
     if experiment is None:
         # A server knows where its artifacts go; for a database it would be ./mlruns of wherever this process runs.
         local = tracking_uri(root).startswith("sqlite:")
         place = str(root / "mlruns" / re.sub(r"[^\w.-]", "_", study)) if local else None
         try:
-            return store.create_experiment(study, place, note)
+            made = str(store.create_experiment(study, place, mlflow_page.KIND))
         except MlflowException:  # another process was faster
             experiment = store.get_experiment_by_name(study)
+        else:
+            _describe(mlflow_page.refresh_experiment, store, made)
+            return made
     if experiment.lifecycle_stage == "deleted":
         store.restore_experiment(experiment.experiment_id)
     return experiment.experiment_id

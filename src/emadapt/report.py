@@ -1,4 +1,4 @@
-"""What git keeps of a study: reports/summary.json, the leaderboard and the figures, from the metrics of its units."""
+"""What a study found: reports/summary.json, the leaderboard, the figures and the page, from the metrics of its units."""
 
 import json
 import os
@@ -10,33 +10,45 @@ import numpy as np
 
 from emadapt.config import Study, Unit
 from emadapt.errors import InputError
+from emadapt.page import Groups, build_page
 from emadapt.tracking import provenance_tags
+from emadapt.transfer import domain_vs_iou, read_domain
 
 METRICS = ("iou", "dice", "boundary_iou")
 CI95_METHOD = (
     "one seed: percentile bootstrap over blocks of test slices; several seeds: the half-widths of that, averaged over seeds,"
     " and of Student's t interval of the mean over seeds, added in quadrature and clipped to [0, 1]"
 )
+COMPARISONS_METHOD = (
+    "mean foreground IoU of `regime` minus that of `against`, same backbone, training set and test slices; paired bootstrap over"
+    " blocks of test slices, widened for few blocks as Student's t is, with Welch's t noise of the means over seeds where there"
+    " are several; p_value two-sided, p_holm corrected after Holm for all comparisons of this file"
+)
 
 
 def build_report(root: Path, study: Study) -> Path:
-    """Writes summary.json, leaderboard.md and figures/ under <root>/reports; the same metrics give the same bytes.
+    """Writes summary.json, leaderboard.md, domain-vs-iou.json, index.html and figures/ under <root>/reports.
+
+    The same metrics in the same checkout give the same bytes.
 
     Args:
-        root: the project root, with build/evaluate/<unit>/metrics.json of every unit of the study.
+        root: the project root, with build/evaluate/<unit>/metrics.json of every unit of the study; what diagnose wrote
+            (reports/domain) and model.json of the units are used where they are there.
         study: the study to report.
 
     Returns:
         The path of summary.json.
 
     Raises:
-        InputError: metrics of a unit are missing, unreadable, or of another study.
+        InputError: metrics of a unit are missing, unreadable, or of another study or an older version; diagnostics likewise.
     """
     groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for unit in study.units():
         groups.setdefault((unit.backbone, unit.regime, unit.train_set), []).append(_metrics(root, unit, study.datasets))
     entries = [_entry(*key, test_set, runs) for key, runs in groups.items() for test_set in study.datasets]
     kinds = [_kind(entry, study.train_set_specs) for entry in entries]
+    cards = read_domain(root, study)
+    joined = domain_vs_iou(study, entries, cards)
     made_from = provenance_tags(root)
     summary = {
         "study": study.name,
@@ -45,13 +57,63 @@ def build_report(root: Path, study: Study) -> Path:
         "params_sha256": made_from.get("params.sha256"),
         "ci95_method": CI95_METHOD,
         "units": entries,
+        "comparisons_method": COMPARISONS_METHOD,
+        "comparisons": compare_regimes(study, groups),
     }
-
-    from emadapt import figures  # matplotlib takes half a second
-
     reports = root / "reports"
     _write(reports / "leaderboard.md", leaderboard(study.name, entries, kinds))
-    figures.iou_png(reports / "figures" / "iou.png", entries, kinds)
+    _write(reports / "domain-vs-iou.json", json.dumps(joined, indent=1) + "\n")
+    _figures(root, study, groups, entries, kinds, joined)
+
+    _write(reports / "index.html", build_page(root, study, summary, kinds, groups, cards, joined))
+    _write(reports / "summary.json", json.dumps(summary, indent=1) + "\n")
+    return reports / "summary.json"
+
+
+def compare_regimes(study: Study, groups: Groups) -> list[dict[str, Any]]:
+    """Every regime against the study's first one, for each backbone, training set and test dataset; [] with a single regime.
+
+    Raises:
+        InputError: the two were not tested on the same slices.
+    """
+    from emadapt.significance import REPLICATES, holm, paired_bootstrap  # torch comes along
+
+    first, found = study.regimes[0], []
+    for (backbone, regime, train_set), runs in groups.items():
+        if regime == first:
+            continue
+        others = groups[backbone, first, train_set]
+        for test_set in study.datasets:
+            a, b = (np.array([run["test"][test_set]["counts"] for run in several], np.int64) for several in (runs, others))
+            block = runs[0]["test"][test_set]["block_slices"]
+            result = paired_bootstrap(a, b, block)
+            found.append({
+                "backbone": backbone, "regime": regime, "against": first, "train_set": train_set, "test_set": test_set,
+                "n": result.n, "block_slices": block, "seeds": list(result.seeds), "replicates": REPLICATES,
+                "difference": _round(result.difference), "ci95": [_round(end) for end in result.ci95],
+                "p_value": _round(result.p_value),
+            })  # fmt: skip
+    corrected = holm([comparison["p_value"] for comparison in found])
+    return [{**comparison, "p_holm": _round(p)} for comparison, p in zip(found, corrected, strict=True)]
+
+
+def _figures(
+    root: Path,
+    study: Study,
+    groups: Groups,
+    entries: Sequence[Mapping[str, Any]],
+    kinds: Sequence[str],
+    joined: Mapping[str, Any],
+) -> None:
+    """IoU by unit, the best overlays of each test dataset, and IoU loss against distance where there are distances."""
+    from emadapt import figures  # matplotlib takes half a second
+
+    folder = root / "reports/figures"
+    figures.iou_png(folder / "iou.png", entries, kinds)
+    if any(value is not None for point in joined["points"] for value in point["distances"].values()):
+        figures.scatter_png(folder / "domain-vs-iou.png", joined["points"], joined["correlations"])
+    else:
+        (folder / "domain-vs-iou.png").unlink(missing_ok=True)  # of an earlier report
     for test_set in study.datasets:
         # The best of each kind, so that one figure shows what crossing domains costs.
         ranked = sorted(zip(entries, kinds, strict=True), key=lambda pair: pair[0]["iou"]["mean"])
@@ -60,9 +122,7 @@ def build_report(root: Path, study: Study) -> Path:
         names = [groups[e["backbone"], e["regime"], e["train_set"]][0]["unit"] for e in best_first]
         overlays = [root / "build/evaluate" / name / f"overlay-{test_set}.png" for name in names]
         if there := [file for file in overlays if file.is_file()]:
-            figures.stack_png(reports / "figures" / f"overlays-{test_set}.png", there)
-    _write(reports / "summary.json", json.dumps(summary, indent=1) + "\n")
-    return reports / "summary.json"
+            figures.stack_png(folder / f"overlays-{test_set}.png", there)
 
 
 def leaderboard(study: str, entries: Sequence[Mapping[str, Any]], kinds: Sequence[str]) -> str:
@@ -141,6 +201,9 @@ def _metrics(root: Path, unit: Unit, datasets: Sequence[str]) -> dict[str, Any]:
         raise InputError(file, found=f"unit {metrics.get('unit')}", expected=expected, do=do)
     if missing := [dataset for dataset in datasets if dataset not in metrics["test"]]:
         raise InputError(file, found=f"no test on {', '.join(missing)}", expected=expected, do=do)
+    if any("counts" not in metrics["test"][dataset] for dataset in datasets):
+        do = f"Run `dvc repro --force --single-item evaluate@{unit.name}` or `emadapt evaluate {unit.name}`."
+        raise InputError(file, found="no `counts`: an older evaluate wrote it", expected="counts per test slice", do=do)
     return metrics
 
 

@@ -76,6 +76,7 @@ def open_run(
     *,
     resume_by: Iterable[str] = (),
     origin: str = "trained",
+    parent: str | None = None,
 ) -> "Tracker":
     """Opens the run of a unit, or goes on with the one that is there. Never raises for want of MLflow.
 
@@ -83,10 +84,12 @@ def open_run(
         root: the project root.
         study_name: the MLflow experiment.
         tags: must hold `unit`, which names the run; see "Run tags in MLflow" in the design.
-        params: hyper-parameters; nested mappings become dotted names.
+        params: hyper-parameters; nested mappings become dotted names. A digest of all but the seed becomes the tag `settings`,
+            by which MLflow's page averages over seeds and over nothing else.
         resume_by: names of tags. The latest run of the study whose values of these equal those of `tags` is continued: its
             own tags and params stay, missing ones are added. Empty, or a tag without a value: always a new run.
         origin: the tag `origin` of a run that had to be created ("restored" where no training ran, as after `dvc pull`).
+        parent: id of the run that this one is shown under, as a trial under its sweep.
 
     Returns:
         A tracker; one that does nothing with EMADAPT_TRACKING=off.
@@ -96,7 +99,8 @@ def open_run(
     key = uuid.uuid4().hex
     tracker = Tracker(root.resolve(), root.resolve() / SPOOL / f"{tags['unit']}-{key[:8]}")
     tracker._lock()
-    head = {"study": study_name, "key": key, "tags": _texts(tags), "resume_by": list(resume_by), "origin": origin}
+    own = {"settings": _settings(params), "mlflow.parentRunId": parent}
+    head = {"study": study_name, "key": key, "tags": _texts(own | dict(tags)), "resume_by": list(resume_by), "origin": origin}
     tracker._record("open", flush=not params, **head)
     if params:
         tracker.log_params(params)
@@ -363,6 +367,12 @@ def _left_over(root: Path, file: Path) -> Tracker | None:
         tracker._entries.append({"do": "end", "at": last["at"], "status": "KILLED", "began": began})
     tracker._spooled = len(tracker._entries)
     return tracker
+
+
+def _settings(params: Mapping[str, Any]) -> str | None:
+    """Digest of what runs that differ in their seed only have in common."""
+    common = {name: value for name, value in _flat(params).items() if name != "unit.seed"}
+    return hashlib.sha256(json.dumps(common, sort_keys=True, default=str).encode()).hexdigest()[:12] if common else None
 
 
 def _flat(params: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

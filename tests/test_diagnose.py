@@ -1,0 +1,149 @@
+"""The diagnose stage on tiny studies: what the file holds, what the controls read, what is refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+
+from emadapt.config import DiagnoseSpec, Study
+from emadapt.data.ingest import ingest
+from emadapt.diagnose import compare, features
+from emadapt.diagnose.features import Features
+from emadapt.diagnose.moments import Moments, slice_moments
+from emadapt.diagnose.run import diagnose
+from emadapt.errors import InputError
+from emadapt.tokens import run
+from emadapt.train import train_unit
+from tiny import make_study
+
+OWN = DiagnoseSpec(blocks=4, tokens=2000, permutations=19, replicates=10)
+
+
+def gaussian(name: str, shift: float, slices: int, seed: int, drift: float = 0.0) -> Features:
+    """Tokens (150 a slice, D = 8) around `shift`, a fifth of them foreground; the mean drifts along z."""
+    rng = np.random.default_rng(seed)
+    tokens = [rng.normal(shift + drift * z / slices, 1, (150, 8)).astype(np.float32) for z in range(slices)]
+    classes = [np.arange(150) % 5 == 0 for _ in tokens]
+    moments = Moments(*(np.stack(c) for c in zip(*map(slice_moments, tokens, classes), strict=True)))
+    parts = np.asarray(["train"] * (slices // 2) + ["val"] + ["test"] * (slices - slices // 2 - 1))
+    at = np.repeat(np.arange(slices), 150)
+    return Features(name, np.arange(slices), parts, moments, np.concatenate(tokens), np.concatenate(classes), at,
+                    np.zeros((len(at), 2), np.float32), {})  # fmt: skip
+
+
+def test_the_same_population_reads_as_same_and_another_as_different() -> None:
+    a, same, other = gaussian("a", 0, 12, 0), gaussian("same", 0, 12, 1), gaussian("other", 0.5, 12, 2)
+    for level, cls in (("token", "all"), ("token", "foreground"), ("image", "all")):
+        near, far = (compare.compare(a, b, level, cls, OWN) for b in (same, other))
+        assert near["reads_as"] == "same", (level, cls)
+        assert far["reads_as"] == "different", (level, cls)
+        assert near["frechet"] < near["null"] < far["frechet"]
+        assert far["ci95"][0] <= far["frechet"]
+        # |shift|^2 = 8 * 0.25 = 2 for infinitely many tokens; the extrapolation takes off what sampling adds.
+        assert abs(far["frechet_inf"] - 2) < 0.3
+        assert abs(near["frechet_inf"]) < 0.3
+        assert far["probe"]["balanced_accuracy"] > near["probe"]["balanced_accuracy"]
+    token_level = compare.compare(a, same, "token", "all", OWN)
+    assert token_level["probe"]["p_value"] > 0.05
+    assert token_level["knn_mixing"] == pytest.approx(1, abs=0.1)
+    assert abs(token_level["mmd2"]) < 0.01
+
+
+def test_drift_along_z_is_in_the_null() -> None:
+    """A volume whose two ends differ is far from itself: its contiguous halves are one of the splits of the null."""
+    steady, drifting = (compare.split_half_null(gaussian("a", 0, 12, 0, drift), "token", "all", OWN) for drift in (0, 1))
+    assert drifting["max"] > 1.5 > 10 * steady["max"]
+    assert drifting["splits"] == 3
+
+
+def test_segmentation_outliers_and_likeness() -> None:
+    a, b = gaussian("a", 0, 12, 0), gaussian("b", 3, 12, 1)
+    assert compare.outlyingness(a, b)["auroc_token"] > 0.95
+    assert compare.outlyingness(a, gaussian("c", 0, 12, 2))["auroc_token"] == pytest.approx(0.5, abs=0.05)
+    assert compare.segmentation(a, a, OWN)["probe"]["balanced_accuracy"] == pytest.approx(0.5, abs=0.1)  # no signal in it
+    assert compare.likeness(a, a)["cka"] == pytest.approx(1)
+
+
+def test_a_class_without_tokens_is_refused() -> None:
+    a, b = gaussian("a", 0, 12, 0), gaussian("b", 0, 12, 1)
+    a.moments.count[:, 1] = 0
+    with pytest.raises(InputError, match=r"dataset a: found no foreground tokens.*label rule"):
+        compare.compare(a, b, "token", "foreground", OWN)
+    few = gaussian("few", 0, 12, 2)
+    few.foreground[few.at > 2] = False
+    with pytest.raises(InputError, match=r"dataset few: found foreground tokens in 3 slices.*at least 4"):
+        compare.compare(few, b, "token", "foreground", OWN)
+
+
+@pytest.fixture
+def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EMADAPT_TRACKING", "off")
+    study = make_study(tmp_path)
+    for name in study.datasets:
+        run(study, "t", name)
+    return study
+
+
+def read(path: Path) -> dict[str, Any]:
+    text = path.read_text()
+    assert "NaN" not in text
+    assert "Infinity" not in text
+    return dict(json.loads(text))
+
+
+def test_a_frozen_backbone(study: Study) -> None:
+    found = read(diagnose(study, "t", "frozen"))
+    assert {(e["level"], e["class"]) for e in found["pairs"]} == {
+        ("token", "all"), ("token", "foreground"), ("token", "background"), ("image", "all"),
+    }  # fmt: skip
+    assert all((e["a"], e["b"], e["model"]) == ("a", "b", "pretrained") for e in found["pairs"])
+    assert len(found["segmentation"]) == 4
+    assert len(found["outliers"]) == 2
+    assert not found["cka"]
+    shares = found["pca"]["explained_variance"]
+    assert len(shares) == 10
+    assert shares == sorted(shares, reverse=True)
+    assert sum(shares) <= 1
+    controls = found["controls"]
+    assert [e["reads_as"] for e in controls["halves"]] == ["same", "same"]
+    assert [e["reads_as"] for e in controls["contrast"] if e["level"] == "pixel"] == ["different", "different"]
+    assert len(controls["random"]) == len(controls["pixels"]) == 1
+    pictures = sorted(p.name for p in Path("reports/domain/t-frozen").iterdir())
+    assert pictures == ["distances.png", "maps.png", "pca.png"]
+
+
+def test_adapted_models_one_by_one_and_a_second_run_reads_what_was_kept(study: Study, monkeypatch) -> None:
+    with pytest.raises(InputError, match=r"no model.*dvc repro train"):
+        diagnose(study, "t", "lora")
+    for unit in study.units():
+        if unit.regime == "lora":
+            train_unit(study, unit)
+    first = read(diagnose(study, "t", "lora"))
+    assert {e["model"] for e in first["pairs"]} == {"t-lora-a-0", "t-lora-paired-0"}
+    assert {(e["model"], e["dataset"]) for e in first["cka"]} == {(m, d) for m in ("t-lora-a-0", "t-lora-paired-0") for d in "ab"}
+    assert all(0 < e["cka"] <= 1.000001 for e in first["cka"])
+    assert not first["controls"]
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("tokens were computed again")
+
+    monkeypatch.setattr(features, "compute_tokens", refuse)
+    again = read(diagnose(study, "t", "lora"))
+    for cost in ("seconds", "peak_mb"):
+        first.pop(cost)
+        again.pop(cost)
+    assert first == again
+
+
+def test_a_dataset_whose_labels_are_too_small_for_a_patch_is_refused(study: Study, tmp_path: Path) -> None:
+    label = np.zeros((10, 90, 100), np.uint8)
+    label[:, 40:44, 40:44] = 1
+    tifffile.imwrite(tmp_path / "data/a/label.tif", label, photometric="minisblack")
+    ingest(study, "a", tmp_path / "data", tmp_path / "build/ingest")
+    run(study, "t", "a")
+    with pytest.raises(InputError, match=r"dataset a: found (no foreground tokens|foreground tokens in)"):
+        diagnose(study, "t", "frozen")

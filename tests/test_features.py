@@ -1,0 +1,155 @@
+"""Features are the tokens themselves: each place once, none of the padding, the same places for every model."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from emadapt.config import BackboneSpec, DiagnoseSpec, Study
+from emadapt.data.ingest import open_volume
+from emadapt.data.tiles import geometry
+from emadapt.diagnose import features
+from emadapt.errors import InputError
+from emadapt.models.backbones import Backbone
+from emadapt.models.segmenter import build_frozen
+from emadapt.tokens import CACHE, run, token_key, token_views
+from tiny import make_study, settings
+
+OWN = DiagnoseSpec(blocks=4, tokens=200)
+
+
+@pytest.fixture
+def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
+    monkeypatch.chdir(tmp_path)
+    return make_study(tmp_path)
+
+
+def tokens_of(study: Study) -> tuple[Backbone, BackboneSpec]:
+    run(study, "t", "a")
+    return build_frozen(study.backbone_specs["t"]), study.backbone_specs["t"]
+
+
+@pytest.mark.parametrize("shape", [(90, 100), (64, 64), (30, 200)])
+@pytest.mark.parametrize("overlap", [0.0, 0.4])
+def test_each_place_of_a_slice_once_and_none_in_the_padding(shape: tuple[int, int], overlap: float) -> None:
+    patch, spec = 14, BackboneSpec("tiny_dinov2", "random", tile=64, overlap=overlap)
+    geo = geometry(shape, spec, patch)
+    rng = np.random.default_rng(0)
+    label = (rng.random(geo.padded) < 0.5).astype(np.uint8)
+    tiles = []
+    for y, x in geo.corners():
+        h, w = geo.tile
+        cy, cx = (np.arange(n // patch) * patch + patch / 2 + origin for n, origin in ((h, y), (w, x)))
+        tiles.append(((y, x), np.stack(np.meshgrid(cy, cx, indexing="ij")).astype(np.float32), label[y : y + h, x : x + w]))
+    tokens, occupancy, centres = features._one_slice(iter(tiles), geo, patch)
+    np.testing.assert_array_equal(tokens, centres)  # a token's value is where it is
+    assert (centres < np.asarray(geo.resized)).all()
+    assert len(np.unique(centres, axis=0)) == len(centres)
+    rows, columns = (np.unique(centres[:, axis]) for axis in (0, 1))
+    assert len(rows) * len(columns) == len(centres)
+    for own, length in ((rows, geo.resized[0]), (columns, geo.resized[1])):
+        assert own[0] <= patch
+        assert length - own[-1] <= patch
+        # Where two tiles meet their grids need not line up, but no gap is as wide as two patches.
+        assert np.diff(own).max(initial=0) < 2 * patch
+    for (y, x), share in list(zip(centres.astype(int), occupancy, strict=True))[:50]:
+        assert share == pytest.approx(label[y - 7 : y + 7, x - 7 : x + 7].mean())
+
+
+def test_pretrained_features_are_the_caches_last_block(study: Study) -> None:
+    backbone, spec = tokens_of(study)
+    volume = open_volume("a")
+    found = features.pretrained_features(backbone, spec, volume, OWN)
+    view = token_views(backbone, spec, volume, range(1))[0]
+    last = np.asarray(view.tokens[:, -backbone.arch.dim :], np.float32)
+    for token, place, (cy, cx) in list(zip(found.tokens, found.at, found.where, strict=True))[::17]:
+        there = []
+        for row in view.rows_of_slice(int(found.slices[place])):
+            _, y, x = view.index[row]
+            i, j = (cy - y) / 14 - 0.5, (cx - x) / 14 - 0.5
+            if i == int(i) and j == int(j) and 0 <= i < last.shape[2] and 0 <= j < last.shape[3]:
+                there.append(last[row, :, int(i), int(j)])
+        assert any(np.array_equal(token, t) for t in there)
+    assert set(found.parts) == {"train", "val", "test"}
+    assert found.moments.count.sum() >= len(found.tokens)
+
+
+def test_computed_features_see_the_same_places_and_the_same_tokens(study: Study) -> None:
+    """With unchanged weights a pass gives what the cache holds, up to its fp16; on training slices, which both tile alike."""
+    backbone, spec = tokens_of(study)
+    volume = open_volume("a")
+    cached = features.pretrained_features(backbone, spec, volume, OWN)
+    computed = features.computed_features(backbone, spec, volume, OWN, "the same")
+    one, other = (np.isin(f.at, f.places("train")) for f in (cached, computed))
+    np.testing.assert_array_equal(cached.where[one], computed.where[other])
+    np.testing.assert_array_equal(cached.foreground[one], computed.foreground[other])
+    np.testing.assert_allclose(cached.tokens[one], computed.tokens[other], atol=2e-3)
+    grid = next(iter(computed.grids.values()))
+    assert grid.ndim == 3
+
+
+def test_pixels_are_the_slices_own(study: Study) -> None:
+    volume = open_volume("a")
+    found = features.pixel_features(study.backbone_specs["t"], 14, volume, OWN)
+    for token, place, (cy, cx) in list(zip(found.tokens, found.at, found.where, strict=True))[::23]:
+        y, x = int(cy) - 7, int(cx) - 7
+        cell = volume.image[found.slices[place], y : y + 14, x : x + 14]
+        if cell.shape == (14, 14):
+            np.testing.assert_allclose(token.reshape(14, 14), cell / 255, atol=1e-6)
+
+
+def test_kept_features_are_read_back_and_a_part_is_a_part(study: Study) -> None:
+    backbone, spec = tokens_of(study)
+    first, again = (features.pretrained_features(backbone, spec, open_volume("a"), OWN) for _ in range(2))
+    np.testing.assert_array_equal(first.tokens, again.tokens)
+    upper = first.of(np.arange(4, len(first.slices)), "upper")
+    np.testing.assert_array_equal(upper.slices, first.slices[4:])
+    np.testing.assert_array_equal(upper.slices[upper.at], first.slices[first.at[first.at >= 4]])
+    every = np.arange(4, len(first.slices))
+    for mine, whole in zip(upper.moments.merged(every - 4, "all"), first.moments.merged(every, "all"), strict=True):
+        np.testing.assert_allclose(np.asarray(mine), np.asarray(whole))
+
+
+def test_tokens_of_another_backbone_are_refused(study: Study) -> None:
+    backbone, spec = tokens_of(study)
+    volume = open_volume("a")
+    manifest = CACHE / token_key(backbone, spec, volume, 0) / "manifest.json"
+    content = json.loads(manifest.read_text())
+    content["weights"]["sha256"] = "0" * 64
+    manifest.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"tokens of another backbone.*Remove"):
+        features.pretrained_features(backbone, spec, volume, OWN)
+    with pytest.raises(InputError, match=r"no token cache.*emadapt tokens"):
+        features.pretrained_features(backbone, spec, open_volume("b"), OWN)
+
+
+def test_tokens_that_are_not_numbers_are_refused(study: Study) -> None:
+    backbone, spec = tokens_of(study)
+    volume = open_volume("a")
+    tokens = np.load(CACHE / token_key(backbone, spec, volume, 0) / "tokens.npy", mmap_mode="r+")
+    tokens[0, -1, 1, 1] = np.nan
+    tokens.flush()
+    with pytest.raises(InputError, match=r"tokens of a, slice 0: found 1 of \d+ with NaN"):
+        features.pretrained_features(backbone, spec, volume, OWN)
+    assert not list(features.KEPT.glob("*/manifest.json"))
+
+
+def test_fewer_slices_than_blocks_are_refused(study: Study) -> None:
+    with pytest.raises(InputError, match=r"dataset a: found 8 slices; expected at least 9"):
+        features.chosen_slices(open_volume("a"), DiagnoseSpec(blocks=9))
+
+
+def test_chosen_slices_are_spread_over_all_parts(study: Study) -> None:
+    slices, parts = features.chosen_slices(open_volume("a"), DiagnoseSpec(slices=5, blocks=4))
+    assert len(slices) == 5
+    assert (np.diff(slices) > 0).all()
+    assert (parts[0], parts[-1]) == ("train", "test")
+
+
+def test_the_tiny_studys_settings_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    params = settings()
+    params["diagnose"] = {"blocks": 3}
+    with pytest.raises(Exception, match="diagnose: blocks must be at least 4"):
+        make_study(tmp_path, params)

