@@ -37,6 +37,8 @@ def server(database: Path) -> Iterator[int]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [
+        sys.executable,
+        "-m",
         "mlflow",
         "server",
         "--backend-store-uri",
