@@ -63,8 +63,8 @@ def test_both_forms_against_the_matrix_square_root(case: str) -> None:
     expected = pytorch_fid(*moments(a), *moments(b))
     assert frechet(*moments(a), *moments(b)) == pytest.approx(expected, rel=1e-6)
     assert frechet_samples(a, b) == pytest.approx(expected, rel=1e-6)
-    # Tighter than sqrtm can be on singular matrices: the forms against each other.
-    assert frechet(*moments(a), *moments(b)) == pytest.approx(frechet_samples(a, b), rel=1e-9)
+    # Tighter than sqrtm can be on singular matrices: the forms against each other, as close as frechet.ROUNDING lets them be.
+    assert frechet(*moments(a), *moments(b)) == pytest.approx(frechet_samples(a, b), rel=1e-7)
 
 
 @given(SEEDS, st.integers(1, 6), st.integers(2, 9), st.integers(2, 9))
