@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from emadapt.errors import EmadaptError
+from emadapt.sweep.spec import SweepSpec
 
 PARAMS = Path("params.yaml")
 NAME = re.compile(r"[A-Za-z0-9_]+")  # DVC's matrix keys must not contain dots; "-" separates the parts of a unit
@@ -138,6 +139,7 @@ PAPER_TRAIN = TrainSpec(
 PRESETS: dict[str, dict[str, Any]] = {
     "train": {"default": TrainSpec(), "paper": PAPER_TRAIN},
     "split": {"default": SplitSpec(), "paper": SplitSpec(kind="random", val=0.1, test=0.15, gap_nm=0.0)},
+    "sweep": {"default": SweepSpec()},
 }
 
 # The reference's input: whole slices, 1022 pixels long, the last block's tokens, ImageNet statistics for every backbone.
@@ -176,6 +178,7 @@ class Study:
     regime_specs: dict[str, RegimeSpec]
     split: SplitSpec = field(default_factory=SplitSpec)
     train: TrainSpec = field(default_factory=TrainSpec)
+    sweep: SweepSpec = field(default_factory=SweepSpec)
 
     def units(self) -> list[Unit]:
         """All units of the study, in the order of DVC's matrix."""
@@ -230,7 +233,7 @@ def load_study(path: Path = PARAMS) -> Study:
     """
     raw = _read_yaml(path)
     problems: list[str] = []
-    known = {"study", "datasets", "train_sets", "backbones", "regimes", "split", "train"}
+    known = {"study", "datasets", "train_sets", "backbones", "regimes", "split", "train", "sweep"}
     problems += [f"{path}: unknown section {k!r}; known are {', '.join(sorted(known))}" for k in sorted(set(raw) - known)]
     problems += [
         f"{path}: section {k!r} is missing"
@@ -265,6 +268,7 @@ def load_study(path: Path = PARAMS) -> Study:
         regime_specs=specs["regimes"],
         split=_preset("split", SplitSpec, raw.get("split", "default"), path, problems),
         train=_preset("train", TrainSpec, raw.get("train", "default"), path, problems),
+        sweep=_preset("sweep", SweepSpec, raw.get("sweep", "default"), path, problems),
     )
     problems += [f"{path}: {p}" for p in _check(study)]
     if problems:
@@ -419,4 +423,4 @@ def _check(study: Study) -> list[str]:
         bad.append("train: learning rates and clip must be above 0, weight_decay not below")
     if not 0 < split.val < 0.9 or not 0 < split.test < 0.9 or split.gap_nm < 0:
         bad.append("split: val and test must lie in (0, 0.9), gap_nm at or above 0")
-    return bad
+    return bad + study.sweep.problems()
