@@ -76,6 +76,7 @@ def open_run(
     *,
     resume_by: Iterable[str] = (),
     origin: str = "trained",
+    parent: str | None = None,
 ) -> "Tracker":
     """Opens the run of a unit, or goes on with the one that is there. Never raises for want of MLflow.
 
@@ -87,6 +88,7 @@ def open_run(
         resume_by: names of tags. The latest run of the study whose values of these equal those of `tags` is continued: its
             own tags and params stay, missing ones are added. Empty, or a tag without a value: always a new run.
         origin: the tag `origin` of a run that had to be created ("restored" where no training ran, as after `dvc pull`).
+        parent: id of the run that MLflow shows this one under.
 
     Returns:
         A tracker; one that does nothing with EMADAPT_TRACKING=off.
@@ -96,6 +98,7 @@ def open_run(
     key = uuid.uuid4().hex
     tracker = Tracker(root.resolve(), root.resolve() / SPOOL / f"{tags['unit']}-{key[:8]}")
     tracker._lock()
+    tags = {**tags, "mlflow.parentRunId": parent}
     head = {"study": study_name, "key": key, "tags": _texts(tags), "resume_by": list(resume_by), "origin": origin}
     tracker._record("open", flush=not params, **head)
     if params:

@@ -49,9 +49,9 @@ def claim(study: optuna.Study, store: Store, space: Space, owner: str, *, wanted
         since: failures of trials below this number do not count against the sweep.
     """
     with store.lock(study.study_name):
-        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if "owner" not in trial.user_attrs:
-                take_back(study, store, trial, "its process died while it claimed the trial")
+        for lost in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if "owner" not in lost.user_attrs:
+                take_back(study, store, lost, "its process died while it claimed the trial")
         trials = study.get_trials(deepcopy=False)
         if n_ended(trials) >= wanted or failing(trials, wanted, since):
             return None
@@ -164,4 +164,3 @@ def enroll(study: optuna.Study, store: Store) -> int:
         number = int(study.user_attrs.get("workers", 0))
         study.set_user_attr("workers", number + 1)
     return number
-

@@ -75,7 +75,7 @@ def search_space(study: Study, target: Target) -> Space:
             "adapter_lr": FloatDistribution(*spec.adapter_lr, log=True),
         }
     if decay := spec.weight_decay or (FROZEN_DECAY if frozen else ()):
-        space["weight_decay"] = FloatDistribution(*decay, log=True)
+        space["weight_decay"] = FloatDistribution(decay[0], decay[1], log=True)
     if heads := spec.head or (tuple(HEADS) if frozen else ()):
         space["head"] = CategoricalDistribution(heads)
     if spec.blocks:
@@ -87,7 +87,7 @@ def search_space(study: Study, target: Target) -> Space:
 
 def default_point(study: Study, target: Target) -> Params:
     """Where params.yaml stands now, as far as it lies in the space: the first trial, so that the default is in the table."""
-    unit = _unit(study, target)
+    unit = unit_of(study, target)
     train, regime, backbone = study.train_spec(unit), study.regime_specs[target.regime], study.backbone_specs[target.backbone]
     point: Params = {
         "head_lr": train.head_lr, "adapter_lr": train.adapter_lr, "weight_decay": train.weight_decay, "head": train.head,
@@ -128,7 +128,7 @@ def study_at(study: Study, target: Target, params: Params) -> tuple[Study, Unit]
         backbone_specs={**study.backbone_specs, target.backbone: backbone},
         regime_specs={**study.regime_specs, target.regime: regime},
     )
-    return changed, _unit(study, target)
+    return changed, unit_of(study, target)
 
 
 def definition(study: Study, target: Target) -> dict[str, Any]:
@@ -145,7 +145,8 @@ def definition_hash(study: Study, target: Target) -> str:
     return digest(definition(study, target))[:8]
 
 
-def _unit(study: Study, target: Target) -> Unit:
+def unit_of(study: Study, target: Target) -> Unit:
+    """The unit that trials train, by name."""
     return Unit(target.backbone, target.regime, target.train_set, study.seeds[0])
 
 

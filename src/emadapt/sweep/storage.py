@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import re
 import warnings
 from collections.abc import Callable, Iterator
@@ -17,14 +16,20 @@ import optuna
 from filelock import FileLock, Timeout
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
+from sqlalchemy import create_engine, text
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.pool import NullPool
 
-from emadapt.errors import EmadaptError, InputError
+from emadapt.errors import InputError
 from emadapt.mlflow_store import redact
 
 FOLDER = Path("scratch/sweeps")
 HEARTBEAT, GRACE = 10, 60  # s: how often a trial in PostgreSQL says that it lives; after how much silence it counts as dead
 # A machine that lost its power holds no lock for longer than about 25 s, and one that does not answer is not waited for.
 POSTGRES = {"connect_timeout": 5, "options": "-c tcp_keepalives_idle=10 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3"}
+
+STORAGE_ERRORS = (optuna.exceptions.StorageInternalError, SQLAlchemyError)  # the storage's trouble, not a trial's
 
 Requeue = Callable[[optuna.Study, optuna.trial.FrozenTrial], None]
 
@@ -75,8 +80,9 @@ class Store:
         try:
             lock.acquire(timeout=0)
         except Timeout:
+            do = "Use more --workers there; for several machines give a PostgreSQL --storage."
             raise InputError(f"sweep {name}", found="another `emadapt sweep run` at work on it", expected="one at a time",
-                             do="Use more --workers there; for several machines give a PostgreSQL --storage.") from None  # fmt: skip
+                             do=do) from None  # fmt: skip
         try:
             yield
         finally:
@@ -125,9 +131,6 @@ def quiet() -> None:
 
 def _known(url: str) -> tuple[str, str]:
     """The URL with a driver that is installed, and its kind."""
-    from sqlalchemy.engine import make_url
-    from sqlalchemy.exc import ArgumentError
-
     expected = "postgresql://user:password@host/database, or sqlite:///file.db for one worker"
     try:
         parsed = make_url(re.sub(r"^postgres://", "postgresql://", url))
@@ -140,14 +143,12 @@ def _known(url: str) -> tuple[str, str]:
 
 
 def _reach(url: str, connect: Callable[[], BaseStorage]) -> BaseStorage:
-    from sqlalchemy.exc import NoSuchModuleError, SQLAlchemyError
-
     try:
         return connect()
     except (ModuleNotFoundError, ImportError, NoSuchModuleError) as error:
         raise InputError(redact(url), found=f"no driver for it ({error})", expected="the package psycopg2-binary",
                          do="Run pip install 'emadapt[postgres]'.") from error  # fmt: skip
-    except (SQLAlchemyError, optuna.exceptions.StorageInternalError, OSError) as error:
+    except (*STORAGE_ERRORS, OSError) as error:
         reason = redact((str(error.__cause__ or error).strip().splitlines() or [type(error).__name__])[0])
         raise InputError(redact(url), found=f"a database that cannot be used ({reason})", expected="one that answers",
                          do="Check host, port, database, user and password.") from error  # fmt: skip
@@ -161,9 +162,6 @@ def _postgres(url: str, requeue: Requeue | None) -> BaseStorage:
 
 @contextlib.contextmanager
 def _postgres_lock(url: str, name: str) -> Iterator[None]:
-    from sqlalchemy import create_engine, text
-    from sqlalchemy.pool import NullPool
-
     key = int.from_bytes(hashlib.sha256(f"emadapt {name}".encode()).digest()[:8], signed=True)
     engine = create_engine(url, poolclass=NullPool, connect_args=POSTGRES)
     with engine.begin() as connection:
@@ -213,14 +211,14 @@ def open_sweep(store: Store, name: str, space_hash: str, definition: dict[str, A
         others = [n for n in sweep_names(store) if n[:-9] == name and n != full]
         if others:
             was = optuna.load_study(study_name=others[0], storage=store.storage).user_attrs.get("definition", {})
-            raise InputError(f"sweep {name!r} in {store.words}", found=f"one with {_difference(was, definition)}",
+            raise InputError(f"sweep {name!r} in {store.words}", found=f"one with {difference(was, definition)}",
                              expected="the search space and settings that it was begun with",
                              do="Put them back, or begin another sweep with --name.")  # fmt: skip
         study = optuna.create_study(study_name=full, storage=store.storage, direction="maximize", load_if_exists=True)
         new = "trials" not in study.user_attrs  # written last
         if not new and (was := study.user_attrs.get("data")) != data:
-            raise InputError(f"sweep {name!r} in {store.words}", found=f"trials on data {was}", expected=f"data {data}",
-                             do="Bring that data back (`dvc checkout`, `dvc repro`), or begin another sweep with --name.")  # fmt: skip
+            do = "Bring that data back (`dvc checkout`, `dvc repro`), or begin another sweep with --name."
+            raise InputError(f"sweep {name!r} in {store.words}", found=f"trials on data {was}", expected=f"data {data}", do=do)
         if new:
             study.set_user_attr("definition", definition)
             study.set_user_attr("data", data)
@@ -228,7 +226,7 @@ def open_sweep(store: Store, name: str, space_hash: str, definition: dict[str, A
     return study, new
 
 
-def _difference(was: dict[str, Any], now: dict[str, Any]) -> str:
+def difference(was: dict[str, Any], now: dict[str, Any]) -> str:
     """The first settings that are not the same, as `train.epochs 3 there, 5 here`."""
     flat_was, flat_now = _flat(was), _flat(now)
     keys = [k for k in {**flat_was, **flat_now} if flat_was.get(k) != flat_now.get(k)]
@@ -240,25 +238,3 @@ def _flat(value: Any, prefix: str = "") -> dict[str, str]:
     if not isinstance(value, dict):
         return {prefix: json.dumps(value)}
     return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{prefix}.{key}" if prefix else key).items()}
-
-
-def owner_name(number: int) -> str:
-    """Who holds a trial: machine, process that watches over the worker, and the worker's number."""
-    return f"{os.uname().nodename}/{os.getpid()}/{number}"
-
-
-def close(store: Store) -> None:
-    """Give back the database's connections."""
-    if isinstance(store.storage, RDBStorage):
-        store.storage.remove_session()
-        store.storage.engine.dispose()
-
-
-def require_shared(store: Store) -> None:
-    """Raise unless several machines may join.
-
-    Raises:
-        EmadaptError: the storage is for one machine.
-    """
-    if not store.shared:
-        raise EmadaptError(f"{store.words}: --join needs a storage that machines share; give --storage postgresql://...")
