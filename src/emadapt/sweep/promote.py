@@ -9,10 +9,10 @@ from typing import Any
 
 import optuna
 
-from emadapt.config import NAME, PARAMS, BackboneSpec, Study, load_study
+from emadapt.config import NAME, PARAMS, BackboneSpec, RegimeSpec, Study, load_study
 from emadapt.errors import EmadaptError, InputError
 from emadapt.sweep.logbook import best_trial
-from emadapt.sweep.space import Target, definition, settings_at
+from emadapt.sweep.space import Target, default_point, definition, settings_at
 from emadapt.sweep.storage import Store, difference, find_sweep
 
 
@@ -41,6 +41,10 @@ def promote(store: Store, name: str, regime_name: str = "", path: Path = PARAMS)
         raise InputError(f"sweep {name!r}", found="no finished trial", expected="at least one",
                          do="Let `emadapt sweep run` finish one.")  # fmt: skip
     target = _target(study, config, path)
+    if settings_at(config, target, best.params) == settings_at(config, target, default_point(config, target)):
+        return [
+            f"{path}: unchanged; of all trials of {study.study_name} the settings that it has are the best ({best.value:.4f})"
+        ]
     regime_name = regime_name or f"{target.regime}_tuned"
     backbone, regime = settings_at(config, target, best.params)
     variant = "" if backbone == config.backbone_specs[target.backbone] else f"{target.backbone}_{regime_name}"
@@ -78,14 +82,11 @@ def _target(study: optuna.Study, config: Study, path: Path) -> Target:
     return target
 
 
-def _own_values(spec: Any) -> dict[str, Any]:
-    """The fields that are not at their default, as YAML has them."""
-    values = {}
-    for field in dataclasses.fields(spec):
-        value = getattr(spec, field.name)
-        if value != field.default:
-            values[field.name] = list(value) if isinstance(value, tuple) else value
-    return values
+def _own_values(regime: RegimeSpec) -> dict[str, Any]:
+    """What the file needs of a regime: its kind, LoRA's rank and alpha, and all that is not at its default."""
+    shown = ("kind", "rank", "alpha") if regime.kind == "lora" else ("kind",)
+    return {f.name: getattr(regime, f.name) for f in dataclasses.fields(regime)
+            if f.name in shown or getattr(regime, f.name) != f.default}  # fmt: skip
 
 
 def _changed(config: Study, target: Target, backbone: BackboneSpec) -> dict[str, Any]:

@@ -125,8 +125,10 @@ def open_store(url: str = "", workers: int = 1, requeue: Requeue | None = None) 
 def quiet() -> None:
     """Optuna says much about features that may change; it goes to the log books instead."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    for kind in (optuna.exceptions.ExperimentalWarning, UserWarning):
-        warnings.filterwarnings("ignore", category=kind, module="optuna")
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    warnings.filterwarnings("ignore", category=UserWarning, module="optuna")
+    warnings.filterwarnings("ignore", "Heartbeat of storage")
+    warnings.filterwarnings("ignore", "The reported value is ignored")
 
 
 def _known(url: str) -> tuple[str, str]:
