@@ -41,10 +41,9 @@ def promote(store: Store, name: str, regime_name: str = "", path: Path = PARAMS)
         raise InputError(f"sweep {name!r}", found="no finished trial", expected="at least one",
                          do="Let `emadapt sweep run` finish one.")  # fmt: skip
     target = _target(study, config, path)
-    if settings_at(config, target, best.params) == settings_at(config, target, default_point(config, target)):
-        return [
-            f"{path}: unchanged; of all trials of {study.study_name} the settings that it has are the best ({best.value:.4f})"
-        ]
+    default = default_point(config, target)
+    if default and settings_at(config, target, best.params) == settings_at(config, target, default):
+        return [f"{path}: unchanged; its own settings are the best of {study.study_name} (validation IoU {best.value:.4f})"]
     regime_name = regime_name or f"{target.regime}_tuned"
     backbone, regime = settings_at(config, target, best.params)
     variant = "" if backbone == config.backbone_specs[target.backbone] else f"{target.backbone}_{regime_name}"

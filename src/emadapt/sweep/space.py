@@ -86,7 +86,7 @@ def search_space(study: Study, target: Target) -> Space:
 
 
 def default_point(study: Study, target: Target) -> Params:
-    """Where params.yaml stands now, as far as it lies in the space: the first trial, so that the default is in the table."""
+    """Where params.yaml stands now: the first trial, so that the default is among them. Empty if it is not in the space."""
     unit = unit_of(study, target)
     train, regime, backbone = study.train_spec(unit), study.regime_specs[target.regime], study.backbone_specs[target.backbone]
     point: Params = {
@@ -94,7 +94,9 @@ def default_point(study: Study, target: Target) -> Params:
         "rank": regime.rank, "alpha_ratio": regime.alpha / regime.rank, "dropout": regime.dropout,
         "blocks": _text(backbone.blocks), "scale": backbone.scale,
     }  # fmt: skip
-    return {name: point[name] for name, choices in search_space(study, target).items() if _holds(choices, point[name])}
+    space = search_space(study, target)
+    inside = all(_holds(choices, point[name]) for name, choices in space.items())
+    return {name: point[name] for name in space} if inside else {}
 
 
 def settings_at(study: Study, target: Target, params: Params) -> tuple[BackboneSpec, RegimeSpec]:
