@@ -141,6 +141,8 @@ def _known(url: str) -> tuple[str, str]:
         raise InputError("--storage", found=f"{redact(url)!r}, which is no URL", expected=expected, do="Correct it.") from None
     if kind not in ("postgresql", "sqlite"):
         raise InputError("--storage", found=f"a URL of kind {kind!r}", expected=expected, do="Correct it.")
+    if parsed.drivername == "postgresql":
+        parsed = parsed.set(drivername="postgresql+psycopg2")  # SQLAlchemy would look for another one
     return parsed.render_as_string(hide_password=False), kind
 
 
