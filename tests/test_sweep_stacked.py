@@ -30,8 +30,7 @@ def batch(generator: torch.Generator, size: int = 30) -> tuple[torch.Tensor, tor
     return tokens, (torch.rand(2, size, size + 1, generator=generator) > 0.7).long()
 
 
-@pytest.mark.parametrize("groups", [1, 2], ids=["one shape", "two shapes"])
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize(("name", "groups"), [("linear", 2), ("pyramid", 1), ("pyramid", 2), ("deconv", 1)])
 def test_a_stack_is_as_many_heads_each_under_torchs_own_adamw(name: str, groups: int) -> None:
     specs, generator = members(), torch.Generator().manual_seed(0)
     stack = Stack(name, DIM, BLOCKS, specs, SEEDS)
@@ -42,7 +41,7 @@ def test_a_stack_is_as_many_heads_each_under_torchs_own_adamw(name: str, groups:
     optimisers = [torch.optim.AdamW(h.parameters(), s.head_lr, weight_decay=s.weight_decay)
                   for h, s in zip(heads, specs, strict=True)]  # fmt: skip
     loss_of = loss_function("dice_ce")
-    for step in range(4):
+    for step in range(2 if name == "deconv" else 4):
         batches, factor = [batch(generator, 30 + 6 * g) for g in range(groups)], (step + 1) / 4
         found = stack.step(batches, factor)
         for k, (head, optimiser, spec) in enumerate(zip(heads, optimisers, specs, strict=True)):
@@ -53,14 +52,14 @@ def test_a_stack_is_as_many_heads_each_under_torchs_own_adamw(name: str, groups:
             torch.nn.utils.clip_grad_norm_(head.parameters(), spec.clip)
             optimiser.step()
             optimiser.zero_grad()
-            assert float(found[k]) == pytest.approx(float(loss), abs=1e-5)
+            assert float(found[k]) == pytest.approx(loss.item(), abs=1e-5)
     for k, head in enumerate(heads):
         mine = stack.state(k)
         for own, theirs in ((mine["params"], head.named_parameters()), (mine["buffers"], head.named_buffers())):
             for key, value in theirs:
                 # AdamW's first steps are the gradient's sign: where that is rounding, weights may differ by a learning rate.
                 apart = (own[f"head.{key}"] - value).abs()
-                assert float(apart.float().mean()) < 1e-5, key
+                assert apart.float().mean().item() < 1e-6, key
 
 
 @pytest.mark.parametrize("name", ["dice", "dice_ce", "tversky"])
@@ -112,7 +111,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
 UNIT = Unit("t", "frozen", "paired", 0)
 
 
-def crew(study: Study, folder: Path, rates: list[float], on_epoch=lambda metrics, step: None) -> list[Member]:  # type: ignore[no-untyped-def]
+def crew(study: Study, folder: Path, rates: list[float], on_epoch=lambda metrics, step: None) -> list[Member]:
     specs = [dataclasses.replace(study.train_spec(UNIT), head_lr=r) for r in rates]
     return [Member(s, 0, folder / str(i), on_epoch) for i, s in enumerate(specs)]
 
@@ -173,8 +172,7 @@ def test_a_stack_that_is_stopped_goes_on_at_its_checkpoints_in_any_company(tiny:
     resumed = crew(tiny, tmp_path / "half", rates)
     fit_stacked(prepare(tiny, UNIT), resumed, 0)
     for mine, its in zip(resumed, undisturbed, strict=True):
-        assert np.allclose(
-            [h["train/loss"] for h in mine.progress.history], [h["train/loss"] for h in its.progress.history], atol=1e-5
-        )
+        first, second = ([h["train/loss"] for h in m.progress.history] for m in (mine, its))
+        assert np.allclose(first, second, atol=1e-5)
         assert mine.scored == pytest.approx(its.scored, abs=1e-3)
     assert json.dumps(resumed[0].progress.history)
