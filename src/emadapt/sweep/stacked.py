@@ -137,8 +137,12 @@ class Stack:
     def _margin(self, params: State, part: slice, tokens: Tokens) -> torch.Tensor:
         """Foreground logit minus background logit (B, members of the part, h, w): all that a softmax over two depends on."""
         buffers = {k: v[0] if self.shared_norm else v[part] for k, v in self.tensors["buffers"].items()}
-        call = vmap(lambda p, b: functional_call(self.frame, (p, b), (tokens,)), in_dims=(0, None if self.shared_norm else 0))
-        logits = call(params, buffers)  # members, B, 2, h, w
+        if part.stop - part.start == 1 and not self.shared_norm:
+            alone = ({k: v[0] for k, v in own.items()} for own in (params, buffers))
+            logits = functional_call(self.frame, tuple(alone), (tokens,))[None]
+        else:
+            call = vmap(lambda p, b: functional_call(self.frame, (p, b), (tokens,)), in_dims=(0, None if self.shared_norm else 0))
+            logits = call(params, buffers)  # members, B, 2, h, w
         return (logits[:, :, 1] - logits[:, :, 0]).transpose(0, 1)
 
     def _loss(self, margin: torch.Tensor, truth: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
