@@ -91,20 +91,21 @@ class Attempt:
             raise optuna.TrialPruned
 
     def finish(self, scored: dict[str, float] | None = None, failed: str = "") -> None:
-        """Tell how it ended (scored, failed for a reason, or else pruned), once."""
+        """Tell how it ended (scored, failed for a reason, or else pruned), once.
+
+        The lab book first: killed between the two, the trial is run again and its run gone on with.
+        """
         if self.told:
             return
-        value = None if scored is None else scored["iou"]
-        mine = end(self.sweep.study, self.sweep.store, self.trial, value=value, failed=failed)
-        self.told = True
+        state = "failed" if failed else "finished" if scored else "pruned"
         self.tracker.log_metrics({f"val/best_{k}": v for k, v in (scored or {}).items()})
-        if failed:
-            self.tracker.set_tags({"error": failed})
-        state = "failed" if failed else "pruned" if value is None else "finished"
-        words = failed if failed else "" if value is None else f"validation IoU {value:.4f}"
-        self.tracker.set_tags({"state": state if mine else "taken over by another worker"})
-        self.tracker.end("FINISHED" if scored and mine else "FAILED" if failed and mine else "KILLED")
-        print(f"trial {self.trial.number}: {state} {words}", flush=True)
+        self.tracker.set_tags({"state": state, "error": failed or None})
+        self.tracker.end({"failed": "FAILED", "finished": "FINISHED", "pruned": "KILLED"}[state])
+        self.told = True
+        value = scored["iou"] if scored else None
+        mine = end(self.sweep.study, self.sweep.store, self.trial, value=value, failed=failed)
+        words = failed or ("" if value is None else f"validation IoU {value:.4f}")
+        print(f"trial {self.trial.number}: {state if mine else 'taken over by another worker'} {words}", flush=True)
         if mine:
             shutil.rmtree(self.folder, ignore_errors=True)
 
