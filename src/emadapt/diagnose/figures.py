@@ -101,7 +101,8 @@ def distances_figure(title: str, result: Mapping[str, Any]) -> Figure:
     figure = Figure(figsize=(9, 1.3 + 0.3 * len(entries)), dpi=100, layout="constrained")
     axes = figure.subplots()
     colours = dict(zip(("all", "foreground", "background"), COLOURS, strict=False))
-    floor = min([min(e["relative"], e["null"] * e["relative"] / e["frechet"]) for _, e in entries if e["frechet"]], default=0.01) / 3
+    shown = [min(e["relative"], e["null"] * e["relative"] / e["frechet"]) for _, e in entries if e["frechet"]]
+    floor = min(shown, default=0.01) / 3
     for y, (_, e) in enumerate(reversed(entries)):
         unit = e["relative"] / e["frechet"] if e["frechet"] else 0.0
         colour = colours[e["class"]]
@@ -111,7 +112,7 @@ def distances_figure(title: str, result: Mapping[str, Any]) -> Figure:
     names = [f"{m}: {e['a']} - {e['b']}, {e['class'] if e['level'] == 'token' else e['level']}" for m, e in entries]
     axes.set_yticks(range(len(entries)), names[::-1], fontsize=8)
     axes.set_xscale("log")
-    axes.set_xlabel("Fréchet distance as a share of the tokens' variance (95 % interval, cut off on the left; log scale)", fontsize=9)
+    axes.set_xlabel("Fréchet distance as a share of the tokens' variance (95 % interval; log scale)", fontsize=9)
     axes.grid(axis="x", color="0.9")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
