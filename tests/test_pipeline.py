@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from emadapt.cli import main
 from emadapt.config import Study, load_study
-from tiny import make_study, write_stack
+from tiny import make_study, settings, write_stack
 
 ROOT = Path(__file__).parents[1]
 
@@ -229,3 +229,15 @@ def test_dvc_runs_the_pipeline_in_parallel_then_has_nothing_to_do(tmp_path: Path
     assert {line.split("'")[1].split("@")[0] for line in ran} == {"train", "evaluate", "diagnose", "report"}
     # The frozen diagnosis looks at build/units as a whole; what it computed once it only reads again.
     assert all("lora" in line or "report" in line or "diagnose" in line for line in ran)
+
+
+def test_check_names_sections_that_dvc_needs_and_volumes_too_thin_to_diagnose(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    params = settings()
+    params["diagnose"]["blocks"] = 9
+    del params["split"]
+    make_study(tmp_path, params, ingested=False)
+    result = CliRunner().invoke(main, ["check"])
+    assert result.exit_code == 2
+    assert "params.yaml: section 'split' is missing, which dvc.yaml needs; write `split: default`" in result.output
+    assert "data/a: found 8 slices in train, val and test; expected at least 9" in result.output

@@ -18,7 +18,8 @@ from emadapt.device import resolve_precision
 from emadapt.errors import InputError
 from emadapt.models.backbones import Backbone, build_backbone
 from emadapt.models.segmenter import build_frozen
-from emadapt.tokens import record_train_set, token_key, token_views
+from emadapt.tokens import token_key, token_views
+from emadapt.trainset import record_train_set
 from tiny import blobs, make_study, settings, write_stack
 
 SPEC = BackboneSpec("tiny_dinov2", "random", blocks=(2, 4), tile=56, overlap=0.25, views=2, precision="fp32")

@@ -22,7 +22,15 @@ def check_study(path: Path, data: Path = Path("data")) -> list[str]:
         study = load_study(path)
     except ConfigError as error:
         return error.problems
-    return [*_check_models(study, path), *_check_data(study, data), *_check_weights(study)]
+    return [*_check_sections(path), *_check_models(study, path), *_check_data(study, data), *_check_weights(study)]
+
+
+def _check_sections(path: Path) -> list[str]:
+    """Sections that DVC's stages name; emadapt alone would take the defaults."""
+    from ruamel.yaml import YAML
+
+    missing = [name for name in ("split", "train", "diagnose") if name not in YAML(typ="safe", pure=True).load(path.read_text())]
+    return [f"{path}: section {name!r} is missing, which dvc.yaml needs; write `{name}: default`" for name in missing]
 
 
 def _check_models(study: Study, path: Path) -> list[str]:
@@ -62,7 +70,10 @@ def _check_data(study: Study, data: Path) -> list[str]:
         root = Path(spec.path) if spec.path else data / name
         try:
             parts = find_parts(root, spec.layout, spec.pairing)
-            split_slices([(p.name, len(p.images)) for p in parts], study.split, spec.voxel_nm[0], str(root))
+            split = split_slices([(p.name, len(p.images)) for p in parts], study.split, spec.voxel_nm[0], str(root))
+            if (slices := sum(map(len, split.values()))) < study.diagnose.blocks:
+                raise InputError(root, found=f"{slices} slices in train, val and test", do="Lower `diagnose.blocks`.",
+                                 expected=f"at least {study.diagnose.blocks}, one for each block of diagnose")  # fmt: skip
             for part in parts:
                 image, label = read_slice(part.images[0]), read_slice(part.labels[0])
                 foreground_mask(label, spec.foreground, str(part.labels[0].path))

@@ -110,7 +110,7 @@ def trainset(backbone: str, train_set: str) -> None:
     study = load_study()
     _known(backbone, study.backbones, "backbones")
     _known(train_set, study.train_sets, "train_sets")
-    from emadapt.tokens import record_train_set
+    from emadapt.trainset import record_train_set
 
     click.echo(f"trainset {train_set}: {record_train_set(study, backbone, train_set)}")
 
@@ -178,7 +178,7 @@ def bench(file: Path | None) -> None:
     result = run_benchmarks()
     print_benchmarks(result)
     if file:
-        from emadapt.tokens import write_json
+        from emadapt.files import write_json
 
         write_json(file, result)
 

@@ -16,10 +16,11 @@ from emadapt.config import Study, Unit
 from emadapt.data.ingest import INGESTED, Volume, open_volume
 from emadapt.device import device
 from emadapt.errors import InputError
+from emadapt.files import write_json
 from emadapt.models import regimes
 from emadapt.models.segmenter import Segmenter, load_segmenter
 from emadapt.predict import predict_slices
-from emadapt.tokens import token_views, write_json
+from emadapt.tokens import token_views
 from emadapt.train import UNITS, file_md5, unit_tags
 
 EVALUATED = Path("build/evaluate")

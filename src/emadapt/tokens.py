@@ -9,7 +9,6 @@ crops of the training slices, the same that a backbone in the training loop woul
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 import time
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from emadapt.data.patches import as_input, crop
 from emadapt.data.tiles import geometry, label_to_input, to_input
 from emadapt.device import autocast, device, resolve_precision
 from emadapt.errors import InputError
+from emadapt.files import write_json
 from emadapt.models.backbones import Backbone
 
 CACHE = Path("scratch/tokens")
@@ -123,14 +123,6 @@ def run(study: Study, backbone_name: str, dataset: str, out: Path = Path("build/
     return path
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON under a temporary name, then rename: it is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(json.dumps(value, indent=1) + "\n")
-    temporary.replace(path)
-
-
 def _plan(spec: BackboneSpec, volume: Volume, view: int, patch: int) -> list[tuple[int, int, int]]:
     """Rows of an entry: (slice, y, x) of grid tiles, or (slice, -1, n) for the n-th augmented crop of a slice."""
     geo = geometry((volume.image.shape[1], volume.image.shape[2]), spec, patch)
@@ -189,18 +181,3 @@ def compute_tokens(backbone: Backbone, images: torch.Tensor, precision: str) -> 
     """Tokens of a batch of images (B, 1, H, W) in [0, 1] under the given precision, one (B, D, h, w) per block."""
     with autocast(precision):
         return list(backbone(images.to(next(backbone.parameters()).device)))
-
-
-def record_train_set(study: Study, backbone_name: str, train_set: str, root: Path = Path("build")) -> Path:
-    """Write what a training set consists of: its members' data and tokens, and nothing of other datasets.
-
-    DVC cannot name a list of dependencies per training set; this small file, whose bytes change only with its own members,
-    stands for them.
-    """
-    members = {}
-    for name in study.train_set_specs[train_set]:
-        manifest = json.loads((root / "tokens" / backbone_name / f"{name}.json").read_text())
-        members[name] = {k: manifest[k] for k in ("data_md5", "entries", "weights")}
-    path = root / "trainsets" / backbone_name / f"{train_set}.json"
-    write_json(path, members)
-    return path

@@ -25,8 +25,9 @@ from emadapt.data.patches import as_input
 from emadapt.data.tiles import Geometry, Grey, geometry, label_to_input, to_input
 from emadapt.diagnose.moments import Moments, slice_moments
 from emadapt.errors import InputError
+from emadapt.files import write_json
 from emadapt.models.backbones import Backbone
-from emadapt.tokens import CACHE, compute_tokens, token_key, token_views, write_json
+from emadapt.tokens import CACHE, compute_tokens, token_key, token_views
 
 KEPT = Path("scratch/features")
 FORMAT = 1  # raise when the same settings begin to mean other content

@@ -20,10 +20,10 @@ from emadapt.data.tiles import Grey
 from emadapt.device import device
 from emadapt.diagnose import compare, figures, pca
 from emadapt.diagnose.features import Features, computed_features, pixel_features, pretrained_features
+from emadapt.files import write_json
 from emadapt.models import regimes
 from emadapt.models.backbones import Backbone
 from emadapt.models.segmenter import build_frozen, load_segmenter
-from emadapt.tokens import write_json
 from emadapt.train import UNITS, file_md5, unit_tags
 
 OUT = Path("reports/domain")
