@@ -41,7 +41,8 @@ class Logbook:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         with contextlib.suppress(Exception):  # a picture that cannot be drawn hides no error of the sweep
             self.follow(self.study.get_trials(deepcopy=False))
-            self._draw()
+            if kind is None or issubclass(kind, Exception):  # who has pressed Ctrl-C is not to wait for pictures
+                self._draw()
         self.tracker.__exit__(kind, error, trace)
 
     def follow(self, trials: Sequence[FrozenTrial]) -> None:

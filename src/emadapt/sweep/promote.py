@@ -101,12 +101,12 @@ def _write(path: Path, regime_name: str, regime: dict[str, Any], backbone: str, 
     from ruamel.yaml.comments import CommentedMap
     from ruamel.yaml.util import load_yaml_guess_indent
 
-    yaml = YAML()
+    editor = YAML()
     text = path.read_text()
     _, indent, offset = load_yaml_guess_indent(text)
-    yaml.indent(mapping=2, sequence=indent or 2, offset=offset or 0)
-    yaml.width, yaml.preserve_quotes = 4096, True
-    raw = yaml.load(text)
+    editor.indent(mapping=2, sequence=indent or 2, offset=offset or 0)
+    editor.width, editor.preserve_quotes = 4096, True
+    raw = editor.load(text)
 
     def add(section: str, name: str, values: dict[str, Any]) -> None:
         entry = CommentedMap(values)
@@ -120,7 +120,7 @@ def _write(path: Path, regime_name: str, regime: dict[str, Any], backbone: str, 
     if variant:
         add("backbones", variant, {**raw["backbones"][backbone], **changed})
     out = io.StringIO()
-    yaml.dump(raw, out)
+    editor.dump(raw, out)
     temporary = path.with_name(f".{path.name}.part")
     try:
         temporary.write_text(out.getvalue())
