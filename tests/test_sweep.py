@@ -359,7 +359,7 @@ def test_two_machines_with_two_workers_each_on_postgresql_and_two_workers_killed
     make_study(tmp_path, settings(epochs=3, steps_per_epoch=6))
     words = ("--trials", "16", "--workers", "2")
     one = start(*words, EMADAPT_TRACKING="on", EMADAPT_SWEEP_STORAGE=url)
-    two = start(*words, "--join", EMADAPT_SWEEP_STORAGE=url)
+    two = start(*words, "--join", EMADAPT_TRACKING="on", EMADAPT_SWEEP_STORAGE=url)
     for machine in (one, two):
         before = n_ended(trials_of(url))
         wait_until(lambda m=machine, b=before: len(workers(m.pid)) == 2 and n_ended(trials_of(url)) >= b + 2, machine)

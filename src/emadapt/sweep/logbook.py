@@ -31,8 +31,7 @@ class Logbook:
         self.tracker: tracking.Tracker = tracking.NullTracker()
         if not join:  # one machine writes it
             self.tracker = tracking.open_run(Path(), config.name, tags, params, resume_by=("sweep.parent",))
-        if self.tracker.run_id:
-            study.set_user_attr("mlflow.parent", self.tracker.run_id)
+            study.set_user_attr("mlflow.parent", self.tracker.run_id or "")  # machines that join wait for it
         self.ended = -1
 
     def __enter__(self) -> Self:

@@ -138,15 +138,20 @@ def _open(config: Study, order: Order, name: str, data: dict[str, str], store: S
 
 
 def _wait_for(store: Store, name: str, seconds: float = 60.0) -> str:
-    """The sweep's full name; a job array starts all its machines at once, so one may be early."""
+    """The sweep's full name, once its first machine has set it up; a job array starts all at once, so one may be early.
+
+    Raises:
+        InputError: it is not there in time.
+    """
     deadline = time.monotonic() + seconds
     while True:
+        late = time.monotonic() > deadline
         try:
             found = find_sweep(store, name)
-            if "trials" in optuna.load_study(study_name=found, storage=store.storage).user_attrs:
+            if late or "mlflow.parent" in optuna.load_study(study_name=found, storage=store.storage).user_attrs:
                 return found
         except InputError:
-            if time.monotonic() > deadline:
+            if late:
                 raise
         time.sleep(1)
 

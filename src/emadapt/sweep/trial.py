@@ -68,7 +68,7 @@ class Attempt:
                 "trial": str(self.root), "sweep.trial": f"{name}/{self.root}"}  # fmt: skip
         params = {**self.config.describe(self.unit), "sweep": self.trial.params}
         again = ("sweep.trial",) if self.root != self.trial.number else ()
-        parent = study.user_attrs.get("mlflow.parent")
+        parent = study.user_attrs.get("mlflow.parent") or None
         with tracking.open_run(Path(), self.config.name, tags, params, resume_by=again, parent=parent) as self.tracker:
             yield
 
