@@ -12,35 +12,59 @@ from pathlib import Path
 import pytest
 
 
-def start(folder: Path) -> Iterator[str]:
-    """Yields the URL of a fresh database; the server ends with the generator. Skips where there is no server or driver."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres")) or [Path(p) for p in [shutil.which("postgres")] if p]
-    if not found:
-        pytest.skip("no PostgreSQL server: install Debian's package postgresql")
-    pytest.importorskip("psycopg2", reason="no driver: pip install 'emadapt[postgres]'")
-    programs = {name: str(found[-1].parent / name) for name in ("initdb", "postgres", "pg_isready", "createdb")}
-    user = "postgres" if os.geteuid() == 0 else None  # the server refuses to run as root
-    data = Path(f"/tmp/emadapt-postgres-{os.getpid()}")
-    shutil.rmtree(data, ignore_errors=True)
-    data.mkdir()
-    if user:
-        os.chown(data, pwd.getpwnam(user).pw_uid, -1)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    initdb = [programs["initdb"], "--pgdata", str(data / "db"), "--username", "me", "--auth", "trust", "--no-sync"]
-    subprocess.run(initdb, user=user, cwd=data, check=True, capture_output=True, env={"PATH": os.environ["PATH"], "LC_ALL": "C"})
-    command = [programs["postgres"], "-D", str(data / "db"), "-p", str(port), "-k", str(data), "-c", "listen_addresses=127.0.0.1"]
-    with (folder / "postgres.log").open("wb") as log:
-        server = subprocess.Popen(command, user=user, cwd=data, stdout=log, stderr=log, env={"LC_ALL": "C"})
+class Server:
+    """A fresh database; skips where there is no server or driver.
+
+    Attributes:
+        url: of the database.
+    """
+
+    def __init__(self, log: Path) -> None:
+        found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres")) or [Path(p) for p in [shutil.which("postgres")] if p]
+        if not found:
+            pytest.skip("no PostgreSQL server: install Debian's package postgresql")
+        pytest.importorskip("psycopg2", reason="no driver: pip install 'emadapt[postgres]'")
+        self.binaries, self.log = found[-1].parent, log
+        self.user = "postgres" if os.geteuid() == 0 else None  # the server refuses to run as root
+        self.data = Path(f"/tmp/emadapt-postgres-{os.getpid()}")
+        shutil.rmtree(self.data, ignore_errors=True)
+        self.data.mkdir()
+        if self.user:
+            os.chown(self.data, pwd.getpwnam(self.user).pw_uid, -1)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = str(probe.getsockname()[1])
+        self.url = f"postgresql://me:secret@127.0.0.1:{self.port}/sweeps"
+        words = ["--pgdata", str(self.data / "db"), "--username", "me", "--auth", "trust", "--no-sync"]
+        subprocess.run([self._program("initdb"), *words], user=self.user, cwd=self.data, check=True, capture_output=True)
+        self.start()
+        subprocess.run([self._program("createdb"), *self._here, "-U", "me", "sweeps"], check=True, capture_output=True)
+
+    def start(self) -> None:
+        words = ["-D", str(self.data / "db"), "-p", self.port, "-k", str(self.data), "-c", "listen_addresses=127.0.0.1"]
+        with self.log.open("ab") as log:
+            command = [self._program("postgres"), *words]
+            self.process = subprocess.Popen(command, user=self.user, cwd=self.data, stdout=log, stderr=log)
+        while subprocess.run([self._program("pg_isready"), *self._here, "-t", "1"], capture_output=True, check=False).returncode:
+            assert self.process.poll() is None, self.log.read_text()
+
+    def stop(self) -> None:
+        self.process.send_signal(signal.SIGINT)  # does not wait for clients
+        self.process.wait(60)
+
+    @property
+    def _here(self) -> list[str]:
+        return ["-h", "127.0.0.1", "-p", self.port]
+
+    def _program(self, name: str) -> str:
+        return str(self.binaries / name)
+
+
+def serve(folder: Path) -> Iterator[Server]:
+    """For a fixture: a server that ends with the test."""
+    server = Server(folder / "postgres.log")
     try:
-        ready = [programs["pg_isready"], "-h", "127.0.0.1", "-p", str(port), "-t", "1"]
-        while subprocess.run(ready, capture_output=True, check=False).returncode:
-            assert server.poll() is None, (folder / "postgres.log").read_text()
-        create = [programs["createdb"], "-h", "127.0.0.1", "-p", str(port), "-U", "me", "sweeps"]
-        subprocess.run(create, check=True, capture_output=True)
-        yield f"postgresql://me:secret@127.0.0.1:{port}/sweeps"
+        yield server
     finally:
-        server.send_signal(signal.SIGINT)  # does not wait for clients
-        server.wait(30)
-        shutil.rmtree(data, ignore_errors=True)
+        server.stop()
+        shutil.rmtree(server.data, ignore_errors=True)

@@ -350,12 +350,13 @@ def test_workers_that_cannot_work_end_the_sweep_with_the_reason(tmp_path: Path) 
 
 
 @pytest.fixture
-def url(tmp_path: Path) -> Iterator[str]:
-    yield from postgres.start(tmp_path)
+def server(tmp_path: Path) -> Iterator[postgres.Server]:
+    yield from postgres.serve(tmp_path)
 
 
 @pytest.mark.postgres
-def test_two_machines_with_two_workers_each_on_postgresql_and_two_workers_killed(tmp_path: Path, url: str) -> None:
+def test_two_machines_with_two_workers_each_on_postgresql_and_two_workers_killed(tmp_path: Path, server: postgres.Server) -> None:
+    url = server.url
     make_study(tmp_path, settings(epochs=3, steps_per_epoch=6))
     words = ("--trials", "16", "--workers", "2")
     one = start(*words, EMADAPT_TRACKING="on", EMADAPT_SWEEP_STORAGE=url)
@@ -372,3 +373,19 @@ def test_two_machines_with_two_workers_each_on_postgresql_and_two_workers_killed
     assert {t.user_attrs["owner"].split("/")[1] for t in ended} == {str(one.pid), str(two.pid)}, "both machines worked"
     assert yaml.safe_load(Path("params.yaml").read_text())
     check_lab_book(tmp_path, trials, ended)
+
+
+@pytest.mark.postgres
+def test_a_database_that_goes_away_for_a_while_is_waited_for(tmp_path: Path, server: postgres.Server) -> None:
+    make_study(tmp_path, settings(epochs=3, steps_per_epoch=6))
+    process = start("--trials", "6", EMADAPT_SWEEP_STORAGE=server.url)
+    wait_until(lambda: n_ended(trials_of(server.url)) >= 1, process)
+    server.stop()
+    time.sleep(10)
+    assert process.poll() is None, process.communicate()[0]
+    server.start()
+    out = process.communicate(timeout=1200)[0]
+    assert process.returncode == 0, out
+    assert "waiting for it" in out
+    assert "secret" not in out
+    check_sweep(trials_of(server.url), 6)

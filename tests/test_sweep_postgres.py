@@ -36,7 +36,8 @@ pytestmark = pytest.mark.postgres
 @pytest.fixture
 def url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.chdir(tmp_path)
-    yield from postgres.start(tmp_path)
+    for server in postgres.serve(tmp_path):
+        yield server.url
 
 
 def _machine(url: str, owner: str, wanted: int) -> None:
