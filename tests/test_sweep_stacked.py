@@ -127,7 +127,7 @@ def test_a_stacked_fit_is_the_fits_alone(tiny: Study, tmp_path: Path) -> None:
         for mine, its in zip(member.progress.history, alone.history, strict=True):
             assert mine["train/loss"] == pytest.approx(its["train/loss"], abs=2e-4)
             assert mine["val/iou"] == pytest.approx(its["val/iou"], abs=0.02)  # counts pixels at a threshold
-            assert mine["lr/head"] == pytest.approx(its["lr/head"])
+            assert mine["train/lr_head"] == pytest.approx(its["train/lr_head"])
         assert member.progress.best_epoch == alone.best_epoch
         final = score(inputs.segmenter, inputs.volumes, inputs.views, every=0)
         assert member.scored.keys() == final.keys()

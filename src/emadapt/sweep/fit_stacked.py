@@ -93,7 +93,7 @@ def _fit_group(inputs: Inputs, here: list[Member], saved: list[dict[str, Any]], 
         epoch += 1
         seconds = (time.perf_counter() - started) / len(here)
         for i, member in enumerate(here):
-            metrics = {"train/loss": loss[i], "lr/head": member.train.head_lr * factor(stack.steps),
+            metrics = {"train/loss": loss[i], "train/lr_head": member.train.head_lr * factor(stack.steps),
                        **{f"val/{k}": scores[i][k] for k in ("iou", "loss") if k in scores[i]}}  # fmt: skip
             _end_epoch(stack, i, member, metrics, seconds)
 
