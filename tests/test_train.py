@@ -13,7 +13,7 @@ from monai.losses import DiceCELoss
 
 from emadapt.config import Study, Unit, load_study
 from emadapt.errors import EmadaptError
-from emadapt.train import _rate, digest_seed, loss_function, train_unit
+from emadapt.train import digest_seed, loss_function, rate_factor, train_unit
 from tiny import make_study, settings
 
 FROZEN, LORA = Unit("t", "frozen", "a", 0), Unit("t", "lora", "a", 0)
@@ -128,7 +128,7 @@ def test_dice_ce_is_monais(tmp_path: Path) -> None:
 
 def test_the_learning_rate_warms_up_then_falls(tmp_path: Path) -> None:
     study = make_study(tmp_path, settings(epochs=10, steps_per_epoch=10, warmup_steps=10), ingested=False)
-    rates = [_rate(study.train, 10)(step) for step in range(100)]
+    rates = [rate_factor(study.train, 10)(step) for step in range(100)]
     assert rates[0] == 0.1
     assert rates[9] == 1.0
     assert max(rates) == 1.0

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from emadapt.errors import EmadaptError
+from emadapt.sweep.spec import SweepSpec
 
 PARAMS = Path("params.yaml")
 NAME = re.compile(r"[A-Za-z0-9_]+")  # DVC's matrix keys must not contain dots; "-" separates the parts of a unit
@@ -158,6 +159,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "train": {"default": TrainSpec(), "paper": PAPER_TRAIN},
     "split": {"default": SplitSpec(), "paper": SplitSpec(kind="random", val=0.1, test=0.15, gap_nm=0.0)},
     "diagnose": {"default": DiagnoseSpec()},
+    "sweep": {"default": SweepSpec()},
 }
 
 # The reference's input: whole slices, 1022 pixels long, the last block's tokens, ImageNet statistics for every backbone.
@@ -197,6 +199,7 @@ class Study:
     split: SplitSpec = field(default_factory=SplitSpec)
     train: TrainSpec = field(default_factory=TrainSpec)
     diagnose: DiagnoseSpec = field(default_factory=DiagnoseSpec)
+    sweep: SweepSpec = field(default_factory=SweepSpec)
 
     def units(self) -> list[Unit]:
         """All units of the study, in the order of DVC's matrix."""
@@ -251,7 +254,7 @@ def load_study(path: Path = PARAMS) -> Study:
     """
     raw = _read_yaml(path)
     problems: list[str] = []
-    known = {"study", "datasets", "train_sets", "backbones", "regimes", "split", "train", "diagnose"}
+    known = {"study", "datasets", "train_sets", "backbones", "regimes", "split", "train", "diagnose", "sweep"}
     problems += [f"{path}: unknown section {k!r}; known are {', '.join(sorted(known))}" for k in sorted(set(raw) - known)]
     problems += [
         f"{path}: section {k!r} is missing"
@@ -287,6 +290,7 @@ def load_study(path: Path = PARAMS) -> Study:
         split=_preset("split", SplitSpec, raw.get("split", "default"), path, problems),
         train=_preset("train", TrainSpec, raw.get("train", "default"), path, problems),
         diagnose=_preset("diagnose", DiagnoseSpec, raw.get("diagnose", "default"), path, problems),
+        sweep=_preset("sweep", SweepSpec, raw.get("sweep", "default"), path, problems),
     )
     problems += [f"{path}: {p}" for p in _check(study)]
     if problems:
@@ -446,4 +450,4 @@ def _check(study: Study) -> list[str]:
         bad.append("diagnose: blocks must be at least 4, slices 0 (all) or at least as many as blocks")
     if own.tokens < 10 * own.blocks or min(own.permutations, own.replicates) < 1:
         bad.append("diagnose: tokens must be at least ten a block, permutations and replicates at least 1")
-    return bad
+    return bad + study.sweep.problems()

@@ -58,6 +58,40 @@ def loss_function(name: str) -> nn.Module:
     return losses[name]()
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """What a unit is fitted with.
+
+    Attributes:
+        views: token cache entries per volume; empty where the backbone runs in the loop.
+    """
+
+    segmenter: Segmenter
+    volumes: list[Volume]
+    views: list[list[TokenView]]
+    data: Data
+
+
+def prepare(study: Study, unit: Unit) -> Inputs:
+    """A fresh segmenter and the data of `unit`, its tokens computed where they are not cached.
+
+    Raises:
+        EmadaptError: the inputs are not there.
+    """
+    spec, train = study.backbone_specs[unit.backbone], study.train_spec(unit)
+    segmenter = build_segmenter(spec, study.regime_specs[unit.regime], train.head, unit.seed).to(device())
+    volumes = [open_volume(name) for name in study.train_set_specs[unit.train_set]]
+    views = _cached_views(segmenter, volumes, study, unit)
+    data: Data = TokenDataset(views) if views else CropDataset(volumes, spec, segmenter.backbone.arch.patch, train.augment)
+    return Inputs(segmenter, volumes, views, data)
+
+
+def unit_key(study: Study, unit: Unit, inputs: Inputs) -> str:
+    """Hash over all that the trained weights depend on: a checkpoint under another one is not gone on from."""
+    return digest({**study.describe(unit), "data": [v.md5 for v in inputs.volumes], "version": emadapt.__version__,
+                   "weights": inputs.segmenter.backbone.provenance.sha256})[:24]  # fmt: skip
+
+
 def train_unit(study: Study, unit: Unit) -> Path:
     """Train `unit`, or go on where it was stopped, and write build/units/<unit>/; logged as a run of the lab book.
 
@@ -67,14 +101,9 @@ def train_unit(study: Study, unit: Unit) -> Path:
     Raises:
         EmadaptError: the loss is not finite, or the inputs are not there.
     """
-    spec, train = study.backbone_specs[unit.backbone], study.train_spec(unit)
-    segmenter = build_segmenter(spec, study.regime_specs[unit.regime], train.head, unit.seed).to(device())
-    volumes = [open_volume(name) for name in study.train_set_specs[unit.train_set]]
-    key = digest({**study.describe(unit), "data": [v.md5 for v in volumes], "version": emadapt.__version__,
-                  "weights": segmenter.backbone.provenance.sha256})[:24]  # fmt: skip
+    train, inputs = study.train_spec(unit), prepare(study, unit)
+    segmenter, volumes, key = inputs.segmenter, inputs.volumes, unit_key(study, unit, inputs)
     scratch = SCRATCH / unit.name / key
-    views = _cached_views(segmenter, volumes, study, unit)
-    data: Data = TokenDataset(views) if views else CropDataset(volumes, spec, segmenter.backbone.arch.patch, train.augment)
     weights = segmenter.backbone.provenance
     tags = {
         **unit_tags(study, unit, "train"),
@@ -87,8 +116,8 @@ def train_unit(study: Study, unit: Unit) -> Path:
         tracker.log_dict(study.describe(unit), "config.json")
         for volume in volumes:
             tracker.log_dataset(volume.name, volume.md5, str(INGESTED / volume.name), "training")
-        progress = _fit(segmenter, data, volumes, views, train, unit, scratch, tracker.log_metrics)
-        final = _score(segmenter, volumes, views, every=0)
+        progress = fit(inputs, train, unit, scratch, tracker.log_metrics)
+        final = score(segmenter, volumes, inputs.views, every=0)
         folder = _publish(segmenter, _facts(study, unit, key, segmenter, volumes, progress, final), progress, unit, final)
         tracker.log_metrics({f"val/best_{k}": v for k, v in final.items()}, step=0)
         tracker.set_tags({"model.md5": file_md5(folder / "model.safetensors"), "trainable_params": segmenter.n_trainable()})
@@ -151,22 +180,31 @@ def _cached_views(segmenter: Segmenter, volumes: list[Volume], study: Study, uni
     return [token_views(segmenter.backbone, spec, v, range(n_views)) for v in volumes]
 
 
-def _fit(segmenter: Segmenter, data: Data, volumes: list[Volume], views: list[list[TokenView]], train: TrainSpec, unit: Unit,
-         scratch: Path, on_epoch: Callable[[dict[str, float], int], None]) -> Progress:  # fmt: skip
-    """Epochs from the last checkpoint on; leaves the best epoch's weights in the segmenter."""
+def fit(inputs: Inputs, train: TrainSpec, unit: Unit, scratch: Path,
+        on_epoch: Callable[[dict[str, float], int], None]) -> Progress:  # fmt: skip
+    """Train from the last checkpoint on; leaves the best epoch's weights in the segmenter.
+
+    Args:
+        inputs: of `prepare`.
+        train: of the unit.
+        unit: names and seeds it.
+        scratch: folder of the checkpoint.
+        on_epoch: called after each epoch with its metrics and the steps so far, the checkpoint written; may raise.
+    """
     from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
+    segmenter, data, volumes, views = inputs.segmenter, inputs.data, inputs.volumes, inputs.views
     rows = data.rows()
     steps = len(plan_epoch(rows, train, unit.seed, 0))
     optimiser = _optimiser(segmenter, train)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, _rate(train, steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, rate_factor(train, steps))
     progress, best = _resume(scratch, segmenter, optimiser, schedule)
     loss_of = loss_function(train.loss)
     words = TextColumn("{task.fields[words]}")
     with Bar(TextColumn(f"train {unit.name}"), BarColumn(), TimeRemainingColumn(), words) as bar:
         task = bar.add_task("", total=train.epochs * steps, completed=progress.epoch * steps, words="")
-        while progress.epoch < train.epochs and not _stalled(progress, train):
+        while progress.epoch < train.epochs and not stalled(progress, train):
             started = time.perf_counter()
             torch.manual_seed(digest_seed(unit.seed, progress.epoch))  # dropout; the same after a resume
             losses = []
@@ -178,7 +216,7 @@ def _fit(segmenter: Segmenter, data: Data, volumes: list[Volume], views: list[li
             if not math.isfinite(sum(losses)):
                 where = f"unit {unit.name}, epoch {progress.epoch}"
                 raise EmadaptError(f"{where}: the loss is not finite; lower head_lr or adapter_lr")
-            scored = _score(segmenter, volumes, views, every=train.val_slices, loss_of=loss_of)
+            scored = score(segmenter, volumes, views, every=train.val_slices, loss_of=loss_of)
             metrics = {"train/loss": float(np.mean(losses)), "train/lr_head": float(schedule.get_last_lr()[0])}
             metrics |= {"val/iou": scored["iou"], "val/loss": scored["loss"]}
             value = metrics["val/iou"] if train.monitor == "val_iou" else -metrics["val/loss"]
@@ -213,15 +251,21 @@ def _step(segmenter: Segmenter, batch: list[tuple[torch.Tensor, torch.Tensor]], 
     return total
 
 
-def _score(segmenter: Segmenter, volumes: list[Volume], views: list[list[TokenView]], every: int,
+def val_slices(volume: Volume, every: int) -> list[int]:
+    """`every` validation slices spread over the block, or all of them for 0."""
+    slices = volume.split["val"]
+    if every and len(slices) > every:
+        return [slices[round(k)] for k in np.linspace(0, len(slices) - 1, every)]
+    return slices
+
+
+def score(segmenter: Segmenter, volumes: list[Volume], views: list[list[TokenView]], every: int,
            loss_of: nn.Module | None = None) -> dict[str, float]:  # fmt: skip
     """Foreground IoU on validation slices, the mean over the datasets of the union; and the loss if asked."""
     segmenter.eval()
     ious, losses = [], []
     for i, volume in enumerate(volumes):
-        slices = volume.split["val"]
-        if every and len(slices) > every:
-            slices = [slices[round(k)] for k in np.linspace(0, len(slices) - 1, every)]
+        slices = val_slices(volume, every)
         overlap = 0.0 if every else None  # quick while training, as in evaluation at the end
         hits = total = 0
         for z, probability in predict_slices(segmenter, volume, slices, views[i][0] if views else None, overlap):
@@ -243,7 +287,7 @@ def _optimiser(segmenter: Segmenter, train: TrainSpec) -> torch.optim.Optimizer:
     return torch.optim.AdamW(sets, weight_decay=train.weight_decay)
 
 
-def _rate(train: TrainSpec, steps: int) -> Callable[[int], float]:
+def rate_factor(train: TrainSpec, steps: int) -> Callable[[int], float]:
     """Factor on the learning rates at a step: linear warm-up, then cosine to 1 % or constant."""
     total = max(1, train.epochs * steps - train.warmup_steps)
 
@@ -257,7 +301,8 @@ def _rate(train: TrainSpec, steps: int) -> Callable[[int], float]:
     return factor
 
 
-def _stalled(progress: Progress, train: TrainSpec) -> bool:
+def stalled(progress: Progress, train: TrainSpec) -> bool:
+    """Whether patience is over."""
     return bool(train.patience) and progress.epoch - 1 - progress.best_epoch >= train.patience
 
 

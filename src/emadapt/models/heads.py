@@ -1,4 +1,7 @@
-"""Heads: patch tokens of one or several blocks in, two logits (background, foreground) per pixel out."""
+"""Heads: patch tokens of one or several blocks in, two logits (background, foreground) per pixel out.
+
+`logits` gives them at the head's own resolution, `forward` at the image's.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +23,11 @@ class Linear(nn.Module):
         self.norm = nn.BatchNorm2d(dim * n_blocks, affine=False)
         self.classify = nn.Conv2d(dim * n_blocks, 2, 1)
 
+    def logits(self, tokens: Tokens) -> torch.Tensor:
+        return torch.as_tensor(self.classify(self.norm(torch.cat(tokens, 1))))  # B,N*D,h,w -> B,2,h,w
+
     def forward(self, tokens: Tokens, size: tuple[int, int]) -> torch.Tensor:
-        logits = self.classify(self.norm(torch.cat(tokens, 1)))  # B,N*D,h,w -> B,2,h,w
-        return F.interpolate(logits.float(), size, mode="bilinear", align_corners=False)
+        return _resize(self.logits(tokens), size)
 
 
 class Deconv(nn.Module):
@@ -45,9 +50,11 @@ class Deconv(nn.Module):
             nn.Conv2d(b, b, 3, padding=1, bias=False), nn.BatchNorm2d(b), nn.GELU(),
         )  # fmt: skip
 
+    def logits(self, tokens: Tokens) -> torch.Tensor:
+        return torch.as_tensor(self.classify(self.up(self.squeeze(torch.cat(tokens, 1)))))  # B,N*D,h,w -> B,2,16h,16w
+
     def forward(self, tokens: Tokens, size: tuple[int, int]) -> torch.Tensor:
-        logits = self.classify(self.up(self.squeeze(torch.cat(tokens, 1))))  # B,N*D,h,w -> B,2,16h,16w
-        return F.interpolate(logits.float(), size, mode="bilinear", align_corners=False)
+        return _resize(self.logits(tokens), size)
 
 
 class Pyramid(nn.Module):
@@ -64,12 +71,20 @@ class Pyramid(nn.Module):
         self.up2 = _conv(width // 2, width // 2, 3)
         self.classify = nn.Conv2d(width // 2, 2, 1)
 
-    def forward(self, tokens: Tokens, size: tuple[int, int]) -> torch.Tensor:
+    def logits(self, tokens: Tokens) -> torch.Tensor:
         x = torch.cat([project(t) for project, t in zip(self.project, tokens, strict=True)], 1)  # B,N*width,h,w
         x = self.fuse(x)
         x = self.up1(F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False))  # B,width/2,2h,2w
         x = self.up2(F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False))  # B,width/2,4h,4w
-        return F.interpolate(self.classify(x).float(), size, mode="bilinear", align_corners=False)
+        return torch.as_tensor(self.classify(x))
+
+    def forward(self, tokens: Tokens, size: tuple[int, int]) -> torch.Tensor:
+        return _resize(self.logits(tokens), size)
+
+
+def _resize(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Bilinear to the image's size, in float32."""
+    return F.interpolate(logits.float(), size, mode="bilinear", align_corners=False)
 
 
 def _norm_act(channels: int) -> nn.Sequential:

@@ -1,0 +1,1 @@
+"""Sweeps: Optuna searches the settings of a regime for the best validation IoU."""

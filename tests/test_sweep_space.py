@@ -1,0 +1,154 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+
+from emadapt.config import ConfigError, Study, load_study
+from emadapt.errors import InputError
+from emadapt.sweep.promote import _write
+from emadapt.sweep.space import (
+    Target,
+    check_target,
+    default_point,
+    definition_hash,
+    search_space,
+    settings_at,
+    study_at,
+)
+from emadapt.sweep.spec import SweepSpec
+from tiny import settings
+
+LORA, FROZEN = Target("t", "lora", "a"), Target("t", "frozen", "a")
+MORE = {"weight_decay": [1e-4, 0.1], "head": ["linear", "pyramid"], "blocks": ["auto", "last", [1, 3]], "scale": [1.0, 1.5]}
+
+
+def study(tmp_path: Path, sweep: dict[str, Any] | None = None, **changes: Any) -> Study:
+    params = settings() | ({"sweep": sweep} if sweep is not None else {})
+    for section, values in changes.items():
+        params[section] = {**params[section], **values}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    return load_study(tmp_path / "params.yaml")
+
+
+def test_the_regime_decides_what_is_searched_and_params_yaml_adds_to_it(tmp_path: Path) -> None:
+    plain, more = study(tmp_path), study(tmp_path, MORE)
+    lora = {"rank", "alpha_ratio", "dropout", "head_lr", "adapter_lr"}
+    assert set(search_space(plain, LORA)) == lora
+    assert set(search_space(more, LORA)) == lora | {"weight_decay", "head", "blocks", "scale"}
+    assert set(search_space(plain, FROZEN)) == {"head_lr", "weight_decay", "head"}
+    assert set(search_space(more, FROZEN)) == {"head_lr", "weight_decay", "head", "blocks", "scale"}
+    assert search_space(more, FROZEN)["head"].choices == ("linear", "pyramid")  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("target", [LORA, FROZEN], ids=lambda t: t.regime)
+def test_a_sweeps_definition_is_the_space_and_what_it_leaves_alone(tmp_path: Path, target: Target) -> None:
+    """Searched settings may change in params.yaml, as promoting changes them; anything else makes another sweep."""
+    here = definition_hash(study(tmp_path), target)
+    searched = {"head_lr": 0.007, **({"rank": 8, "alpha": 3.0, "dropout": 0.2} if target is LORA else {"head": "linear"})}
+    assert definition_hash(study(tmp_path, regimes={target.regime: {"kind": target.regime, **searched}}), target) == here
+    assert definition_hash(study(tmp_path, {"sampler": "gp", "pruner": "none", "seed": 7, "stack": 2}), target) == here
+    others = [study(tmp_path, train={"epochs": 7}), study(tmp_path, {"head_lr": [1e-4, 2e-2]}), study(tmp_path, MORE),
+              study(tmp_path, train_sets={"a": ["b"]}), study(tmp_path, study={"seeds": [1]})]  # fmt: skip
+    assert here not in {definition_hash(s, target) for s in others}
+
+
+def test_nothing_of_the_sweep_section_enters_a_unit(tmp_path: Path) -> None:
+    plain, more = study(tmp_path), study(tmp_path, {**MORE, "seed": 3})
+    assert [plain.describe(u) for u in plain.units()] == [more.describe(u) for u in more.units()]
+
+
+@pytest.mark.parametrize("target", [LORA, FROZEN], ids=lambda t: t.regime)
+def test_the_default_point_is_the_study_itself(tmp_path: Path, target: Target) -> None:
+    here = study(tmp_path, MORE)
+    changed, unit = study_at(here, target, default_point(here, target))
+    assert unit in here.units()
+    assert changed.backbone_specs == here.backbone_specs
+    assert changed.train_spec(unit) == here.train_spec(unit)
+    mine, its = here.regime_specs[target.regime], changed.regime_specs[target.regime]
+    assert (its.kind, its.rank, its.alpha, its.dropout) == (mine.kind, mine.rank, mine.alpha, mine.dropout)
+
+
+def test_a_default_outside_the_space_is_no_trial(tmp_path: Path) -> None:
+    assert default_point(study(tmp_path, {"rank": [4, 8]}), LORA) == {}
+
+
+def points(target: Target) -> st.SearchStrategy[dict[str, Any]]:
+    """Any point of the full space."""
+    from tempfile import TemporaryDirectory
+
+    with TemporaryDirectory() as folder:
+        space = search_space(study(Path(folder), MORE), target)
+
+    def values(choices: BaseDistribution) -> st.SearchStrategy[Any]:
+        if isinstance(choices, CategoricalDistribution):
+            return st.sampled_from(choices.choices)
+        return st.floats(choices.low, choices.high)  # type: ignore[attr-defined]
+
+    return st.fixed_dictionaries({name: values(choices) for name, choices in space.items()})
+
+
+@pytest.mark.parametrize("target", [LORA, FROZEN], ids=lambda t: t.regime)
+def test_what_is_written_into_params_yaml_is_read_as_the_trials_own_settings(tmp_path: Path, target: Target) -> None:
+    from emadapt.sweep.promote import _changed, _own_values
+
+    path = tmp_path / "params.yaml"
+
+    @hypothesis_settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(points(target))
+    def check(point: dict[str, Any]) -> None:
+        here = study(tmp_path, MORE)
+        backbone, regime = settings_at(here, target, point)
+        changed = _changed(here, target, backbone)
+        _write(path, "tuned", _own_values(regime), target.backbone, "t_tuned" if changed else "", changed, "why")
+        there = load_study(path)
+        assert there.regime_specs["tuned"] == regime
+        assert there.backbone_specs["t_tuned" if changed else "t"] == backbone
+
+    check()
+
+
+@pytest.mark.parametrize(
+    ("target", "sweep", "words"),
+    [
+        (Target("x", "lora", "a"), {}, r"backbone 'x'.*expected t\."),
+        (Target("t", "x", "a"), {}, "regime 'x'.*expected frozen, lora"),
+        (Target("t", "lora", "x"), {}, "train set 'x'.*expected a, paired"),
+        (LORA, {"rank": [8, 4096]}, "sweep.rank: found 4096; expected at most"),
+        (LORA, {"head": ["unet"]}, "sweep.head: found unet"),
+        (LORA, {"blocks": [[1, 99]]}, "99"),
+    ],
+)
+def test_a_target_that_cannot_be_swept_is_refused(tmp_path: Path, target: Target, sweep: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        check_target(study(tmp_path, sweep), target)
+
+
+@pytest.mark.parametrize(
+    ("sweep", "words"),
+    [
+        ({"sampler": "grid"}, "one of tpe, gp"),
+        ({"pruner": "mean"}, "one of median, hyperband, none"),
+        ({"head_lr": [1e-2, 1e-4]}, "sweep.head_lr"),
+        ({"weight_decay": [0.0, 0.1]}, "sweep.weight_decay"),
+        ({"weight_decay": [0.1]}, "sweep.weight_decay"),
+        ({"dropout": [0.0, 1.0]}, "sweep.dropout"),
+        ({"rank": [4, 4]}, "a choice stands twice"),
+        ({"rank": [0, 4]}, "ranks must be at least 1"),
+        ({"blocks": ["first"]}, "sweep.blocks: found 'first'"),
+        ({"stack": 0}, "stack must be at least 1"),
+        ({"ranks": [4]}, "unknown key 'ranks'"),
+    ],
+)
+def test_each_mistake_in_the_section_is_named(tmp_path: Path, sweep: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        study(tmp_path, sweep)
+    assert any(words in p for p in caught.value.problems), caught.value.problems
+
+
+def test_defaults_are_in_order() -> None:
+    assert SweepSpec().problems() == []
