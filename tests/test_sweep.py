@@ -88,8 +88,9 @@ def test_a_frozen_sweep_trains_its_heads_together_and_scores_as_one_by_one(tmp_p
 
 
 @pytest.mark.parametrize("target", [LORA, FROZEN], ids=lambda t: t.regime)
-def test_a_trial_that_diverges_fails_with_the_reason_and_does_not_count(tmp_path: Path, target: Target) -> None:
-    spec = {"head_lr": [1e10, 1e11], "head": ["pyramid"], "stack": 5}
+def test_a_trial_that_diverges_fails_with_the_reason_and_does_not_count(tmp_path: Path, monkeypatch, target: Target) -> None:
+    monkeypatch.setattr("emadapt.sweep.claims.MAX_FAILURES", 3)
+    spec = {"head_lr": [1e10, 1e11], "head": ["pyramid"], "stack": 2}
     params = settings(clip=1e11, schedule="constant", warmup_steps=0, epochs=1) | {"sweep": spec}
     trials = sweep_here(make_study(tmp_path, params), target, 2)
     assert n_ended(trials) == 0
@@ -104,17 +105,17 @@ def test_the_reason_for_a_full_gpu_says_what_to_do() -> None:
 
 
 def test_hopeless_trials_are_pruned(tmp_path: Path) -> None:
-    """Six trials at the default, then some that cannot learn: the median pruner ends those early."""
-    params = settings(epochs=4, steps_per_epoch=4) | {"sweep": {"stack": 1, "head": ["linear"]}}
+    """Five that can learn, then two that cannot: the median pruner ends those early."""
+    params = settings(epochs=4, steps_per_epoch=4, val_slices=1) | {"sweep": {"stack": 1, "head": ["linear"]}}
     config = make_study(tmp_path, params)
-    order, store = Order(FROZEN, 9), open_store()
+    order, store = Order(FROZEN, 7), open_store()
     study = _open(config, order, *_check(config, order), store)
-    for rate in [5e-3] * 6 + [1e-4] * 3:
+    for rate in [5e-3] * 5 + [1e-4] * 2:
         study.enqueue_trial({"head_lr": rate, "weight_decay": 1e-4, "head": "linear"})
-    trials = sweep_here(config, FROZEN, 9)
-    assert [t.state for t in trials[:6]] == [TrialState.COMPLETE] * 6
-    assert [t.state for t in trials[6:]] == [TrialState.PRUNED] * 3
-    assert all(len(t.intermediate_values) < 4 for t in trials[6:])
+    trials = sweep_here(config, FROZEN, 7)
+    assert [t.state for t in trials[:5]] == [TrialState.COMPLETE] * 5
+    assert [t.state for t in trials[5:]] == [TrialState.PRUNED] * 2
+    assert all(len(t.intermediate_values) < 4 for t in trials[5:])
 
 
 # -- promote

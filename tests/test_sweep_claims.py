@@ -64,7 +64,7 @@ def numbers(study: optuna.Study, *states: TrialState) -> list[int]:
 EVENTS = st.lists(st.sampled_from(["claim", "claim", "claim", "finish", "prune", "die", "stop", "back"]), max_size=60)
 
 
-@hypothesis_settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis_settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(wanted=st.integers(1, 6), workers=st.integers(1, 4), events=EVENTS, seed=st.integers(0, 99))
 def test_whatever_happens_there_are_never_more_than_wanted_and_in_the_end_exactly_so_many(wanted, workers, events, seed) -> None:
     """Workers claim one or several, finish, prune, die, are stopped, or come back after they were taken for dead."""

@@ -98,7 +98,7 @@ def test_what_is_written_into_params_yaml_is_read_as_the_trials_own_settings(tmp
 
     path = tmp_path / "params.yaml"
 
-    @hypothesis_settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @hypothesis_settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(points(target))
     def check(point: dict[str, Any]) -> None:
         here = study(tmp_path, MORE)

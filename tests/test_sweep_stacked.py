@@ -42,7 +42,8 @@ def test_a_stack_is_as_many_heads_each_under_torchs_own_adamw(name: str, groups:
                   for h, s in zip(heads, specs, strict=True)]  # fmt: skip
     loss_of = loss_function("dice_ce")
     for step in range(2 if name == "deconv" else 4):
-        batches, factor = [batch(generator, 30 + 6 * g) for g in range(groups)], (step + 1) / 4
+        small = 12 if name == "deconv" else 30
+        batches, factor = [batch(generator, small + 6 * g) for g in range(groups)], (step + 1) / 4
         found = stack.step(batches, factor)
         for k, (head, optimiser, spec) in enumerate(zip(heads, optimisers, specs, strict=True)):
             optimiser.param_groups[0]["lr"] = spec.head_lr * factor
@@ -87,7 +88,7 @@ def test_spread_is_bilinear_interpolation(small: int, large: int) -> None:
 def test_those_who_stay_do_not_notice_who_leaves(name: str) -> None:
     stacks = [Stack(name, DIM, BLOCKS, members(), SEEDS) for _ in range(2)]
     generator = torch.Generator().manual_seed(0)
-    first, second = [batch(generator)], [batch(generator)]
+    first, second = [batch(generator, 12)], [batch(generator, 12)]
     for stack in stacks:
         stack.step(first, 1.0)
     stacks[1].keep([0, 2])
