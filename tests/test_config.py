@@ -67,6 +67,9 @@ def test_paper_presets_are_the_reference_protocol() -> None:
         (lambda p: p["backbones"]["t"].update(source="file"), "needs `file`"),
         (lambda p: p["backbones"]["t"].update(tile=0), "set views to 0"),
         (lambda p: p["regimes"]["lora"].update(rank=0), "rank must be at least 1"),
+        (lambda p: p["regimes"].update(r={"kind": "ridge", "head": "pyramid"}), "ridge has a head of its own"),
+        (lambda p: p["regimes"].update(r={"kind": "frozen", "init": "ridge"}), "add `head: linear`"),
+        (lambda p: p["regimes"].update(r={"kind": "unet2d", "init": "ridge"}), "regimes.r.init"),
         (lambda p: p.update(train="papers"), "unknown preset 'papers'"),
         (lambda p: p.update(split={"val": 1.5}), "val and test must lie"),
     ],
@@ -96,6 +99,20 @@ def test_regime_settings_win_over_train(tmp_path: Path) -> None:
     frozen, lora = (study.train_spec(u) for u in study.units() if u.train_set == "a")
     assert (lora.head, lora.epochs, lora.weight_decay, lora.head_lr) == ("linear", 7, 0.0, frozen.head_lr)
     assert (frozen.head, frozen.epochs) == ("pyramid", 2)
+
+
+def test_whose_tokens_a_regime_works_on(tmp_path: Path) -> None:
+    params = settings()
+    params["regimes"] |= {kind: {"kind": kind} for kind in ("ridge", "knn", "unet2d")}
+
+    def tokens_of(*regimes: str) -> list[str]:
+        params["study"]["regimes"] = list(regimes)
+        (tmp_path / "p.yaml").write_text(yaml.safe_dump(params))
+        study = load_study(tmp_path / "p.yaml")
+        return [study.tokens_of(name) for name in regimes]
+
+    assert tokens_of("ridge", "knn", "lora", "unet2d", "frozen") == ["frozen", "frozen", "lora", "", "frozen"]
+    assert tokens_of("unet2d", "knn", "ridge", "lora") == ["", "knn", "knn", "lora"]  # without a frozen one, the first
 
 
 @given(st.dictionaries(st.text(max_size=5), st.integers(), max_size=5))

@@ -97,6 +97,50 @@ def test_the_verbs_one_after_the_other_with_the_lab_book(tmp_path: Path, monkeyp
         assert [m.step for m in curve] == [3, 6]
 
 
+def test_baselines_in_the_same_grid_leaderboard_and_lab_book(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ridge and kNN on cached tokens and a U-Net without a backbone, beside a frozen one."""
+    monkeypatch.chdir(tmp_path)
+    kinds = ("frozen", "ridge", "knn", "unet2d")
+    params = settings(epochs=1, steps_per_epoch=2)
+    params["regimes"] = {kind: {"kind": kind} for kind in kinds}
+    params["study"] |= {"regimes": list(kinds), "train_sets": ["a", "b"]}
+    params["train_sets"]["b"] = ["b"]
+    study = make_study(tmp_path, params, ingested=False)
+    emadapt("check")
+    summary = run_all(study)
+    found = {(u["regime"], u["train_set"], u["test_set"]): u for u in summary["units"]}
+    assert set(found) == {(kind, a, b) for kind in kinds for a in "ab" for b in "ab"}
+    assert {kind: found[kind, "a", "a"]["trainable_params"] > 0 for kind in kinds} == {**dict.fromkeys(kinds, True), "knn": False}
+    board, page = Path("reports/leaderboard.md").read_text(), Path("reports/index.html").read_text()
+    assert all(board.count(f"| {kind} |") == 4 for kind in kinds)
+    assert "ridge works on the tokens of the pretrained backbone: what is said of t, frozen holds for it." in page
+    assert "unet2d has no backbone, so there are no tokens to compare." in page
+    assert "weights of t</dt><dd>none: no pretrained weights" in page
+    domain = {kind: json.loads(Path(f"reports/domain/t-{kind}.json").read_text()) for kind in kinds}
+    assert [bool(domain[kind]["pairs"]) for kind in kinds] == [True, False, False, False]
+    assert [domain[kind].get("same_as") for kind in kinds] == [None, "frozen", "frozen", None]
+    assert all(Path(f"reports/domain/t-{kind}").is_dir() for kind in kinds)
+    points = json.loads(Path("reports/domain-vs-iou.json").read_text())["points"]
+    distances = {point["regime"]: point["distances"] for point in points if point["a"] == "a"}
+    assert distances["ridge"] == distances["knn"] == distances["frozen"]
+    assert set(distances["unet2d"].values()) == {None}
+    from mlflow import MlflowClient
+
+    from emadapt.tracking import tracking_uri
+
+    client = MlflowClient(tracking_uri(tmp_path))
+    experiment = client.get_experiment_by_name("tiny")
+    assert experiment is not None
+    runs = {r.data.tags["unit"]: r for r in client.search_runs([experiment.experiment_id])}
+    assert set(runs) == {u.name for u in study.units()}
+    own = {"ridge": "ridge/strength", "knn": "knn/k", "unet2d": "train/loss", "frozen": "train/loss"}
+    for run in runs.values():
+        kind = run.data.tags["regime"]
+        assert {own[kind], "val/iou", "val/best_iou", "test/iou.a", "test/iou.b"} <= run.data.metrics.keys()
+        assert run.data.params["train.head"] == {"ridge": "linear", "frozen": "pyramid"}.get(kind, kind)
+        assert run.data.tags["weights.source"] == ("none" if kind == "unet2d" else "random")
+
+
 def test_the_papers_protocol_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """studies/paper.yaml with tiny random backbones of its three families, one epoch and one seed; all else as it stands."""
     monkeypatch.chdir(tmp_path)
@@ -136,7 +180,7 @@ def write_reference_layouts(data: Path, slices: int) -> None:
             Image.fromarray(plane).save(data / "vnc" / folder / name.format(z))
 
 
-@pytest.mark.parametrize("name", ["demo", "cpu", "paper"])
+@pytest.mark.parametrize("name", ["adapt", "demo", "cpu", "paper"])
 def test_check_finds_nothing_wrong_in_shipped_studies_but_what_is_not_here(tmp_path: Path, monkeypatch, name: str) -> None:
     """Settings pass; data is given in small; a hub that cannot be reached is said, once per backbone, and nothing else."""
     monkeypatch.chdir(tmp_path)
@@ -165,7 +209,7 @@ def test_use_selects_a_study_and_refuses_others(tmp_path: Path, monkeypatch: pyt
     assert (tmp_path / "params.yaml").read_text() == (tmp_path / "studies/cpu.yaml").read_text()
     result = CliRunner().invoke(main, ["use", "nothing"])
     assert result.exit_code == 2
-    assert "there are: cpu, demo, paper" in result.output
+    assert "there are: adapt, cpu, demo, paper" in result.output
     (tmp_path / "studies/bad.yaml").write_text("study: {}")
     assert CliRunner().invoke(main, ["use", "bad"]).exit_code == 2
     assert load_study().name == "cpu"

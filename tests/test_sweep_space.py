@@ -152,3 +152,17 @@ def test_each_mistake_in_the_section_is_named(tmp_path: Path, sweep: dict[str, A
 
 def test_defaults_are_in_order() -> None:
     assert SweepSpec().problems() == []
+
+
+@pytest.mark.parametrize(
+    ("regime", "words"),
+    [
+        ({"kind": "ridge"}, "kind `ridge`"),
+        ({"kind": "knn"}, "kind `knn`"),
+        ({"kind": "unet2d"}, "kind `unet2d`"),
+        ({"kind": "frozen", "head": "linear", "init": "ridge"}, "`init: ridge`"),
+    ],
+)
+def test_a_regime_with_nothing_to_search_is_refused(tmp_path: Path, regime: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=rf"regime 'own': found {words}, which a sweep does not search.*Sweep another regime"):
+        check_target(study(tmp_path, regimes={"own": regime}), Target("t", "own", "a"))

@@ -86,7 +86,8 @@ class BackboneSpec:
 class RegimeSpec:
     """How the backbone is adapted; an empty setting takes the value of `train`."""
 
-    kind: Literal["frozen", "lora"]
+    kind: Literal["frozen", "lora", "ridge", "knn", "unet2d"]
+    """`ridge`, `knn`: fitted to cached tokens at once, without gradients; `unet2d`: no backbone, a U-Net from scratch."""
     rank: int = 16
     alpha: float = 32.0
     dropout: float = 0.0
@@ -95,6 +96,21 @@ class RegimeSpec:
     head_lr: float = 0.0
     adapter_lr: float = 0.0
     weight_decay: float = -1.0
+    init: Literal["random", "ridge"] = "random"
+    """Initial values of the head; `ridge`: those that ridge regression gives a `linear` head."""
+
+    @property
+    def pretrained_tokens(self) -> bool:
+        """Whether it works on the tokens of the backbone as pretrained, and so on the cache."""
+        return self.kind in ("frozen", "ridge", "knn")
+
+    @property
+    def own_head(self) -> str:
+        """The head that belongs to the kind; empty where the study chooses."""
+        return OWN_HEADS.get(self.kind, "")
+
+
+OWN_HEADS = {"ridge": "linear", "knn": "knn", "unet2d": "unet2d"}
 
 
 @dataclass(frozen=True)
@@ -225,7 +241,22 @@ class Study:
                 own[key] = getattr(regime, key)
         if regime.weight_decay >= 0:
             own["weight_decay"] = regime.weight_decay
+        if regime.own_head:
+            own["head"] = regime.own_head
         return dataclasses.replace(self.train, **own)
+
+    def tokens_of(self, regime: str) -> str:
+        """The regime under which `diagnose` measures the tokens that `regime` works on; empty where it works on none.
+
+        Ridge and kNN work on what a frozen regime of the study works on; without one, on the first that does as they do.
+        """
+        kind = self.regime_specs[regime].kind
+        if kind == "unet2d":
+            return ""
+        if kind not in ("ridge", "knn"):
+            return regime
+        alike = [name for name in self.regimes if self.regime_specs[name].pretrained_tokens]
+        return next((name for name in alike if self.regime_specs[name].kind == "frozen"), alike[0])
 
     def describe(self, unit: Unit) -> dict[str, Any]:
         """Everything that defines the unit's training, as plain JSON-able values (for keys, model cards and trackers)."""
@@ -438,6 +469,12 @@ def _check(study: Study) -> list[str]:
     for name, regime in study.regime_specs.items():
         if regime.rank < 1 or regime.epochs < 0 or not 0 <= regime.dropout < 1 or regime.alpha <= 0:
             bad.append(f"regimes.{name}: rank must be at least 1, epochs at least 0, dropout in [0, 1), alpha above 0")
+        if regime.own_head and regime.head not in ("", regime.own_head):
+            bad.append(f"regimes.{name}.head: found {regime.head!r}; {regime.kind} has a head of its own, leave this out")
+        if regime.init == "ridge" and (regime.own_head or (regime.head or study.train.head) != "linear"):
+            bad.append(
+                f"regimes.{name}.init: ridge gives the weights of a `linear` head that is then trained; add `head: linear`"
+            )
     train, split = study.train, study.split
     if min(train.epochs, train.batch) < 1 or min(train.steps_per_epoch, train.patience, train.workers) < 0:
         bad.append("train: epochs and batch must be at least 1; steps_per_epoch, patience and workers at least 0")

@@ -47,7 +47,7 @@ def evaluate_unit(study: Study, unit: Unit, out: Path = EVALUATED) -> Path:
         raise InputError(folder, found="a model that was trained under other settings than params.yaml has",
                          expected="a model of the settings that are selected now",
                          do=f"Run `dvc repro train@{unit.name}`.")  # fmt: skip
-    frozen = study.regime_specs[unit.regime].kind == "frozen"
+    frozen = study.regime_specs[unit.regime].pretrained_tokens
     history = json.loads((folder / "history.json").read_text())
     results = {}
     for name in study.datasets:

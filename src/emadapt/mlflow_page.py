@@ -33,6 +33,7 @@ The tag `origin: restored` marks a model that DVC took from its cache: test metr
 - `val/iou`, `val/loss`: on validation slices, after each epoch; the best epoch is kept
 - `val/best_iou`, `val/best_iou.<dataset>`: of the model that was kept, on all validation slices
 - `train/loss`, `train/lr_head`: after each epoch, counted in optimiser steps
+- `ridge/strength`, `knn/k`, with `threshold` and `val/iou`: what these two regimes chose from, a step for each candidate
 - `domain/frechet.<a>__<b>`: Fréchet distance between the tokens of two datasets, larger is further apart; the other
   `domain/...` metrics: docs/diagnostics.md
 

@@ -179,6 +179,7 @@ def domain_section(root: Path, backbone: str, regime: str, card: Card) -> Row:
     return {
         "backbone": backbone,
         "regime": regime,
+        "note": card.get("note", ""),
         "pairs": pair_rows(card["pairs"]),
         "controls": [
             {**row, "control": name, "expected": expected if row["level"] == "pixel" or name == "halves" else None}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -65,7 +66,7 @@ def predict_slices(segmenter: Segmenter, volume: Volume, slices: list[int], view
 @torch.inference_mode()
 def _foreground(segmenter: Segmenter, batch: torch.Tensor, size: tuple[int, int]) -> Probability:
     """Images (B, 1, H, W) or stacked tokens (B, blocks * D, h, w) to probabilities (B, H, W)."""
-    batch = batch.to(next(segmenter.head.parameters()).device)
+    batch = batch.to(next(itertools.chain(segmenter.head.parameters(), segmenter.head.buffers())).device)  # kNN has buffers only
     with autocast(segmenter.spec.precision):
         logits = segmenter(batch if batch.shape[1] == 1 else split_blocks(batch, segmenter), size)
     return np.asarray(logits.float().softmax(1)[:, 1].cpu().numpy())

@@ -18,7 +18,8 @@ import torch
 from torch import nn
 
 import emadapt
-from emadapt import tracking
+from emadapt import tracking, twins
+from emadapt.closed_form import FITS, fit_ridge
 from emadapt.config import Study, TrainSpec, Unit, digest
 from emadapt.data.ingest import INGESTED, Volume, open_volume
 from emadapt.data.patches import CropDataset, TokenDataset, load_epoch, plan_epoch
@@ -43,6 +44,8 @@ class Progress:
     best_epoch: int = -1
     seconds: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
+    peak_mb: float = 0.0
+    """Of earlier processes, or of the twin that was copied."""
 
 
 def loss_function(name: str) -> nn.Module:
@@ -82,13 +85,16 @@ def prepare(study: Study, unit: Unit) -> Inputs:
     segmenter = build_segmenter(spec, study.regime_specs[unit.regime], train.head, unit.seed).to(device())
     volumes = [open_volume(name) for name in study.train_set_specs[unit.train_set]]
     views = _cached_views(segmenter, volumes, study, unit)
-    data: Data = TokenDataset(views) if views else CropDataset(volumes, spec, segmenter.backbone.arch.patch, train.augment)
+    if study.regime_specs[unit.regime].init == "ridge":
+        fit_ridge(segmenter, volumes, views or _training_views(segmenter, volumes, study, unit), train, unit.seed)
+    patch = segmenter.backbone.arch.patch
+    data: Data = TokenDataset(views) if views else CropDataset(volumes, segmenter.spec, patch, train.augment)
     return Inputs(segmenter, volumes, views, data)
 
 
 def unit_key(study: Study, unit: Unit, inputs: Inputs) -> str:
     """Hash over all that the trained weights depend on: a checkpoint under another one is not gone on from."""
-    return digest({**study.describe(unit), "data": [v.md5 for v in inputs.volumes], "version": emadapt.__version__,
+    return digest({**twins.identity(study.describe(unit), inputs.segmenter), "data": [v.md5 for v in inputs.volumes], "version": emadapt.__version__,
                    "weights": inputs.segmenter.backbone.provenance.sha256})[:24]  # fmt: skip
 
 
@@ -116,9 +122,14 @@ def train_unit(study: Study, unit: Unit) -> Path:
         tracker.log_dict(study.describe(unit), "config.json")
         for volume in volumes:
             tracker.log_dataset(volume.name, volume.md5, str(INGESTED / volume.name), "training")
-        progress = fit(inputs, train, unit, scratch, tracker.log_metrics)
-        final = score(segmenter, volumes, inputs.views, every=0)
-        folder = _publish(segmenter, _facts(study, unit, key, segmenter, volumes, progress, final), progress, unit, final)
+        with twins.turn(segmenter, key):
+            if twin := twins.find(UNITS, key, unit.name):
+                progress, final = _copy(twin, segmenter, tracker)
+            else:
+                fit_ = fit_at_once if segmenter.regime.kind in FITS else fit
+                progress = fit_(inputs, train, unit, scratch, tracker.log_metrics)
+                final = score(segmenter, volumes, inputs.views, every=0)
+            folder = _publish(segmenter, _facts(study, unit, key, segmenter, volumes, progress, final), progress, unit, final)
         tracker.log_metrics({f"val/best_{k}": v for k, v in final.items()}, step=0)
         tracker.set_tags({"model.md5": file_md5(folder / "model.safetensors"), "trainable_params": segmenter.n_trainable()})
         for name in ("model.safetensors", "model.json", "history.json"):
@@ -160,7 +171,7 @@ def _publish(segmenter: Segmenter, facts: dict[str, Any], progress: Progress, un
     folder, temporary = UNITS / unit.name, UNITS / f".{unit.name}.part"
     shutil.rmtree(temporary, ignore_errors=True)
     save_segmenter(segmenter, temporary, facts)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = max(progress.peak_mb, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
     cost = {"seconds": round(progress.seconds, 2), "peak_mb": round(peak, 1)}
     (temporary / "history.json").write_text(json.dumps({"epochs": progress.history, **cost}, indent=1) + "\n")
     shutil.rmtree(folder, ignore_errors=True)
@@ -173,11 +184,39 @@ def _publish(segmenter: Segmenter, facts: dict[str, Any], progress: Progress, un
 
 def _cached_views(segmenter: Segmenter, volumes: list[Volume], study: Study, unit: Unit) -> list[list[TokenView]]:
     """Cache entries per training volume, or nothing where the backbone has to run in the loop."""
-    train, spec = study.train_spec(unit), study.backbone_specs[unit.backbone]
-    if study.regime_specs[unit.regime].kind != "frozen" or not train.cached:
+    regime = study.regime_specs[unit.regime]
+    if not regime.pretrained_tokens or (regime.kind == "frozen" and not study.train_spec(unit).cached):
         return []
-    n_views = spec.views + 1 if train.augment else 1
+    return _training_views(segmenter, volumes, study, unit)
+
+
+def _training_views(segmenter: Segmenter, volumes: list[Volume], study: Study, unit: Unit) -> list[list[TokenView]]:
+    """Cache entries per training volume of the backbone as pretrained."""
+    spec = study.backbone_specs[unit.backbone]
+    n_views = spec.views + 1 if study.train.augment else 1
     return [token_views(segmenter.backbone, spec, v, range(n_views)) for v in volumes]
+
+
+def fit_at_once(inputs: Inputs, train: TrainSpec, unit: Unit, scratch: Path,
+                on_epoch: Callable[[dict[str, float], int], None]) -> Progress:  # fmt: skip
+    """Fit a regime of `FITS`, with the arguments of `fit`: its candidates stand where others have epochs."""
+    started = time.perf_counter()
+    fit_regime = FITS[inputs.segmenter.regime.kind]
+    history, best = fit_regime(inputs.segmenter.eval(), inputs.volumes, inputs.views, train, unit.seed)
+    for number, metrics in enumerate(history):
+        on_epoch(metrics, number)
+    return Progress(len(history), history[best]["val/iou"], best, time.perf_counter() - started, history)
+
+
+def _copy(twin: Path, segmenter: Segmenter, tracker: tracking.Tracker) -> tuple[Progress, dict[str, float]]:
+    """Take over the weights, history and cost of a finished unit that this one cannot differ from."""
+    fields, final = twins.adopt(twin, segmenter)
+    progress = Progress(**fields)
+    for number, metrics in enumerate(progress.history):
+        tracker.log_metrics(metrics, number)
+    tracker.set_tags({"copy_of": twin.name})
+    print(f"train: {twin.name} is the same model: copied")
+    return progress, final
 
 
 def fit(inputs: Inputs, train: TrainSpec, unit: Unit, scratch: Path,

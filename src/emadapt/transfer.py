@@ -74,10 +74,10 @@ def domain_vs_iou(study: Study, entries: Sequence[Mapping[str, Any]], cards: Map
     single = {study.train_set_specs[name][0]: name for name in study.train_sets if len(study.train_set_specs[name]) == 1}
     points = []
     for backbone, regime in ((backbone, regime) for backbone in study.backbones for regime in study.regimes):
-        frozen = study.regime_specs[regime].kind == "frozen"
+        frozen = study.regime_specs[regime].pretrained_tokens
         for a, b in ((a, b) for a in single for b in single if a != b):
             within, across = (iou[backbone, regime, single[trained_on], b] for trained_on in (b, a))
-            card = cards.get((backbone, regime))
+            card = cards.get((backbone, study.tokens_of(regime)))
             points.append({
                 "backbone": backbone, "regime": regime, "a": a, "b": b,
                 "iou_within": within, "iou_across": across, "loss": round(within - across, 6),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import resource
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -49,16 +50,19 @@ class Model:
 def diagnose(study: Study, backbone_name: str, regime: str, out: Path = OUT) -> Path:
     """Measure the domain mismatch and write <backbone>-<regime>.json and a folder of figures beside it.
 
-    A frozen regime has one model, the pretrained backbone, and the controls; another has one model per unit.
+    A frozen regime has one model, the pretrained backbone, and the controls; an adapted one has one model per unit. Regimes
+    without tokens of their own (ridge, kNN, a U-Net from scratch) get a note that says so, and no measures.
 
     Raises:
         InputError: no token cache or no trained unit, too few slices, a class without tokens, tokens that are not finite.
     """
+    if study.tokens_of(regime) != regime:
+        return _note(study, backbone_name, regime, out)
     started, own = time.perf_counter(), study.diagnose
     spec, volumes = study.backbone_specs[backbone_name], [open_volume(name) for name in study.datasets]
     backbone = build_frozen(spec)
     before = Model(PRETRAINED, None, None, {v.name: pretrained_features(backbone, spec, v, own) for v in volumes})
-    frozen = study.regime_specs[regime].kind == "frozen"
+    frozen = study.regime_specs[regime].pretrained_tokens
     models = [before] if frozen else list(_adapted(study, backbone_name, regime, volumes))
     result: dict[str, Any] = {
         "study": study.name, "backbone": backbone_name, "regime": regime, "weights": backbone.provenance.to_dict(),
@@ -79,6 +83,24 @@ def diagnose(study: Study, backbone_name: str, regime: str, out: Path = OUT) -> 
     write_json(path, result)
     print(f"diagnose {backbone_name}-{regime}: {len(result['pairs'])} comparisons, {result['seconds']:.0f} s, peak {peak:.0f} MB")
     _track(study, backbone_name, regime, result, path)
+    return path
+
+
+def _note(study: Study, backbone: str, regime: str, out: Path) -> Path:
+    """Write the two outputs for a regime that has no tokens of its own: empty lists, and a sentence why."""
+    if source := study.tokens_of(regime):
+        text = f"{regime} works on the tokens of the pretrained backbone: what is said of {backbone}, {source} holds for it."
+    else:
+        text = f"{regime} has no backbone, so there are no tokens to compare."
+    result: dict[str, Any] = {"study": study.name, "backbone": backbone, "regime": regime, "note": text, "same_as": source or None,
+                              "pairs": [], "segmentation": [], "outliers": [], "cka": [], "controls": {}}  # fmt: skip
+    folder, path = out / f"{backbone}-{regime}", out / f"{backbone}-{regime}.json"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    (folder / "note.txt").write_text(text + "\n")
+    write_json(path, result)
+    print(f"diagnose {backbone}-{regime}: {text}")
+    _track(study, backbone, regime, result, path)
     return path
 
 

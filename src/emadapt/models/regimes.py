@@ -19,13 +19,13 @@ def apply_regime(backbone: Backbone, spec: RegimeSpec) -> None:
     """Make the backbone trainable as `spec` says, in place.
 
     `lora`: low-rank adapters (Hu et al. 2022) on the qkv and output projections of every block's attention, A
-    Kaiming-uniform and B zero, so tokens do not change at the start. `frozen`: nothing.
+    Kaiming-uniform and B zero, so tokens do not change at the start. Others: nothing.
 
     Raises:
         InputError: the rank is larger than the backbone is wide.
     """
     backbone.requires_grad_(False)
-    if spec.kind == "frozen":
+    if spec.pretrained_tokens or spec.kind == "unet2d":
         return
     if spec.rank > backbone.arch.dim:
         raise InputError(f"regime of rank {spec.rank}",

@@ -16,9 +16,13 @@ from emadapt.config import BackboneSpec, RegimeSpec
 from emadapt.errors import InputError
 from emadapt.models.backbones import Backbone, build_backbone, get_arch
 from emadapt.models.heads import HEADS
+from emadapt.models.nearest import Nearest
 from emadapt.models.regimes import State, adapter_state, apply_regime, load_adapter
+from emadapt.models.unet2d import NoBackbone, UNet2d, own_spec
 
 WEIGHTS = Path("scratch/weights")
+BASELINE_HEADS = {"ridge": {"linear": HEADS["linear"]}, "knn": {"knn": Nearest}, "unet2d": {"unet2d": UNet2d}}
+"""Regimes that have a head of their own (`RegimeSpec.own_head`)."""
 
 
 class Segmenter(nn.Module):
@@ -27,20 +31,21 @@ class Segmenter(nn.Module):
     Args:
         spec: backbone and input settings.
         regime: how the backbone is adapted.
-        head: name in `HEADS`.
+        head: name in `HEADS`, or in `BASELINE_HEADS` of the regime.
         seed: of the head's and the adapter's initial values.
         backbone: with its weights; the regime changes it in place.
     """
 
     def __init__(self, spec: BackboneSpec, regime: RegimeSpec, head: str, seed: int, backbone: Backbone) -> None:
         super().__init__()
-        if head not in HEADS:
-            raise InputError(f"head {head!r}", found="an unknown head", expected=", ".join(HEADS), do="Correct `head`.")
+        heads = BASELINE_HEADS.get(regime.kind, HEADS)
+        if head not in heads:
+            raise InputError(f"head {head!r}", found="an unknown head", expected=", ".join(heads), do="Correct `head`.")
         self.spec, self.regime, self.head_name = spec, regime, head
         self.backbone = backbone
         torch.manual_seed(seed)
         apply_regime(backbone, regime)
-        self.head = HEADS[head](backbone.arch.dim, len(backbone.blocks))
+        self.head = heads[head](backbone.arch.dim, len(backbone.blocks))
 
     def forward(self, batch: torch.Tensor | list[torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
         """Logits at `size`.
@@ -93,6 +98,8 @@ def build_frozen(spec: BackboneSpec) -> Backbone:
 
 def build_segmenter(spec: BackboneSpec, regime: RegimeSpec, head: str, seed: int) -> Segmenter:
     """A fresh segmenter."""
+    if regime.kind == "unet2d":
+        return Segmenter(own_spec(spec), regime, head, seed, NoBackbone())
     return Segmenter(spec, regime, head, seed, build_frozen(spec))
 
 

@@ -49,9 +49,15 @@ def check_target(study: Study, target: Target) -> None:
         if name not in have:
             raise InputError(f"{what} {name!r}", found="a name that params.yaml does not have", expected=", ".join(have),
                              do="Correct the option, or add it to params.yaml.")  # fmt: skip
+    regime = study.regime_specs[target.regime]
+    if regime.own_head or regime.init != "random":
+        kind = f"kind `{regime.kind}`" if regime.own_head else f"`init: {regime.init}`"
+        raise InputError(f"regime {target.regime!r}", found=f"{kind}, which a sweep does not search",
+                         expected="a regime of a backbone with a head from random initial values",
+                         do="Sweep another regime: ridge and kNN choose on validation slices by themselves.")  # fmt: skip
     spec, arch = study.sweep, study.backbone_specs[target.backbone].arch
     width = get_arch(arch).dim
-    if study.regime_specs[target.regime].kind == "lora" and max(spec.rank) > width:
+    if regime.kind == "lora" and max(spec.rank) > width:
         raise InputError("sweep.rank", found=str(max(spec.rank)), expected=f"at most {width}, the width of {arch}",
                          do="Leave such ranks out.")  # fmt: skip
     for blocks in spec.blocks:

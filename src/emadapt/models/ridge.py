@@ -1,0 +1,104 @@
+"""Ridge regression of a patch's mitochondrial share on its token, in closed form, for all regularisation strengths at once.
+
+The target is the occupancy (share of a patch's pixels that are foreground), not a hard class: what is wanted is a map that,
+interpolated to pixels, crosses the threshold where the boundary runs, and a patch that the boundary cuts says where. One pass
+over the tokens gives the sums, which merge by adding; one eigendecomposition of their correlation gives every strength.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from emadapt.models.heads import Linear
+
+Floats = npt.NDArray[np.float64]
+STRENGTHS = tuple(float(f"{s:.3g}") for s in np.logspace(-6, 1, 15))
+"""Penalties on the squared weights of standardised tokens, per token: scikit-learn's `alpha` divided by the number of tokens."""
+EPS = 1e-5
+"""Added to variances, as the linear head's BatchNorm does."""
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What ridge regression needs to know of n tokens (D) and their targets, in float64; sums of parts add up to the whole.
+
+    Attributes:
+        n: number of tokens, or their total weight.
+        x: (D,) sum of tokens.
+        xx: (D, D) sum of outer products.
+        y: sum of targets.
+        xy: (D,) sum of tokens times target.
+    """
+
+    n: float
+    x: Floats
+    xx: Floats
+    y: float
+    xy: Floats
+
+    def __add__(self, other: Sums) -> Sums:
+        return Sums(self.n + other.n, self.x + other.x, self.xx + other.xx, self.y + other.y, self.xy + other.xy)
+
+    def weighted(self, weight: float) -> Sums:
+        """The same with every token counted `weight` times."""
+        return Sums(weight * self.n, weight * self.x, weight * self.xx, weight * self.y, weight * self.xy)
+
+
+@dataclass(frozen=True)
+class Path:
+    """Solutions for several strengths: share = intercept + weights[i] @ (x - mean) / sqrt(variance + EPS).
+
+    Attributes:
+        strengths: S of them.
+        mean, variance: (D,) of the tokens.
+        weights: (S, D).
+        intercept: mean target.
+    """
+
+    strengths: tuple[float, ...]
+    mean: Floats
+    variance: Floats
+    weights: Floats
+    intercept: float
+
+    def shares(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Predicted shares under every strength: (B, D, h, w) -> (S, B, h, w), float32."""
+        slopes = self.weights / np.sqrt(self.variance + EPS)
+        offsets = self.intercept - slopes @ self.mean
+        flat = tokens.float().movedim(1, 0).flatten(1)  # B,D,h,w -> D,B*h*w
+        shares = torch.from_numpy(slopes.astype(np.float32)).to(flat.device) @ flat
+        shares += torch.from_numpy(offsets.astype(np.float32)).to(flat.device)[:, None]
+        return shares.unflatten(1, (tokens.shape[0], *tokens.shape[2:]))
+
+    def write(self, head: Linear, i: int, threshold: float, slope: float) -> None:
+        """Make strength `i` the linear head: its logits differ by slope * (share - threshold)."""
+        half = torch.from_numpy(slope / 2 * self.weights[i])[:, None, None]
+        bias = slope / 2 * (self.intercept - threshold)
+        with torch.no_grad():
+            head.norm.running_mean.copy_(torch.from_numpy(self.mean))  # type: ignore[union-attr]
+            head.norm.running_var.copy_(torch.from_numpy(self.variance))  # type: ignore[union-attr]
+            head.classify.weight.copy_(torch.stack([-half, half]))
+            head.classify.bias.copy_(torch.tensor([-bias, bias]))  # type: ignore[union-attr]
+
+
+def sums_of(tokens: npt.NDArray[np.floating], targets: npt.NDArray[np.floating]) -> Sums:
+    """Sums of tokens (n, D) and targets (n,)."""
+    x, y = tokens.astype(np.float64), targets.astype(np.float64)
+    return Sums(float(len(x)), x.sum(0), x.T @ x, float(y.sum()), x.T @ y)
+
+
+def solve(sums: Sums, strengths: tuple[float, ...] = STRENGTHS) -> Path:
+    """Least squares with an unpenalised intercept and an L2 penalty on the weights of standardised tokens."""
+    mean, target = sums.x / sums.n, sums.y / sums.n
+    variance = np.maximum(np.diag(sums.xx) / sums.n - mean**2, 0.0)
+    scale = np.sqrt(variance + EPS)
+    gram = (sums.xx / sums.n - np.outer(mean, mean)) / np.outer(scale, scale)
+    cross = (sums.xy / sums.n - mean * target) / scale
+    values, vectors = np.linalg.eigh(gram)
+    along = vectors.T @ cross  # in the eigenvectors' frame every strength is a division
+    weights = np.stack([vectors @ (along / (np.maximum(values, 0.0) + s)) for s in strengths])
+    return Path(strengths, mean, variance, weights, target)
