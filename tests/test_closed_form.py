@@ -49,8 +49,8 @@ def test_the_choice_is_the_best_of_all_candidates_and_thresholds() -> None:
     labels = [rng.random(300) > 0.7, rng.random(500) > 0.8]
     middles = (EDGES[1:] + EDGES[:-1]) / 2
     # Shares lie in the middles of bins, so that thresholds at edges never tie with them.
-    shares = [[middles[np.clip(120 + 90 * label + rng.normal(0, noise, len(label)), 0, 399).astype(int)] for noise in (90, 30, 60)]
-              for label in labels]  # fmt: skip
+    shares = [[middles[np.clip(120 + 90 * label + rng.normal(0, noise, len(label)), 0, 399).astype(int)]
+               for noise in (90, 30, 60)] for label in labels]  # fmt: skip
     counts = np.array([[[np.histogram(s[label == own], EDGES)[0] for own in (False, True)] for s in three]
                        for three, label in zip(shares, labels, strict=True)], float)  # fmt: skip
 

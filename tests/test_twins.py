@@ -43,18 +43,16 @@ def test_who_is_whose_twin(study: Study) -> None:
 def test_a_twin_is_copied_under_its_own_name_and_not_trained(study: Study, monkeypatch, capsys, first, second) -> None:
     one, other = Unit(*first), Unit(*second)
     trained = train_unit(study, one)
-    for work in ("fit", "fit_at_once", "score"):
-        monkeypatch.setattr(f"emadapt.train.{work}", lambda *_: pytest.fail("trained again"))
-    copied = train_unit(study, other)
+    with monkeypatch.context() as patch:
+        for work in ("fit", "fit_at_once", "score"):
+            patch.setattr(f"emadapt.train.{work}", lambda *_: pytest.fail("trained again"))
+        copied = train_unit(study, other)
     assert f"{one.name} is the same model: copied" in capsys.readouterr().out
     for file in ("model.safetensors", "history.json"):
         assert (copied / file).read_bytes() == (trained / file).read_bytes()
     card, original = (json.loads((folder / "model.json").read_text()) for folder in (copied, trained))
     assert (card["unit"], card["settings"]) == (other.name, study.describe(other))
     assert (card["val"], card["best_epoch"]) == (original["val"], original["best_epoch"])
-    monkeypatch.undo()
-    monkeypatch.setenv("EMADAPT_TRACKING", "off")
-    monkeypatch.chdir(trained.resolve().parents[2])
     assert 0 <= json.loads(evaluate_unit(study, other).read_text())["test"]["a"]["iou"] <= 1
 
 

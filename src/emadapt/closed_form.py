@@ -165,9 +165,8 @@ def _counts(shares: Shares, segmenter: Segmenter, volume: Volume, view: TokenVie
         for coarse in found:  # candidate by candidate: all maps at full resolution would not fit
             maps = F.interpolate(coarse[:, None].float(), geo.tile, mode="bilinear", align_corners=False)[:, 0]
             share = np.clip(blend(maps.cpu().numpy(), corners, geo), EDGES[0], EDGES[-1])
-            per_slice.append(
-                [np.histogram(share[label == own], len(EDGES) - 1, (EDGES[0], EDGES[-1]))[0] for own in (False, True)]
-            )
+            classes = (share[~label], share[label])
+            per_slice.append([np.histogram(values, len(EDGES) - 1, (EDGES[0], EDGES[-1]))[0] for values in classes])
         total.append(np.asarray(per_slice, np.float64))
     return np.sum(total, 0)
 

@@ -472,9 +472,7 @@ def _check(study: Study) -> list[str]:
         if regime.own_head and regime.head not in ("", regime.own_head):
             bad.append(f"regimes.{name}.head: found {regime.head!r}; {regime.kind} has a head of its own, leave this out")
         if regime.init == "ridge" and (regime.own_head or (regime.head or study.train.head) != "linear"):
-            bad.append(
-                f"regimes.{name}.init: ridge gives the weights of a `linear` head that is then trained; add `head: linear`"
-            )
+            bad.append(f"regimes.{name}.init: ridge gives a `linear` head its first weights; add `head: linear`")
     train, split = study.train, study.split
     if min(train.epochs, train.batch) < 1 or min(train.steps_per_epoch, train.patience, train.workers) < 0:
         bad.append("train: epochs and batch must be at least 1; steps_per_epoch, patience and workers at least 0")

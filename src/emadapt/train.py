@@ -94,7 +94,8 @@ def prepare(study: Study, unit: Unit) -> Inputs:
 
 def unit_key(study: Study, unit: Unit, inputs: Inputs) -> str:
     """Hash over all that the trained weights depend on: a checkpoint under another one is not gone on from."""
-    return digest({**twins.identity(study.describe(unit), inputs.segmenter), "data": [v.md5 for v in inputs.volumes], "version": emadapt.__version__,
+    settings = twins.identity(study.describe(unit), inputs.segmenter)
+    return digest({**settings, "data": [v.md5 for v in inputs.volumes], "version": emadapt.__version__,
                    "weights": inputs.segmenter.backbone.provenance.sha256})[:24]  # fmt: skip
 
 

@@ -92,8 +92,10 @@ def _note(study: Study, backbone: str, regime: str, out: Path) -> Path:
         text = f"{regime} works on the tokens of the pretrained backbone: what is said of {backbone}, {source} holds for it."
     else:
         text = f"{regime} has no backbone, so there are no tokens to compare."
-    result: dict[str, Any] = {"study": study.name, "backbone": backbone, "regime": regime, "note": text, "same_as": source or None,
-                              "pairs": [], "segmentation": [], "outliers": [], "cka": [], "controls": {}}  # fmt: skip
+    result: dict[str, Any] = {
+        "study": study.name, "backbone": backbone, "regime": regime, "note": text, "same_as": source or None,
+        "pairs": [], "segmentation": [], "outliers": [], "cka": [], "controls": {},
+    }  # fmt: skip
     folder, path = out / f"{backbone}-{regime}", out / f"{backbone}-{regime}.json"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
