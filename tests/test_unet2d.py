@@ -41,7 +41,7 @@ def a_study(tmp_path: Path, **train: Any) -> Study:
     return make_study(tmp_path, params)
 
 
-@pytest.mark.parametrize(("tile", "own"), [(252, 256), (256, 256), (168, 176), (1, 16), (0, 0)])
+@pytest.mark.parametrize(("tile", "own"), [(252, 256), (256, 256), (168, 176), (1, 32), (0, 0)])
 def test_tiles_are_rounded_up_to_the_stride(tile: int, own: int) -> None:
     spec = own_spec(dataclasses.replace(SPEC, tile=tile))
     assert spec.tile == own

@@ -23,7 +23,7 @@ from emadapt.data.ingest import Volume
 from emadapt.data.tiles import blend, geometry
 from emadapt.models.heads import Linear
 from emadapt.models.nearest import Nearest
-from emadapt.models.ridge import STRENGTHS, Path, Sums, solve, sums_of
+from emadapt.models.ridge import STRENGTHS, Solutions, Sums, solve, sums_of
 from emadapt.models.segmenter import Segmenter
 from emadapt.tokens import TokenView
 
@@ -88,7 +88,7 @@ FITS = {"ridge": fit_ridge, "knn": fit_knn}
 """Regimes that are fitted at once: fit(segmenter, volumes, views, train, seed) -> (history, number of the chosen entry)."""
 
 
-def ridge_path(views: Views, train: TrainSpec) -> Path:
+def ridge_path(views: Views, train: TrainSpec) -> Solutions:
     """Ridge solutions of all strengths; with `balanced` the datasets of a union weigh the same, whatever their size."""
     each = [_total(sums_of(*some) for view in own for some in _training_tokens(view)) for own in views]
     if train.balanced:
@@ -168,7 +168,7 @@ def _counts(shares: Shares, segmenter: Segmenter, volume: Volume, view: TokenVie
             classes = (share[~label], share[label])
             per_slice.append([np.histogram(values, len(EDGES) - 1, (EDGES[0], EDGES[-1]))[0] for values in classes])
         total.append(np.asarray(per_slice, np.float64))
-    return np.sum(total, 0)
+    return np.asarray(np.sum(total, 0))
 
 
 def _training_tokens(view: TokenView) -> Iterator[tuple[npt.NDArray[np.float16], npt.NDArray[np.float32]]]:

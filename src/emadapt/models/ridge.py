@@ -49,8 +49,8 @@ class Sums:
 
 
 @dataclass(frozen=True)
-class Path:
-    """Solutions for several strengths: share = intercept + weights[i] @ (x - mean) / sqrt(variance + EPS).
+class Solutions:
+    """Weights for several strengths: share = intercept + weights[i] @ (x - mean) / sqrt(variance + EPS).
 
     Attributes:
         strengths: S of them.
@@ -91,7 +91,7 @@ def sums_of(tokens: npt.NDArray[np.floating], targets: npt.NDArray[np.floating])
     return Sums(float(len(x)), x.sum(0), x.T @ x, float(y.sum()), x.T @ y)
 
 
-def solve(sums: Sums, strengths: tuple[float, ...] = STRENGTHS) -> Path:
+def solve(sums: Sums, strengths: tuple[float, ...] = STRENGTHS) -> Solutions:
     """Least squares with an unpenalised intercept and an L2 penalty on the weights of standardised tokens."""
     mean, target = sums.x / sums.n, sums.y / sums.n
     variance = np.maximum(np.diag(sums.xx) / sums.n - mean**2, 0.0)
@@ -101,4 +101,4 @@ def solve(sums: Sums, strengths: tuple[float, ...] = STRENGTHS) -> Path:
     values, vectors = np.linalg.eigh(gram)
     along = vectors.T @ cross  # in the eigenvectors' frame every strength is a division
     weights = np.stack([vectors @ (along / (np.maximum(values, 0.0) + s)) for s in strengths])
-    return Path(strengths, mean, variance, weights, target)
+    return Solutions(strengths, mean, variance, weights, target)
