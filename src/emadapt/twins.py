@@ -41,7 +41,7 @@ def turn(segmenter: Segmenter, key: str) -> AbstractContextManager[Any]:
 
 def find(units: Path, key: str, name: str) -> Path | None:
     """The folder of a finished unit that is not called `name` and has the same key."""
-    for file in sorted(units.glob("*/model.json")):
+    for file in sorted(units.glob("[!.]*/model.json")):  # a dot: not yet renamed to its place
         try:
             card = json.loads(file.read_text())
         except ValueError:
