@@ -9,6 +9,7 @@ import pytest
 from emadapt import twins
 from emadapt.config import Study, Unit
 from emadapt.evaluate import evaluate_unit
+from emadapt.models import unet2d
 from emadapt.train import prepare, train_unit, unit_key
 from tiny import make_study, settings
 
@@ -17,6 +18,7 @@ from tiny import make_study, settings
 def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("EMADAPT_TRACKING", "off")
+    monkeypatch.setattr(unet2d, "FEATURES", (8, 8, 16, 32, 64, 8))
     params = settings(epochs=1, steps_per_epoch=1)
     same = params["backbones"]["t"]
     params["backbones"] |= {"u": same | {"arch": "tiny_dinov3", "tile": 60}, "wide": same | {"tile": 80}}

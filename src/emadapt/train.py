@@ -45,7 +45,7 @@ class Progress:
     seconds: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
     peak_mb: float = 0.0
-    """Of earlier processes, or of the twin that was copied."""
+    """Of the twin that was copied; 0: this process's own."""
 
 
 def loss_function(name: str) -> nn.Module:
@@ -172,7 +172,7 @@ def _publish(segmenter: Segmenter, facts: dict[str, Any], progress: Progress, un
     folder, temporary = UNITS / unit.name, UNITS / f".{unit.name}.part"
     shutil.rmtree(temporary, ignore_errors=True)
     save_segmenter(segmenter, temporary, facts)
-    peak = max(progress.peak_mb, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    peak = progress.peak_mb or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     cost = {"seconds": round(progress.seconds, 2), "peak_mb": round(peak, 1)}
     (temporary / "history.json").write_text(json.dumps({"epochs": progress.history, **cost}, indent=1) + "\n")
     shutil.rmtree(folder, ignore_errors=True)
