@@ -101,7 +101,9 @@ def test_baselines_in_the_same_grid_leaderboard_and_lab_book(tmp_path: Path, mon
     """Ridge and kNN on cached tokens and a U-Net without a backbone, beside a frozen one."""
     monkeypatch.chdir(tmp_path)
     kinds = ("frozen", "ridge", "knn", "unet2d")
-    params = settings(epochs=1, steps_per_epoch=2)
+    monkeypatch.setattr("emadapt.models.unet2d.FEATURES", (8, 8, 16, 32, 64, 8))
+    params = settings(epochs=1, steps_per_epoch=1)
+    params["diagnose"] |= {"controls": False, "permutations": 3, "replicates": 2}
     params["regimes"] = {kind: {"kind": kind} for kind in kinds}
     params["study"] |= {"regimes": list(kinds), "train_sets": ["a", "b"]}
     params["train_sets"]["b"] = ["b"]

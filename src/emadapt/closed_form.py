@@ -32,7 +32,7 @@ Shares = Callable[[torch.Tensor], torch.Tensor]
 """Tokens (B, D, h, w) to candidate maps (candidates, B, h, w)."""
 History = list[dict[str, float]]
 
-BANK = 20_000
+BANK = 10_000
 """Training tokens that kNN compares with."""
 KS = (5, 10, 20, 40, 80)
 ROWS = 16  # tiles in memory at once
