@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ from emadapt.models.regimes import State, adapter_state, apply_regime, load_adap
 from emadapt.models.unet2d import NoBackbone, UNet2d, own_spec
 
 WEIGHTS = Path("scratch/weights")
-BASELINE_HEADS = {"ridge": {"linear": HEADS["linear"]}, "knn": {"knn": Nearest}, "unet2d": {"unet2d": UNet2d}}
+BASELINE_HEADS: dict[str, dict[str, Callable[[int, int], nn.Module]]] = {
+    "ridge": {"linear": HEADS["linear"]}, "knn": {"knn": Nearest}, "unet2d": {"unet2d": UNet2d},
+}  # fmt: skip
 """Regimes that have a head of their own (`RegimeSpec.own_head`)."""
 
 

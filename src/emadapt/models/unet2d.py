@@ -31,7 +31,7 @@ class NoBackbone(Backbone):
         self.arch_name = "none"
         self.arch = Arch("none", "none", STRIDE, 1, 1, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), None)
         self.vit, self.provenance = nn.Identity(), NONE
-        self.blocks, self.lora_targets, self.normalisation = (1,), (), "checkpoint"
+        self.blocks, self.normalisation = (1,), "checkpoint"
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
         return [images]
