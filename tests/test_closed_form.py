@@ -77,11 +77,13 @@ def test_the_choice_is_the_best_of_all_candidates_and_thresholds() -> None:
 
 def test_a_bank_is_spread_over_datasets_and_their_training_slices() -> None:
     views = [[a_view(0, slices=5)], [a_view(1, slices=9)]]
-    tokens, occupancy = draw_bank(views, seed=0, size=64)
+    tokens, foreground = draw_bank(views, seed=0, size=64)
     assert tokens.shape == (64, 5)
     assert np.bincount(tokens[:32, 0].int()).tolist() == [8] * 4
     assert np.bincount(tokens[32:, 0].int()).tolist() == [4] * 8
-    assert set(np.unique(occupancy * 16 % 1)) == {0}  # of patches of 4 x 4 pixels
+    labels = views[0][0].labels[:8].reshape(8, 3, 4, 3, 4).mean((2, 4)) >= 0.5  # all tokens of the training slices
+    assert torch.equal(draw_bank([views[0]], seed=0)[1], torch.from_numpy(labels.astype(np.float32).ravel()))
+    assert set(foreground.tolist()) == {0, 1}
     again, other = draw_bank(views, seed=0, size=64)[0], draw_bank(views, seed=1, size=64)[0]
     assert torch.equal(tokens, again)
     assert not torch.equal(tokens, other)

@@ -16,9 +16,9 @@ DIM = 6
 def filled(n: int = 90, hard: bool = False) -> Nearest:
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randn(n, 2 * DIM, generator=generator) * 3 + 5
-    occupancy = torch.rand(n, generator=generator)
+    targets = torch.rand(n, generator=generator)
     head = Nearest(DIM, 2)
-    head.fill(tokens, occupancy.round() if hard else occupancy, tokens.mean(0), tokens.std(0))
+    head.fill(tokens, targets.round() if hard else targets, tokens.mean(0), tokens.std(0))
     return head
 
 
@@ -34,18 +34,18 @@ def test_shares_are_those_of_scikit_learns_neighbours(monkeypatch: pytest.Monkey
     soft, hard = filled(), filled(hard=True)
     for k, share, vote in zip(ks, soft.shares(queries(), ks), hard.shares(queries(), ks), strict=True):
         asked = ((flat - soft.shift) / soft.scale).numpy()
-        mean = KNeighborsRegressor(k, metric="cosine").fit(soft.bank.float().numpy(), soft.occupancy.numpy())
-        votes = KNeighborsClassifier(k, metric="cosine").fit(hard.bank.float().numpy(), hard.occupancy.numpy())
+        mean = KNeighborsRegressor(k).fit(soft.bank.float().numpy(), soft.targets.numpy())
+        votes = KNeighborsClassifier(k).fit(hard.bank.float().numpy(), hard.targets.numpy())
         np.testing.assert_allclose(share.flatten(), mean.predict(asked), atol=1e-6)
         np.testing.assert_allclose(vote.flatten(), votes.predict_proba(asked)[:, 1], atol=1e-6)
 
 
 def test_a_training_token_is_its_own_nearest_and_k_stops_at_the_bank() -> None:
     head = filled(n=8)
-    tokens = head.bank.float() * head.scale + head.shift  # on the sphere already: comparing changes nothing
-    np.testing.assert_array_equal(head.neighbours(tokens, 1)[:, 0], head.occupancy)
+    tokens = head.bank.float() * head.scale + head.shift
+    np.testing.assert_array_equal(head.neighbours(tokens, 1)[:, 0], head.targets)
     everything = head.shares(queries(), (100,))
-    np.testing.assert_allclose(everything, float(head.occupancy.mean()), atol=1e-6)
+    np.testing.assert_allclose(everything, float(head.targets.mean()), atol=1e-6)
 
 
 def test_half_precision_around_it_changes_nothing() -> None:

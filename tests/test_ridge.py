@@ -51,7 +51,7 @@ def test_the_head_says_what_the_path_says_with_the_threshold_at_one_half() -> No
     x, y = tokens_and_shares()
     path = solve(sums_of(x, y))
     tokens = torch.from_numpy(x[:24].astype(np.float32)).view(2, 3, 4, DIM).movedim(-1, 1)
-    shares = path.shares(tokens)
+    shares = path.predict(tokens)
     assert shares.shape == (len(STRENGTHS), 2, 3, 4)
     expected = path.intercept + (x[:24] - path.mean) / np.sqrt(path.variance + EPS) @ path.weights[4]
     np.testing.assert_allclose(shares[4].flatten(), expected, atol=1e-4)

@@ -1,4 +1,4 @@
-"""kNN segmentation: a token's share of foreground is the mean over its nearest training tokens."""
+"""kNN segmentation: a token's score is the share of foreground among its nearest training tokens."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ QUERIES = 1024  # tokens whose distances to the whole bank are in memory at once
 
 
 class Nearest(nn.Module):
-    """A head without parameters: a bank of training tokens and the occupancy of their patches.
+    """A head without parameters: a bank of training tokens and the classes of their patches.
 
-    Tokens are standardised per channel with the training tokens' mean and deviation, then compared by cosine similarity.
+    Tokens are compared by Euclidean distance after standardising each channel with the bank's mean and deviation.
 
     Args:
         dim: D of a token.
@@ -22,7 +22,7 @@ class Nearest(nn.Module):
     shift: torch.Tensor
     scale: torch.Tensor
     bank: torch.Tensor
-    occupancy: torch.Tensor
+    targets: torch.Tensor
     k: torch.Tensor
     threshold: torch.Tensor
     slope: torch.Tensor
@@ -33,29 +33,30 @@ class Nearest(nn.Module):
         self.register_buffer("shift", torch.zeros(width))
         self.register_buffer("scale", torch.ones(width))
         self.register_buffer("bank", torch.zeros(0, width, dtype=torch.float16))
-        self.register_buffer("occupancy", torch.zeros(0))
+        self.register_buffer("targets", torch.zeros(0))
         self.register_buffer("k", torch.tensor(1))
         self.register_buffer("threshold", torch.tensor(0.5))
         self.register_buffer("slope", torch.tensor(1.0))
 
-    def fill(self, tokens: torch.Tensor, occupancy: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> None:
-        """Take (N, D) training tokens with the occupancy (N,) of their patches, and the (D,) standardisation."""
+    def fill(self, tokens: torch.Tensor, targets: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> None:
+        """Take (N, D) training tokens with their targets (N,), 1 in the foreground, and the (D,) standardisation."""
         device = self.bank.device
         self.shift, self.scale = shift.float().to(device), scale.float().to(device)
-        self.bank = self._compared(tokens.float().to(device)).half()
-        self.occupancy = occupancy.float().to(device)
+        self.bank = self._standardised(tokens.float().to(device)).half()
+        self.targets = targets.float().to(device)
 
     def neighbours(self, tokens: torch.Tensor, k: int) -> torch.Tensor:
-        """Occupancies of the k nearest of the bank, the nearest first: (n, D) -> (n, k)."""
+        """Targets of the k nearest of the bank, the nearest first: (n, D) -> (n, k)."""
         bank, k = self.bank.float(), min(k, len(self.bank))
+        half = bank.square().sum(1) / 2  # |q - b|^2 / 2 = |q|^2 / 2 - q b + |b|^2 / 2, and the first is the same for all b
         found = []
         with torch.autocast(tokens.device.type, enabled=False):  # half precision would shuffle near ties
             for some in tokens.float().split(QUERIES):
-                found.append(self.occupancy[(self._compared(some) @ bank.T).topk(k, 1).indices])
+                found.append(self.targets[(self._standardised(some) @ bank.T - half).topk(k, 1).indices])
         return torch.cat(found)
 
     def shares(self, tokens: torch.Tensor, ks: tuple[int, ...]) -> torch.Tensor:
-        """Mean occupancy of the nearest for several k: (B, D, h, w) -> (len(ks), B, h, w)."""
+        """Mean target of the nearest for several k: (B, D, h, w) -> (len(ks), B, h, w)."""
         b, _, h, w = tokens.shape
         near = self.neighbours(tokens.movedim(1, -1).flatten(0, 2), max(ks))
         sums = near.cumsum(1)
@@ -70,13 +71,12 @@ class Nearest(nn.Module):
     def forward(self, tokens: list[torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
         return F.interpolate(self.logits(tokens), size, mode="bilinear", align_corners=False)
 
-    def _compared(self, x: torch.Tensor) -> torch.Tensor:
-        """Tokens (n, D) as they are compared: standardised, of length 1."""
-        return F.normalize((x - self.shift) / self.scale, dim=1)
+    def _standardised(self, x: torch.Tensor) -> torch.Tensor:
+        return (x - self.shift) / self.scale
 
     def _load_from_state_dict(self, state_dict: dict[str, torch.Tensor], prefix: str, *args: object) -> None:
         """The bank has as many tokens as the file says."""
-        for name in ("bank", "occupancy"):
+        for name in ("bank", "targets"):
             if (saved := state_dict.get(prefix + name)) is not None:
                 setattr(self, name, getattr(self, name).new_zeros(saved.shape))
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -1,8 +1,6 @@
-"""Ridge regression of a patch's mitochondrial share on its token, in closed form, for all regularisation strengths at once.
+"""Ridge regression of a target on tokens in closed form, for all regularisation strengths at once.
 
-The target is the occupancy (share of a patch's pixels that are foreground), not a hard class: what is wanted is a map that,
-interpolated to pixels, crosses the threshold where the boundary runs, and a patch that the boundary cuts says where. One pass
-over the tokens gives the sums, which merge by adding; one eigendecomposition of their correlation gives every strength.
+One pass over the tokens gives the sums, which merge by adding; one eigendecomposition of their correlation gives every strength.
 """
 
 from __future__ import annotations
@@ -50,7 +48,7 @@ class Sums:
 
 @dataclass(frozen=True)
 class Solutions:
-    """Weights for several strengths: share = intercept + weights[i] @ (x - mean) / sqrt(variance + EPS).
+    """Weights for several strengths: target = intercept + weights[i] @ (x - mean) / sqrt(variance + EPS).
 
     Attributes:
         strengths: S of them.
@@ -65,17 +63,17 @@ class Solutions:
     weights: Floats
     intercept: float
 
-    def shares(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Predicted shares under every strength: (B, D, h, w) -> (S, B, h, w), float32."""
+    def predict(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Predicted targets under every strength: (B, D, h, w) -> (S, B, h, w), float32."""
         slopes = self.weights / np.sqrt(self.variance + EPS)
         offsets = self.intercept - slopes @ self.mean
         flat = tokens.float().movedim(1, 0).flatten(1)  # B,D,h,w -> D,B*h*w
-        shares = torch.from_numpy(slopes.astype(np.float32)).to(flat.device) @ flat
-        shares += torch.from_numpy(offsets.astype(np.float32)).to(flat.device)[:, None]
-        return shares.unflatten(1, (tokens.shape[0], *tokens.shape[2:]))
+        found = torch.from_numpy(slopes.astype(np.float32)).to(flat.device) @ flat
+        found += torch.from_numpy(offsets.astype(np.float32)).to(flat.device)[:, None]
+        return found.unflatten(1, (tokens.shape[0], *tokens.shape[2:]))
 
     def write(self, head: Linear, i: int, threshold: float, slope: float) -> None:
-        """Make strength `i` the linear head: its logits differ by slope * (share - threshold)."""
+        """Make strength `i` the linear head: its logits differ by slope * (target - threshold)."""
         half = torch.from_numpy(slope / 2 * self.weights[i])[:, None, None]
         bias = slope / 2 * (self.intercept - threshold)
         with torch.no_grad():
@@ -85,7 +83,7 @@ class Solutions:
             head.classify.bias.copy_(torch.tensor([-bias, bias]))  # type: ignore[union-attr]
 
 
-def sums_of(tokens: npt.NDArray[np.floating], targets: npt.NDArray[np.floating]) -> Sums:
+def sums_of(tokens: npt.NDArray[np.floating], targets: npt.NDArray[np.floating | np.bool_]) -> Sums:
     """Sums of tokens (n, D) and targets (n,)."""
     x, y = tokens.astype(np.float64), targets.astype(np.float64)
     return Sums(float(len(x)), x.sum(0), x.T @ x, float(y.sum()), x.T @ y)
