@@ -97,6 +97,7 @@ def test_the_verbs_one_after_the_other_with_the_lab_book(tmp_path: Path, monkeyp
         assert [m.step for m in curve] == [3, 6]
 
 
+@pytest.mark.slow
 def test_the_papers_protocol_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """studies/paper.yaml with tiny random backbones of its three families, one epoch and one seed; all else as it stands."""
     monkeypatch.chdir(tmp_path)
