@@ -58,7 +58,7 @@ def test_the_other_regimes_search_what_they_have(tmp_path: Path, kind: str) -> N
     assert changed.regime_specs["new"].k == here.regime_specs["new"].k
     check_target(here, target)
     if kind in ("lora_last_k", "dora"):
-        with pytest.raises(InputError, match="sweep.rank: found 65; expected at most 64"):
+        with pytest.raises(InputError, match=r"sweep.rank: found 65; expected at most 64"):
             check_target(study(tmp_path, {"rank": [65]}, regimes={"new": spec}), target)
 
 
