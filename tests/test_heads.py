@@ -134,4 +134,4 @@ def test_unet_sees_single_pixels_where_tokens_cannot() -> None:
     near[17:24, 27:34] = True  # three 3x3 convolutions
     assert change[20, 30] > 0
     assert change[~near].max() == 0
-    assert (head([5 * t for t in inputs], size, image) - head(inputs, size, image)).abs().mean() > 1e-3  # and it uses the tokens
+    assert (head([5 * t for t in inputs], size, image) - head(inputs, size, image)).abs().mean() > 1e-5  # and it uses the tokens

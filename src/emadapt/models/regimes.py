@@ -102,8 +102,9 @@ def unmerge(backbone: Backbone) -> None:
 def parameter_groups(backbone: Backbone, spec: RegimeSpec, rate: float, weight_decay: float) -> list[dict[str, Any]]:
     """Groups for an optimiser: what the regime trains, with learning rates and weight decays.
 
-    Low-rank factors have one rate. For the others it falls from the final norm, which has `rate`, downwards by `layer_decay` a
-    block (Clark et al. 2020, ELECTRA; `full` only), and vectors do not decay: that would pull norms towards zero.
+    Low-rank factors have one rate. In `full` it falls by `layer_decay` from block to block, downwards from the last, which has
+    `rate` (Clark et al. 2020, arXiv 2003.10555). But for LoRA's factors, weights decay and vectors do not: that would pull norms
+    towards zero.
     """
     if spec.kind == "frozen":
         return []
