@@ -155,7 +155,7 @@ def test_logits_of_overlapping_patches_lie_where_the_patches_do() -> None:
     image[..., 20:36, 30:46] = 1.0
     means = F.avg_pool2d(image, 14, stride=7)
     assert means.shape[-2:] == segmenter.backbone.grid(image) == (7, 7)
-    segmenter.head.forward = lambda tokens, size: F.interpolate(tokens[0], size, mode="bilinear")  # type: ignore[method-assign]
+    segmenter.head.forward = lambda tokens, size: F.interpolate(tokens[0], size, mode="bilinear")
     found = segmenter([means], (56, 56))[0, 0]
     assert found.shape == (56, 56)
     middle = [float((found.sum(1 - axis) * torch.arange(56)).sum() / found.sum()) for axis in (0, 1)]

@@ -58,7 +58,8 @@ class Cached:
 
 Inputs = torch.Tensor | Cached
 """Images (1, H, W), cached tokens (blocks * D, h, w), or more of what is cached."""
-Item = tuple[Inputs, torch.Tensor]
+Item = tuple[Any, torch.Tensor]
+"""`Inputs` and labels, of a sample or stacked."""
 
 
 @dataclass(frozen=True)

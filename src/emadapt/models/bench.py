@@ -47,7 +47,7 @@ def regimes_benchmark(arch: str = "dinov2_s", tile: int = TILE, steps: int = 5, 
         which other work on the machine changes less; on a GPU of the clock's).
     """
     quarter = get_arch(arch).depth // 4
-    kinds = {k: RegimeSpec(k) for k in ("frozen", "lora", "dora", "bitfit", "full")}  # type: ignore[arg-type]
+    kinds = {k: RegimeSpec(k) for k in ("frozen", "lora", "dora", "bitfit", "full")}
     kinds |= {"lora_last_k": RegimeSpec("lora_last_k", k=quarter), "full, checkpointing": RegimeSpec("full", checkpointing=True)}
     jobs = [(name, kinds.get(name, kinds["lora"])) for name in (*kinds, NAIVE)]
     threads = torch.get_num_threads()
@@ -114,7 +114,7 @@ def _naive(arch: str, regime: RegimeSpec, images: torch.Tensor) -> tuple[Logits,
 
     facts, blocks = BACKBONES[arch], build_frozen(BackboneSpec(arch, "random")).blocks
     config = LoraConfig(r=regime.rank, lora_alpha=regime.alpha, target_modules=["attn.qkv", "attn.proj"])  # type: ignore[arg-type]
-    vit = get_peft_model(create_vit(facts), config).to(device()).train()
+    vit: Any = get_peft_model(create_vit(facts), config).to(device()).train()
     head = HEADS["pyramid"](facts.dim, len(blocks)).to(device()).train()
     mean, std = (torch.tensor(v, device=device()).view(1, 3, 1, 1) for v in (facts.mean, facts.std))
     trained = [p for model in (vit, head) for p in model.parameters() if p.requires_grad]
