@@ -29,7 +29,7 @@ NAIVE = "lora, peft alone"
 BATCH, TILE = 4, 252
 
 
-def regimes_benchmark(arch: str = "dinov2_s", tile: int = TILE, steps: int = 5, repeats: int = 2) -> list[Row]:
+def regimes_benchmark(arch: str = "dinov2_s", tile: int = TILE, steps: int = 5, repeats: int = 1) -> list[Row]:
     """A step of forward, loss, backward, clipping and AdamW on a batch of 4 tiles that is at hand, with the head `pyramid`.
 
     `lora_last_k` adapts the last quarter of the blocks and starts from what is cached, `frozen` from cached tokens. The last row
