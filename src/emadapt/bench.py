@@ -86,7 +86,14 @@ def frechet_benchmark(dims: Sequence[int] = DIMS, few: int = 64, repeats: int = 
     return [*rows, {"dim": dims[-1], "form": "samples", **_against(slow, fast, samples, repeats)}]
 
 
-BENCHMARKS: dict[str, Callable[[], list[Row]]] = {"frechet": frechet_benchmark}
+def regimes_benchmark() -> list[Row]:
+    """A training step under each regime, see `emadapt.models.bench`."""
+    from emadapt.models.bench import regimes_benchmark as run
+
+    return run()
+
+
+BENCHMARKS: dict[str, Callable[[], list[Row]]] = {"frechet": frechet_benchmark, "regimes": regimes_benchmark}
 
 
 def _against(slow: Callable[[Any], float], fast: Callable[[Any], float], given: Any, repeats: int) -> Row:

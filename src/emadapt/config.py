@@ -77,6 +77,9 @@ class BackboneSpec:
     """Share of a tile that its neighbour covers too when whole slices are predicted."""
     views: int = 1
     """Augmented views of the training slices in the token cache, besides the plain one."""
+    stride: int = 0
+    """Pixels between two patches, a divisor of the patch: less than it, patches overlap and tokens lie on a finer grid; 0: the
+    patch."""
     normalisation: Literal["checkpoint", "imagenet"] = "checkpoint"
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Arithmetic of the token cache and of prediction; `auto`: bf16 where the hardware has it, else fp32."""
@@ -86,15 +89,27 @@ class BackboneSpec:
 class RegimeSpec:
     """How the backbone is adapted; an empty setting takes the value of `train`."""
 
-    kind: Literal["frozen", "lora"]
+    kind: Literal["frozen", "lora", "lora_last_k", "dora", "bitfit", "full"]
     rank: int = 16
     alpha: float = 32.0
     dropout: float = 0.0
+    """These three of the low-rank kinds: lora, lora_last_k and dora."""
+    k: int = 0
+    """lora_last_k: adapters in the last k of the blocks that run; what enters them is cached as frozen tokens are."""
+    layer_decay: float = 0.75
+    """full: factor on the learning rate from one block to the one below it, in (0, 1]."""
+    checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, more time."""
     head: str = ""
     epochs: int = 0
     head_lr: float = 0.0
     adapter_lr: float = 0.0
     weight_decay: float = -1.0
+
+    @property
+    def low_rank(self) -> bool:
+        """Whether its adapters are low-rank factors."""
+        return self.kind in ("lora", "lora_last_k", "dora")
 
 
 @dataclass(frozen=True)
@@ -124,7 +139,7 @@ class TrainSpec:
     clip: float = 1.0
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     cached: bool = True
-    """Train `frozen` from the token cache; false keeps the backbone in the loop (to check the cache against)."""
+    """Train `frozen` and `lora_last_k` from the token cache; false keeps the whole backbone in the loop (to check against)."""
     workers: int = 0
     """Processes that load and augment; the result does not depend on their number."""
 
@@ -431,13 +446,17 @@ def _check(study: Study) -> list[str]:
             bad.append(f"backbones.{name}.blocks: found {backbone.blocks!r}; expected 'auto', 'last' or a list of block numbers")
         if backbone.source == "file" and not backbone.file:
             bad.append(f"backbones.{name}: source `file` needs `file`")
-        if not 0 <= backbone.overlap < 0.9 or backbone.scale <= 0 or min(backbone.tile, backbone.views) < 0:
-            bad.append(f"backbones.{name}: overlap must lie in [0, 0.9), scale above 0, tile and views at or above 0")
+        if not 0 <= backbone.overlap < 0.9 or backbone.scale <= 0 or min(backbone.tile, backbone.views, backbone.stride) < 0:
+            bad.append(f"backbones.{name}: overlap must lie in [0, 0.9), scale above 0, tile, views and stride at or above 0")
         if backbone.tile == 0 and backbone.views > 0:
             bad.append(f"backbones.{name}: whole slices (tile: 0) turn their sides when augmented; set views to 0")
     for name, regime in study.regime_specs.items():
         if regime.rank < 1 or regime.epochs < 0 or not 0 <= regime.dropout < 1 or regime.alpha <= 0:
             bad.append(f"regimes.{name}: rank must be at least 1, epochs at least 0, dropout in [0, 1), alpha above 0")
+        if not 0 < regime.layer_decay <= 1:
+            bad.append(f"regimes.{name}.layer_decay: found {regime.layer_decay}; expected a factor above 0, at most 1")
+        if (regime.kind == "lora_last_k") != (regime.k > 0):
+            bad.append(f"regimes.{name}.k: found {regime.k}; expected a number of blocks from 1 on for lora_last_k, else nothing")
     train, split = study.train, study.split
     if min(train.epochs, train.batch) < 1 or min(train.steps_per_epoch, train.patience, train.workers) < 0:
         bad.append("train: epochs and batch must be at least 1; steps_per_epoch, patience and workers at least 0")

@@ -47,12 +47,12 @@ def evaluate_unit(study: Study, unit: Unit, out: Path = EVALUATED) -> Path:
         raise InputError(folder, found="a model that was trained under other settings than params.yaml has",
                          expected="a model of the settings that are selected now",
                          do=f"Run `dvc repro train@{unit.name}`.")  # fmt: skip
-    frozen = study.regime_specs[unit.regime].kind == "frozen"
+    cached = study.regime_specs[unit.regime].kind in ("frozen", "lora_last_k")
     history = json.loads((folder / "history.json").read_text())
     results = {}
     for name in study.datasets:
         volume = open_volume(name)
-        view = token_views(segmenter.backbone, segmenter.spec, volume, range(1))[0] if frozen else None
+        view = token_views(segmenter.backbone, segmenter.spec, volume, range(1), cut=segmenter.cut)[0] if cached else None
         regimes.merge(segmenter.backbone)
         results[name] = score_volume(segmenter, volume, view, out / unit.name, f"{unit.name} on {name}")
         regimes.unmerge(segmenter.backbone)

@@ -21,11 +21,13 @@ import emadapt
 from emadapt import tracking
 from emadapt.config import Study, TrainSpec, Unit, digest
 from emadapt.data.ingest import INGESTED, Volume, open_volume
-from emadapt.data.patches import CropDataset, TokenDataset, load_epoch, plan_epoch
+from emadapt.data.patches import CropDataset, Item, TokenDataset, load_epoch, plan_epoch
 from emadapt.device import autocast, device, resolve_precision
 from emadapt.errors import EmadaptError
+from emadapt.models.heads import needs_image
+from emadapt.models.regimes import parameter_groups
 from emadapt.models.segmenter import Segmenter, build_segmenter, save_segmenter
-from emadapt.predict import predict_slices, split_blocks
+from emadapt.predict import predict_slices
 from emadapt.tokens import TokenView, token_views
 
 UNITS = Path("build/units")
@@ -82,7 +84,9 @@ def prepare(study: Study, unit: Unit) -> Inputs:
     segmenter = build_segmenter(spec, study.regime_specs[unit.regime], train.head, unit.seed).to(device())
     volumes = [open_volume(name) for name in study.train_set_specs[unit.train_set]]
     views = _cached_views(segmenter, volumes, study, unit)
-    data: Data = TokenDataset(views) if views else CropDataset(volumes, spec, segmenter.backbone.arch.patch, train.augment)
+    data: Data = CropDataset(volumes, spec, segmenter.backbone.arch.patch, train.augment)
+    if views:
+        data = TokenDataset(views, with_image=needs_image(train.head))
     return Inputs(segmenter, volumes, views, data)
 
 
@@ -167,17 +171,18 @@ def _publish(segmenter: Segmenter, facts: dict[str, Any], progress: Progress, un
     temporary.rename(folder)
     n = segmenter.n_trainable()
     print(f"train {unit.name}: val IoU {final['iou']:.4f} (epoch {progress.best_epoch}), {n:,} trained parameters, "
+          f"of the backbone {segmenter.share():.2%}, "
           f"{progress.seconds:.0f} s, peak {peak:.0f} MB")  # fmt: skip
     return folder
 
 
 def _cached_views(segmenter: Segmenter, volumes: list[Volume], study: Study, unit: Unit) -> list[list[TokenView]]:
-    """Cache entries per training volume, or nothing where the backbone has to run in the loop."""
+    """Cache entries per training volume, or nothing where the whole backbone has to run in the loop."""
     train, spec = study.train_spec(unit), study.backbone_specs[unit.backbone]
-    if study.regime_specs[unit.regime].kind != "frozen" or not train.cached:
+    if study.regime_specs[unit.regime].kind not in ("frozen", "lora_last_k") or not train.cached:
         return []
     n_views = spec.views + 1 if train.augment else 1
-    return [token_views(segmenter.backbone, spec, v, range(n_views)) for v in volumes]
+    return [token_views(segmenter.backbone, spec, v, range(n_views), cut=segmenter.cut) for v in volumes]
 
 
 def fit(inputs: Inputs, train: TrainSpec, unit: Unit, scratch: Path,
@@ -232,7 +237,7 @@ def fit(inputs: Inputs, train: TrainSpec, unit: Unit, scratch: Path,
     return progress
 
 
-def _step(segmenter: Segmenter, batch: list[tuple[torch.Tensor, torch.Tensor]], loss_of: nn.Module,
+def _step(segmenter: Segmenter, batch: list[Item], loss_of: nn.Module,
           optimiser: torch.optim.Optimizer, train: TrainSpec) -> float:  # fmt: skip
     """One optimiser step over the groups of a batch."""
     n = sum(len(labels) for _, labels in batch)
@@ -240,8 +245,7 @@ def _step(segmenter: Segmenter, batch: list[tuple[torch.Tensor, torch.Tensor]], 
     for inputs, labels in batch:
         inputs, labels = inputs.to(device()), labels.to(device())
         with autocast(train.precision):
-            tokens_or_image = inputs if inputs.shape[1] == 1 else split_blocks(inputs, segmenter)
-            logits = segmenter(tokens_or_image, labels.shape[-2:])
+            logits = segmenter(inputs, labels.shape[-2:])
         loss = loss_of(logits, labels[:, None]) * (len(labels) / n)
         loss.backward()
         total += float(loss.detach())
@@ -281,10 +285,9 @@ def score(segmenter: Segmenter, volumes: list[Volume], views: list[list[TokenVie
 
 
 def _optimiser(segmenter: Segmenter, train: TrainSpec) -> torch.optim.Optimizer:
-    groups = segmenter.trainable()
-    rates = {"head": train.head_lr, "adapter": train.adapter_lr}
-    sets = [{"params": groups[k], "lr": rates[k]} for k in groups if groups[k]]
-    return torch.optim.AdamW(sets, weight_decay=train.weight_decay)
+    head = {"params": list(segmenter.head.parameters()), "lr": train.head_lr, "weight_decay": train.weight_decay}
+    adapter = parameter_groups(segmenter.backbone, segmenter.regime, train.adapter_lr, train.weight_decay)
+    return torch.optim.AdamW([head, *adapter])
 
 
 def rate_factor(train: TrainSpec, steps: int) -> Callable[[int], float]:

@@ -1,6 +1,6 @@
 """Heads: patch tokens of one or several blocks in, two logits (background, foreground) per pixel out.
 
-`logits` gives them at the head's own resolution, `forward` at the image's.
+`forward` gives them at the image's resolution; `logits`, of heads that see tokens alone, at the head's own.
 """
 
 from __future__ import annotations
@@ -82,6 +82,28 @@ class Pyramid(nn.Module):
         return _resize(self.logits(tokens), size)
 
 
+class UNet(nn.Module):
+    """A pyramid on the tokens, and a light stem on the image itself beside it at full resolution (Ronneberger et al. 2015).
+
+    Tokens say what is where, 14 or 16 pixels a cell; the stem's few 3x3 convolutions see where its edge runs.
+    """
+
+    needs_image = True
+
+    def __init__(self, dim: int, n_blocks: int, width: int = 128, stem: int = 16) -> None:
+        super().__init__()
+        self.pyramid = Pyramid(dim, n_blocks, width)
+        self.pyramid.classify = nn.Conv2d(width // 2, stem, 1)  # no logits yet: what is to be told about each pixel
+        self.stem = nn.Sequential(_conv(1, stem, 3), _conv(stem, stem, 3))
+        self.join = _conv(2 * stem, stem, 3)
+        self.classify = nn.Conv2d(stem, 2, 1)
+
+    def forward(self, tokens: Tokens, size: tuple[int, int], image: torch.Tensor) -> torch.Tensor:
+        """Logits (B, 2, H, W) float32 from tokens and their image (B, 1, H, W) in [0, 1]."""
+        wide = F.interpolate(self.pyramid.logits(tokens), size, mode="bilinear", align_corners=False)
+        return torch.as_tensor(self.classify(self.join(torch.cat([wide, self.stem(image)], 1)))).float()
+
+
 def _resize(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """Bilinear to the image's size, in float32."""
     return F.interpolate(logits.float(), size, mode="bilinear", align_corners=False)
@@ -95,5 +117,11 @@ def _conv(a: int, b: int, kernel: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(a, b, kernel, padding=kernel // 2, bias=False), *_norm_act(b))
 
 
-HEADS: dict[str, Callable[[int, int], nn.Module]] = {"linear": Linear, "deconv": Deconv, "pyramid": Pyramid}
-"""Name -> head(dim, n_blocks); `forward(tokens: list of (B, D, h, w), size (H, W)) -> (B, 2, H, W)` float32 logits."""
+HEADS: dict[str, Callable[[int, int], nn.Module]] = {"linear": Linear, "deconv": Deconv, "pyramid": Pyramid, "unet": UNet}
+"""Name -> head(dim, n_blocks); `forward(tokens: list of (B, D, h, w), size (H, W)) -> (B, 2, H, W)` float32 logits; of heads
+that need the image, too, it has a third argument (B, 1, H, W) in [0, 1]."""
+
+
+def needs_image(head: str) -> bool:
+    """Whether the head of that name looks at the image beside its tokens."""
+    return bool(getattr(HEADS[head], "needs_image", False))

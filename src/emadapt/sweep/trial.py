@@ -17,6 +17,7 @@ from optuna.trial import Trial
 from emadapt import tracking
 from emadapt.config import Study
 from emadapt.data.patches import plan_epoch
+from emadapt.models.heads import needs_image
 from emadapt.sweep.claims import beat, end, root_number
 from emadapt.sweep.fit_stacked import Member, fit_stacked
 from emadapt.sweep.space import Target, study_at
@@ -120,14 +121,14 @@ def run_trials(sweep: Sweep, trials: list[Trial]) -> None:
     with _beating(sweep.store, trials):
         while attempts:
             first = attempts[0]
-            frozen = first.config.regime_specs[first.unit.regime].kind == "frozen" and first.train.cached
-            together = [a for a in attempts if _stackable(a, first)] if frozen and sweep.config.sweep.stack > 1 else [first]
+            stack = sweep.config.sweep.stack > 1 and _fits_a_stack(first)
+            together = [a for a in attempts if _stackable(a, first)] if stack else [first]
             attempts = [a for a in attempts if a not in together]
             with contextlib.ExitStack() as runs:
                 for attempt in together:
                     runs.enter_context(attempt.run())
                 try:
-                    _run_stack(together) if frozen and sweep.config.sweep.stack > 1 else _run_one(first)
+                    _run_stack(together) if stack else _run_one(first)
                 except optuna.TrialPruned:
                     pass
                 except STORAGE_ERRORS:
@@ -138,6 +139,12 @@ def run_trials(sweep: Sweep, trials: list[Trial]) -> None:
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()  # what an out-of-memory trial held is the next one's
+
+
+def _fits_a_stack(attempt: Attempt) -> bool:
+    """Its head sees cached tokens and nothing else."""
+    frozen = attempt.config.regime_specs[attempt.unit.regime].kind == "frozen"
+    return frozen and attempt.train.cached and not needs_image(attempt.train.head)
 
 
 def _stackable(one: Attempt, other: Attempt) -> bool:
