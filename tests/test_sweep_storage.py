@@ -3,7 +3,11 @@
 import json
 import os
 import re
+import socket
+import subprocess
+import sys
 import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +118,48 @@ def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
         (tmp_path / "scratch/sweeps").chmod(0o500)
         with pytest.raises(InputError, match="cannot be written"):
             open_store()
+
+
+@pytest.mark.slow
+def test_the_dashboard_opens_on_a_journal_and_gets_in_nobodys_way(tmp_path: Path) -> None:
+    """Its note is written under a lock of its own, which must not be ours: it would take that for a dead one and remove it."""
+    pytest.importorskip("optuna_dashboard", reason="pip install 'emadapt[dashboard]'")
+    store = open_store()
+    study = begin(store)
+    study.add_trial(optuna.create_trial(value=0.7))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    program, place = Path(sys.executable).with_name("optuna-dashboard"), f"http://127.0.0.1:{port}"
+    server = subprocess.Popen([program, "scratch/sweeps/journal.log", "--port", str(port), "--quiet"])
+
+    def ask(path: str, **request: Any) -> Any:
+        with urllib.request.urlopen(urllib.request.Request(f"{place}{path}", **request), timeout=30) as answer:
+            return answer.read()
+
+    try:
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                page = ask("/dashboard")
+                break
+            except OSError:
+                assert server.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.5)
+        assert b"<title>Optuna Dashboard</title>" in page
+        (said,) = json.loads(ask("/api/studies"))["study_summaries"]
+        assert said["study_name"] == study.study_name
+        assert [t["values"] for t in json.loads(ask(f"/api/studies/{said['study_id']}"))["trials"]] == [[0.7]]
+        started, note = time.monotonic(), json.dumps({"body": "the winner is odd", "version": 1}).encode()
+        ask(f"/api/studies/{said['study_id']}/note", method="PUT", data=note, headers={"Content-Type": "application/json"})
+        assert time.monotonic() - started < 8  # it would wait 30 s for a lock that is not its own
+    finally:
+        server.terminate()
+        server.wait(30)
+    assert "the winner is odd" in json.dumps(
+        optuna.load_study(study_name=study.study_name, storage=open_store().storage).system_attrs
+    )
 
 
 def test_sqlite_serves_one_worker(tmp_path: Path) -> None:

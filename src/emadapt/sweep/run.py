@@ -224,7 +224,7 @@ def _start(crew: Crew, number: int) -> Worker:
     owner = f"{os.uname().nodename}/{os.getpid()}/{crew.started}"
     environment = os.environ | {"EMADAPT_SWEEP_STORAGE": order.url}  # not as an argument: everybody sees those
     if order.workers > 1:
-        environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // order.workers))
+        environment["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // order.workers))  # a job's share of a node
     if order.gpus:
         environment["CUDA_VISIBLE_DEVICES"] = order.gpus[number % len(order.gpus)]
     command = [sys.executable, "-m", "emadapt", "sweep", "worker", crew.name, "--backbone", target.backbone,

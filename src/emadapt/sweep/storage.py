@@ -109,8 +109,8 @@ def open_store(url: str = "", workers: int = 1, requeue: Requeue | None = None) 
         raise InputError(FOLDER, found=f"a folder that cannot be written ({error})", expected="one that can",
                          do="Give this user the right to write there.") from error  # fmt: skip
     if not url:
-        # Optuna's own locks outlive a killed process by half a minute; this one does not.
-        lock: Any = FileLock(FOLDER / "journal.log.lock")
+        # Optuna's own lock, journal.log.lock, outlives a killed process by half a minute; this one does not.
+        lock: Any = FileLock(FOLDER / "journal.log.flock")
         backend = JournalFileBackend(str(FOLDER / "journal.log"), lock_obj=lock)
         return Store(JournalStorage(backend), "", shared=False)
     url, kind = _known(url)
