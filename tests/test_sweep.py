@@ -104,6 +104,19 @@ def test_the_reason_for_a_full_gpu_says_what_to_do() -> None:
     assert "sweep.stack" in said
 
 
+def test_a_gpu_that_fails_ends_the_worker_and_not_the_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every later trial of that process would fail too; a fresh one runs it again."""
+
+    def broken(*given: Any) -> None:
+        raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr("emadapt.sweep.trial.prepare", broken)
+    with pytest.raises(torch.AcceleratorError):
+        sweep_here(make_study(tmp_path), LORA, 2)
+    (trial,) = trials_of()
+    assert (trial.state, "failed" in trial.user_attrs) == (TrialState.RUNNING, False)
+
+
 def test_hopeless_trials_are_pruned(tmp_path: Path) -> None:
     """Five that can learn, then two that cannot: the median pruner ends those early."""
     params = settings(epochs=4, steps_per_epoch=4, val_slices=1) | {"sweep": {"stack": 1, "head": ["linear"]}}
@@ -209,13 +222,14 @@ def test_a_default_that_is_the_best_and_settings_that_changed_are_not_promoted(t
 
 def test_status_counts_and_estimates(tmp_path: Path) -> None:
     make_study(tmp_path)
+    assert CliRunner().invoke(main, ["sweep", "status"]).output == "no sweep yet in scratch/sweeps/journal.log\n"
     Path("params.yaml").write_text(PARAMS)
     default = {"head_lr": 1e-3, "rank": 2, "alpha_ratio": 2.0, "dropout": 0.0, "adapter_lr": 5e-4}
     finished(load_study(), LORA, {0.71234: default, 0.6: {**default, "rank": 4}})
     result = CliRunner().invoke(main, ["sweep", "status"])
     assert "0.7123" in result.output
     row = next(line for line in result.output.splitlines() if "tiny-t-lora" in line).split()
-    assert row[1:7] == ["2", "0", "2", "0", "1", "0"]  # done, pruned, of, run, wait (the default), fail
+    assert row[1:8] == ["2", "0", "2", "0", "0", "1", "0"]  # done, pruned, of, left, run, wait (the default), fail
     assert "0.6000" in CliRunner().invoke(main, ["sweep", "status", "--name", "tiny-t-lora-a"]).output
 
 

@@ -157,9 +157,8 @@ def test_the_dashboard_opens_on_a_journal_and_gets_in_nobodys_way(tmp_path: Path
     finally:
         server.terminate()
         server.wait(30)
-    assert "the winner is odd" in json.dumps(
-        optuna.load_study(study_name=study.study_name, storage=open_store().storage).system_attrs
-    )
+    attrs = optuna.load_study(study_name=study.study_name, storage=open_store().storage).system_attrs
+    assert "the winner is odd" in json.dumps(attrs)
 
 
 def test_sqlite_serves_one_worker(tmp_path: Path) -> None:

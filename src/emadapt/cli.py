@@ -276,10 +276,14 @@ def _print_status(storage: str, name: str) -> None:
     from rich.console import Console
 
     from emadapt.sweep.status import overview, ranking
-    from emadapt.sweep.storage import find_sweep, open_store
+    from emadapt.sweep.storage import find_sweep, open_store, sweep_names
 
     store, console = open_store(storage), Console()
-    console.print(overview(store, [find_sweep(store, name)] if name else None))
+    names = [find_sweep(store, name)] if name else sweep_names(store)
+    if not names:
+        click.echo(f"no sweep yet in {store.words}")
+        return
+    console.print(overview(store, names))
     if name:
         console.print(ranking(store, find_sweep(store, name)))
 
