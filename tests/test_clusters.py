@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -135,6 +136,36 @@ def submit(text: str) -> None:
 
 def logs() -> str:
     return "\n".join(f"--- {p.name}\n{p.read_text()}" for p in sorted(Path("scratch/slurm").glob("*.log")))
+
+
+@pytest.mark.parametrize(
+    ("command", "limit", "ended"),
+    [
+        ("sleep 60", 0.5, ("COMPLETED", 1)),  # the second time it echoes
+        ("bash -c 'exit 7'", 0, ("FAILED", 0)),
+    ],
+)
+def test_what_the_time_limit_ends_is_queued_again_and_what_fails_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, limit: float, ended: tuple[str, int]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    (tmp_path / ".venv/bin/activate").touch()
+    (tmp_path / "slurm").mkdir()
+    (tmp_path / "slurm/environment.sh").write_text(SCRIPTS["slurm/environment.sh"])
+    wanted = ("--job-name=j", "--signal=B:USR1@120", "--output=%x.log", "--open-mode=append")
+    choice = f'if [ "$SLURM_RESTART_COUNT" = 1 ]; then again echo done; else again {command}; fi'
+    lines = ["#!/bin/bash", *(f"#SBATCH {option}" for option in wanted), ". slurm/environment.sh", choice]
+    (tmp_path / "job.sbatch").write_text("\n".join(lines) + "\n")
+    for name, value in (slurm.install(tmp_path / "fake") | ({"FAKE_SLURM_LIMIT": str(limit)} if limit else {})).items():
+        monkeypatch.setenv(name, value)
+    started = time.monotonic()
+    submit("sbatch job.sbatch")
+    (done,) = slurm.wait(tmp_path / "fake", 60).values()
+    assert (done["state"], done["restarts"]["0"]) == ended, (tmp_path / "j.log").read_text()
+    assert time.monotonic() - started < 30
+    if ended[0] == "FAILED":
+        assert done["codes"] == {"0": 7}
 
 
 @pytest.mark.slow

@@ -87,15 +87,18 @@ def test_one_sweep_runs_once_on_a_journal(tmp_path: Path) -> None:
     ("url", "workers", "words"),
     [
         ("not a url", 1, "which is no URL"),
-        ("redis://localhost", 1, "kind 'redis'"),
+        ("postgresql://me:secret@host:port/x", 1, "which is no URL"),
+        ("postgresql://me:sec@ret@127.0.0.1:9/x", 1, "two @.*%40"),
+        ("redis://me:secret@localhost", 1, "kind 'redis'"),
         ("mysql://localhost/x", 1, "kind 'mysql'"),
         ("sqlite:///sweeps.db", 2, "sqlite for 2 workers.*PostgreSQL"),
         ("sqlite:////nowhere/at/all.db", 1, "cannot be used"),
     ],
 )
 def test_storages_that_will_not_do_are_refused(tmp_path: Path, url: str, workers: int, words: str) -> None:
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(InputError, match=words) as caught:
         open_store(url, workers)
+    assert "ret" not in str(caught.value)
 
 
 def test_a_database_that_cannot_be_reached_is_said_within_seconds_without_the_password(tmp_path: Path) -> None:
@@ -108,12 +111,25 @@ def test_a_database_that_cannot_be_reached_is_said_within_seconds_without_the_pa
     assert "Connection refused" in str(caught.value)
 
 
+@pytest.mark.slow
+def test_a_machine_that_takes_the_call_and_says_nothing_is_given_up_within_10_s(tmp_path: Path) -> None:
+    pytest.importorskip("psycopg2")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        started = time.monotonic()
+        with pytest.raises(InputError, match="cannot be used.*timeout"):
+            open_store(f"postgresql://me:secret@127.0.0.1:{silent.getsockname()[1]}/sweeps")
+        assert time.monotonic() - started < 10
+
+
 def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     (tmp_path / "scratch").write_text("a file in the way")
     with pytest.raises(InputError, match="cannot be written"):
         open_store()
     (tmp_path / "scratch").unlink()
-    (tmp_path / "scratch/sweeps").mkdir(parents=True)
+    (tmp_path / "scratch/sweeps/journal.log.flock").mkdir(parents=True)
+    with pytest.raises(InputError, match="cannot be written or locked"):
+        open_store()
+    (tmp_path / "scratch/sweeps/journal.log.flock").rmdir()
     if os.geteuid() != 0:  # root may write anywhere
         (tmp_path / "scratch/sweeps").chmod(0o500)
         with pytest.raises(InputError, match="cannot be written"):
