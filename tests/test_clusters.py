@@ -76,8 +76,9 @@ def test_commands_exist_with_their_options_and_settings_are_the_safe_ones() -> N
         assert {word for word in words if word.startswith("--")} <= known, words
     swept = main.commands["sweep"].commands["run"]  # type: ignore[attr-defined]
     known = {option for parameter in swept.params for option in parameter.opts}
-    for words in (line.split("sbatch ")[1] for line in "\n".join(COMMANDS).splitlines() if "--backbone" in line):
-        assert set(re.findall(r"(--[\w-]+)", words.split(".sbatch")[1])) <= known
+    submitted = [line.rpartition(".sbatch")[2] for line in "\n".join(COMMANDS).splitlines() if "--backbone" in line]
+    assert len(submitted) == 2
+    assert all(set(re.findall(r"--[\w-]+", words)) <= known for words in submitted)
     assert all(f"{name}={value}" in SCRIPTS["slurm/environment.sh"] for name, value in SAFE_SETTINGS.items())
 
 

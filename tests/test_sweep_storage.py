@@ -116,7 +116,7 @@ def test_a_machine_that_takes_the_call_and_says_nothing_is_given_up_within_10_s(
     pytest.importorskip("psycopg2")
     with socket.create_server(("127.0.0.1", 0)) as silent:
         started = time.monotonic()
-        with pytest.raises(InputError, match="cannot be used.*timeout"):
+        with pytest.raises(InputError, match=r"cannot be used.*timeout"):
             open_store(f"postgresql://me:secret@127.0.0.1:{silent.getsockname()[1]}/sweeps")
         assert time.monotonic() - started < 10
 
