@@ -64,6 +64,8 @@ def test_another_search_space_or_setting_under_the_same_name_is_refused_and_name
         begin(store, definition={"space": {"rank": [2, 8]}, "fixed": {"train": {"epochs": 3}}})
     with pytest.raises(InputError, match=r"train\.epochs 3 there, 9 here"):
         begin(store, definition={"space": {"rank": [2, 4]}, "fixed": {"train": {"epochs": 9}}})
+    moved = {"space": {"rank": [2]}, "fixed": {"unit": {"train_set": "b"}}}
+    assert difference({"space": {"rank": [2, 4]}, "fixed": {"unit": {"train_set": "a"}}}, moved).startswith('unit.train_set "a"')
     assert difference({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "d": 2}}) == "c 2 there, absent here; d absent there, 2 here"
 
 

@@ -109,9 +109,6 @@ def run_sweep(config: Study, order: Order) -> str:
 
 def _check(config: Study, order: Order) -> tuple[str, dict[str, str]]:
     """The sweep's name, and the md5 of its data."""
-    from emadapt.data.ingest import open_volume
-    from emadapt.models.weights import check_source
-
     if order.trials < 1:
         raise InputError("--trials", found=str(order.trials), expected="at least 1", do="Say how many the sweep is to end with.")
     target = order.target
@@ -119,6 +116,9 @@ def _check(config: Study, order: Order) -> tuple[str, dict[str, str]]:
     name = order.name or f"{config.name}-{target.backbone}-{target.regime}-{target.train_set}"
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,100}", name):
         raise InputError("--name", found=repr(name), expected="letters, digits, - and _", do="Choose another.")
+    from emadapt.data.ingest import open_volume
+    from emadapt.models.weights import check_source
+
     spec = config.backbone_specs[target.backbone]
     check_source(spec.arch, spec.source, spec.file or None)
     return name, {dataset: open_volume(dataset).md5 for dataset in config.train_set_specs[target.train_set]}

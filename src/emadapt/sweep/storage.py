@@ -236,9 +236,10 @@ def open_sweep(store: Store, name: str, space_hash: str, definition: dict[str, A
 
 
 def difference(was: dict[str, Any], now: dict[str, Any]) -> str:
-    """The first settings that are not the same, as `train.epochs 3 there, 5 here`."""
+    """The first settings that are not the same, as `train.epochs 3 there, 5 here`; another unit before what follows from it."""
     flat_was, flat_now = _flat(was), _flat(now)
     keys = [k for k in {**flat_was, **flat_now} if flat_was.get(k) != flat_now.get(k)]
+    keys.sort(key=lambda k: ".unit." not in k)
     said = [f"{k.split('.', 1)[1]} {flat_was.get(k, 'absent')} there, {flat_now.get(k, 'absent')} here" for k in keys[:3]]
     return "; ".join(said) + (f"; and {len(keys) - 3} more" if len(keys) > 3 else "")
 
