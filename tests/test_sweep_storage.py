@@ -132,10 +132,16 @@ def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be written or locked"):
         open_store()
     (tmp_path / "scratch/sweeps/journal.log.flock").rmdir()
-    if os.geteuid() != 0:  # root may write anywhere
-        (tmp_path / "scratch/sweeps").chmod(0o500)
-        with pytest.raises(InputError, match="cannot be written"):
+    for folder in (tmp_path, tmp_path / "scratch", tmp_path / "scratch/sweeps"):
+        folder.chmod(0o555)
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)  # root may write anywhere; nobody may not
+    try:
+        with pytest.raises(InputError, match=r"scratch/sweeps: found .*Permission denied.*the right to write"):
             open_store()
+    finally:
+        os.seteuid(user)
 
 
 @pytest.mark.slow
