@@ -1,8 +1,8 @@
 """A stand-in for SLURM on one machine: sbatch, scontrol requeue and scancel as far as docs/clusters.md uses them.
 
-`install` puts them on PATH. A job is a process of its own that waits for its dependencies, runs its tasks side by side, sends
-the signal that --signal asks for after FAKE_SLURM_LIMIT seconds (once), and writes how it ended. What SLURM would refuse is
-refused: options that it does not have, or values of another form.
+`install` puts them on PATH. A job is a process of its own that waits for its dependencies, runs its tasks side by side, and
+writes how it ended; `near_limit` sends the signal that --signal asks for. What SLURM would refuse is refused: options that it
+does not have, or values of another form.
 """
 
 import contextlib
@@ -13,7 +13,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -90,6 +89,14 @@ def wait(folder: Path, seconds: float) -> dict[int, dict[str, Any]]:
             raise AssertionError(f"jobs did not end: {jobs(folder)}")
         time.sleep(0.2)
     return jobs(folder)
+
+
+def near_limit(folder: Path) -> None:
+    """As if the time limit of all that runs were near: the script of each task, and nothing else, gets its job's signal."""
+    for shell in folder.glob("shell-*"):
+        options = jobs(folder)[int(shell.name.removeprefix("shell-")[:3])]["options"]
+        if "signal" in options:
+            os.kill(int(shell.read_text()), signal.Signals["SIG" + options["signal"].removeprefix("B:").split("@")[0]])
 
 
 # -- what the programs do
@@ -170,10 +177,6 @@ def _task(folder: Path, number: int, own: dict[str, Any], task: int) -> tuple[in
             shell = subprocess.Popen(command, env=environment, user=user, start_new_session=True, stdin=subprocess.DEVNULL,
                                      stdout=out, stderr=subprocess.STDOUT)  # fmt: skip
             (folder / f"shell-{name}").write_text(str(shell.pid))
-            limit = os.environ.get("FAKE_SLURM_LIMIT")
-            if limit and not restarts and "signal" in options:
-                which = signal.Signals[f"SIG{options['signal'].removeprefix('B:').split('@')[0]}"]
-                threading.Timer(float(limit), lambda s=which, p=shell: p.poll() is None and os.kill(p.pid, s)).start()
             code = shell.wait()
         (folder / f"shell-{name}").unlink()
         requeued = folder / f"requeue-{name}"
