@@ -94,10 +94,10 @@ def run_sweep(config: Study, order: Order) -> str:
         KeyboardInterrupt: it was told to stop; the running trials are in the queue again, and no process is left.
     """
     with _stoppable():
-        name, data = _check(config, order)
         store = open_store(order.url, order.workers, requeue)
         if order.join and not store.shared:
             raise EmadaptError(f"{store.words}: --join needs a storage that machines share; give --storage postgresql://...")
+        name, data = _check(config, order)  # after the storage: it loads torch, which takes seconds
         with store.alone(name):
             study = _open(config, order, name, data, store)
             if not store.shared:
