@@ -112,7 +112,7 @@ def test_a_gpu_that_fails_ends_the_worker_and_not_the_trial(tmp_path: Path, monk
 
     monkeypatch.setattr("emadapt.sweep.trial.prepare", broken)
     with pytest.raises(torch.AcceleratorError):
-        sweep_here(make_study(tmp_path), LORA, 2)
+        sweep_here(make_study(tmp_path), LORA, 1)
     (trial,) = trials_of()
     assert (trial.state, "failed" in trial.user_attrs) == (TrialState.RUNNING, False)
 
