@@ -15,10 +15,10 @@ from emadapt.sweep.storage import Store
 
 
 def overview(store: Store, names: list[str]) -> Table:
-    """A row a sweep: trials by state, how many it is to end with and has left, best validation IoU, time a trial, time to go."""
+    """A row a sweep: trials by state, how many are left to end, best validation IoU, time a trial, time to go."""
     table = Table(title=f"sweeps in {store.words}", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("sweep", overflow="fold", min_width=20)
-    for column in ("done", "pruned", "of", "left", "run", "wait", "fail", "best", "a trial", "to go"):
+    for column in ("done", "pruned", "left", "run", "wait", "fail", "best", "a trial", "to go"):
         table.add_column(column, justify="right", no_wrap=True)
     for name in names:
         study = optuna.load_study(study_name=name, storage=store.storage)
@@ -30,7 +30,7 @@ def overview(store: Store, names: list[str]) -> Table:
         left = max(0, wanted - n_ended(trials))
         to_go = took * left / running if took and running else None
         done, pruned, waiting = (counts[s] for s in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.WAITING))
-        numbers = (done, pruned, wanted, left, running, waiting, failed)
+        numbers = (done, pruned, left, running, waiting, failed)
         table.add_row(name, *map(str, numbers), f"{best.value:.4f}" if best else "-", _text(took), _text(to_go))
     return table
 
