@@ -79,16 +79,21 @@ def jobs(folder: Path) -> dict[int, dict[str, Any]]:
 
 
 def wait(folder: Path, seconds: float) -> dict[int, dict[str, Any]]:
-    """All jobs once they have ended; after so many seconds what still runs is ended by force."""
+    """All jobs once they have ended."""
     deadline = time.monotonic() + seconds
     while any(j["state"] in ("PENDING", "RUNNING") for j in jobs(folder).values()):
-        if time.monotonic() > deadline:
-            for job in jobs(folder).values():
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(job["runner"], signal.SIGKILL)
-            raise AssertionError(f"jobs did not end: {jobs(folder)}")
+        assert time.monotonic() < deadline, f"jobs did not end: {jobs(folder)}"
         time.sleep(0.2)
     return jobs(folder)
+
+
+def end(folder: Path) -> None:
+    """Nothing of any job is left afterwards, also where a test has failed."""
+    runners = [own["runner"] for own in jobs(folder).values() if own["state"] in ("PENDING", "RUNNING")]
+    shells = [int(shell.read_text()) for shell in folder.glob("shell-*")]
+    for pid in [*runners, *shells, *(child for shell in shells for child in _descendants(shell))]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def near_limit(folder: Path) -> None:

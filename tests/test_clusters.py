@@ -128,7 +128,8 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for name in ("EMADAPT_TRACKING", "OMP_NUM_THREADS", "EMADAPT_SWEEP_STORAGE"):
         monkeypatch.delenv(name, raising=False)
     yield root
-    shutil.rmtree(root)
+    slurm.end(root / "fake")
+    shutil.rmtree(root, ignore_errors=True)
 
 
 def submit(text: str) -> None:
