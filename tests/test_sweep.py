@@ -276,6 +276,25 @@ def wait_until(condition, process: subprocess.Popen[str], seconds: float = 900) 
         time.sleep(0.2)
 
 
+def n_running() -> int:
+    return sum(t.state == TrialState.RUNNING for t in trials_of())
+
+
+def kill_at_work(process: subprocess.Popen[str]) -> int:
+    """Kill one of two workers in the middle of a trial: a stopped one whose trial still runs beside the other's."""
+    while True:
+        victim = workers(process.pid)[0]
+        os.kill(victim, signal.SIGSTOP)
+        for _ in range(10):
+            if n_running() == 2:
+                os.kill(victim, signal.SIGKILL)
+                return victim
+            time.sleep(0.1)
+        os.kill(victim, signal.SIGCONT)
+        time.sleep(0.5)
+        assert process.poll() is None, process.stdout and process.stdout.read()
+
+
 def stop(process: subprocess.Popen[str], number: int) -> str:
     """Sends a signal; afterwards no process of it is left."""
     crew = workers(process.pid)
@@ -334,11 +353,10 @@ def test_killed_stopped_and_resumed_a_sweep_ends_with_exactly_its_trials(tmp_pat
     make_study(tmp_path, settings(epochs=3, steps_per_epoch=6))
     words, on = ("--trials", "24", "--workers", "2"), {"EMADAPT_TRACKING": "on"}
     first = start(*words, **on)
-    while not any("signal 9" in t.user_attrs.get("lost", "") for t in trials_of()):  # until one is hit at work
-        wait_until(lambda: sum(t.state == TrialState.RUNNING for t in trials_of()) == 2, first)
-        victim = workers(first.pid)[0]
-        os.kill(victim, signal.SIGKILL)
-        wait_until(lambda v=victim: len(workers(first.pid)) == 2 and v not in workers(first.pid), first)
+    wait_until(lambda: n_running() == 2, first)
+    victim = kill_at_work(first)
+    wait_until(lambda: len(workers(first.pid)) == 2 and victim not in workers(first.pid), first)
+    assert any("signal 9" in t.user_attrs.get("lost", "") for t in trials_of())
     wait_until(lambda: n_ended(trials_of()) >= 6, first)
     out = stop(first, signal.SIGINT)
     assert first.returncode == 130, out
