@@ -277,7 +277,7 @@ def wait_until(condition, process: subprocess.Popen[str], seconds: float = 900) 
 
 
 def n_running() -> int:
-    return sum(t.state == TrialState.RUNNING for t in trials_of())
+    return sum(t.state == TrialState.RUNNING and "owner" in t.user_attrs for t in trials_of())  # claimed to the end
 
 
 def kill_at_work(process: subprocess.Popen[str]) -> int:
