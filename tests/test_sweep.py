@@ -239,9 +239,13 @@ def test_status_counts_and_estimates(tmp_path: Path) -> None:
 
 def start(*words: str, **environment: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "emadapt", "sweep", "run", "--backbone", "t", "--train-set", "a", *words]
-    return subprocess.Popen(
-        command, env={**os.environ, **environment}, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, and so would ours
+    try:
+        return subprocess.Popen(
+            command, env={**os.environ, **environment}, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def workers(parent: int) -> list[int]:
