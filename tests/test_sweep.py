@@ -1,5 +1,6 @@
 """Sweeps end to end on the tiny study: in this process, and as the processes that a user starts, kills and resumes."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -248,16 +249,26 @@ def start(*words: str, **environment: str) -> subprocess.Popen[str]:
         signal.signal(signal.SIGINT, before)
 
 
-def workers(parent: int) -> list[int]:
-    """Processes that a `sweep run` has started."""
-    found = []
+def children(parent: int) -> dict[int, str]:
+    """State of each process that another one has started, as `ps` has it."""
+    found = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             state, ppid = stat.read_text().rpartition(")")[2].split()[:2]
         except OSError:
             continue
         if int(ppid) == parent and state != "Z":
-            found.append(int(stat.parent.name))
+            found[int(stat.parent.name)] = state
+    return found
+
+
+def workers(parent: int) -> list[int]:
+    """Workers that a `sweep run` has started."""
+    found = []
+    for pid in children(parent):
+        with contextlib.suppress(OSError):
+            if b"\0worker\0" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(pid)
     return found
 
 
@@ -289,6 +300,7 @@ def kill_at_work(process: subprocess.Popen[str]) -> int:
     while True:
         victim = workers(process.pid)[0]
         os.kill(victim, signal.SIGSTOP)
+        wait_until(lambda v=victim: children(process.pid).get(v, "T") == "T", process)
         for _ in range(10):
             if n_running() == 2:
                 os.kill(victim, signal.SIGKILL)
@@ -301,7 +313,7 @@ def kill_at_work(process: subprocess.Popen[str]) -> int:
 
 def stop(process: subprocess.Popen[str], number: int) -> str:
     """Sends a signal; afterwards no process of it is left."""
-    crew = workers(process.pid)
+    crew = list(children(process.pid))
     process.send_signal(number)
     out = process.communicate(timeout=300)[0]
     deadline = time.monotonic() + 60
@@ -360,7 +372,7 @@ def test_killed_stopped_and_resumed_a_sweep_ends_with_exactly_its_trials(tmp_pat
     wait_until(lambda: n_running() == 2, first)
     victim = kill_at_work(first)
     wait_until(lambda: len(workers(first.pid)) == 2 and victim not in workers(first.pid), first)
-    assert any("signal 9" in t.user_attrs.get("lost", "") for t in trials_of())
+    assert any("signal 9" in t.user_attrs.get("lost", "") for t in trials_of()), [(t.state, t.user_attrs) for t in trials_of()]
     wait_until(lambda: n_ended(trials_of()) >= 6, first)
     out = stop(first, signal.SIGINT)
     assert first.returncode == 130, out
