@@ -4,11 +4,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from click.testing import CliRunner
 
 from emadapt import bench
+from emadapt.cli import main
 from emadapt.config import BackboneSpec, RegimeSpec
 from emadapt.models import bench as regimes_bench
 from emadapt.models.segmenter import Segmenter, build_frozen
+from emadapt.sweep.bench import stacked_heads_benchmark
 
 
 def test_structure(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -27,8 +30,34 @@ def test_structure(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
     assert all(word in printed for word in ("moments", "samples", "another", "ratio"))
 
 
+def test_names_choose_and_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "BENCHMARKS", {"one": lambda: [{"ratio": 1.0}], "two": lambda: [{"ratio": 2.0}]})
+    assert list(bench.run_benchmarks(["two"])) == ["machine", "two"]
+    assert list(bench.run_benchmarks()) == ["machine", "one", "two"]
+    result = CliRunner().invoke(main, ["bench", "three"])
+    assert result.exit_code == 2
+    assert "error: benchmark 'three': found no such one; expected one, two." in result.output
+
+
+def test_threads_of_a_row_are_those_that_torch_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "BENCHMARKS", {"t": lambda: [{"torch": torch.get_num_threads()}]})
+    before = torch.get_num_threads()
+    assert all(row["torch"] == row["threads"] for row in bench.run_benchmarks()["t"])
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.slow
+def test_stacked_heads_in_small() -> None:
+    rows = stacked_heads_benchmark(members=2, epochs=1, steps=1)
+    assert [row["head"] for row in rows] == ["linear", "pyramid"]
+    for row in rows:
+        assert row["members"] == 2
+        assert row["ratio"] == pytest.approx(row["stacked_per_hour"] / row["alone_per_hour"])
+        assert row["cpu_time_ratio"] > 0
+
+
 def test_the_benchmarks_that_ship() -> None:
-    assert set(bench.BENCHMARKS) == {"frechet", "regimes"}
+    assert set(bench.BENCHMARKS) == {"frechet", "regimes", "stacked-heads"}
     assert min(bench.DIMS) == 384
 
 

@@ -116,6 +116,13 @@ def trainset(backbone: str, train_set: str) -> None:
 
 
 @main.command()
+def units() -> None:
+    """Print the study's units, a line each."""
+    for unit in load_study().units():
+        click.echo(unit.name)
+
+
+@main.command()
 @click.argument("unit")
 def train(unit: str) -> None:
     """Train UNIT (backbone-regime-trainset-seed), or go on where it was stopped."""
@@ -170,12 +177,13 @@ def repro(jobs: int, gpus: str) -> None:
 
 
 @main.command()
+@click.argument("names", nargs=-1)
 @click.option("--json", "file", type=click.Path(path_type=Path), help="write the measurements here, too")
-def bench(file: Path | None) -> None:
-    """Time what emadapt does faster than the obvious way, against that way, as ratios."""
+def bench(names: tuple[str, ...], file: Path | None) -> None:
+    """Time what emadapt does faster than the obvious way, against that way, as ratios. NAMES choose; all without."""
     from emadapt.bench import print_benchmarks, run_benchmarks
 
-    result = run_benchmarks()
+    result = run_benchmarks(names)
     print_benchmarks(result)
     if file:
         from emadapt.files import write_json
@@ -268,10 +276,14 @@ def _print_status(storage: str, name: str) -> None:
     from rich.console import Console
 
     from emadapt.sweep.status import overview, ranking
-    from emadapt.sweep.storage import find_sweep, open_store
+    from emadapt.sweep.storage import find_sweep, open_store, sweep_names
 
     store, console = open_store(storage), Console()
-    console.print(overview(store, [find_sweep(store, name)] if name else None))
+    names = [find_sweep(store, name)] if name else sweep_names(store)
+    if not names:
+        click.echo(f"no sweep yet in {store.words}")
+        return
+    console.print(overview(store, names))
     if name:
         console.print(ranking(store, find_sweep(store, name)))
 

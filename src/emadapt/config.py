@@ -410,7 +410,7 @@ def _coerce(hint: Any, value: Any) -> Any:
         raise TypeError(" or ".join(wanted))
     if origin is tuple:
         if not isinstance(value, list | tuple) or not value:
-            raise TypeError("a list")
+            raise TypeError("a list that is not empty")
         if args[-1] is not Ellipsis and len(value) != len(args):
             raise TypeError(f"a list of {len(args)}")
         return tuple(_coerce(args[0], v) for v in value)

@@ -97,7 +97,7 @@ def _run_stage(stage: str, slots: Queue[str], jobs: int, children: set[subproces
     device = slots.get()
     environment = os.environ | {"DVC_NO_ANALYTICS": "1"}
     if jobs > 1:
-        environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
+        environment["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // jobs))  # a batch job's share of a node
     if device:
         environment["CUDA_VISIBLE_DEVICES"] = device
     started, log = time.monotonic(), os.path.join(LOGS, f"{stage.replace('/', '_')}.log")

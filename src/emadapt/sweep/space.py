@@ -38,9 +38,6 @@ def check_target(study: Study, target: Target) -> None:
     Raises:
         InputError: a name that the study does not have, or a choice in the space that the backbone or the heads do not know.
     """
-    from emadapt.models.backbones import get_arch, resolve_blocks
-    from emadapt.models.heads import HEADS
-
     for what, name, have in (
         ("backbone", target.backbone, study.backbone_specs),
         ("regime", target.regime, study.regime_specs),
@@ -49,6 +46,9 @@ def check_target(study: Study, target: Target) -> None:
         if name not in have:
             raise InputError(f"{what} {name!r}", found="a name that params.yaml does not have", expected=", ".join(have),
                              do="Correct the option, or add it to params.yaml.")  # fmt: skip
+    from emadapt.models.backbones import get_arch, resolve_blocks  # torch, which takes seconds
+    from emadapt.models.heads import HEADS
+
     spec, arch = study.sweep, study.backbone_specs[target.backbone].arch
     width = get_arch(arch).dim
     if study.regime_specs[target.regime].low_rank and max(spec.rank) > width:

@@ -116,6 +116,7 @@ def run_trials(sweep: Sweep, trials: list[Trial]) -> None:
 
     Raises:
         optuna.exceptions.StorageInternalError: the storage is gone; the trials are taken back by whoever notices.
+        torch.AcceleratorError: the GPU failed, other than by being full; the worker ends, and another one runs its trials.
     """
     attempts = [Attempt(sweep, trial) for trial in trials]
     with _beating(sweep.store, trials):
@@ -131,7 +132,7 @@ def run_trials(sweep: Sweep, trials: list[Trial]) -> None:
                     _run_stack(together) if stack else _run_one(first)
                 except optuna.TrialPruned:
                     pass
-                except STORAGE_ERRORS:
+                except (*STORAGE_ERRORS, torch.AcceleratorError):  # after its errors a GPU is of no use to this process
                     raise
                 except Exception as error:
                     for attempt in together:
