@@ -256,6 +256,17 @@ class Study:
         return typing.cast(dict[str, Any], json.loads(json.dumps(described)))
 
 
+def not_default(described: dict[str, Any]) -> dict[str, Any]:
+    """What `Study.describe` gave without the settings at their default: a setting that a later version adds changes nothing."""
+    kinds = {"backbone": BackboneSpec, "regime": RegimeSpec, "train": TrainSpec, "split": SplitSpec}
+    kept = dict(described)
+    for section, kind in kinds.items():
+        defaults = json.loads(json.dumps({f.name: f.default for f in dataclasses.fields(kind)
+                                          if f.default is not dataclasses.MISSING}))  # fmt: skip
+        kept[section] = {k: v for k, v in described[section].items() if k not in defaults or v != defaults[k]}
+    return kept
+
+
 def digest(value: Any) -> str:
     """Sha256 of a JSON-able value, independent of the order of keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

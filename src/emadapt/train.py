@@ -19,7 +19,7 @@ from torch import nn
 
 import emadapt
 from emadapt import tracking
-from emadapt.config import Study, TrainSpec, Unit, digest
+from emadapt.config import Study, TrainSpec, Unit, digest, not_default
 from emadapt.data.ingest import INGESTED, Volume, open_volume
 from emadapt.data.patches import CropDataset, Item, TokenDataset, load_epoch, plan_epoch
 from emadapt.device import autocast, device, resolve_precision
@@ -92,7 +92,7 @@ def prepare(study: Study, unit: Unit) -> Inputs:
 
 def unit_key(study: Study, unit: Unit, inputs: Inputs) -> str:
     """Hash over all that the trained weights depend on: a checkpoint under another one is not gone on from."""
-    return digest({**study.describe(unit), "data": [v.md5 for v in inputs.volumes], "version": emadapt.__version__,
+    return digest({**not_default(study.describe(unit)), "data": [v.md5 for v in inputs.volumes], "version": emadapt.__version__,
                    "weights": inputs.segmenter.backbone.provenance.sha256})[:24]  # fmt: skip
 
 
