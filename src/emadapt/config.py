@@ -78,7 +78,7 @@ class BackboneSpec:
     views: int = 1
     """Augmented views of the training slices in the token cache, besides the plain one."""
     normalisation: Literal["checkpoint", "imagenet"] = "checkpoint"
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Arithmetic of the token cache and of prediction; `auto`: bf16 where the hardware has it, else fp32."""
 
 
@@ -122,7 +122,8 @@ class TrainSpec:
     balanced: bool = True
     """Draw the datasets of a union equally often, whatever their size."""
     clip: float = 1.0
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """Arithmetic of training; fp16, with a scaled loss, is for GPUs that are older than bf16 (compute capability below 8)."""
     cached: bool = True
     """Train `frozen` from the token cache; false keeps the backbone in the loop (to check the cache against)."""
     workers: int = 0

@@ -121,6 +121,7 @@ def run_trials(sweep: Sweep, trials: list[Trial]) -> None:
         while attempts:
             first = attempts[0]
             frozen = first.config.regime_specs[first.unit.regime].kind == "frozen" and first.train.cached
+            frozen = frozen and first.train.precision != "fp16"  # a scaled loss is `fit`'s alone
             together = [a for a in attempts if _stackable(a, first)] if frozen and sweep.config.sweep.stack > 1 else [first]
             attempts = [a for a in attempts if a not in together]
             with contextlib.ExitStack() as runs:
