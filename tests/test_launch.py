@@ -51,7 +51,7 @@ def is_gone(pid: str) -> bool:
 @pytest.mark.parametrize(("text", "names"), [("", []), ("3", ["3"]), ("0, 1", ["0", "1"]), ("cpu,cpu", ["cpu", "cpu"])])
 def test_devices_are_gpu_numbers_or_cpus(text: str, names: list[str]) -> None:
     assert parse_devices(text) == names
-    assert visible(names) == {"CUDA_VISIBLE_DEVICES": "".join(text.split()).replace("cpu,cpu", "")}
+    assert visible(names)["CUDA_VISIBLE_DEVICES"] == "".join(text.split()).replace("cpu,cpu", "")
 
 
 @pytest.mark.parametrize("text", ["0,0", "0,cpu", "a", "0,,1", "-1", "0;1"])

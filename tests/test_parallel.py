@@ -76,7 +76,8 @@ def steps(name: str) -> dict[str, torch.Tensor]:
     state = {}
     for step in range(3):
         generator = torch.Generator().manual_seed(step)
-        groups, total = {}, 0.0
+        groups: dict[tuple[int, ...], list[Any]] = {}
+        total = 0.0
         for draw in BATCH:
             inputs, labels = DATA.shapes(draw.member)
             item = torch.randn(inputs, generator=generator), torch.randint(0, 2, labels, generator=generator)

@@ -2,6 +2,9 @@
 
 import json
 import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,7 @@ import pytest
 from emadapt.repro import place, run_pipeline, useful_devices
 from tiny import make_study, settings
 
+ROOT = Path(__file__).parents[1]
 FOUR = ["0", "1", "2", "3"]
 DVC = """#!/bin/sh
 began=$(date +%s%N)
@@ -106,3 +110,22 @@ def test_as_many_devices_are_of_use_as_a_batch_has_samples(tmp_path: Path, monke
         "train@t-lora-a-0": 1,
         "train@t-lora-paired-0": 2,
     }
+
+
+@pytest.mark.slow
+def test_the_pipeline_on_two_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real dvc.yaml around a tiny study of one unit, which gets both."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EMADAPT_TRACKING", "off")
+    params = settings()
+    params["study"] |= {"regimes": ["frozen"], "train_sets": ["paired"]}
+    make_study(tmp_path, params, ingested=False)
+    for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    for command in (["git", "init", "-q"], ["dvc", "init", "-q"], ["dvc", "add", "-q", "data"]):
+        subprocess.run(command, check=True)
+    done = subprocess.run(["emadapt", "repro", "--gpus", "cpu,cpu"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads(Path("build/units/t-frozen-paired-0/model.json").read_text())["processes"] == 2
+    assert Path("reports/summary.json").is_file()

@@ -37,7 +37,8 @@ def parse_devices(text: str) -> list[str]:
 
 def visible(devices: Sequence[str]) -> dict[str, str]:
     """Environment in which a process sees these devices and no others; it must be there before torch is imported."""
-    return {"CUDA_VISIBLE_DEVICES": ",".join(name for name in devices if name != "cpu")}
+    gpus = ",".join(name for name in devices if name != "cpu")
+    return {"CUDA_VISIBLE_DEVICES": gpus, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}  # in the order of nvidia-smi
 
 
 def wants_gpus(text: str) -> bool:

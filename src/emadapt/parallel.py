@@ -36,8 +36,11 @@ def join() -> None:
                          expected=f"{here}", do="Name those that `nvidia-smi` lists.")  # fmt: skip
     if several:
         from accelerate import PartialState
+        from accelerate.utils import check_cuda_p2p_ib_support
 
         die_with(int(os.environ.get("EMADAPT_LAUNCHER", os.getppid())))
+        if gpus and not check_cuda_p2p_ib_support():  # RTX 40: accelerate refuses them without these
+            os.environ |= {"NCCL_P2P_DISABLE": "1", "NCCL_IB_DISABLE": "1"}
         PartialState(cpu=not gpus, timeout=TIMEOUT)  # gloo, or NCCL with one GPU for each
 
 
@@ -66,6 +69,11 @@ def total(values: torch.Tensor) -> torch.Tensor:
     summed = values.detach().to(device(), copy=True)
     dist.all_reduce(summed)
     return summed.to(values.device)
+
+
+def agree(number: int) -> bool:
+    """Whether it is the same in all processes."""
+    return float(total(torch.tensor([number], dtype=torch.float64))) == number * size()
 
 
 class Total(torch.autograd.Function):

@@ -215,6 +215,8 @@ def fit(inputs: Inputs, train: TrainSpec, unit: Unit, scratch: Path,
     scaler = torch.amp.GradScaler(device().type, enabled=train.precision == "fp16")
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, rate_factor(train, steps))
     progress, best = _resume(scratch, segmenter, optimiser, schedule, scaler)
+    if not parallel.agree(progress.epoch):
+        raise EmadaptError(f"unit {unit.name}: its processes see different checkpoints; {scratch} must be one folder for all")
     shared_norm = size > 1 and any(isinstance(m, BatchNorm) for m in segmenter.modules())
     loss_of = loss_function(train.loss)
     words = TextColumn("{task.fields[words]}")

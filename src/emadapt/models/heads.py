@@ -27,8 +27,10 @@ class BatchNorm(nn.BatchNorm2d):
         if not self.training or parallel.size() == 1:
             return super().forward(x)
         values = x.float()
-        n = parallel.total(torch.tensor([float(x.numel() // x.shape[1])], device=x.device))
-        mean = parallel.Total.apply(values.sum((0, 2, 3))) / n
+        count = values.new_full((1,), values.numel() // values.shape[1])
+        sums = parallel.Total.apply(torch.cat([values.sum((0, 2, 3)), count]))
+        n = sums[-1].detach()
+        mean = sums[:-1] / n
         centred = values - mean[:, None, None]
         variance = parallel.Total.apply(centred.square().sum((0, 2, 3))) / n
         with torch.no_grad():
