@@ -84,7 +84,7 @@ class Total(torch.autograd.Function):
         return total(values)
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
         return total(gradient)  # each process's part of the loss depends on what all of them put in
 
 

@@ -262,11 +262,10 @@ def _step(segmenter: Segmenter, batch: list[Item], n: int, loss_of: nn.Module, o
     for inputs, labels in batch:
         inputs, labels = inputs.to(device()), labels.to(device())
         with autocast(train.precision):
+            given: torch.Tensor | list[torch.Tensor] = inputs if inputs.shape[1] == 1 else split_blocks(inputs, segmenter)
             if not len(labels):  # only other processes have some, and normalise over all
-                tokens_or_image = segmenter.no_tokens(inputs)
-            else:
-                tokens_or_image = inputs if inputs.shape[1] == 1 else split_blocks(inputs, segmenter)
-            logits = segmenter(tokens_or_image, labels.shape[-2:])
+                given = segmenter.no_tokens(inputs)
+            logits = segmenter(given, labels.shape[-2:])
         loss = loss_of(logits, labels[:, None]) * (len(labels) / n) if len(labels) else logits.sum()
         scaler.scale(loss).backward()
         total += float(loss.detach())
