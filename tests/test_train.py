@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ import yaml
 from monai.losses import DiceCELoss
 from safetensors.torch import load_file
 
+from emadapt import train as train_module
 from emadapt.config import Study, Unit, load_study
 from emadapt.errors import EmadaptError
 from emadapt.train import digest_seed, loss_function, rate_factor, train_unit
@@ -109,6 +111,30 @@ def test_every_regime_and_head_from_training_to_the_score(
         assert (regime == "unet") == (float(share[1]) == 0)
         assert (regime == "full") == (float(share[1]) == 100)
     assert not [r for r in runs if r.startswith("last")]  # what is cached is enough
+
+
+def test_half_precision_scales_the_loss_and_goes_on_with_its_scale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = make_study(tmp_path, settings(precision="fp16"))
+    undisturbed, scale = trained(study, FROZEN), checkpoint(tmp_path)["scaler"]
+    assert scale["scale"] > 1
+    (tmp_path / "scratch/units").rename(tmp_path / "gone")
+
+    def stop(*args: object) -> None:
+        write(*args)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        write = train_module._checkpoint
+        patch.setattr(train_module, "_checkpoint", stop)
+        with pytest.raises(KeyboardInterrupt):
+            trained(study, FROZEN)
+    assert checkpoint(tmp_path)["progress"]["epoch"] == 1
+    assert trained(study, FROZEN) == undisturbed
+    assert checkpoint(tmp_path)["scaler"] == scale
+
+
+def checkpoint(root: Path) -> dict[str, Any]:
+    return dict(torch.load(next(root.glob("scratch/units/*/*/checkpoint.pt")), weights_only=True))
 
 
 def test_a_finished_unit_is_not_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

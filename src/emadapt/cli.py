@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -124,10 +125,20 @@ def units() -> None:
 
 @main.command()
 @click.argument("unit")
-def train(unit: str) -> None:
+@click.option(
+    "--devices", default="", envvar="EMADAPT_DEVICES", help="train on these GPUs together, e.g. 0,1  [default: the first]"
+)
+def train(unit: str, devices: str) -> None:
     """Train UNIT (backbone-regime-trainset-seed), or go on where it was stopped."""
     study = load_study()
     chosen = study.unit(unit)
+    from emadapt.launch import is_one_of_several, launch, parse_devices, visible
+
+    if (names := parse_devices(devices)) and not is_one_of_several():
+        os.environ |= {"EMADAPT_DEVICES": devices, **visible(names)}
+        if len(names) > 1:
+            launch([sys.executable, "-m", "emadapt", "train", unit], names, Path("scratch/units") / unit)
+            return
     from emadapt.train import train_unit
 
     train_unit(study, chosen)
@@ -167,13 +178,15 @@ def report() -> None:
 
 
 @main.command()
-@click.option("--jobs", default=1, show_default=True, type=click.IntRange(1), help="stages that run at once")
-@click.option("--gpus", default="", help="GPUs to share out among them, e.g. 0,1")
+@click.option("--jobs", default=0, type=click.IntRange(0), help="stages that run at once  [default: one a GPU, or one]")
+@click.option("--gpus", default="", help="GPUs to share out among them, e.g. 0,1; a unit without company gets several")
 def repro(jobs: int, gpus: str) -> None:
     """Run the pipeline, independent stages in parallel."""
+    from emadapt.launch import parse_devices
     from emadapt.repro import run_pipeline
 
-    sys.exit(run_pipeline(jobs, [g for g in gpus.split(",") if g]))
+    devices = parse_devices(gpus)
+    sys.exit(run_pipeline(jobs or len(devices) or 1, devices))
 
 
 @main.command()

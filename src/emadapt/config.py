@@ -81,7 +81,7 @@ class BackboneSpec:
     """Pixels between two patches, a divisor of the patch: less than it, patches overlap and tokens lie on a finer grid; 0: the
     patch."""
     normalisation: Literal["checkpoint", "imagenet"] = "checkpoint"
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Arithmetic of the token cache and of prediction; `auto`: bf16 where the hardware has it, else fp32."""
 
 
@@ -137,7 +137,8 @@ class TrainSpec:
     balanced: bool = True
     """Draw the datasets of a union equally often, whatever their size."""
     clip: float = 1.0
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """Arithmetic of training; fp16, with a scaled loss, is for GPUs that are older than bf16 (compute capability below 8)."""
     cached: bool = True
     """Train `frozen` and `lora_last_k` from the token cache; false keeps the whole backbone in the loop (to check against)."""
     workers: int = 0

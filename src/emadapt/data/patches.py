@@ -60,6 +60,8 @@ Inputs = torch.Tensor | Cached
 """Images (1, H, W), cached tokens (blocks * D, h, w), or more of what is cached."""
 Item = tuple[Any, torch.Tensor]
 """`Inputs` and labels, of a sample or stacked."""
+Shapes = tuple[tuple[int, ...], tuple[int, ...]]
+"""Of the inputs and the labels of a sample."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,11 @@ class CropDataset(Dataset[Item]):
         """Per volume, the rows that may be drawn: its training slices."""
         return [np.asarray(v.split["train"]) for v in self.volumes]
 
+    def shapes(self, member: int) -> Shapes:
+        """Of an item's inputs and labels."""
+        tile = self.geos[member].tile
+        return (1, *tile), tile
+
     def __getitem__(self, draw: Draw) -> Item:
         """(1, h, w) float32 in [0, 1] and (h, w) int64."""
         volume, geo = self.volumes[draw.member], self.geos[draw.member]
@@ -144,6 +151,10 @@ class TokenDataset(Dataset[Item]):
 
     def rows(self) -> list[npt.NDArray[np.int64]]:
         return [np.arange(len(places)) for places in self.places]
+
+    def shapes(self, member: int) -> Shapes:
+        view = self.views[member][0]
+        return view.tokens.shape[1:], view.labels.shape[1:]
 
     def __getitem__(self, draw: Draw) -> Item:
         """What the view has of a tile, and (H, W) int64 labels."""
@@ -188,6 +199,18 @@ def _cycle(values: npt.NDArray[np.int64], n: int, rng: np.random.Generator) -> n
 def load_epoch(dataset: CropDataset | TokenDataset, batches: list[list[Draw]], workers: int) -> DataLoader[list[Item]]:
     """Iterate over an epoch's batches; a batch is a list of groups of equal shape, each a stacked (inputs, labels)."""
     return DataLoader(dataset, batch_sampler=batches, num_workers=workers, collate_fn=_group)  # type: ignore[arg-type]
+
+
+def deal(dataset: CropDataset | TokenDataset, batch: list[Draw], rank: int, size: int) -> list[Draw]:
+    """What process `rank` of `size` takes of a batch; together they take all of it, and equal shapes are shared out evenly."""
+    return sorted(batch, key=lambda draw: dataset.shapes(draw.member))[rank::size]
+
+
+def with_absent(dataset: CropDataset | TokenDataset, batch: list[Draw], own: list[Item]) -> list[Item]:
+    """The groups of a process, and an empty one for each shape that only others have, in the same order everywhere."""
+    have = {tuple(inputs.shape[1:]): (inputs, labels) for inputs, labels in own}
+    shapes = sorted({dataset.shapes(draw.member) for draw in batch})
+    return [have.get(i) or (torch.zeros((0, *i)), torch.zeros((0, *lab), dtype=torch.int64)) for i, lab in shapes]
 
 
 def _group(items: list[Item]) -> list[Item]:

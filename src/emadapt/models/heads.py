@@ -12,7 +12,36 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from emadapt import parallel
+
 Tokens = list[torch.Tensor]
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """Batch normalisation (Ioffe and Szegedy 2015) with the statistics of the whole batch, over all processes that train.
+
+    Unlike torch's SyncBatchNorm it runs on a CPU too, and where a process has no sample, so tests see what GPUs do.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training or parallel.size() == 1:
+            return super().forward(x)
+        values = x.float()
+        count = values.new_full((1,), values.numel() // values.shape[1])
+        sums = parallel.Total.apply(torch.cat([values.sum((0, 2, 3)), count]))
+        n = sums[-1].detach()
+        mean = sums[:-1] / n
+        centred = values - mean[:, None, None]
+        variance = parallel.Total.apply(centred.square().sum((0, 2, 3))) / n
+        with torch.no_grad():
+            kept = dict(self.named_buffers())
+            kept["running_mean"].lerp_(mean, self.momentum or 0.1)
+            kept["running_var"].lerp_(variance * n / (n - 1), self.momentum or 0.1)  # of the sample, as torch keeps it
+            kept["num_batches_tracked"] += 1
+        out = centred * (variance + self.eps).rsqrt()[:, None, None]
+        if self.affine:
+            out = out * self.weight[:, None, None] + self.bias[:, None, None]
+        return out.to(x.dtype)
 
 
 class Linear(nn.Module):
@@ -20,7 +49,7 @@ class Linear(nn.Module):
 
     def __init__(self, dim: int, n_blocks: int) -> None:
         super().__init__()
-        self.norm = nn.BatchNorm2d(dim * n_blocks, affine=False)
+        self.norm = BatchNorm(dim * n_blocks, affine=False)
         self.classify = nn.Conv2d(dim * n_blocks, 2, 1)
 
     def logits(self, tokens: Tokens) -> torch.Tensor:
@@ -38,7 +67,7 @@ class Deconv(nn.Module):
 
     def __init__(self, dim: int, n_blocks: int) -> None:
         super().__init__()
-        self.squeeze = nn.Sequential(nn.Conv2d(dim * n_blocks, 512, 1, bias=False), nn.BatchNorm2d(512), nn.GELU())
+        self.squeeze = nn.Sequential(nn.Conv2d(dim * n_blocks, 512, 1, bias=False), BatchNorm(512), nn.GELU())
         widths = [512, 256, 128, 64, 64]
         self.up = nn.Sequential(*[self._double(a, b) for a, b in itertools.pairwise(widths)])
         self.classify = nn.Conv2d(64, 2, 1)
@@ -46,8 +75,8 @@ class Deconv(nn.Module):
     @staticmethod
     def _double(a: int, b: int) -> nn.Sequential:
         return nn.Sequential(
-            nn.ConvTranspose2d(a, b, 4, stride=2, padding=1, bias=False), nn.BatchNorm2d(b), nn.GELU(),
-            nn.Conv2d(b, b, 3, padding=1, bias=False), nn.BatchNorm2d(b), nn.GELU(),
+            nn.ConvTranspose2d(a, b, 4, stride=2, padding=1, bias=False), BatchNorm(b), nn.GELU(),
+            nn.Conv2d(b, b, 3, padding=1, bias=False), BatchNorm(b), nn.GELU(),
         )  # fmt: skip
 
     def logits(self, tokens: Tokens) -> torch.Tensor:

@@ -84,6 +84,16 @@ class Segmenter(nn.Module):
             tokens = self.backbone.resume(tokens, entering.float(), self.cut, grid)
         return tokens, image
 
+    def no_tokens(self, inputs: torch.Tensor) -> list[torch.Tensor]:
+        """Tokens of no samples at all, (0, D, h, w) per block, for inputs (0, 1, H, W) or (0, blocks * D, h, w).
+
+        They take part in a backward pass as others' do.
+        """
+        patch = self.backbone.arch.patch if inputs.shape[1] == 1 else 1
+        shape = (0, self.backbone.arch.dim, inputs.shape[2] // patch, inputs.shape[3] // patch)
+        adapted = bool(self.trainable()["adapter"])
+        return [torch.zeros(shape, device=inputs.device, requires_grad=adapted) for _ in self.backbone.blocks]
+
     def trainable(self) -> dict[str, list[nn.Parameter]]:
         """Parameters to train: `head` and `adapter`."""
         return {

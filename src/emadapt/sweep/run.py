@@ -19,6 +19,7 @@ from optuna.trial import TrialState
 
 from emadapt.config import Study
 from emadapt.errors import EmadaptError, InputError
+from emadapt.launch import STOPS, stoppable
 from emadapt.mlflow_store import redact
 from emadapt.sweep.claims import failing, n_ended, requeue, take_back_all, take_back_silent
 from emadapt.sweep.logbook import Logbook
@@ -28,7 +29,6 @@ from emadapt.sweep.storage import FOLDER, STORAGE_ERRORS, Store, find_sweep, ope
 POLL = 0.5  # s between looks at the workers
 SILENCE = 15.0  # s between looks for machines that fell silent
 PATIENCE = 20.0  # s that workers get to end by themselves
-STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 MAX_BARREN = 3  # workers in a row that died without ever claiming a trial
 
 
@@ -93,7 +93,7 @@ def run_sweep(config: Study, order: Order) -> str:
         EmadaptError: it cannot be begun as asked, or too many of its trials or workers fail.
         KeyboardInterrupt: it was told to stop; the running trials are in the queue again, and no process is left.
     """
-    with _stoppable():
+    with stoppable():
         store = open_store(order.url, order.workers, requeue)
         if order.join and not store.shared:
             raise EmadaptError(f"{store.words}: --join needs a storage that machines share; give --storage postgresql://...")
@@ -271,18 +271,3 @@ def _kill(crew: Crew) -> None:
 def _kill_group(worker: Worker) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(worker.process.pid, signal.SIGKILL)
-
-
-@contextlib.contextmanager
-def _stoppable() -> Iterator[None]:
-    """`kill`, and a terminal that is closed, end a sweep as Ctrl-C does."""
-
-    def stop(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = {s: signal.signal(s, stop) for s in STOPS if signal.getsignal(s) != signal.SIG_IGN}  # nohup ignores one
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -143,9 +143,9 @@ def run_trials(sweep: Sweep, trials: list[Trial]) -> None:
 
 
 def _fits_a_stack(attempt: Attempt) -> bool:
-    """Its head sees cached tokens and nothing else."""
-    frozen = attempt.config.regime_specs[attempt.unit.regime].kind == "frozen"
-    return frozen and attempt.train.cached and not needs_image(attempt.train.head)
+    """Its head sees cached tokens and nothing else, and its loss is not scaled, which `fit` alone does."""
+    frozen, train = attempt.config.regime_specs[attempt.unit.regime].kind == "frozen", attempt.train
+    return frozen and train.cached and train.precision != "fp16" and not needs_image(train.head)
 
 
 def _stackable(one: Attempt, other: Attempt) -> bool:
