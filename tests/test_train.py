@@ -119,7 +119,7 @@ def test_half_precision_scales_the_loss_and_goes_on_with_its_scale(tmp_path: Pat
     assert scale["scale"] > 1
     (tmp_path / "scratch/units").rename(tmp_path / "gone")
 
-    def stop(*args: object) -> None:
+    def stop(*args: Any) -> None:
         write(*args)
         raise KeyboardInterrupt
 
