@@ -17,7 +17,7 @@ from emadapt.sweep.storage import Store
 def overview(store: Store, names: list[str]) -> Table:
     """A row a sweep: trials by state, how many are left to end, best validation IoU, time a trial, time to go."""
     table = Table(title=f"sweeps in {store.words}", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("sweep", overflow="fold", min_width=20)
+    table.add_column("sweep", overflow="fold", min_width=16)
     for column in ("done", "pruned", "left", "run", "wait", "fail", "best", "a trial", "to go"):
         table.add_column(column, justify="right", no_wrap=True)
     for name in names:
