@@ -22,7 +22,7 @@ from emadapt.config import load_study
 from emadapt.data.ingest import ingest
 from emadapt.data.patches import Draw, deal, with_absent
 from emadapt.launch import launch
-from emadapt.models.heads import HEADS, BatchNorm
+from emadapt.models.heads import HEADS, needs_image, BatchNorm
 from test_launch import is_gone
 from tiny import make_study, settings
 
@@ -88,7 +88,8 @@ def steps(name: str) -> dict[str, torch.Tensor]:
                 groups.setdefault(inputs, []).append(item)
         own = [(torch.stack([i for i, _ in g]), torch.stack([y for _, y in g])) for g in groups.values()]
         for inputs, labels in with_absent(DATA, BATCH, own):
-            logits = head([inputs.requires_grad_()], labels.shape[-2:])
+            image = [labels[:, None].float()] if needs_image(name) else []
+            logits = head([inputs.requires_grad_()], labels.shape[-2:], *image)
             loss = F.cross_entropy(logits, labels) * (len(labels) / len(BATCH)) if len(labels) else logits.sum()
             loss.backward()
             total += loss.item()

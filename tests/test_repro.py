@@ -54,7 +54,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: int, gpus: list[s
     dvc.write_text(DVC)
     dvc.chmod(0o755)
     monkeypatch.setenv("PATH", f"{dvc.parent}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setattr("emadapt.repro.os.cpu_count", lambda: 8)
+    monkeypatch.setattr("emadapt.repro.os.sched_getaffinity", lambda _: set(range(8)))
     run_pipeline(jobs, gpus)
     return {f.stem.removeprefix("seen-"): json.loads(f.read_text()) for f in tmp_path.glob("seen-*.json")}
 
