@@ -22,7 +22,7 @@ from emadapt.config import load_study
 from emadapt.data.ingest import ingest
 from emadapt.data.patches import Draw, deal, with_absent
 from emadapt.launch import launch
-from emadapt.models.heads import HEADS, needs_image, BatchNorm
+from emadapt.models.heads import HEADS, BatchNorm, needs_image
 from test_launch import is_gone
 from tiny import make_study, settings
 
