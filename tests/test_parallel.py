@@ -166,7 +166,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-EXACT = (1e-4, 1e-3)  # of fp32: losses, and weights as `apart` measures them
+EXACT = (1e-4, 5e-3)  # of fp32: losses, and weights as `apart` measures them
 
 
 @pytest.mark.slow
