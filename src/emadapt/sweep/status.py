@@ -16,8 +16,8 @@ from emadapt.sweep.storage import Store
 
 def overview(store: Store, names: list[str]) -> Table:
     """A row a sweep: trials by state, how many are left to end, best validation IoU, time a trial, time to go."""
-    table = Table(title=f"sweeps in {store.words}", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("sweep", overflow="fold", min_width=16)
+    table = Table(title=f"sweeps in {store.words}", box=box.SIMPLE_HEAD, pad_edge=False, padding=0)  # fits 80 columns
+    table.add_column("sweep", overflow="fold", min_width=14)
     for column in ("done", "pruned", "left", "run", "wait", "fail", "best", "a trial", "to go"):
         table.add_column(column, justify="right", no_wrap=True)
     for name in names:
@@ -56,7 +56,9 @@ def _mean_duration(trials: list[optuna.trial.FrozenTrial]) -> timedelta | None:
 
 
 def _text(time: timedelta | None) -> str:
-    return "-" if time is None else str(timedelta(seconds=round(time.total_seconds())))
+    if time is None:
+        return "-"
+    return f"{time.days} d {time.seconds // 3600} h" if time.days else str(timedelta(seconds=round(time.total_seconds())))
 
 
 def _number(value: object) -> str:
