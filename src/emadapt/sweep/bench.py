@@ -26,7 +26,7 @@ SPEC = BackboneSpec(arch="dinov2_s", source="random", tile=252, overlap=0.4, vie
 SLICES, SIDE, VALIDATION = 28, 504, 4
 
 
-def stacked_heads_benchmark(members: int = 16, epochs: int = 2, steps: int = 30) -> list[dict[str, Any]]:
+def stacked_heads_benchmark(members: int = 8, epochs: int = 2, steps: int = 15) -> list[dict[str, Any]]:
     """Trials an hour of whole trials (training, a validation each epoch, the final score), by head.
 
     Both sides read the same cached tokens with the same settings. What a trial costs besides, on one side only (building the
