@@ -56,8 +56,8 @@ def test_every_process_goes_through_the_same_groups() -> None:
     items = [(torch.ones((1, *s[0])), torch.ones((1, *s[1]))) for s in map(DATA.shapes, (0, 1))]
     for own in ([], items[:1], items[1:], items, items[::-1]):
         groups = with_absent(DATA, BATCH, own)
-        assert [tuple(i.shape[1:]) for i, _ in groups] == [(DIM, 2, 4), (DIM, 3, 3)]
-        assert [tuple(y.shape[1:]) for _, y in groups] == [(20, 40), (30, 30)]
+        assert [tuple(i.shape[1:]) for i, _ in groups] == [(DIM, 3, 3), (DIM, 2, 4)]  # as one process would
+        assert [tuple(y.shape[1:]) for _, y in groups] == [(30, 30), (20, 40)]
         assert sum(len(y) for _, y in groups) == len(own)
 
 
@@ -166,7 +166,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-EXACT = (1e-4, 5e-3)  # of fp32: losses, and weights as `apart` measures them
+EXACT = (1e-5, 1e-3)  # of fp32: losses, and weights as `apart` measures them
 
 
 @pytest.mark.slow
@@ -176,7 +176,7 @@ EXACT = (1e-4, 5e-3)  # of fp32: losses, and weights as `apart` measures them
         ("t-frozen-paired-0", "pyramid", "fp32", EXACT),
         ("t-frozen-paired-0", "deconv", "fp32", EXACT),
         ("t-lora-paired-0", "linear", "fp32", EXACT),
-        ("t-lora-paired-0", "pyramid", "bf16", (2e-2, 2e-2)),
+        ("t-lora-paired-0", "pyramid", "bf16", (5e-3, 1e-2)),
     ],
 )
 def test_two_processes_train_what_one_trains(

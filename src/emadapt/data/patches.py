@@ -207,9 +207,9 @@ def deal(dataset: CropDataset | TokenDataset, batch: list[Draw], rank: int, size
 
 
 def with_absent(dataset: CropDataset | TokenDataset, batch: list[Draw], own: list[Item]) -> list[Item]:
-    """The groups of a process, and an empty one for each shape that only others have, in the same order everywhere."""
+    """The groups of a process, and an empty one for each shape that only others have, in the order of the whole batch."""
     have = {tuple(inputs.shape[1:]): (inputs, labels) for inputs, labels in own}
-    shapes = sorted({dataset.shapes(draw.member) for draw in batch})
+    shapes = dict.fromkeys(dataset.shapes(draw.member) for draw in batch)
     return [have.get(i) or (torch.zeros((0, *i)), torch.zeros((0, *lab), dtype=torch.int64)) for i, lab in shapes]
 
 
