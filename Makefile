@@ -59,7 +59,7 @@ repro: venv ## set up, get the data, run the pipeline of params.yaml
 	$(IN_VENV) dvc repro
 
 test: venv ## set up, run the fast tests
-	$(IN_VENV) python -m pytest -q
+	$(IN_VENV) python -m pytest -q --numprocesses 2 --dist loadfile
 
 lint: venv ## ruff, mypy, hadolint
 	$(IN_VENV) ruff check .

@@ -238,6 +238,83 @@ def test_openclip_equals_open_clip(tmp_path: Path) -> None:
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
+# ---------------------------------------------------------------- in two parts, as `lora_last_k` runs it
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_what_enters_a_block_and_the_rest_from_there_are_timms_forward(name: str) -> None:
+    backbone = build_backbone(name, "random", blocks=(2, 4))
+    _randomise(backbone.vit)
+    images = _images(2, 1, 3 * backbone.arch.patch, 5 * backbone.arch.patch)
+    entered: dict[int, torch.Tensor] = {}
+    for number, block in enumerate(backbone.vit.blocks):
+        block.register_forward_pre_hook(lambda _, given, number=number: entered.setdefault(number, given[0].detach()))
+    whole = backbone.vit.forward_intermediates(
+        _normalised(images, backbone.arch), indices=[1, 3], norm=True, intermediates_only=True
+    )
+    at = dict(entered)
+    for cut in range(4):
+        below, x = backbone.entering(images, cut)
+        torch.testing.assert_close(x, at[cut])
+        assert x.shape == (2, backbone.vit.num_prefix_tokens + 15, 64)
+        assert not x.requires_grad
+        assert len(below) == (cut > 2)  # block 2 itself, at cut 2, is what enters block 3
+        rest = backbone.resume(below, x, cut, (3, 5))
+        assert len(rest) == 2
+        for ours, theirs in zip(rest, whole, strict=True):
+            torch.testing.assert_close(ours, theirs)
+
+
+# ---------------------------------------------------------------- patches that overlap
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_a_stride_of_the_patch_is_the_plain_backbone(name: str) -> None:
+    plain = build_backbone(name, "random")
+    images = _images(1, 1, 3 * plain.arch.patch, 5 * plain.arch.patch)
+    for stride in (0, plain.arch.patch):
+        same = build_backbone(name, "random", stride=stride)
+        assert all(torch.equal(a, b) for a, b in zip(same(images), plain(images), strict=True))
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_with_half_the_stride_every_second_patch_is_the_plain_one(name: str) -> None:
+    plain = build_backbone(name, "random")
+    patch = plain.arch.patch
+    fine = build_backbone(name, "random", stride=patch // 2)
+    images = _images(2, 1, 3 * patch, 5 * patch)
+    x = _normalised(images, plain.arch)
+    embedded, coarse = fine.vit.patch_embed(x), plain.vit.patch_embed(x)  # B,h,w,D
+    assert embedded.shape == (2, 5, 9, 64)
+    torch.testing.assert_close(embedded[:, ::2, ::2], coarse)
+    between = plain.vit.patch_embed(x[..., patch // 2 : -patch // 2])
+    torch.testing.assert_close(embedded[:, ::2, 1::2], between)
+    maps = fine(images)
+    assert fine.grid(images) == (5, 9)
+    assert [tuple(m.shape) for m in maps] == [(2, 64, 5, 9)] * 4
+    below, entering = fine.entering(images, 2)
+    for ours, theirs in zip(fine.resume(below, entering, 2, (5, 9)), maps, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_the_position_embedding_of_a_finer_grid_is_timms_resampling() -> None:
+    from timm.layers import resample_abs_pos_embed
+
+    fine = build_backbone("tiny_dinov2", "random", stride=7)
+    images = _images(1, 1, 42, 56)
+    _, entering = fine.entering(images, 0)
+    grid = resample_abs_pos_embed(fine.vit.pos_embed, [5, 7], old_size=[8, 8])
+    patches = fine.vit.patch_embed(_normalised(images, fine.arch)).flatten(1, 2)
+    expected = torch.cat([fine.vit.cls_token, patches], 1) + grid
+    torch.testing.assert_close(entering, expected)
+
+
+@pytest.mark.parametrize("stride", [3, 28, -7])
+def test_a_stride_that_does_not_divide_the_patch_is_refused(stride: int) -> None:
+    with pytest.raises(InputError, match=rf"stride of tiny_dinov2: found {stride}; expected a divisor of the patch, 14"):
+        build_backbone("tiny_dinov2", "random", stride=stride)
+
+
 # ---------------------------------------------------------------- Backbone
 
 

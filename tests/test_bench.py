@@ -1,9 +1,17 @@
 import functools
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
+from click.testing import CliRunner
 
 from emadapt import bench
+from emadapt.cli import main
+from emadapt.config import BackboneSpec, RegimeSpec
+from emadapt.models import bench as regimes_bench
+from emadapt.models.segmenter import Segmenter, build_frozen
+from emadapt.sweep.bench import stacked_heads_benchmark
 
 
 def test_structure(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -22,6 +30,55 @@ def test_structure(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
     assert all(word in printed for word in ("moments", "samples", "another", "ratio"))
 
 
+def test_names_choose_and_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "BENCHMARKS", {"one": lambda: [{"ratio": 1.0}], "two": lambda: [{"ratio": 2.0}]})
+    assert list(bench.run_benchmarks(["two"])) == ["machine", "two"]
+    assert list(bench.run_benchmarks()) == ["machine", "one", "two"]
+    result = CliRunner().invoke(main, ["bench", "three"])
+    assert result.exit_code == 2
+    assert "error: benchmark 'three': found no such one; expected one, two." in result.output
+
+
+def test_threads_of_a_row_are_those_that_torch_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "BENCHMARKS", {"t": lambda: [{"torch": torch.get_num_threads()}]})
+    before = torch.get_num_threads()
+    assert all(row["torch"] == row["threads"] for row in bench.run_benchmarks()["t"])
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.slow
+def test_stacked_heads_in_small() -> None:
+    rows = stacked_heads_benchmark(members=2, epochs=1, steps=1)
+    assert [row["head"] for row in rows] == ["linear", "pyramid"]
+    for row in rows:
+        assert row["members"] == 2
+        assert row["ratio"] == pytest.approx(row["stacked_per_hour"] / row["alone_per_hour"])
+        assert row["cpu_time_ratio"] > 0
+
+
 def test_the_benchmarks_that_ship() -> None:
-    assert set(bench.BENCHMARKS) == {"frechet"}
+    assert set(bench.BENCHMARKS) == {"frechet", "regimes", "stacked-heads"}
     assert min(bench.DIMS) == 384
+
+
+def test_a_step_of_each_regime_and_of_peft_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process, where a new one would only cost time: counts and ratios, and that both LoRA loops are the same model."""
+    monkeypatch.setattr(regimes_bench, "ProcessPoolExecutor", lambda *_, **__: ThreadPoolExecutor(1))
+    rows = {row["regime"]: row for row in regimes_bench.regimes_benchmark("tiny_dinov2", tile=28, steps=1, repeats=1)}
+    assert set(rows) == {"frozen", "lora", "lora_last_k", "dora", "bitfit", "full", "full, checkpointing", regimes_bench.NAIVE}
+    assert rows["lora"]["ratio"] == 1
+    assert rows[regimes_bench.NAIVE]["trained"] == rows["lora"]["trained"]
+    assert rows["frozen"]["share"] == 0 < rows["lora_last_k"]["share"] == rows["lora"]["share"] / 4
+    assert rows["full"]["share"] == 1
+    assert all(row["seconds"] > 0 and row["cpu_seconds"] > 0 and row["peak_mb"] > 0 for row in rows.values())
+
+
+@pytest.mark.parametrize("kind", ["lora", "lora_last_k"])
+def test_the_benchmark_runs_what_training_runs(kind: str) -> None:
+    regime = RegimeSpec(kind, k=1 if kind == "lora_last_k" else 0)  # type: ignore[arg-type]
+    images = torch.rand(2, 1, 56, 56)
+    logits = regimes_bench._ours("tiny_dinov2", regime, images)[0]()
+    spec = BackboneSpec("tiny_dinov2", "random")
+    segmenter = Segmenter(spec, regime, "pyramid", 0, build_frozen(spec)).train()
+    assert logits.shape == (2, 2, 56, 56)
+    torch.testing.assert_close(logits, segmenter(images, (56, 56)), atol=5e-2, rtol=5e-2)  # fp16 cache; bf16 where it is had

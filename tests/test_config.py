@@ -70,6 +70,20 @@ def test_paper_presets_are_the_reference_protocol() -> None:
         (lambda p: p["regimes"].update(r={"kind": "ridge", "head": "pyramid"}), "ridge has a head of its own"),
         (lambda p: p["regimes"].update(r={"kind": "frozen", "init": "ridge"}), "add `head: linear`"),
         (lambda p: p["regimes"].update(r={"kind": "unet2d", "init": "ridge"}), "regimes.r.init"),
+        (lambda p: p["regimes"]["lora"].update(kind="lora_last_k"), "regimes.lora.k: found 0; expected a number of blocks"),
+        (lambda p: p["regimes"]["lora"].update(k=2), "regimes.lora.k: found 2"),
+        (
+            lambda p: p["regimes"]["lora"].update(kind="adapter"),
+            "one of frozen, lora, lora_last_k, dora, bitfit, full, ridge, knn, unet2d",
+        ),
+        *(
+            (
+                lambda p, v=v: p["regimes"]["frozen"].update(kind="full", layer_decay=v),
+                f"layer_decay: found {v}; expected a factor",
+            )
+            for v in (0.0, -0.5, 1.5)
+        ),
+        (lambda p: p["backbones"]["t"].update(stride=-7), "tile, views and stride at or above 0"),
         (lambda p: p.update(train="papers"), "unknown preset 'papers'"),
         (lambda p: p.update(split={"val": 1.5}), "val and test must lie"),
     ],

@@ -42,7 +42,7 @@ def test_each_place_of_a_slice_once_and_none_in_the_padding(shape: tuple[int, in
         h, w = geo.tile
         cy, cx = (np.arange(n // patch) * patch + patch / 2 + origin for n, origin in ((h, y), (w, x)))
         tiles.append(((y, x), np.stack(np.meshgrid(cy, cx, indexing="ij")).astype(np.float32), label[y : y + h, x : x + w]))
-    tokens, occupancy, centres = features._one_slice(iter(tiles), geo, patch)
+    tokens, occupancy, centres = features._one_slice(iter(tiles), geo)
     np.testing.assert_array_equal(tokens, centres)  # a token's value is where it is
     assert (centres < np.asarray(geo.resized)).all()
     assert len(np.unique(centres, axis=0)) == len(centres)

@@ -143,6 +143,7 @@ def test_baselines_in_the_same_grid_leaderboard_and_lab_book(tmp_path: Path, mon
         assert run.data.tags["weights.source"] == ("none" if kind == "unet2d" else "random")
 
 
+@pytest.mark.slow
 def test_the_papers_protocol_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """studies/paper.yaml with tiny random backbones of its three families, one epoch and one seed; all else as it stands."""
     monkeypatch.chdir(tmp_path)
@@ -287,3 +288,21 @@ def test_check_names_sections_that_dvc_needs_and_volumes_too_thin_to_diagnose(tm
     assert result.exit_code == 2
     assert "params.yaml: section 'split' is missing, which dvc.yaml needs; write `split: default`" in result.output
     assert "data/a: found 8 slices in train, val and test; expected at least 9" in result.output
+
+
+def test_check_catches_regimes_and_strides_that_do_not_fit_the_backbone(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    params = settings()
+    params["regimes"] |= {"deep": {"kind": "lora_last_k", "k": 3}, "wide": {"kind": "dora", "rank": 65}}
+    params["study"]["regimes"] += ["deep", "wide"]
+    params["backbones"] |= {"short": {**params["backbones"]["t"], "blocks": [1, 2]},
+                            "odd": {**params["backbones"]["t"], "stride": 4}}  # fmt: skip
+    params["study"]["backbones"] += ["short", "odd"]
+    make_study(tmp_path, params, ingested=False)
+    result = CliRunner().invoke(main, ["check"])
+    assert result.exit_code == 2
+    lines = [line for line in result.output.splitlines() if line.startswith("error")]
+    assert "params.yaml: regimes.deep.k: found 3; expected at most 2, the blocks of short that run" in result.output
+    assert result.output.count("regimes.wide.rank: found 65; expected at most 64, the width of") == 2
+    assert "backbones.odd: stride of tiny_dinov2: found 4; expected a divisor of the patch, 14, or 0" in result.output
+    assert len(lines) == 4

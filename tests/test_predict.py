@@ -12,7 +12,7 @@ from emadapt.config import BackboneSpec, RegimeSpec
 from emadapt.data.ingest import Volume
 from emadapt.models.regimes import merge
 from emadapt.models.segmenter import Segmenter, build_segmenter
-from emadapt.predict import predict_cached, predict_slice, predict_slices, split_blocks
+from emadapt.predict import predict_cached, predict_slice, predict_slices
 from emadapt.tokens import token_views
 from tiny import blobs
 
@@ -109,6 +109,27 @@ def test_lora_is_used_in_prediction_merged_or_not(volume: Volume) -> None:
 def test_stacked_tokens_are_split_into_their_blocks() -> None:
     segmenter = make({"blocks": (1, 2, 4)})
     blocks = [torch.full((2, 64, 3, 3), float(n)) for n in range(3)]
-    split = split_blocks(torch.cat(blocks, 1).half(), segmenter)
+    split, image = segmenter._tokens(torch.cat(blocks, 1).half())
+    assert image is None
     assert all(torch.equal(a, b) for a, b in zip(split, blocks, strict=True))
     assert split[0].dtype == torch.float32
+
+
+@pytest.mark.parametrize("change", [{}, {"stride": 7}], ids=str)
+@pytest.mark.parametrize(("kind", "head"), [("frozen", "unet"), ("lora_last_k", "pyramid"), ("lora_last_k", "unet")])
+def test_what_is_cached_is_enough_for_every_head_and_cut(
+    volume: Volume, tmp_path: Path, kind: Any, head: str, change: dict[str, Any]
+) -> None:
+    """Adapters away from zero, several tiles a slice: the cache gives what a run from the image gives."""
+    segmenter = make(change, head, RegimeSpec(kind, rank=2, k=2 if kind == "lora_last_k" else 0))
+    with torch.no_grad():
+        for p in segmenter.trainable()["adapter"]:
+            p.copy_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
+    [view] = token_views(segmenter.backbone, segmenter.spec, volume, range(1), tmp_path, segmenter.cut)
+    assert (view.entering is not None) == (kind == "lora_last_k")
+    for merged in (False, True):
+        if merged:
+            merge(segmenter.backbone)
+        online, cached = predict_slice(segmenter, volume.image[1]), predict_cached(segmenter, view, 1, (90, 101))
+        assert online.std() > 1e-3
+        np.testing.assert_allclose(cached, online, atol=5e-3)

@@ -423,7 +423,7 @@ def test_one_version_everywhere() -> None:
     assert f"## [{emadapt.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/how-to.md"])
+@pytest.mark.parametrize("name", ["README.md", "docs/how-to.md", "docs/clusters.md"])
 def test_documents_name_commands_that_exist(name: str) -> None:
     if not (ROOT / name).exists():
         pytest.skip(f"no {name} yet")

@@ -4,15 +4,24 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors import safe_open
 
 from emadapt.config import BackboneSpec, RegimeSpec
+from emadapt.data.patches import Cached
 from emadapt.errors import InputError
 from emadapt.models.heads import HEADS
 from emadapt.models.segmenter import Segmenter, build_segmenter, load_segmenter, save_segmenter
 
 SPEC = BackboneSpec("tiny_dinov2", "random", blocks=(2, 4), tile=56, overlap=0.5)
-REGIMES = {"frozen": RegimeSpec("frozen"), "lora": RegimeSpec("lora", rank=3, alpha=6.0, dropout=0.1)}
+REGIMES = {
+    "frozen": RegimeSpec("frozen"),
+    "lora": RegimeSpec("lora", rank=3, alpha=6.0, dropout=0.1),
+    "lora_last_k": RegimeSpec("lora_last_k", rank=3, alpha=6.0, k=2),
+    "dora": RegimeSpec("dora", rank=3, alpha=6.0),
+    "bitfit": RegimeSpec("bitfit"),
+    "full": RegimeSpec("full"),
+}
 
 
 def images(seed: int = 0) -> torch.Tensor:
@@ -100,8 +109,8 @@ def test_no_model_is_said_with_the_folder(tmp_path: Path, missing: str) -> None:
 
 
 def test_an_unknown_head_is_refused() -> None:
-    with pytest.raises(InputError, match=r"head 'unet'.*linear, deconv, pyramid"):
-        build_segmenter(SPEC, REGIMES["frozen"], "unet", 0)
+    with pytest.raises(InputError, match=r"head 'fpn'.*linear, deconv, pyramid, unet"):
+        build_segmenter(SPEC, REGIMES["frozen"], "fpn", 0)
 
 
 @pytest.mark.parametrize("regime", REGIMES)
@@ -111,6 +120,54 @@ def test_images_and_their_tokens_give_the_same_logits(regime: str) -> None:
         tokens = segmenter.backbone(images(9))
         assert [tuple(t.shape) for t in tokens] == [(2, 64, 3, 4)] * 2
         assert torch.equal(segmenter(tokens, (42, 56)), logits(segmenter))
+        assert torch.equal(segmenter(torch.cat(tokens, 1), (42, 56)), logits(segmenter))
+
+
+@pytest.mark.parametrize("head", ["pyramid", "unet"])
+@pytest.mark.parametrize("k", [1, 2, 3, 4])
+def test_adapters_in_the_last_blocks_see_what_the_whole_backbone_would_give_them(k: int, head: str) -> None:
+    """Logits and gradients from what is cached below the cut are those of a run from the image."""
+    regime = RegimeSpec("lora_last_k", rank=3, alpha=6.0, k=k)
+    segmenter = build_segmenter(SPEC, regime, head, seed=5).train()
+    with torch.no_grad():
+        for p in segmenter.trainable()["adapter"]:
+            p.add_(0.1 * torch.randn(p.shape))
+    assert segmenter.cut == 4 - k
+    below, entering = segmenter.backbone.entering(images(), 4 - k)
+    assert len(below) == (1 if k == 1 else 0)
+    stacked = torch.cat(below, 1) if below else torch.zeros(2, 0, 3, 4)
+    out = []
+    for batch in (images(), Cached(stacked, entering, images())):
+        found = segmenter(batch, (42, 56))
+        (found * torch.linspace(-1, 1, 56)).sum().backward()
+        gradients = [p.grad.clone() for group in segmenter.trainable().values() for p in group if p.grad is not None]
+        assert len(gradients) == len([p for group in segmenter.trainable().values() for p in group])
+        out.append([found.detach(), *gradients])
+        segmenter.zero_grad()
+    for a, b in zip(*out, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * float(a.abs().max()))
+
+
+def test_logits_of_overlapping_patches_lie_where_the_patches_do() -> None:
+    """A head that repeats each token's first channel, on a backbone that averages each patch: bright stays where it is bright."""
+    segmenter = build_segmenter(dataclasses.replace(SPEC, stride=7, blocks="last"), REGIMES["frozen"], "linear", 0)
+    image = torch.zeros(1, 1, 56, 56)
+    image[..., 20:36, 30:46] = 1.0
+    means = F.avg_pool2d(image, 14, stride=7)
+    assert means.shape[-2:] == segmenter.backbone.grid(image) == (7, 7)
+    segmenter.head.forward = lambda tokens, size: F.interpolate(tokens[0], size, mode="bilinear")
+    found = segmenter([means], (56, 56))[0, 0]
+    assert found.shape == (56, 56)
+    middle = [float((found.sum(1 - axis) * torch.arange(56)).sum() / found.sum()) for axis in (0, 1)]
+    assert middle == pytest.approx([27.5, 37.5], abs=1.0)
+    edge = segmenter([torch.arange(7.0).expand(1, 1, 7, 7)], (56, 56))[0, 0, 0]  # token i is centred on pixel 7 + 7 i
+    assert float((edge[7::7] - torch.arange(7.0)).abs().max()) < 0.2
+
+
+def test_a_head_that_needs_the_image_says_so() -> None:
+    segmenter = build_segmenter(SPEC, REGIMES["frozen"], "unet", 0)
+    with pytest.raises(ValueError, match="unet needs the image"):
+        segmenter(segmenter.backbone(images()), (42, 56))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Sweeps end to end on the tiny study: in this process, and as the processes that a user starts, kills and resumes."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -102,6 +103,19 @@ def test_the_reason_for_a_full_gpu_says_what_to_do() -> None:
     said = _reason(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."))
     assert said.startswith("CUDA out of memory")
     assert "sweep.stack" in said
+
+
+def test_a_gpu_that_fails_ends_the_worker_and_not_the_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every later trial of that process would fail too; a fresh one runs it again."""
+
+    def broken(*given: Any) -> None:
+        raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr("emadapt.sweep.trial.prepare", broken)
+    with pytest.raises(torch.AcceleratorError):
+        sweep_here(make_study(tmp_path), LORA, 1)
+    (trial,) = trials_of()
+    assert (trial.state, "failed" in trial.user_attrs) == (TrialState.RUNNING, False)
 
 
 def test_hopeless_trials_are_pruned(tmp_path: Path) -> None:
@@ -209,13 +223,15 @@ def test_a_default_that_is_the_best_and_settings_that_changed_are_not_promoted(t
 
 def test_status_counts_and_estimates(tmp_path: Path) -> None:
     make_study(tmp_path)
+    assert CliRunner().invoke(main, ["sweep", "status"]).output == "no sweep yet in scratch/sweeps/journal.log\n"
     Path("params.yaml").write_text(PARAMS)
     default = {"head_lr": 1e-3, "rank": 2, "alpha_ratio": 2.0, "dropout": 0.0, "adapter_lr": 5e-4}
     finished(load_study(), LORA, {0.71234: default, 0.6: {**default, "rank": 4}})
     result = CliRunner().invoke(main, ["sweep", "status"])
     assert "0.7123" in result.output
     row = next(line for line in result.output.splitlines() if "tiny-t-lora" in line).split()
-    assert row[1:7] == ["2", "0", "2", "0", "1", "0"]  # done, pruned, of, run, wait (the default), fail
+    assert row[1:7] == ["2", "0", "0", "0", "1", "0"]  # done, pruned, left, run, wait (the default), fail
+    assert "to go" in result.output, "the table is wider than a terminal"
     assert "0.6000" in CliRunner().invoke(main, ["sweep", "status", "--name", "tiny-t-lora-a"]).output
 
 
@@ -224,28 +240,47 @@ def test_status_counts_and_estimates(tmp_path: Path) -> None:
 
 def start(*words: str, **environment: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "emadapt", "sweep", "run", "--backbone", "t", "--train-set", "a", *words]
-    return subprocess.Popen(
-        command, env={**os.environ, **environment}, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, and so would ours
+    try:
+        return subprocess.Popen(
+            command, env={**os.environ, **environment}, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
-def workers(parent: int) -> list[int]:
-    """Processes that a `sweep run` has started."""
-    found = []
+def children(parent: int) -> dict[int, str]:
+    """State of each process that another one has started, as `ps` has it."""
+    found = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             state, ppid = stat.read_text().rpartition(")")[2].split()[:2]
         except OSError:
             continue
         if int(ppid) == parent and state != "Z":
-            found.append(int(stat.parent.name))
+            found[int(stat.parent.name)] = state
+    return found
+
+
+def workers(parent: int) -> list[int]:
+    """Workers that a `sweep run` has started."""
+    found = []
+    for pid in children(parent):
+        with contextlib.suppress(OSError):
+            if b"\0worker\0" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(pid)
     return found
 
 
 def trials_of(url: str = "") -> list[FrozenTrial]:
     store = open_store(url)
-    names = [n for n in optuna.get_all_study_names(store.storage) if n.startswith("tiny-t")]
+    names = [n for n in optuna.get_all_study_names(store.storage) if n.startswith("tiny-")]
     return optuna.load_study(study_name=names[0], storage=store.storage).get_trials() if names else []
+
+
+def owners(trials: list[FrozenTrial]) -> set[str]:
+    """Processes whose workers have claimed these trials."""
+    return {t.user_attrs["owner"].split("/")[1] for t in trials if "owner" in t.user_attrs}
 
 
 def wait_until(condition, process: subprocess.Popen[str], seconds: float = 900) -> None:
@@ -256,9 +291,29 @@ def wait_until(condition, process: subprocess.Popen[str], seconds: float = 900) 
         time.sleep(0.2)
 
 
+def n_running() -> int:
+    return sum(t.state == TrialState.RUNNING and "owner" in t.user_attrs for t in trials_of())  # claimed to the end
+
+
+def kill_at_work(process: subprocess.Popen[str]) -> int:
+    """Kill one of two workers in the middle of a trial: a stopped one whose trial still runs beside the other's."""
+    while True:
+        victim = workers(process.pid)[0]
+        os.kill(victim, signal.SIGSTOP)
+        wait_until(lambda v=victim: children(process.pid).get(v, "T") == "T", process)
+        for _ in range(10):
+            if n_running() == 2:
+                os.kill(victim, signal.SIGKILL)
+                return victim
+            time.sleep(0.1)
+        os.kill(victim, signal.SIGCONT)
+        time.sleep(0.5)
+        assert process.poll() is None, process.stdout and process.stdout.read()
+
+
 def stop(process: subprocess.Popen[str], number: int) -> str:
     """Sends a signal; afterwards no process of it is left."""
-    crew = workers(process.pid)
+    crew = list(children(process.pid))
     process.send_signal(number)
     out = process.communicate(timeout=300)[0]
     deadline = time.monotonic() + 60
@@ -314,11 +369,10 @@ def test_killed_stopped_and_resumed_a_sweep_ends_with_exactly_its_trials(tmp_pat
     make_study(tmp_path, settings(epochs=3, steps_per_epoch=6))
     words, on = ("--trials", "24", "--workers", "2"), {"EMADAPT_TRACKING": "on"}
     first = start(*words, **on)
-    while not any("signal 9" in t.user_attrs.get("lost", "") for t in trials_of()):  # until one is hit at work
-        wait_until(lambda: sum(t.state == TrialState.RUNNING for t in trials_of()) == 2, first)
-        victim = workers(first.pid)[0]
-        os.kill(victim, signal.SIGKILL)
-        wait_until(lambda v=victim: len(workers(first.pid)) == 2 and v not in workers(first.pid), first)
+    wait_until(lambda: n_running() == 2, first)
+    victim = kill_at_work(first)
+    wait_until(lambda: len(workers(first.pid)) == 2 and victim not in workers(first.pid), first)
+    assert any("signal 9" in t.user_attrs.get("lost", "") for t in trials_of()), [(t.state, t.user_attrs) for t in trials_of()]
     wait_until(lambda: n_ended(trials_of()) >= 6, first)
     out = stop(first, signal.SIGINT)
     assert first.returncode == 130, out
@@ -363,15 +417,14 @@ def test_two_machines_with_two_workers_each_on_postgresql_and_two_workers_killed
     one = start(*words, EMADAPT_TRACKING="on", EMADAPT_SWEEP_STORAGE=url)
     two = start(*words, "--join", EMADAPT_TRACKING="on", EMADAPT_SWEEP_STORAGE=url)
     for machine in (one, two):
-        before = n_ended(trials_of(url))
-        wait_until(lambda m=machine, b=before: len(workers(m.pid)) == 2 and n_ended(trials_of(url)) >= b + 2, machine)
+        wait_until(lambda m=machine: len(workers(m.pid)) == 2 and str(m.pid) in owners(trials_of(url)), machine)
         os.kill(workers(machine.pid)[0], signal.SIGKILL)
     outs = [machine.communicate(timeout=1200)[0] for machine in (one, two)]
     assert (one.returncode, two.returncode) == (0, 0), outs
     trials = trials_of(url)
     ended = check_sweep(trials, 16)
     assert sum("signal 9" in t.user_attrs.get("lost", "") for t in trials) <= 2
-    assert {t.user_attrs["owner"].split("/")[1] for t in ended} == {str(one.pid), str(two.pid)}, "both machines worked"
+    assert owners(ended) == {str(one.pid), str(two.pid)}, "both machines worked"
     assert yaml.safe_load(Path("params.yaml").read_text())
     check_lab_book(tmp_path, trials, ended)
 

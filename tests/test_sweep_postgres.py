@@ -120,3 +120,12 @@ def test_a_wrong_database_user_or_port_is_said_without_the_password(url: str) ->
             open_store(wrong)
         assert time.monotonic() - started < 10
         assert "secret" not in str(caught.value)
+
+
+def test_a_user_who_may_not_make_tables_is_told_so(url: str) -> None:
+    import psycopg2
+
+    with psycopg2.connect(url) as connection, connection.cursor() as cursor:
+        cursor.execute("CREATE ROLE guest LOGIN; REVOKE CREATE ON SCHEMA public FROM PUBLIC")
+    with pytest.raises(InputError, match=r"permission denied for schema public.*may make tables"):
+        open_store(url.replace("me:", "guest:"))

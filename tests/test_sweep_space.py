@@ -43,6 +43,23 @@ def test_the_regime_decides_what_is_searched_and_params_yaml_adds_to_it(tmp_path
     assert set(search_space(plain, FROZEN)) == {"head_lr", "weight_decay", "head"}
     assert set(search_space(more, FROZEN)) == {"head_lr", "weight_decay", "head", "blocks", "scale"}
     assert search_space(more, FROZEN)["head"].choices == ("linear", "pyramid")  # type: ignore[attr-defined]
+    assert search_space(plain, FROZEN)["head"].choices == ("linear", "deconv", "pyramid")  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("kind", ["lora_last_k", "dora", "bitfit", "full"])
+def test_the_other_regimes_search_what_they_have(tmp_path: Path, kind: str) -> None:
+    target = Target("t", "new", "a")
+    spec = {"kind": kind, "rank": 4, "alpha": 4, **({"k": 2} if kind == "lora_last_k" else {})}
+    here = study(tmp_path, regimes={"new": spec})
+    rates, factors = {"head_lr", "adapter_lr"}, {"rank", "alpha_ratio", "dropout"}
+    assert set(search_space(here, target)) == rates | (factors if kind in ("lora_last_k", "dora") else set())
+    changed, _ = study_at(here, target, default_point(here, target))
+    assert default_point(here, target)
+    assert changed.regime_specs["new"].k == here.regime_specs["new"].k
+    check_target(here, target)
+    if kind in ("lora_last_k", "dora"):
+        with pytest.raises(InputError, match=r"sweep.rank: found 65; expected at most 64"):
+            check_target(study(tmp_path, {"rank": [65]}, regimes={"new": spec}), target)
 
 
 @pytest.mark.parametrize("target", [LORA, FROZEN], ids=lambda t: t.regime)
@@ -119,7 +136,7 @@ def test_what_is_written_into_params_yaml_is_read_as_the_trials_own_settings(tmp
         (Target("t", "x", "a"), {}, "regime 'x'.*expected frozen, lora"),
         (Target("t", "lora", "x"), {}, "train set 'x'.*expected a, paired"),
         (LORA, {"rank": [8, 4096]}, "sweep.rank: found 4096; expected at most"),
-        (LORA, {"head": ["unet"]}, "sweep.head: found unet"),
+        (LORA, {"head": ["fpn"]}, "sweep.head: found fpn"),
         (LORA, {"blocks": [[1, 99]]}, "99"),
     ],
 )

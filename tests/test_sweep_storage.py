@@ -3,7 +3,11 @@
 import json
 import os
 import re
+import socket
+import subprocess
+import sys
 import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +64,8 @@ def test_another_search_space_or_setting_under_the_same_name_is_refused_and_name
         begin(store, definition={"space": {"rank": [2, 8]}, "fixed": {"train": {"epochs": 3}}})
     with pytest.raises(InputError, match=r"train\.epochs 3 there, 9 here"):
         begin(store, definition={"space": {"rank": [2, 4]}, "fixed": {"train": {"epochs": 9}}})
+    moved = {"space": {"rank": [2]}, "fixed": {"unit": {"train_set": "b"}}}
+    assert difference({"space": {"rank": [2, 4]}, "fixed": {"unit": {"train_set": "a"}}}, moved).startswith('unit.train_set "a"')
     assert difference({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "d": 2}}) == "c 2 there, absent here; d absent there, 2 here"
 
 
@@ -83,15 +89,18 @@ def test_one_sweep_runs_once_on_a_journal(tmp_path: Path) -> None:
     ("url", "workers", "words"),
     [
         ("not a url", 1, "which is no URL"),
-        ("redis://localhost", 1, "kind 'redis'"),
+        ("postgresql://me:secret@host:port/x", 1, "which is no URL"),
+        ("postgresql://me:sec@ret@127.0.0.1:9/x", 1, "two @.*%40"),
+        ("redis://me:secret@localhost", 1, "kind 'redis'"),
         ("mysql://localhost/x", 1, "kind 'mysql'"),
         ("sqlite:///sweeps.db", 2, "sqlite for 2 workers.*PostgreSQL"),
         ("sqlite:////nowhere/at/all.db", 1, "cannot be used"),
     ],
 )
 def test_storages_that_will_not_do_are_refused(tmp_path: Path, url: str, workers: int, words: str) -> None:
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(InputError, match=words) as caught:
         open_store(url, workers)
+    assert "ret" not in str(caught.value)
 
 
 def test_a_database_that_cannot_be_reached_is_said_within_seconds_without_the_password(tmp_path: Path) -> None:
@@ -104,16 +113,76 @@ def test_a_database_that_cannot_be_reached_is_said_within_seconds_without_the_pa
     assert "Connection refused" in str(caught.value)
 
 
+@pytest.mark.slow
+def test_a_machine_that_takes_the_call_and_says_nothing_is_given_up_within_10_s(tmp_path: Path) -> None:
+    pytest.importorskip("psycopg2")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        started = time.monotonic()
+        with pytest.raises(InputError, match=r"cannot be used.*timeout"):
+            open_store(f"postgresql://me:secret@127.0.0.1:{silent.getsockname()[1]}/sweeps")
+        assert time.monotonic() - started < 10
+
+
 def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     (tmp_path / "scratch").write_text("a file in the way")
     with pytest.raises(InputError, match="cannot be written"):
         open_store()
     (tmp_path / "scratch").unlink()
-    (tmp_path / "scratch/sweeps").mkdir(parents=True)
-    if os.geteuid() != 0:  # root may write anywhere
-        (tmp_path / "scratch/sweeps").chmod(0o500)
-        with pytest.raises(InputError, match="cannot be written"):
+    (tmp_path / "scratch/sweeps/journal.log.flock").mkdir(parents=True)
+    with pytest.raises(InputError, match="cannot be written or locked"):
+        open_store()
+    (tmp_path / "scratch/sweeps/journal.log.flock").rmdir()
+    for folder in (tmp_path, tmp_path / "scratch", tmp_path / "scratch/sweeps"):
+        folder.chmod(0o555)
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)  # root may write anywhere; nobody may not
+    try:
+        with pytest.raises(InputError, match=r"scratch/sweeps: found .*Permission denied.*the right to write"):
             open_store()
+    finally:
+        os.seteuid(user)
+
+
+@pytest.mark.slow
+def test_the_dashboard_opens_on_a_journal_and_gets_in_nobodys_way(tmp_path: Path) -> None:
+    """Its note is written under a lock of its own, which must not be ours: it would take that for a dead one and remove it."""
+    pytest.importorskip("optuna_dashboard", reason="pip install 'emadapt[dashboard]'")
+    store = open_store()
+    study = begin(store)
+    study.add_trial(optuna.create_trial(value=0.7))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    program, place = Path(sys.executable).with_name("optuna-dashboard"), f"http://127.0.0.1:{port}"
+    server = subprocess.Popen([program, "scratch/sweeps/journal.log", "--port", str(port), "--quiet"])
+
+    def ask(path: str, **request: Any) -> Any:
+        with urllib.request.urlopen(urllib.request.Request(f"{place}{path}", **request), timeout=30) as answer:
+            return answer.read()
+
+    try:
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                page = ask("/dashboard")
+                break
+            except OSError:
+                assert server.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.5)
+        assert b"<title>Optuna Dashboard</title>" in page
+        (said,) = json.loads(ask("/api/studies"))["study_summaries"]
+        assert said["study_name"] == study.study_name
+        assert [t["values"] for t in json.loads(ask(f"/api/studies/{said['study_id']}"))["trials"]] == [[0.7]]
+        started, note = time.monotonic(), json.dumps({"body": "the winner is odd", "version": 1}).encode()
+        ask(f"/api/studies/{said['study_id']}/note", method="PUT", data=note, headers={"Content-Type": "application/json"})
+        assert time.monotonic() - started < 8  # it would wait 30 s for a lock that is not its own
+    finally:
+        server.terminate()
+        server.wait(30)
+    assert "the winner is odd" in Path("scratch/sweeps/journal.log").read_text()
+    assert find_sweep(open_store(), "s") == study.study_name
 
 
 def test_sqlite_serves_one_worker(tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ def test_what_was_scaled_comes_back_to_its_place(change: dict[str, Any]) -> None
 )
 def test_longest_edge_gives_the_references_sizes(native: tuple[int, int], patch: int, expected: tuple[int, int]) -> None:
     whole = geometry(native, BackboneSpec("dinov2_s", "random", longest_edge=1022, tile=0, overlap=0.0), patch)
-    assert whole == Geometry(native, expected, expected, expected, 0.0)
+    assert whole == Geometry(native, expected, expected, expected, 0.0, patch, patch)
     assert whole.corners() == [(0, 0)]
     assert geometry(native, BackboneSpec("dinov2_s", "random", longest_edge=1022), patch).resized == expected
 

@@ -77,6 +77,36 @@ def test_cached_tokens_are_those_of_the_backbone_in_the_loop(backbone: Backbone,
         np.testing.assert_array_equal(label, volume.label[z, y : y + 56, x : x + 56])
 
 
+@pytest.mark.parametrize("cut", [0, 2, 3])
+def test_an_entry_that_ends_at_a_cut_holds_what_enters_the_next_block(backbone: Backbone, volume: Volume, cut: int) -> None:
+    """Against hooks on timm's own forward, for plain tiles and augmented crops; the image lies beside it."""
+    entered: list[torch.Tensor] = []
+    for view in token_views(backbone, SPEC, volume, range(2), cut=cut):
+        assert view.entering is not None
+        assert view.images is not None
+        assert view.entering.dtype == np.float16
+        assert view.tokens.shape == (len(view.index), 64 * (cut == 3), 4, 4)
+        shown = torch.from_numpy(np.array(view.images)).float()[:, None] / 255
+        handle = backbone.vit.blocks[cut].register_forward_pre_hook(lambda _, given: entered.append(given[0]))
+        with torch.inference_mode():
+            [below, _] = backbone(shown)
+        handle.remove()
+        close_to_fp16(view.entering, entered.pop().numpy())
+        if cut == 3:
+            close_to_fp16(view.tokens, below.numpy())
+        plain = view.index[:, 1] >= 0
+        for (z, y, x), image in zip(view.index[plain], view.images[plain], strict=True):
+            np.testing.assert_array_equal(image, volume.image[z, y : y + 56, x : x + 56])
+
+
+def test_what_fp16_cannot_hold_stops_an_entry_at_a_cut(backbone: Backbone, volume: Volume) -> None:
+    with torch.no_grad():
+        backbone.vit.blocks[1].mlp.fc2.bias[5] = 1e5  # finite in fp32; the final norm would hide it
+    with pytest.raises(InputError, match="not finite in fp16"):
+        token_views(backbone, SPEC, volume, range(1), cut=2)
+    assert entries() == []
+
+
 def test_the_plain_view_holds_every_split_whole_and_overlaps_where_it_is_predicted(backbone: Backbone, volume: Volume) -> None:
     [view] = token_views(backbone, SPEC, volume, range(1))
     assert set(view.index[:, 0].tolist()) == {z for part in volume.split.values() for z in part}
@@ -149,6 +179,7 @@ def test_tokens_that_are_not_finite_stop_it_and_nothing_stays(backbone: Backbone
         {"overlap": 0.5},
         {"normalisation": "imagenet"},
         {"precision": "bf16"},
+        {"stride": 7},
     ],
     ids=str,
 )
@@ -184,7 +215,14 @@ def test_data_change_the_key(study: Study, backbone: Backbone, tmp_path: Path, w
     assert token_key(backbone, SPEC, open_volume("a"), 0) != before
 
 
+def test_the_cut_changes_the_key(backbone: Backbone, volume: Volume) -> None:
+    keys = [token_key(backbone, SPEC, volume, view, cut) for view in range(2) for cut in (None, 0, 1, 2, 3)]
+    assert len(set(keys)) == len(keys)
+
+
 def test_what_changes_no_token_changes_no_key(backbone: Backbone, volume: Volume) -> None:
+    by_number = dataclasses.replace(SPEC, stride=14)  # the patch itself
+    assert token_key(build_frozen(by_number), by_number, volume, 0) == token_key(backbone, SPEC, volume, 0)
     before = [token_key(backbone, SPEC, volume, view) for view in range(2)]
     changes: tuple[dict[str, Any], ...] = ({"views": 7}, {"source": "hub"}, {"source": "file", "file": "/elsewhere/weights.pt"})
     for change in changes:

@@ -100,6 +100,16 @@ def test_a_run_and_its_experiment(root):
     assert tracking.find_run(root, "no such study", {"unit": "another"}) is None
 
 
+def test_left_for_later_nothing_is_sent_until_sync_and_then_it_equals_undisturbed(root, monkeypatch):
+    monkeypatch.setenv("EMADAPT_TRACKING", "later")
+    a_training(root)
+    assert mlflow_store.client(root).get_experiment_by_name("demo") is None
+    assert len(spools(root)) == 1
+    assert tracking.sync(root)[1] == 0  # whatever the setting says
+    check_training(root)
+    assert spools(root) == []
+
+
 def test_dead_server_then_sync_equals_undisturbed(root, monkeypatch, caplog):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", DEAD)
     start = time.monotonic()

@@ -1,16 +1,20 @@
 import itertools
 import json
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
 from monai.losses import DiceCELoss
+from safetensors.torch import load_file
 
+from emadapt import train as train_module
 from emadapt.config import Study, Unit, load_study
 from emadapt.errors import EmadaptError
 from emadapt.train import digest_seed, loss_function, rate_factor, train_unit
@@ -58,6 +62,79 @@ def test_killed_in_the_middle_and_run_again_gives_the_bytes_of_an_undisturbed_ru
     epochs = torch.load(next(tmp_path.glob("scratch/units/*/*/checkpoint.pt")), weights_only=True)["progress"]["epoch"]
     assert 1 <= epochs < 6
     assert trained(study, unit) == undisturbed
+
+
+def every_way() -> dict:
+    """Two steps of each regime, and the unet head on cached tokens, whole and in part."""
+    params = settings(epochs=1, steps_per_epoch=2)
+    params["regimes"] = {
+        "last": {"kind": "lora_last_k", "k": 2, "rank": 2},
+        "dora": {"kind": "dora", "rank": 2},
+        "bitfit": {"kind": "bitfit"},
+        "full": {"kind": "full", "checkpointing": True},
+        "unet": {"kind": "frozen", "head": "unet"},
+        "last_unet": {"kind": "lora_last_k", "k": 1, "rank": 2, "head": "unet"},
+    }
+    params["backbones"]["fine"] = {**params["backbones"]["t"], "stride": 7}
+    params["study"] |= {"regimes": list(params["regimes"]), "backbones": ["t", "fine"], "train_sets": ["a"], "datasets": ["a"]}
+    params["train_sets"] = {"a": ["a"]}
+    return params
+
+
+@pytest.mark.parametrize("backbone", ["t", "fine"])
+def test_every_regime_and_head_from_training_to_the_score(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], backbone: str
+) -> None:
+    from emadapt.evaluate import evaluate_unit
+    from emadapt.models.backbones import Backbone
+
+    study = make_study(tmp_path, every_way())
+    runs: set[str] = set()
+    regime, whole = "", Backbone.forward
+
+    def forward(self: Backbone, images: torch.Tensor) -> list[torch.Tensor]:
+        runs.add(regime)
+        return whole(self, images)
+
+    monkeypatch.setattr(Backbone, "forward", forward)
+    for regime in ("last_unet",) if backbone == "fine" else study.regimes:
+        unit = Unit(backbone, regime, "a", 0)
+        folder = train_unit(study, unit)
+        state = load_file(folder / "model.safetensors")
+        assert all(v.isfinite().all() for v in state.values())
+        adapters = [k for k in state if k.startswith("adapter.")]
+        assert bool(adapters) == (regime != "unet")
+        metrics = json.loads(evaluate_unit(study, unit).read_text())
+        assert set(metrics["test"]) == {"a"}
+        share = re.search(rf"train {unit.name}: .*of the backbone ([\d.]+)%", capsys.readouterr().out)
+        assert share
+        assert (regime == "unet") == (float(share[1]) == 0)
+        assert (regime == "full") == (float(share[1]) == 100)
+    assert not [r for r in runs if r.startswith("last")]  # what is cached is enough
+
+
+def test_half_precision_scales_the_loss_and_goes_on_with_its_scale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = make_study(tmp_path, settings(precision="fp16"))
+    undisturbed, scale = trained(study, FROZEN), checkpoint(tmp_path)["scaler"]
+    assert scale["scale"] > 1
+    (tmp_path / "scratch/units").rename(tmp_path / "gone")
+
+    def stop(*args: Any) -> None:
+        write(*args)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        write = train_module._checkpoint
+        patch.setattr(train_module, "_checkpoint", stop)
+        with pytest.raises(KeyboardInterrupt):
+            trained(study, FROZEN)
+    assert checkpoint(tmp_path)["progress"]["epoch"] == 1
+    assert trained(study, FROZEN) == undisturbed
+    assert checkpoint(tmp_path)["scaler"] == scale
+
+
+def checkpoint(root: Path) -> dict[str, Any]:
+    return dict(torch.load(next(root.glob("scratch/units/*/*/checkpoint.pt")), weights_only=True))
 
 
 def test_a_finished_unit_is_not_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,3 +110,12 @@ def test_the_seed_decides_and_what_is_saved_is_loaded(tmp_path: Path, narrow: No
         assert not torch.equal(other(images, (48, 64)), first)
         assert torch.equal(loaded(images, (48, 64)), first)
     assert loaded.spec.tile == 48
+
+
+def test_without_a_sample_it_takes_part_in_the_backward_pass(narrow: None) -> None:
+    """As of several processes one may have to."""
+    net = unet2d.UNet2d(1, 1)
+    logits = net([torch.zeros(0, 1, 32, 48)], (32, 48))
+    assert logits.shape == (0, 2, 32, 48)
+    logits.sum().backward()
+    assert all(p.grad is not None and not p.grad.any() for p in net.parameters())

@@ -16,10 +16,14 @@ import numpy as np
 import numpy.typing as npt
 import scipy
 import sklearn
+import torch
 from scipy.linalg import sqrtm
 from threadpoolctl import threadpool_info, threadpool_limits
 
+from emadapt.device import device
 from emadapt.diagnose.frechet import frechet, frechet_samples
+from emadapt.errors import InputError
+from emadapt.sweep.bench import stacked_heads_benchmark
 
 Array = npt.NDArray[np.float64]
 Row = dict[str, Any]
@@ -29,24 +33,30 @@ DIMS = (384, 768, 1024)
 REPEATS = 5
 
 
-def run_benchmarks() -> dict[str, Any]:
-    """Run all of `BENCHMARKS` with one thread and with as many as the numeric libraries take by themselves.
+def run_benchmarks(names: Sequence[str] = ()) -> dict[str, Any]:
+    """Run `BENCHMARKS`, all or those of these names, with one thread and with as many as the libraries take by themselves.
 
     Returns:
         "machine": what it ran on; then per benchmark its rows, with "threads" in each. Where other work takes the cores, threads
         wait for each other, and only the rows of one thread can be relied on: see "load" (of the minute before).
+
+    Raises:
+        InputError: no such benchmark.
     """
+    if odd := [name for name in names if name not in BENCHMARKS]:
+        raise InputError(f"benchmark {odd[0]!r}", found="no such one", expected=", ".join(BENCHMARKS), do="Correct the name.")
+    torch.get_num_threads()  # at its first call it chooses a number, over what was set before
     threads = max((library["num_threads"] for library in threadpool_info()), default=1)
     result: dict[str, Any] = {"machine": {
-        "cpu": _cpu(), "cpus": os.cpu_count(), "threads": threads, "load": round(os.getloadavg()[0], 2),
+        "cpu": _cpu(), "cpus": os.cpu_count(), "device": str(device()), "threads": threads, "load": round(os.getloadavg()[0], 2),
         "python": platform.python_version(), "numpy": np.__version__, "scipy": scipy.__version__,
-        "scikit-learn": sklearn.__version__,
+        "scikit-learn": sklearn.__version__, "torch": torch.__version__,
     }}  # fmt: skip
-    for name, benchmark in BENCHMARKS.items():
+    for name in names or BENCHMARKS:
         result[name] = []
         for n in sorted({1, threads}):
             with threadpool_limits(n):
-                result[name] += [{"threads": n, **row} for row in benchmark()]
+                result[name] += [{"threads": n, **row} for row in BENCHMARKS[name]()]
     return result
 
 
@@ -86,7 +96,18 @@ def frechet_benchmark(dims: Sequence[int] = DIMS, few: int = 64, repeats: int = 
     return [*rows, {"dim": dims[-1], "form": "samples", **_against(slow, fast, samples, repeats)}]
 
 
-BENCHMARKS: dict[str, Callable[[], list[Row]]] = {"frechet": frechet_benchmark}
+def regimes_benchmark() -> list[Row]:
+    """A training step under each regime, see `emadapt.models.bench`."""
+    from emadapt.models.bench import regimes_benchmark as run
+
+    return run()
+
+
+BENCHMARKS: dict[str, Callable[[], list[Row]]] = {
+    "frechet": frechet_benchmark,
+    "regimes": regimes_benchmark,
+    "stacked-heads": stacked_heads_benchmark,
+}
 
 
 def _against(slow: Callable[[Any], float], fast: Callable[[Any], float], given: Any, repeats: int) -> Row:

@@ -34,7 +34,7 @@ def _check_sections(path: Path) -> list[str]:
 
 
 def _check_models(study: Study, path: Path) -> list[str]:
-    from emadapt.models.backbones import get_arch, resolve_blocks
+    from emadapt.models.backbones import get_arch, resolve_blocks, resolve_stride
     from emadapt.models.heads import HEADS
 
     problems = []
@@ -42,13 +42,16 @@ def _check_models(study: Study, path: Path) -> list[str]:
         spec = study.backbone_specs[name]
         try:
             arch = get_arch(spec.arch)
-            if spec.blocks != "last":
-                resolve_blocks(spec.arch, spec.blocks)
+            last = arch.depth if spec.blocks == "last" else resolve_blocks(spec.arch, spec.blocks)[-1]
+            resolve_stride(spec.arch, spec.stride)
             for regime in study.regimes:
                 adapter = study.regime_specs[regime]
-                if adapter.kind == "lora" and adapter.rank > arch.dim:
+                if adapter.low_rank and adapter.rank > arch.dim:
                     width = f"{arch.dim}, the width of {name}"
                     problems.append(f"{path}: regimes.{regime}.rank: found {adapter.rank}; expected at most {width}")
+                if adapter.k > last:
+                    problems.append(f"{path}: regimes.{regime}.k: found {adapter.k}; expected at most {last}, the blocks of "
+                                    f"{name} that run")  # fmt: skip
         except EmadaptError as error:
             problems.append(f"{path}: backbones.{name}: {error}")
     for regime in study.regimes:

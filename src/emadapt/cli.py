@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -116,11 +117,28 @@ def trainset(backbone: str, train_set: str) -> None:
 
 
 @main.command()
+def units() -> None:
+    """Print the study's units, a line each."""
+    for unit in load_study().units():
+        click.echo(unit.name)
+
+
+@main.command()
 @click.argument("unit")
-def train(unit: str) -> None:
+@click.option(
+    "--devices", default="", envvar="EMADAPT_DEVICES", help="train on these GPUs together, e.g. 0,1  [default: the first]"
+)
+def train(unit: str, devices: str) -> None:
     """Train UNIT (backbone-regime-trainset-seed), or go on where it was stopped."""
     study = load_study()
     chosen = study.unit(unit)
+    from emadapt.launch import is_one_of_several, launch, parse_devices, visible
+
+    if (names := parse_devices(devices)) and not is_one_of_several():
+        os.environ |= {"EMADAPT_DEVICES": devices, **visible(names)}
+        if len(names) > 1:
+            launch([sys.executable, "-m", "emadapt", "train", unit], names, Path("scratch/units") / unit)
+            return
     from emadapt.train import train_unit
 
     train_unit(study, chosen)
@@ -160,22 +178,25 @@ def report() -> None:
 
 
 @main.command()
-@click.option("--jobs", default=1, show_default=True, type=click.IntRange(1), help="stages that run at once")
-@click.option("--gpus", default="", help="GPUs to share out among them, e.g. 0,1")
+@click.option("--jobs", default=0, type=click.IntRange(0), help="stages that run at once  [default: one a GPU, or one]")
+@click.option("--gpus", default="", help="GPUs to share out among them, e.g. 0,1; a unit without company gets several")
 def repro(jobs: int, gpus: str) -> None:
     """Run the pipeline, independent stages in parallel."""
+    from emadapt.launch import parse_devices
     from emadapt.repro import run_pipeline
 
-    sys.exit(run_pipeline(jobs, [g for g in gpus.split(",") if g]))
+    devices = parse_devices(gpus)
+    sys.exit(run_pipeline(jobs or len(devices) or 1, devices))
 
 
 @main.command()
+@click.argument("names", nargs=-1)
 @click.option("--json", "file", type=click.Path(path_type=Path), help="write the measurements here, too")
-def bench(file: Path | None) -> None:
-    """Time what emadapt does faster than the obvious way, against that way, as ratios."""
+def bench(names: tuple[str, ...], file: Path | None) -> None:
+    """Time what emadapt does faster than the obvious way, against that way, as ratios. NAMES choose; all without."""
     from emadapt.bench import print_benchmarks, run_benchmarks
 
-    result = run_benchmarks()
+    result = run_benchmarks(names)
     print_benchmarks(result)
     if file:
         from emadapt.files import write_json
@@ -268,10 +289,14 @@ def _print_status(storage: str, name: str) -> None:
     from rich.console import Console
 
     from emadapt.sweep.status import overview, ranking
-    from emadapt.sweep.storage import find_sweep, open_store
+    from emadapt.sweep.storage import find_sweep, open_store, sweep_names
 
     store, console = open_store(storage), Console()
-    console.print(overview(store, [find_sweep(store, name)] if name else None))
+    names = [find_sweep(store, name)] if name else sweep_names(store)
+    if not names:
+        click.echo(f"no sweep yet in {store.words}")
+        return
+    console.print(overview(store, names))
     if name:
         console.print(ranking(store, find_sweep(store, name)))
 

@@ -77,8 +77,11 @@ class BackboneSpec:
     """Share of a tile that its neighbour covers too when whole slices are predicted."""
     views: int = 1
     """Augmented views of the training slices in the token cache, besides the plain one."""
+    stride: int = 0
+    """Pixels between two patches, a divisor of the patch: less than it, patches overlap and tokens lie on a finer grid; 0: the
+    patch."""
     normalisation: Literal["checkpoint", "imagenet"] = "checkpoint"
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Arithmetic of the token cache and of prediction; `auto`: bf16 where the hardware has it, else fp32."""
 
 
@@ -86,11 +89,18 @@ class BackboneSpec:
 class RegimeSpec:
     """How the backbone is adapted; an empty setting takes the value of `train`."""
 
-    kind: Literal["frozen", "lora", "ridge", "knn", "unet2d"]
+    kind: Literal["frozen", "lora", "lora_last_k", "dora", "bitfit", "full", "ridge", "knn", "unet2d"]
     """`ridge`, `knn`: fitted to cached tokens at once, without gradients; `unet2d`: no backbone, a U-Net from scratch."""
     rank: int = 16
     alpha: float = 32.0
     dropout: float = 0.0
+    """These three of the low-rank kinds: lora, lora_last_k and dora."""
+    k: int = 0
+    """lora_last_k: adapters in the last k of the blocks that run; what enters them is cached as frozen tokens are."""
+    layer_decay: float = 0.75
+    """full: factor on the learning rate from one block to the one below it, in (0, 1]."""
+    checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, more time."""
     head: str = ""
     epochs: int = 0
     head_lr: float = 0.0
@@ -103,6 +113,11 @@ class RegimeSpec:
     def pretrained_tokens(self) -> bool:
         """Whether it works on the tokens of the backbone as pretrained, and so on the cache."""
         return self.kind in ("frozen", "ridge", "knn")
+
+    @property
+    def low_rank(self) -> bool:
+        """Whether its adapters are low-rank factors."""
+        return self.kind in ("lora", "lora_last_k", "dora")
 
     @property
     def own_head(self) -> str:
@@ -138,9 +153,10 @@ class TrainSpec:
     balanced: bool = True
     """Draw the datasets of a union equally often, whatever their size."""
     clip: float = 1.0
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """Arithmetic of training; fp16, with a scaled loss, is for GPUs that are older than bf16 (compute capability below 8)."""
     cached: bool = True
-    """Train `frozen` from the token cache; false keeps the backbone in the loop (to check the cache against)."""
+    """Train `frozen` and `lora_last_k` from the token cache; false keeps the whole backbone in the loop (to check against)."""
     workers: int = 0
     """Processes that load and augment; the result does not depend on their number."""
 
@@ -270,6 +286,17 @@ class Study:
             "datasets": {name: dataclasses.asdict(self.dataset_specs[name]) for name in members},
         }
         return typing.cast(dict[str, Any], json.loads(json.dumps(described)))
+
+
+def not_default(described: dict[str, Any]) -> dict[str, Any]:
+    """What `Study.describe` gave without the settings at their default: a setting that a later version adds changes nothing."""
+    kinds = {"backbone": BackboneSpec, "regime": RegimeSpec, "train": TrainSpec, "split": SplitSpec}
+    kept = dict(described)
+    for section, kind in kinds.items():
+        defaults = json.loads(json.dumps({f.name: f.default for f in dataclasses.fields(kind)
+                                          if f.default is not dataclasses.MISSING}))  # fmt: skip
+        kept[section] = {k: v for k, v in described[section].items() if k not in defaults or v != defaults[k]}
+    return kept
 
 
 def digest(value: Any) -> str:
@@ -426,7 +453,7 @@ def _coerce(hint: Any, value: Any) -> Any:
         raise TypeError(" or ".join(wanted))
     if origin is tuple:
         if not isinstance(value, list | tuple) or not value:
-            raise TypeError("a list")
+            raise TypeError("a list that is not empty")
         if args[-1] is not Ellipsis and len(value) != len(args):
             raise TypeError(f"a list of {len(args)}")
         return tuple(_coerce(args[0], v) for v in value)
@@ -462,8 +489,8 @@ def _check(study: Study) -> list[str]:
             bad.append(f"backbones.{name}.blocks: found {backbone.blocks!r}; expected 'auto', 'last' or a list of block numbers")
         if backbone.source == "file" and not backbone.file:
             bad.append(f"backbones.{name}: source `file` needs `file`")
-        if not 0 <= backbone.overlap < 0.9 or backbone.scale <= 0 or min(backbone.tile, backbone.views) < 0:
-            bad.append(f"backbones.{name}: overlap must lie in [0, 0.9), scale above 0, tile and views at or above 0")
+        if not 0 <= backbone.overlap < 0.9 or backbone.scale <= 0 or min(backbone.tile, backbone.views, backbone.stride) < 0:
+            bad.append(f"backbones.{name}: overlap must lie in [0, 0.9), scale above 0, tile, views and stride at or above 0")
         if backbone.tile == 0 and backbone.views > 0:
             bad.append(f"backbones.{name}: whole slices (tile: 0) turn their sides when augmented; set views to 0")
     for name, regime in study.regime_specs.items():
@@ -473,6 +500,10 @@ def _check(study: Study) -> list[str]:
             bad.append(f"regimes.{name}.head: found {regime.head!r}; {regime.kind} has a head of its own, leave this out")
         if regime.init == "ridge" and (regime.own_head or (regime.head or study.train.head) != "linear"):
             bad.append(f"regimes.{name}.init: ridge gives a `linear` head its first weights; add `head: linear`")
+        if not 0 < regime.layer_decay <= 1:
+            bad.append(f"regimes.{name}.layer_decay: found {regime.layer_decay}; expected a factor above 0, at most 1")
+        if (regime.kind == "lora_last_k") != (regime.k > 0):
+            bad.append(f"regimes.{name}.k: found {regime.k}; expected a number of blocks from 1 on for lora_last_k, else nothing")
     train, split = study.train, study.split
     if min(train.epochs, train.batch) < 1 or min(train.steps_per_epoch, train.patience, train.workers) < 0:
         bad.append("train: epochs and batch must be at least 1; steps_per_epoch, patience and workers at least 0")

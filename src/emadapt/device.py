@@ -23,5 +23,7 @@ def resolve_precision(precision: str) -> str:
 
 
 def autocast(precision: str) -> torch.autocast:
-    """Context that runs matrix products and convolutions in `precision` (auto, bf16, fp32)."""
-    return torch.autocast(device().type, dtype=torch.bfloat16, enabled=resolve_precision(precision) == "bf16")
+    """Context that runs matrix products and convolutions in `precision` (auto, bf16, fp16, fp32)."""
+    resolved = resolve_precision(precision)
+    dtype = torch.float16 if resolved == "fp16" else torch.bfloat16
+    return torch.autocast(device().type, dtype=dtype, enabled=resolved != "fp32")

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from emadapt import tracking
-from emadapt.config import Study, Unit
+from emadapt.config import Study, Unit, not_default
 from emadapt.data.ingest import INGESTED, Volume, open_volume
 from emadapt.device import device
 from emadapt.errors import InputError
@@ -43,16 +43,17 @@ def evaluate_unit(study: Study, unit: Unit, out: Path = EVALUATED) -> Path:
     folder = UNITS / unit.name
     segmenter, card = load_segmenter(folder)
     segmenter.to(device())
-    if card["settings"] != study.describe(unit):
+    if not_default(card["settings"]) != not_default(study.describe(unit)):
         raise InputError(folder, found="a model that was trained under other settings than params.yaml has",
                          expected="a model of the settings that are selected now",
                          do=f"Run `dvc repro train@{unit.name}`.")  # fmt: skip
-    frozen = study.regime_specs[unit.regime].pretrained_tokens
+    regime = study.regime_specs[unit.regime]
+    cached = regime.pretrained_tokens or regime.kind == "lora_last_k"
     history = json.loads((folder / "history.json").read_text())
     results = {}
     for name in study.datasets:
         volume = open_volume(name)
-        view = token_views(segmenter.backbone, segmenter.spec, volume, range(1))[0] if frozen else None
+        view = token_views(segmenter.backbone, segmenter.spec, volume, range(1), cut=segmenter.cut)[0] if cached else None
         regimes.merge(segmenter.backbone)
         results[name] = score_volume(segmenter, volume, view, out / unit.name, f"{unit.name} on {name}")
         regimes.unmerge(segmenter.backbone)

@@ -10,9 +10,10 @@ import numpy.typing as npt
 import torch
 
 from emadapt.data.ingest import Volume
-from emadapt.data.patches import as_input
+from emadapt.data.patches import Inputs, as_input
 from emadapt.data.tiles import Grey, blend, geometry, to_input
 from emadapt.device import autocast
+from emadapt.models.heads import needs_image
 from emadapt.models.segmenter import Segmenter
 from emadapt.tokens import TokenView
 
@@ -41,14 +42,14 @@ def predict_slice(segmenter: Segmenter, image: Grey, overlap: float | None = Non
 
 
 def predict_cached(segmenter: Segmenter, view: TokenView, z: int, native: tuple[int, int]) -> Probability:
-    """The same from the token cache's plain view, for a segmenter whose backbone is frozen."""
+    """The same from the token cache's plain view, for a segmenter whose backbone is frozen (below the view's cut)."""
     geo = geometry(native, segmenter.spec, segmenter.backbone.arch.patch)
     rows = view.rows_of_slice(z)
     corners = [(int(y), int(x)) for _, y, x in view.index[rows]]
     out = []
     for start in range(0, len(rows), BATCH_TILES):
-        block = view.tokens[rows[start] : rows[start] + min(BATCH_TILES, len(rows) - start)]  # a slice's rows are neighbours
-        out.append(_foreground(segmenter, torch.from_numpy(np.array(block)), geo.tile))
+        block = slice(rows[start], rows[start] + min(BATCH_TILES, len(rows) - start))  # a slice's rows are neighbours
+        out.append(_foreground(segmenter, view.read(block, needs_image(segmenter.head_name)), geo.tile))
     return blend(np.concatenate(out), corners, geo)
 
 
@@ -64,14 +65,9 @@ def predict_slices(segmenter: Segmenter, volume: Volume, slices: list[int], view
 
 
 @torch.inference_mode()
-def _foreground(segmenter: Segmenter, batch: torch.Tensor, size: tuple[int, int]) -> Probability:
-    """Images (B, 1, H, W) or stacked tokens (B, blocks * D, h, w) to probabilities (B, H, W)."""
+def _foreground(segmenter: Segmenter, batch: Inputs, size: tuple[int, int]) -> Probability:
+    """Images (B, 1, H, W) or what is cached of them to probabilities (B, H, W)."""
     batch = batch.to(next(itertools.chain(segmenter.head.parameters(), segmenter.head.buffers())).device)  # kNN has buffers only
     with autocast(segmenter.spec.precision):
-        logits = segmenter(batch if batch.shape[1] == 1 else split_blocks(batch, segmenter), size)
+        logits = segmenter(batch, size)
     return np.asarray(logits.float().softmax(1)[:, 1].cpu().numpy())
-
-
-def split_blocks(stacked: torch.Tensor, segmenter: Segmenter) -> list[torch.Tensor]:
-    """(B, blocks * D, h, w) of any precision -> one float32 (B, D, h, w) per block."""
-    return list(stacked.float().split(segmenter.backbone.arch.dim, 1))

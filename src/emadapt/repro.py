@@ -12,15 +12,18 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from queue import Queue
 
+from emadapt.config import load_study
 from emadapt.errors import EmadaptError
+from emadapt.launch import visible
 
 LOGS = "scratch/repro"
+
+Submit = Callable[[str, list[str]], Future[tuple[bool, str]]]
 
 
 def run_pipeline(jobs: int, gpus: list[str]) -> int:
@@ -28,18 +31,49 @@ def run_pipeline(jobs: int, gpus: list[str]) -> int:
 
     Args:
         jobs: stages that run at once; the CPU's cores are shared out among them.
-        gpus: device numbers handed to the stages in turn; empty: leave the choice to them.
+        gpus: devices (see `emadapt.launch`) that the stages get, see `place`; empty: leave the choice to them.
 
     Returns:
         0, or 1 if a stage failed. Stages that do not need the failed one are finished first.
     """
     needs = stage_graph()
-    slots: Queue[str] = Queue()
-    for i in range(jobs):
-        slots.put(gpus[i % len(gpus)] if gpus else "")
+    slots = [gpus[i % len(gpus)] if gpus else "" for i in range(max(jobs, len(gpus)))]
     os.makedirs(LOGS, exist_ok=True)
     with _children() as children, ThreadPoolExecutor(jobs) as pool:
-        return _schedule(needs, lambda stage: pool.submit(_run_stage, stage, slots, jobs, children))
+
+        def submit(stage: str, devices: list[str]) -> Future[tuple[bool, str]]:
+            threads = max(1, len(os.sched_getaffinity(0)) * len(devices) // len(slots)) if jobs > 1 else 0
+            return pool.submit(_run_stage, stage, devices, threads, children)
+
+        several = useful_devices() if len(gpus) >= jobs else {}  # not where GPUs are shared
+        return _schedule(needs, slots, jobs, several, submit)
+
+
+def useful_devices() -> dict[str, int]:
+    """Stages that more than one device is of use to, with how many: units train on one for each sample of a batch."""
+    study = load_study()
+    batch = {u: max(study.train_spec(u).batch, len(study.train_set_specs[u.train_set])) for u in study.units()}
+    return {f"train@{unit.name}": n for unit, n in batch.items()}
+
+
+def place(ready: Sequence[str], free: Sequence[str], room: int, useful: Mapping[str, int]) -> dict[str, list[str]]:
+    """Which stages start now, and on which devices: one each, and what is left over in turn to those that it is of use to.
+
+    Args:
+        ready: stages that wait for nothing but a device, first come first served.
+        free: devices; a name stands here as often as stages may have it at once.
+        room: how many stages may start.
+        useful: how many devices a stage can use, where that is more than one.
+
+    Returns:
+        The devices of each stage that starts, no GPU twice for one of them.
+    """
+    placed = {stage: [device] for stage, device in zip(ready[:room], free, strict=False)}
+    for device in free[len(placed) :]:
+        takers = [s for s, own in placed.items() if len(own) < useful.get(s, 1) and (device == "cpu" or device not in own)]
+        if takers:
+            placed[min(takers, key=lambda stage: len(placed[stage]))].append(device)
+    return placed
 
 
 def stage_graph() -> dict[str, set[str]]:
@@ -64,23 +98,28 @@ def stage_graph() -> dict[str, set[str]]:
         raise EmadaptError(f"dvc.yaml: {error}") from error
 
 
-def _schedule(needs: dict[str, set[str]], submit) -> int:  # type: ignore[no-untyped-def]
+def _schedule(needs: dict[str, set[str]], slots: list[str], jobs: int, useful: dict[str, int], submit: Submit) -> int:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     done: set[str] = set()
     failed: set[str] = set()
     running: dict[Future[tuple[bool, str]], str] = {}
+    free, has = list(slots), dict[str, list[str]]()
     columns = (TextColumn("repro"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[now]}"))
     with Progress(*columns) as bar:
         task = bar.add_task("", total=len(needs), now="")
         while True:
             waiting = [s for s in needs if s not in done | failed and s not in running.values()]
-            running |= {submit(s): s for s in waiting if needs[s] <= done}
+            has |= (placed := place([s for s in waiting if needs[s] <= done], free, jobs - len(running), useful))
+            for device in (d for devices in placed.values() for d in devices):
+                free.remove(device)
+            running |= {submit(stage, devices): stage for stage, devices in placed.items()}
             if not running:
                 break
             bar.update(task, now=", ".join(sorted(running.values())[:2]))
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 stage = running.pop(future)
+                free += has[stage]
                 ok, words = future.result()
                 (done if ok else failed).add(stage)
                 bar.console.print(words, markup=False, highlight=False)
@@ -92,25 +131,21 @@ def _schedule(needs: dict[str, set[str]], submit) -> int:  # type: ignore[no-unt
     return 1 if failed else 0
 
 
-def _run_stage(stage: str, slots: Queue[str], jobs: int, children: set[subprocess.Popen[str]]) -> tuple[bool, str]:
+def _run_stage(stage: str, devices: list[str], threads: int, children: set[subprocess.Popen[str]]) -> tuple[bool, str]:
     """One stage in a process group of its own, its output kept in a log; the closing line says how it went."""
-    device = slots.get()
     environment = os.environ | {"DVC_NO_ANALYTICS": "1"}
-    if jobs > 1:
-        environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
-    if device:
-        environment["CUDA_VISIBLE_DEVICES"] = device
+    if threads:
+        environment["OMP_NUM_THREADS"] = str(threads)
+    if any(devices):
+        environment |= {"EMADAPT_DEVICES": ",".join(devices), **visible(devices)}
     started, log = time.monotonic(), os.path.join(LOGS, f"{stage.replace('/', '_')}.log")
-    try:
-        with open(log, "w") as out:
-            command = ["dvc", "--wait-for-lock", "repro", "--single-item", stage]
-            child = subprocess.Popen(command, env=environment, text=True, stdin=subprocess.DEVNULL, stdout=out,
-                                     stderr=subprocess.STDOUT, start_new_session=True)  # fmt: skip
-            children.add(child)
-            code = child.wait()
-            children.discard(child)
-    finally:
-        slots.put(device)
+    with open(log, "w") as out:
+        command = ["dvc", "--wait-for-lock", "repro", "--single-item", stage]
+        child = subprocess.Popen(command, env=environment, text=True, stdin=subprocess.DEVNULL, stdout=out,
+                                 stderr=subprocess.STDOUT, start_new_session=True)  # fmt: skip
+        children.add(child)
+        code = child.wait()
+        children.discard(child)
     text = Path(log).read_text()
     if code:
         return False, f"{stage}: failed after {time.monotonic() - started:.0f} s; {log} ends with\n{_tail(text)}"

@@ -4,11 +4,16 @@ A cache entry (a view of a dataset under a backbone) lies in scratch/tokens/<key
 could change its content. A stale entry can therefore not be read: with another input it has another name. View 0 holds
 the slices as they are (training slices tiled once, validation and test slices with overlap); views from 1 on hold augmented
 crops of the training slices, the same that a backbone in the training loop would be shown.
+
+Where only the upper blocks are adapted (`lora_last_k`), an entry ends at the cut: it holds what enters the first adapted
+block, and the tokens of the blocks below that the head sees. Both in fp16: what flows between blocks has a few large
+channels, but far from its limit of 65504, and where it is finite its rounding (2^-11 of each value) is an eighth of bf16's.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import shutil
 import time
 from dataclasses import dataclass
@@ -22,15 +27,15 @@ from filelock import FileLock
 
 from emadapt.config import BackboneSpec, Study, digest
 from emadapt.data.ingest import Volume, open_volume
-from emadapt.data.patches import as_input, crop
-from emadapt.data.tiles import geometry, label_to_input, to_input
+from emadapt.data.patches import Cached, Inputs, as_input, crop
+from emadapt.data.tiles import Geometry, geometry, label_to_input, to_input
 from emadapt.device import autocast, device, resolve_precision
 from emadapt.errors import InputError
 from emadapt.files import write_json
 from emadapt.models.backbones import Backbone
 
 CACHE = Path("scratch/tokens")
-FORMAT = 1  # raise when the same settings begin to mean other content
+FORMAT = 2  # raise when the same settings begin to mean other content
 BATCH_TOKENS = 4096  # tokens that go through the backbone at once
 
 
@@ -39,16 +44,29 @@ class TokenView:
     """One cache entry, memory-mapped.
 
     Attributes:
-        tokens: (rows, blocks * D, h, w) float16.
+        tokens: (rows, blocks * D, h, w) float16; of an entry that ends at a cut, those of the blocks below it, perhaps none.
         labels: (rows, H, W) uint8 of 0 and 1, at the input's resolution.
         index: (rows, 3) int32: slice, and upper left corner (y, x) in the padded slice (of a crop: -1, -1).
         split: the dataset's slices by part.
+        images: (rows, H, W) uint8, what the backbone was shown.
+        entering: (rows, N, D) float16, what leaves the block at the cut: class token, registers, patches; None without a cut.
     """
 
     tokens: npt.NDArray[np.float16]
     labels: npt.NDArray[np.uint8]
     index: npt.NDArray[np.int32]
     split: dict[str, list[int]]
+    images: npt.NDArray[np.uint8] | None = None
+    entering: npt.NDArray[np.float16] | None = None
+
+    def read(self, rows: int | slice, with_image: bool = False) -> Inputs:
+        """What a segmenter takes: tokens alone where they are enough, else `Cached`; of one row or, batched, of several."""
+        tokens = torch.from_numpy(np.array(self.tokens[rows]))
+        if self.entering is None and not with_image:
+            return tokens
+        entering = None if self.entering is None else torch.from_numpy(np.array(self.entering[rows]))
+        image = as_input(self.images[rows]) if with_image and self.images is not None else None
+        return Cached(tokens, entering, image)
 
     def rows_of(self, part: str) -> npt.NDArray[np.int64]:
         """Rows whose slice belongs to `train`, `val` or `test`."""
@@ -59,35 +77,44 @@ class TokenView:
         return np.flatnonzero(self.index[:, 0] == z)
 
 
-def token_key(backbone: Backbone, spec: BackboneSpec, volume: Volume, view: int) -> str:
-    """Hash over weights, preprocessing, blocks, geometry, data and view: everything that a cache entry depends on."""
+def token_key(backbone: Backbone, spec: BackboneSpec, volume: Volume, view: int, cut: int | None = None) -> str:
+    """Hash over weights, preprocessing, blocks, cut, geometry, data and view: everything that a cache entry depends on."""
     settings = dataclasses.asdict(spec)
     for key in ("source", "file", "views"):  # the weights' own hash stands for the first two
         settings.pop(key)
     if view > 0:
         settings.pop("overlap")
-    settings["precision"] = resolve_precision(spec.precision)
+    settings["precision"], settings["stride"] = resolve_precision(spec.precision), backbone.stride
     content = {"format": FORMAT, "weights": backbone.provenance.sha256, "blocks": list(backbone.blocks), "settings": settings,
-               "data": volume.md5, "view": view}  # fmt: skip
+               "data": volume.md5, "view": view, "cut": cut}  # fmt: skip
     return digest(content)[:24]
 
 
-def token_views(backbone: Backbone, spec: BackboneSpec, volume: Volume, views: range, cache: Path = CACHE) -> list[TokenView]:
+def token_views(backbone: Backbone, spec: BackboneSpec, volume: Volume, views: range, cache: Path = CACHE,
+                cut: int | None = None) -> list[TokenView]:  # fmt: skip
     """Open the entries of `views`, computing those that are not there.
+
+    Args:
+        backbone: pretrained, at least below the cut.
+        spec: its input settings.
+        volume: the dataset.
+        views: their numbers.
+        cache: folder of the entries.
+        cut: number of blocks to run, see `regimes.cut_of`; None: all, up to the last that the head sees.
 
     Raises:
         InputError: the backbone gives tokens that are not finite.
     """
     out = []
     for view in views:
-        folder = cache / token_key(backbone, spec, volume, view)
+        folder = cache / token_key(backbone, spec, volume, view, cut)
         if not (folder / "manifest.json").is_file():
             cache.mkdir(parents=True, exist_ok=True)
             with FileLock(cache / f"{folder.name}.lock"):  # another stage may want the same entry now
                 if not (folder / "manifest.json").is_file():
-                    _extract(backbone, spec, volume, view, folder)
-        tokens, labels, index = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("tokens", "labels", "index"))
-        out.append(TokenView(tokens, labels, index, volume.split))
+                    _extract(backbone, spec, volume, view, folder, cut)
+        arrays = {f.stem: np.load(f, mmap_mode="r") for f in folder.glob("*.npy")}
+        out.append(TokenView(split=volume.split, **arrays))
     return out
 
 
@@ -133,47 +160,67 @@ def _plan(spec: BackboneSpec, volume: Volume, view: int, patch: int) -> list[tup
     return plan + [(z, y, x) for part in ("val", "test") for z in split[part] for y, x in geo.corners()]
 
 
-def _extract(backbone: Backbone, spec: BackboneSpec, volume: Volume, view: int, folder: Path) -> None:
+def _extract(backbone: Backbone, spec: BackboneSpec, volume: Volume, view: int, folder: Path, cut: int | None) -> None:
     """Compute one entry under a temporary name, then rename."""
     from rich.progress import track
 
     geo = geometry((volume.image.shape[1], volume.image.shape[2]), spec, backbone.arch.patch)
     plan = _plan(spec, volume, view, backbone.arch.patch)
-    h, w = geo.tile[0] // backbone.arch.patch, geo.tile[1] // backbone.arch.patch
     temporary = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    channels = backbone.arch.dim * len(backbone.blocks)
-    tokens = np.lib.format.open_memmap(temporary / "tokens.npy", "w+", np.float16, (len(plan), channels, h, w))
-    labels = np.lib.format.open_memmap(temporary / "labels.npy", "w+", np.uint8, (len(plan), *geo.tile))
+    arrays = _new_arrays(temporary, backbone, geo, len(plan), cut)
     np.save(temporary / "index.npy", np.asarray([(z, y, x) if y >= 0 else (z, -1, -1) for z, y, x in plan], dtype=np.int32))
-    batch = max(1, BATCH_TOKENS // (h * w))
+    batch = max(1, BATCH_TOKENS // math.prod(geo.grid))
     slice_now, image, label = -1, np.empty(0, np.uint8), np.empty(0, np.uint8)
     for start in track(range(0, len(plan), batch), description=f"tokens {volume.name} view {view}"):
         rows = plan[start : start + batch]
-        images = []
         for row, (z, y, x) in enumerate(rows, start):
             if slice_now != z:
                 slice_now, image, label = z, to_input(volume.image[z], geo), label_to_input(volume.label[z], geo)
             if y < 0:
                 seed = int(np.random.default_rng([view, z, x]).integers(2**31))
-                tile, labels[row] = crop(image, label, geo.tile, seed, augmented=True)
+                arrays["images"][row], arrays["labels"][row] = crop(image, label, geo.tile, seed, augmented=True)
             else:
-                tile = image[y : y + geo.tile[0], x : x + geo.tile[1]]
-                labels[row] = label[y : y + geo.tile[0], x : x + geo.tile[1]]
-            images.append(as_input(tile))
-        out = torch.cat(compute_tokens(backbone, torch.stack(images), spec.precision), 1).half().cpu()
-        if not torch.isfinite(out).all():
-            shutil.rmtree(temporary)
-            raise InputError(f"tokens of {volume.name}, slice {rows[0][0]}", found="values that are not finite",
-                             expected="finite tokens", do="Check the backbone's weights file.")  # fmt: skip
-        tokens[start : start + len(rows)] = out.numpy()
-    tokens.flush()
-    labels.flush()
+                arrays["images"][row] = image[y : y + geo.tile[0], x : x + geo.tile[1]]
+                arrays["labels"][row] = label[y : y + geo.tile[0], x : x + geo.tile[1]]
+        shown = as_input(arrays["images"][start : start + len(rows)])
+        for name, values in _computed(backbone, shown, spec.precision, cut).items():
+            if not np.isfinite(values).all():
+                shutil.rmtree(temporary)
+                raise InputError(f"tokens of {volume.name}, slice {rows[0][0]}", found="values that are not finite in fp16",
+                                 expected="finite tokens", do="Check the backbone's weights file.")  # fmt: skip
+            arrays[name][start : start + len(rows)] = values
+    for array in arrays.values():
+        array.flush()
     write_json(temporary / "manifest.json", {"format": FORMAT, "rows": len(plan), "weights": backbone.provenance.to_dict(),
-                                             "data_md5": volume.md5, "view": view})  # fmt: skip
+                                             "data_md5": volume.md5, "view": view, "cut": cut})  # fmt: skip
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
+
+
+def _new_arrays(folder: Path, backbone: Backbone, geo: Geometry, rows: int, cut: int | None) -> dict[str, np.memmap[Any, Any]]:
+    """The large arrays of an entry, as files to be filled."""
+    blocks = len([b for b in backbone.blocks if cut is None or b < cut])
+    shapes: dict[str, tuple[type, tuple[int, ...]]] = {
+        "tokens": (np.float16, (blocks * backbone.arch.dim, *geo.grid)),
+        "labels": (np.uint8, geo.tile),
+        "images": (np.uint8, geo.tile),
+    }
+    if cut is not None:
+        shapes["entering"] = (np.float16, (backbone.vit.num_prefix_tokens + math.prod(geo.grid), backbone.arch.dim))
+    return {name: np.lib.format.open_memmap(folder / f"{name}.npy", "w+", kind, (rows, *shape))
+            for name, (kind, shape) in shapes.items()}  # fmt: skip
+
+
+def _computed(backbone: Backbone, images: torch.Tensor, precision: str, cut: int | None) -> dict[str, npt.NDArray[np.float16]]:
+    """What an entry holds of a batch of images."""
+    if cut is None:
+        return {"tokens": torch.cat(compute_tokens(backbone, images, precision), 1).half().cpu().numpy()}
+    with torch.inference_mode(), autocast(precision):
+        below, entering = backbone.entering(images.to(next(backbone.parameters()).device), cut)
+    out = {"entering": entering.half().cpu().numpy()}
+    return out | ({"tokens": torch.cat(below, 1).half().cpu().numpy()} if below else {})
 
 
 @torch.inference_mode()

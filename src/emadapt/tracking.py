@@ -92,12 +92,15 @@ def open_run(
         parent: id of the run that this one is shown under, as a trial under its sweep.
 
     Returns:
-        A tracker; one that does nothing with EMADAPT_TRACKING=off.
+        A tracker; one that does nothing with EMADAPT_TRACKING=off, and one that leaves the sending to `sync` with
+        EMADAPT_TRACKING=later, for nodes of a cluster that must not all write to one SQLite file on a shared disk.
     """
-    if os.environ.get("EMADAPT_TRACKING", "").lower() == "off":
+    mode = os.environ.get("EMADAPT_TRACKING", "").lower()
+    if mode == "off":
         return NullTracker()
     key = uuid.uuid4().hex
     tracker = Tracker(root.resolve(), root.resolve() / SPOOL / f"{tags['unit']}-{key[:8]}")
+    tracker.later = mode == "later"
     tracker._lock()
     own = {"settings": _settings(params), "mlflow.parentRunId": parent}
     head = {"study": study_name, "key": key, "tags": _texts(own | dict(tags)), "resume_by": list(resume_by), "origin": origin}
@@ -112,10 +115,11 @@ class Tracker:
 
     Attributes:
         run_id: the MLflow run, None until the store has answered.
+        later: send nothing; `sync` does.
     """
 
     def __init__(self, root: Path, folder: Path) -> None:
-        self.root, self.folder = root, folder
+        self.root, self.folder, self.later = root, folder, False
         self.run_id: str | None = None
         self._entries: list[dict[str, Any]] = []
         self._spooled = self._sent = 0  # how many of the entries are on disk, and in MLflow
@@ -244,7 +248,7 @@ class Tracker:
 
     def _flush(self, force: bool = False) -> None:
         """Sends what is not sent; on an outage says so once and leaves the rest for later."""
-        if self._sent == len(self._entries) or (time.monotonic() - self._failed_at < self._wait and not force):
+        if self.later or self._sent == len(self._entries) or (time.monotonic() - self._failed_at < self._wait and not force):
             return
         start = self._sent
         try:

@@ -9,6 +9,7 @@ import resource
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,17 @@ import torch
 from torch import nn
 
 import emadapt
-from emadapt import tracking, twins
+from emadapt import parallel, tracking, twins
 from emadapt.closed_form import FITS, fit_ridge
-from emadapt.config import Study, TrainSpec, Unit, digest
+from emadapt.config import Study, TrainSpec, Unit, digest, not_default
 from emadapt.data.ingest import INGESTED, Volume, open_volume
-from emadapt.data.patches import CropDataset, TokenDataset, load_epoch, plan_epoch
+from emadapt.data.patches import CropDataset, Item, TokenDataset, deal, load_epoch, plan_epoch, with_absent
 from emadapt.device import autocast, device, resolve_precision
 from emadapt.errors import EmadaptError
+from emadapt.models.heads import BatchNorm, needs_image
+from emadapt.models.regimes import parameter_groups
 from emadapt.models.segmenter import Segmenter, build_segmenter, save_segmenter
-from emadapt.predict import predict_slices, split_blocks
+from emadapt.predict import predict_slices
 from emadapt.tokens import TokenView, token_views
 
 UNITS = Path("build/units")
@@ -87,14 +90,15 @@ def prepare(study: Study, unit: Unit) -> Inputs:
     views = _cached_views(segmenter, volumes, study, unit)
     if study.regime_specs[unit.regime].init == "ridge":
         fit_ridge(segmenter, volumes, views or _training_views(segmenter, volumes, study, unit), train, unit.seed)
-    patch = segmenter.backbone.arch.patch
-    data: Data = TokenDataset(views) if views else CropDataset(volumes, segmenter.spec, patch, train.augment)
+    data: Data = CropDataset(volumes, segmenter.spec, segmenter.backbone.arch.patch, train.augment)
+    if views:
+        data = TokenDataset(views, with_image=needs_image(train.head))
     return Inputs(segmenter, volumes, views, data)
 
 
 def unit_key(study: Study, unit: Unit, inputs: Inputs) -> str:
     """Hash over all that the trained weights depend on: a checkpoint under another one is not gone on from."""
-    settings = twins.identity(study.describe(unit), inputs.segmenter)
+    settings = twins.identity(not_default(study.describe(unit)), inputs.segmenter)
     return digest({**settings, "data": [v.md5 for v in inputs.volumes], "version": emadapt.__version__,
                    "weights": inputs.segmenter.backbone.provenance.sha256})[:24]  # fmt: skip
 
@@ -102,12 +106,16 @@ def unit_key(study: Study, unit: Unit, inputs: Inputs) -> str:
 def train_unit(study: Study, unit: Unit) -> Path:
     """Train `unit`, or go on where it was stopped, and write build/units/<unit>/; logged as a run of the lab book.
 
+    Of several processes (see `emadapt.parallel`) the first one writes and logs.
+
     Returns:
         The folder with model.safetensors, model.json and history.json.
 
     Raises:
         EmadaptError: the loss is not finite, or the inputs are not there.
     """
+    parallel.join()
+    processes, is_first = parallel.size(), parallel.rank() == 0
     train, inputs = study.train_spec(unit), prepare(study, unit)
     segmenter, volumes, key = inputs.segmenter, inputs.volumes, unit_key(study, unit, inputs)
     scratch = SCRATCH / unit.name / key
@@ -119,18 +127,21 @@ def train_unit(study: Study, unit: Unit) -> Path:
         "weights.sha256": weights.sha256,
     }
     goes_on = ("unit", "unit.key") if (scratch / "checkpoint.pt").is_file() else ()  # a training from the start is a new run
-    with tracking.open_run(Path(), study.name, tags, study.describe(unit), resume_by=goes_on) as tracker:
+    with (tracking.open_run(Path(), study.name, tags, study.describe(unit), resume_by=goes_on) if is_first
+          else tracking.NullTracker()) as tracker:  # fmt: skip
         tracker.log_dict(study.describe(unit), "config.json")
         for volume in volumes:
             tracker.log_dataset(volume.name, volume.md5, str(INGESTED / volume.name), "training")
-        with twins.turn(segmenter, key):
-            if twin := twins.find(UNITS, key, unit.name):
-                progress, final = _copy(twin, segmenter, tracker)
-            else:
-                fit_ = fit_at_once if segmenter.regime.kind in FITS else fit
-                progress = fit_(inputs, train, unit, scratch, tracker.log_metrics)
-                final = score(segmenter, volumes, inputs.views, every=0)
-            folder = _publish(segmenter, _facts(study, unit, key, segmenter, volumes, progress, final), progress, unit, final)
+        with twins.turn(segmenter, key) if processes == 1 else nullcontext():  # several would wait for each other
+            progress, final = _fit_or_copy(inputs, train, unit, key, scratch, tracker)
+            parallel.leave()
+            if not is_first:
+                return UNITS / unit.name
+            facts = _facts(study, unit, key, segmenter, volumes, progress, final)
+            if processes > 1:
+                tracker.set_tags({"processes": processes})
+                facts["processes"] = processes
+            folder = _publish(segmenter, facts, progress, unit, final)
         tracker.log_metrics({f"val/best_{k}": v for k, v in final.items()}, step=0)
         tracker.set_tags({"model.md5": file_md5(folder / "model.safetensors"), "trainable_params": segmenter.n_trainable()})
         for name in ("model.safetensors", "model.json", "history.json"):
@@ -179,23 +190,25 @@ def _publish(segmenter: Segmenter, facts: dict[str, Any], progress: Progress, un
     temporary.rename(folder)
     n = segmenter.n_trainable()
     print(f"train {unit.name}: val IoU {final['iou']:.4f} (epoch {progress.best_epoch}), {n:,} trained parameters, "
+          f"of the backbone {segmenter.share():.2%}, "
           f"{progress.seconds:.0f} s, peak {peak:.0f} MB")  # fmt: skip
     return folder
 
 
 def _cached_views(segmenter: Segmenter, volumes: list[Volume], study: Study, unit: Unit) -> list[list[TokenView]]:
-    """Cache entries per training volume, or nothing where the backbone has to run in the loop."""
+    """Cache entries per training volume, or nothing where the whole backbone has to run in the loop."""
     regime = study.regime_specs[unit.regime]
-    if not regime.pretrained_tokens or (regime.kind == "frozen" and not study.train_spec(unit).cached):
+    may_be_cached = regime.kind in ("frozen", "lora_last_k") and study.train_spec(unit).cached
+    if not may_be_cached and regime.kind not in ("ridge", "knn"):
         return []
     return _training_views(segmenter, volumes, study, unit)
 
 
 def _training_views(segmenter: Segmenter, volumes: list[Volume], study: Study, unit: Unit) -> list[list[TokenView]]:
-    """Cache entries per training volume of the backbone as pretrained."""
-    spec = study.backbone_specs[unit.backbone]
-    n_views = spec.views + 1 if study.train.augment else 1
-    return [token_views(segmenter.backbone, spec, v, range(n_views)) for v in volumes]
+    """Cache entries per training volume, of what no step changes."""
+    train, spec = study.train_spec(unit), study.backbone_specs[unit.backbone]
+    n_views = spec.views + 1 if train.augment else 1
+    return [token_views(segmenter.backbone, spec, v, range(n_views), cut=segmenter.cut) for v in volumes]
 
 
 def fit_at_once(inputs: Inputs, train: TrainSpec, unit: Unit, scratch: Path,
@@ -207,6 +220,16 @@ def fit_at_once(inputs: Inputs, train: TrainSpec, unit: Unit, scratch: Path,
     for number, metrics in enumerate(history):
         on_epoch(metrics, number)
     return Progress(len(history), history[best]["val/iou"], best, time.perf_counter() - started, history)
+
+
+def _fit_or_copy(inputs: Inputs, train: TrainSpec, unit: Unit, key: str, scratch: Path,
+                 tracker: tracking.Tracker) -> tuple[Progress, dict[str, float]]:  # fmt: skip
+    """The training and the validation scores of its model."""
+    segmenter = inputs.segmenter
+    if parallel.size() == 1 and (twin := twins.find(UNITS, key, unit.name)):
+        return _copy(twin, segmenter, tracker)
+    progress = (fit_at_once if segmenter.regime.kind in FITS else fit)(inputs, train, unit, scratch, tracker.log_metrics)
+    return progress, score(segmenter, inputs.volumes, inputs.views, every=0)
 
 
 def _copy(twin: Path, segmenter: Segmenter, tracker: tracking.Tracker) -> tuple[Progress, dict[str, float]]:
@@ -230,27 +253,36 @@ def fit(inputs: Inputs, train: TrainSpec, unit: Unit, scratch: Path,
         unit: names and seeds it.
         scratch: folder of the checkpoint.
         on_epoch: called after each epoch with its metrics and the steps so far, the checkpoint written; may raise.
+            Of several processes, in the first one.
     """
     from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
     segmenter, data, volumes, views = inputs.segmenter, inputs.data, inputs.volumes, inputs.views
-    rows = data.rows()
+    rows, rank, size = data.rows(), parallel.rank(), parallel.size()
     steps = len(plan_epoch(rows, train, unit.seed, 0))
     optimiser = _optimiser(segmenter, train)
+    scaler = torch.amp.GradScaler(device().type, enabled=train.precision == "fp16")
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, rate_factor(train, steps))
-    progress, best = _resume(scratch, segmenter, optimiser, schedule)
+    progress, best = _resume(scratch, segmenter, optimiser, schedule, scaler)
+    if not parallel.agree(progress.epoch):
+        raise EmadaptError(f"unit {unit.name}: its processes see different checkpoints; {scratch} must be one folder for all")
+    shared_norm = size > 1 and any(isinstance(m, BatchNorm) for m in segmenter.modules())
     loss_of = loss_function(train.loss)
     words = TextColumn("{task.fields[words]}")
-    with Bar(TextColumn(f"train {unit.name}"), BarColumn(), TimeRemainingColumn(), words) as bar:
+    with Bar(TextColumn(f"train {unit.name}"), BarColumn(), TimeRemainingColumn(), words, disable=rank > 0) as bar:
         task = bar.add_task("", total=train.epochs * steps, completed=progress.epoch * steps, words="")
         while progress.epoch < train.epochs and not stalled(progress, train):
             started = time.perf_counter()
-            torch.manual_seed(digest_seed(unit.seed, progress.epoch))  # dropout; the same after a resume
+            # Dropout: the same after a resume, another one in each process.
+            torch.manual_seed(digest_seed(unit.seed, progress.epoch, *([rank] if rank else [])))
             losses = []
             segmenter.train()
-            for batch in load_epoch(data, plan_epoch(rows, train, unit.seed, progress.epoch), train.workers):
-                losses.append(_step(segmenter, batch, loss_of, optimiser, train))
+            plan = plan_epoch(rows, train, unit.seed, progress.epoch)
+            own = [deal(data, whole, rank, size) for whole in plan] if size > 1 else plan
+            for whole, batch in zip(plan, load_epoch(data, own, train.workers), strict=True):
+                groups = with_absent(data, whole, batch) if shared_norm else batch
+                losses.append(_step(segmenter, groups, len(whole), loss_of, optimiser, scaler, train))
                 schedule.step()
                 bar.update(task, advance=1, words=f"loss {losses[-1]:.3f}, val IoU {max(progress.best, 0):.3f}")
             if not math.isfinite(sum(losses)):
@@ -266,27 +298,31 @@ def fit(inputs: Inputs, train: TrainSpec, unit: Unit, scratch: Path,
             progress.epoch += 1
             progress.seconds += time.perf_counter() - started
             progress.history.append(metrics)
-            _checkpoint(scratch, progress, segmenter, best, optimiser, schedule)
-            on_epoch(metrics, progress.epoch * steps)
+            if rank == 0:
+                _checkpoint(scratch, progress, segmenter, best, optimiser, schedule, scaler)
+                on_epoch(metrics, progress.epoch * steps)
     segmenter.load_trained(best)
     return progress
 
 
-def _step(segmenter: Segmenter, batch: list[tuple[torch.Tensor, torch.Tensor]], loss_of: nn.Module,
-          optimiser: torch.optim.Optimizer, train: TrainSpec) -> float:  # fmt: skip
-    """One optimiser step over the groups of a batch."""
-    n = sum(len(labels) for _, labels in batch)
+def _step(segmenter: Segmenter, batch: list[Item], n: int, loss_of: nn.Module, optimiser: torch.optim.Optimizer,
+          scaler: torch.amp.GradScaler, train: TrainSpec) -> float:  # fmt: skip
+    """One optimiser step over the groups of a batch, or of this process's part of it; `n`: samples of the whole."""
     total = 0.0
     for inputs, labels in batch:
         inputs, labels = inputs.to(device()), labels.to(device())
         with autocast(train.precision):
-            tokens_or_image = inputs if inputs.shape[1] == 1 else split_blocks(inputs, segmenter)
-            logits = segmenter(tokens_or_image, labels.shape[-2:])
-        loss = loss_of(logits, labels[:, None]) * (len(labels) / n)
-        loss.backward()
+            # Where only other processes have samples, and normalise over all: no tokens.
+            logits = segmenter(inputs if len(labels) else segmenter.no_tokens(inputs), labels.shape[-2:])
+        loss = loss_of(logits, labels[:, None]) * (len(labels) / n) if len(labels) else logits.sum()
+        scaler.scale(loss).backward()
         total += float(loss.detach())
-    torch.nn.utils.clip_grad_norm_([p for g in optimiser.param_groups for p in g["params"]], train.clip)
-    optimiser.step()
+    parameters = [p for g in optimiser.param_groups for p in g["params"]]
+    total = parallel.add_up(parameters, total)
+    scaler.unscale_(optimiser)
+    torch.nn.utils.clip_grad_norm_(parameters, train.clip)
+    scaler.step(optimiser)
+    scaler.update()
     optimiser.zero_grad(set_to_none=True)
     return total
 
@@ -307,24 +343,29 @@ def score(segmenter: Segmenter, volumes: list[Volume], views: list[list[TokenVie
     for i, volume in enumerate(volumes):
         slices = val_slices(volume, every)
         overlap = 0.0 if every else None  # quick while training, as in evaluation at the end
-        hits = total = 0
-        for z, probability in predict_slices(segmenter, volume, slices, views[i][0] if views else None, overlap):
+        counts = torch.zeros((len(slices), 3), dtype=torch.float64)  # pixels hit, pixels in either, loss
+        mine = range(parallel.rank(), len(slices), parallel.size())
+        predicted = predict_slices(segmenter, volume, [slices[k] for k in mine], views[i][0] if views else None, overlap)
+        for k, (z, probability) in zip(mine, predicted, strict=True):
             label, found = volume.label[z] > 0, probability > 0.5
-            hits, total = hits + int((label & found).sum()), total + int((label | found).sum())
+            counts[k, 0], counts[k, 1] = int((label & found).sum()), int((label | found).sum())
             if loss_of is not None:
                 p = torch.tensor(probability).clamp(1e-6, 1 - 1e-6)
                 logits = torch.stack([(1 - p).log(), p.log()])[None]  # softmax gives back the probabilities
-                losses.append(float(loss_of(logits, torch.from_numpy(np.array(volume.label[z]))[None, None].long())))
+                counts[k, 2] = float(loss_of(logits, torch.from_numpy(np.array(volume.label[z]))[None, None].long()))
+        counts = parallel.total(counts)  # each slice from the one process that has it
+        hits, total, _ = counts.sum(0).tolist()
         ious.append(hits / total if total else 1.0)
+        if loss_of is not None:
+            losses += counts[:, 2].tolist()
     scored = {"iou": float(np.mean(ious)), **{f"iou.{v.name}": iou for v, iou in zip(volumes, ious, strict=True)}}
     return scored | ({"loss": float(np.mean(losses))} if losses else {})
 
 
 def _optimiser(segmenter: Segmenter, train: TrainSpec) -> torch.optim.Optimizer:
-    groups = segmenter.trainable()
-    rates = {"head": train.head_lr, "adapter": train.adapter_lr}
-    sets = [{"params": groups[k], "lr": rates[k]} for k in groups if groups[k]]
-    return torch.optim.AdamW(sets, weight_decay=train.weight_decay)
+    head = {"params": list(segmenter.head.parameters()), "lr": train.head_lr, "weight_decay": train.weight_decay}
+    adapter = parameter_groups(segmenter.backbone, segmenter.regime, train.adapter_lr, train.weight_decay)
+    return torch.optim.AdamW([head, *adapter])
 
 
 def rate_factor(train: TrainSpec, steps: int) -> Callable[[int], float]:
@@ -352,23 +393,26 @@ def digest_seed(*numbers: int) -> int:
 
 
 def _checkpoint(scratch: Path, progress: Progress, segmenter: Segmenter, best: dict[str, torch.Tensor],
-                optimiser: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LambdaLR) -> None:  # fmt: skip
+                optimiser: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LambdaLR,
+                scaler: torch.amp.GradScaler) -> None:  # fmt: skip
     scratch.mkdir(parents=True, exist_ok=True)
     state = {"progress": vars(progress), "trained": segmenter.trained_state(), "best": best,
-             "optimiser": optimiser.state_dict(), "step": schedule.last_epoch}  # fmt: skip
+             "optimiser": optimiser.state_dict(), "step": schedule.last_epoch, "scaler": scaler.state_dict()}  # fmt: skip
     temporary = scratch / ".checkpoint.part"
     torch.save(state, temporary)
     temporary.replace(scratch / "checkpoint.pt")
 
 
 def _resume(scratch: Path, segmenter: Segmenter, optimiser: torch.optim.Optimizer,
-            schedule: torch.optim.lr_scheduler.LambdaLR) -> tuple[Progress, dict[str, torch.Tensor]]:  # fmt: skip
+            schedule: torch.optim.lr_scheduler.LambdaLR,
+            scaler: torch.amp.GradScaler) -> tuple[Progress, dict[str, torch.Tensor]]:  # fmt: skip
     path = scratch / "checkpoint.pt"
     if not path.is_file():
         return Progress(), segmenter.trained_state()
     state = torch.load(path, weights_only=True, map_location="cpu")
     segmenter.load_trained(state["trained"])
     optimiser.load_state_dict(state["optimiser"])
+    scaler.load_state_dict(state.get("scaler", {}))
     schedule.last_epoch = state["step"]
     for group, rate, factor in zip(optimiser.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
         group["lr"] = rate * factor(state["step"])

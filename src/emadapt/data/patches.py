@@ -25,7 +25,43 @@ if TYPE_CHECKING:
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network for its version at import
 
-Item = tuple[torch.Tensor, torch.Tensor]
+
+@dataclass(frozen=True)
+class Cached:
+    """What the token cache has of a tile, or of a batch of them (then with a leading axis), where tokens alone are not enough.
+
+    Attributes:
+        tokens: (blocks * D, h, w) float16 of the blocks that are cached.
+        entering: (N, D) float16, what enters the first adapted block; None where all blocks are cached.
+        image: (1, H, W) float32 in [0, 1]; None where the head does not look at it.
+    """
+
+    tokens: torch.Tensor
+    entering: torch.Tensor | None = None
+    image: torch.Tensor | None = None
+
+    @property
+    def shape(self) -> torch.Size:
+        """That of the tokens."""
+        return self.tokens.shape
+
+    def to(self, device: torch.device) -> Cached:
+        """The same on another device."""
+        return Cached(self.tokens.to(device), *(p if p is None else p.to(device) for p in (self.entering, self.image)))
+
+    @staticmethod
+    def stack(items: Sequence[Cached]) -> Cached:
+        """A batch."""
+        parts = [[p for i in items if (p := getattr(i, name)) is not None] for name in ("entering", "image")]
+        return Cached(torch.stack([i.tokens for i in items]), *(torch.stack(p) if p else None for p in parts))
+
+
+Inputs = torch.Tensor | Cached
+"""Images (1, H, W), cached tokens (blocks * D, h, w), or more of what is cached."""
+Item = tuple[Any, torch.Tensor]
+"""`Inputs` and labels, of a sample or stacked."""
+Shapes = tuple[tuple[int, ...], tuple[int, ...]]
+"""Of the inputs and the labels of a sample."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +123,11 @@ class CropDataset(Dataset[Item]):
         """Per volume, the rows that may be drawn: its training slices."""
         return [np.asarray(v.split["train"]) for v in self.volumes]
 
+    def shapes(self, member: int) -> Shapes:
+        """Of an item's inputs and labels."""
+        tile = self.geos[member].tile
+        return (1, *tile), tile
+
     def __getitem__(self, draw: Draw) -> Item:
         """(1, h, w) float32 in [0, 1] and (h, w) int64."""
         volume, geo = self.volumes[draw.member], self.geos[draw.member]
@@ -97,24 +138,33 @@ class CropDataset(Dataset[Item]):
 
 
 class TokenDataset(Dataset[Item]):
-    """Cached tokens of the training slices; `draw.row` counts through the views of a dataset one after the other."""
+    """Cached tokens of the training slices; `draw.row` counts through the views of a dataset one after the other.
 
-    def __init__(self, views: Sequence[Sequence[TokenView]]) -> None:
-        self.views = views
+    Args:
+        views: per volume.
+        with_image: whether the head looks at the image, too.
+    """
+
+    def __init__(self, views: Sequence[Sequence[TokenView]], with_image: bool = False) -> None:
+        self.views, self.with_image = views, with_image
         self.places = [[(view, int(row)) for view in own for row in view.rows_of("train")] for own in views]
 
     def rows(self) -> list[npt.NDArray[np.int64]]:
         return [np.arange(len(places)) for places in self.places]
 
+    def shapes(self, member: int) -> Shapes:
+        view = self.views[member][0]
+        return view.tokens.shape[1:], view.labels.shape[1:]
+
     def __getitem__(self, draw: Draw) -> Item:
-        """(blocks * D, h, w) float16 tokens and (H, W) int64 labels."""
+        """What the view has of a tile, and (H, W) int64 labels."""
         view, row = self.places[draw.member][draw.row]
-        return torch.from_numpy(np.array(view.tokens[row])), torch.from_numpy(np.array(view.labels[row]).astype(np.int64))
+        return view.read(row, self.with_image), torch.from_numpy(np.array(view.labels[row]).astype(np.int64))
 
 
 def as_input(image: Grey) -> torch.Tensor:
-    """(h, w) uint8 -> (1, h, w) float32 in [0, 1]."""
-    return torch.from_numpy(image.astype(np.float32)).div_(255.0)[None]
+    """(..., h, w) uint8 -> (..., 1, h, w) float32 in [0, 1]."""
+    return torch.from_numpy(image.astype(np.float32)).div_(255.0).unsqueeze(-3)
 
 
 def plan_epoch(rows: Sequence[npt.NDArray[np.int64]], spec: TrainSpec, seed: int, epoch: int) -> list[list[Draw]]:
@@ -151,9 +201,26 @@ def load_epoch(dataset: CropDataset | TokenDataset, batches: list[list[Draw]], w
     return DataLoader(dataset, batch_sampler=batches, num_workers=workers, collate_fn=_group)  # type: ignore[arg-type]
 
 
+def deal(dataset: CropDataset | TokenDataset, batch: list[Draw], rank: int, size: int) -> list[Draw]:
+    """What process `rank` of `size` takes of a batch; together they take all of it, and equal shapes are shared out evenly."""
+    return sorted(batch, key=lambda draw: dataset.shapes(draw.member))[rank::size]
+
+
+def with_absent(dataset: CropDataset | TokenDataset, batch: list[Draw], own: list[Item]) -> list[Item]:
+    """The groups of a process, and an empty one for each shape that only others have, in the order of the whole batch."""
+    have = {tuple(inputs.shape[1:]): (inputs, labels) for inputs, labels in own}
+    shapes = dict.fromkeys(dataset.shapes(draw.member) for draw in batch)
+    return [have.get(i) or (torch.zeros((0, *i)), torch.zeros((0, *lab), dtype=torch.int64)) for i, lab in shapes]
+
+
 def _group(items: list[Item]) -> list[Item]:
     """Whole slices of two datasets have two shapes: stack what fits together."""
     shapes: dict[tuple[int, ...], list[Item]] = {}
     for item in items:
         shapes.setdefault(tuple(item[0].shape), []).append(item)
-    return [(torch.stack([i for i, _ in g]), torch.stack([lab for _, lab in g])) for g in shapes.values()]
+    return [(_stack([i for i, _ in g]), torch.stack([lab for _, lab in g])) for g in shapes.values()]
+
+
+def _stack(inputs: list[Inputs]) -> Inputs:
+    """Of one kind."""
+    return Cached.stack(inputs) if isinstance(inputs[0], Cached) else torch.stack(inputs)  # type: ignore[arg-type]

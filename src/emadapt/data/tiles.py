@@ -24,6 +24,8 @@ class Geometry:
         padded: after padding on the far sides to at least a tile.
         tile: what goes through the backbone at once; sides are multiples of the patch.
         overlap: share of a tile that its neighbour covers too.
+        patch: side of a token's patch.
+        stride: from one patch to the next.
     """
 
     native: tuple[int, int]
@@ -31,6 +33,14 @@ class Geometry:
     padded: tuple[int, int]
     tile: tuple[int, int]
     overlap: float
+    patch: int
+    stride: int
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of a tile's tokens."""
+        height, width = ((side - self.patch) // self.stride + 1 for side in self.tile)
+        return height, width
 
     def corners(self, overlap: float | None = None) -> list[tuple[int, int]]:
         """Upper left corners (y, x) of evenly spaced tiles that cover the padded slice and overlap at least so much."""
@@ -54,7 +64,7 @@ def geometry(native: tuple[int, int], spec: BackboneSpec, patch: int) -> Geometr
     side = max(patch, spec.tile // patch * patch)
     tile = (side, side) if spec.tile else whole
     padded = (max(resized[0], tile[0]), max(resized[1], tile[1]))
-    return Geometry(native, resized, padded, tile, spec.overlap)
+    return Geometry(native, resized, padded, tile, spec.overlap, patch, spec.stride or patch)
 
 
 def to_input(image: Grey, geo: Geometry) -> Grey:

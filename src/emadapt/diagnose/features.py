@@ -9,10 +9,12 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -119,7 +121,7 @@ def pretrained_features(backbone: Backbone, spec: BackboneSpec, volume: Volume, 
             yield (int(y), int(x)), np.asarray(view.tokens[row, last], np.float32), np.asarray(view.labels[row])
 
     geo = geometry((volume.image.shape[1], volume.image.shape[2]), spec, backbone.arch.patch)
-    return _kept(volume, own, geo, backbone.arch.patch, volume.name, tiles, ["cache", folder.name])
+    return _kept(volume, own, geo, volume.name, tiles, ["cache", folder.name])
 
 
 def computed_features(backbone: Backbone, spec: BackboneSpec, volume: Volume, own: DiagnoseSpec, model: str,
@@ -141,7 +143,7 @@ def computed_features(backbone: Backbone, spec: BackboneSpec, volume: Volume, ow
         native = np.asarray(volume.image[z])
         image, label = to_input(change(native) if change else native, geo), label_to_input(volume.label[z], geo)
         (h, w), corners = geo.tile, geo.corners(0.0)
-        batch = max(1, BATCH_TOKENS * backbone.arch.patch**2 // (h * w))
+        batch = max(1, BATCH_TOKENS // math.prod(geo.grid))
         for start in range(0, len(corners), batch):
             now = corners[start : start + batch]
             images = torch.stack([as_input(image[y : y + h, x : x + w]) for y, x in now])
@@ -153,7 +155,7 @@ def computed_features(backbone: Backbone, spec: BackboneSpec, volume: Volume, ow
     for key in ("source", "file", "views", "overlap"):
         settings.pop(key)
     identity = ["computed", model, settings, list(backbone.blocks), name]
-    return _kept(volume, own, geo, backbone.arch.patch, name or volume.name, tiles, identity)
+    return _kept(volume, own, geo, name or volume.name, tiles, identity)
 
 
 def pixel_features(spec: BackboneSpec, patch: int, volume: Volume, own: DiagnoseSpec,
@@ -164,17 +166,16 @@ def pixel_features(spec: BackboneSpec, patch: int, volume: Volume, own: Diagnose
     def tiles(z: int) -> Tiles:
         native = np.asarray(volume.image[z])
         image, label = to_input(change(native) if change else native, geo), label_to_input(volume.label[z], geo)
-        (h, w), side = geo.tile, patch
+        h, w = geo.tile
         for y, x in geo.corners(0.0):
-            tile = image[y : y + h, x : x + w].astype(np.float32) / 255.0
-            cells = tile.reshape(h // side, side, w // side, side).transpose(1, 3, 0, 2)
-            yield (y, x), cells.reshape(side * side, h // side, w // side), label[y : y + h, x : x + w]
+            cells = _patches(image[y : y + h, x : x + w].astype(np.float32) / 255.0, geo)  # h,w,patch,patch
+            yield (y, x), cells.transpose(2, 3, 0, 1).reshape(patch * patch, *geo.grid), label[y : y + h, x : x + w]
 
     shape = [list(geo.tile), list(geo.resized), list(geo.padded)]
-    return _kept(volume, own, geo, patch, name or volume.name, tiles, ["pixels", shape, patch, name])
+    return _kept(volume, own, geo, name or volume.name, tiles, ["pixels", shape, patch, geo.stride, name])
 
 
-def _kept(volume: Volume, spec: DiagnoseSpec, geo: Geometry, patch: int, name: str, tiles: Callable[[int], Tiles],
+def _kept(volume: Volume, spec: DiagnoseSpec, geo: Geometry, name: str, tiles: Callable[[int], Tiles],
           identity: Sequence[object]) -> Features:  # fmt: skip
     """Read features from disk, or make them in one pass and keep them."""
     slices, parts = chosen_slices(volume, spec)
@@ -184,14 +185,14 @@ def _kept(volume: Volume, spec: DiagnoseSpec, geo: Geometry, patch: int, name: s
     KEPT.mkdir(parents=True, exist_ok=True)
     with FileLock(KEPT / f"{folder.name}.lock"):  # a stage of another regime may want the same
         if not (folder / "manifest.json").is_file():
-            _pass(volume, slices, spec, geo, patch, tiles, folder)
+            _pass(volume, slices, spec, geo, tiles, folder)
     arrays = {k: np.load(folder / f"{k}.npy") for k in ("count", "total", "tokens", "foreground", "at", "where")}
     moments = Moments(arrays["count"], arrays["total"], np.load(folder / "outer.npy", mmap_mode="r"))
     grids = {int(f.stem[5:]): np.load(f) for f in sorted(folder.glob("grid-*.npy"))}
     return Features(name, slices, parts, moments, arrays["tokens"], arrays["foreground"], arrays["at"], arrays["where"], grids)
 
 
-def _pass(volume: Volume, slices: npt.NDArray[np.int64], spec: DiagnoseSpec, geo: Geometry, patch: int,
+def _pass(volume: Volume, slices: npt.NDArray[np.int64], spec: DiagnoseSpec, geo: Geometry,
           tiles: Callable[[int], Tiles], folder: Path) -> None:  # fmt: skip
     """One pass over the tokens of `slices`, written under a temporary name."""
     from rich.progress import track
@@ -203,7 +204,7 @@ def _pass(volume: Volume, slices: npt.NDArray[np.int64], spec: DiagnoseSpec, geo
     counts, totals, outer = [], [], None
     sample: list[tuple[Floats, npt.NDArray[np.bool_], npt.NDArray[np.int64], Floats]] = []
     for place, z in enumerate(track(slices, description=f"features {volume.name}")):
-        tokens, occupancy, centres = _one_slice(tiles(int(z)), geo, patch)
+        tokens, occupancy, centres = _one_slice(tiles(int(z)), geo)
         if not np.isfinite(tokens).all():
             shutil.rmtree(temporary)
             bad = int((~np.isfinite(tokens)).any(1).sum())
@@ -241,7 +242,7 @@ def _shown(n_slices: int) -> int:
     return n_slices // 3
 
 
-def _one_slice(tiles: Tiles, geo: Geometry, patch: int) -> tuple[Floats, Floats, Floats]:
+def _one_slice(tiles: Tiles, geo: Geometry) -> tuple[Floats, Floats, Floats]:
     """Tokens (n, D) of a slice, each place once and none in the padding; occupancy (n,); centres (n, 2); by y, then x.
 
     Where tiles overlap, each token comes from the tile in whose middle it lies.
@@ -251,17 +252,23 @@ def _one_slice(tiles: Tiles, geo: Geometry, patch: int) -> tuple[Floats, Floats,
     tokens, occupancy, centres = [], [], []
     for (y, x), grid, label in found:
         h, w = grid.shape[1:]
-        cy, cx = (origin + (np.arange(n) + 0.5) * patch for origin, n in ((y, h), (x, w)))
+        cy, cx = (origin + 0.5 * geo.patch + np.arange(n) * geo.stride for origin, n in ((y, h), (x, w)))
         keep_y = (cy >= edges[0][y][0]) & (cy < edges[0][y][1]) & (cy < geo.resized[0])
         keep_x = (cx >= edges[1][x][0]) & (cx < edges[1][x][1]) & (cx < geo.resized[1])
         keep = np.outer(keep_y, keep_x)
-        share = label.reshape(h, patch, w, patch).mean((1, 3))
+        share = _patches(label, geo).mean((2, 3))
         tokens.append(grid.transpose(1, 2, 0)[keep])
         occupancy.append(share[keep].astype(np.float32))
         centres.append(np.stack(np.meshgrid(cy, cx, indexing="ij"), -1)[keep].astype(np.float32))
     merged = np.concatenate(centres)
     order = np.lexsort((merged[:, 1], merged[:, 0]))
     return np.concatenate(tokens)[order], np.concatenate(occupancy)[order], merged[order]
+
+
+def _patches(tile: npt.NDArray[Any], geo: Geometry) -> npt.NDArray[Any]:
+    """(H, W) -> (h, w, patch, patch): the pixels of each token, a view."""
+    windows = np.lib.stride_tricks.sliding_window_view(tile, (geo.patch, geo.patch))
+    return windows[:: geo.stride, :: geo.stride]
 
 
 def _borders(corners: list[int], side: int) -> dict[int, tuple[float, float]]:

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from emadapt.data.ingest import open_volume
 from emadapt.diagnose import pca
@@ -112,7 +113,10 @@ def distances_figure(title: str, result: Mapping[str, Any]) -> Figure:
     names = [f"{m}: {e['a']} - {e['b']}, {e['class'] if e['level'] == 'token' else e['level']}" for m, e in entries]
     axes.set_yticks(range(len(entries)), names[::-1], fontsize=8)
     axes.set_xscale("log")
-    axes.set_xlabel("Fréchet distance as a share of the tokens' variance (95 % interval; log scale)", fontsize=9)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("Fréchet distance / tokens' variance (95 % interval)", fontsize=9)
     axes.grid(axis="x", color="0.9")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

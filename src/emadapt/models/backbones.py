@@ -133,6 +133,19 @@ def resolve_blocks(arch_name: str, blocks: str | tuple[int, ...]) -> tuple[int, 
     return numbers
 
 
+def resolve_stride(arch_name: str, stride: int) -> int:
+    """Pixels between two patches; 0 stands for the patch itself.
+
+    Raises:
+        InputError: the patch is no multiple of it.
+    """
+    patch = get_arch(arch_name).patch
+    if stride < 0 or patch % (stride or patch):
+        raise InputError(f"stride of {arch_name}", found=str(stride), expected=f"a divisor of the patch, {patch}, or 0",
+                         do="Correct `stride` of the backbone.")  # fmt: skip
+    return stride or patch
+
+
 class Backbone(nn.Module):
     """A vision transformer that turns grey images into patch tokens.
 
@@ -148,6 +161,8 @@ class Backbone(nn.Module):
         provenance: where the weights come from.
         normalisation: "checkpoint" (what the weights were trained with) or "imagenet" (the reference study's choice for
             every family).
+        stride: pixels between two patches; less than the patch: they overlap (Amir et al. 2021, arXiv 2112.05814), and the
+            position embedding is resampled to the finer grid; 0: the patch.
 
     Attributes:
         vit: the timm model; peft may wrap it or inject adapters into it.
@@ -165,12 +180,15 @@ class Backbone(nn.Module):
         blocks: tuple[int, ...],
         provenance: Provenance,
         normalisation: str = "checkpoint",
+        stride: int = 0,
     ) -> None:
         super().__init__()
         self.arch_name, self.arch = arch_name, get_arch(arch_name)
         self.vit, self.provenance = vit, provenance
         self.blocks = resolve_blocks(arch_name, blocks)
         self.lora_targets = LORA_TARGETS
+        self.stride = resolve_stride(arch_name, stride)
+        vit.patch_embed.proj.stride = (self.stride, self.stride)
         if normalisation not in ("checkpoint", "imagenet"):
             raise InputError(
                 f"normalisation of {arch_name}",
@@ -194,11 +212,78 @@ class Backbone(nn.Module):
             images: (B, 1, H, W) floating point in [0, 1]; H and W are multiples of the patch.
 
         Returns:
-            One (B, D, H / patch, W / patch) tensor for each of `blocks`.
+            One (B, D, h, w) tensor for each of `blocks`, with h = (H - patch) / stride + 1: H / patch, if patches do not overlap.
 
         Raises:
             InputError: not grey floating-point images, or sides that are not multiples of the patch.
         """
+        maps = self.vit.forward_intermediates(
+            self._normalised(images),
+            indices=[b - 1 for b in self.blocks],
+            norm=True,
+            stop_early=True,
+            output_fmt="NLC",  # timm's NCHW assumes that patches do not overlap
+            intermediates_only=True,
+        )
+        return [self._as_map(tokens, self.grid(images)) for tokens in maps]
+
+    def entering(self, images: Tensor, cut: int) -> tuple[list[Tensor], Tensor]:
+        """The part of `forward` below block `cut` + 1, without gradients.
+
+        Args:
+            images: as for `forward`.
+            cut: number of blocks to run, from 0 on; below the last of `blocks`.
+
+        Returns:
+            The tokens of those of `blocks` that lie below `cut`, as `forward` gives them; and (B, prefix + h * w, D), what
+            enters the next block: class token, registers and patches, without the final norm.
+        """
+        below = []
+        with torch.no_grad():
+            found, rope = self.vit._pos_embed(self.vit.patch_embed(self._normalised(images))), self._rope(self.grid(images))
+            x = self.vit.norm_pre(found[0] if isinstance(found, tuple) else found)  # DINOv3's gives the rotation, too
+            for number, block in enumerate(self.vit.blocks[:cut], 1):
+                x = block(x, **rope)
+                if number in self.blocks and number < cut:
+                    below.append(self._as_map(self.vit.norm(x)[:, self.vit.num_prefix_tokens :], self.grid(images)))
+        return below, x
+
+    def resume(self, below: list[Tensor], x: Tensor, cut: int, grid: tuple[int, int]) -> list[Tensor]:
+        """The rest of `forward` from what `entering` gave.
+
+        Args:
+            below: tokens of the blocks below `cut`.
+            x: (B, prefix + h * w, D), what enters block `cut` + 1.
+            cut: number of blocks that were run.
+            grid: (h, w).
+
+        Returns:
+            What `forward` gives for the same images.
+        """
+        tokens, rope = list(below), self._rope(grid)
+        for number in range(max(cut, 1), self.blocks[-1] + 1):
+            if number > cut:
+                x = self.vit.blocks[number - 1](x, **rope)
+            if number in self.blocks:
+                tokens.append(self._as_map(self.vit.norm(x)[:, self.vit.num_prefix_tokens :], grid))
+        return tokens
+
+    def grid(self, images: Tensor) -> tuple[int, int]:
+        """Rows and columns of tokens (h, w) that images (B, 1, H, W) become."""
+        height, width = ((side - self.arch.patch) // self.stride + 1 for side in images.shape[-2:])
+        return height, width
+
+    def _rope(self, grid: tuple[int, int]) -> dict[str, Tensor]:
+        """The rotary position embedding as DINOv3's blocks take it; the others' take none."""
+        rope = getattr(self.vit, "rope", None)
+        return {} if rope is None else {"rope": rope.get_embed(shape=grid)}
+
+    def _as_map(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """(B, h * w, D) -> (B, D, h, w)."""
+        return tokens.unflatten(1, grid).permute(0, 3, 1, 2).contiguous()
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        """(B, 1, H, W) in [0, 1] -> (B, 3, H, W) with the statistics of the pretraining; errors as `forward` says."""
         patch = self.arch.patch
         if images.ndim != 4 or images.shape[1] != 1 or not images.is_floating_point():
             raise InputError(
@@ -215,15 +300,7 @@ class Backbone(nn.Module):
                 expected=f"sides that are multiples of the patch, {patch}",
                 do="Crop, pad or resize the images first.",
             )
-        x = (images - self.mean) / self.std  # (B, 1, H, W) -> (B, 3, H, W)
-        return self.vit.forward_intermediates(
-            x,
-            indices=[b - 1 for b in self.blocks],
-            norm=True,
-            stop_early=True,
-            output_fmt="NCHW",
-            intermediates_only=True,
-        )
+        return (images - self.mean) / self.std
 
 
 def build_backbone(
@@ -233,6 +310,7 @@ def build_backbone(
     blocks: str | tuple[int, ...] = "auto",
     file: str | Path | None = None,
     normalisation: str = "checkpoint",
+    stride: int = 0,
     cache_dir: Path = Path("scratch/weights"),
     seed: int = 0,
 ) -> Backbone:
@@ -244,6 +322,7 @@ def build_backbone(
         blocks: see `resolve_blocks`.
         file: weights file, for source "file".
         normalisation: see `Backbone`.
+        stride: see `Backbone`.
         cache_dir: folder for converted weights.
         seed: of source "random".
 
@@ -257,5 +336,5 @@ def build_backbone(
     with torch.random.fork_rng(devices=[]):
         vit = create_vit(get_arch(arch_name))
     vit.load_state_dict(state, strict=True)
-    backbone = Backbone(arch_name, vit, numbers, provenance, normalisation)
+    backbone = Backbone(arch_name, vit, numbers, provenance, normalisation, stride)
     return backbone.requires_grad_(False).eval()

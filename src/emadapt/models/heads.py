@@ -1,6 +1,6 @@
 """Heads: patch tokens of one or several blocks in, two logits (background, foreground) per pixel out.
 
-`logits` gives them at the head's own resolution, `forward` at the image's.
+`forward` gives them at the image's resolution; `logits`, of heads that see tokens alone, at the head's own.
 """
 
 from __future__ import annotations
@@ -12,7 +12,36 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from emadapt import parallel
+
 Tokens = list[torch.Tensor]
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """Batch normalisation (Ioffe and Szegedy 2015) with the statistics of the whole batch, over all processes that train.
+
+    Unlike torch's SyncBatchNorm it runs on a CPU too, and where a process has no sample, so tests see what GPUs do.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training or parallel.size() == 1:
+            return super().forward(x)
+        values = x.float()
+        count = values.new_full((1,), values.numel() // values.shape[1])
+        sums = parallel.Total.apply(torch.cat([values.sum((0, 2, 3)), count]))
+        n = sums[-1].detach()
+        mean = sums[:-1] / n
+        centred = values - mean[:, None, None]
+        variance = parallel.Total.apply(centred.square().sum((0, 2, 3))) / n
+        with torch.no_grad():
+            kept = dict(self.named_buffers())
+            kept["running_mean"].lerp_(mean, self.momentum or 0.1)
+            kept["running_var"].lerp_(variance * n / (n - 1), self.momentum or 0.1)  # of the sample, as torch keeps it
+            kept["num_batches_tracked"] += 1
+        out = centred * (variance + self.eps).rsqrt()[:, None, None]
+        if self.affine:
+            out = out * self.weight[:, None, None] + self.bias[:, None, None]
+        return out.to(x.dtype)
 
 
 class Linear(nn.Module):
@@ -20,7 +49,7 @@ class Linear(nn.Module):
 
     def __init__(self, dim: int, n_blocks: int) -> None:
         super().__init__()
-        self.norm = nn.BatchNorm2d(dim * n_blocks, affine=False)
+        self.norm = BatchNorm(dim * n_blocks, affine=False)
         self.classify = nn.Conv2d(dim * n_blocks, 2, 1)
 
     def logits(self, tokens: Tokens) -> torch.Tensor:
@@ -38,7 +67,7 @@ class Deconv(nn.Module):
 
     def __init__(self, dim: int, n_blocks: int) -> None:
         super().__init__()
-        self.squeeze = nn.Sequential(nn.Conv2d(dim * n_blocks, 512, 1, bias=False), nn.BatchNorm2d(512), nn.GELU())
+        self.squeeze = nn.Sequential(nn.Conv2d(dim * n_blocks, 512, 1, bias=False), BatchNorm(512), nn.GELU())
         widths = [512, 256, 128, 64, 64]
         self.up = nn.Sequential(*[self._double(a, b) for a, b in itertools.pairwise(widths)])
         self.classify = nn.Conv2d(64, 2, 1)
@@ -46,8 +75,8 @@ class Deconv(nn.Module):
     @staticmethod
     def _double(a: int, b: int) -> nn.Sequential:
         return nn.Sequential(
-            nn.ConvTranspose2d(a, b, 4, stride=2, padding=1, bias=False), nn.BatchNorm2d(b), nn.GELU(),
-            nn.Conv2d(b, b, 3, padding=1, bias=False), nn.BatchNorm2d(b), nn.GELU(),
+            nn.ConvTranspose2d(a, b, 4, stride=2, padding=1, bias=False), BatchNorm(b), nn.GELU(),
+            nn.Conv2d(b, b, 3, padding=1, bias=False), BatchNorm(b), nn.GELU(),
         )  # fmt: skip
 
     def logits(self, tokens: Tokens) -> torch.Tensor:
@@ -82,6 +111,28 @@ class Pyramid(nn.Module):
         return _resize(self.logits(tokens), size)
 
 
+class UNet(nn.Module):
+    """A pyramid on the tokens, and a light stem on the image itself beside it at full resolution (Ronneberger et al. 2015).
+
+    Tokens say what is where, 14 or 16 pixels a cell; the stem's few 3x3 convolutions see where its edge runs.
+    """
+
+    needs_image = True
+
+    def __init__(self, dim: int, n_blocks: int, width: int = 128, stem: int = 16) -> None:
+        super().__init__()
+        self.pyramid = Pyramid(dim, n_blocks, width)
+        self.pyramid.classify = nn.Conv2d(width // 2, stem, 1)  # no logits yet: what is to be told about each pixel
+        self.stem = nn.Sequential(_conv(1, stem, 3), _conv(stem, stem, 3))
+        self.join = _conv(2 * stem, stem, 3)
+        self.classify = nn.Conv2d(stem, 2, 1)
+
+    def forward(self, tokens: Tokens, size: tuple[int, int], image: torch.Tensor) -> torch.Tensor:
+        """Logits (B, 2, H, W) float32 from tokens and their image (B, 1, H, W) in [0, 1]."""
+        wide = F.interpolate(self.pyramid.logits(tokens), size, mode="bilinear", align_corners=False)
+        return torch.as_tensor(self.classify(self.join(torch.cat([wide, self.stem(image)], 1)))).float()
+
+
 def _resize(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """Bilinear to the image's size, in float32."""
     return F.interpolate(logits.float(), size, mode="bilinear", align_corners=False)
@@ -95,5 +146,11 @@ def _conv(a: int, b: int, kernel: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(a, b, kernel, padding=kernel // 2, bias=False), *_norm_act(b))
 
 
-HEADS: dict[str, Callable[[int, int], nn.Module]] = {"linear": Linear, "deconv": Deconv, "pyramid": Pyramid}
-"""Name -> head(dim, n_blocks); `forward(tokens: list of (B, D, h, w), size (H, W)) -> (B, 2, H, W)` float32 logits."""
+HEADS: dict[str, Callable[[int, int], nn.Module]] = {"linear": Linear, "deconv": Deconv, "pyramid": Pyramid, "unet": UNet}
+"""Name -> head(dim, n_blocks); `forward(tokens: list of (B, D, h, w), size (H, W)) -> (B, 2, H, W)` float32 logits; of heads
+that need the image, too, it has a third argument (B, 1, H, W) in [0, 1]."""
+
+
+def needs_image(head: str) -> bool:
+    """Whether the head of that name looks at the image beside its tokens."""
+    return bool(getattr(HEADS.get(head), "needs_image", False))

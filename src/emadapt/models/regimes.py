@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
+from timm.optim import param_groups_layer_decay
+from torch import nn
 
 from emadapt.config import RegimeSpec
 from emadapt.errors import InputError
@@ -16,36 +19,50 @@ State = dict[str, torch.Tensor]
 
 
 def apply_regime(backbone: Backbone, spec: RegimeSpec) -> None:
-    """Make the backbone trainable as `spec` says, in place.
+    """Make the backbone trainable as `spec` says, in place; blocks above the last one that the head sees never are.
 
-    `lora`: low-rank adapters (Hu et al. 2022) on the qkv and output projections of every block's attention, A
-    Kaiming-uniform and B zero, so tokens do not change at the start. Others: nothing.
+    - `frozen`, `ridge`, `knn`, `unet2d`: nothing.
+    - `lora`: low-rank adapters (Hu et al. 2022, arXiv 2106.09685) on the qkv and output projections of every block's attention,
+      A Kaiming-uniform and B zero, so tokens do not change at the start.
+    - `lora_last_k`: the same in the last `k` of the blocks that run.
+    - `dora`: the same with each weight's direction and magnitude apart (Liu et al. 2024, arXiv 2402.09353).
+    - `bitfit`: biases (Ben Zaken et al. 2022, arXiv 2106.10199) and the weights of LayerNorms. Not the LayerScale factors, which
+      are neither.
+    - `full`: everything.
 
     Raises:
-        InputError: the rank is larger than the backbone is wide.
+        InputError: the rank is larger than the backbone is wide, or `k` than it is deep.
     """
     backbone.requires_grad_(False)
-    if spec.pretrained_tokens or spec.kind == "unet2d":
-        return
-    if spec.rank > backbone.arch.dim:
-        raise InputError(f"regime of rank {spec.rank}",
-                         found=f"a rank above the width {backbone.arch.dim} of {backbone.arch_name}",
-                         expected="a rank of 1 up to the width", do="Lower `rank`.")  # fmt: skip
-    targets = "|".join(re.escape(t) for t in backbone.lora_targets)
-    config = LoraConfig(
-        r=spec.rank,
-        lora_alpha=spec.alpha,  # type: ignore[arg-type]  # peft divides it by the rank, so a fraction will do
-        lora_dropout=spec.dropout,
-        target_modules=rf".*\.({targets})",
-    )
-    inject_adapter_in_model(config, backbone.vit)
+    if spec.low_rank:
+        _add_adapters(backbone, spec)
+    elif spec.kind in ("bitfit", "full"):
+        for name, parameter in _parameters_that_run(backbone).items():
+            parameter.requires_grad = spec.kind == "full" or name.endswith(".bias") or _is_norm(backbone, name)
+    if spec.checkpointing:
+        backbone.vit.set_grad_checkpointing(True)
+
+
+def cut_of(backbone: Backbone, spec: RegimeSpec) -> int | None:
+    """Number of blocks below the first adapted one, whose output `lora_last_k` keeps in the token cache; None for the others.
+
+    Raises:
+        InputError: there are fewer than `k` blocks.
+    """
+    if spec.kind != "lora_last_k":
+        return None
+    last = backbone.blocks[-1]
+    if spec.k > last:
+        raise InputError(f"regime with k = {spec.k}", found=f"more than the {last} blocks of {backbone.arch_name} that run",
+                         expected=f"k of 1 to {last}", do="Lower `k`.")  # fmt: skip
+    return last - spec.k
 
 
 def adapter_state(backbone: Backbone) -> State:
-    """The adapter's tensors by name, empty for `frozen`; a few MB."""
-    if not _adapters(backbone):
-        return {}
-    return dict(get_peft_model_state_dict(backbone.vit))
+    """What the regime may have changed, by name: a few MB of factors or vectors, for `full` the whole backbone."""
+    if _adapters(backbone):
+        return dict(get_peft_model_state_dict(backbone.vit))
+    return {name: p for name, p in backbone.vit.named_parameters() if p.requires_grad}
 
 
 def load_adapter(backbone: Backbone, state: State) -> None:
@@ -54,20 +71,24 @@ def load_adapter(backbone: Backbone, state: State) -> None:
     Raises:
         InputError: the tensors do not fit.
     """
-    if not state and not _adapters(backbone):
-        return
-    have = {k: tuple(v.shape) for k, v in adapter_state(backbone).items()}
+    now = adapter_state(backbone)
+    have = {k: tuple(v.shape) for k, v in now.items()}
     found = {k: tuple(v.shape) for k, v in state.items()}
     if have != found:
         odd = sorted(k for k in have.keys() | found.keys() if have.get(k) != found.get(k))
         raise InputError("adapter", found=f"{len(odd)} tensors that do not fit, e.g. {odd[0]}",
                          expected="the adapter of this regime",
                          do="Load it with the backbone and regime that it was trained with.")  # fmt: skip
-    set_peft_model_state_dict(backbone.vit, state)
+    if _adapters(backbone):
+        set_peft_model_state_dict(backbone.vit, state)
+        return
+    with torch.no_grad():
+        for name, parameter in now.items():
+            parameter.copy_(state[name])
 
 
 def merge(backbone: Backbone) -> None:
-    """Fold the adapters into the weights for inference: the same tokens up to rounding, at the frozen model's speed."""
+    """Fold adapters into the weights for inference: the same tokens up to rounding, at the frozen model's speed."""
     for layer in _adapters(backbone):
         layer.merge()
 
@@ -76,6 +97,48 @@ def unmerge(backbone: Backbone) -> None:
     """Undo `merge`."""
     for layer in _adapters(backbone):
         layer.unmerge()
+
+
+def parameter_groups(backbone: Backbone, spec: RegimeSpec, rate: float, weight_decay: float) -> list[dict[str, Any]]:
+    """Groups for an optimiser: what the regime trains, with learning rates and weight decays.
+
+    Low-rank factors have one rate. In `full` it falls by `layer_decay` from block to block, downwards from the last, which has
+    `rate` (Clark et al. 2020, arXiv 2003.10555). But for LoRA's factors, weights decay and vectors do not: that would pull norms
+    towards zero.
+    """
+    if not any(p.requires_grad for p in backbone.vit.parameters()):
+        return []
+    if spec.kind in ("lora", "lora_last_k"):
+        return [{"params": [p for p in backbone.vit.parameters() if p.requires_grad], "lr": rate, "weight_decay": weight_decay}]
+    decay = spec.layer_decay if spec.kind == "full" else 1.0
+    groups = param_groups_layer_decay(backbone.vit, weight_decay, backbone.vit.no_weight_decay(), layer_decay=decay)
+    return [{"params": g["params"], "lr": rate * g["lr_scale"], "weight_decay": g["weight_decay"]} for g in groups]
+
+
+def _add_adapters(backbone: Backbone, spec: RegimeSpec) -> None:
+    if spec.rank > backbone.arch.dim:
+        raise InputError(f"regime of rank {spec.rank}",
+                         found=f"a rank above the width {backbone.arch.dim} of {backbone.arch_name}",
+                         expected="a rank of 1 up to the width", do="Lower `rank`.")  # fmt: skip
+    blocks = "|".join(map(str, range(cut_of(backbone, spec) or 0, backbone.blocks[-1])))
+    targets = "|".join(re.escape(t) for t in backbone.lora_targets)
+    config = LoraConfig(
+        r=spec.rank,
+        lora_alpha=spec.alpha,  # type: ignore[arg-type]  # peft divides it by the rank, so a fraction will do
+        lora_dropout=spec.dropout,
+        target_modules=rf"blocks\.({blocks})\.({targets})",
+        use_dora=spec.kind == "dora",
+    )
+    inject_adapter_in_model(config, backbone.vit)
+
+
+def _parameters_that_run(backbone: Backbone) -> dict[str, nn.Parameter]:
+    above = tuple(f"blocks.{n}." for n in range(backbone.blocks[-1], backbone.arch.depth))
+    return {name: p for name, p in backbone.vit.named_parameters() if not name.startswith(above)}
+
+
+def _is_norm(backbone: Backbone, parameter: str) -> bool:
+    return isinstance(backbone.vit.get_submodule(parameter.rpartition(".")[0]), nn.LayerNorm)
 
 
 def _adapters(backbone: Backbone) -> list[LoraLayer]:

@@ -9,16 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from emadapt.config import BackboneSpec, RegimeSpec
+from emadapt.data.patches import Cached
 from emadapt.errors import InputError
 from emadapt.models.backbones import Backbone, build_backbone, get_arch
-from emadapt.models.heads import HEADS
+from emadapt.models.heads import HEADS, needs_image
 from emadapt.models.nearest import Nearest
-from emadapt.models.regimes import State, adapter_state, apply_regime, load_adapter
+from emadapt.models.regimes import State, adapter_state, apply_regime, cut_of, load_adapter
 from emadapt.models.unet2d import NoBackbone, UNet2d, own_spec
 
 WEIGHTS = Path("scratch/weights")
@@ -49,19 +51,58 @@ class Segmenter(nn.Module):
         torch.manual_seed(seed)
         apply_regime(backbone, regime)
         self.head = heads[head](backbone.arch.dim, len(backbone.blocks))
+        self.cut = cut_of(backbone, regime)
 
-    def forward(self, batch: torch.Tensor | list[torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
+    def forward(self, batch: torch.Tensor | list[torch.Tensor] | Cached, size: tuple[int, int]) -> torch.Tensor:
         """Logits at `size`.
 
         Args:
-            batch: images (B, 1, H, W) in [0, 1], or their tokens, one (B, D, h, w) per block.
-            size: (H, W) of the logits.
+            batch: images (B, 1, H, W) in [0, 1]; or what is cached of them: tokens (B, blocks * D, h, w) or one (B, D, h, w)
+                per block, or, where these are not enough, `Cached`.
+            size: (H, W) of the images and of the logits.
 
         Returns:
             (B, 2, H, W) float32.
         """
-        tokens = self.backbone(batch) if isinstance(batch, torch.Tensor) else batch
-        return torch.as_tensor(self.head(tokens, size))
+        tokens, image = self._tokens(batch)
+        margin = (self.backbone.arch.patch - self.backbone.stride) // 2  # overlapping patches: their middles span less
+        inner = size if not margin else (tokens[0].shape[2] * self.backbone.stride, tokens[0].shape[3] * self.backbone.stride)
+        if needs_image(self.head_name):
+            if image is None:
+                raise ValueError(f"head {self.head_name} needs the image beside its tokens")
+            logits = self.head(tokens, inner, image[..., margin : margin + inner[0], margin : margin + inner[1]])
+        else:
+            logits = self.head(tokens, inner)
+        around = (margin, size[1] - inner[1] - margin, margin, size[0] - inner[0] - margin)
+        return F.pad(logits, around, mode="replicate") if margin else torch.as_tensor(logits)
+
+    def _tokens(self, batch: torch.Tensor | list[torch.Tensor] | Cached) -> tuple[list[torch.Tensor], torch.Tensor | None]:
+        """One (B, D, h, w) per block, and the image where it is at hand."""
+        if isinstance(batch, list):
+            return batch, None
+        if isinstance(batch, Cached):
+            stacked, entering, image = batch.tokens, batch.entering, batch.image
+        elif batch.shape[1] == 1:
+            return self.backbone(batch), batch
+        else:
+            stacked, entering, image = batch, None, None
+        tokens = list(stacked.float().split(self.backbone.arch.dim, 1)) if stacked.shape[1] else []
+        if entering is not None and self.cut is not None:
+            grid = (stacked.shape[2], stacked.shape[3])
+            tokens = self.backbone.resume(tokens, entering.float(), self.cut, grid)
+        return tokens, image
+
+    def no_tokens(self, inputs: torch.Tensor) -> list[torch.Tensor]:
+        """Tokens of no samples at all, (0, D, h, w) per block, for inputs (0, 1, H, W) or (0, blocks * D, h, w).
+
+        They take part in a backward pass as others' do.
+        """
+        if isinstance(self.backbone, NoBackbone):
+            return [inputs]
+        patch = self.backbone.arch.patch if inputs.shape[1] == 1 else 1
+        shape = (0, self.backbone.arch.dim, inputs.shape[2] // patch, inputs.shape[3] // patch)
+        adapted = bool(self.trainable()["adapter"])
+        return [torch.zeros(shape, device=inputs.device, requires_grad=adapted) for _ in self.backbone.blocks]
 
     def trainable(self) -> dict[str, list[nn.Parameter]]:
         """Parameters to train: `head` and `adapter`."""
@@ -73,6 +114,12 @@ class Segmenter(nn.Module):
     def n_trainable(self) -> int:
         """Number of trained parameters, head and adapter."""
         return sum(p.numel() for group in self.trainable().values() for p in group)
+
+    def share(self) -> float:
+        """Trained parameters of the backbone, adapters included, as a share of those that it was pretrained with."""
+        adapters = sum(v.numel() for k, v in self.backbone.vit.named_parameters() if ".lora_" in k)
+        pretrained = sum(p.numel() for p in self.backbone.vit.parameters()) - adapters
+        return sum(p.numel() for p in self.trainable()["adapter"]) / max(pretrained, 1)  # a U-Net from scratch has none
 
     def trained_state(self) -> State:
         """What training changes: the head and the adapter, by name."""
@@ -96,7 +143,7 @@ def build_frozen(spec: BackboneSpec) -> Backbone:
     """The backbone as pretrained; weights come from the source that `spec` names."""
     blocks = (get_arch(spec.arch).depth,) if spec.blocks == "last" else spec.blocks
     return build_backbone(spec.arch, spec.source, blocks=blocks, file=spec.file or None,
-                          normalisation=spec.normalisation, cache_dir=WEIGHTS)  # fmt: skip
+                          normalisation=spec.normalisation, stride=spec.stride, cache_dir=WEIGHTS)  # fmt: skip
 
 
 def build_segmenter(spec: BackboneSpec, regime: RegimeSpec, head: str, seed: int) -> Segmenter:

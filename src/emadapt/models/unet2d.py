@@ -31,7 +31,7 @@ class NoBackbone(Backbone):
         self.arch_name = "none"
         self.arch = Arch("none", "none", STRIDE, 1, 1, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), None)
         self.vit, self.provenance = nn.Identity(), NONE
-        self.blocks, self.normalisation = (1,), "checkpoint"
+        self.blocks, self.normalisation, self.stride = (1,), "checkpoint", STRIDE
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
         return [images]
@@ -52,7 +52,10 @@ class UNet2d(nn.Module):
         self.net = BasicUNet(spatial_dims=2, in_channels=dim * n_blocks, out_channels=2, features=FEATURES)
 
     def logits(self, tokens: list[torch.Tensor]) -> torch.Tensor:
-        return torch.as_tensor(self.net(torch.cat(tokens, 1)))  # B,1,H,W -> B,2,H,W
+        image = torch.cat(tokens, 1)
+        if not len(image):  # one of several processes may get none, and takes part in the backward pass all the same
+            return self.logits([image.new_zeros(1, *image.shape[1:])])[:0]
+        return torch.as_tensor(self.net(image))  # B,1,H,W -> B,2,H,W
 
     def forward(self, tokens: list[torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
         logits = self.logits(tokens).float()

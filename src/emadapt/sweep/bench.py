@@ -26,7 +26,7 @@ SPEC = BackboneSpec(arch="dinov2_s", source="random", tile=252, overlap=0.4, vie
 SLICES, SIDE, VALIDATION = 28, 504, 4
 
 
-def bench_stacked_heads(members: int = 16, epochs: int = 2, steps: int = 30) -> dict[str, Any]:
+def stacked_heads_benchmark(members: int = 8, epochs: int = 2, steps: int = 15) -> list[dict[str, Any]]:
     """Trials an hour of whole trials (training, a validation each epoch, the final score), by head.
 
     Both sides read the same cached tokens with the same settings. What a trial costs besides, on one side only (building the
@@ -38,12 +38,12 @@ def bench_stacked_heads(members: int = 16, epochs: int = 2, steps: int = 30) -> 
         steps: of an epoch.
 
     Returns:
-        Per head: trials per hour one at a time and stacked, their ratio, and the ratio of processor time, which another load
-        on the machine does not change; the device and its threads.
+        Rows: head; members; alone_per_hour and stacked_per_hour; their ratio; cpu_time_ratio, of processor time, which another
+        load on the machine does not change.
     """
     train = TrainSpec(epochs=epochs, steps_per_epoch=steps, val_slices=VALIDATION, precision="fp32")
     settings = [dataclasses.replace(train, head_lr=1e-3 * 1.1**k) for k in range(members)]
-    result: dict[str, Any] = {"device": str(device()), "threads": torch.get_num_threads(), "members": members}
+    rows = []
     for head in ("linear", "pyramid"):
         with tempfile.TemporaryDirectory() as folder:
             inputs, scratch = _inputs(head), Path(folder)
@@ -53,9 +53,10 @@ def bench_stacked_heads(members: int = 16, epochs: int = 2, steps: int = 30) -> 
             one, one_cpu = _timed(lambda: _alone(inputs, some, scratch))  # noqa: B023 - called at once
             every, every_cpu = _timed(lambda: _stacked(inputs, settings, scratch))  # noqa: B023
         ratio = len(settings) / len(some)
-        result[head] = {"one_at_a_time_per_hour": 3600 * len(some) / one, "stacked_per_hour": 3600 * len(settings) / every,
-                        "ratio": ratio * one / every, "cpu_time_ratio": ratio * one_cpu / every_cpu}  # fmt: skip
-    return result
+        rows.append({"head": head, "members": members, "alone_per_hour": 3600 * len(some) / one,
+                     "stacked_per_hour": 3600 * len(settings) / every, "ratio": ratio * one / every,
+                     "cpu_time_ratio": ratio * one_cpu / every_cpu})  # fmt: skip
+    return rows
 
 
 def _alone(inputs: Inputs, settings: list[TrainSpec], scratch: Path) -> None:

@@ -82,8 +82,8 @@ def _target(study: optuna.Study, config: Study, path: Path) -> Target:
 
 
 def _own_values(regime: RegimeSpec) -> dict[str, Any]:
-    """What the file needs of a regime: its kind, LoRA's rank and alpha, and all that is not at its default."""
-    shown = ("kind", "rank", "alpha") if regime.kind == "lora" else ("kind",)
+    """What the file needs of a regime: its kind, the rank and alpha of low-rank ones, and all that is not at its default."""
+    shown = ("kind", "rank", "alpha") if regime.low_rank else ("kind",)
     return {f.name: getattr(regime, f.name) for f in dataclasses.fields(regime)
             if f.name in shown or getattr(regime, f.name) != f.default}  # fmt: skip
 

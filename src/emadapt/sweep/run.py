@@ -19,6 +19,7 @@ from optuna.trial import TrialState
 
 from emadapt.config import Study
 from emadapt.errors import EmadaptError, InputError
+from emadapt.launch import STOPS, stoppable
 from emadapt.mlflow_store import redact
 from emadapt.sweep.claims import failing, n_ended, requeue, take_back_all, take_back_silent
 from emadapt.sweep.logbook import Logbook
@@ -28,7 +29,6 @@ from emadapt.sweep.storage import FOLDER, STORAGE_ERRORS, Store, find_sweep, ope
 POLL = 0.5  # s between looks at the workers
 SILENCE = 15.0  # s between looks for machines that fell silent
 PATIENCE = 20.0  # s that workers get to end by themselves
-STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 MAX_BARREN = 3  # workers in a row that died without ever claiming a trial
 
 
@@ -93,11 +93,11 @@ def run_sweep(config: Study, order: Order) -> str:
         EmadaptError: it cannot be begun as asked, or too many of its trials or workers fail.
         KeyboardInterrupt: it was told to stop; the running trials are in the queue again, and no process is left.
     """
-    with _stoppable():
-        name, data = _check(config, order)
+    with stoppable():
         store = open_store(order.url, order.workers, requeue)
         if order.join and not store.shared:
             raise EmadaptError(f"{store.words}: --join needs a storage that machines share; give --storage postgresql://...")
+        name, data = _check(config, order)  # after the storage: it loads torch, which takes seconds
         with store.alone(name):
             study = _open(config, order, name, data, store)
             if not store.shared:
@@ -109,9 +109,6 @@ def run_sweep(config: Study, order: Order) -> str:
 
 def _check(config: Study, order: Order) -> tuple[str, dict[str, str]]:
     """The sweep's name, and the md5 of its data."""
-    from emadapt.data.ingest import open_volume
-    from emadapt.models.weights import check_source
-
     if order.trials < 1:
         raise InputError("--trials", found=str(order.trials), expected="at least 1", do="Say how many the sweep is to end with.")
     target = order.target
@@ -119,6 +116,9 @@ def _check(config: Study, order: Order) -> tuple[str, dict[str, str]]:
     name = order.name or f"{config.name}-{target.backbone}-{target.regime}-{target.train_set}"
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,100}", name):
         raise InputError("--name", found=repr(name), expected="letters, digits, - and _", do="Choose another.")
+    from emadapt.data.ingest import open_volume
+    from emadapt.models.weights import check_source
+
     spec = config.backbone_specs[target.backbone]
     check_source(spec.arch, spec.source, spec.file or None)
     return name, {dataset: open_volume(dataset).md5 for dataset in config.train_set_specs[target.train_set]}
@@ -224,7 +224,7 @@ def _start(crew: Crew, number: int) -> Worker:
     owner = f"{os.uname().nodename}/{os.getpid()}/{crew.started}"
     environment = os.environ | {"EMADAPT_SWEEP_STORAGE": order.url}  # not as an argument: everybody sees those
     if order.workers > 1:
-        environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // order.workers))
+        environment["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // order.workers))  # a job's share of a node
     if order.gpus:
         environment["CUDA_VISIBLE_DEVICES"] = order.gpus[number % len(order.gpus)]
     command = [sys.executable, "-m", "emadapt", "sweep", "worker", crew.name, "--backbone", target.backbone,
@@ -271,18 +271,3 @@ def _kill(crew: Crew) -> None:
 def _kill_group(worker: Worker) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(worker.process.pid, signal.SIGKILL)
-
-
-@contextlib.contextmanager
-def _stoppable() -> Iterator[None]:
-    """`kill`, and a terminal that is closed, end a sweep as Ctrl-C does."""
-
-    def stop(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = {s: signal.signal(s, stop) for s in STOPS if signal.getsignal(s) != signal.SIG_IGN}  # nohup ignores one
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -38,9 +38,6 @@ def check_target(study: Study, target: Target) -> None:
     Raises:
         InputError: a name that the study does not have, or a choice in the space that the backbone or the heads do not know.
     """
-    from emadapt.models.backbones import get_arch, resolve_blocks
-    from emadapt.models.heads import HEADS
-
     for what, name, have in (
         ("backbone", target.backbone, study.backbone_specs),
         ("regime", target.regime, study.regime_specs),
@@ -49,6 +46,9 @@ def check_target(study: Study, target: Target) -> None:
         if name not in have:
             raise InputError(f"{what} {name!r}", found="a name that params.yaml does not have", expected=", ".join(have),
                              do="Correct the option, or add it to params.yaml.")  # fmt: skip
+    from emadapt.models.backbones import get_arch, resolve_blocks  # torch, which takes seconds
+    from emadapt.models.heads import HEADS
+
     regime = study.regime_specs[target.regime]
     if regime.own_head or regime.init != "random":
         kind = f"kind `{regime.kind}`" if regime.own_head else f"`init: {regime.init}`"
@@ -57,7 +57,7 @@ def check_target(study: Study, target: Target) -> None:
                          do="Sweep another regime: ridge and kNN choose on validation slices by themselves.")  # fmt: skip
     spec, arch = study.sweep, study.backbone_specs[target.backbone].arch
     width = get_arch(arch).dim
-    if regime.kind == "lora" and max(spec.rank) > width:
+    if regime.low_rank and max(spec.rank) > width:
         raise InputError("sweep.rank", found=str(max(spec.rank)), expected=f"at most {width}, the width of {arch}",
                          do="Leave such ranks out.")  # fmt: skip
     for blocks in spec.blocks:
@@ -69,20 +69,23 @@ def check_target(study: Study, target: Target) -> None:
 
 def search_space(study: Study, target: Target) -> Space:
     """The dimensions of the target's regime, and those that the section `sweep:` adds."""
-    from emadapt.models.heads import HEADS
+    from emadapt.models.heads import HEADS, needs_image
 
-    spec, frozen = study.sweep, study.regime_specs[target.regime].kind == "frozen"
+    spec, regime = study.sweep, study.regime_specs[target.regime]
+    frozen = regime.kind == "frozen"
     space: Space = {"head_lr": FloatDistribution(*spec.head_lr, log=True)}
-    if not frozen:
+    if regime.low_rank:
         space |= {
             "rank": CategoricalDistribution(spec.rank),
             "alpha_ratio": CategoricalDistribution(spec.alpha_ratio),
             "dropout": FloatDistribution(*spec.dropout),
-            "adapter_lr": FloatDistribution(*spec.adapter_lr, log=True),
         }
+    if not frozen:
+        space["adapter_lr"] = FloatDistribution(*spec.adapter_lr, log=True)
     if decay := spec.weight_decay or (FROZEN_DECAY if frozen else ()):
         space["weight_decay"] = FloatDistribution(decay[0], decay[1], log=True)
-    if heads := spec.head or (tuple(HEADS) if frozen else ()):
+    stackable = tuple(name for name in HEADS if not needs_image(name))  # one pass over the tokens fits several
+    if heads := spec.head or (stackable if frozen else ()):
         space["head"] = CategoricalDistribution(heads)
     if spec.blocks:
         space["blocks"] = CategoricalDistribution([_text(b) for b in spec.blocks])

@@ -28,9 +28,9 @@ class SweepSpec:
     head_lr: tuple[float, float] = (1e-4, 1e-2)
     """Learning rate of the head, lowest and highest; logarithmic."""
     weight_decay: tuple[float, ...] = ()
-    """Lowest and highest, above 0; logarithmic. Empty: 0.0001 to 0.1 for `frozen`, not searched for `lora`."""
+    """Lowest and highest, above 0; logarithmic. Empty: 0.0001 to 0.1 for `frozen`, not searched for the others."""
     head: tuple[str, ...] = ()
-    """Heads to choose from. Empty: all that there are for `frozen`, not searched for `lora`."""
+    """Heads to choose from. Empty: all that see tokens alone for `frozen`, not searched for the others."""
     blocks: tuple[str | tuple[int, ...], ...] = ()
     """Choices for the backbone's `blocks`; each has its own token cache. Empty: not searched."""
     scale: tuple[float, ...] = ()

@@ -11,24 +11,26 @@ from rich.table import Table
 
 from emadapt.sweep.claims import n_ended
 from emadapt.sweep.logbook import best_trial
-from emadapt.sweep.storage import Store, sweep_names
+from emadapt.sweep.storage import Store
 
 
-def overview(store: Store, names: list[str] | None = None) -> Table:
-    """A row a sweep: trials by state, how many it is to end with, the best validation IoU, time a trial, time to go."""
-    table = Table(title=f"sweeps in {store.words}", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("sweep", overflow="fold", min_width=20)
-    for column in ("done", "pruned", "of", "run", "wait", "fail", "best", "a trial", "to go"):
+def overview(store: Store, names: list[str]) -> Table:
+    """A row a sweep: trials by state, how many are left to end, best validation IoU, time a trial, time to go."""
+    table = Table(title=f"sweeps in {store.words}", box=box.SIMPLE_HEAD, pad_edge=False, padding=0)  # fits 80 columns
+    table.add_column("sweep", overflow="fold", min_width=14)
+    for column in ("done", "pruned", "left", "run", "wait", "fail", "best", "a trial", "to go"):
         table.add_column(column, justify="right", no_wrap=True)
-    for name in sweep_names(store) if names is None else names:
+    for name in names:
         study = optuna.load_study(study_name=name, storage=store.storage)
         trials = study.get_trials(deepcopy=False)
         counts = {s: sum(t.state == s for t in trials) for s in TrialState}
         wanted, running = int(study.user_attrs.get("trials", 0)), counts[TrialState.RUNNING]
         failed = sum("failed" in t.user_attrs for t in trials)  # others were lost with their worker, and run again
         best, took = best_trial(trials), _mean_duration(trials)
-        to_go = took * max(0, wanted - n_ended(trials)) / running if took and running else None
-        numbers = (counts[TrialState.COMPLETE], counts[TrialState.PRUNED], wanted, running, counts[TrialState.WAITING], failed)
+        left = max(0, wanted - n_ended(trials))
+        to_go = took * left / running if took and running else None
+        done, pruned, waiting = (counts[s] for s in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.WAITING))
+        numbers = (done, pruned, left, running, waiting, failed)
         table.add_row(name, *map(str, numbers), f"{best.value:.4f}" if best else "-", _text(took), _text(to_go))
     return table
 
@@ -54,7 +56,9 @@ def _mean_duration(trials: list[optuna.trial.FrozenTrial]) -> timedelta | None:
 
 
 def _text(time: timedelta | None) -> str:
-    return "-" if time is None else str(timedelta(seconds=round(time.total_seconds())))
+    if time is None:
+        return "-"
+    return f"{time.days} d {time.seconds // 3600} h" if time.days else str(timedelta(seconds=round(time.total_seconds())))
 
 
 def _number(value: object) -> str:

@@ -103,14 +103,14 @@ def open_store(url: str = "", workers: int = 1, requeue: Requeue | None = None) 
     quiet()
     try:
         FOLDER.mkdir(parents=True, exist_ok=True)
-        with (FOLDER / "journal.log").open("ab"):  # a missing right to write shows here
+        # Optuna's own lock, journal.log.lock, outlives a killed process by half a minute; this one does not.
+        lock: Any = FileLock(FOLDER / "journal.log.flock")
+        with lock, (FOLDER / "journal.log").open("ab"):  # a missing right to write shows here
             pass
-    except OSError as error:
-        raise InputError(FOLDER, found=f"a folder that cannot be written ({error})", expected="one that can",
-                         do="Give this user the right to write there.") from error  # fmt: skip
+    except (OSError, NotImplementedError) as error:  # some network disks have no locks
+        raise InputError(FOLDER, found=f"a folder that cannot be written or locked ({error})", expected="one that can",
+                         do="Give this user the right to write there; take a disk with file locks.") from error  # fmt: skip
     if not url:
-        # Optuna's own locks outlive a killed process by half a minute; this one does not.
-        lock: Any = FileLock(FOLDER / "journal.log.lock")
         backend = JournalFileBackend(str(FOLDER / "journal.log"), lock_obj=lock)
         return Store(JournalStorage(backend), "", shared=False)
     url, kind = _known(url)
@@ -133,12 +133,17 @@ def quiet() -> None:
 
 def _known(url: str) -> tuple[str, str]:
     """The URL with a driver that is installed, and its kind."""
-    expected = "postgresql://user:password@host/database, or sqlite:///file.db for one worker"
+    expected = "postgresql://user:password@host/database, sqlite:///file.db for one worker, or none for a journal"
     try:
         parsed = make_url(re.sub(r"^postgres://", "postgresql://", url))
         kind = parsed.get_backend_name()
     except (ArgumentError, ValueError):
-        raise InputError("--storage", found=f"{redact(url)!r}, which is no URL", expected=expected, do="Correct it.") from None
+        raise InputError(
+            "--storage", found=f"{re.sub('//.*@', '//***@', url)!r}, which is no URL", expected=expected, do="Correct it."
+        ) from None
+    if "@" in (parsed.host or ""):
+        raise InputError("--storage", found="a URL with two @", expected="one, between password and host",
+                         do="Write an @ in a user's name or password as %40.")  # fmt: skip
     if kind not in ("postgresql", "sqlite"):
         raise InputError("--storage", found=f"a URL of kind {kind!r}", expected=expected, do="Correct it.")
     if parsed.drivername == "postgresql":
@@ -155,7 +160,7 @@ def _reach(url: str, connect: Callable[[], BaseStorage]) -> BaseStorage:
     except (*STORAGE_ERRORS, OSError) as error:
         reason = redact((str(error.__cause__ or error).strip().splitlines() or [type(error).__name__])[0])
         raise InputError(redact(url), found=f"a database that cannot be used ({reason})", expected="one that answers",
-                         do="Check host, port, database, user and password.") from error  # fmt: skip
+                         do="Check host, port, database, user and password, and that it may make tables.") from error  # fmt: skip
 
 
 def _postgres(url: str, requeue: Requeue | None) -> BaseStorage:
@@ -231,9 +236,10 @@ def open_sweep(store: Store, name: str, space_hash: str, definition: dict[str, A
 
 
 def difference(was: dict[str, Any], now: dict[str, Any]) -> str:
-    """The first settings that are not the same, as `train.epochs 3 there, 5 here`."""
+    """The first settings that are not the same, as `train.epochs 3 there, 5 here`; another unit before what follows from it."""
     flat_was, flat_now = _flat(was), _flat(now)
     keys = [k for k in {**flat_was, **flat_now} if flat_was.get(k) != flat_now.get(k)]
+    keys.sort(key=lambda k: ".unit." not in k)
     said = [f"{k.split('.', 1)[1]} {flat_was.get(k, 'absent')} there, {flat_now.get(k, 'absent')} here" for k in keys[:3]]
     return "; ".join(said) + (f"; and {len(keys) - 3} more" if len(keys) > 3 else "")
 

@@ -17,6 +17,7 @@ from optuna.trial import Trial
 from emadapt import tracking
 from emadapt.config import Study
 from emadapt.data.patches import plan_epoch
+from emadapt.models.heads import needs_image
 from emadapt.sweep.claims import beat, end, root_number
 from emadapt.sweep.fit_stacked import Member, fit_stacked
 from emadapt.sweep.space import Target, study_at
@@ -115,22 +116,23 @@ def run_trials(sweep: Sweep, trials: list[Trial]) -> None:
 
     Raises:
         optuna.exceptions.StorageInternalError: the storage is gone; the trials are taken back by whoever notices.
+        torch.AcceleratorError: the GPU failed, other than by being full; the worker ends, and another one runs its trials.
     """
     attempts = [Attempt(sweep, trial) for trial in trials]
     with _beating(sweep.store, trials):
         while attempts:
             first = attempts[0]
-            frozen = first.config.regime_specs[first.unit.regime].kind == "frozen" and first.train.cached
-            together = [a for a in attempts if _stackable(a, first)] if frozen and sweep.config.sweep.stack > 1 else [first]
+            stack = sweep.config.sweep.stack > 1 and _fits_a_stack(first)
+            together = [a for a in attempts if _stackable(a, first)] if stack else [first]
             attempts = [a for a in attempts if a not in together]
             with contextlib.ExitStack() as runs:
                 for attempt in together:
                     runs.enter_context(attempt.run())
                 try:
-                    _run_stack(together) if frozen and sweep.config.sweep.stack > 1 else _run_one(first)
+                    _run_stack(together) if stack else _run_one(first)
                 except optuna.TrialPruned:
                     pass
-                except STORAGE_ERRORS:
+                except (*STORAGE_ERRORS, torch.AcceleratorError):  # after its errors a GPU is of no use to this process
                     raise
                 except Exception as error:
                     for attempt in together:
@@ -138,6 +140,12 @@ def run_trials(sweep: Sweep, trials: list[Trial]) -> None:
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()  # what an out-of-memory trial held is the next one's
+
+
+def _fits_a_stack(attempt: Attempt) -> bool:
+    """Its head sees cached tokens and nothing else, and its loss is not scaled, which `fit` alone does."""
+    frozen, train = attempt.config.regime_specs[attempt.unit.regime].kind == "frozen", attempt.train
+    return frozen and train.cached and train.precision != "fp16" and not needs_image(train.head)
 
 
 def _stackable(one: Attempt, other: Attempt) -> bool:

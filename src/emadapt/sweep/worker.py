@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
 import signal
 import sys
 import time
@@ -14,6 +12,7 @@ from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 
 from emadapt.config import Study
+from emadapt.launch import die_with
 from emadapt.sweep.claims import claim, enroll, requeue
 from emadapt.sweep.space import Target, search_space, unit_of
 from emadapt.sweep.spec import SweepSpec
@@ -83,11 +82,3 @@ def pruner(spec: SweepSpec, epochs: int) -> BasePruner:
     if spec.pruner == "hyperband":
         return optuna.pruners.HyperbandPruner(min_resource=1, max_resource=epochs, reduction_factor=3)
     return optuna.pruners.NopPruner()
-
-
-def die_with(parent: int) -> None:
-    """Be killed by the kernel when the parent dies, however it dies, so that nothing is left behind (Linux)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    if os.getppid() != parent:  # it died before that
-        sys.exit(1)

@@ -1,0 +1,137 @@
+"""What a training step costs under each regime, and what one would write with peft alone, each in a process of its own."""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+import torch
+from torch import nn
+
+from emadapt.config import BackboneSpec, RegimeSpec, TrainSpec
+from emadapt.data.patches import Cached
+from emadapt.device import autocast, device
+from emadapt.models.backbones import BACKBONES, create_vit, get_arch
+from emadapt.models.heads import HEADS
+from emadapt.models.regimes import parameter_groups
+from emadapt.models.segmenter import Segmenter, build_frozen
+from emadapt.train import loss_function
+
+Row = dict[str, Any]
+Logits = Callable[[], torch.Tensor]
+
+NAIVE = "lora, peft alone"
+BATCH, TILE = 4, 252
+
+
+def regimes_benchmark(arch: str = "dinov2_s", tile: int = TILE, steps: int = 5, repeats: int = 1) -> list[Row]:
+    """A step of forward, loss, backward, clipping and AdamW on a batch of 4 tiles that is at hand, with the head `pyramid`.
+
+    `lora_last_k` adapts the last quarter of the blocks and starts from what is cached, `frozen` from cached tokens. The last row
+    is `lora` as one writes it with timm and peft: fp32, the whole model in one loop.
+
+    Args:
+        arch: of the backbone; its weights are random.
+        tile: its side.
+        steps: that are timed, after one that is not.
+        repeats: rounds over all regimes; medians count.
+
+    Returns:
+        Rows: regime; trained parameters and, of them in the backbone, their share of it; seconds by the clock and by the
+        processor; peak_mb of the process (on a GPU: of its memory); ratio, lora's seconds over this one's (of the processor's,
+        which other work on the machine changes less; on a GPU of the clock's).
+    """
+    quarter = get_arch(arch).depth // 4
+    kinds = {k: RegimeSpec(k) for k in ("frozen", "lora", "dora", "bitfit", "full")}
+    kinds |= {"lora_last_k": RegimeSpec("lora_last_k", k=quarter), "full, checkpointing": RegimeSpec("full", checkpointing=True)}
+    jobs = [(name, kinds.get(name, kinds["lora"])) for name in (*kinds, NAIVE)]
+    threads = torch.get_num_threads()
+    found: dict[str, list[Row]] = {name: [] for name, _ in jobs}
+    for _ in range(repeats):
+        for name, regime in jobs:  # a new process each: memory that another left behind does not count
+            with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+                found[name].append(process.submit(_measure, name, regime, arch, tile, steps, threads).result())
+    rows = []
+    for name, runs in found.items():
+        numbers = {key: statistics.median(r[key] for r in runs) for key in ("seconds", "cpu_seconds", "peak_mb")}
+        rows.append({"regime": name, "trained": runs[0]["trained"], "share": runs[0]["share"], **numbers})
+    clock = "seconds" if torch.cuda.is_available() else "cpu_seconds"
+    lora = next(row[clock] for row in rows if row["regime"] == "lora")
+    return [{**row, "ratio": lora / row[clock]} for row in rows]
+
+
+def _measure(name: str, regime: RegimeSpec, arch: str, tile: int, steps: int, threads: int) -> Row:
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    images = torch.rand(BATCH, 1, tile, tile, device=device())
+    labels = (torch.rand(BATCH, 1, tile, tile, device=device()) > 0.9).long()
+    logits, optimiser, facts = (_naive if name == NAIVE else _ours)(arch, regime, images)
+    loss_of, trained = loss_function("dice_ce"), [p for g in optimiser.param_groups for p in g["params"]]
+    clock, cpu = [], []
+    for _ in range(steps + 1):
+        started, processor = _now()
+        loss_of(logits(), labels).backward()
+        nn.utils.clip_grad_norm_(trained, 1.0)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        ended = _now()
+        clock.append(ended[0] - started)
+        cpu.append(ended[1] - processor)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    if torch.cuda.is_available():
+        peak = torch.cuda.max_memory_allocated() / 2**20
+    return {**facts, "seconds": statistics.median(clock[1:]), "cpu_seconds": statistics.median(cpu[1:]), "peak_mb": peak}
+
+
+def _ours(arch: str, regime: RegimeSpec, images: torch.Tensor) -> tuple[Logits, torch.optim.Optimizer, Row]:
+    spec, train = BackboneSpec(arch, "random"), TrainSpec()
+    segmenter = Segmenter(spec, regime, "pyramid", 0, build_frozen(spec)).to(device()).train()
+    batch: torch.Tensor | Cached = images
+    if regime.kind == "frozen":
+        with torch.no_grad():
+            batch = torch.cat(segmenter.backbone(images), 1).half()
+    elif segmenter.cut is not None:
+        below, entering = segmenter.backbone.entering(images, segmenter.cut)
+        batch = Cached(torch.cat(below, 1).half(), entering.half())
+    groups = parameter_groups(segmenter.backbone, regime, train.adapter_lr, train.weight_decay)
+    optimiser = torch.optim.AdamW([{"params": segmenter.head.parameters(), "lr": train.head_lr}, *groups])
+
+    def logits() -> torch.Tensor:
+        with autocast(train.precision):
+            return torch.as_tensor(segmenter(batch, (images.shape[-2], images.shape[-1])))
+
+    return logits, optimiser, {"trained": segmenter.n_trainable(), "share": segmenter.share()}
+
+
+def _naive(arch: str, regime: RegimeSpec, images: torch.Tensor) -> tuple[Logits, torch.optim.Optimizer, Row]:
+    """The same adapters and head as a page of a tutorial has them."""
+    from peft import LoraConfig, get_peft_model
+
+    facts, blocks = BACKBONES[arch], build_frozen(BackboneSpec(arch, "random")).blocks
+    config = LoraConfig(r=regime.rank, lora_alpha=regime.alpha, target_modules=["attn.qkv", "attn.proj"])  # type: ignore[arg-type]
+    vit: Any = get_peft_model(create_vit(facts), config).to(device()).train()
+    head = HEADS["pyramid"](facts.dim, len(blocks)).to(device()).train()
+    mean, std = (torch.tensor(v, device=device()).view(1, 3, 1, 1) for v in (facts.mean, facts.std))
+    trained = [p for model in (vit, head) for p in model.parameters() if p.requires_grad]
+
+    def logits() -> torch.Tensor:
+        x = (images.expand(-1, 3, -1, -1) - mean) / std
+        tokens = vit.base_model.model.forward_intermediates(x, indices=[b - 1 for b in blocks], norm=True,
+                                                            intermediates_only=True)  # fmt: skip
+        return torch.as_tensor(head(tokens, (images.shape[-2], images.shape[-1])))
+
+    adapters = sum(p.numel() for p in vit.parameters() if p.requires_grad)
+    share = adapters / (sum(p.numel() for p in vit.parameters()) - adapters)
+    return logits, torch.optim.AdamW(trained, lr=5e-4), {"trained": sum(p.numel() for p in trained), "share": share}
+
+
+def _now() -> tuple[float, float]:
+    """The clock and the processor's time of this process, with the GPU's work done."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter(), time.process_time()
