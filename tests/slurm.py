@@ -169,7 +169,7 @@ def _task(folder: Path, number: int, own: dict[str, Any], task: int) -> tuple[in
         environment["SLURM_CPUS_PER_TASK"] = "1"  # what this machine can give
     gpus = int(options.get("gpus", options.get("gpus-per-node", 0)))
     if gpus:
-        environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, range(gpus)))
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(["cpu"] * gpus)  # what emadapt calls the devices of a node without
     restarts = 0
     while True:
         environment["SLURM_RESTART_COUNT"] = str(restarts)

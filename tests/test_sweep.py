@@ -404,6 +404,16 @@ def test_workers_that_cannot_work_end_the_sweep_with_the_reason(tmp_path: Path) 
     assert "workers died at once" in out or "trials failed" in out
 
 
+@pytest.mark.slow
+def test_a_sweep_on_a_gpu_that_is_not_there_does_not_run_on_the_cpu(tmp_path: Path) -> None:
+    make_study(tmp_path)
+    process = start("--trials", "2", "--gpus", "1000", EMADAPT_TRACKING="off")
+    out = process.communicate(timeout=600)[0]
+    assert process.returncode == 2
+    assert "devices 1000: found 0 GPUs that work; expected 1" in out
+    assert not n_ended(trials_of())
+
+
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[postgres.Server]:
     yield from postgres.serve(tmp_path)

@@ -227,10 +227,11 @@ def sweep_run(backbone: str, train_set: str, regime: str, trials: int, workers: 
               join: bool) -> None:  # fmt: skip
     """Begin a sweep, or resume it: the same command again goes on where it was stopped."""
     study = load_study()
+    from emadapt.launch import parse_devices
     from emadapt.sweep.run import Order, run_sweep
     from emadapt.sweep.space import Target
 
-    devices = tuple(g for g in gpus.split(",") if g)
+    devices = tuple(parse_devices(gpus))
     target = Target(backbone, regime, train_set)
     order = Order(target, trials, workers or len(devices) or 1, devices, storage, name, join)
     try:

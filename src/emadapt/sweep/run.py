@@ -19,7 +19,7 @@ from optuna.trial import TrialState
 
 from emadapt.config import Study
 from emadapt.errors import EmadaptError, InputError
-from emadapt.launch import STOPS, stoppable
+from emadapt.launch import STOPS, stoppable, visible
 from emadapt.mlflow_store import redact
 from emadapt.sweep.claims import failing, n_ended, requeue, take_back_all, take_back_silent
 from emadapt.sweep.logbook import Logbook
@@ -226,7 +226,8 @@ def _start(crew: Crew, number: int) -> Worker:
     if order.workers > 1:
         environment["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // order.workers))  # a job's share of a node
     if order.gpus:
-        environment["CUDA_VISIBLE_DEVICES"] = order.gpus[number % len(order.gpus)]
+        device = order.gpus[number % len(order.gpus)]
+        environment |= {"EMADAPT_DEVICES": device, **visible([device])}
     command = [sys.executable, "-m", "emadapt", "sweep", "worker", crew.name, "--backbone", target.backbone,
                "--regime", target.regime, "--train-set", target.train_set, "--owner", owner, "--parent", str(os.getpid()),
                "--since", str(crew.since)]  # fmt: skip

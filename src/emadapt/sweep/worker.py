@@ -46,7 +46,10 @@ def work(config: Study, target: Target, job: Job) -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     store = open_store(job.url, requeue=requeue)
     study = load(config, target, job.name, store)
-    from emadapt.sweep.trial import Sweep, run_trials  # torch
+    from emadapt import parallel  # torch
+    from emadapt.sweep.trial import Sweep, run_trials
+
+    parallel.join()  # says so where its GPU is missing, rather than run a weekend long on the CPU
 
     sweep, space = Sweep(study, store, config, target), search_space(config, target)
     stack = config.sweep.stack if config.regime_specs[target.regime].kind == "frozen" else 1
