@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from emadapt.config import RegimeSpec, Study, Unit
+from emadapt.config import RegimeSpec, Study, TrainSetSpec, Unit
 
 TRAIN_SETS = {"lucchi": ("lucchi",), "vnc": ("vnc",), "paired": ("lucchi", "vnc")}
+SPECS = {name: TrainSetSpec(members) for name, members in TRAIN_SETS.items()}
 Entry = dict[str, Any]
 SLICES = {"lucchi": 32, "vnc": 12}
 
@@ -18,7 +19,7 @@ def a_study(seeds: tuple[int, ...] = (0, 1), regimes: tuple[str, ...] = ("frozen
     """Two datasets, one backbone."""
     return Study(
         name="demo", datasets=("lucchi", "vnc"), backbones=("dinov2_s",), regimes=regimes, train_sets=tuple(TRAIN_SETS),
-        seeds=seeds, dataset_specs={}, train_set_specs=dict(TRAIN_SETS), backbone_specs={},
+        seeds=seeds, dataset_specs={}, train_set_specs=dict(SPECS), backbone_specs={},
         regime_specs={name: RegimeSpec("frozen" if name == "frozen" else "lora") for name in regimes},
     )  # fmt: skip
 

@@ -5,7 +5,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emadapt.config import ConfigError, digest, load_study
+from emadapt.config import digest, load_study
+from emadapt.errors import ConfigError
 from tiny import settings
 
 STUDIES = Path(__file__).parents[1] / "studies"

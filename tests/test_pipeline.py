@@ -34,6 +34,8 @@ def run_all(study: Study) -> dict:
     for backbone in study.backbones:
         for train_set in study.train_sets:
             emadapt("trainset", backbone, train_set)
+    for regime in study.regimes:
+        emadapt("start", regime)
     for unit in study.units():
         emadapt("train", unit.name)
         emadapt("evaluate", unit.name)

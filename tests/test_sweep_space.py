@@ -8,8 +8,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 
-from emadapt.config import ConfigError, Study, load_study
-from emadapt.errors import InputError
+from emadapt.config import Study, load_study
+from emadapt.errors import ConfigError, InputError
 from emadapt.sweep.promote import _write
 from emadapt.sweep.space import (
     Target,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from emadapt.config import ConfigError, Study, load_study
-from emadapt.errors import EmadaptError, InputError
+from emadapt.config import Study, load_study
+from emadapt.errors import ConfigError, EmadaptError, InputError
 
 
 def check_study(path: Path, data: Path = Path("data")) -> list[str]:

@@ -117,6 +117,17 @@ def trainset(backbone: str, train_set: str) -> None:
 
 
 @main.command()
+@click.argument("regime")
+def start(regime: str) -> None:
+    """Record what units of REGIME start from, so that a change in the source of `init_from` trains them again."""
+    study = load_study()
+    _known(regime, study.regimes, "regimes")
+    from emadapt.trainset import record_start
+
+    click.echo(f"start {regime}: {record_start(study, regime)}")
+
+
+@main.command()
 def units() -> None:
     """Print the study's units, a line each."""
     for unit in load_study().units():

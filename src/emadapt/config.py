@@ -7,25 +7,16 @@ import hashlib
 import itertools
 import json
 import re
-import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from emadapt.errors import EmadaptError
+from emadapt.errors import ConfigError, EmadaptError
+from emadapt.strict import NAME, build, names_of, read_yaml, specs_of
 from emadapt.sweep.spec import SweepSpec
 
 PARAMS = Path("params.yaml")
-NAME = re.compile(r"[A-Za-z0-9_]+")  # DVC's matrix keys must not contain dots; "-" separates the parts of a unit
-
-
-class ConfigError(EmadaptError):
-    """One or more problems in params.yaml; `problems` holds one line each."""
-
-    def __init__(self, problems: list[str]) -> None:
-        self.problems = problems
-        super().__init__("\n".join(problems))
 
 
 @dataclass(frozen=True)
@@ -41,6 +32,22 @@ class DatasetSpec:
     """How an image finds its label. `lexicographic` replicates a known mistake and is tagged wherever it is used."""
     path: str = ""
     """Folder of the raw data; empty: data/<name>."""
+
+
+@dataclass(frozen=True)
+class TrainSetSpec:
+    """What a unit trains on: one dataset or a union of several, and how much of it is labelled."""
+
+    datasets: tuple[str, ...]
+    slices: int | str = 0
+    """Labelled training slices of each dataset, spread in z, drawn by the unit's seed: a number, or a share (`25%`); 0: all."""
+    crops: int | str = 0
+    """Labelled tiles of each dataset in the place of whole slices, likewise."""
+
+    @property
+    def few(self) -> bool:
+        """Whether only a part of the training slices counts as labelled."""
+        return bool(self.slices or self.crops)
 
 
 @dataclass(frozen=True)
@@ -108,6 +115,9 @@ class RegimeSpec:
     weight_decay: float = -1.0
     init: Literal["random", "ridge"] = "random"
     """Initial values of the head; `ridge`: those that ridge regression gives a `linear` head."""
+    init_from: str = ""
+    """Start from the adapter and head of another unit of the same backbone and seed: `REGIME-TRAIN_SET`, or `REGIME` for the same
+    training set; or from those in a folder that `train` wrote, a path with a slash. A frozen unit's head starts any regime."""
 
     @property
     def pretrained_tokens(self) -> bool:
@@ -225,7 +235,7 @@ class Study:
     train_sets: tuple[str, ...]
     seeds: tuple[int, ...]
     dataset_specs: dict[str, DatasetSpec]
-    train_set_specs: dict[str, tuple[str, ...]]
+    train_set_specs: dict[str, TrainSetSpec]
     backbone_specs: dict[str, BackboneSpec]
     regime_specs: dict[str, RegimeSpec]
     split: SplitSpec = field(default_factory=SplitSpec)
@@ -261,6 +271,19 @@ class Study:
             own["head"] = regime.own_head
         return dataclasses.replace(self.train, **own)
 
+    def source_of(self, unit: Unit) -> Unit | None:
+        """The unit whose model `unit` starts from (`init_from`); None where there is none, or a folder."""
+        start = self.regime_specs[unit.regime].init_from
+        if not start or "/" in start:
+            return None
+        regime, _, train_set = start.partition("-")
+        return Unit(unit.backbone, regime, train_set or unit.train_set, unit.seed)
+
+    def head_of(self, regime: str) -> str:
+        """The head that units of a regime have."""
+        spec = self.regime_specs[regime]
+        return spec.own_head or spec.head or self.train.head
+
     def tokens_of(self, regime: str) -> str:
         """The regime under which `diagnose` measures the tokens that `regime` works on; empty where it works on none.
 
@@ -276,15 +299,19 @@ class Study:
 
     def describe(self, unit: Unit) -> dict[str, Any]:
         """Everything that defines the unit's training, as plain JSON-able values (for keys, model cards and trackers)."""
-        members = self.train_set_specs[unit.train_set]
+        train_set = self.train_set_specs[unit.train_set]
         described = {
             "unit": dataclasses.asdict(unit),
             "backbone": dataclasses.asdict(self.backbone_specs[unit.backbone]),
             "regime": dataclasses.asdict(self.regime_specs[unit.regime]),
             "train": dataclasses.asdict(self.train_spec(unit)),
             "split": dataclasses.asdict(self.split),
-            "datasets": {name: dataclasses.asdict(self.dataset_specs[name]) for name in members},
+            "datasets": {name: dataclasses.asdict(self.dataset_specs[name]) for name in train_set.datasets},
         }
+        if train_set.few:
+            described["labelled"] = {"slices": train_set.slices, "crops": train_set.crops}
+        if source := self.source_of(unit):
+            described["source"] = self.describe(source)
         return typing.cast(dict[str, Any], json.loads(json.dumps(described)))
 
 
@@ -296,6 +323,8 @@ def not_default(described: dict[str, Any]) -> dict[str, Any]:
         defaults = json.loads(json.dumps({f.name: f.default for f in dataclasses.fields(kind)
                                           if f.default is not dataclasses.MISSING}))  # fmt: skip
         kept[section] = {k: v for k, v in described[section].items() if k not in defaults or v != defaults[k]}
+    if "source" in kept:
+        kept["source"] = not_default(kept["source"])
     return kept
 
 
@@ -310,7 +339,7 @@ def load_study(path: Path = PARAMS) -> Study:
     Raises:
         ConfigError: the file is missing or not YAML, or has unknown keys, wrong types or names that lead nowhere.
     """
-    raw = _read_yaml(path)
+    raw = read_yaml(path)
     problems: list[str] = []
     known = {"study", "datasets", "train_sets", "backbones", "regimes", "split", "train", "diagnose", "sweep"}
     problems += [f"{path}: unknown section {k!r}; known are {', '.join(sorted(known))}" for k in sorted(set(raw) - known)]
@@ -322,13 +351,13 @@ def load_study(path: Path = PARAMS) -> Study:
     if problems:
         raise ConfigError(problems)
     specs = {
-        "datasets": _map(DatasetSpec, raw["datasets"], f"{path}: datasets", problems),
-        "backbones": _map(BackboneSpec, _expand_input(raw["backbones"]), f"{path}: backbones", problems),
-        "regimes": _map(RegimeSpec, raw["regimes"], f"{path}: regimes", problems),
+        "datasets": specs_of(DatasetSpec, raw["datasets"], f"{path}: datasets", problems),
+        "backbones": specs_of(BackboneSpec, _expand_input(raw["backbones"]), f"{path}: backbones", problems),
+        "regimes": specs_of(RegimeSpec, raw["regimes"], f"{path}: regimes", problems),
+        "train_sets": specs_of(TrainSetSpec, _expand_lists(raw["train_sets"]), f"{path}: train_sets", problems),
     }
-    train_sets = {name: _names(value, f"{path}: train_sets.{name}", problems) for name, value in raw["train_sets"].items()}
     head = dict(raw["study"])
-    lists = {k: _names(head.pop(k, None), f"{path}: study.{k}", problems) for k in _STUDY_LISTS}
+    lists = {k: names_of(head.pop(k, None), f"{path}: study.{k}", problems) for k in _STUDY_LISTS}
     seeds = head.pop("seeds", None)
     if not isinstance(seeds, list) or not seeds or any(type(s) is not int or s < 0 for s in seeds):
         problems.append(f"{path}: study.seeds: found {seeds!r}; expected a list of whole numbers from 0 on")
@@ -342,7 +371,7 @@ def load_study(path: Path = PARAMS) -> Study:
         **{k: lists[k] for k in _STUDY_LISTS},
         seeds=tuple(seeds),
         dataset_specs=specs["datasets"],
-        train_set_specs=train_sets,
+        train_set_specs=specs["train_sets"],
         backbone_specs=specs["backbones"],
         regime_specs=specs["regimes"],
         split=_preset("split", SplitSpec, raw.get("split", "default"), path, problems),
@@ -359,19 +388,9 @@ def load_study(path: Path = PARAMS) -> Study:
 _STUDY_LISTS = ("datasets", "backbones", "regimes", "train_sets")
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
-    try:
-        raw = YAML(typ="safe", pure=True).load(path.read_text())  # refuses duplicate keys
-    except FileNotFoundError:
-        raise ConfigError([f"{path}: no such file; run this in the project's root, or `emadapt use demo`"]) from None
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError([f"{path}: not valid YAML: {' '.join(str(error).split())}"]) from None
-    if not isinstance(raw, dict):
-        raise ConfigError([f"{path}: found {type(raw).__name__}; expected the sections study, datasets, ..."])
-    return raw
+def _expand_lists(train_sets: dict[str, Any]) -> dict[str, Any]:
+    """`[lucchi, vnc]` stands for `{datasets: [lucchi, vnc]}`."""
+    return {name: value if isinstance(value, dict) else {"datasets": value} for name, value in train_sets.items()}
 
 
 def _expand_input(backbones: dict[str, Any]) -> dict[str, Any]:
@@ -381,25 +400,6 @@ def _expand_input(backbones: dict[str, Any]) -> dict[str, Any]:
         if isinstance(value, dict) and value.get("input") == "paper":
             value = PAPER_INPUT | {k: v for k, v in value.items() if k != "input"}
         out[name] = value
-    return out
-
-
-def _names(value: Any, where: str, problems: list[str]) -> tuple[str, ...]:
-    if not isinstance(value, list) or not value or any(not isinstance(v, str) for v in value):
-        problems.append(f"{where}: found {value!r}; expected a list of names")
-        return ()
-    if len(set(value)) < len(value):
-        problems.append(f"{where}: a name stands twice in {value}")
-    return tuple(value)
-
-
-def _map(kind: type, raw: dict[str, Any], where: str, problems: list[str]) -> dict[str, Any]:
-    out = {}
-    for name, value in raw.items():
-        if not isinstance(name, str) or not NAME.fullmatch(name):
-            problems.append(f"{where}: name {name!r} may hold letters, digits and underscores only")
-        elif (spec := _build(kind, value, f"{where}.{name}", problems)) is not None:
-            out[name] = spec
     return out
 
 
@@ -413,57 +413,7 @@ def _preset(section: str, kind: type, value: Any, path: Path, problems: list[str
     if name not in presets:
         problems.append(f"{path}: {section}: unknown preset {name!r}; known are {', '.join(presets)}")
         return presets["default"]
-    return _build(kind, own, f"{path}: {section}", problems, start=presets[name]) or presets[name]
-
-
-def _build(kind: type, raw: Any, where: str, problems: list[str], start: Any = None) -> Any:
-    if not isinstance(raw, dict):
-        problems.append(f"{where}: found {raw!r}; expected a map of settings")
-        return None
-    hints = typing.get_type_hints(kind)
-    values: dict[str, Any] = {} if start is None else dataclasses.asdict(start)
-    before = len(problems)
-    for key, value in raw.items():
-        if key not in hints:
-            problems.append(f"{where}: unknown key {key!r}; known are {', '.join(hints)}")
-            continue
-        try:
-            values[key] = _coerce(hints[key], value)
-        except TypeError as error:
-            problems.append(f"{where}.{key}: found {value!r}; expected {error}")
-    required = [f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING]
-    problems += [f"{where}: {name!r} is missing" for name in required if name not in values and name not in raw]
-    return kind(**values) if len(problems) == before else None
-
-
-def _coerce(hint: Any, value: Any) -> Any:
-    """`value` as the type `hint`; TypeError with the words for what was expected."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal:
-        if value not in args:
-            raise TypeError("one of " + ", ".join(map(str, args)))
-        return value
-    if origin in (typing.Union, types.UnionType):
-        wanted = []
-        for option in args:
-            try:
-                return _coerce(option, value)
-            except TypeError as error:
-                wanted.append(str(error))
-        raise TypeError(" or ".join(wanted))
-    if origin is tuple:
-        if not isinstance(value, list | tuple) or not value:
-            raise TypeError("a list that is not empty")
-        if args[-1] is not Ellipsis and len(value) != len(args):
-            raise TypeError(f"a list of {len(args)}")
-        return tuple(_coerce(args[0], v) for v in value)
-    if hint is float and type(value) in (int, float):
-        if not abs(value) < 1e12:  # also refuses nan
-            raise TypeError("a finite number")
-        return float(value)
-    if type(value) is not hint:
-        raise TypeError({int: "a whole number", str: "text", bool: "true or false", float: "a number"}[hint])
-    return value
+    return build(kind, own, f"{path}: {section}", problems, start=presets[name]) or presets[name]
 
 
 def _check(study: Study) -> list[str]:
@@ -477,8 +427,16 @@ def _check(study: Study) -> list[str]:
     ):
         bad += [f"study.{what}: {n!r} is not in the map `{what}`" for n in getattr(study, what) if n not in have]
     for name in study.train_sets:
-        members = study.train_set_specs.get(name, ())
+        members = study.train_set_specs[name].datasets if name in study.train_set_specs else ()
         bad += [f"train_sets.{name}: {m!r} is not in study.datasets" for m in members if m not in study.datasets]
+    for name, train_set in study.train_set_specs.items():
+        if len(set(train_set.datasets)) < len(train_set.datasets):
+            bad.append(f"train_sets.{name}: a name stands twice in {list(train_set.datasets)}")
+        if train_set.slices and train_set.crops:
+            bad.append(f"train_sets.{name}: found slices and crops; expected one of them")
+        for key in ("slices", "crops"):
+            if not _is_amount(value := getattr(train_set, key)):
+                bad.append(f"train_sets.{name}.{key}: found {value!r}; expected a number from 1 on, or a share such as 25%")
     for name, data in study.dataset_specs.items():
         if isinstance(data.foreground, str) and not re.fullmatch(r">\d+(\.\d+)?", data.foreground):
             bad.append(f"datasets.{name}.foreground: found {data.foreground!r}; expected '>N' or a list of label ids")
@@ -504,6 +462,7 @@ def _check(study: Study) -> list[str]:
             bad.append(f"regimes.{name}.layer_decay: found {regime.layer_decay}; expected a factor above 0, at most 1")
         if (regime.kind == "lora_last_k") != (regime.k > 0):
             bad.append(f"regimes.{name}.k: found {regime.k}; expected a number of blocks from 1 on for lora_last_k, else nothing")
+        bad += _check_start(study, name)
     train, split = study.train, study.split
     if min(train.epochs, train.batch) < 1 or min(train.steps_per_epoch, train.patience, train.workers) < 0:
         bad.append("train: epochs and batch must be at least 1; steps_per_epoch, patience and workers at least 0")
@@ -517,3 +476,35 @@ def _check(study: Study) -> list[str]:
     if own.tokens < 10 * own.blocks or min(own.permutations, own.replicates) < 1:
         bad.append("diagnose: tokens must be at least ten a block, permutations and replicates at least 1")
     return bad + study.sweep.problems()
+
+
+def _is_amount(value: int | str) -> bool:
+    if isinstance(value, int):
+        return value >= 0
+    share = re.fullmatch(r"(\d+(?:\.\d+)?)%", value)
+    return share is not None and 0 < float(share[1]) <= 100
+
+
+def _check_start(study: Study, name: str) -> list[str]:
+    """Problems of a regime's `init_from`, as far as the settings show them."""
+    regime, where = study.regime_specs[name], f"regimes.{name}.init_from: found {study.regime_specs[name].init_from!r}"
+    if not regime.init_from:
+        return []
+    if regime.kind in ("ridge", "knn") or regime.init != "random":
+        return [f"{where}; a regime of kind {regime.kind} with init {regime.init} takes its weights from elsewhere"]
+    if "/" in regime.init_from:
+        return []
+    start, dash, train_set = regime.init_from.partition("-")
+    if start not in study.regime_specs or (dash and train_set not in study.train_set_specs):
+        return [f"{where}; expected REGIME or REGIME-TRAIN_SET of this file, or a folder with a slash in its path"]
+    source, chain = study.regime_specs[start], [name, start]
+    while (following := study.regime_specs[chain[-1]].init_from.partition("-")[0]) in study.regime_specs:
+        if following in chain:
+            return [f"{where}, which leads back to {following!r}; expected a regime that begins somewhere"]
+        chain.append(following)
+    if study.head_of(start) != study.head_of(name):
+        return [f"{where}, whose head is {study.head_of(start)}; expected {study.head_of(name)}, the head of {name}"]
+    if not source.pretrained_tokens and (source.kind, source.rank, source.alpha, source.k) != (
+        regime.kind, regime.rank, regime.alpha, regime.k):  # fmt: skip
+        return [f"{where}, whose adapter is another (kind, rank, alpha, k); expected the same, or a frozen regime"]
+    return []

@@ -7,6 +7,14 @@ class EmadaptError(Exception):
     """Base of every error that emadapt raises on purpose; the command line prints it and exits with 2."""
 
 
+class ConfigError(EmadaptError):
+    """One or more problems in params.yaml; `problems` holds one line each."""
+
+    def __init__(self, problems: list[str]) -> None:
+        self.problems = problems
+        super().__init__("\n".join(problems))
+
+
 class InputError(EmadaptError):
     """Bad input, found before work starts.
 

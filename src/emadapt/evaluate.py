@@ -63,7 +63,7 @@ def evaluate_unit(study: Study, unit: Unit, out: Path = EVALUATED) -> Path:
     metrics = {
         "unit": unit.name, **dataclasses.asdict(unit),
         "model_md5": file_md5(folder / "model.safetensors"), "trainable_params": card["trainable_params"],
-        "train_seconds": history["seconds"],
+        "train_seconds": history["seconds"], "labelled": card["labelled"],
         "peak_mb": history["peak_mb"], "val_iou": card["val"]["iou"], "test": results,
     }  # fmt: skip
     path = out / unit.name / "metrics.json"

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from emadapt.config import Study, Unit
+from emadapt.config import Study, TrainSetSpec, Unit
 from emadapt.errors import InputError
 from emadapt.page import Groups, build_page
 from emadapt.tracking import provenance_tags
@@ -217,15 +217,16 @@ def _entry(backbone: str, regime: str, train_set: str, test_set: str, runs: Sequ
         "test_set": test_set,
         "n": tests[0]["n"],
         **{name: combine([test[name] for test in tests], [test[f"{name}_ci95"] for test in tests]) for name in METRICS},
+        "labelled": runs[0].get("labelled"),
         "trainable_params": runs[0]["trainable_params"],
         "seconds": _round(np.mean([run["train_seconds"] for run in runs])),
         "peak_mb": _round(max(run["peak_mb"] for run in runs)),
     }
 
 
-def _kind(entry: Mapping[str, Any], train_sets: Mapping[str, Sequence[str]]) -> str:
+def _kind(entry: Mapping[str, Any], train_sets: Mapping[str, TrainSetSpec]) -> str:
     """How the test dataset relates to the training set: "in-domain", "union" or "cross-domain"."""
-    trained_on = train_sets[entry["train_set"]]
+    trained_on = train_sets[entry["train_set"]].datasets
     if entry["test_set"] not in trained_on:
         return "cross-domain"
     return "union" if len(trained_on) > 1 else "in-domain"

@@ -27,6 +27,7 @@ from filelock import FileLock
 
 from emadapt.config import BackboneSpec, Study, digest
 from emadapt.data.ingest import Volume, open_volume
+from emadapt.data.labelled import Tile
 from emadapt.data.patches import Cached, Inputs, as_input, crop
 from emadapt.data.tiles import Geometry, geometry, label_to_input, to_input
 from emadapt.device import autocast, device, resolve_precision
@@ -50,6 +51,7 @@ class TokenView:
         split: the dataset's slices by part.
         images: (rows, H, W) uint8, what the backbone was shown.
         entering: (rows, N, D) float16, what leaves the block at the cut: class token, registers, patches; None without a cut.
+        only: training tiles that count as labelled; None: all.
     """
 
     tokens: npt.NDArray[np.float16]
@@ -58,6 +60,7 @@ class TokenView:
     split: dict[str, list[int]]
     images: npt.NDArray[np.uint8] | None = None
     entering: npt.NDArray[np.float16] | None = None
+    only: frozenset[Tile] | None = None
 
     def read(self, rows: int | slice, with_image: bool = False) -> Inputs:
         """What a segmenter takes: tokens alone where they are enough, else `Cached`; of one row or, batched, of several."""
@@ -70,11 +73,19 @@ class TokenView:
 
     def rows_of(self, part: str) -> npt.NDArray[np.int64]:
         """Rows whose slice belongs to `train`, `val` or `test`."""
-        return np.flatnonzero(np.isin(self.index[:, 0], self.split[part]))
+        return self._labelled(np.flatnonzero(np.isin(self.index[:, 0], self.split[part])))
 
     def rows_of_slice(self, z: int) -> npt.NDArray[np.int64]:
         """Rows of slice `z`."""
-        return np.flatnonzero(self.index[:, 0] == z)
+        return self._labelled(np.flatnonzero(self.index[:, 0] == z))
+
+    def _labelled(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Those of the rows that are no tiles of training slices, or labelled ones."""
+        if self.only is None:
+            return rows
+        train = set(self.split["train"])
+        return np.asarray([r for r in rows if (place := tuple(self.index[r].tolist())) in self.only or place[0] not in train],
+                          dtype=np.int64)  # fmt: skip
 
 
 def token_key(backbone: Backbone, spec: BackboneSpec, volume: Volume, view: int, cut: int | None = None) -> str:

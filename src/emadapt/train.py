@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -9,13 +10,13 @@ import resource
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 import emadapt
@@ -23,13 +24,16 @@ from emadapt import parallel, tracking, twins
 from emadapt.closed_form import FITS, fit_ridge
 from emadapt.config import Study, TrainSpec, Unit, digest, not_default
 from emadapt.data.ingest import INGESTED, Volume, open_volume
+from emadapt.data.labelled import Tile, few_slices, few_tiles, with_training
 from emadapt.data.patches import CropDataset, Item, TokenDataset, deal, load_epoch, plan_epoch, with_absent
+from emadapt.data.tiles import geometry
 from emadapt.device import autocast, device, resolve_precision
 from emadapt.errors import EmadaptError
 from emadapt.models.heads import BatchNorm, needs_image
-from emadapt.models.regimes import parameter_groups
+from emadapt.models.regimes import State, parameter_groups
 from emadapt.models.segmenter import Segmenter, build_segmenter, save_segmenter
 from emadapt.predict import predict_slices
+from emadapt.start import folder_state, load_start
 from emadapt.tokens import TokenView, token_views
 
 UNITS = Path("build/units")
@@ -70,12 +74,33 @@ class Inputs:
 
     Attributes:
         views: token cache entries per volume; empty where the backbone runs in the loop.
+        labelled: how much of the training set counts as labelled, see `Labelled.counts`.
+        start: sha256 of the weights that `init_from` gave; empty without it.
     """
 
     segmenter: Segmenter
     volumes: list[Volume]
     views: list[list[TokenView]]
     data: Data
+    labelled: dict[str, tuple[int, int]] = field(default_factory=dict)
+    start: str = ""
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """The datasets of a training set.
+
+    Attributes:
+        whole: as ingested.
+        volumes: with the labelled training slices alone.
+        tiles: the labelled tiles of each; empty where whole slices are labelled.
+        counts: labelled ones and all, over the datasets, in `slices` and in tiles (`crops`).
+    """
+
+    whole: list[Volume]
+    volumes: list[Volume]
+    tiles: list[list[Tile]]
+    counts: dict[str, tuple[int, int]]
 
 
 def prepare(study: Study, unit: Unit) -> Inputs:
@@ -84,23 +109,56 @@ def prepare(study: Study, unit: Unit) -> Inputs:
     Raises:
         EmadaptError: the inputs are not there.
     """
-    spec, train = study.backbone_specs[unit.backbone], study.train_spec(unit)
-    segmenter = build_segmenter(spec, study.regime_specs[unit.regime], train.head, unit.seed).to(device())
-    volumes = [open_volume(name) for name in study.train_set_specs[unit.train_set]]
-    views = _cached_views(segmenter, volumes, study, unit)
-    if study.regime_specs[unit.regime].init == "ridge":
-        fit_ridge(segmenter, volumes, views or _training_views(segmenter, volumes, study, unit), train, unit.seed)
-    data: Data = CropDataset(volumes, segmenter.spec, segmenter.backbone.arch.patch, train.augment)
+    regime, train = study.regime_specs[unit.regime], study.train_spec(unit)
+    segmenter = build_segmenter(study.backbone_specs[unit.backbone], regime, train.head, unit.seed).to(device())
+    labelled = label(study, unit, segmenter)
+    views = _training_views(segmenter, labelled, study, unit) if _is_cached(study, unit) else []
+    if regime.init == "ridge":
+        fit_ridge(segmenter, labelled.volumes, views or _training_views(segmenter, labelled, study, unit), train, unit.seed)
+    start = ""
+    if regime.init_from:
+        source = study.source_of(unit)
+        start = load_start(segmenter, weights_of(study, source) if source else folder_state(Path(regime.init_from), segmenter))
+    data: Data = CropDataset(labelled.volumes, segmenter.spec, segmenter.backbone.arch.patch, train.augment, labelled.tiles)
     if views:
         data = TokenDataset(views, with_image=needs_image(train.head))
-    return Inputs(segmenter, volumes, views, data)
+    return Inputs(segmenter, labelled.volumes, views, data, labelled.counts, start)
+
+
+def label(study: Study, unit: Unit, segmenter: Segmenter) -> Labelled:
+    """The datasets that `unit` trains on, as far as they count as labelled."""
+    spec, whole = study.train_set_specs[unit.train_set], [open_volume(n) for n in study.train_set_specs[unit.train_set].datasets]
+    corners = [geometry((v.image.shape[1], v.image.shape[2]), segmenter.spec, segmenter.backbone.arch.patch).corners(0.0)
+               for v in whole]  # fmt: skip
+    volumes, tiles = [few_slices(v, spec, unit.seed) for v in whole], []
+    if spec.crops:
+        tiles = [few_tiles(v, spec, c, unit.seed) for v, c in zip(whole, corners, strict=True)]
+        volumes = [with_training(v, sorted({z for z, _, _ in own})) for v, own in zip(whole, tiles, strict=True)]
+    n, of = (sum(len(v.split["train"]) for v in some) for some in (volumes, whole))
+    n_tiles, of_tiles = (
+        sum(len(v.split["train"]) * len(c) for v, c in zip(some, corners, strict=True)) for some in (volumes, whole)
+    )
+    return Labelled(whole, volumes, tiles, {"slices": (n, of), "crops": (sum(map(len, tiles)) or n_tiles, of_tiles)})
+
+
+def weights_of(study: Study, unit: Unit) -> State:
+    """Trained tensors of a unit: of its published model, or of its training, which is gone on with or begun."""
+    inputs = prepare(study, unit)
+    key, segmenter = unit_key(study, unit, inputs), inputs.segmenter
+    with twins.turn(key):
+        if published := twins.find(UNITS, key):
+            return load_file(published / "model.safetensors")
+        fit_ = fit_at_once if segmenter.regime.kind in FITS else fit
+        fit_(inputs, study.train_spec(unit), unit, SCRATCH / unit.name / key, lambda metrics, step: None)
+    return segmenter.trained_state()
 
 
 def unit_key(study: Study, unit: Unit, inputs: Inputs) -> str:
     """Hash over all that the trained weights depend on: a checkpoint under another one is not gone on from."""
     settings = twins.identity(not_default(study.describe(unit)), inputs.segmenter)
-    return digest({**settings, "data": [v.md5 for v in inputs.volumes], "version": emadapt.__version__,
-                   "weights": inputs.segmenter.backbone.provenance.sha256})[:24]  # fmt: skip
+    settings |= {"data": [v.md5 for v in inputs.volumes], "version": emadapt.__version__,
+                 "weights": inputs.segmenter.backbone.provenance.sha256}  # fmt: skip
+    return digest(settings | ({"start": inputs.start} if inputs.start else {}))[:24]
 
 
 def train_unit(study: Study, unit: Unit) -> Path:
@@ -132,12 +190,12 @@ def train_unit(study: Study, unit: Unit) -> Path:
         tracker.log_dict(study.describe(unit), "config.json")
         for volume in volumes:
             tracker.log_dataset(volume.name, volume.md5, str(INGESTED / volume.name), "training")
-        with twins.turn(segmenter, key) if processes == 1 else nullcontext():  # several would wait for each other
+        with twins.turn(key):
             progress, final = _fit_or_copy(inputs, train, unit, key, scratch, tracker)
             parallel.leave()
             if not is_first:
                 return UNITS / unit.name
-            facts = _facts(study, unit, key, segmenter, volumes, progress, final)
+            facts = _facts(study, unit, key, inputs, progress, final)
             if processes > 1:
                 tracker.set_tags({"processes": processes})
                 facts["processes"] = processes
@@ -151,7 +209,7 @@ def train_unit(study: Study, unit: Unit) -> Path:
 
 def unit_tags(study: Study, unit: Unit, stage: str) -> dict[str, str]:
     """Tags that every run of the unit carries; `stage` is the one that made the run."""
-    spec = {name: study.dataset_specs[name] for name in study.train_set_specs[unit.train_set]}
+    spec = {name: study.dataset_specs[name] for name in study.train_set_specs[unit.train_set].datasets}
     tags = {"unit": unit.name, "backbone": unit.backbone, "regime": unit.regime, "train_set": unit.train_set,
             "seed": str(unit.seed), "study": study.name, "stage": stage, **tracking.provenance_tags(Path())}  # fmt: skip
     if wrong := [name for name, data in spec.items() if data.pairing == "lexicographic"]:
@@ -164,10 +222,12 @@ def file_md5(path: Path) -> str:
     return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
 
 
-def _facts(study: Study, unit: Unit, key: str, segmenter: Segmenter, volumes: list[Volume], progress: Progress,
+def _facts(study: Study, unit: Unit, key: str, inputs: Inputs, progress: Progress,
            final: dict[str, float]) -> dict[str, Any]:  # fmt: skip
     """What model.json says beside how to build the model: all that prediction and a sceptic need."""
+    segmenter, volumes = inputs.segmenter, inputs.volumes
     return {
+        "labelled": inputs.labelled,
         "unit": unit.name, "key": key, "study": study.name, "settings": study.describe(unit), "threshold": 0.5,
         "data_md5": {v.name: v.md5 for v in volumes}, "val": final, "best_epoch": progress.best_epoch,
         "trainable_params": segmenter.n_trainable(),
@@ -195,20 +255,23 @@ def _publish(segmenter: Segmenter, facts: dict[str, Any], progress: Progress, un
     return folder
 
 
-def _cached_views(segmenter: Segmenter, volumes: list[Volume], study: Study, unit: Unit) -> list[list[TokenView]]:
-    """Cache entries per training volume, or nothing where the whole backbone has to run in the loop."""
+def _is_cached(study: Study, unit: Unit) -> bool:
+    """Whether the unit is fitted to the token cache; else the whole backbone runs in the loop."""
     regime = study.regime_specs[unit.regime]
-    may_be_cached = regime.kind in ("frozen", "lora_last_k") and study.train_spec(unit).cached
-    if not may_be_cached and regime.kind not in ("ridge", "knn"):
-        return []
-    return _training_views(segmenter, volumes, study, unit)
+    if regime.kind in ("ridge", "knn"):
+        return True
+    few_crops = bool(study.train_set_specs[unit.train_set].crops)  # cached augmented crops lie elsewhere in the slices
+    return regime.kind in ("frozen", "lora_last_k") and study.train_spec(unit).cached and not few_crops
 
 
-def _training_views(segmenter: Segmenter, volumes: list[Volume], study: Study, unit: Unit) -> list[list[TokenView]]:
-    """Cache entries per training volume, of what no step changes."""
+def _training_views(segmenter: Segmenter, labelled: Labelled, study: Study, unit: Unit) -> list[list[TokenView]]:
+    """Cache entries per training volume, of what no step changes; only labelled rows count as training rows."""
     train, spec = study.train_spec(unit), study.backbone_specs[unit.backbone]
-    n_views = spec.views + 1 if train.augment else 1
-    return [token_views(segmenter.backbone, spec, v, range(n_views), cut=segmenter.cut) for v in volumes]
+    numbers = range(spec.views + 1 if train.augment and not labelled.tiles else 1)
+    views = [token_views(segmenter.backbone, spec, v, numbers, cut=segmenter.cut) for v in labelled.whole]
+    only = [frozenset(own) if own else None for own in labelled.tiles or [[]] * len(views)]
+    return [[dataclasses.replace(view, split=v.split, only=tiles) for view in own]
+            for own, v, tiles in zip(views, labelled.volumes, only, strict=True)]  # fmt: skip
 
 
 def fit_at_once(inputs: Inputs, train: TrainSpec, unit: Unit, scratch: Path,

@@ -1,11 +1,12 @@
-"""The `trainset` stage, which needs no torch and so takes no time."""
+"""The stages `trainset` and `start`, small files on which training depends; they need no torch and so take no time."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
-from emadapt.config import Study
+from emadapt.config import Study, digest
 from emadapt.files import write_json
 
 
@@ -15,10 +16,33 @@ def record_train_set(study: Study, backbone_name: str, train_set: str, root: Pat
     DVC cannot name a list of dependencies per training set; this small file, whose bytes change only with its own members,
     stands for them.
     """
-    members = {}
-    for name in study.train_set_specs[train_set]:
+    members: dict[str, Any] = {}
+    spec = study.train_set_specs[train_set]
+    for name in spec.datasets:
         manifest = json.loads((root / "tokens" / backbone_name / f"{name}.json").read_text())
         members[name] = {k: manifest[k] for k in ("data_md5", "entries", "weights")}
+    if spec.few:
+        members["labelled"] = {"slices": spec.slices, "crops": spec.crops}
     path = root / "trainsets" / backbone_name / f"{train_set}.json"
     write_json(path, members)
+    return path
+
+
+def record_start(study: Study, regime: str, root: Path = Path("build")) -> Path:
+    """The `start` stage: what units of a regime start from. Its bytes change when that does, and only then.
+
+    DVC cannot let one unit depend on another of the same matrix; this small file, on which `train` depends, stands for the
+    settings, data and tokens of the sources.
+    """
+    sources: dict[str, Any] = {}
+    for unit in study.units():
+        if unit.regime == regime and (source := study.source_of(unit)):
+            tokens = [(root / "tokens" / unit.backbone / f"{name}.json").read_text()
+                      for name in study.train_set_specs[source.train_set].datasets]  # fmt: skip
+            sources[unit.name] = {"source": source.name, "sha256": digest([study.describe(source), tokens])}
+    folder = study.regime_specs[regime].init_from
+    if "/" in folder and (file := Path(folder) / "model.json").is_file():
+        sources[folder] = {"sha256": digest(json.loads(file.read_text()))}
+    path = root / "starts" / f"{regime}.json"
+    write_json(path, sources)
     return path

@@ -71,7 +71,10 @@ def domain_vs_iou(study: Study, entries: Sequence[Mapping[str, Any]], cards: Map
         cards: from `read_domain`; without one, the points of its backbone and regime have no distances.
     """
     iou = {(e["backbone"], e["regime"], e["train_set"], e["test_set"]): e["iou"]["mean"] for e in entries}
-    single = {study.train_set_specs[name][0]: name for name in study.train_sets if len(study.train_set_specs[name]) == 1}
+    single: dict[str, str] = {}
+    for name in sorted(study.train_sets, key=lambda name: study.train_set_specs[name].few):  # with all labels if there is one
+        if len(members := study.train_set_specs[name].datasets) == 1:
+            single.setdefault(members[0], name)
     points = []
     for backbone, regime in ((backbone, regime) for backbone in study.backbones for regime in study.regimes):
         frozen = study.regime_specs[regime].pretrained_tokens

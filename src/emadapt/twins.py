@@ -1,6 +1,7 @@
 """Units that cannot differ: trained once, and then copied.
 
-Ridge draws nothing, so its seeds are one model; a U-Net from scratch is the same under every backbone that cuts the same tiles.
+Ridge draws nothing but few labels, so its seeds are one model; a U-Net from scratch is the same under every backbone that cuts
+the same tiles.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 from filelock import FileLock
 from safetensors.torch import load_file
 
+from emadapt import parallel
 from emadapt.models.segmenter import Segmenter
 
 ROOT = Path("scratch/twins")
@@ -23,7 +25,7 @@ INPUT = ("scale", "longest_edge", "tile", "overlap", "precision")
 def identity(described: dict[str, Any], segmenter: Segmenter) -> dict[str, Any]:
     """What of `Study.describe` the trained weights depend on."""
     kind = segmenter.regime.kind
-    if kind == "ridge":
+    if kind == "ridge" and "labelled" not in described:
         return described | {"unit": None}
     if kind == "unet2d":
         settings = {name: getattr(segmenter.spec, name) for name in INPUT}
@@ -31,22 +33,25 @@ def identity(described: dict[str, Any], segmenter: Segmenter) -> dict[str, Any]:
     return described
 
 
-def turn(segmenter: Segmenter, key: str) -> AbstractContextManager[Any]:
-    """Held while a unit that may have twins is trained, so that of several at once one trains and the others copy."""
-    if segmenter.regime.kind not in ("ridge", "unet2d"):
+def turn(key: str) -> AbstractContextManager[Any]:
+    """Held while a unit is trained, so that of several processes that want the same model one trains and the others find it.
+
+    Not by processes that train one unit together, which would wait for each other.
+    """
+    if parallel.size() > 1:
         return nullcontext()
     ROOT.mkdir(parents=True, exist_ok=True)
     return FileLock(ROOT / f"{key}.lock")
 
 
-def find(units: Path, key: str, name: str) -> Path | None:
-    """The folder of a finished unit that is not called `name` and has the same key."""
+def find(units: Path, key: str, but: str = "") -> Path | None:
+    """The folder of a finished unit that has this key and is not called `but`."""
     for file in sorted(units.glob("[!.]*/model.json")):  # a dot: not yet renamed to its place
         try:
             card = json.loads(file.read_text())
         except ValueError:
             continue
-        if isinstance(card, dict) and card.get("key") == key and card.get("unit") != name:
+        if isinstance(card, dict) and card.get("key") == key and card.get("unit") != but:
             return file.parent
     return None
 

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from emadapt.config import BackboneSpec, TrainSpec
 from emadapt.data.ingest import Volume
+from emadapt.data.labelled import Tile
 from emadapt.data.tiles import Grey, geometry, label_to_input, to_input
 
 if TYPE_CHECKING:
@@ -113,14 +114,25 @@ def crop(image: Grey, label: Grey, tile: tuple[int, int], seed: int, augmented: 
 
 
 class CropDataset(Dataset[Item]):
-    """Image crops of the training slices of one or several volumes; items are drawn by `Draw`."""
+    """Image crops of the training slices of one or several volumes; items are drawn by `Draw`.
 
-    def __init__(self, volumes: Sequence[Volume], spec: BackboneSpec, patch: int, augmented: bool) -> None:
-        self.volumes, self.augmented = volumes, augmented
+    Args:
+        volumes: their training slices are what is drawn from.
+        spec: input settings.
+        patch: of the backbone.
+        augmented: whether to augment.
+        tiles: per volume, the tiles that are labelled and that `Draw.row` counts through; empty: a row is a slice.
+    """
+
+    def __init__(self, volumes: Sequence[Volume], spec: BackboneSpec, patch: int, augmented: bool,
+                 tiles: Sequence[Sequence[Tile]] = ()) -> None:  # fmt: skip
+        self.volumes, self.augmented, self.tiles = volumes, augmented, tiles
         self.geos = [geometry((v.image.shape[1], v.image.shape[2]), spec, patch) for v in volumes]
 
     def rows(self) -> list[npt.NDArray[np.int64]]:
-        """Per volume, the rows that may be drawn: its training slices."""
+        """Per volume, the rows that may be drawn: its training slices, or numbers of its labelled tiles."""
+        if self.tiles:
+            return [np.arange(len(own)) for own in self.tiles]
         return [np.asarray(v.split["train"]) for v in self.volumes]
 
     def shapes(self, member: int) -> Shapes:
@@ -131,8 +143,11 @@ class CropDataset(Dataset[Item]):
     def __getitem__(self, draw: Draw) -> Item:
         """(1, h, w) float32 in [0, 1] and (h, w) int64."""
         volume, geo = self.volumes[draw.member], self.geos[draw.member]
-        image = to_input(volume.image[draw.row], geo)
-        label = label_to_input(volume.label[draw.row], geo)
+        z, *corner = self.tiles[draw.member][draw.row] if self.tiles else (draw.row,)
+        image, label = to_input(volume.image[z], geo), label_to_input(volume.label[z], geo)
+        if corner:
+            y, x = corner
+            image, label = (a[y : y + geo.tile[0], x : x + geo.tile[1]] for a in (image, label))
         image, label = crop(image, label, geo.tile, draw.seed, self.augmented)
         return as_input(image), torch.from_numpy(label.astype(np.int64))
 

@@ -1,0 +1,69 @@
+"""Few labels: which training slices, or tiles of them, count as labelled."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+
+from emadapt.config import TrainSetSpec
+from emadapt.data.ingest import Volume
+from emadapt.errors import InputError
+
+Tile = tuple[int, int, int]
+"""Slice, and upper left corner (y, x) in the padded slice."""
+
+
+def choose(total: int, n: int, seed: int) -> list[int]:
+    """`n` of `total` places, ascending: one drawn from each of n stretches that are equally long, but for rounding."""
+    rng = np.random.default_rng([seed, n])
+    edges = [total * i // n for i in range(n + 1)]
+    return [int(rng.integers(low, high)) for low, high in pairwise(edges)]
+
+
+def amount(wanted: int | str, total: int, what: str) -> int:
+    """How many `wanted` means: itself, `25%` of the total but at least one, or all for 0.
+
+    Raises:
+        InputError: more than there are.
+    """
+    if isinstance(wanted, str):
+        return max(1, round(total * float(wanted.rstrip("%")) / 100))
+    if wanted > total:
+        raise InputError(what, found=str(wanted), expected=f"at most {total}, which the training part has", do="Lower it.")
+    return wanted or total
+
+
+def few_slices(volume: Volume, spec: TrainSetSpec, seed: int) -> Volume:
+    """The volume with the labelled slices alone as its training part.
+
+    Raises:
+        InputError: more slices are wanted than there are.
+    """
+    slices = volume.split["train"]
+    n = amount(spec.slices, len(slices), f"slices of a training set with {volume.name}")
+    return with_training(volume, [slices[i] for i in choose(len(slices), n, seed)])
+
+
+def few_tiles(volume: Volume, spec: TrainSetSpec, corners: Sequence[tuple[int, int]], seed: int) -> list[Tile]:
+    """The labelled tiles, spread over slices and, within them, drawn.
+
+    Args:
+        volume: the dataset.
+        spec: with `crops`.
+        corners: of the tiles that cover a slice without overlap.
+        seed: of the draw.
+
+    Raises:
+        InputError: more tiles are wanted than there are.
+    """
+    tiles = [(z, y, x) for z in volume.split["train"] for y, x in corners]
+    n = amount(spec.crops, len(tiles), f"crops of a training set with {volume.name}")
+    return [tiles[i] for i in choose(len(tiles), n, seed)]
+
+
+def with_training(volume: Volume, slices: Sequence[int]) -> Volume:
+    """The volume with other training slices."""
+    return dataclasses.replace(volume, manifest={**volume.manifest, "split": {**volume.split, "train": list(slices)}})

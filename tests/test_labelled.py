@@ -1,0 +1,144 @@
+"""Few labels: what is drawn, and that a unit sees nothing else."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from emadapt.config import Study, TrainSetSpec, Unit, load_study
+from emadapt.data.ingest import open_volume
+from emadapt.data.labelled import amount, choose, few_slices, few_tiles
+from emadapt.errors import ConfigError, InputError
+from emadapt.evaluate import evaluate_unit
+from emadapt.train import prepare, train_unit, unit_key
+from emadapt.trainset import record_train_set
+from tiny import make_study, settings
+
+KINDS = ("frozen", "lora", "last", "ridge", "knn", "unet2d")
+
+
+@pytest.fixture
+def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EMADAPT_TRACKING", "off")
+    monkeypatch.setattr("emadapt.models.unet2d.FEATURES", (8, 8, 16, 32, 64, 8))
+    return make_study(tmp_path, params())
+
+
+def params(**train_sets: Any) -> dict[str, Any]:
+    own = settings(epochs=1, steps_per_epoch=2)
+    own["regimes"] |= {"last": {"kind": "lora_last_k", "k": 1, "rank": 2, "alpha": 4}}
+    own["regimes"] |= {kind: {"kind": kind} for kind in ("ridge", "knn", "unet2d")}
+    own["train_sets"] |= {"two": {"datasets": ["a"], "slices": 2}, "half": {"datasets": ["a", "b"], "slices": "50%"},
+                          "tiles": {"datasets": ["a"], "crops": 3}, **train_sets}  # fmt: skip
+    own["study"] |= {"regimes": list(KINDS), "train_sets": list(own["train_sets"]), "seeds": [0, 1]}
+    return own
+
+
+@pytest.mark.parametrize(("total", "n"), [(1, 1), (10, 3), (48, 7), (48, 48), (5, 4)])
+def test_places_are_spread_one_in_each_stretch(total: int, n: int) -> None:
+    drawn = np.array([choose(total, n, seed) for seed in range(200)])
+    assert (np.diff(drawn, axis=1) > 0).all()
+    for i in range(n):  # every place of a stretch is drawn, and none outside
+        assert set(drawn[:, i]) == set(range(total * i // n, total * (i + 1) // n))
+    assert choose(total, n, 7) == choose(total, n, 7)
+
+
+@pytest.mark.parametrize(("wanted", "n"), [(0, 40), (3, 3), (40, 40), ("25%", 10), ("0.1%", 1), ("100%", 40), ("12.5%", 5)])
+def test_amounts(wanted: int | str, n: int) -> None:
+    assert amount(wanted, 40, "slices") == n
+
+
+def test_more_slices_or_tiles_than_there_are(study: Study) -> None:
+    volume = open_volume("a")
+    n = len(volume.split["train"])
+    with pytest.raises(InputError, match=f"found {n + 1}; expected at most {n}"):
+        few_slices(volume, TrainSetSpec(("a",), slices=n + 1), 0)
+    with pytest.raises(InputError, match=f"found 99; expected at most {2 * n}"):
+        few_tiles(volume, TrainSetSpec(("a",), crops=99), [(0, 0), (0, 30)], 0)
+
+
+@pytest.mark.parametrize(("own", "words"), [
+    ({"datasets": ["a"], "slices": -1}, "found -1; expected a number from 1 on, or a share such as 25%"),
+    ({"datasets": ["a"], "slices": "half"}, "found 'half'"),
+    ({"datasets": ["a"], "crops": "101%"}, "found '101%'"),
+    ({"datasets": ["a"], "crops": 2, "slices": 2}, "expected one of them"),
+    ({"datasets": ["a", "a"]}, "a name stands twice"),
+    ({"slices": 2}, "'datasets' is missing"),
+    ({"datasets": ["a"], "tiles": 2}, "unknown key 'tiles'"),
+    (["c"], "'c' is not in study.datasets"),
+])  # fmt: skip
+def test_settings_that_cannot_be(tmp_path: Path, own: Any, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        make_study(tmp_path, params(bad=own), ingested=False)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("train_set", ["two", "tiles"])
+def test_a_unit_sees_nothing_but_what_is_labelled(study: Study, kind: str, train_set: str) -> None:
+    """Another label, or image, anywhere else in the training part changes nothing."""
+    unit = Unit("t", kind, train_set, 0)
+    before = train_unit(study, unit)
+    first, card = (before / "model.safetensors").read_bytes(), json.loads((before / "model.json").read_text())
+    volume = open_volume("a")
+    tiles = len(volume.split["train"]) * 4  # 90 x 100 pixels in tiles of 64, or rounded to the patch
+    assert card["labelled"]["crops"][1] == tiles
+    assert card["labelled"]["slices" if train_set == "two" else "crops"][0] == (2 if train_set == "two" else 3)
+    inputs = prepare(study, unit)
+    labelled = np.zeros(volume.image.shape, bool)
+    if train_set == "two":
+        labelled[inputs.volumes[0].split["train"]] = True
+    else:
+        spec, patch = inputs.segmenter.spec, inputs.segmenter.backbone.arch.patch
+        from emadapt.data.tiles import geometry
+
+        geo = geometry((90, 100), spec, patch)
+        for z, y, x in few_tiles(volume, study.train_set_specs["tiles"], geo.corners(0.0), 0):
+            labelled[z, y : y + geo.tile[0], x : x + geo.tile[1]] = True
+    spoil(volume.split["train"], labelled)
+    forget()
+    assert (train_unit(study, unit) / "model.safetensors").read_bytes() == first
+    evaluate_unit(study, unit)
+
+
+def spoil(train: list[int], keep: np.ndarray) -> None:
+    """Scramble the ingested training slices but for `keep`; the manifest, and so every key, stays as it is."""
+    rng = np.random.default_rng(0)
+    for name in ("image", "label"):
+        array = np.load(f"build/ingest/a/{name}.npy")
+        noise = rng.integers(0, 256 if name == "image" else 2, array.shape).astype(np.uint8)
+        for z in train:
+            array[z][~keep[z]] = noise[z][~keep[z]]
+        np.save(f"build/ingest/a/{name}.npy", array)
+
+
+def forget() -> None:
+    """Nothing that was trained or cached."""
+    import shutil
+
+    for folder in ("scratch", "build/units"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_seeds_and_amounts_make_other_models(study: Study) -> None:
+    def key(kind: str, train_set: str, seed: int) -> str:
+        unit = Unit("t", kind, train_set, seed)
+        return unit_key(study, unit, prepare(study, unit))
+
+    assert len({key("ridge", name, seed) for name in ("a", "two", "tiles", "half") for seed in (0, 1)}) == 7  # `a` has one
+    drawn = [prepare(study, Unit("t", "frozen", "half", seed)).volumes for seed in (0, 1)]
+    assert [len(v.split["train"]) for v in drawn[0]] == [len(v.split["train"]) for v in drawn[1]]
+    assert prepare(study, Unit("t", "frozen", "half", 0)).labelled["slices"] == (6, 12)
+
+
+def test_the_record_that_training_depends_on_names_the_amount(study: Study, tmp_path: Path) -> None:
+    from emadapt.tokens import run
+
+    run(study, "t", "a")
+    run(study, "t", "b")
+    texts = [record_train_set(study, "t", name).read_text() for name in ("a", "two", "tiles")]
+    assert len(set(texts)) == 3
+    again = load_study(tmp_path / "params.yaml")
+    assert record_train_set(again, "t", "two").read_text() == texts[1]
