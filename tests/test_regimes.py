@@ -6,6 +6,7 @@ from torch import nn
 
 from emadapt.config import BackboneSpec, RegimeSpec, TrainSpec
 from emadapt.errors import InputError
+from emadapt.fit import _optimiser
 from emadapt.models.backbones import Backbone, build_backbone
 from emadapt.models.regimes import (
     State,
@@ -18,7 +19,6 @@ from emadapt.models.regimes import (
     unmerge,
 )
 from emadapt.models.segmenter import Segmenter
-from emadapt.train import _optimiser
 
 TINY = ["tiny_dinov2", "tiny_dinov2_reg", "tiny_dinov3", "tiny_openclip"]
 DIM, DEPTH = 64, 4

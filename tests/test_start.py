@@ -62,7 +62,7 @@ def test_a_source_that_was_not_trained_is_trained_and_later_found(study: Study, 
     first = untrained.read_bytes()
     assert not Path("build/units/t-lora-b-0").exists()
     with monkeypatch.context() as patch:
-        patch.setattr("emadapt.train._step", lambda *_: pytest.fail("trained again"))
+        patch.setattr("emadapt.fit._step", lambda *_: pytest.fail("trained again"))
         train_unit(study, Unit("t", "lora", "b", 0))  # finds its finished checkpoint
     for folder in ("scratch/units", "build/units/t-from_b-a-0"):
         shutil.rmtree(folder)

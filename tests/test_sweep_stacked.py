@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 
 from emadapt.config import Study, TrainSpec, Unit
+from emadapt.fit import fit, loss_function, score
 from emadapt.models.heads import HEADS
 from emadapt.sweep.fit_stacked import Member, fit_stacked, score_stacked
 from emadapt.sweep.stacked import Stack, loss_and_gradient, spread
-from emadapt.train import fit, loss_function, prepare, score
+from emadapt.train import prepare
 from tiny import make_study, settings
 
 DIM, BLOCKS = 16, 2

@@ -14,10 +14,11 @@ import yaml
 from monai.losses import DiceCELoss
 from safetensors.torch import load_file
 
-from emadapt import train as train_module
+from emadapt import fit as fit_module
 from emadapt.config import Study, Unit, load_study
 from emadapt.errors import EmadaptError
-from emadapt.train import digest_seed, loss_function, rate_factor, train_unit
+from emadapt.fit import digest_seed, loss_function, rate_factor
+from emadapt.train import train_unit
 from tiny import make_study, settings
 
 FROZEN, LORA = Unit("t", "frozen", "a", 0), Unit("t", "lora", "a", 0)
@@ -124,8 +125,8 @@ def test_half_precision_scales_the_loss_and_goes_on_with_its_scale(tmp_path: Pat
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        write = train_module._checkpoint
-        patch.setattr(train_module, "_checkpoint", stop)
+        write = fit_module._checkpoint
+        patch.setattr(fit_module, "_checkpoint", stop)
         with pytest.raises(KeyboardInterrupt):
             trained(study, FROZEN)
     assert checkpoint(tmp_path)["progress"]["epoch"] == 1
@@ -140,7 +141,7 @@ def checkpoint(root: Path) -> dict[str, Any]:
 def test_a_finished_unit_is_not_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = make_study(tmp_path)
     first = trained(study, FROZEN)
-    monkeypatch.setattr("emadapt.train._step", lambda *a: pytest.fail("trained again"))
+    monkeypatch.setattr("emadapt.fit._step", lambda *a: pytest.fail("trained again"))
     assert trained(study, FROZEN) == first
 
 

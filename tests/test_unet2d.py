@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from emadapt import train as training
+from emadapt import fit as fitting
 from emadapt.config import BackboneSpec, RegimeSpec, Study, Unit
 from emadapt.data.tiles import geometry
 from emadapt.evaluate import evaluate_unit
@@ -78,14 +78,14 @@ def test_stopped_after_an_epoch_it_goes_on_to_the_same_bytes(tmp_path: Path, no_
     study = a_study(tmp_path)
     undisturbed = (train_unit(study, UNET) / "model.safetensors").read_bytes()
     (tmp_path / "scratch/units").rename(tmp_path / "gone")
-    checkpoint = training._checkpoint
+    checkpoint = fitting._checkpoint
 
     def stop(*args: Any) -> None:
         checkpoint(*args)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "_checkpoint", stop)
+        patch.setattr(fitting, "_checkpoint", stop)
         with pytest.raises(KeyboardInterrupt):
             train_unit(study, UNET)
     saved = torch.load(next(tmp_path.glob("scratch/units/*/*/checkpoint.pt")), weights_only=True)

@@ -6,13 +6,13 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import re
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from emadapt.errors import ConfigError, EmadaptError
+from emadapt.problems import problems_of
 from emadapt.strict import NAME, build, names_of, read_yaml, specs_of
 from emadapt.sweep.spec import SweepSpec
 
@@ -379,7 +379,7 @@ def load_study(path: Path = PARAMS) -> Study:
         diagnose=_preset("diagnose", DiagnoseSpec, raw.get("diagnose", "default"), path, problems),
         sweep=_preset("sweep", SweepSpec, raw.get("sweep", "default"), path, problems),
     )
-    problems += [f"{path}: {p}" for p in _check(study)]
+    problems += [f"{path}: {p}" for p in problems_of(study)]
     if problems:
         raise ConfigError(problems)
     return study
@@ -414,97 +414,3 @@ def _preset(section: str, kind: type, value: Any, path: Path, problems: list[str
         problems.append(f"{path}: {section}: unknown preset {name!r}; known are {', '.join(presets)}")
         return presets["default"]
     return build(kind, own, f"{path}: {section}", problems, start=presets[name]) or presets[name]
-
-
-def _check(study: Study) -> list[str]:
-    """What types cannot say: names that lead nowhere and values out of range."""
-    bad = []
-    for what, have in (
-        ("datasets", study.dataset_specs),
-        ("backbones", study.backbone_specs),
-        ("regimes", study.regime_specs),
-        ("train_sets", study.train_set_specs),
-    ):
-        bad += [f"study.{what}: {n!r} is not in the map `{what}`" for n in getattr(study, what) if n not in have]
-    for name in study.train_sets:
-        members = study.train_set_specs[name].datasets if name in study.train_set_specs else ()
-        bad += [f"train_sets.{name}: {m!r} is not in study.datasets" for m in members if m not in study.datasets]
-    for name, train_set in study.train_set_specs.items():
-        if len(set(train_set.datasets)) < len(train_set.datasets):
-            bad.append(f"train_sets.{name}: a name stands twice in {list(train_set.datasets)}")
-        if train_set.slices and train_set.crops:
-            bad.append(f"train_sets.{name}: found slices and crops; expected one of them")
-        for key in ("slices", "crops"):
-            if not _is_amount(value := getattr(train_set, key)):
-                bad.append(f"train_sets.{name}.{key}: found {value!r}; expected a number from 1 on, or a share such as 25%")
-    for name, data in study.dataset_specs.items():
-        if isinstance(data.foreground, str) and not re.fullmatch(r">\d+(\.\d+)?", data.foreground):
-            bad.append(f"datasets.{name}.foreground: found {data.foreground!r}; expected '>N' or a list of label ids")
-        if min(data.voxel_nm) <= 0:
-            bad.append(f"datasets.{name}.voxel_nm: found {data.voxel_nm}; expected three positive sizes (z, y, x) in nm")
-    for name, backbone in study.backbone_specs.items():
-        if isinstance(backbone.blocks, str) and backbone.blocks not in ("auto", "last"):
-            bad.append(f"backbones.{name}.blocks: found {backbone.blocks!r}; expected 'auto', 'last' or a list of block numbers")
-        if backbone.source == "file" and not backbone.file:
-            bad.append(f"backbones.{name}: source `file` needs `file`")
-        if not 0 <= backbone.overlap < 0.9 or backbone.scale <= 0 or min(backbone.tile, backbone.views, backbone.stride) < 0:
-            bad.append(f"backbones.{name}: overlap must lie in [0, 0.9), scale above 0, tile, views and stride at or above 0")
-        if backbone.tile == 0 and backbone.views > 0:
-            bad.append(f"backbones.{name}: whole slices (tile: 0) turn their sides when augmented; set views to 0")
-    for name, regime in study.regime_specs.items():
-        if regime.rank < 1 or regime.epochs < 0 or not 0 <= regime.dropout < 1 or regime.alpha <= 0:
-            bad.append(f"regimes.{name}: rank must be at least 1, epochs at least 0, dropout in [0, 1), alpha above 0")
-        if regime.own_head and regime.head not in ("", regime.own_head):
-            bad.append(f"regimes.{name}.head: found {regime.head!r}; {regime.kind} has a head of its own, leave this out")
-        if regime.init == "ridge" and (regime.own_head or (regime.head or study.train.head) != "linear"):
-            bad.append(f"regimes.{name}.init: ridge gives a `linear` head its first weights; add `head: linear`")
-        if not 0 < regime.layer_decay <= 1:
-            bad.append(f"regimes.{name}.layer_decay: found {regime.layer_decay}; expected a factor above 0, at most 1")
-        if (regime.kind == "lora_last_k") != (regime.k > 0):
-            bad.append(f"regimes.{name}.k: found {regime.k}; expected a number of blocks from 1 on for lora_last_k, else nothing")
-        bad += _check_start(study, name)
-    train, split = study.train, study.split
-    if min(train.epochs, train.batch) < 1 or min(train.steps_per_epoch, train.patience, train.workers) < 0:
-        bad.append("train: epochs and batch must be at least 1; steps_per_epoch, patience and workers at least 0")
-    if min(train.head_lr, train.adapter_lr, train.clip) <= 0 or train.weight_decay < 0:
-        bad.append("train: learning rates and clip must be above 0, weight_decay not below")
-    if not 0 < split.val < 0.9 or not 0 < split.test < 0.9 or split.gap_nm < 0:
-        bad.append("split: val and test must lie in (0, 0.9), gap_nm at or above 0")
-    own = study.diagnose
-    if own.blocks < 4 or (own.slices and own.slices < own.blocks) or own.slices < 0:
-        bad.append("diagnose: blocks must be at least 4, slices 0 (all) or at least as many as blocks")
-    if own.tokens < 10 * own.blocks or min(own.permutations, own.replicates) < 1:
-        bad.append("diagnose: tokens must be at least ten a block, permutations and replicates at least 1")
-    return bad + study.sweep.problems()
-
-
-def _is_amount(value: int | str) -> bool:
-    if isinstance(value, int):
-        return value >= 0
-    share = re.fullmatch(r"(\d+(?:\.\d+)?)%", value)
-    return share is not None and 0 < float(share[1]) <= 100
-
-
-def _check_start(study: Study, name: str) -> list[str]:
-    """Problems of a regime's `init_from`, as far as the settings show them."""
-    regime, where = study.regime_specs[name], f"regimes.{name}.init_from: found {study.regime_specs[name].init_from!r}"
-    if not regime.init_from:
-        return []
-    if regime.kind in ("ridge", "knn") or regime.init != "random":
-        return [f"{where}; a regime of kind {regime.kind} with init {regime.init} takes its weights from elsewhere"]
-    if "/" in regime.init_from:
-        return []
-    start, dash, train_set = regime.init_from.partition("-")
-    if start not in study.regime_specs or (dash and train_set not in study.train_set_specs):
-        return [f"{where}; expected REGIME or REGIME-TRAIN_SET of this file, or a folder with a slash in its path"]
-    source, chain = study.regime_specs[start], [name, start]
-    while (following := study.regime_specs[chain[-1]].init_from.partition("-")[0]) in study.regime_specs:
-        if following in chain:
-            return [f"{where}, which leads back to {following!r}; expected a regime that begins somewhere"]
-        chain.append(following)
-    if study.head_of(start) != study.head_of(name):
-        return [f"{where}, whose head is {study.head_of(start)}; expected {study.head_of(name)}, the head of {name}"]
-    if not source.pretrained_tokens and (source.kind, source.rank, source.alpha, source.k) != (
-        regime.kind, regime.rank, regime.alpha, regime.k):  # fmt: skip
-        return [f"{where}, whose adapter is another (kind, rank, alpha, k); expected the same, or a frozen regime"]
-    return []

@@ -16,11 +16,11 @@ from torch import nn
 from emadapt.config import BackboneSpec, RegimeSpec, TrainSpec
 from emadapt.data.patches import Cached
 from emadapt.device import autocast, device
+from emadapt.fit import loss_function
 from emadapt.models.backbones import BACKBONES, create_vit, get_arch
 from emadapt.models.heads import HEADS
 from emadapt.models.regimes import parameter_groups
 from emadapt.models.segmenter import Segmenter, build_frozen
-from emadapt.train import loss_function
 
 Row = dict[str, Any]
 Logits = Callable[[], torch.Tensor]

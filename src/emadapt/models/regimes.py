@@ -6,8 +6,6 @@ import re
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
-from peft.tuners.lora import LoraLayer
 from timm.optim import param_groups_layer_decay
 from torch import nn
 
@@ -61,6 +59,8 @@ def cut_of(backbone: Backbone, spec: RegimeSpec) -> int | None:
 def adapter_state(backbone: Backbone) -> State:
     """What the regime may have changed, by name: a few MB of factors or vectors, for `full` the whole backbone."""
     if _adapters(backbone):
+        from peft import get_peft_model_state_dict
+
         return dict(get_peft_model_state_dict(backbone.vit))
     return {name: p for name, p in backbone.vit.named_parameters() if p.requires_grad}
 
@@ -80,6 +80,8 @@ def load_adapter(backbone: Backbone, state: State) -> None:
                          expected="the adapter of this regime",
                          do="Load it with the backbone and regime that it was trained with.")  # fmt: skip
     if _adapters(backbone):
+        from peft import set_peft_model_state_dict
+
         set_peft_model_state_dict(backbone.vit, state)
         return
     with torch.no_grad():
@@ -120,6 +122,8 @@ def _add_adapters(backbone: Backbone, spec: RegimeSpec) -> None:
         raise InputError(f"regime of rank {spec.rank}",
                          found=f"a rank above the width {backbone.arch.dim} of {backbone.arch_name}",
                          expected="a rank of 1 up to the width", do="Lower `rank`.")  # fmt: skip
+    from peft import LoraConfig, inject_adapter_in_model  # takes seconds, which frozen units need not wait for
+
     blocks = "|".join(map(str, range(cut_of(backbone, spec) or 0, backbone.blocks[-1])))
     targets = "|".join(re.escape(t) for t in backbone.lora_targets)
     config = LoraConfig(
@@ -141,5 +145,6 @@ def _is_norm(backbone: Backbone, parameter: str) -> bool:
     return isinstance(backbone.vit.get_submodule(parameter.rpartition(".")[0]), nn.LayerNorm)
 
 
-def _adapters(backbone: Backbone) -> list[LoraLayer]:
-    return [m for m in backbone.vit.modules() if isinstance(m, LoraLayer)]
+def _adapters(backbone: Backbone) -> list[Any]:
+    """Peft's `LoraLayer`s, found without importing peft."""
+    return [m for m in backbone.vit.modules() if hasattr(m, "lora_A")]

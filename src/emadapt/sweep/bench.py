@@ -17,10 +17,10 @@ from emadapt.data.ingest import Volume
 from emadapt.data.patches import TokenDataset
 from emadapt.data.tiles import geometry
 from emadapt.device import device
+from emadapt.fit import Inputs, fit, score
 from emadapt.models.segmenter import Segmenter, build_frozen
 from emadapt.sweep.fit_stacked import Member, fit_stacked
 from emadapt.tokens import TokenView
-from emadapt.train import Inputs, fit, score
 
 SPEC = BackboneSpec(arch="dinov2_s", source="random", tile=252, overlap=0.4, views=0)
 SLICES, SIDE, VALIDATION = 28, 504, 4

@@ -1,4 +1,4 @@
-"""Fit many heads at once: `emadapt.train.fit` for a `Stack`, with a checkpoint and an end of its own for each member."""
+"""Fit many heads at once: `emadapt.fit.fit` for a `Stack`, with a checkpoint and an end of its own for each member."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from emadapt.data.ingest import Volume
 from emadapt.data.patches import load_epoch, plan_epoch
 from emadapt.data.tiles import blend, geometry
 from emadapt.errors import EmadaptError
+from emadapt.fit import Inputs, Progress, rate_factor, stalled, val_slices
 from emadapt.predict import BATCH_TILES, Probability
 from emadapt.sweep.stacked import Stack, State, loss_and_gradient
 from emadapt.tokens import TokenView
-from emadapt.train import Inputs, Progress, rate_factor, stalled, val_slices
 
 
 @dataclass
@@ -144,7 +144,7 @@ def _keep(stack: Stack, here: list[Member], stays: list[bool]) -> list[Member]:
 
 
 def score_stacked(stack: Stack, inputs: Inputs, every: int, loss: bool = False) -> list[dict[str, float]]:
-    """What `emadapt.train.score` gives, for each member."""
+    """What `emadapt.fit.score` gives, for each member."""
     ious: list[npt.NDArray[np.float64]] = []
     losses: list[npt.NDArray[np.float32]] = []
     for volume, views in zip(inputs.volumes, inputs.views, strict=True):

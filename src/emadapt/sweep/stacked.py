@@ -197,7 +197,7 @@ def _stacked(states: list[State]) -> State:
 
 @torch.no_grad()
 def loss_and_gradient(name: str, margin: torch.Tensor, truth: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """MONAI's loss over both classes (see `emadapt.train.loss_function`) per member, and its gradient.
+    """MONAI's loss over both classes (see `emadapt.fit.loss_function`) per member, and its gradient.
 
     For two classes it depends on a pixel's margin alone, and its overlap terms on two sums an image: worth writing out,
     because for a small head the loss is most of the work.

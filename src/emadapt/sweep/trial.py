@@ -17,12 +17,13 @@ from optuna.trial import Trial
 from emadapt import tracking
 from emadapt.config import Study
 from emadapt.data.patches import plan_epoch
+from emadapt.fit import Inputs, fit, score
 from emadapt.models.heads import needs_image
 from emadapt.sweep.claims import beat, end, root_number
 from emadapt.sweep.fit_stacked import Member, fit_stacked
 from emadapt.sweep.space import Target, study_at
 from emadapt.sweep.storage import FOLDER, HEARTBEAT, STORAGE_ERRORS, Store
-from emadapt.train import Inputs, fit, prepare, score, unit_key, unit_tags
+from emadapt.train import prepare, unit_key, unit_tags
 
 
 @dataclass(frozen=True)
