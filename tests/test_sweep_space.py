@@ -178,8 +178,20 @@ def test_defaults_are_in_order() -> None:
         ({"kind": "knn"}, "kind `knn`"),
         ({"kind": "unet2d"}, "kind `unet2d`"),
         ({"kind": "frozen", "head": "linear", "init": "ridge"}, "`init: ridge`"),
+        ({"kind": "frozen", "init_from": "frozen"}, "`init_from: frozen`"),
+        ({"kind": "lora", "rank": 2, "alpha": 4, "init_from": "lora"}, "`init_from: lora`"),
+        ({"kind": "lora", "init_from": "models/mine"}, "`init_from: models/mine`"),
     ],
 )
 def test_a_regime_with_nothing_to_search_is_refused(tmp_path: Path, regime: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=rf"regime 'own': found {words}, which a sweep does not search.*Sweep another regime"):
         check_target(study(tmp_path, regimes={"own": regime}), Target("t", "own", "a"))
+
+
+def test_linear_probing_then_fine_tuning_is_swept_and_full_has_rates_of_its_own(tmp_path: Path) -> None:
+    own = study(tmp_path, regimes={"lpft": {"kind": "lora", "init_from": "frozen"}, "all": {"kind": "full"}})
+    check_target(own, Target("t", "lpft", "a"))
+    low, high = own.sweep.adapter_lr
+    found = search_space(own, Target("t", "all", "a"))["adapter_lr"]
+    assert (found.low, found.high) == pytest.approx((low / 10, high / 10))  # type: ignore[attr-defined]
+    assert "rank" in search_space(own, Target("t", "lpft", "a"))

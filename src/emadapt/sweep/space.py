@@ -21,6 +21,8 @@ Space = dict[str, BaseDistribution]
 Params = dict[str, Any]
 
 FROZEN_DECAY = (1e-4, 1e-1)
+FULL_RATE = 0.1
+"""Of the range of `adapter_lr`, where it is the rate of all weights."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,11 @@ def check_target(study: Study, target: Target) -> None:
     from emadapt.models.heads import HEADS
 
     regime = study.regime_specs[target.regime]
-    if regime.own_head or regime.init != "random":
+    source = study.source_of(unit_of(study, target))
+    fixed = regime.init_from and (regime.kind == "frozen" or not (source and study.regime_specs[source.regime].pretrained_tokens))
+    if regime.own_head or regime.init != "random" or fixed:
         kind = f"kind `{regime.kind}`" if regime.own_head else f"`init: {regime.init}`"
+        kind = f"`init_from: {regime.init_from}`" if fixed else kind  # whose rank and head are given
         raise InputError(f"regime {target.regime!r}", found=f"{kind}, which a sweep does not search",
                          expected="a regime of a backbone with a head from random initial values",
                          do="Sweep another regime: ridge and kNN choose on validation slices by themselves.")  # fmt: skip
@@ -81,7 +86,9 @@ def search_space(study: Study, target: Target) -> Space:
             "dropout": FloatDistribution(*spec.dropout),
         }
     if not frozen:
-        space["adapter_lr"] = FloatDistribution(*spec.adapter_lr, log=True)
+        low, high = spec.adapter_lr
+        factor = FULL_RATE if regime.kind == "full" else 1.0
+        space["adapter_lr"] = FloatDistribution(low * factor, high * factor, log=True)
     if decay := spec.weight_decay or (FROZEN_DECAY if frozen else ()):
         space["weight_decay"] = FloatDistribution(decay[0], decay[1], log=True)
     stackable = tuple(name for name in HEADS if not needs_image(name))  # one pass over the tokens fits several

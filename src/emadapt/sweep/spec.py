@@ -24,7 +24,7 @@ class SweepSpec:
     dropout: tuple[float, float] = (0.0, 0.3)
     """LoRA's dropout, lowest and highest."""
     adapter_lr: tuple[float, float] = (5e-5, 5e-3)
-    """Learning rate of LoRA's matrices, lowest and highest; searched on a logarithmic scale."""
+    """Learning rate of what is trained in the backbone, lowest and highest (`full`: a tenth of these); logarithmic."""
     head_lr: tuple[float, float] = (1e-4, 1e-2)
     """Learning rate of the head, lowest and highest; logarithmic."""
     weight_decay: tuple[float, ...] = ()
