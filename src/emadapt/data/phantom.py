@@ -3,12 +3,16 @@
 A scene of `emadapt.data.phantom_scene` is imaged with the voxels, blur, noise and section defects of a domain, so that
 neighbouring slices are near copies at 5 nm and change a lot at 50 nm.
 
-`python -m emadapt.data.phantom OUT` writes both domains under OUT.
+`python -m emadapt.data.phantom OUT` writes both domains under OUT. `python -m emadapt.data.phantom OUT noise=0.5 blur=1` writes
+copies of the first domain, the same scenes imaged worse: a shift between datasets whose kind and dose are known.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +20,24 @@ import tifffile
 from scipy import ndimage
 
 from emadapt.data.phantom_scene import Array, Domain, Scene, Tube, make_scene
+from emadapt.errors import InputError
 
 SHAPES: dict[str, dict[str, tuple[int, int, int]]] = {
     "phantom_fib": {"train": (32, 320, 320), "test": (16, 320, 320)},
     "phantom_tem": {"train": (16, 320, 320), "test": (6, 320, 320)},
 }
+
+
+DIALS: dict[str, Callable[[Domain, float], Domain]] = {
+    "contrast": lambda d, dose: dataclasses.replace(d, contrast=1 - 0.8 * dose),
+    "noise": lambda d, dose: dataclasses.replace(d, noise=d.noise * (1 + 3 * dose)),
+    "blur": lambda d, dose: dataclasses.replace(d, blur_px=d.blur_px + 3 * dose),
+    "voxel": lambda d, dose: dataclasses.replace(d, voxel_nm=(d.voxel_nm[0], *(v * (1 + dose) for v in d.voxel_nm[1:]))),
+    "texture": lambda d, dose: dataclasses.replace(d, grain=d.grain * (1 + 4 * dose), grain_nm=d.grain_nm * (1 + dose)),
+}
+"""Shifts by name: domain, dose (0: none, 1: the most) -> domain. Contrast falls to a fifth, the detector's noise
+rises fourfold, the point spread by 3 px, pixels become twice as wide, the stain's grain five times as strong, twice as coarse."""
+DIALLED = {"train": (16, 320, 320), "test": (16, 320, 320)}
 
 
 def _band(distance: Array, width: float) -> Array:
@@ -128,19 +145,24 @@ def _spoil_section(image: Array, rng: np.random.Generator) -> None:
         image += 28 * _band(across, 1.5) - 28 * _band(across - 4, 1.5)
 
 
-def make_volume(domain: str, shape: tuple[int, int, int], seed: int) -> tuple[Array, Array]:
+def make_volume(domain: str, shape: tuple[int, int, int], seed: int, dial: str = "", dose: float = 0.0) -> tuple[Array, Array]:
     """Image a scene.
 
     Args:
         domain: a key of `DOMAINS`.
         shape: z, y, x voxels.
         seed: of the scene and of the noise; the same arguments give the same arrays.
+        dial: a key of `DIALS`: what is imaged worse, the scene staying as it is; empty: nothing.
+        dose: how much, 0 to 1.
 
     Returns:
-        The image, uint8 (Z, Y, X), and the label, uint8 0/1 of the same shape: 1 within the outer membrane of a mitochondrion.
+        The image, uint8 (Z, Y, X; larger pixels make fewer), and the label, uint8 0/1 of the same shape: 1 within the outer
+        membrane of a mitochondrion.
     """
     scene = make_scene(domain, shape, seed)
-    d, (nz, ny, nx) = scene.domain, shape
+    d = DIALS[dial](scene.domain, dose) if dial else scene.domain
+    nz, ny, nx = shape = (shape[0], *(round(n * a / b) for n, a, b in zip(shape[1:], scene.domain.voxel_nm[1:], d.voxel_nm[1:],
+                                                                          strict=True)))  # fmt: skip
     rng = np.random.default_rng([seed, *domain.encode(), 1])
     image, grain = np.zeros(shape), np.zeros(shape)
     label = np.zeros(shape, np.uint8)
@@ -169,7 +191,7 @@ def make_volume(domain: str, shape: tuple[int, int, int], seed: int) -> tuple[Ar
             _spoil_section(section, rng)
     image += d.noise * texture((0, d.noise_px, d.noise_px))
     gain, brightness = rng.normal(1, d.gain_sd, (nz, 1, 1)), rng.normal(0, d.offset_sd, (nz, 1, 1))
-    image = (image - image.mean()) * gain + image.mean() + brightness
+    image = (image - image.mean()) * gain * d.contrast + image.mean() + brightness
     return np.clip(np.rint(image), 0, 255).astype(np.uint8), label
 
 
@@ -178,24 +200,48 @@ def write_phantoms(root: Path, seed: int = 0, shapes: dict[str, dict[str, tuple[
 
     Train and test are different scenes of one domain. Returns the files written.
     """
+    return [file for domain, parts in shapes.items() for number, (part, shape) in enumerate(parts.items())
+            for file in _write(Path(root) / domain / part, make_volume(domain, shape, 10 * seed + number))]  # fmt: skip
+
+
+def write_dialled(root: Path, dial: str, dose: float, seed: int = 0,
+                  shapes: dict[str, tuple[int, int, int]] = DIALLED) -> list[Path]:  # fmt: skip
+    """Write `root/dialled_<dial>_<percent>/<train|test>/`, as `write_phantoms` does; the scenes are those of `phantom_fib`.
+
+    Raises:
+        InputError: an unknown dial, or a dose that is not in [0, 1].
+    """
+    if dial not in DIALS or not 0 <= dose <= 1:
+        raise InputError(f"shift {dial}={dose}", found="one that cannot be made", expected=f"{', '.join(DIALS)} from 0 to 1",
+                         do="Write e.g. noise=0.5.")  # fmt: skip
+    folder = Path(root) / f"dialled_{dial}_{round(100 * dose)}"
+    return [file for number, (part, shape) in enumerate(shapes.items())
+            for file in _write(folder / part, make_volume("phantom_fib", shape, 10 * seed + number, dial, dose))]  # fmt: skip
+
+
+def _write(folder: Path, arrays: tuple[Array, Array]) -> list[Path]:
+    """image.tif and label.tif."""
+    folder.mkdir(parents=True, exist_ok=True)
     written = []
-    for domain, parts in shapes.items():
-        for number, (part, shape) in enumerate(parts.items()):
-            folder = Path(root) / domain / part
-            folder.mkdir(parents=True, exist_ok=True)
-            for name, array in zip(("image", "label"), make_volume(domain, shape, 10 * seed + number), strict=True):
-                path, temporary = folder / f"{name}.tif", folder / f".{name}.tif.part"
-                tifffile.imwrite(
-                    temporary, array, photometric="minisblack", compression="zlib", predictor=name == "image", software=False,
-                    datetime=None, metadata=None,
-                )  # fmt: skip
-                temporary.replace(path)
-                written.append(path)
+    for name, array in zip(("image", "label"), arrays, strict=True):
+        path, temporary = folder / f"{name}.tif", folder / f".{name}.tif.part"
+        tifffile.imwrite(
+            temporary, array, photometric="minisblack", compression="zlib", predictor=name == "image", software=False,
+            datetime=None, metadata=None,
+        )  # fmt: skip
+        temporary.replace(path)
+        written.append(path)
     return written
 
 
-if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -m emadapt.data.phantom OUT")
-    for file in write_phantoms(Path(sys.argv[1])):
+def _main(words: list[str]) -> None:
+    if not words:
+        sys.exit("usage: python -m emadapt.data.phantom OUT [DIAL=DOSE ...]")
+    root, *shifts = words
+    made = [write_dialled(Path(root), dial, float(dose)) for dial, _, dose in (s.partition("=") for s in shifts)]
+    for file in itertools.chain(*made) if shifts else write_phantoms(Path(root)):
         print(f"{file}  {file.stat().st_size / 1e6:.2f} MB")
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1:])

@@ -59,6 +59,7 @@ class Domain:
     gain_sd: float  # contrast, between slices
     offset_sd: float  # brightness, between slices
     defects: float  # share of the sections with a fold or knife mark
+    contrast: float = 1.0  # of the finished image, around its mean
 
 
 DOMAINS: dict[str, Domain] = {
