@@ -14,10 +14,10 @@ from emadapt.diagnose import compare, features
 from emadapt.diagnose.features import Features
 from emadapt.diagnose.moments import Moments, slice_moments
 from emadapt.diagnose.run import diagnose
-from emadapt.errors import InputError
+from emadapt.errors import ConfigError, InputError
 from emadapt.tokens import run
 from emadapt.train import train_unit
-from tiny import make_study
+from tiny import make_study, settings
 
 OWN = DiagnoseSpec(blocks=4, tokens=2000, permutations=19, replicates=10)
 
@@ -114,6 +114,26 @@ def test_a_frozen_backbone(study: Study) -> None:
     assert len(controls["random"]) == len(controls["pixels"]) == 1
     pictures = sorted(p.name for p in Path("reports/domain/t-frozen").iterdir())
     assert pictures == ["distances.png", "maps.png", "pca.png"]
+
+
+def test_pairs_with_one_dataset_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EMADAPT_TRACKING", "off")
+    params = settings()
+    params["datasets"]["c"] = params["datasets"]["b"] | {"path": "data/b"}
+    params["study"]["datasets"] = ["b", "a", "c"]
+    params["diagnose"]["against"] = "a"
+    study = make_study(tmp_path, params)
+    for name in study.datasets:
+        run(study, "t", name)
+    found = read(diagnose(study, "t", "frozen"))
+    assert {(e["a"], e["b"]) for e in found["pairs"]} == {("b", "a"), ("a", "c")}
+    assert {(e["train"], e["test"]) for e in found["outliers"]} == {("a", "b"), ("b", "a"), ("a", "c"), ("c", "a")}
+    assert len(found["segmentation"]) == 4 + 3
+    assert len(found["controls"]["random"]) == len(found["controls"]["pixels"]) == 2
+    params["diagnose"]["against"] = "d"
+    with pytest.raises(ConfigError, match=r"diagnose\.against: 'd' is not in study.datasets"):
+        make_study(tmp_path / "other", params, ingested=False)
 
 
 def test_adapted_models_one_by_one_and_a_second_run_reads_what_was_kept(study: Study, monkeypatch) -> None:

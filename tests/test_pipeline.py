@@ -185,17 +185,17 @@ def write_reference_layouts(data: Path, slices: int) -> None:
             Image.fromarray(plane).save(data / "vnc" / folder / name.format(z))
 
 
-@pytest.mark.parametrize("name", ["adapt", "demo", "cpu", "paper"])
+@pytest.mark.parametrize("name", ["adapt", "demo", "cpu", "dose", "paper"])
 def test_check_finds_nothing_wrong_in_shipped_studies_but_what_is_not_here(tmp_path: Path, monkeypatch, name: str) -> None:
     """Settings pass; data is given in small; a hub that cannot be reached is said, once per backbone, and nothing else."""
     monkeypatch.chdir(tmp_path)
     write_reference_layouts(tmp_path / "data", slices=10)
-    for seed, dataset in enumerate(("phantom_fib", "phantom_tem")):
+    study = ROOT / "studies" / f"{name}.yaml"
+    for seed, dataset in enumerate(d for d in load_study(study).datasets if d.startswith(("phantom", "dialled"))):
         from tiny import blobs
 
         for part in ("train", "test"):
             write_stack(tmp_path / "data" / dataset / part, *blobs((10, 72, 96), seed))
-    study = ROOT / "studies" / f"{name}.yaml"
     result = CliRunner().invoke(main, ["check", "--study", str(study)])
     lines = [line for line in result.output.splitlines() if line.startswith("error")]
     if name == "paper":

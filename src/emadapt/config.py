@@ -187,6 +187,8 @@ class DiagnoseSpec:
     """Of the bootstrap over blocks of slices."""
     controls: bool = True
     """Random weights, a dataset against its own halves, a dataset against itself at half the contrast."""
+    against: str = ""
+    """Measure only pairs with this dataset, e.g. one volume against many copies of it; empty: all pairs."""
     seed: int = 0
 
 

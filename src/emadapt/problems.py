@@ -64,6 +64,8 @@ def problems_of(study: Study) -> list[str]:
     if not 0 < split.val < 0.9 or not 0 < split.test < 0.9 or split.gap_nm < 0:
         bad.append("split: val and test must lie in (0, 0.9), gap_nm at or above 0")
     own = study.diagnose
+    if own.against and own.against not in study.datasets:
+        bad.append(f"diagnose.against: {own.against!r} is not in study.datasets")
     if own.blocks < 4 or (own.slices and own.slices < own.blocks) or own.slices < 0:
         bad.append("diagnose: blocks must be at least 4, slices 0 (all) or at least as many as blocks")
     if own.tokens < 10 * own.blocks or min(own.permutations, own.replicates) < 1:

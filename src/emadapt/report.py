@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from emadapt.config import Study, TrainSetSpec, Unit
+from emadapt.dose import dose_response
 from emadapt.errors import InputError
 from emadapt.page import Groups, build_page
 from emadapt.tracking import provenance_tags
@@ -60,10 +61,12 @@ def build_report(root: Path, study: Study) -> Path:
         "comparisons_method": COMPARISONS_METHOD,
         "comparisons": compare_regimes(study, groups),
     }
+    if response := dose_response(study, entries, cards):
+        summary["dose_response"] = response
     reports = root / "reports"
     _write(reports / "leaderboard.md", leaderboard(study.name, entries, kinds))
     _write(reports / "domain-vs-iou.json", json.dumps(joined, indent=1) + "\n")
-    _figures(root, study, groups, entries, kinds, joined)
+    _figures(root, study, groups, entries, kinds, joined, response)
 
     _write(reports / "index.html", build_page(root, study, summary, kinds, groups, cards, joined))
     _write(reports / "summary.json", json.dumps(summary, indent=1) + "\n")
@@ -104,12 +107,16 @@ def _figures(
     entries: Sequence[Mapping[str, Any]],
     kinds: Sequence[str],
     joined: Mapping[str, Any],
+    response: Mapping[str, Any],
 ) -> None:
-    """IoU by unit, the best overlays of each test dataset, and IoU loss against distance where there are distances."""
+    """IoU by unit, the best overlays of each test dataset, IoU loss against distance, and over dose, where there are such."""
     from emadapt import figures  # matplotlib takes half a second
 
     folder = root / "reports/figures"
     figures.iou_png(folder / "iou.png", entries, kinds)
+    (folder / "dose.png").unlink(missing_ok=True)
+    if response:
+        figures.dose_png(folder / "dose.png", response)
     if any(value is not None for point in joined["points"] for value in point["distances"].values()):
         figures.scatter_png(folder / "domain-vs-iou.png", joined["points"], joined["correlations"])
     else:

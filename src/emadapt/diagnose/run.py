@@ -7,7 +7,7 @@ import itertools
 import resource
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,12 +125,14 @@ def _measure(model: Model, before: Model, own: DiagnoseSpec, result: dict[str, A
     levels = [("token", "all"), ("token", "foreground"), ("token", "background"), ("image", "all")]
     nulls = {(d, level, cls): compare.split_half_null(f, level, cls, own)
              for d, f in model.features.items() for level, cls in levels}  # fmt: skip
-    for a, b in itertools.combinations(model.features, 2):
+    for a, b in _pairs(model.features, own):
         for level, cls in levels:
-            two = {name: nulls[name, level, cls] for name in (a, b)}
-            entry = compare.compare(model.features[a], model.features[b], level, cls, own, two)
+            two = {each.name: nulls[each.name, level, cls] for each in (a, b)}
+            entry = compare.compare(a, b, level, cls, own, two)
             result["pairs"].append(model.tags | entry)
     for a, b in itertools.product(model.features, repeat=2):
+        if own.against not in ("", a, b) and a != b:
+            continue
         fa, fb = model.features[a], model.features[b]
         result["segmentation"].append(model.tags | compare.segmentation(fa, fb, own))
         if a != b:
@@ -146,6 +148,7 @@ def _controls(spec: BackboneSpec, backbone: Backbone, before: Model, volumes: li
     untrained = build_frozen(random).to(device())
     seed_hash = untrained.provenance.sha256
     backbone.to(device())
+    names = [v.name for v in volumes]
     pixels = [pixel_features(spec, backbone.arch.patch, v, own) for v in volumes]
     noise = [computed_features(untrained, random, v, own, seed_hash) for v in volumes]
     halves, contrast = [], []
@@ -166,9 +169,16 @@ def _controls(spec: BackboneSpec, backbone: Backbone, before: Model, volumes: li
     return {
         "halves": halves,
         "contrast": contrast,
-        "random": [compare.compare(a, b, "token", "all", own) for a, b in itertools.combinations(noise, 2)],
-        "pixels": [compare.compare(a, b, "pixel", "all", own) for a, b in itertools.combinations(pixels, 2)],
-    }
+        "random": [compare.compare(a, b, "token", "all", own)
+                   for a, b in _pairs(dict(zip(names, noise, strict=True)), own)],
+        "pixels": [compare.compare(a, b, "pixel", "all", own)
+                   for a, b in _pairs(dict(zip(names, pixels, strict=True)), own)],
+    }  # fmt: skip
+
+
+def _pairs(found: Mapping[str, Features], own: DiagnoseSpec) -> list[tuple[Features, Features]]:
+    """Every two datasets, or those with the one that the settings name."""
+    return [(found[a], found[b]) for a, b in itertools.combinations(found, 2) if own.against in ("", a, b)]
 
 
 def lower_contrast(image: Grey) -> Grey:
