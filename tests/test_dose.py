@@ -22,7 +22,7 @@ DATASETS = ("fib", "lucchi", *(f"dialled_{dial}_{dose}" for dial in DIALS for do
 def study() -> Study:
     sets = {"fib": TrainSetSpec(("fib",)), "few": TrainSetSpec(("fib",), slices=2), "both": TrainSetSpec(("fib", "lucchi"))}
     return dataclasses.replace(a_study(seeds=(0,), regimes=("frozen", "lora")), datasets=DATASETS, train_sets=tuple(sets),
-                               train_set_specs=sets, regime_specs={n: RegimeSpec(n) for n in ("frozen", "lora")})  # type: ignore[arg-type]  # fmt: skip
+                               train_set_specs=sets, regime_specs={n: RegimeSpec(n) for n in ("frozen", "lora")})  # fmt: skip
 
 
 def iou(name: str) -> float:

@@ -51,7 +51,7 @@ def build_report(root: Path, study: Study) -> Path:
     cards = read_domain(root, study)
     joined = domain_vs_iou(study, entries, cards)
     made_from = provenance_tags(root)
-    summary = {
+    summary: dict[str, Any] = {
         "study": study.name,
         "git": _commit(made_from),
         "data_md5": made_from.get("data.md5"),

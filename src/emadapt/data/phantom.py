@@ -32,7 +32,9 @@ DIALS: dict[str, Callable[[Domain, float], Domain]] = {
     "contrast": lambda d, dose: dataclasses.replace(d, contrast=1 - 0.8 * dose),
     "noise": lambda d, dose: dataclasses.replace(d, noise=d.noise * (1 + 3 * dose)),
     "blur": lambda d, dose: dataclasses.replace(d, blur_px=d.blur_px + 3 * dose),
-    "voxel": lambda d, dose: dataclasses.replace(d, voxel_nm=(d.voxel_nm[0], *(v * (1 + dose) for v in d.voxel_nm[1:]))),
+    "voxel": lambda d, dose: dataclasses.replace(
+        d, voxel_nm=(d.voxel_nm[0], d.voxel_nm[1] * (1 + dose), d.voxel_nm[2] * (1 + dose))
+    ),
     "texture": lambda d, dose: dataclasses.replace(d, grain=d.grain * (1 + 4 * dose), grain_nm=d.grain_nm * (1 + dose)),
 }
 """Shifts by name: domain, dose (0: none, 1: the most) -> domain. Contrast falls to a fifth, the detector's noise
@@ -161,8 +163,8 @@ def make_volume(domain: str, shape: tuple[int, int, int], seed: int, dial: str =
     """
     scene = make_scene(domain, shape, seed)
     d = DIALS[dial](scene.domain, dose) if dial else scene.domain
-    nz, ny, nx = shape = (shape[0], *(round(n * a / b) for n, a, b in zip(shape[1:], scene.domain.voxel_nm[1:], d.voxel_nm[1:],
-                                                                          strict=True)))  # fmt: skip
+    ny, nx = (round(n * a / b) for n, a, b in zip(shape[1:], scene.domain.voxel_nm[1:], d.voxel_nm[1:], strict=True))
+    nz, shape = shape[0], (shape[0], ny, nx)
     rng = np.random.default_rng([seed, *domain.encode(), 1])
     image, grain = np.zeros(shape), np.zeros(shape)
     label = np.zeros(shape, np.uint8)

@@ -125,10 +125,10 @@ def _measure(model: Model, before: Model, own: DiagnoseSpec, result: dict[str, A
     levels = [("token", "all"), ("token", "foreground"), ("token", "background"), ("image", "all")]
     nulls = {(d, level, cls): compare.split_half_null(f, level, cls, own)
              for d, f in model.features.items() for level, cls in levels}  # fmt: skip
-    for a, b in _pairs(model.features, own):
+    for one, other in _pairs(model.features, own):
         for level, cls in levels:
-            two = {each.name: nulls[each.name, level, cls] for each in (a, b)}
-            entry = compare.compare(a, b, level, cls, own, two)
+            two = {each.name: nulls[each.name, level, cls] for each in (one, other)}
+            entry = compare.compare(one, other, level, cls, own, two)
             result["pairs"].append(model.tags | entry)
     for a, b in itertools.product(model.features, repeat=2):
         if own.against not in ("", a, b) and a != b:
