@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from emadapt.config import RegimeSpec, Study, TrainSetSpec, Unit
+from emadapt.config import BackboneSpec, DatasetSpec, RegimeSpec, Study, TrainSetSpec, Unit
 
 TRAIN_SETS = {"lucchi": ("lucchi",), "vnc": ("vnc",), "paired": ("lucchi", "vnc")}
 SPECS = {name: TrainSetSpec(members) for name, members in TRAIN_SETS.items()}
+DATASETS = {"lucchi": DatasetSpec("lucchi", (5.0, 5.0, 5.0)), "vnc": DatasetSpec("vnc", (50.0, 4.6, 4.6))}
 Entry = dict[str, Any]
 SLICES = {"lucchi": 32, "vnc": 12}
 LABELLED = {"lucchi": 48, "vnc": 12}  # training slices, each of four tiles
@@ -21,7 +22,8 @@ def a_study(seeds: tuple[int, ...] = (0, 1), regimes: tuple[str, ...] = ("frozen
     """Two datasets, one backbone."""
     return Study(
         name="demo", datasets=("lucchi", "vnc"), backbones=("dinov2_s",), regimes=regimes, train_sets=tuple(TRAIN_SETS),
-        seeds=seeds, dataset_specs={}, train_set_specs=dict(SPECS), backbone_specs={},
+        seeds=seeds, dataset_specs=dict(DATASETS), train_set_specs=dict(SPECS),
+        backbone_specs={"dinov2_s": BackboneSpec("dinov2_s", "pypi")},
         regime_specs={name: RegimeSpec("frozen" if name == "frozen" else "lora") for name in regimes},
     )  # fmt: skip
 

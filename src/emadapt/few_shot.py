@@ -88,12 +88,12 @@ def panels(curves: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def enough_words(curve: Mapping[str, Any]) -> str:
-    """E.g. "4 (1 to 16)" or "more than 16": how many labels are enough, and the reading of the intervals."""
+    """E.g. "4 (1 to > 16)" or "> 16": how many labels are enough, and the reading of the intervals."""
     found = curve["enough"]
     if found is None:
         return "unknown: no unit with all labels"
     most = max(point["n"] for point in curve["points"] if not point["all"])
-    n, earliest, latest = (f"more than {most}" if found[key] is None else str(found[key]) for key in ("n", "earliest", "latest"))
+    n, earliest, latest = (f"> {most}" if found[key] is None else str(found[key]) for key in ("n", "earliest", "latest"))
     return n if earliest == n == latest else f"{n} ({earliest} to {latest})"
 
 

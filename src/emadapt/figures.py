@@ -134,7 +134,7 @@ def few_shot_png(path: Path, panels: Sequence[Mapping[str, Any]]) -> None:
         for curve in panel["curves"]:
             look = looks.index((curve["backbone"], curve["regime"]))
             colour, marker = colours[look % 5], markers[look % 5]
-            aside = 1.025 ** (look - (len(looks) - 1) / 2)  # so that intervals stand beside each other
+            aside = 1.045 ** (look - (len(looks) - 1) / 2)  # so that intervals stand beside each other
             x = [point["n"] * aside for point in curve["points"]]
             y = [point["iou"] for point in curve["points"]]
             axes.plot(x, y, "-" if look < 5 else "--", color=colour, linewidth=1.4)
@@ -170,7 +170,7 @@ def few_shot_png(path: Path, panels: Sequence[Mapping[str, Any]]) -> None:
         handles.append(
             Line2D([], [], color="none", marker="o", linestyle="", markersize=13, markeredgecolor="black", label=words)
         )
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(5, len(handles)), fontsize=9, frameon=False)
+    figure.legend(handles=handles, loc="outside lower center", ncols=3 * len(panels), fontsize=9, frameon=False)
     _write(path, _picture(figure))
 
 
