@@ -65,9 +65,9 @@ def test_the_best_with_what_it_takes(tmp_path: Path, summary: dict[str, Any]) ->
 
 
 @pytest.mark.parametrize(("ridge", "frozen", "words"), [
-    ([-0.08, -0.02], [-0.08, -0.02], "the best is also the cheapest"),
+    ([-0.08, -0.02], [-0.08, -0.02], "the best is also the cheapest that is not significantly worse"),
     ([-0.08, 0.02], [-0.08, 0.02], "No GPU, or little time: dinov2_s, regime ridge, trained on lucchi (48 slices)"),
-    ([-0.08, -0.02], [-0.08, 0.02], "the best is also the cheapest"),
+    ([-0.08, -0.02], [-0.08, 0.02], "the best is also the cheapest that is not significantly worse"),
 ])  # fmt: skip
 def test_the_cheapest_that_is_not_significantly_worse(
     tmp_path: Path, summary: dict[str, Any], ridge: list[float], frozen: list[float], words: str
@@ -87,11 +87,7 @@ def test_a_baseline_that_is_the_best(tmp_path: Path, summary: dict[str, Any]) ->
     swap = {"ridge": "lora", "lora": "ridge"}
     for entry in [*summary["units"], *summary["against_best"], *(c["against"] for c in summary["against_best"])]:
         entry["regime"] = swap.get(entry["regime"], entry["regime"])
-    against = {(c["test_set"], c["regime"], c["train_set"]) for c in summary["against_best"]}
-    for comparison in list(summary["against_best"]):  # each dictionary `against` is shared no more after JSON
-        assert (comparison["test_set"], comparison["against"]["regime"]) in {("lucchi", "ridge"), ("vnc", "ridge")}
-    assert against
-    assert "A baseline is the best: no adaptation of a backbone does better here." in said(tmp_path, summary)
+    assert "A baseline: no adaptation does better here." in said(tmp_path, summary)
 
 
 def test_labels(tmp_path: Path, summary: dict[str, Any]) -> None:
@@ -117,8 +113,8 @@ def test_one_model_for_both(tmp_path: Path, summary: dict[str, Any]) -> None:
 
 def test_what_is_not_known_follows_from_facts(tmp_path: Path, summary: dict[str, Any]) -> None:
     text = said(tmp_path, summary)
-    for words in ("6 models for lucchi, 6 models for vnc", "lucchi is the only one with near-isotropic voxels",
-                  "vnc is the only one with thick sections", "Not tried: backbones dinov2_b,", "regimes lora_last_k"):  # fmt: skip
+    kinds = "lucchi is the only one with near-isotropic voxels", "vnc is the only one with thick sections"
+    for words in (*kinds, "6 models for lucchi, 6 models for vnc", "Not tried: backbones dinov2_b,", "regimes lora_last_k"):
         assert words in text
     assert "One seed" not in text
     assert "params.yaml has changed" not in text

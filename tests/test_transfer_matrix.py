@@ -79,9 +79,8 @@ def test_without_a_base_there_is_no_difference() -> None:
 
 def test_what_was_seen_is_found_through_a_chain() -> None:
     lora = RegimeSpec("lora")
-    chain = {"lora": lora, "one": dataclasses.replace(lora, init_from="lora-vnc"),
-             "two": dataclasses.replace(lora, init_from="one-lucchi"),
-             "own": dataclasses.replace(lora, init_from="lora"), "folder": dataclasses.replace(lora, init_from="a/b")}  # fmt: skip
+    starts = {"lora": "", "one": "lora-vnc", "two": "one-lucchi", "own": "lora", "folder": "a/b"}
+    chain = {name: dataclasses.replace(lora, init_from=start) for name, start in starts.items()}
     study = few_study(**chain)
 
     def seen(regime: str, train_set: str) -> set[str]:

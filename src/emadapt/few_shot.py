@@ -59,12 +59,12 @@ def enough(points: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     whole = [point["iou"] for point in points if point["all"]]
     if not whole:
         return None
-    wanted = ENOUGH * whole[0]
+    wanted = round(ENOUGH * whole[0], 6)  # as the points are
 
     def first(value: Any) -> int | None:
         return next((point["n"] for point in points if not point["all"] and value(point) >= wanted), None)
 
-    return {"share": ENOUGH, "iou": round(wanted, 6), "n": first(lambda point: point["iou"]),
+    return {"share": ENOUGH, "iou": wanted, "n": first(lambda point: point["iou"]),
             "earliest": first(lambda point: point["ci95"][1]), "latest": first(lambda point: point["ci95"][0])}  # fmt: skip
 
 

@@ -83,19 +83,19 @@ def read_summary(root: Path, study: Study) -> Summary:
 
 def _best(study: Study, entry: Entry) -> str:
     spec = study.regime_specs[entry["regime"]]
-    note = " A baseline is the best: no adaptation of a backbone does better here." if spec.kind in BASELINES else ""
+    note = " A baseline: no adaptation does better here." if spec.kind in BASELINES else ""
     return f"Best: {_model(study, entry)}: {_iou(entry)}, {_cost(entry)}.{note}"
 
 
 def _cheapest(study: Study, summary: Summary, ranked: Sequence[Entry]) -> list[str]:
     """The model with the least seconds among those that are not significantly worse than the best."""
     if len(ranked) == 1:
-        return ["Nothing else was trained on it, so there is no cheaper choice to compare."]
+        return ["No GPU, or little time: nothing else was trained on it."]
     best, rivals = ranked[0], _against_best(summary, ranked)
     equal = [best, *(entry for entry in ranked[1:] if rivals[key_of(entry)]["ci95"][1] >= 0)]
     cheapest = min(equal, key=lambda entry: entry["seconds"])
     if cheapest is best:
-        return ["No GPU, or little time: the best is also the cheapest of those that are not significantly worse."]
+        return ["No GPU, or little time: the best is also the cheapest that is not significantly worse."]
     return [f"No GPU, or little time: {_model(study, cheapest)}: {_iou(cheapest)}, {_cost(cheapest)}; against the best"
             f" {_difference(rivals[key_of(cheapest)])}, {_not_worse(rivals[key_of(cheapest)])}."]  # fmt: skip
 
@@ -113,11 +113,11 @@ def _baselines(study: Study, summary: Summary, ranked: Sequence[Entry]) -> str:
         return f"Baselines against the best: {'; '.join(said)}."
     if study.regime_specs[ranked[0]["regime"]].kind in BASELINES:
         return "No other baseline was run."
-    return "Baselines (ridge, knn, unet2d) were not run: whether the best is worth its effort is not known."
+    return "Baselines (ridge, knn, unet2d) were not run: whether adapting pays is not known."
 
 
 def _labels(summary: Summary, best: Entry) -> list[str]:
-    """How many labels are enough, for the best regime and for the one that needs the fewest."""
+    """How many labels are enough for the best regime, and for the one that needs the fewest if that is fewer."""
     dataset = best["test_set"]
     curves = [curve for curve in summary.get("few_shot", []) if curve["test_set"] == dataset]
     if not curves:
