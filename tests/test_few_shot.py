@@ -112,12 +112,14 @@ def test_all_labels_from_an_older_version() -> None:
 
 def test_the_figure_shows_every_regime(tmp_path: Path) -> None:
     kinds = ("frozen", "ridge", "lora")
-    study = few_study(**{kind: RegimeSpec(kind) for kind in kinds})  # type: ignore[arg-type]
-    figures.few_shot_png(tmp_path / "one.png", panels(few_shot_curves(study, entries(study)))[:1])
+    study = few_study()
+    looks = [("dinov2_s", kind) for kind in kinds]
+    figures.few_shot_png(tmp_path / "one.png", panels(few_shot_curves(study, entries(study)))[:1], looks)
     for colour in (figures.BLUE, figures.ORANGE, figures.GREEN):
         assert pixels(tmp_path / "one.png", colour) > 100
+    looks = [("dinov2_s", f"lora{i}") for i in range(9)]
     many = few_study(**{f"lora{i}": RegimeSpec("lora") for i in range(9)})
-    figures.few_shot_png(tmp_path / "many.png", panels(few_shot_curves(many, entries(many)))[:1])
+    figures.few_shot_png(tmp_path / "many.png", panels(few_shot_curves(many, entries(many)))[:1], looks)
     with Image.open(tmp_path / "many.png") as picture:
         assert picture.width > 500
 

@@ -119,14 +119,14 @@ def iou_png(path: Path, entries: Sequence[Mapping[str, Any]], kinds: Sequence[st
     _write(path, _picture(figure))
 
 
-def few_shot_png(path: Path, panels: Sequence[Mapping[str, Any]]) -> None:
+def few_shot_png(path: Path, panels: Sequence[Mapping[str, Any]], looks: Sequence[tuple[str, str]]) -> None:
     """Writes foreground IoU against the number of labels with intervals: one panel each, a line per backbone and regime.
 
     Args:
         path: the PNG to write.
         panels: of `few_shot.panels`, all of the same test dataset; the curves may differ from panel to panel.
+        looks: every (backbone, regime) of the study's curves, so that one looks the same in all figures.
     """
-    looks = list(dict.fromkeys((c["backbone"], c["regime"]) for panel in panels for c in panel["curves"]))
     colours, markers = (BLUE, ORANGE, GREEN, "black", "0.55"), "os^Dv"
     figure = Figure(figsize=(0.8 + 5.6 * len(panels), 4.4), dpi=110, layout="constrained")
     row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
@@ -134,7 +134,8 @@ def few_shot_png(path: Path, panels: Sequence[Mapping[str, Any]]) -> None:
         for curve in panel["curves"]:
             look = looks.index((curve["backbone"], curve["regime"]))
             colour, marker = colours[look % 5], markers[look % 5]
-            aside = 1.045 ** (look - (len(looks) - 1) / 2)  # so that intervals stand beside each other
+            ends = [n for n, _ in panel["n"]]
+            aside = (ends[-1] / ends[0]) ** (0.01 * (look - (len(looks) - 1) / 2))  # so that intervals stand beside each other
             x = [point["n"] * aside for point in curve["points"]]
             y = [point["iou"] for point in curve["points"]]
             axes.plot(x, y, "-" if look < 5 else "--", color=colour, linewidth=1.4)
@@ -158,10 +159,12 @@ def few_shot_png(path: Path, panels: Sequence[Mapping[str, Any]]) -> None:
     row[0].set_ylim(0, 1)
     row[0].set_ylabel("foreground IoU")
     one = len({backbone for backbone, _ in looks}) == 1
+    shown = {(curve["backbone"], curve["regime"]) for panel in panels for curve in panel["curves"]}
     handles = [
         Line2D([], [], color=colours[at % 5], marker=markers[at % 5], linestyle="-" if at < 5 else "--", markeredgecolor="white",
                label=regime if one else f"{backbone} {regime}")
         for at, (backbone, regime) in enumerate(looks)
+        if (backbone, regime) in shown
     ]  # fmt: skip
     if any(point["all"] for panel in panels for curve in panel["curves"] for point in curve["points"]):
         handles.append(Line2D([], [], color="white", marker="o", linestyle="", markeredgecolor="black", label="all labels"))

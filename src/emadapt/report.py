@@ -87,10 +87,11 @@ def _figures(
 
     folder, rows = root / "reports/figures", headline(study, summary["units"], kinds)
     figures.iou_png(folder / "iou.png", [entry for entry, _ in rows], [kind for _, kind in rows])
-    shown = panels(summary.get("few_shot", []))
+    curves = summary.get("few_shot", [])
+    shown, looks = panels(curves), list(dict.fromkeys((curve["backbone"], curve["regime"]) for curve in curves))
     for test_set in study.datasets:
         if own := [panel for panel in shown if panel["test_set"] == test_set]:
-            figures.few_shot_png(folder / f"few-shot-{test_set}.png", own)
+            figures.few_shot_png(folder / f"few-shot-{test_set}.png", own, looks)
         else:
             (folder / f"few-shot-{test_set}.png").unlink(missing_ok=True)  # of an earlier report
     if any(value is not None for point in joined["points"] for value in point["distances"].values()):

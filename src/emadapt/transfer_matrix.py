@@ -84,7 +84,7 @@ def matrices(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The cells as tables: one per backbone and base; rows are sources, the base's first, columns targets.
 
     Returns:
-        For each `backbone`, `base` (None: without one), `columns` (target, test dataset, labelled) and `rows` (source or None,
+        For each `backbone`, `base` (None: without one), `columns` (target, test dataset where it has several, labelled) and `rows` (source or None,
         regime, differs, cells in the order of the columns).
     """
     tables: dict[tuple[str, str | None], dict[str, Any]] = {}
@@ -96,7 +96,10 @@ def matrices(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [
         {
             "backbone": backbone, "base": base,
-            "columns": [(*names, labelled) for names, labelled in table["columns"].items()],
+            "columns": [
+                (target, test_set if sum(other == target for other, _ in table["columns"]) > 1 else "", labelled)
+                for (target, test_set), labelled in table["columns"].items()
+            ],
             "rows": [(own[0]["source"], regime, own[0]["differs"], own) for regime, own in table["rows"].items()],
         }
         for (backbone, base), table in tables.items()
@@ -123,7 +126,7 @@ def transfer_table(cells: Sequence[Mapping[str, Any]]) -> list[str]:
         " lacks.",
     ]  # fmt: skip
     for table in matrices(cells):
-        names = [f"`{target}`" + (f" on {test}" if test != target else "") + _brackets(labelled_words(labelled))
+        names = [f"`{target}`" + (f" on {test}" if test else "") + _brackets(labelled_words(labelled))
                  for target, test, labelled in table["columns"]]  # fmt: skip
         lines += ["", f"### {table['backbone']}", "", f"| starts from | {' | '.join(names)} |", "|---|" + "---:|" * len(names)]
         for source, regime, differs, own in table["rows"]:
