@@ -84,8 +84,8 @@ def matrices(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The cells as tables: one per backbone and base; rows are sources, the base's first, columns targets.
 
     Returns:
-        For each `backbone`, `base` (None: without one), `columns` (target, test dataset where it has several, labelled) and `rows` (source or None,
-        regime, differs, cells in the order of the columns).
+        For each `backbone`, `base` (None: without one), `columns` (target, test dataset where the target has several, labelled)
+        and `rows` (source or None, regime, differs, cells in the order of the columns).
     """
     tables: dict[tuple[str, str | None], dict[str, Any]] = {}
     for cell in cells:
