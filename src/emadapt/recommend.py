@@ -46,7 +46,7 @@ def recommend(root: Path, study: Study, datasets: Sequence[str]) -> list[str]:
             lines += ["", f"{dataset}: no unit was trained on it, so there is nothing to recommend."]
             continue
         lines += ["", f"{dataset}, {ranked[0]['n']} test slices"]
-        said = [_best(study, ranked[0]), *_cheapest(study, summary, ranked), _baselines(study, summary, ranked)]
+        said = [_best(study, ranked[0]), *_cheapest(study, summary, ranked), *_baselines(study, summary, ranked)]
         lines += [line for text in [*said, *_labels(summary, ranked[0])] for line in _wrapped(text, "  ", "    ")]
     lines += ["", *_wrapped(_one_for_all(study, summary, datasets), "", "  ")]
     return [*lines, "", *_wrapped(f"What is not known. {' '.join(unknowns(root, study, summary, datasets))}", "", "  ")]
@@ -100,8 +100,8 @@ def _cheapest(study: Study, summary: Summary, ranked: Sequence[Entry]) -> list[s
             f" {_difference(rivals[key_of(cheapest)])}, {_not_worse(rivals[key_of(cheapest)])}."]  # fmt: skip
 
 
-def _baselines(study: Study, summary: Summary, ranked: Sequence[Entry]) -> str:
-    """How the baselines, each with its best training set, stand against the best."""
+def _baselines(study: Study, summary: Summary, ranked: Sequence[Entry]) -> list[str]:
+    """How the other baselines, each with its best training set, stand against the best."""
     rivals, said = _against_best(summary, ranked), []
     for kind in BASELINES:
         own = [entry for entry in ranked if study.regime_specs[entry["regime"]].kind == kind]
@@ -110,10 +110,10 @@ def _baselines(study: Study, summary: Summary, ranked: Sequence[Entry]) -> str:
             verdict = "is worse" if comparison["ci95"][1] < 0 else f"does as well ({_not_worse(comparison)})"
             said.append(f"{own[0]['regime']} {verdict}: {_difference(comparison)}")
     if said:
-        return f"Baselines against the best: {'; '.join(said)}."
+        return [f"Baselines against the best: {'; '.join(said)}."]
     if study.regime_specs[ranked[0]["regime"]].kind in BASELINES:
-        return "No other baseline was run."
-    return "Baselines (ridge, knn, unet2d) were not run: whether adapting pays is not known."
+        return []
+    return ["Baselines (ridge, knn, unet2d) were not run: whether adapting pays is not known."]
 
 
 def _labels(summary: Summary, best: Entry) -> list[str]:
