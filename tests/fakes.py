@@ -28,7 +28,9 @@ def a_study(seeds: tuple[int, ...] = (0, 1), regimes: tuple[str, ...] = ("frozen
     )  # fmt: skip
 
 
-def few_study(seeds: tuple[int, ...] = (0, 1, 2), amount: str = "slices", **regimes: RegimeSpec) -> Study:
+def few_study(
+    seeds: tuple[int, ...] = (0, 1, 2), regimes: dict[str, RegimeSpec] | None = None, *, amount: str = "slices"
+) -> Study:
     """`a_study` with 1, 4 and 16 labelled slices (or crops) of Lucchi and 4 of VNC; by default frozen, ridge and lora."""
     own = regimes or {"frozen": RegimeSpec("frozen"), "ridge": RegimeSpec("ridge"), "lora": RegimeSpec("lora")}
     few = {f"{name}_{n}": TrainSetSpec((name,), **{amount: n}) for name, n in (("lucchi", 1), ("lucchi", 4), ("lucchi", 16),
@@ -42,8 +44,8 @@ def transfer_study(seeds: tuple[int, ...] = (0, 1, 2)) -> Study:
     """`few_study` of LoRA: from pretrained weights, from that trained on Lucchi, from a frozen head (LP-FT)."""
     lora = RegimeSpec("lora", epochs=4)
     from_lucchi = dataclasses.replace(lora, init_from="lora-lucchi", epochs=2)
-    return few_study(seeds, lora=lora, frozen=RegimeSpec("frozen"), from_lucchi=from_lucchi,
-                     lpft=dataclasses.replace(lora, init_from="frozen"))  # fmt: skip
+    lpft = dataclasses.replace(lora, init_from="frozen")
+    return few_study(seeds, {"lora": lora, "frozen": RegimeSpec("frozen"), "from_lucchi": from_lucchi, "lpft": lpft})
 
 
 def labelled_of(spec: TrainSetSpec) -> dict[str, list[int]]:

@@ -118,7 +118,7 @@ def test_the_figure_shows_every_regime(tmp_path: Path) -> None:
     for colour in (figures.BLUE, figures.ORANGE, figures.GREEN):
         assert pixels(tmp_path / "one.png", colour) > 100
     looks = [("dinov2_s", f"lora{i}") for i in range(9)]
-    many = few_study(**{f"lora{i}": RegimeSpec("lora") for i in range(9)})
+    many = few_study(regimes={f"lora{i}": RegimeSpec("lora") for i in range(9)})
     figures.few_shot_png(tmp_path / "many.png", panels(few_shot_curves(many, entries(many)))[:1], looks)
     with Image.open(tmp_path / "many.png") as picture:
         assert picture.width > 500

@@ -1,6 +1,7 @@
 """The report: what it computes over seeds, what it refuses, and figures that keep their colours and stay small."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -85,7 +86,7 @@ def test_every_model_against_the_best_and_unions_against_single_datasets(reporte
 
 def test_a_difference_turned_round(reported):
     study = a_study()
-    groups = {(u.backbone, u.regime, u.train_set): [] for u in study.units()}
+    groups: dict[tuple[str, str, str], list[Any]] = {(u.backbone, u.regime, u.train_set): [] for u in study.units()}
     for unit in study.units():
         metrics = json.loads((reported / "build/evaluate" / unit.name / "metrics.json").read_text())
         groups[unit.backbone, unit.regime, unit.train_set].append(metrics)

@@ -58,11 +58,11 @@ def test_the_base_has_the_same_adapter_and_head_and_the_fewest_other_settings() 
     start = RegimeSpec("lora", rank=4, epochs=2, init_from="lora-lucchi")
     others = {"rank8": RegimeSpec("lora", rank=8, epochs=2), "head": RegimeSpec("lora", rank=4, epochs=2, head="linear"),
               "far": RegimeSpec("lora", rank=4, epochs=9, head_lr=0.1), "near": RegimeSpec("lora", rank=4, epochs=9)}  # fmt: skip
-    study = few_study(mine=start, **others)
+    study = few_study(regimes={"mine": start, **others})
     assert base_of(study, "mine") == ("near", ["epochs"])
-    assert base_of(few_study(mine=start, head=others["head"]), "mine") is None
+    assert base_of(few_study(regimes={"mine": start, "head": others["head"]}), "mine") is None
     named = RegimeSpec("lora", rank=4, epochs=2, head="pyramid")  # what the study's own head is called
-    assert base_of(few_study(mine=start, named=named), "mine") == ("named", [])
+    assert base_of(few_study(regimes={"mine": start, "named": named}), "mine") == ("named", [])
 
 
 def test_without_a_base_there_is_no_difference() -> None:
@@ -81,7 +81,7 @@ def test_what_was_seen_is_found_through_a_chain() -> None:
     lora = RegimeSpec("lora")
     starts = {"lora": "", "one": "lora-vnc", "two": "one-lucchi", "own": "lora", "folder": "a/b"}
     chain = {name: dataclasses.replace(lora, init_from=start) for name, start in starts.items()}
-    study = few_study(**chain)
+    study = few_study(regimes=chain)
 
     def seen(regime: str, train_set: str) -> set[str]:
         return seen_elsewhere(study, Unit("dinov2_s", regime, train_set, 0))
