@@ -164,7 +164,7 @@ def test_a_study_of_one_regime_without_models_or_overlays(tmp_path):
 
 @pytest.fixture(scope="module")
 def transferred(tmp_path_factory):
-    return make(tmp_path_factory.mktemp("transferred"), diagnosed=False, study=transfer_study((0, 1)))
+    return make(tmp_path_factory.mktemp("transferred"), diagnosed=False, study=transfer_study((0,)))
 
 
 def test_few_labels_and_other_starts_have_sections(transferred):

@@ -15,8 +15,8 @@ from fakes import few_study, transfer_study, write_metrics
 @pytest.fixture(scope="module")
 def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("transfer")
-    write_metrics(root, transfer_study((0, 1)))
-    report.build_report(root, transfer_study((0, 1)))
+    write_metrics(root, transfer_study((0,)))
+    report.build_report(root, transfer_study((0,)))
     return root / "reports"
 
 
