@@ -17,8 +17,9 @@ import pytest
 from PIL import Image
 
 from emadapt import page, report
+from emadapt.config import Study
 from emadapt.errors import InputError
-from fakes import a_study, write_domain, write_metrics, write_models
+from fakes import a_study, few_study, transfer_study, write_domain, write_metrics, write_models
 
 ROOT = Path(__file__).parents[1]
 VOID = {"meta", "link", "img", "br", "path", "circle"}
@@ -52,8 +53,8 @@ class Reader(HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
 
-def make(root: Path, *, diagnosed: bool = True, **how: Any) -> Path:
-    study = a_study(**how)
+def make(root: Path, *, diagnosed: bool = True, study: Study | None = None, **how: Any) -> Path:
+    study = study or a_study(**how)
     write_metrics(root, study)
     write_models(root, study)
     if diagnosed:
@@ -159,6 +160,43 @@ def test_a_study_of_one_regime_without_models_or_overlays(tmp_path):
     assert html.count("No overlays are there") == 2
     assert "their origin is not known" in html
     assert Reader(html).open == []
+
+
+@pytest.fixture(scope="module")
+def transferred(tmp_path_factory):
+    return make(tmp_path_factory.mktemp("transferred"), diagnosed=False, study=transfer_study((0,)))
+
+
+def test_few_labels_and_other_starts_have_sections(transferred):
+    read = Reader(transferred.read_text())
+    summary = json.loads((transferred.parent / "summary.json").read_text())
+    assert read.open == []
+    links = {attributes["href"] for attributes in read.all("a")}
+    assert links == {f"#{a.get('aria-labelledby')}" for a in read.all("section")}
+    assert {"#labels", "#transfer"} < links
+    cells, heads = read.text["td"], read.text["th"]
+    for curve in summary["few_shot"]:
+        for point in curve["points"]:
+            wanted = f"{point['iou']:.3f}", f"{point['ci95'][0]:.3f} to {point['ci95'][1]:.3f}"
+            assert len([cell for cell in cells if all(part in cell for part in wanted)]) >= 2  # here and in the matrix
+    for cell in summary["transfer"]:
+        shown = [text for text in cells if f"{cell['iou']['mean']:.3f}" in text]
+        if "difference" in cell:
+            low, high = (page.signed(end) for end in cell["ci95"])
+            assert any(page.signed(cell["difference"]) in text and f"{low} to {high}" in text for text in shown)
+        if cell["seen"]:
+            assert any("†" in text for text in shown)
+    assert any("4 of 48 slices" in head for head in heads)
+    boards = transferred.read_text().split('id="matrix"')[0]
+    assert "lucchi_4" not in boards  # the leaderboard shows models with all labels
+    assert "of those with all labels" in boards
+
+
+def test_few_labels_alone(tmp_path):
+    html = make(tmp_path, diagnosed=False, study=few_study((0,), amount="crops")).read_text()
+    assert 'id="labels"' in html
+    assert 'id="transfer"' not in html
+    assert "4 of 192 tiles" in html
 
 
 def test_a_broken_model_card(tmp_path):
@@ -300,6 +338,16 @@ def test_a_phone_shows_every_picture_and_nothing_runs_over(shown):
     assert found["width"] == 390
     assert (found["images"], found["broken"]) == (10, 0)
     assert (found["wider"], found["over"]) == (0, [])
+
+
+@pytest.mark.browser
+def test_a_phone_shows_wide_tables_too(transferred, tmp_path):
+    shutil.copy(transferred, tmp_path / "index.html")
+    (tmp_path / "probe.html").write_text(PROBE)
+    html, log = chromium(tmp_path, tmp_path / "probe.html", "--allow-file-access-from-files", "--dump-dom")
+    found = json.loads(Reader(html).text["pre"][0])
+    assert (found["wider"], found["over"], found["broken"]) == (0, [], 0)
+    assert "CONSOLE" not in log
 
 
 @pytest.mark.browser

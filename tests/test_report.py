@@ -1,12 +1,13 @@
 """The report: what it computes over seeds, what it refuses, and figures that keep their colours and stay small."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from emadapt import figures, report
+from emadapt import comparisons, figures, report
 from emadapt.errors import InputError
 from fakes import a_study, write_domain, write_metrics
 
@@ -22,7 +23,8 @@ def reported(tmp_path_factory):
 
 def test_summary(reported):
     summary = json.loads((reported / "reports/summary.json").read_text())
-    fixed = ["study", "git", "data_md5", "params_sha256", "ci95_method", "units", "comparisons_method", "comparisons"]
+    fixed = ["study", "git", "data_md5", "params_sha256", "ci95_method", "units", "comparisons_method", "comparisons",
+             "against_best", "unions"]  # fmt: skip
     assert list(summary) == fixed
     assert summary["study"] == "demo"
     assert len(summary["params_sha256"]) == 64
@@ -64,6 +66,35 @@ def test_every_regime_against_the_first(reported):
         assert entry["ci95"][0] < entry["difference"] < entry["ci95"][1]
         assert entry["p_value"] <= entry["p_holm"] <= min(1, 6 * entry["p_value"] + 1e-6)
     assert min(e["p_holm"] for e in compared) == pytest.approx(6 * min(e["p_value"] for e in compared), abs=1e-5)
+
+
+def test_every_model_against_the_best_and_unions_against_single_datasets(reported):
+    summary = json.loads((reported / "reports/summary.json").read_text())
+    iou = {(e["backbone"], e["regime"], e["train_set"], e["test_set"]): e["iou"]["mean"] for e in summary["units"]}
+    assert len(summary["against_best"]) == 2 * 3  # of four models that were trained on a dataset, all but the best
+    for entry in summary["against_best"]:
+        best = (*entry["against"].values(), entry["test_set"])
+        own = (entry["backbone"], entry["regime"], entry["train_set"], entry["test_set"])
+        trained = [value for key, value in iou.items() if key[3] == entry["test_set"] and value > 0.7]
+        assert iou[best] == max(trained) >= iou[own]
+        assert entry["difference"] == pytest.approx(iou[own] - iou[best], abs=0.01)  # counts give IoU to about that
+        assert entry["ci95"][0] <= entry["difference"] <= entry["ci95"][1]
+    assert {(e["regime"], e["train_set"], e["against"], e["test_set"]) for e in summary["unions"]} == {
+        (regime, "paired", single, single) for regime in ("frozen", "lora") for single in ("lucchi", "vnc")
+    }
+
+
+def test_a_difference_turned_round(reported):
+    study = a_study()
+    groups: dict[tuple[str, str, str], list[Any]] = {(u.backbone, u.regime, u.train_set): [] for u in study.units()}
+    for unit in study.units():
+        metrics = json.loads((reported / "build/evaluate" / unit.name / "metrics.json").read_text())
+        groups[unit.backbone, unit.regime, unit.train_set].append(metrics)
+    keys = ("dinov2_s", "lora", "vnc"), ("dinov2_s", "frozen", "lucchi")
+    there, back = (comparisons.difference(groups, *pair, "vnc") for pair in (keys, keys[::-1]))
+    assert there["difference"] == -back["difference"] > 0
+    assert there["ci95"] == pytest.approx([-end for end in back["ci95"][::-1]], abs=0.01)
+    assert comparisons.difference(groups, keys[0], keys[0], "vnc")["difference"] == 0
 
 
 def test_one_regime_has_nothing_to_compare(tmp_path):

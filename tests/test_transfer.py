@@ -13,7 +13,13 @@ from fakes import a_card, a_study, iou_of, pair_entry, write_domain
 
 def entries(study):
     return [
-        {"backbone": "dinov2_s", "regime": u.regime, "train_set": u.train_set, "test_set": d, "iou": {"mean": iou_of(u, d)}}
+        {
+            "backbone": "dinov2_s",
+            "regime": u.regime,
+            "train_set": u.train_set,
+            "test_set": d,
+            "iou": {"mean": iou_of(study, u, d)},
+        }
         for u in study.units()
         for d in study.datasets
     ]

@@ -189,6 +189,19 @@ def report() -> None:
 
 
 @main.command()
+@click.option("--dataset", default="", help="for this dataset alone  [default: all of the study]")
+def recommend(dataset: str) -> None:
+    """Say in plain words what the report recommends: model, regime, head, labels, and what is not known."""
+    study = load_study()
+    if dataset:
+        _known(dataset, study.datasets, "datasets")
+    from emadapt.recommend import recommend as run
+
+    for line in run(Path(), study, (dataset,) if dataset else study.datasets):
+        click.echo(line)
+
+
+@main.command()
 @click.option("--jobs", default=0, type=click.IntRange(0), help="stages that run at once  [default: one a GPU, or one]")
 @click.option("--gpus", default="", help="GPUs to share out among them, e.g. 0,1; a unit without company gets several")
 def repro(jobs: int, gpus: str) -> None:

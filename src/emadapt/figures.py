@@ -121,6 +121,64 @@ def iou_png(path: Path, entries: Sequence[Mapping[str, Any]], kinds: Sequence[st
     _write(path, _picture(figure))
 
 
+def few_shot_png(path: Path, panels: Sequence[Mapping[str, Any]], looks: Sequence[tuple[str, str]]) -> None:
+    """Writes foreground IoU against the number of labels with intervals: one panel each, a line per backbone and regime.
+
+    Args:
+        path: the PNG to write.
+        panels: of `few_shot.panels`, all of the same test dataset; the curves may differ from panel to panel.
+        looks: every (backbone, regime) of the study's curves, so that one looks the same in all figures.
+    """
+    colours, markers = (BLUE, ORANGE, GREEN, "black", "0.55"), "os^Dv"
+    figure = Figure(figsize=(0.8 + 5.6 * len(panels), 4.4), dpi=110, layout="constrained")
+    row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axes, panel in zip(row, panels, strict=True):
+        for curve in panel["curves"]:
+            look = looks.index((curve["backbone"], curve["regime"]))
+            colour, marker = colours[look % 5], markers[look % 5]
+            ends = [n for n, _ in panel["n"]]
+            aside = (ends[-1] / ends[0]) ** (0.01 * (look - (len(looks) - 1) / 2))  # so that intervals stand beside each other
+            x = [point["n"] * aside for point in curve["points"]]
+            y = [point["iou"] for point in curve["points"]]
+            axes.plot(x, y, "-" if look < 5 else "--", color=colour, linewidth=1.4)
+            for at, point in zip(x, curve["points"], strict=True):
+                axes.plot([at, at], point["ci95"], color=colour, linewidth=1.1, alpha=0.7)
+                inside = "white" if point["all"] else colour
+                edge = colour if point["all"] else "white"
+                axes.plot(at, point["iou"], marker, color=inside, markersize=8, markeredgecolor=edge, markeredgewidth=1.3)
+                if curve["enough"] and point["n"] == curve["enough"]["n"] and not point["all"]:
+                    axes.plot(at, point["iou"], "o", color="none", markersize=15, markeredgecolor=colour, markeredgewidth=1.2)
+        places = {n: f"{n}\nall" if every else str(n) for n, every in panel["n"]}  # ascending: `all` wins a shared place
+        axes.set_xscale("log")
+        axes.minorticks_off()
+        axes.set_xticks(list(places), list(places.values()), fontsize=9)
+        axes.set_xlim(min(places) / 1.3, max(places) * 1.3)
+        axes.set_title(f"test: {panel['test_set']}", fontsize=10)
+        axes.set_xlabel(f"labelled {panel['amount']} of {' and '.join(panel['datasets'])}")
+        axes.grid(color="0.9")
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    row[0].set_ylim(0, 1)
+    row[0].set_ylabel("foreground IoU")
+    one = len({backbone for backbone, _ in looks}) == 1
+    shown = {(curve["backbone"], curve["regime"]) for panel in panels for curve in panel["curves"]}
+    handles = [
+        Line2D([], [], color=colours[at % 5], marker=markers[at % 5], linestyle="-" if at < 5 else "--", markeredgecolor="white",
+               label=regime if one else f"{backbone} {regime}")
+        for at, (backbone, regime) in enumerate(looks)
+        if (backbone, regime) in shown
+    ]  # fmt: skip
+    if any(point["all"] for panel in panels for curve in panel["curves"] for point in curve["points"]):
+        handles.append(Line2D([], [], color="white", marker="o", linestyle="", markeredgecolor="black", label="all labels"))
+    if any(curve["enough"] and curve["enough"]["n"] for panel in panels for curve in panel["curves"]):
+        words = "first with 90 % of the IoU of all labels"
+        handles.append(
+            Line2D([], [], color="none", marker="o", linestyle="", markersize=13, markeredgecolor="black", label=words)
+        )
+    figure.legend(handles=handles, loc="outside lower center", ncols=3 * len(panels), fontsize=9, frameon=False)
+    _write(path, _picture(figure))
+
+
 def stack_png(path: Path, pictures: Sequence[Path]) -> None:
     """Writes PNGs on top of each other as one of at most 1 MB."""
     images = [Image.open(picture).convert("RGB") for picture in pictures]

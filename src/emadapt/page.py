@@ -13,13 +13,15 @@ from typing import Any
 from PIL import Image
 
 import emadapt
+from emadapt.comparisons import Groups, headline
 from emadapt.config import Study
 from emadapt.errors import InputError
+from emadapt.few_shot import enough_words, panels
 from emadapt.transfer import Card, crossing_rows, grouped, pair_rows
+from emadapt.transfer_matrix import labelled_words
+from emadapt.transfer_matrix import matrices as transfer_matrices
 
 Row = dict[str, Any]
-Groups = Mapping[tuple[str, str, str], Sequence[Mapping[str, Any]]]
-"""Metrics of the seeds by (backbone, regime, training set)."""
 Cards = Mapping[tuple[str, str], Card]
 
 WIDEST = 1000  # px of an embedded picture
@@ -51,8 +53,9 @@ def build_page(
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"fixed": fixed, "signed": signed, "p": p_value, "whole": whole}
-    boards = leaderboards(summary, kinds, groups)
+    environment.filters |= {"fixed": fixed, "signed": signed, "p": p_value, "whole": whole, "enough": enough_words}
+    environment.filters |= {"labelled": labelled_words, "verdict": verdict}
+    boards = leaderboards(study, summary, kinds, groups)
     template = environment.from_string(resources.files(emadapt).joinpath("page.html.jinja").read_text(encoding="utf-8"))
     return template.render(
         study=study.name,
@@ -61,6 +64,8 @@ def build_page(
         findings=findings(study, summary, boards, cards),
         boards=boards,
         matrices=matrices(study, summary, kinds),
+        few=few_shot_sections(root, summary),
+        transfers=transfer_matrices(summary.get("transfer", [])),
         domain=[domain_section(root, *key, card) for key, card in cards.items()],
         joined=joined,
         iou=picture(root / "reports/figures/iou.png"),
@@ -72,13 +77,16 @@ def build_page(
     )
 
 
-def leaderboards(summary: Mapping[str, Any], kinds: Sequence[str], groups: Groups) -> list[Row]:
-    """A board per test dataset: its rows, the best foreground IoU first, each with its comparison with the first regime."""
+def leaderboards(study: Study, summary: Mapping[str, Any], kinds: Sequence[str], groups: Groups) -> list[Row]:
+    """A board per test dataset: its rows, the best foreground IoU first, each with its comparison with the first regime.
+
+    `hidden`: models with few labels, which have a section of their own where others have all.
+    """
     names = ("backbone", "regime", "train_set", "test_set")
     compared = {tuple(c[name] for name in names): c for c in summary["comparisons"]}
     rows = [
         {**entry, "kind": kind, "seeds": len(entry["iou"]["values"]), "against": compared.get(tuple(entry[n] for n in names))}
-        for entry, kind in zip(summary["units"], kinds, strict=True)
+        for entry, kind in headline(study, summary["units"], kinds)
     ]
     for row in rows:
         row["verdict"] = row["against"] and verdict(row["against"])
@@ -86,7 +94,9 @@ def leaderboards(summary: Mapping[str, Any], kinds: Sequence[str], groups: Group
     for test_set in dict.fromkeys(row["test_set"] for row in rows):
         own = sorted((row for row in rows if row["test_set"] == test_set), key=lambda row: -row["iou"]["mean"])
         n = own[0]["n"]
-        boards.append({"test_set": test_set, "n": n, "blocks": n // tests[test_set]["block_slices"], "rows": own})
+        hidden = sum(entry["test_set"] == test_set for entry in summary["units"]) - len(own)
+        blocks = n // tests[test_set]["block_slices"]
+        boards.append({"test_set": test_set, "n": n, "blocks": blocks, "rows": own, "hidden": hidden})
     return boards
 
 
@@ -100,19 +110,49 @@ def verdict(comparison: Mapping[str, Any]) -> str:
 def matrices(study: Study, summary: Mapping[str, Any], kinds: Sequence[str]) -> list[Row]:
     """Foreground IoU, training set x test dataset, for each backbone and regime."""
     cell = {
-        (e["backbone"], e["regime"], e["train_set"], e["test_set"]): {**e["iou"], "kind": kind, "n": e["n"]}
+        (e["backbone"], e["regime"], e["train_set"], e["test_set"]): {
+            **e["iou"],
+            "kind": kind,
+            "n": e["n"],
+            "labelled": e["labelled"],
+        }
         for e, kind in zip(summary["units"], kinds, strict=True)
-    }
+    }  # fmt: skip
     return [
         {
             "backbone": backbone,
             "regime": regime,
             "tests": [(test, cell[backbone, regime, study.train_sets[0], test]["n"]) for test in study.datasets],
-            "rows": [(name, [cell[backbone, regime, name, test] for test in study.datasets]) for name in study.train_sets],
+            "rows": [
+                (name, study.train_set_specs[name].few, [cell[backbone, regime, name, test] for test in study.datasets])
+                for name in study.train_sets
+            ],
         }
         for backbone in study.backbones
         for regime in study.regimes
     ]
+
+
+def few_shot_sections(root: Path, summary: Mapping[str, Any]) -> list[Row]:
+    """Figure and panels of each test dataset that has few-label curves; points with their comparison with the first regime."""
+    names = ("backbone", "regime", "train_set", "test_set")
+    compared = {tuple(c[name] for name in names): c for c in summary["comparisons"]}
+    sections: dict[str, Row] = {}
+    for panel in panels(summary.get("few_shot", [])):
+        test_set = panel["test_set"]
+        figure = picture(root / "reports/figures" / f"few-shot-{test_set}.png")
+        section = sections.setdefault(test_set, {"test_set": test_set, "figure": figure, "panels": []})
+        rows = []
+        for curve in panel["curves"]:
+            own = {
+                (point["n"], point["all"]): {
+                    **point, "against": compared.get((curve["backbone"], curve["regime"], point["train_set"], test_set))
+                }
+                for point in curve["points"]
+            }  # fmt: skip
+            rows.append({"curve": curve, "cells": [own.get(place) for place in panel["n"]]})
+        section["panels"].append(panel | {"rows": rows})
+    return list(sections.values())
 
 
 def findings(study: Study, summary: Mapping[str, Any], boards: Sequence[Row], cards: Cards) -> list[str]:
@@ -123,8 +163,9 @@ def findings(study: Study, summary: Mapping[str, Any], boards: Sequence[Row], ca
     for board in boards:
         best = board["rows"][0]
         low, high = best["iou"]["ci95"]
+        of = " of those with all labels" if board["hidden"] else ""
         said.append(
-            f"On {board['test_set']} ({board['n']} test slices) the best is {best['backbone']} {best['regime']} trained on"
+            f"On {board['test_set']} ({board['n']} test slices) the best{of} is {best['backbone']} {best['regime']} trained on"
             f" {best['train_set']}: foreground IoU {fixed(best['iou']['mean'])} (95 % interval {fixed(low)} to {fixed(high)},"
             f" {best['seeds']} seed{'s' * (best['seeds'] > 1)})."
         )

@@ -8,22 +8,20 @@ from typing import Any
 
 import numpy as np
 
+from emadapt.comparisons import COMPARISONS_METHOD, Groups, against_best, compare_regimes, headline, unions
 from emadapt.config import Study, TrainSetSpec, Unit
 from emadapt.dose import dose_response
 from emadapt.errors import InputError
-from emadapt.page import Groups, build_page
+from emadapt.few_shot import FEW_SHOT_METHOD, few_shot_curves, few_shot_table, panels
+from emadapt.page import build_page
 from emadapt.tracking import provenance_tags
 from emadapt.transfer import domain_vs_iou, read_domain
+from emadapt.transfer_matrix import TRANSFER_METHOD, transfer_cells, transfer_table
 
 METRICS = ("iou", "dice", "boundary_iou")
 CI95_METHOD = (
     "one seed: percentile bootstrap over blocks of test slices; several seeds: the half-widths of that, averaged over seeds,"
     " and of Student's t interval of the mean over seeds, added in quadrature and clipped to [0, 1]"
-)
-COMPARISONS_METHOD = (
-    "mean foreground IoU of `regime` minus that of `against`, same backbone, training set and test slices; paired bootstrap over"
-    " blocks of test slices, widened for few blocks as Student's t is, with Welch's t noise of the means over seeds where there"
-    " are several; p_value two-sided, p_holm corrected after Holm for all comparisons of this file"
 )
 
 
@@ -60,71 +58,57 @@ def build_report(root: Path, study: Study) -> Path:
         "units": entries,
         "comparisons_method": COMPARISONS_METHOD,
         "comparisons": compare_regimes(study, groups),
+        "against_best": against_best(study, groups, entries),
+        "unions": unions(study, groups),
     }
     if response := dose_response(study, entries, cards):
         summary["dose_response"] = response
+    if curves := few_shot_curves(study, entries):
+        summary |= {"few_shot_method": FEW_SHOT_METHOD, "few_shot": curves}
+    if cells := transfer_cells(study, groups, entries):
+        summary |= {"transfer_method": TRANSFER_METHOD, "transfer": cells}
     reports = root / "reports"
-    _write(reports / "leaderboard.md", leaderboard(study.name, entries, kinds))
+    _write(reports / "leaderboard.md", leaderboard(study, summary, kinds))
     _write(reports / "domain-vs-iou.json", json.dumps(joined, indent=1) + "\n")
-    _figures(root, study, groups, entries, kinds, joined, response)
+    _figures(root, study, groups, summary, kinds, joined)
 
     _write(reports / "index.html", build_page(root, study, summary, kinds, groups, cards, joined))
     _write(reports / "summary.json", json.dumps(summary, indent=1) + "\n")
     return reports / "summary.json"
 
 
-def compare_regimes(study: Study, groups: Groups) -> list[dict[str, Any]]:
-    """Every regime against the study's first one, for each backbone, training set and test dataset; [] with a single regime.
-
-    Raises:
-        InputError: the two were not tested on the same slices.
-    """
-    from emadapt.significance import REPLICATES, holm, paired_bootstrap  # torch comes along
-
-    first, found = study.regimes[0], []
-    for (backbone, regime, train_set), runs in groups.items():
-        if regime == first:
-            continue
-        others = groups[backbone, first, train_set]
-        for test_set in study.datasets:
-            a, b = (np.array([run["test"][test_set]["counts"] for run in several], np.int64) for several in (runs, others))
-            block = runs[0]["test"][test_set]["block_slices"]
-            result = paired_bootstrap(a, b, block)
-            found.append({
-                "backbone": backbone, "regime": regime, "against": first, "train_set": train_set, "test_set": test_set,
-                "n": result.n, "block_slices": block, "seeds": list(result.seeds), "replicates": REPLICATES,
-                "difference": _round(result.difference), "ci95": [_round(end) for end in result.ci95],
-                "p_value": _round(result.p_value),
-            })  # fmt: skip
-    corrected = holm([comparison["p_value"] for comparison in found])
-    return [{**comparison, "p_holm": _round(p)} for comparison, p in zip(found, corrected, strict=True)]
-
-
 def _figures(
     root: Path,
     study: Study,
     groups: Groups,
-    entries: Sequence[Mapping[str, Any]],
+    summary: Mapping[str, Any],
     kinds: Sequence[str],
     joined: Mapping[str, Any],
-    response: Mapping[str, Any],
 ) -> None:
-    """IoU by unit, the best overlays of each test dataset, IoU loss against distance, and over dose, where there are such."""
+    """IoU by unit, labels and dose, the best overlays of each test dataset, IoU loss against distance where there are any."""
     from emadapt import figures  # matplotlib takes half a second
 
-    folder = root / "reports/figures"
-    figures.iou_png(folder / "iou.png", entries, kinds)
-    (folder / "dose.png").unlink(missing_ok=True)
-    if response:
-        figures.dose_png(folder / "dose.png", response)
+    folder, rows = root / "reports/figures", headline(study, summary["units"], kinds)
+    figures.iou_png(folder / "iou.png", [entry for entry, _ in rows], [kind for _, kind in rows])
+    if "dose_response" in summary:
+        figures.dose_png(folder / "dose.png", summary["dose_response"])
+    else:
+        (folder / "dose.png").unlink(missing_ok=True)  # of an earlier report
+    curves = summary.get("few_shot", [])
+    shown, looks = panels(curves), list(dict.fromkeys((curve["backbone"], curve["regime"]) for curve in curves))
+    for test_set in study.datasets:
+        if own := [panel for panel in shown if panel["test_set"] == test_set]:
+            figures.few_shot_png(folder / f"few-shot-{test_set}.png", own, looks)
+        else:
+            (folder / f"few-shot-{test_set}.png").unlink(missing_ok=True)
     if any(value is not None for point in joined["points"] for value in point["distances"].values()):
         figures.scatter_png(folder / "domain-vs-iou.png", joined["points"], joined["correlations"])
     else:
         (folder / "domain-vs-iou.png").unlink(missing_ok=True)  # of an earlier report
     for test_set in study.datasets:
         # The best of each kind, so that one figure shows what crossing domains costs.
-        ranked = sorted(zip(entries, kinds, strict=True), key=lambda pair: pair[0]["iou"]["mean"])
-        best = {kind: entry for entry, kind in ranked if entry["test_set"] == test_set}
+        worst_first = sorted(rows, key=lambda pair: pair[0]["iou"]["mean"])
+        best = {kind: entry for entry, kind in worst_first if entry["test_set"] == test_set}
         best_first = sorted(best.values(), key=lambda entry: -entry["iou"]["mean"])
         names = [groups[e["backbone"], e["regime"], e["train_set"]][0]["unit"] for e in best_first]
         overlays = [root / "build/evaluate" / name / f"overlay-{test_set}.png" for name in names]
@@ -132,17 +116,21 @@ def _figures(
             figures.stack_png(folder / f"overlays-{test_set}.png", there)
 
 
-def leaderboard(study: str, entries: Sequence[Mapping[str, Any]], kinds: Sequence[str]) -> str:
-    """The entries of a summary as Markdown: a table per test dataset, the best foreground IoU first."""
+def leaderboard(study: Study, summary: Mapping[str, Any], kinds: Sequence[str]) -> str:
+    """A summary as Markdown: a table per test dataset, the best foreground IoU first; few labels; starting from other models."""
+    entries = summary["units"]
+    shown = headline(study, entries, kinds)
+    few = ["Training sets with few labels stand at the end."] if len(shown) < len(entries) else []
     lines = [
-        f"# Leaderboard of study `{study}`",
+        f"# Leaderboard of study `{study.name}`",
         "",
         "Foreground metrics at native resolution, pooled over the test slices; mean over seeds with its 95 % interval.",
         "in-domain: trained on this dataset alone; union: on it and others; cross-domain: on others only.",
         "Parameters are the trainable ones; time is that of training one seed. Figures: [IoU](figures/iou.png).",
+        *few,
     ]
     for test_set in dict.fromkeys(entry["test_set"] for entry in entries):
-        rows = [(e, kind) for e, kind in zip(entries, kinds, strict=True) if e["test_set"] == test_set]
+        rows = [row for row in shown if row[0]["test_set"] == test_set]
         rows.sort(key=lambda row: -row[0]["iou"]["mean"])
         lines += [
             "",
@@ -167,6 +155,10 @@ def leaderboard(study: str, entries: Sequence[Mapping[str, Any]], kinds: Sequenc
                 f"{entry['seconds']:,.0f} s",
             ]
             lines.append(f"| {' | '.join(cells)} |")
+    if "few_shot" in summary:
+        lines += few_shot_table(summary["few_shot"])
+    if "transfer" in summary:
+        lines += transfer_table(summary["transfer"])
     return "\n".join(lines) + "\n"
 
 

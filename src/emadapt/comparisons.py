@@ -1,0 +1,121 @@
+"""Which models of a study differ: paired comparisons of foreground IoU on the same test slices."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from emadapt.config import Study
+
+Key = tuple[str, str, str]
+"""Backbone, regime, training set."""
+Groups = Mapping[Key, Sequence[Mapping[str, Any]]]
+"""Metrics of the seeds by (backbone, regime, training set)."""
+Entry = Mapping[str, Any]
+
+METHOD = (
+    "mean foreground IoU of the first minus that of the other on the same test slices; paired bootstrap over blocks of test"
+    " slices, widened for few blocks as Student's t is, with Welch's t noise of the means over seeds where there are several;"
+    " p_value two-sided"
+)
+COMPARISONS_METHOD = (
+    f"`comparisons`: `regime` against `against`, same backbone and training set, p_holm corrected after Holm for all of them;"
+    " `against_best`: every model that was trained with all labels of the test dataset against the one with the highest IoU;"
+    " `unions`: a training set of several datasets against that of the test dataset alone (these two without correction)."
+    f" Difference: {METHOD}"
+)
+
+
+def difference(groups: Groups, one: Key, other: Key, test_set: str) -> dict[str, Any]:
+    """Mean IoU of `one` minus that of `other` on the test slices of a dataset, with its interval, rounded to 6 digits.
+
+    Raises:
+        InputError: the two were not tested on the same slices.
+    """
+    from emadapt.significance import REPLICATES, paired_bootstrap  # torch comes along
+
+    a, b = (np.array([run["test"][test_set]["counts"] for run in groups[key]], np.int64) for key in (one, other))
+    block = groups[one][0]["test"][test_set]["block_slices"]
+    result = paired_bootstrap(a, b, block)
+    return {
+        "n": result.n, "block_slices": block, "seeds": list(result.seeds), "replicates": REPLICATES,
+        "difference": round(result.difference, 6), "ci95": [round(end, 6) for end in result.ci95],
+        "p_value": round(result.p_value, 6),
+    }  # fmt: skip
+
+
+def with_holm(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Comparisons with `p_holm`, corrected for all that are in the list."""
+    from emadapt.significance import holm
+
+    corrected = holm([comparison["p_value"] for comparison in found])
+    return [{**comparison, "p_holm": round(p, 6)} for comparison, p in zip(found, corrected, strict=True)]
+
+
+def compare_regimes(study: Study, groups: Groups) -> list[dict[str, Any]]:
+    """Every regime against the study's first one, for each backbone, training set and test dataset; [] with a single regime."""
+    first, found = study.regimes[0], []
+    for backbone, regime, train_set in groups:
+        if regime != first:
+            names = {"backbone": backbone, "regime": regime, "against": first, "train_set": train_set}
+            found += [
+                {**names, "test_set": test_set,
+                 **difference(groups, (backbone, regime, train_set), (backbone, first, train_set), test_set)}
+                for test_set in study.datasets
+            ]  # fmt: skip
+    return with_holm(found)
+
+
+def against_best(study: Study, groups: Groups, entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    """Every model that was trained on a test dataset against the one with the highest IoU there; few labels are left out.
+
+    The highest of many is too high by chance, so these differences are too low rather than too high.
+    """
+    found = []
+    for test_set in study.datasets:
+        iou = {key_of(e): e["iou"]["mean"] for e in trained_on(study, entries, test_set)}
+        if not iou:
+            continue
+        best = max(iou, key=lambda key: iou[key])
+        against = dict(zip(("backbone", "regime", "train_set"), best, strict=True))
+        for key in iou:
+            if key != best:
+                own = dict(zip(("backbone", "regime", "train_set"), key, strict=True))
+                found.append({**own, "test_set": test_set, "against": against, **difference(groups, key, best, test_set)})
+    return found
+
+
+def unions(study: Study, groups: Groups) -> list[dict[str, Any]]:
+    """Every training set of several datasets against that of the test dataset alone, all labels in both."""
+    whole = [name for name in study.train_sets if not study.train_set_specs[name].few]
+    members = {name: study.train_set_specs[name].datasets for name in whole}
+    found = []
+    for backbone, regime in ((backbone, regime) for backbone in study.backbones for regime in study.regimes):
+        for union in (name for name in whole if len(members[name]) > 1):
+            for test_set in members[union]:
+                for single in [name for name in whole if members[name] == (test_set,)][:1]:
+                    names = {"backbone": backbone, "regime": regime, "train_set": union, "against": single, "test_set": test_set}
+                    one, other = (backbone, regime, union), (backbone, regime, single)
+                    found.append({**names, **difference(groups, one, other, test_set)})
+    return found
+
+
+def trained_on(study: Study, entries: Sequence[Entry], test_set: str) -> list[Entry]:
+    """Entries of models that were trained on the dataset that they are tested on: those with all labels where there are any."""
+    specs = study.train_set_specs
+    own = [e for e in entries if e["test_set"] == test_set and test_set in specs[e["train_set"]].datasets]
+    return [e for e in own if not specs[e["train_set"]].few] or own
+
+
+def headline(study: Study, entries: Sequence[Entry], kinds: Sequence[str]) -> list[tuple[Entry, str]]:
+    """Entries, each with its kind, that leaderboards show: those with all labels, where there are any; else all.
+
+    Rows of many amounts of labels would bury what all labels give.
+    """
+    pairs = list(zip(entries, kinds, strict=True))
+    return [(e, kind) for e, kind in pairs if not study.train_set_specs[e["train_set"]].few] or pairs
+
+
+def key_of(entry: Entry) -> Key:
+    """Which models an entry of the summary is about."""
+    return entry["backbone"], entry["regime"], entry["train_set"]
