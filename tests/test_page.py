@@ -187,9 +187,9 @@ def test_few_labels_and_other_starts_have_sections(transferred):
         if cell["seen"]:
             assert any("†" in text for text in shown)
     assert any("4 of 48 slices" in head for head in heads)
-    boards = transferred.read_text().split('id="matrix"')[0]
-    assert "lucchi_4" not in boards  # the leaderboard shows models with all labels
-    assert "of those with all labels" in boards
+    head, rest = transferred.read_text().split('id="leaderboard"')
+    assert "lucchi_4" not in rest.split('id="matrix"')[0]  # the leaderboard shows models with all labels
+    assert "of those with all labels" in head
 
 
 def test_few_labels_alone(tmp_path):

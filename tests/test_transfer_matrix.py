@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from emadapt import report
+from emadapt.comparisons import seen_elsewhere
 from emadapt.config import RegimeSpec, Unit
-from emadapt.transfer_matrix import base_of, labelled_words, matrices, seen_elsewhere, transfer_cells
+from emadapt.transfer_matrix import base_of, labelled_words, matrices, transfer_cells
 from fakes import few_study, transfer_study, write_metrics
 
 
@@ -38,6 +39,15 @@ def test_differences_are_those_to_the_base(reported: Path) -> None:
     few = {"lucchi_1", "lucchi_4", "lucchi_16"}  # the source has seen all labels of Lucchi
     assert {c["target"] for c in summary["transfer"] if c["seen"]} == few
     assert {(c["target"], c["test_set"]) for c in compared} == {key for key in targets if key[0] not in few}
+
+
+def test_regimes_are_compared_where_both_have_seen_the_same_labels(reported: Path) -> None:
+    compared = json.loads((reported / "summary.json").read_text())["comparisons"]
+    sets = {
+        regime: {(c["train_set"], c["test_set"]) for c in compared if c["regime"] == regime} for regime in ("lpft", "from_lucchi")
+    }
+    assert sets["lpft"] - sets["from_lucchi"] == {(name, "lucchi") for name in ("lucchi_1", "lucchi_4", "lucchi_16", "vnc_4")}
+    assert sets["from_lucchi"] < sets["lpft"]
 
 
 def test_the_leaderboard_shows_every_cell(reported: Path) -> None:

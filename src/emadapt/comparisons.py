@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from emadapt.config import Study
+from emadapt.config import Study, Unit
 
 Key = tuple[str, str, str]
 """Backbone, regime, training set."""
@@ -53,16 +53,18 @@ def with_holm(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def compare_regimes(study: Study, groups: Groups) -> list[dict[str, Any]]:
-    """Every regime against the study's first one, for each backbone, training set and test dataset; [] with a single regime."""
+    """Every regime against the study's first one, for each backbone, training set and test dataset; [] with a single regime.
+
+    Left out: test datasets of which one of the two has seen more labels, through the model that it started from.
+    """
     first, found = study.regimes[0], []
     for backbone, regime, train_set in groups:
         if regime != first:
             names = {"backbone": backbone, "regime": regime, "against": first, "train_set": train_set}
-            found += [
-                {**names, "test_set": test_set,
-                 **difference(groups, (backbone, regime, train_set), (backbone, first, train_set), test_set)}
-                for test_set in study.datasets
-            ]  # fmt: skip
+            one, other = (backbone, regime, train_set), (backbone, first, train_set)
+            seen = [seen_elsewhere(study, Unit(*key, study.seeds[0])) for key in (one, other)]
+            fair = [name for name in study.datasets if (name in seen[0]) == (name in seen[1])]
+            found += [{**names, "test_set": name, **difference(groups, one, other, name)} for name in fair]
     return with_holm(found)
 
 
@@ -105,6 +107,20 @@ def trained_on(study: Study, entries: Sequence[Entry], test_set: str) -> list[En
     specs = study.train_set_specs
     own = [e for e in entries if e["test_set"] == test_set and test_set in specs[e["train_set"]].datasets]
     return [e for e in own if not specs[e["train_set"]].few] or own
+
+
+def seen_elsewhere(study: Study, unit: Unit) -> set[str]:
+    """Datasets of which the models that a unit starts from saw labels that its own training set lacks.
+
+    What a model in a folder was trained on is not known here and counts as nothing.
+    """
+    found: set[str] = set()
+    own, source = study.train_set_specs[unit.train_set], study.source_of(unit)
+    while source:
+        if source.train_set != unit.train_set:
+            found |= set(study.train_set_specs[source.train_set].datasets)
+        source = study.source_of(source)
+    return found if own.few else found - set(own.datasets)
 
 
 def headline(study: Study, entries: Sequence[Entry], kinds: Sequence[str]) -> list[tuple[Entry, str]]:

@@ -3,9 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from emadapt.comparisons import Entry
+from emadapt.comparisons import Entry, seen_elsewhere
 from emadapt.config import Study, Unit
-from emadapt.transfer_matrix import seen_elsewhere
 
 ENOUGH = 0.9
 """Share of the IoU with all labels that counts as enough."""

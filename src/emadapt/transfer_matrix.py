@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from emadapt.comparisons import METHOD, Entry, Groups, difference, with_holm
+from emadapt.comparisons import METHOD, Entry, Groups, difference, seen_elsewhere, with_holm
 from emadapt.config import Study, Unit
 
 TRANSFER_METHOD = (
@@ -13,20 +13,6 @@ TRANSFER_METHOD = (
     " so that there is no comparison. p_holm corrected after Holm for all differences of this list."
     f" Difference: {METHOD}"
 )
-
-
-def seen_elsewhere(study: Study, unit: Unit) -> set[str]:
-    """Datasets of which the models that a unit starts from saw labels that its own training set lacks.
-
-    Empty for a training set with all labels. What a model in a folder was trained on is not known here and counts as nothing.
-    """
-    found: set[str] = set()
-    source = study.source_of(unit) if study.train_set_specs[unit.train_set].few else None
-    while source:
-        if source.train_set != unit.train_set:
-            found |= set(study.train_set_specs[source.train_set].datasets)
-        source = study.source_of(source)
-    return found
 
 
 def base_of(study: Study, regime: str) -> tuple[str, list[str]] | None:
