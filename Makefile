@@ -56,7 +56,7 @@ repro: venv ## set up, get the data, run the pipeline of params.yaml
 	@$(IN_VENV) dvc status --quiet data.dvc || { \
 		echo "data: data/ is not what data.dvc records. Keep the change: $(BIN)/dvc add data" >&2; \
 		echo "      Undo it: $(BIN)/dvc checkout --force data.dvc" >&2; exit 1; }
-	$(IN_VENV) dvc repro
+	$(IN_VENV) emadapt repro --jobs 2 # dvc repro, two stages at a time: half of a stage is start-up, which uses one core
 
 test: venv ## set up, run the fast tests
 	$(IN_VENV) python -m pytest -q --numprocesses 2 --dist loadfile

@@ -304,7 +304,7 @@ def test_targets_exist() -> None:
         assert done.returncode == 0, done.stderr
         assert target in make().stdout
     assert "dvc pull" in make("-n", "repro").stdout
-    assert "dvc repro" in make("-n", "repro").stdout
+    assert "emadapt repro" in make("-n", "repro").stdout
     assert "--host 127.0.0.1" in make("-n", "ui").stdout
 
 
