@@ -19,8 +19,7 @@ import emadapt
 from emadapt import parallel, tracking, twins
 from emadapt.closed_form import FITS, fit_ridge
 from emadapt.config import Study, TrainSpec, Unit, digest, not_default
-from emadapt.data import align
-from emadapt.data.align import aligner_of
+from emadapt.data.align import aligner_of, described
 from emadapt.data.ingest import INGESTED, Volume, open_volume
 from emadapt.data.labelled import Tile, few_slices, few_tiles, with_training
 from emadapt.data.patches import CropDataset, TokenDataset, plan_epoch
@@ -194,7 +193,7 @@ def _facts(study: Study, unit: Unit, key: str, inputs: Inputs, progress: Progres
         "intensity": {v.name: v.manifest["intensity"] for v in volumes},
         "voxel_nm": {v.name: v.manifest["voxel_nm"] for v in volumes},
         "pairing": {v.name: v.manifest["pairing"] for v in volumes},
-        **({"align": aligned} if (aligned := align.described(volumes, segmenter.spec)) else {}),
+        **({"align": aligned} if (aligned := described(volumes, segmenter.spec)) else {}),
     }  # fmt: skip
 
 
