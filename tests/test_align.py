@@ -110,27 +110,34 @@ def test_fda_takes_low_amplitudes_from_the_reference_and_keeps_phases_and_the_re
     band = 2  # a hundredth of 220, whole cycles
     amplitude = np.mean([np.abs(np.fft.fftshift(np.fft.fft2(b.image[z] / b.image[z].size))) for z in SPLIT["train"]], 0)
     wanted = amplitude[120 - band : 120 + band + 1, 110 - band : 110 + band + 1]
+    exchange = aligner_of(a, with_method("fda"))
     for z in (0, 9):
-        before, after = (np.fft.fftshift(np.fft.fft2(image / image.size)) for image in
-                         (a.image[z], aligner_of(a, with_method("fda"))(a.image[z])))  # fmt: skip
+        out = exchange(a.image[z])
+        before, after = (np.fft.fftshift(np.fft.fft2(image / image.size)) for image in (a.image[z], out))
         low = np.zeros(before.shape, bool)
         low[105 - band : 105 + band + 1, 115 - band : 115 + band + 1] = True
-        rounding = 5 * np.sqrt(1 / 12 / before.size)  # five deviations of a coefficient of rounding errors
-        assert np.abs(np.abs(before[low]) - wanted.ravel()).max() > 20 * rounding  # something to exchange
-        np.testing.assert_allclose(np.abs(after[low]), wanted.ravel(), atol=rounding)
-        np.testing.assert_allclose(after[low], wanted.ravel() * np.exp(1j * np.angle(before[low])), atol=rounding)
-        np.testing.assert_allclose(after[~low], before[~low], atol=rounding)
+        mixed = before.copy()
+        mixed[low] = wanted.ravel() * np.exp(1j * np.angle(before[low]))
+        oracle = np.rint(np.fft.ifft2(np.fft.ifftshift(mixed)).real * out.size)
+        assert np.abs(out - oracle).max() <= 1
+        assert (out != oracle).mean() < 0.001  # ties of rounding
+        # So it is with coefficients, as far as rounding to whole grey values allows.
+        assert np.sort(np.abs(np.abs(before[low]) - wanted.ravel()))[-5] > 0.3  # something to exchange, not the mean alone
+        np.testing.assert_allclose(after[low], mixed[low], atol=0.03)
+        np.testing.assert_allclose(after[~low], before[~low], atol=0.03)
 
 
-def test_clahe_is_skimages_but_for_its_last_stretch_then_blurred() -> None:
-    image = texture(5, 100, 6, (240, 320))  # low contrast
-    volume = put("a", image)
-    out = aligner_of(volume, with_method("clahe"))(volume.image[0]).astype(float)
-    oracle = gaussian(equalize_adapthist(image[0]), align.BLUR)
-    assert np.corrcoef(out.ravel(), oracle.ravel())[0, 1] > 0.99
-    assert out.std() > 1.5 * gaussian(image[0], align.BLUR, preserve_range=True).std()
+def test_clahe_is_skimages_but_for_its_stretches_then_blurred() -> None:
+    noise = np.random.default_rng(0).normal(0, 10, (10, 240, 320))
+    image = np.clip(texture(5, 128, 40, (240, 320)) + noise, 0, 255).astype(np.uint8)
+    image[:, 0, :2] = 0, 255  # the whole range, so that scikit-image has nothing to stretch at first
+    out = aligner_of(put("a", image), with_method("clahe"))(image[0]).astype(float)
     unblurred = equalize_adapthist(image[0])
-    assert np.corrcoef(out.ravel(), unblurred.ravel())[0, 1] < np.corrcoef(out.ravel(), oracle.ravel())[0, 1]
+    alike = [np.corrcoef(out.ravel(), oracle.ravel())[0, 1] for oracle in (gaussian(unblurred, align.BLUR), unblurred)]
+    assert alike[0] > 0.99 > alike[1]
+    dull = texture(5, 100, 6, (240, 320))
+    out = aligner_of(put("a", dull), with_method("clahe"))(dull[0]).astype(float)
+    assert out.std() > 2 * gaussian(dull[0], align.BLUR, preserve_range=True).std()
 
 
 def test_voxel_halves_a_dataset_of_half_the_pixel_size_and_labels_and_predictions_follow() -> None:
@@ -159,7 +166,7 @@ def test_a_copy_at_another_contrast_becomes_the_original(method: str) -> None:
     one, other = (aligned(v, with_method(method)).astype(float) for v in (a, b))
     assert np.abs(a.image - b.image.astype(float)).mean() > 20
     assert np.abs(one - other).mean() < 1.0
-    assert np.abs(one - other).max() <= DEVIATION / 25 / 0.6 + 1  # a step of the copy's grey values, and rounding
+    assert np.abs(one - other)[SPLIT["train"]].max() <= 2  # test slices may have values that no training slice has
 
 
 @pytest.mark.parametrize("method", REFERENCED)

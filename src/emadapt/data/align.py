@@ -172,8 +172,8 @@ def clahe(own: Statistics, reference: Statistics) -> Aligner:
     """Contrast-limited adaptive histogram equalisation, then a Gaussian blur: Xie et al. 2025 (Bioinformatics Advances, vbaf021).
 
     CLAHE is Zuiderveld's (1994, Graphics Gems IV), each slice by itself. OpenCV's, at the settings that are scikit-image's
-    defaults: up to the linear stretch with which scikit-image ends it gives the same, in a tenth of the time, and it runs for
-    every crop that is drawn.
+    defaults: up to the linear stretches with which scikit-image begins and ends it gives the same, in a tenth of the time, and
+    it runs for every crop that is drawn.
     """
     facts = {"method": "clahe", "clip": CLIP, "grid": GRID, "blur": BLUR}
     return Aligner(facts, functools.partial(_equalised, clip=CLIP, grid=GRID, blur=BLUR))
