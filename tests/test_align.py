@@ -22,17 +22,18 @@ from emadapt.data import align
 from emadapt.data.align import DEVIATION, MEAN, METHODS, aligner_of, statistics
 from emadapt.data.ingest import Volume, ingest, open_volume
 from emadapt.data.labelled import few_slices
-from emadapt.data.patches import CropDataset, Draw
+from emadapt.data.patches import CropDataset, Draw, TokenDataset
 from emadapt.data.tiles import geometry_of, label_to_input, to_input
 from emadapt.diagnose.features import computed_features, pixel_features
 from emadapt.diagnose.run import diagnose, lower_contrast
 from emadapt.errors import ConfigError, InputError
 from emadapt.evaluate import evaluate_unit
+from emadapt.fit import Inputs
 from emadapt.models.segmenter import build_frozen, build_segmenter, load_segmenter
 from emadapt.predict import predict_slices
 from emadapt.problems import ALIGNMENTS
 from emadapt.tokens import run, token_key, token_views
-from emadapt.train import prepare, train_unit, unit_key
+from emadapt.train import train_unit, unit_key
 from emadapt.trainset import record_reference
 from tiny import blobs, make_study, settings
 
@@ -228,18 +229,23 @@ def test_without_alignment_keys_are_those_of_the_version_before_it() -> None:
     assert not Path("scratch/align").exists()  # nothing is computed, either
 
 
-def test_unit_keys_follow_what_alignment_uses_also_without_a_backbone(tmp_path: Path) -> None:
-    params = settings(epochs=1, steps_per_epoch=1)
+def test_unit_keys_follow_what_alignment_uses_also_without_a_backbone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("emadapt.models.unet2d.FEATURES", (8, 8, 16, 32, 64, 8))
+    params = settings()
     plain = params["backbones"]["t"]
     params["backbones"] |= {m: plain | described(m) for m in ALIGNMENTS}
     params["datasets"]["b"]["voxel_nm"] = [50, 4, 4]
-    params["regimes"] = {kind: {"kind": kind} for kind in ("lora", "unet2d")}
-    params["study"] |= {"backbones": list(params["backbones"]), "regimes": ["lora", "unet2d"]}
+    params["regimes"] = {"frozen": {"kind": "frozen"}, "unet2d": {"kind": "unet2d", "head": "unet2d"}}
+    params["study"] |= {"backbones": list(params["backbones"]), "regimes": list(params["regimes"])}
     study = make_study(tmp_path, params)
+    units = [Unit(b, r, "a", 0) for b in study.backbones for r in study.regimes]
+    segmenters = [build_segmenter(study.backbone_specs[u.backbone], study.regime_specs[u.regime], study.head_of(u.regime), 0)
+                  for u in units]  # fmt: skip
 
     def keys() -> dict[tuple[str, str], str]:
-        units = [Unit(b, r, "a", 0) for b in study.backbones for r in study.regimes]
-        return {(u.backbone, u.regime): unit_key(study, u, prepare(study, u)) for u in units}
+        volumes, nothing = [open_volume("a")], TokenDataset([])
+        return {(u.backbone, u.regime): unit_key(study, u, Inputs(s, volumes, [], nothing))
+                for u, s in zip(units, segmenters, strict=True)}  # fmt: skip
 
     before = keys()
     assert len(set(before.values())) == len(before)
@@ -347,7 +353,8 @@ def test_diagnosis_measures_aligned_slices_and_statistics_of_changed_ones() -> N
     assert np.abs(found["tokens", "standardise", ""] - found["tokens", "", ""]).mean() > 0.01  # not what was kept of the other
 
 
-def test_a_study_trains_evaluates_and_diagnoses_with_each_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def aligned_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
+    """A backbone for each method, two datasets of different pixel size."""
     monkeypatch.setattr("emadapt.models.unet2d.FEATURES", (8, 8, 16, 32, 64, 8))
     params = settings(epochs=1, steps_per_epoch=1)
     params["backbones"] = {m: params["backbones"]["t"] | described(m) for m in ALIGNMENTS}
@@ -355,18 +362,31 @@ def test_a_study_trains_evaluates_and_diagnoses_with_each_method(tmp_path: Path,
     params["datasets"]["a"]["voxel_nm"] = [30, 4, 4]
     params["regimes"] = {"frozen": {"kind": "frozen"}, "unet2d": {"kind": "unet2d"}, "lora": {"kind": "lora", "rank": 2}}
     params["study"] |= {"backbones": list(ALIGNMENTS), "regimes": list(params["regimes"]), "train_sets": ["paired"]}
-    study = make_study(tmp_path, params)
+    return make_study(tmp_path, params)
+
+
+def train_and_evaluate(study: Study, unit: Unit) -> None:
+    folder = train_unit(study, unit)
+    assert set(json.loads(evaluate_unit(study, unit).read_text())["test"]) == {"a", "b"}
+    check_card(study, unit.backbone, load_segmenter(folder)[1])
+
+
+def test_a_union_trains_and_evaluates_aligned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = aligned_study(tmp_path, monkeypatch)
+    train_and_evaluate(study, Unit("histogram", "frozen", "paired", 0))
+    train_and_evaluate(study, Unit("voxel", "unet2d", "paired", 0))
+
+
+@pytest.mark.slow
+def test_a_study_trains_evaluates_and_diagnoses_with_each_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = aligned_study(tmp_path, monkeypatch)
     for method in ALIGNMENTS:
         for dataset in study.datasets:
             run(study, method, dataset)
-        for regime in ("frozen", *(["lora", "unet2d"] if method == "voxel" else [])):
-            unit = Unit(method, regime, "paired", 0)
-            folder = train_unit(study, unit)
-            metrics = json.loads(evaluate_unit(study, unit).read_text())
-            assert set(metrics["test"]) == {"a", "b"}
-            _, card = load_segmenter(folder)
-            check_card(study, method, card)
-        assert json.loads(diagnose(study, method, "frozen").read_text())["pairs"]
+        for regime in study.regimes:
+            train_and_evaluate(study, Unit(method, regime, "paired", 0))
+        for regime in ("frozen", "lora"):
+            assert json.loads(diagnose(study, method, regime).read_text())["pairs"]
 
 
 def check_card(study: Study, method: str, card: dict[str, Any]) -> None:
