@@ -342,7 +342,7 @@ def test_cache_loop_and_diagnosis_see_the_same_aligned_slices(method: str) -> No
 def test_diagnosis_measures_aligned_slices_and_statistics_of_changed_ones() -> None:
     """At half the contrast a dataset has its own statistics, and standardised it is nearly the original again."""
     volume, own, backbone = put("a", texture(8, 120, 25)), DiagnoseSpec(blocks=4, slices=0, tokens=200), build_frozen(SPEC)
-    found = {}
+    found: dict[tuple[str, ...], Any] = {}
     for method in ("", "standardise"):
         spec = dataclasses.replace(SPEC, align=method)
         for change, name in ((None, ""), (lower_contrast, "dull")):
