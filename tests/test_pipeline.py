@@ -29,9 +29,10 @@ def run_all(study: Study) -> dict:
     """What `dvc repro` runs, in its order."""
     for dataset in study.datasets:
         emadapt("ingest", dataset)
-        for backbone in study.backbones:
-            emadapt("tokens", backbone, dataset)
     for backbone in study.backbones:
+        emadapt("reference", backbone)
+        for dataset in study.datasets:
+            emadapt("tokens", backbone, dataset)
         for train_set in study.train_sets:
             emadapt("trainset", backbone, train_set)
     for regime in study.regimes:

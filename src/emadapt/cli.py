@@ -92,6 +92,17 @@ def ingest(dataset: str) -> None:
 
 @main.command()
 @click.argument("backbone")
+def reference(backbone: str) -> None:
+    """Record what the alignment of BACKBONE takes from its reference dataset, if it has one."""
+    study = load_study()
+    _known(backbone, study.backbones, "backbones")
+    from emadapt.trainset import record_reference
+
+    click.echo(f"reference {backbone}: {record_reference(study, backbone)}")
+
+
+@main.command()
+@click.argument("backbone")
 @click.argument("dataset")
 def tokens(backbone: str, dataset: str) -> None:
     """Cache the frozen tokens of DATASET under BACKBONE."""

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 
 from emadapt.config import TrainSpec
 from emadapt.data.ingest import Volume
-from emadapt.data.tiles import blend, geometry
+from emadapt.data.tiles import blend, geometry_of
 from emadapt.diagnose.features import OCCUPANCY
 from emadapt.models.heads import Linear
 from emadapt.models.nearest import Nearest
@@ -158,7 +158,7 @@ def _choose(scores: Scores, segmenter: Segmenter, volumes: Sequence[Volume], vie
 @torch.inference_mode()
 def _counts(scores: Scores, segmenter: Segmenter, volume: Volume, view: TokenView) -> npt.NDArray[np.float64]:
     """(candidates, 2, bins) pixels of the validation slices, background and foreground, by their interpolated score."""
-    geo = geometry((volume.image.shape[1], volume.image.shape[2]), segmenter.spec, segmenter.backbone.arch.patch)
+    geo = geometry_of(volume, segmenter.spec, segmenter.backbone.arch.patch)
     device = next(segmenter.backbone.parameters()).device
     total: list[npt.NDArray[np.float64]] = []
     for z in volume.split["val"]:

@@ -90,6 +90,14 @@ class BackboneSpec:
     normalisation: Literal["checkpoint", "imagenet"] = "checkpoint"
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Arithmetic of the token cache and of prediction; `auto`: bf16 where the hardware has it, else fp32."""
+    align: str = ""
+    """How slices of different datasets are brought closer together, a name in `data.align.METHODS`; empty: not at all."""
+    reference: str = ""
+    """The dataset that `histogram`, `fda` and `voxel` make others resemble."""
+
+    def described(self) -> dict[str, Any]:
+        """The settings; those of alignment only where there is one, so that hashes from before it was possible hold."""
+        return {k: v for k, v in dataclasses.asdict(self).items() if v or k not in ("align", "reference")}
 
 
 @dataclass(frozen=True)
@@ -304,7 +312,7 @@ class Study:
         train_set = self.train_set_specs[unit.train_set]
         described = {
             "unit": dataclasses.asdict(unit),
-            "backbone": dataclasses.asdict(self.backbone_specs[unit.backbone]),
+            "backbone": self.backbone_specs[unit.backbone].described(),
             "regime": dataclasses.asdict(self.regime_specs[unit.regime]),
             "train": dataclasses.asdict(self.train_spec(unit)),
             "split": dataclasses.asdict(self.split),

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from emadapt.data.align import AS_IT_IS, Aligner, aligner_of
 from emadapt.data.ingest import Volume
 from emadapt.data.patches import Inputs, as_input
 from emadapt.data.tiles import Grey, blend, geometry, to_input
@@ -22,18 +23,19 @@ BATCH_TILES = 16
 Probability = npt.NDArray[np.float32]
 
 
-def predict_slice(segmenter: Segmenter, image: Grey, overlap: float | None = None) -> Probability:
+def predict_slice(segmenter: Segmenter, image: Grey, overlap: float | None = None, aligner: Aligner = AS_IT_IS) -> Probability:
     """Foreground probability of one slice.
 
     Args:
         segmenter: in eval mode; for `lora` merge the adapters first to save time.
         image: (Y, X) uint8.
         overlap: share of a tile that neighbours cover too; None: what the segmenter was set up with.
+        aligner: of the slice's dataset.
 
     Returns:
         (Y, X) float32 in [0, 1], at the slice's own resolution.
     """
-    geo = geometry((image.shape[0], image.shape[1]), segmenter.spec, segmenter.backbone.arch.patch)
+    geo = geometry((image.shape[0], image.shape[1]), segmenter.spec, segmenter.backbone.arch.patch, aligner)
     padded, (h, w) = to_input(image, geo), geo.tile
     corners = geo.corners(overlap)
     tiles = [as_input(padded[y : y + h, x : x + w]) for y, x in corners]
@@ -41,9 +43,10 @@ def predict_slice(segmenter: Segmenter, image: Grey, overlap: float | None = Non
     return blend(np.concatenate(out), corners, geo)
 
 
-def predict_cached(segmenter: Segmenter, view: TokenView, z: int, native: tuple[int, int]) -> Probability:
+def predict_cached(segmenter: Segmenter, view: TokenView, z: int, native: tuple[int, int],
+                   aligner: Aligner = AS_IT_IS) -> Probability:  # fmt: skip
     """The same from the token cache's plain view, for a segmenter whose backbone is frozen (below the view's cut)."""
-    geo = geometry(native, segmenter.spec, segmenter.backbone.arch.patch)
+    geo = geometry(native, segmenter.spec, segmenter.backbone.arch.patch, aligner)
     rows = view.rows_of_slice(z)
     corners = [(int(y), int(x)) for _, y, x in view.index[rows]]
     out = []
@@ -56,12 +59,12 @@ def predict_cached(segmenter: Segmenter, view: TokenView, z: int, native: tuple[
 def predict_slices(segmenter: Segmenter, volume: Volume, slices: list[int], view: TokenView | None = None,
                    overlap: float | None = None) -> Iterator[tuple[int, Probability]]:  # fmt: skip
     """Slice number and probability for each of `slices`, from the cache where a view is given."""
-    native = (volume.image.shape[1], volume.image.shape[2])
+    native, aligner = (volume.image.shape[1], volume.image.shape[2]), aligner_of(volume, segmenter.spec)
     for z in slices:
         if view is not None:
-            yield z, predict_cached(segmenter, view, z, native)
+            yield z, predict_cached(segmenter, view, z, native, aligner)
         else:
-            yield z, predict_slice(segmenter, np.asarray(volume.image[z]), overlap)
+            yield z, predict_slice(segmenter, np.asarray(volume.image[z]), overlap, aligner)
 
 
 @torch.inference_mode()

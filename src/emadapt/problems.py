@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from emadapt.config import Study
 
+ALIGNMENTS = {"standardise": False, "clahe": False, "histogram": True, "fda": True, "voxel": True}
+"""Methods of `data.align.METHODS`, and whether they need a reference."""
+
 
 def problems_of(study: Study) -> list[str]:
     """A line for each name that leads nowhere, value out of range and pair of settings that exclude each other."""
@@ -44,6 +47,7 @@ def problems_of(study: Study) -> list[str]:
             bad.append(f"backbones.{name}: overlap must lie in [0, 0.9), scale above 0, tile, views and stride at or above 0")
         if backbone.tile == 0 and backbone.views > 0:
             bad.append(f"backbones.{name}: whole slices (tile: 0) turn their sides when augmented; set views to 0")
+        bad += _check_alignment(study, name)
     for name, regime in study.regime_specs.items():
         if regime.rank < 1 or regime.epochs < 0 or not 0 <= regime.dropout < 1 or regime.alpha <= 0:
             bad.append(f"regimes.{name}: rank must be at least 1, epochs at least 0, dropout in [0, 1), alpha above 0")
@@ -78,6 +82,23 @@ def _is_amount(value: int | str) -> bool:
         return value >= 0
     share = re.fullmatch(r"(\d+(?:\.\d+)?)%", value)
     return share is not None and 0 < float(share[1]) <= 100
+
+
+def _check_alignment(study: Study, name: str) -> list[str]:
+    """Problems of a backbone's `align` and `reference`."""
+    spec, where = study.backbone_specs[name], f"backbones.{name}"
+    if spec.align not in ("", *ALIGNMENTS):
+        return [f"{where}.align: found {spec.align!r}; expected one of {', '.join(ALIGNMENTS)}, or leave it out"]
+    if not ALIGNMENTS.get(spec.align):
+        what = f"align: {spec.align} has" if spec.align else "a backbone without `align` has"
+        return [f"{where}.reference: found {spec.reference!r}; {what} none, leave it out"] if spec.reference else []
+    have = study.datasets if name in study.backbones else tuple(study.dataset_specs)
+    if spec.reference not in have:
+        return [f"{where}.reference: found {spec.reference or 'nothing'}; align: {spec.align} needs one of study.datasets, "
+                f"{', '.join(have)}"]  # fmt: skip
+    if spec.align == "voxel" and spec.longest_edge:
+        return [f"{where}: longest_edge gives every slice one size whatever its voxels; with align: voxel use scale"]
+    return []
 
 
 def _check_start(study: Study, name: str) -> list[str]:

@@ -26,10 +26,11 @@ import torch
 from filelock import FileLock
 
 from emadapt.config import BackboneSpec, Study, digest
+from emadapt.data.align import aligner_of
 from emadapt.data.ingest import Volume, open_volume
 from emadapt.data.labelled import Tile
 from emadapt.data.patches import Cached, Inputs, as_input, crop
-from emadapt.data.tiles import Geometry, geometry, label_to_input, to_input
+from emadapt.data.tiles import Geometry, geometry_of, label_to_input, to_input
 from emadapt.device import autocast, device, resolve_precision
 from emadapt.errors import InputError
 from emadapt.files import write_json
@@ -91,14 +92,15 @@ class TokenView:
 def token_key(backbone: Backbone, spec: BackboneSpec, volume: Volume, view: int, cut: int | None = None) -> str:
     """Hash over weights, preprocessing, blocks, cut, geometry, data and view: everything that a cache entry depends on."""
     settings = dataclasses.asdict(spec)
-    for key in ("source", "file", "views"):  # the weights' own hash stands for the first two
+    for key in ("source", "file", "views", "align", "reference"):  # hashes of weights and facts stand for all but the third
         settings.pop(key)
     if view > 0:
         settings.pop("overlap")
     settings["precision"], settings["stride"] = resolve_precision(spec.precision), backbone.stride
     content = {"format": FORMAT, "weights": backbone.provenance.sha256, "blocks": list(backbone.blocks), "settings": settings,
                "data": volume.md5, "view": view, "cut": cut}  # fmt: skip
-    return digest(content)[:24]
+    facts = aligner_of(volume, spec).facts
+    return digest(content | ({"align": facts} if facts else {}))[:24]
 
 
 def token_views(backbone: Backbone, spec: BackboneSpec, volume: Volume, views: range, cache: Path = CACHE,
@@ -163,7 +165,7 @@ def run(study: Study, backbone_name: str, dataset: str, out: Path = Path("build/
 
 def _plan(spec: BackboneSpec, volume: Volume, view: int, patch: int) -> list[tuple[int, int, int]]:
     """Rows of an entry: (slice, y, x) of grid tiles, or (slice, -1, n) for the n-th augmented crop of a slice."""
-    geo = geometry((volume.image.shape[1], volume.image.shape[2]), spec, patch)
+    geo = geometry_of(volume, spec, patch)
     split = volume.split
     if view > 0:
         return [(z, -1, n) for z in split["train"] for n in range(len(geo.corners(0.0)))]
@@ -175,7 +177,7 @@ def _extract(backbone: Backbone, spec: BackboneSpec, volume: Volume, view: int, 
     """Compute one entry under a temporary name, then rename."""
     from rich.progress import track
 
-    geo = geometry((volume.image.shape[1], volume.image.shape[2]), spec, backbone.arch.patch)
+    geo = geometry_of(volume, spec, backbone.arch.patch)
     plan = _plan(spec, volume, view, backbone.arch.patch)
     temporary = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(temporary, ignore_errors=True)

@@ -19,10 +19,11 @@ import emadapt
 from emadapt import parallel, tracking, twins
 from emadapt.closed_form import FITS, fit_ridge
 from emadapt.config import Study, TrainSpec, Unit, digest, not_default
+from emadapt.data.align import aligner_of, described
 from emadapt.data.ingest import INGESTED, Volume, open_volume
 from emadapt.data.labelled import Tile, few_slices, few_tiles, with_training
 from emadapt.data.patches import CropDataset, TokenDataset, plan_epoch
-from emadapt.data.tiles import geometry
+from emadapt.data.tiles import geometry_of
 from emadapt.device import device, resolve_precision
 from emadapt.fit import Data, Inputs, Progress, fit, score
 from emadapt.models.heads import needs_image
@@ -79,7 +80,7 @@ def prepare(study: Study, unit: Unit) -> Inputs:
 def label(study: Study, unit: Unit, segmenter: Segmenter) -> Labelled:
     """The datasets that `unit` trains on, as far as they count as labelled."""
     spec, whole = study.train_set_specs[unit.train_set], [open_volume(n) for n in study.train_set_specs[unit.train_set].datasets]
-    corners = [geometry((v.image.shape[1], v.image.shape[2]), segmenter.spec, segmenter.backbone.arch.patch).corners(0.0)
+    corners = [geometry_of(v, segmenter.spec, segmenter.backbone.arch.patch).corners(0.0)
                for v in whole]  # fmt: skip
     volumes, tiles = [few_slices(v, spec, unit.seed) for v in whole], []
     if spec.crops:
@@ -113,6 +114,8 @@ def unit_key(study: Study, unit: Unit, inputs: Inputs) -> str:
     settings = twins.identity(not_default(study.describe(unit)), inputs.segmenter)
     settings |= {"data": [v.md5 for v in inputs.volumes], "version": emadapt.__version__,
                  "weights": inputs.segmenter.backbone.provenance.sha256}  # fmt: skip
+    if any(facts := [aligner_of(v, inputs.segmenter.spec).facts for v in inputs.volumes]):
+        settings["align"] = facts
     return digest(settings | ({"start": inputs.start} if inputs.start else {}))[:24]
 
 
@@ -190,6 +193,7 @@ def _facts(study: Study, unit: Unit, key: str, inputs: Inputs, progress: Progres
         "intensity": {v.name: v.manifest["intensity"] for v in volumes},
         "voxel_nm": {v.name: v.manifest["voxel_nm"] for v in volumes},
         "pairing": {v.name: v.manifest["pairing"] for v in volumes},
+        **({"align": aligned} if (aligned := described(volumes, segmenter.spec)) else {}),
     }  # fmt: skip
 
 

@@ -1,13 +1,27 @@
-"""The stages `trainset` and `start`, small files on which training depends; they need no torch and so take no time."""
+"""The stages `reference`, `trainset` and `start`: small files on which other stages depend; they need no torch, so no time."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 from emadapt.config import Study, digest
+from emadapt.data.align import open_reference, statistics
 from emadapt.files import write_json
+
+
+def record_reference(study: Study, backbone_name: str, root: Path = Path("build")) -> Path:
+    """Write what the backbone's alignment takes from its reference: the statistics, or nothing where there is none.
+
+    DVC cannot name another dataset than its own for each stage of `tokens`; this small file, whose bytes change only with the
+    reference, stands for it.
+    """
+    spec = study.backbone_specs[backbone_name]
+    path = root / "references" / f"{backbone_name}.json"
+    write_json(path, {spec.reference: dataclasses.asdict(statistics(open_reference(spec)))} if spec.reference else {})
+    return path
 
 
 def record_train_set(study: Study, backbone_name: str, train_set: str, root: Path = Path("build")) -> Path:

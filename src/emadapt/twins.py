@@ -19,7 +19,7 @@ from emadapt.models.segmenter import Segmenter
 
 ROOT = Path("scratch/twins")
 INPUT = ("scale", "longest_edge", "tile", "overlap", "precision")
-"""What a U-Net's input takes from the backbone's settings."""
+"""What a U-Net's input takes from the backbone's settings, besides `align`."""
 
 
 def identity(described: dict[str, Any], segmenter: Segmenter) -> dict[str, Any]:
@@ -29,6 +29,8 @@ def identity(described: dict[str, Any], segmenter: Segmenter) -> dict[str, Any]:
         return described | {"unit": None}
     if kind == "unet2d":
         settings = {name: getattr(segmenter.spec, name) for name in INPUT}
+        if segmenter.spec.align:
+            settings |= {"align": segmenter.spec.align, "reference": segmenter.spec.reference}
         return described | {"unit": {"seed": described["unit"]["seed"]}, "backbone": settings}
     return described
 

@@ -43,6 +43,11 @@ class Volume:
         return dict(self.manifest["split"])
 
     @property
+    def training_images(self) -> list[int]:
+        """Training slices, labelled or not: what needs no labels may look at all of them."""
+        return list(self.manifest.get("training_images", self.split["train"]))
+
+    @property
     def md5(self) -> str:
         return str(self.manifest["md5"])
 

@@ -65,5 +65,6 @@ def few_tiles(volume: Volume, spec: TrainSetSpec, corners: Sequence[tuple[int, i
 
 
 def with_training(volume: Volume, slices: Sequence[int]) -> Volume:
-    """The volume with other training slices."""
-    return dataclasses.replace(volume, manifest={**volume.manifest, "split": {**volume.split, "train": list(slices)}})
+    """The volume with other labelled training slices; those that were there before remain its `training_images`."""
+    manifest = {**volume.manifest, "training_images": volume.training_images, "split": {**volume.split, "train": list(slices)}}
+    return dataclasses.replace(volume, manifest=manifest)

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from emadapt.config import BackboneSpec, TrainSpec
 from emadapt.data.ingest import Volume
 from emadapt.data.labelled import Tile
-from emadapt.data.tiles import Grey, geometry, label_to_input, to_input
+from emadapt.data.tiles import Grey, geometry_of, label_to_input, to_input
 
 if TYPE_CHECKING:
     from emadapt.tokens import TokenView
@@ -127,7 +127,7 @@ class CropDataset(Dataset[Item]):
     def __init__(self, volumes: Sequence[Volume], spec: BackboneSpec, patch: int, augmented: bool,
                  tiles: Sequence[Sequence[Tile]] = ()) -> None:  # fmt: skip
         self.volumes, self.augmented, self.tiles = volumes, augmented, tiles
-        self.geos = [geometry((v.image.shape[1], v.image.shape[2]), spec, patch) for v in volumes]
+        self.geos = [geometry_of(v, spec, patch) for v in volumes]
 
     def rows(self) -> list[npt.NDArray[np.int64]]:
         """Per volume, the rows that may be drawn: its training slices, or numbers of its labelled tiles."""

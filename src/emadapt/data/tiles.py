@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from emadapt.config import BackboneSpec
+from emadapt.data.align import AS_IT_IS, Aligner, Change, aligner_of
+from emadapt.data.ingest import Volume
 
 Grey = npt.NDArray[np.uint8]
 
@@ -20,12 +22,13 @@ class Geometry:
 
     Attributes:
         native: the slice.
-        resized: after `scale` or `longest_edge`.
+        resized: after `align: voxel`, and `scale` or `longest_edge`.
         padded: after padding on the far sides to at least a tile.
         tile: what goes through the backbone at once; sides are multiples of the patch.
         overlap: share of a tile that its neighbour covers too.
         patch: side of a token's patch.
         stride: from one patch to the next.
+        aligner: what is done to the slice before it is resized.
     """
 
     native: tuple[int, int]
@@ -35,6 +38,7 @@ class Geometry:
     overlap: float
     patch: int
     stride: int
+    aligner: Aligner = field(default=AS_IT_IS, compare=False)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -52,24 +56,29 @@ class Geometry:
         return [(y, x) for y in axes[0] for x in axes[1]]
 
 
-def geometry(native: tuple[int, int], spec: BackboneSpec, patch: int) -> Geometry:
+def geometry_of(volume: Volume, spec: BackboneSpec, patch: int, change: Change | None = None) -> Geometry:
+    """How the slices of a dataset, after `change`, enter a backbone whose patch has `patch` pixels."""
+    return geometry((volume.image.shape[1], volume.image.shape[2]), spec, patch, aligner_of(volume, spec, change))
+
+
+def geometry(native: tuple[int, int], spec: BackboneSpec, patch: int, aligner: Aligner = AS_IT_IS) -> Geometry:
     """Work out sizes for slices of shape `native` and a backbone whose patch has `patch` pixels."""
     height, width = native
     if spec.longest_edge:  # the reference's rule: each side floored to the patch; in integers, or 1022 may become 1021.99..
         height, width = (side * spec.longest_edge // max(native) for side in native)
         resized = (height // patch * patch, width // patch * patch)
     else:
-        resized = (round(height * spec.scale), round(width * spec.scale))
+        resized = (round(height * spec.scale * aligner.zoom[0]), round(width * spec.scale * aligner.zoom[1]))
     whole = (math.ceil(resized[0] / patch) * patch, math.ceil(resized[1] / patch) * patch)
     side = max(patch, spec.tile // patch * patch)
     tile = (side, side) if spec.tile else whole
     padded = (max(resized[0], tile[0]), max(resized[1], tile[1]))
-    return Geometry(native, resized, padded, tile, spec.overlap, patch, spec.stride or patch)
+    return Geometry(native, resized, padded, tile, spec.overlap, patch, spec.stride or patch, aligner)
 
 
 def to_input(image: Grey, geo: Geometry) -> Grey:
-    """(Y, X) native slice -> (H, W) resized bicubically and padded by reflection."""
-    return _pad(_resize(image, geo.resized, Image.Resampling.BICUBIC), geo.padded)
+    """(Y, X) native slice -> (H, W) aligned, resized bicubically and padded by reflection."""
+    return _pad(_resize(geo.aligner(image), geo.resized, Image.Resampling.BICUBIC), geo.padded)
 
 
 def label_to_input(label: Grey, geo: Geometry) -> Grey:

@@ -24,7 +24,7 @@ from filelock import FileLock
 from emadapt.config import BackboneSpec, DiagnoseSpec, digest
 from emadapt.data.ingest import Volume
 from emadapt.data.patches import as_input
-from emadapt.data.tiles import Geometry, Grey, geometry, label_to_input, to_input
+from emadapt.data.tiles import Geometry, Grey, geometry_of, label_to_input, to_input
 from emadapt.diagnose.moments import Moments, slice_moments
 from emadapt.errors import InputError
 from emadapt.files import write_json
@@ -120,7 +120,7 @@ def pretrained_features(backbone: Backbone, spec: BackboneSpec, volume: Volume, 
             _, y, x = view.index[row]
             yield (int(y), int(x)), np.asarray(view.tokens[row, last], np.float32), np.asarray(view.labels[row])
 
-    geo = geometry((volume.image.shape[1], volume.image.shape[2]), spec, backbone.arch.patch)
+    geo = geometry_of(volume, spec, backbone.arch.patch)
     return _kept(volume, own, geo, volume.name, tiles, ["cache", folder.name])
 
 
@@ -134,10 +134,10 @@ def computed_features(backbone: Backbone, spec: BackboneSpec, volume: Volume, ow
         volume: the dataset.
         own: which slices, how many tokens.
         model: hash of all weights.
-        change: what to do to a slice (Y, X) uint8 before it is tiled.
+        change: what to do to a slice (Y, X) uint8 before it is aligned and tiled.
         name: what to call the dataset after `change`.
     """
-    geo = geometry((volume.image.shape[1], volume.image.shape[2]), spec, backbone.arch.patch)
+    geo = geometry_of(volume, spec, backbone.arch.patch, change)
 
     def tiles(z: int) -> Tiles:
         native = np.asarray(volume.image[z])
@@ -152,7 +152,7 @@ def computed_features(backbone: Backbone, spec: BackboneSpec, volume: Volume, ow
                 yield (y, x), own_tokens, label[y : y + h, x : x + w]
 
     settings = dataclasses.asdict(spec)
-    for key in ("source", "file", "views", "overlap"):
+    for key in ("source", "file", "views", "overlap", "align", "reference"):
         settings.pop(key)
     identity = ["computed", model, settings, list(backbone.blocks), name]
     return _kept(volume, own, geo, name or volume.name, tiles, identity)
@@ -161,7 +161,7 @@ def computed_features(backbone: Backbone, spec: BackboneSpec, volume: Volume, ow
 def pixel_features(spec: BackboneSpec, patch: int, volume: Volume, own: DiagnoseSpec,
                    change: Callable[[Grey], Grey] | None = None, name: str = "") -> Features:  # fmt: skip
     """Grey values of each patch, in [0, 1], as its token (patch * patch values): what differs before any model looks."""
-    geo = geometry((volume.image.shape[1], volume.image.shape[2]), spec, patch)
+    geo = geometry_of(volume, spec, patch, change)
 
     def tiles(z: int) -> Tiles:
         native = np.asarray(volume.image[z])
@@ -179,6 +179,8 @@ def _kept(volume: Volume, spec: DiagnoseSpec, geo: Geometry, name: str, tiles: C
           identity: Sequence[object]) -> Features:  # fmt: skip
     """Read features from disk, or make them in one pass and keep them."""
     slices, parts = chosen_slices(volume, spec)
+    if geo.aligner.facts:
+        identity = [*identity, geo.aligner.facts]
     content = {"format": FORMAT, "identity": list(identity), "data": volume.md5, "slices": slices.tolist(), "tokens": spec.tokens,
                "seed": spec.seed}  # fmt: skip
     folder = KEPT / digest(content)[:24]

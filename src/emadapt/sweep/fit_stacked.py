@@ -17,7 +17,7 @@ import torch
 from emadapt.config import TrainSpec
 from emadapt.data.ingest import Volume
 from emadapt.data.patches import load_epoch, plan_epoch
-from emadapt.data.tiles import blend, geometry
+from emadapt.data.tiles import blend, geometry_of
 from emadapt.errors import EmadaptError
 from emadapt.fit import Inputs, Progress, rate_factor, stalled, val_slices
 from emadapt.predict import BATCH_TILES, Probability
@@ -170,7 +170,7 @@ def score_stacked(stack: Stack, inputs: Inputs, every: int, loss: bool = False) 
 def _predict(stack: Stack, inputs: Inputs, volume: Volume, view: TokenView, z: int) -> list[Probability]:
     """Foreground probabilities (Y, X) of one slice by each member."""
     spec, patch = inputs.segmenter.spec, inputs.segmenter.backbone.arch.patch
-    geo = geometry((volume.image.shape[1], volume.image.shape[2]), spec, patch)
+    geo = geometry_of(volume, spec, patch)
     rows = view.rows_of_slice(z)
     tiles = []
     for start in range(0, len(rows), BATCH_TILES):

@@ -121,7 +121,8 @@ def _check(config: Study, order: Order) -> tuple[str, dict[str, str]]:
 
     spec = config.backbone_specs[target.backbone]
     check_source(spec.arch, spec.source, spec.file or None)
-    return name, {dataset: open_volume(dataset).md5 for dataset in config.train_set_specs[target.train_set].datasets}
+    datasets = (*config.train_set_specs[target.train_set].datasets, *([spec.reference] if spec.reference else []))
+    return name, {dataset: open_volume(dataset).md5 for dataset in datasets}
 
 
 def _open(config: Study, order: Order, name: str, data: dict[str, str], store: Store) -> optuna.Study:
