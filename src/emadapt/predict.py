@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from emadapt.closest import domain_of
 from emadapt.data.ingest import Volume
 from emadapt.data.patches import Inputs, as_input
 from emadapt.data.tiles import Grey, blend, geometry, to_input
@@ -57,6 +58,8 @@ def predict_slices(segmenter: Segmenter, volume: Volume, slices: list[int], view
                    overlap: float | None = None) -> Iterator[tuple[int, Probability]]:  # fmt: skip
     """Slice number and probability for each of `slices`, from the cache where a view is given."""
     native = (volume.image.shape[1], volume.image.shape[2])
+    if segmenter.domains and slices:
+        segmenter.use(domain_of(segmenter, volume, slices, view))
     for z in slices:
         if view is not None:
             yield z, predict_cached(segmenter, view, z, native)
