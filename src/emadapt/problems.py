@@ -103,7 +103,8 @@ def _check_align(study: Study, name: str) -> list[str]:
             needs = "a second dataset, labelled or in `unlabelled`" if regime.penalised else "a second labelled dataset"
             bad.append(f"{where}, which needs {needs}; train_sets.{train_set} has {list(spec.datasets)}")
     whole = [b for b in study.backbones if b in study.backbone_specs and study.backbone_specs[b].tile == 0]
-    cached = study.train.cached and regime.kind in ("frozen", "lora_last_k")
+    crops = any(study.train_set_specs[t].crops for t in study.train_sets if t in study.train_set_specs)
+    cached = study.train.cached and regime.kind in ("frozen", "lora_last_k") and not crops
     if whole and study.train.augment and not cached:  # samples and datasets are matched by shape
         bad.append(f"{where}; whole slices (backbones.{whole[0]}.tile: 0) turn their sides when augmented, set a tile")
     return bad

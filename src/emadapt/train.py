@@ -199,12 +199,13 @@ def _facts(study: Study, unit: Unit, key: str, inputs: Inputs, progress: Progres
     return {
         "labelled": inputs.labelled,
         "unit": unit.name, "key": key, "study": study.name, "settings": study.describe(unit), "threshold": 0.5,
-        "data_md5": {v.name: v.md5 for v in volumes}, "unlabelled_md5": {v.name: v.md5 for v in inputs.unlabelled}, "val": final, "best_epoch": progress.best_epoch,
+        "data_md5": {v.name: v.md5 for v in volumes}, "val": final, "best_epoch": progress.best_epoch,
         "trainable_params": segmenter.n_trainable(),
         "precision": resolve_precision(study.train_spec(unit).precision), "version": emadapt.__version__,
         "intensity": {v.name: v.manifest["intensity"] for v in volumes},
         "voxel_nm": {v.name: v.manifest["voxel_nm"] for v in volumes},
         "pairing": {v.name: v.manifest["pairing"] for v in volumes},
+        **({"unlabelled_md5": {v.name: v.md5 for v in inputs.unlabelled}} if inputs.unlabelled else {}),
     }  # fmt: skip
 
 
