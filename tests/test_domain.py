@@ -94,7 +94,6 @@ def test_a_dataset_must_be_chosen() -> None:
 
 def test_the_classifier_learns_and_its_reversed_gradient_moves_features_together() -> None:
     torch.manual_seed(0)
-    noise = torch.randn(2, 200, 4)
     offset = torch.full((2, 4), 1.0, requires_grad=True)
     with torch.no_grad():
         offset[1] = -1.0
@@ -106,6 +105,7 @@ def test_the_classifier_learns_and_its_reversed_gradient_moves_features_together
     def train(classifier: nn.Module, strength: float, steps: int) -> float:
         optimiser = torch.optim.Adam([*classifier.parameters(), offset], 0.02)
         for _ in range(steps):
+            noise = torch.randn(2, 200, 4)  # new in each step, or the classifier learns samples by heart
             logits = classifier(reverse((noise + offset[:, None]).flatten(0, 1), strength))
             loss = nn.functional.cross_entropy(logits, target)
             optimiser.zero_grad()
@@ -117,9 +117,9 @@ def test_the_classifier_learns_and_its_reversed_gradient_moves_features_together
     before = gap()
     assert train(classifier, 0.0, 100) > 0.95
     assert gap() == before  # strength 0: features stay
-    accuracy = train(classifier, 1.0, 300)
-    assert gap() < 0.3 * before
-    assert accuracy < 0.8
+    accuracy = train(classifier, 1.0, 120)
+    assert gap() < 0.2 * before
+    assert accuracy < 0.7
 
 
 def test_the_nearest_dataset_by_mean_or_by_spread() -> None:
