@@ -33,8 +33,8 @@ def few_study(
 ) -> Study:
     """`a_study` with 1, 4 and 16 labelled slices (or crops) of Lucchi and 4 of VNC; by default frozen, ridge and lora."""
     own = regimes or {"frozen": RegimeSpec("frozen"), "ridge": RegimeSpec("ridge"), "lora": RegimeSpec("lora")}
-    few = {f"{name}_{n}": TrainSetSpec((name,), **{amount: n}) for name, n in (("lucchi", 1), ("lucchi", 4), ("lucchi", 16),
-                                                                               ("vnc", 4))}  # fmt: skip
+    amounts = (("lucchi", 1), ("lucchi", 4), ("lucchi", 16), ("vnc", 4))
+    few = {f"{name}_{n}": dataclasses.replace(TrainSetSpec((name,)), **{amount: n}) for name, n in amounts}  # type: ignore[arg-type]
     base = a_study(seeds)
     return dataclasses.replace(base, regimes=tuple(own), regime_specs=own, train_set_specs=few | SPECS,
                                train_sets=tuple(few | SPECS))  # fmt: skip

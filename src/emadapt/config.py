@@ -43,6 +43,8 @@ class TrainSetSpec:
     """Labelled training slices of each dataset, spread in z, drawn by the unit's seed: a number, or a share (`25%`); 0: all."""
     crops: int | str = 0
     """Labelled tiles of each dataset in the place of whole slices, likewise."""
+    unlabelled: tuple[str, ...] = ()
+    """Datasets whose images take part in the penalty of `align: coral` and `adversarial`; other regimes leave them out."""
 
     @property
     def few(self) -> bool:
@@ -126,6 +128,17 @@ class RegimeSpec:
     init_from: str = ""
     """Start from the adapter and head of another unit of the same backbone and seed: `REGIME-TRAIN_SET`, or `REGIME` for the same
     training set; or from those in a folder that `train` wrote, a path with a slash. A frozen unit's head starts any regime."""
+
+    align: Literal["", "coral", "adversarial", "norm"] = ""
+    """Bring the datasets of a training set together (see `emadapt.joint`): covariances of features alike, features that do not
+    tell the dataset, or normalisation layers of its own for each."""
+    align_weight: float = 0.1
+    """Of the penalty of `coral`; of the reversed gradient of `adversarial`, at the end of its ramp."""
+
+    @property
+    def penalised(self) -> bool:
+        """Whether a penalty compares datasets, for which no labels are needed."""
+        return self.align in ("coral", "adversarial")
 
     @property
     def pretrained_tokens(self) -> bool:
@@ -289,6 +302,10 @@ class Study:
         regime, _, train_set = start.partition("-")
         return Unit(unit.backbone, regime, train_set or unit.train_set, unit.seed)
 
+    def unlabelled_of(self, unit: Unit) -> tuple[str, ...]:
+        """Datasets that `unit` sees the images of, without labels."""
+        return self.train_set_specs[unit.train_set].unlabelled if self.regime_specs[unit.regime].penalised else ()
+
     def head_of(self, regime: str) -> str:
         """The head that units of a regime have."""
         spec = self.regime_specs[regime]
@@ -320,6 +337,8 @@ class Study:
         }
         if train_set.few:
             described["labelled"] = {"slices": train_set.slices, "crops": train_set.crops}
+        if unlabelled := self.unlabelled_of(unit):
+            described["unlabelled"] = {name: dataclasses.asdict(self.dataset_specs[name]) for name in unlabelled}
         if source := self.source_of(unit):
             described["source"] = self.describe(source)
         return typing.cast(dict[str, Any], json.loads(json.dumps(described)))

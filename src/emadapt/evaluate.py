@@ -57,6 +57,8 @@ def evaluate_unit(study: Study, unit: Unit, out: Path = EVALUATED) -> Path:
         regimes.merge(segmenter.backbone)
         results[name] = score_volume(segmenter, volume, view, out / unit.name, f"{unit.name} on {name}")
         regimes.unmerge(segmenter.backbone)
+        if segmenter.domains:
+            results[name]["normalised_as"] = segmenter.domain
         low, high = results[name]["iou_ci95"]
         iou, n = results[name]["iou"], results[name]["n"]
         print(f"evaluate {unit.name} on {name}: IoU {iou:.4f} [{low:.4f}, {high:.4f}], n = {n} slices")

@@ -16,9 +16,10 @@ from torch import nn
 from emadapt import parallel
 from emadapt.config import TrainSpec, Unit
 from emadapt.data.ingest import Volume
-from emadapt.data.patches import CropDataset, Item, TokenDataset, deal, load_epoch, plan_epoch, with_absent
-from emadapt.device import autocast, device
+from emadapt.data.patches import CropDataset, TokenDataset, deal, load_epoch, plan_epoch, with_absent
+from emadapt.device import device
 from emadapt.errors import EmadaptError
+from emadapt.joint import ALIGN, Plain
 from emadapt.models.heads import BatchNorm
 from emadapt.models.regimes import parameter_groups
 from emadapt.models.segmenter import Segmenter
@@ -62,6 +63,7 @@ class Inputs:
         views: token cache entries per volume; empty where the backbone runs in the loop.
         labelled: how much of the training set counts as labelled, see `train.Labelled`.
         start: sha256 of the weights that `init_from` gave; empty without it.
+        unlabelled: volumes that the data has without their labels.
     """
 
     segmenter: Segmenter
@@ -70,6 +72,7 @@ class Inputs:
     data: Data
     labelled: dict[str, tuple[int, int]] = field(default_factory=dict)
     start: str = ""
+    unlabelled: list[Volume] = field(default_factory=list)
 
 
 def fit(inputs: Inputs, train: TrainSpec, unit: Unit, scratch: Path,
@@ -90,14 +93,15 @@ def fit(inputs: Inputs, train: TrainSpec, unit: Unit, scratch: Path,
     segmenter, data, volumes, views = inputs.segmenter, inputs.data, inputs.volumes, inputs.views
     rows, rank, size = data.rows(), parallel.rank(), parallel.size()
     steps = len(plan_epoch(rows, train, unit.seed, 0))
-    optimiser = _optimiser(segmenter, train)
+    loss_of = loss_function(train.loss)
     scaler = torch.amp.GradScaler(device().type, enabled=train.precision == "fp16")
+    joint = ALIGN[segmenter.regime.align](inputs, train, unit, loss_of, scaler)
+    optimiser = _optimiser(segmenter, train, joint)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, rate_factor(train, steps))
-    progress, best = _resume(scratch, segmenter, optimiser, schedule, scaler)
+    progress, best = _resume(scratch, segmenter, joint, optimiser, schedule, scaler)
     if not parallel.agree(progress.epoch):
         raise EmadaptError(f"unit {unit.name}: its processes see different checkpoints; {scratch} must be one folder for all")
     shared_norm = size > 1 and any(isinstance(m, BatchNorm) for m in segmenter.modules())
-    loss_of = loss_function(train.loss)
     words = TextColumn("{task.fields[words]}")
     with Bar(TextColumn(f"train {unit.name}"), BarColumn(), TimeRemainingColumn(), words, disable=rank > 0) as bar:
         task = bar.add_task("", total=train.epochs * steps, completed=progress.epoch * steps, words="")
@@ -108,10 +112,11 @@ def fit(inputs: Inputs, train: TrainSpec, unit: Unit, scratch: Path,
             losses = []
             segmenter.train()
             plan = plan_epoch(rows, train, unit.seed, progress.epoch)
-            own = [deal(data, whole, rank, size) for whole in plan] if size > 1 else plan
-            for whole, batch in zip(plan, load_epoch(data, own, train.workers), strict=True):
+            own = [deal(data, whole, rank, size) for whole in plan] if size > 1 else joint.plan(plan, progress.epoch)
+            for whole, draws, batch in zip(plan, own, load_epoch(data, own, train.workers), strict=True):
                 groups = with_absent(data, whole, batch) if shared_norm else batch
-                losses.append(_step(segmenter, groups, len(whole), loss_of, optimiser, scaler, train))
+                done = schedule.last_epoch / (train.epochs * steps)
+                losses.append(_step(joint.backward(groups, draws, len(whole), done), optimiser, scaler, train))
                 schedule.step()
                 bar.update(task, advance=1, words=f"loss {losses[-1]:.3f}, val IoU {max(progress.best, 0):.3f}")
             if not math.isfinite(sum(losses)):
@@ -119,7 +124,7 @@ def fit(inputs: Inputs, train: TrainSpec, unit: Unit, scratch: Path,
                 raise EmadaptError(f"{where}: the loss is not finite; lower head_lr or adapter_lr")
             scored = score(segmenter, volumes, views, every=train.val_slices, loss_of=loss_of)
             metrics = {"train/loss": float(np.mean(losses)), "train/lr_head": float(schedule.get_last_lr()[0])}
-            metrics |= {"val/iou": scored["iou"], "val/loss": scored["loss"]}
+            metrics |= joint.metrics() | {"val/iou": scored["iou"], "val/loss": scored["loss"]}
             value = metrics["val/iou"] if train.monitor == "val_iou" else -metrics["val/loss"]
             if value > progress.best:
                 progress.best, progress.best_epoch = value, progress.epoch
@@ -128,26 +133,16 @@ def fit(inputs: Inputs, train: TrainSpec, unit: Unit, scratch: Path,
             progress.seconds += time.perf_counter() - started
             progress.history.append(metrics)
             if rank == 0:
-                _checkpoint(scratch, progress, segmenter, best, optimiser, schedule, scaler)
+                _checkpoint(scratch, progress, segmenter, joint, best, optimiser, schedule, scaler)
                 on_epoch(metrics, progress.epoch * steps)
     segmenter.load_trained(best)
     return progress
 
 
-def _step(segmenter: Segmenter, batch: list[Item], n: int, loss_of: nn.Module, optimiser: torch.optim.Optimizer,
-          scaler: torch.amp.GradScaler, train: TrainSpec) -> float:  # fmt: skip
-    """One optimiser step over the groups of a batch, or of this process's part of it; `n`: samples of the whole."""
-    total = 0.0
-    for inputs, labels in batch:
-        inputs, labels = inputs.to(device()), labels.to(device())
-        with autocast(train.precision):
-            # Where only other processes have samples, and normalise over all: no tokens.
-            logits = segmenter(inputs if len(labels) else segmenter.no_tokens(inputs), labels.shape[-2:])
-        loss = loss_of(logits, labels[:, None]) * (len(labels) / n) if len(labels) else logits.sum()
-        scaler.scale(loss).backward()
-        total += float(loss.detach())
+def _step(loss: float, optimiser: torch.optim.Optimizer, scaler: torch.amp.GradScaler, train: TrainSpec) -> float:
+    """One optimiser step with the gradients that are there; `loss`: of this process's part of the batch, returned for all."""
     parameters = [p for g in optimiser.param_groups for p in g["params"]]
-    total = parallel.add_up(parameters, total)
+    total = parallel.add_up(parameters, loss)
     scaler.unscale_(optimiser)
     torch.nn.utils.clip_grad_norm_(parameters, train.clip)
     scaler.step(optimiser)
@@ -191,10 +186,11 @@ def score(segmenter: Segmenter, volumes: list[Volume], views: list[list[TokenVie
     return scored | ({"loss": float(np.mean(losses))} if losses else {})
 
 
-def _optimiser(segmenter: Segmenter, train: TrainSpec) -> torch.optim.Optimizer:
+def _optimiser(segmenter: Segmenter, train: TrainSpec, joint: Plain | None = None) -> torch.optim.Optimizer:
     head = {"params": list(segmenter.head.parameters()), "lr": train.head_lr, "weight_decay": train.weight_decay}
+    beside = [{**head, "params": own}] if joint and (own := list(joint.modules.parameters())) else []
     adapter = parameter_groups(segmenter.backbone, segmenter.regime, train.adapter_lr, train.weight_decay)
-    return torch.optim.AdamW([head, *adapter])
+    return torch.optim.AdamW([head, *adapter, *beside])
 
 
 def rate_factor(train: TrainSpec, steps: int) -> Callable[[int], float]:
@@ -221,18 +217,18 @@ def digest_seed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
-def _checkpoint(scratch: Path, progress: Progress, segmenter: Segmenter, best: dict[str, torch.Tensor],
+def _checkpoint(scratch: Path, progress: Progress, segmenter: Segmenter, joint: Plain, best: dict[str, torch.Tensor],
                 optimiser: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LambdaLR,
                 scaler: torch.amp.GradScaler) -> None:  # fmt: skip
     scratch.mkdir(parents=True, exist_ok=True)
-    state = {"progress": vars(progress), "trained": segmenter.trained_state(), "best": best,
+    state = {"progress": vars(progress), "trained": segmenter.trained_state(), "best": best, "joint": joint.modules.state_dict(),
              "optimiser": optimiser.state_dict(), "step": schedule.last_epoch, "scaler": scaler.state_dict()}  # fmt: skip
     temporary = scratch / ".checkpoint.part"
     torch.save(state, temporary)
     temporary.replace(scratch / "checkpoint.pt")
 
 
-def _resume(scratch: Path, segmenter: Segmenter, optimiser: torch.optim.Optimizer,
+def _resume(scratch: Path, segmenter: Segmenter, joint: Plain, optimiser: torch.optim.Optimizer,
             schedule: torch.optim.lr_scheduler.LambdaLR,
             scaler: torch.amp.GradScaler) -> tuple[Progress, dict[str, torch.Tensor]]:  # fmt: skip
     path = scratch / "checkpoint.pt"
@@ -240,6 +236,7 @@ def _resume(scratch: Path, segmenter: Segmenter, optimiser: torch.optim.Optimize
         return Progress(), segmenter.trained_state()
     state = torch.load(path, weights_only=True, map_location="cpu")
     segmenter.load_trained(state["trained"])
+    joint.modules.load_state_dict(state.get("joint", {}))
     optimiser.load_state_dict(state["optimiser"])
     scaler.load_state_dict(state.get("scaler", {}))
     schedule.last_epoch = state["step"]

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from emadapt.closest import domain_of
 from emadapt.data.align import AS_IT_IS, Aligner, aligner_of
 from emadapt.data.ingest import Volume
 from emadapt.data.patches import Inputs, as_input
@@ -60,6 +61,8 @@ def predict_slices(segmenter: Segmenter, volume: Volume, slices: list[int], view
                    overlap: float | None = None) -> Iterator[tuple[int, Probability]]:  # fmt: skip
     """Slice number and probability for each of `slices`, from the cache where a view is given."""
     native, aligner = (volume.image.shape[1], volume.image.shape[2]), aligner_of(volume, segmenter.spec)
+    if segmenter.domains and slices:
+        segmenter.use(domain_of(segmenter, volume, slices, view))
     for z in slices:
         if view is not None:
             yield z, predict_cached(segmenter, view, z, native, aligner)

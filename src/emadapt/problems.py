@@ -23,16 +23,21 @@ def problems_of(study: Study) -> list[str]:
     ):
         bad += [f"study.{what}: {n!r} is not in the map `{what}`" for n in getattr(study, what) if n not in have]
     for name in study.train_sets:
-        members = study.train_set_specs[name].datasets if name in study.train_set_specs else ()
+        spec = study.train_set_specs.get(name)
+        members = (*spec.datasets, *spec.unlabelled) if spec else ()
         bad += [f"train_sets.{name}: {m!r} is not in study.datasets" for m in members if m not in study.datasets]
     for name, train_set in study.train_set_specs.items():
-        if len(set(train_set.datasets)) < len(train_set.datasets):
-            bad.append(f"train_sets.{name}: a name stands twice in {list(train_set.datasets)}")
+        if len(set(members := (*train_set.datasets, *train_set.unlabelled))) < len(members):
+            bad.append(f"train_sets.{name}: a name stands twice in {list(members)}")
         if train_set.slices and train_set.crops:
             bad.append(f"train_sets.{name}: found slices and crops; expected one of them")
         for key in ("slices", "crops"):
             if not _is_amount(value := getattr(train_set, key)):
                 bad.append(f"train_sets.{name}.{key}: found {value!r}; expected a number from 1 on, or a share such as 25%")
+        penalised = any(study.regime_specs[r].penalised for r in study.regimes if r in study.regime_specs)
+        if train_set.unlabelled and name in study.train_sets and not penalised:
+            bad.append(f"train_sets.{name}.unlabelled: found {list(train_set.unlabelled)}; expected a regime of the study with "
+                       "align coral or adversarial, no other looks at them")  # fmt: skip
     for name, data in study.dataset_specs.items():
         if isinstance(data.foreground, str) and not re.fullmatch(r">\d+(\.\d+)?", data.foreground):
             bad.append(f"datasets.{name}.foreground: found {data.foreground!r}; expected '>N' or a list of label ids")
@@ -59,7 +64,7 @@ def problems_of(study: Study) -> list[str]:
             bad.append(f"regimes.{name}.layer_decay: found {regime.layer_decay}; expected a factor above 0, at most 1")
         if (regime.kind == "lora_last_k") != (regime.k > 0):
             bad.append(f"regimes.{name}.k: found {regime.k}; expected a number of blocks from 1 on for lora_last_k, else nothing")
-        bad += _check_start(study, name)
+        bad += _check_start(study, name) + _check_align(study, name)
     train, split = study.train, study.split
     if min(train.epochs, train.batch) < 1 or min(train.steps_per_epoch, train.patience, train.workers) < 0:
         bad.append("train: epochs and batch must be at least 1; steps_per_epoch, patience and workers at least 0")
@@ -101,11 +106,40 @@ def _check_alignment(study: Study, name: str) -> list[str]:
     return []
 
 
+def _check_align(study: Study, name: str) -> list[str]:
+    """Problems of a regime's `align`, by itself and with the training sets of the study."""
+    regime, where = study.regime_specs[name], f"regimes.{name}.align: found {study.regime_specs[name].align!r}"
+    if not regime.align:
+        return []
+    if regime.kind in ("ridge", "knn") or (regime.align == "norm" and regime.init != "random"):
+        return [f"{where}; kind {regime.kind} with init {regime.init} is not trained that way, leave this out"]
+    bad = []
+    if regime.align_weight <= 0:
+        bad.append(f"regimes.{name}.align_weight: found {regime.align_weight}; expected a number above 0")
+    if regime.penalised and regime.kind == "frozen" and study.head_of(name) == "linear":
+        bad.append(f"{where}; before the last layer of a `linear` head on a frozen backbone nothing is trained")
+    if name not in study.regimes:
+        return bad
+    for train_set in (t for t in study.train_sets if t in study.train_set_specs):
+        spec = study.train_set_specs[train_set]
+        if len(spec.datasets) + regime.penalised * len(spec.unlabelled) < 2:
+            needs = "a second dataset, labelled or in `unlabelled`" if regime.penalised else "a second labelled dataset"
+            bad.append(f"{where}, which needs {needs}; train_sets.{train_set} has {list(spec.datasets)}")
+    whole = [b for b in study.backbones if b in study.backbone_specs and study.backbone_specs[b].tile == 0]
+    crops = any(study.train_set_specs[t].crops for t in study.train_sets if t in study.train_set_specs)
+    cached = study.train.cached and regime.kind in ("frozen", "lora_last_k") and not crops
+    if whole and study.train.augment and not cached:  # samples and datasets are matched by shape
+        bad.append(f"{where}; whole slices (backbones.{whole[0]}.tile: 0) turn their sides when augmented, set a tile")
+    return bad
+
+
 def _check_start(study: Study, name: str) -> list[str]:
     """Problems of a regime's `init_from`, as far as the settings show them."""
     regime, where = study.regime_specs[name], f"regimes.{name}.init_from: found {study.regime_specs[name].init_from!r}"
     if not regime.init_from:
         return []
+    if "norm" in (regime.align, getattr(study.regime_specs.get(regime.init_from.partition("-")[0]), "align", "")):
+        return [f"{where}; norm layers of one dataset (align: norm) are not those of another training set, leave this out"]
     if regime.kind in ("ridge", "knn") or regime.init != "random":
         return [f"{where}; a regime of kind {regime.kind} with init {regime.init} takes its weights from elsewhere"]
     if "/" in regime.init_from:

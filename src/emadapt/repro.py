@@ -52,7 +52,8 @@ def run_pipeline(jobs: int, gpus: list[str]) -> int:
 def useful_devices() -> dict[str, int]:
     """Stages that more than one device is of use to, with how many: units train on one for each sample of a batch."""
     study = load_study()
-    batch = {u: max(study.train_spec(u).batch, len(study.train_set_specs[u.train_set].datasets)) for u in study.units()}
+    batch = {u: max(study.train_spec(u).batch, len(study.train_set_specs[u.train_set].datasets)) for u in study.units()
+             if not study.regime_specs[u.regime].align}  # fmt: skip
     return {f"train@{unit.name}": n for unit, n in batch.items()}
 
 

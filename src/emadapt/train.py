@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 import emadapt
 from emadapt import parallel, tracking, twins
 from emadapt.closed_form import FITS, fit_ridge
+from emadapt.closest import token_statistics
 from emadapt.config import Study, TrainSpec, Unit, digest, not_default
 from emadapt.data.align import aligner_of, described
 from emadapt.data.ingest import INGESTED, Volume, open_volume
@@ -25,6 +26,7 @@ from emadapt.data.labelled import Tile, few_slices, few_tiles, with_training
 from emadapt.data.patches import CropDataset, TokenDataset, plan_epoch
 from emadapt.data.tiles import geometry_of
 from emadapt.device import device, resolve_precision
+from emadapt.errors import InputError
 from emadapt.fit import Data, Inputs, Progress, fit, score
 from emadapt.models.heads import needs_image
 from emadapt.models.regimes import State
@@ -59,11 +61,16 @@ def prepare(study: Study, unit: Unit) -> Inputs:
     """A fresh segmenter and the data of `unit`, its tokens computed where they are not cached.
 
     Raises:
-        EmadaptError: the inputs are not there.
+        EmadaptError: the inputs are not there, or several processes cannot train it.
     """
     regime, train = study.regime_specs[unit.regime], study.train_spec(unit)
-    segmenter = build_segmenter(study.backbone_specs[unit.backbone], regime, train.head, unit.seed).to(device())
+    if regime.align and parallel.size() > 1:
+        raise InputError(f"unit {unit.name}", found=f"{parallel.size()} processes", expected=f"one, for `align: {regime.align}`",
+                         do="Train it on one device.")  # fmt: skip
+    names = study.train_set_specs[unit.train_set].datasets
+    segmenter = build_segmenter(study.backbone_specs[unit.backbone], regime, train.head, unit.seed, names).to(device())
     labelled = label(study, unit, segmenter)
+    others = [open_volume(name) for name in study.unlabelled_of(unit)]
     views = _training_views(segmenter, labelled, study, unit) if _is_cached(study, unit) else []
     if regime.init == "ridge":
         fit_ridge(segmenter, labelled.volumes, views or _training_views(segmenter, labelled, study, unit), train, unit.seed)
@@ -71,10 +78,12 @@ def prepare(study: Study, unit: Unit) -> Inputs:
     if regime.init_from:
         source = study.source_of(unit)
         start = load_start(segmenter, weights_of(study, source) if source else folder_state(Path(regime.init_from), segmenter))
-    data: Data = CropDataset(labelled.volumes, segmenter.spec, segmenter.backbone.arch.patch, train.augment, labelled.tiles)
+    data: Data = CropDataset(labelled.volumes, segmenter.spec, segmenter.backbone.arch.patch, train.augment, labelled.tiles,
+                             others)  # fmt: skip
     if views:
-        data = TokenDataset(views, with_image=needs_image(train.head))
-    return Inputs(segmenter, labelled.volumes, views, data, labelled.counts, start)
+        other_views = _training_views(segmenter, Labelled(others, others, [], {}), study, unit)
+        data = TokenDataset(views, needs_image(train.head), other_views)
+    return Inputs(segmenter, labelled.volumes, views, data, labelled.counts, start, others)
 
 
 def label(study: Study, unit: Unit, segmenter: Segmenter) -> Labelled:
@@ -114,8 +123,10 @@ def unit_key(study: Study, unit: Unit, inputs: Inputs) -> str:
     settings = twins.identity(not_default(study.describe(unit)), inputs.segmenter)
     settings |= {"data": [v.md5 for v in inputs.volumes], "version": emadapt.__version__,
                  "weights": inputs.segmenter.backbone.provenance.sha256}  # fmt: skip
-    if any(facts := [aligner_of(v, inputs.segmenter.spec).facts for v in inputs.volumes]):
+    if any(facts := [aligner_of(v, inputs.segmenter.spec).facts for v in [*inputs.volumes, *inputs.unlabelled]]):
         settings["align"] = facts
+    if inputs.unlabelled:
+        settings["unlabelled_data"] = [v.md5 for v in inputs.unlabelled]
     return digest(settings | ({"start": inputs.start} if inputs.start else {}))[:24]
 
 
@@ -146,13 +157,17 @@ def train_unit(study: Study, unit: Unit) -> Path:
     with (tracking.open_run(Path(), study.name, tags, study.describe(unit), resume_by=goes_on) if is_first
           else tracking.NullTracker()) as tracker:  # fmt: skip
         tracker.log_dict(study.describe(unit), "config.json")
-        for volume in volumes:
-            tracker.log_dataset(volume.name, volume.md5, str(INGESTED / volume.name), "training")
+        for context, some in (("training", volumes), ("unlabelled", inputs.unlabelled)):
+            for volume in some:
+                tracker.log_dataset(volume.name, volume.md5, str(INGESTED / volume.name), context)
         with twins.turn(key):
             progress, final = _fit_or_copy(inputs, train, unit, key, scratch, tracker)
             parallel.leave()
             if not is_first:
                 return UNITS / unit.name
+            for i, volume in enumerate(volumes if segmenter.domains else []):
+                view = inputs.views[i][0] if inputs.views else None
+                segmenter.domains[volume.name] = token_statistics(segmenter, volume, volume.split["train"], view)
             facts = _facts(study, unit, key, inputs, progress, final)
             if processes > 1:
                 tracker.set_tags({"processes": processes})
@@ -194,6 +209,7 @@ def _facts(study: Study, unit: Unit, key: str, inputs: Inputs, progress: Progres
         "voxel_nm": {v.name: v.manifest["voxel_nm"] for v in volumes},
         "pairing": {v.name: v.manifest["pairing"] for v in volumes},
         **({"align": aligned} if (aligned := described(volumes, segmenter.spec)) else {}),
+        **({"unlabelled_md5": {v.name: v.md5 for v in inputs.unlabelled}} if inputs.unlabelled else {}),
     }  # fmt: skip
 
 

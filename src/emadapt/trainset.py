@@ -35,6 +35,11 @@ def record_train_set(study: Study, backbone_name: str, train_set: str, root: Pat
     for name in spec.datasets:
         manifest = json.loads((root / "tokens" / backbone_name / f"{name}.json").read_text())
         members[name] = {k: manifest[k] for k in ("data_md5", "entries", "weights")}
+    if spec.unlabelled:
+        members["unlabelled"] = {}
+    for name in spec.unlabelled:
+        manifest = json.loads((root / "tokens" / backbone_name / f"{name}.json").read_text())
+        members["unlabelled"][name] = {k: manifest[k] for k in ("data_md5", "entries", "weights")}
     if spec.few:
         members["labelled"] = {"slices": spec.slices, "crops": spec.crops}
     path = root / "trainsets" / backbone_name / f"{train_set}.json"
@@ -52,7 +57,7 @@ def record_start(study: Study, regime: str, root: Path = Path("build")) -> Path:
     for unit in study.units():
         if unit.regime == regime and (source := study.source_of(unit)):
             tokens = [(root / "tokens" / unit.backbone / f"{name}.json").read_text()
-                      for name in study.train_set_specs[source.train_set].datasets]  # fmt: skip
+                      for name in (*study.train_set_specs[source.train_set].datasets, *study.unlabelled_of(source))]  # fmt: skip
             sources[unit.name] = {"source": source.name, "sha256": digest([study.describe(source), tokens])}
     folder = study.regime_specs[regime].init_from
     if "/" in folder and (file := Path(folder) / "model.json").is_file():

@@ -73,7 +73,7 @@ def domain_vs_iou(study: Study, entries: Sequence[Mapping[str, Any]], cards: Map
     iou = {(e["backbone"], e["regime"], e["train_set"], e["test_set"]): e["iou"]["mean"] for e in entries}
     single: dict[str, str] = {}
     for name in sorted(study.train_sets, key=lambda name: study.train_set_specs[name].few):  # with all labels if there is one
-        if len(members := study.train_set_specs[name].datasets) == 1:
+        if len(members := study.train_set_specs[name].datasets) == 1 and not study.train_set_specs[name].unlabelled:
             single.setdefault(members[0], name)
     points = []
     for backbone, regime in ((backbone, regime) for backbone in study.backbones for regime in study.regimes):

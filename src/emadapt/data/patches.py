@@ -50,6 +50,10 @@ class Cached:
         """The same on another device."""
         return Cached(self.tokens.to(device), *(p if p is None else p.to(device) for p in (self.entering, self.image)))
 
+    def pick(self, samples: torch.Tensor) -> Cached:
+        """Some samples of a batch, by number or mask."""
+        return Cached(self.tokens[samples], *(p if p is None else p[samples] for p in (self.entering, self.image)))
+
     @staticmethod
     def stack(items: Sequence[Cached]) -> Cached:
         """A batch."""
@@ -122,18 +126,23 @@ class CropDataset(Dataset[Item]):
         patch: of the backbone.
         augmented: whether to augment.
         tiles: per volume, the tiles that are labelled and that `Draw.row` counts through; empty: a row is a slice.
+        unlabelled: volumes whose labels are not read (their items have zeros), numbered after the others; a row is a slice.
     """
 
     def __init__(self, volumes: Sequence[Volume], spec: BackboneSpec, patch: int, augmented: bool,
-                 tiles: Sequence[Sequence[Tile]] = ()) -> None:  # fmt: skip
-        self.volumes, self.augmented, self.tiles = volumes, augmented, tiles
-        self.geos = [geometry_of(v, spec, patch) for v in volumes]
+                 tiles: Sequence[Sequence[Tile]] = (), unlabelled: Sequence[Volume] = ()) -> None:  # fmt: skip
+        self.volumes, self.augmented, self.tiles, self.n_labelled = [*volumes, *unlabelled], augmented, tiles, len(volumes)
+        self.geos = [geometry_of(v, spec, patch) for v in self.volumes]
 
     def rows(self) -> list[npt.NDArray[np.int64]]:
-        """Per volume, the rows that may be drawn: its training slices, or numbers of its labelled tiles."""
+        """Per labelled volume, the rows that may be drawn: its training slices, or numbers of its labelled tiles."""
         if self.tiles:
             return [np.arange(len(own)) for own in self.tiles]
-        return [np.asarray(v.split["train"]) for v in self.volumes]
+        return [np.asarray(v.split["train"]) for v in self.volumes[: self.n_labelled]]
+
+    def unlabelled_rows(self) -> list[npt.NDArray[np.int64]]:
+        """Per unlabelled volume, its training slices."""
+        return [np.asarray(v.split["train"]) for v in self.volumes[self.n_labelled :]]
 
     def shapes(self, member: int) -> Shapes:
         """Of an item's inputs and labels."""
@@ -143,8 +152,10 @@ class CropDataset(Dataset[Item]):
     def __getitem__(self, draw: Draw) -> Item:
         """(1, h, w) float32 in [0, 1] and (h, w) int64."""
         volume, geo = self.volumes[draw.member], self.geos[draw.member]
-        z, *corner = self.tiles[draw.member][draw.row] if self.tiles else (draw.row,)
-        image, label = to_input(volume.image[z], geo), label_to_input(volume.label[z], geo)
+        labelled = draw.member < self.n_labelled
+        z, *corner = self.tiles[draw.member][draw.row] if self.tiles and labelled else (draw.row,)
+        image = to_input(volume.image[z], geo)
+        label = label_to_input(volume.label[z], geo) if labelled else np.zeros_like(image)
         if corner:
             y, x = corner
             image, label = (a[y : y + geo.tile[0], x : x + geo.tile[1]] for a in (image, label))
@@ -158,14 +169,19 @@ class TokenDataset(Dataset[Item]):
     Args:
         views: per volume.
         with_image: whether the head looks at the image, too.
+        unlabelled: views of volumes whose labels are not read (their items have zeros), numbered after the others.
     """
 
-    def __init__(self, views: Sequence[Sequence[TokenView]], with_image: bool = False) -> None:
-        self.views, self.with_image = views, with_image
-        self.places = [[(view, int(row)) for view in own for row in view.rows_of("train")] for own in views]
+    def __init__(self, views: Sequence[Sequence[TokenView]], with_image: bool = False,
+                 unlabelled: Sequence[Sequence[TokenView]] = ()) -> None:  # fmt: skip
+        self.views, self.with_image, self.n_labelled = [*views, *unlabelled], with_image, len(views)
+        self.places = [[(view, int(row)) for view in own for row in view.rows_of("train")] for own in self.views]
 
     def rows(self) -> list[npt.NDArray[np.int64]]:
-        return [np.arange(len(places)) for places in self.places]
+        return [np.arange(len(places)) for places in self.places[: self.n_labelled]]
+
+    def unlabelled_rows(self) -> list[npt.NDArray[np.int64]]:
+        return [np.arange(len(places)) for places in self.places[self.n_labelled :]]
 
     def shapes(self, member: int) -> Shapes:
         view = self.views[member][0]
@@ -174,7 +190,8 @@ class TokenDataset(Dataset[Item]):
     def __getitem__(self, draw: Draw) -> Item:
         """What the view has of a tile, and (H, W) int64 labels."""
         view, row = self.places[draw.member][draw.row]
-        return view.read(row, self.with_image), torch.from_numpy(np.array(view.labels[row]).astype(np.int64))
+        label = np.array(view.labels[row]) if draw.member < self.n_labelled else np.zeros(view.labels.shape[1:])
+        return view.read(row, self.with_image), torch.from_numpy(label.astype(np.int64))
 
 
 def as_input(image: Grey) -> torch.Tensor:
@@ -197,15 +214,15 @@ def plan_epoch(rows: Sequence[npt.NDArray[np.int64]], spec: TrainSpec, seed: int
     size = max(spec.batch, len(rows))
     total = spec.steps_per_epoch * size or len(pool)
     if spec.balanced and len(rows) > 1:
-        cycles = [_cycle(np.asarray([int(r) for r in own]), -(-total // len(rows)), rng) for own in rows]
+        cycles = [cycle(np.asarray([int(r) for r in own]), -(-total // len(rows)), rng) for own in rows]
         chosen = [(i % len(rows), int(cycles[i % len(rows)][i // len(rows)])) for i in range(total)]
     else:
-        chosen = [pool[i] for i in _cycle(np.arange(len(pool)), total, rng)]
+        chosen = [pool[i] for i in cycle(np.arange(len(pool)), total, rng)]
     draws = [Draw(m, r, int(s)) for (m, r), s in zip(chosen, rng.integers(2**31, size=total), strict=True)]
     return [draws[i : i + size] for i in range(0, total, size)]
 
 
-def _cycle(values: npt.NDArray[np.int64], n: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
+def cycle(values: npt.NDArray[np.int64], n: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
     """`n` values: whole permutations one after the other, so that none is drawn twice before all were once."""
     rounds = [rng.permutation(values) for _ in range(-(-n // len(values)))]
     return np.concatenate(rounds)[:n]

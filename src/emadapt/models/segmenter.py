@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from emadapt.config import BackboneSpec, RegimeSpec
 from emadapt.data.patches import Cached
 from emadapt.errors import InputError
 from emadapt.models.backbones import Backbone, build_backbone, get_arch
+from emadapt.models.domain import give_copies, use
 from emadapt.models.heads import HEADS, needs_image
 from emadapt.models.nearest import Nearest
 from emadapt.models.regimes import State, adapter_state, apply_regime, cut_of, load_adapter
@@ -39,9 +40,14 @@ class Segmenter(nn.Module):
         head: name in `HEADS`, or in `BASELINE_HEADS` of the regime.
         seed: of the head's and the adapter's initial values.
         backbone: with its weights; the regime changes it in place.
+        datasets: that it is trained on: each gets normalisation layers of its own where the regime says so (`align: norm`).
+
+    Attributes:
+        domains: these datasets with their token statistics, which training leaves (see `emadapt.closest`); empty for others.
     """
 
-    def __init__(self, spec: BackboneSpec, regime: RegimeSpec, head: str, seed: int, backbone: Backbone) -> None:
+    def __init__(self, spec: BackboneSpec, regime: RegimeSpec, head: str, seed: int, backbone: Backbone,
+                 datasets: Sequence[str] = ()) -> None:  # fmt: skip
         super().__init__()
         heads = BASELINE_HEADS.get(regime.kind, HEADS)
         if head not in heads:
@@ -52,6 +58,11 @@ class Segmenter(nn.Module):
         apply_regime(backbone, regime)
         self.head = heads[head](backbone.arch.dim, len(backbone.blocks))
         self.cut = cut_of(backbone, regime)
+        self.domains: dict[str, dict[str, list[float]]] = {}
+        self.domain = ""
+        if regime.align == "norm":
+            give_copies(self.head, datasets)
+            self.domains = {name: {} for name in datasets}
 
     def forward(self, batch: torch.Tensor | list[torch.Tensor] | Cached, size: tuple[int, int]) -> torch.Tensor:
         """Logits at `size`.
@@ -64,7 +75,7 @@ class Segmenter(nn.Module):
         Returns:
             (B, 2, H, W) float32.
         """
-        tokens, image = self._tokens(batch)
+        tokens, image = self.tokens(batch)
         margin = (self.backbone.arch.patch - self.backbone.stride) // 2  # overlapping patches: their middles span less
         inner = size if not margin else (tokens[0].shape[2] * self.backbone.stride, tokens[0].shape[3] * self.backbone.stride)
         if needs_image(self.head_name):
@@ -76,7 +87,12 @@ class Segmenter(nn.Module):
         around = (margin, size[1] - inner[1] - margin, margin, size[0] - inner[0] - margin)
         return F.pad(logits, around, mode="replicate") if margin else torch.as_tensor(logits)
 
-    def _tokens(self, batch: torch.Tensor | list[torch.Tensor] | Cached) -> tuple[list[torch.Tensor], torch.Tensor | None]:
+    def use(self, dataset: str) -> None:
+        """Take the normalisation layers of a training dataset (`align: norm`)."""
+        use(self.head, dataset)
+        self.domain = dataset
+
+    def tokens(self, batch: torch.Tensor | list[torch.Tensor] | Cached) -> tuple[list[torch.Tensor], torch.Tensor | None]:
         """One (B, D, h, w) per block, and the image where it is at hand."""
         if isinstance(batch, list):
             return batch, None
@@ -146,11 +162,11 @@ def build_frozen(spec: BackboneSpec) -> Backbone:
                           normalisation=spec.normalisation, stride=spec.stride, cache_dir=WEIGHTS)  # fmt: skip
 
 
-def build_segmenter(spec: BackboneSpec, regime: RegimeSpec, head: str, seed: int) -> Segmenter:
-    """A fresh segmenter."""
+def build_segmenter(spec: BackboneSpec, regime: RegimeSpec, head: str, seed: int, datasets: Sequence[str] = ()) -> Segmenter:
+    """A fresh segmenter for training on `datasets`."""
     if regime.kind == "unet2d":
-        return Segmenter(own_spec(spec), regime, head, seed, NoBackbone())
-    return Segmenter(spec, regime, head, seed, build_frozen(spec))
+        return Segmenter(own_spec(spec), regime, head, seed, NoBackbone(), datasets)
+    return Segmenter(spec, regime, head, seed, build_frozen(spec), datasets)
 
 
 def save_segmenter(segmenter: Segmenter, folder: Path, facts: dict[str, Any]) -> None:
@@ -161,6 +177,7 @@ def save_segmenter(segmenter: Segmenter, folder: Path, facts: dict[str, Any]) ->
         "regime": dataclasses.asdict(segmenter.regime),
         "head": segmenter.head_name,
         "weights": segmenter.backbone.provenance.to_dict(),
+        **({"domains": segmenter.domains} if segmenter.domains else {}),
         **facts,
     }
     save_file(segmenter.trained_state(), folder / "model.safetensors")
@@ -181,11 +198,12 @@ def load_segmenter(folder: Path) -> tuple[Segmenter, dict[str, Any]]:
         card = json.loads((folder / "model.json").read_text())
         settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in card["backbone"].items()}
         spec, regime, trained_on = BackboneSpec(**settings), RegimeSpec(**card["regime"]), card["weights"]["sha256"]
-        state = load_file(folder / "model.safetensors")
+        state, domains = load_file(folder / "model.safetensors"), dict(card.get("domains", {}))
     except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise InputError(folder, found=f"a damaged model, or one of another version ({type(error).__name__}: {error})",
                          expected="what `emadapt train` writes", do="Train the unit again.") from error  # fmt: skip
-    segmenter = build_segmenter(spec, regime, card["head"], seed=0)
+    segmenter = build_segmenter(spec, regime, card["head"], 0, list(domains))
+    segmenter.domains = domains
     found = segmenter.backbone.provenance.sha256
     if found != trained_on:
         raise InputError(folder, found=f"backbone weights {found[:12]}", expected=f"{trained_on[:12]}, which it was trained on",

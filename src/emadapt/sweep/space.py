@@ -54,11 +54,12 @@ def check_target(study: Study, target: Target) -> None:
     regime = study.regime_specs[target.regime]
     source = study.source_of(unit_of(study, target))
     fixed = regime.init_from and (regime.kind == "frozen" or not (source and study.regime_specs[source.regime].pretrained_tokens))
-    if regime.own_head or regime.init != "random" or fixed:
+    if regime.own_head or regime.init != "random" or fixed or regime.align:
         kind = f"kind `{regime.kind}`" if regime.own_head else f"`init: {regime.init}`"
         kind = f"`init_from: {regime.init_from}`" if fixed else kind  # whose rank and head are given
+        kind = f"`align: {regime.align}`" if regime.align else kind  # stacked heads know no penalty, and no dataset
         raise InputError(f"regime {target.regime!r}", found=f"{kind}, which a sweep does not search",
-                         expected="a regime of a backbone with a head from random initial values",
+                         expected="a regime of a backbone with a head from random initial values, without `align`",
                          do="Sweep another regime: ridge and kNN choose on validation slices by themselves.")  # fmt: skip
     spec, arch = study.sweep, study.backbone_specs[target.backbone].arch
     width = get_arch(arch).dim
