@@ -109,7 +109,7 @@ def test_lora_is_used_in_prediction_merged_or_not(volume: Volume) -> None:
 def test_stacked_tokens_are_split_into_their_blocks() -> None:
     segmenter = make({"blocks": (1, 2, 4)})
     blocks = [torch.full((2, 64, 3, 3), float(n)) for n in range(3)]
-    split, image = segmenter._tokens(torch.cat(blocks, 1).half())
+    split, image = segmenter.tokens(torch.cat(blocks, 1).half())
     assert image is None
     assert all(torch.equal(a, b) for a, b in zip(split, blocks, strict=True))
     assert split[0].dtype == torch.float32
