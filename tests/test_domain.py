@@ -13,6 +13,11 @@ from emadapt.models.heads import HEADS, needs_image
 from emadapt.models.unet2d import UNet2d
 
 
+@pytest.fixture(autouse=True)
+def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("emadapt.models.unet2d.FEATURES", (8, 8, 16, 32, 64, 8))
+
+
 def heads() -> dict[str, nn.Module]:
     torch.manual_seed(0)
     return {name: make(8, 2) for name, make in HEADS.items()} | {"unet2d": UNet2d(1, 1)}
