@@ -277,8 +277,8 @@ def test_dvc_runs_the_pipeline_in_parallel_then_has_nothing_to_do(tmp_path: Path
     (tmp_path / "params.yaml").write_text(text.replace("rank: 2", "rank: 3"))
     ran = [line for line in sh("dvc", "repro").splitlines() if line.startswith("Running stage")]
     assert {line.split("'")[1].split("@")[0] for line in ran} == {"start", "train", "evaluate", "diagnose", "report"}
-    # `start` looks at all settings and writes the same bytes again, so that nothing follows from it. The frozen diagnosis looks at
-    # build/units as a whole; what it computed once it only reads again.
+    # `start` looks at all settings and writes the same bytes again, so that nothing follows from it. The frozen diagnosis looks
+    # at build/units as a whole; what it computed once it only reads again.
     assert all(any(word in line for word in ("lora", "start", "diagnose", "report")) for line in ran)
 
 
