@@ -6,6 +6,7 @@ labels take part in them and in nothing else.
 
 from __future__ import annotations
 
+import abc
 import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -95,7 +96,7 @@ class PerDataset(Plain):
         return total
 
 
-class Penalised(Plain):
+class Penalised(Plain, abc.ABC):
     """A penalty on the features of the datasets of a batch; one backward pass for all of them."""
 
     def __init__(self, *given: Any) -> None:
@@ -127,9 +128,9 @@ class Penalised(Plain):
         self.scaler.scale(loss + self.penalty(features, done)).backward()
         return float(loss.detach())
 
+    @abc.abstractmethod
     def penalty(self, features: Features, done: float) -> torch.Tensor:
-        """What is added to the loss."""
-        raise NotImplementedError
+        """What is added to the loss: a scalar from features (n, C) per dataset, at a share `done` of the training."""
 
 
 class Coral(Penalised):

@@ -267,7 +267,7 @@ def _fit_or_copy(inputs: Inputs, train: TrainSpec, unit: Unit, key: str, scratch
     if parallel.size() == 1 and (twin := twins.find(UNITS, key, unit.name)):
         return _copy(twin, segmenter, tracker)
     progress = (fit_at_once if segmenter.regime.kind in FITS else fit)(inputs, train, unit, scratch, tracker.log_metrics)
-    if (untracked := scratch / UNTRACKED).is_file():
+    if (untracked := scratch / UNTRACKED).is_file() and parallel.rank() == 0:  # the one that logs
         steps = len(plan_epoch(inputs.data.rows(), train, unit.seed, 0))
         for number, metrics in enumerate(progress.history, 1):
             tracker.log_metrics(metrics, number * steps)
