@@ -180,6 +180,19 @@ def test_a_trial_that_kills_its_workers_becomes_a_failure_but_stopping_is_no_dea
     assert study.get_trials()[-1].user_attrs["failed"] == f"its worker died {MAX_DEATHS} times; signal 9"
 
 
+def test_a_trial_that_a_dead_process_left_after_the_last_room_was_taken_does_not_stay(tmp_path: Path) -> None:
+    """As a database leaves it that commits a killed client's trial after its lock was let go."""
+    store = open_store()
+    study = begin(store, 1)
+    trial = one(study, store, wanted=1)
+    study.ask(fixed_distributions=SPACE)  # the dead one's: no owner
+    end(study, store, trial, value=1.0)
+    assert take(study, store, wanted=1) is None
+    assert numbers(study, STATES.RUNNING, STATES.WAITING) == []
+    assert n_ended(study.get_trials()) == 1
+    assert failing(study.get_trials(), 1, 0) == ""
+
+
 def test_a_trial_whose_process_died_while_claiming_is_taken_back_by_the_next_claim(tmp_path: Path) -> None:
     store = open_store()
     study = begin(store)

@@ -13,6 +13,8 @@
   parent of a dead worker at once; for a machine that is lost, any other one by the missing heartbeat (PostgreSQL); on the
   journal, the next `sweep run`, which is alone there.
 - A worker that was taken for dead and yet comes back cannot tell its result: the trial has failed already.
+- A database may still write the trial of a process that is dead, after its lock went to somebody else who took the room.
+  That trial has no owner and never runs: the claims that find the sweep over fail it, and what is left in the queue.
 """
 
 from __future__ import annotations
@@ -53,7 +55,11 @@ def claim(study: optuna.Study, store: Store, space: Space, owner: str, *, wanted
             if "owner" not in lost.user_attrs:
                 take_back(study, store, lost, "its process died while it claimed the trial")
         trials = study.get_trials(deepcopy=False)
-        if n_ended(trials) >= wanted or failing(trials, wanted, since):
+        if n_ended(trials) >= wanted:
+            for left in (t for t in trials if t.state == TrialState.WAITING):
+                store.storage.set_trial_state_values(left._trial_id, TrialState.FAIL)
+            return None
+        if failing(trials, wanted, since):
             return None
         room = wanted - n_ended(trials) - sum(t.state == TrialState.RUNNING for t in trials)
         claimed = []
