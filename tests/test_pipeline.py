@@ -186,7 +186,7 @@ def write_reference_layouts(data: Path, slices: int) -> None:
             Image.fromarray(plane).save(data / "vnc" / folder / name.format(z))
 
 
-@pytest.mark.parametrize("name", ["adapt", "demo", "cpu", "dose", "few_shot", "paper", "transfer"])
+@pytest.mark.parametrize("name", ["adapt", "collapse", "collapse_paper", "demo", "cpu", "dose", "few_shot", "paper", "transfer"])
 def test_check_finds_nothing_wrong_in_shipped_studies_but_what_is_not_here(tmp_path: Path, monkeypatch, name: str) -> None:
     """Settings pass; data is given in small; a hub that cannot be reached is said, once per backbone, and nothing else."""
     monkeypatch.chdir(tmp_path)
@@ -199,7 +199,7 @@ def test_check_finds_nothing_wrong_in_shipped_studies_but_what_is_not_here(tmp_p
             write_stack(tmp_path / "data" / dataset / part, *blobs((10, 72, 96), seed))
     result = CliRunner().invoke(main, ["check", "--study", str(study)])
     lines = [line for line in result.output.splitlines() if line.startswith("error")]
-    if name == "paper":
+    if name.endswith("paper"):
         assert result.exit_code == 2, result.output
         assert len(lines) == len(load_study(study).backbones)
         assert all("hub" in line.lower() or "reach" in line for line in lines)
@@ -215,7 +215,7 @@ def test_use_selects_a_study_and_refuses_others(tmp_path: Path, monkeypatch: pyt
     assert (tmp_path / "params.yaml").read_text() == (tmp_path / "studies/cpu.yaml").read_text()
     result = CliRunner().invoke(main, ["use", "nothing"])
     assert result.exit_code == 2
-    assert "there are: adapt, cpu, demo, dose, few_shot, paper, transfer" in result.output
+    assert "there are: adapt, collapse, collapse_paper, cpu, demo, dose, few_shot, paper, transfer" in result.output
     (tmp_path / "studies/bad.yaml").write_text("study: {}")
     assert CliRunner().invoke(main, ["use", "bad"]).exit_code == 2
     assert load_study().name == "cpu"

@@ -43,6 +43,8 @@ class TrainSetSpec:
     """Labelled training slices of each dataset, spread in z, drawn by the unit's seed: a number, or a share (`25%`); 0: all."""
     crops: int | str = 0
     """Labelled tiles of each dataset in the place of whole slices, likewise."""
+    draw: Literal["", "balanced", "proportional"] = ""
+    """How often a union draws each dataset: equally often, or by its size; empty: what `train.balanced` says."""
     unlabelled: tuple[str, ...] = ()
     """Datasets whose images take part in the penalty of `align: coral` and `adversarial`; other regimes leave them out."""
 
@@ -283,7 +285,7 @@ class Study:
         raise EmadaptError(f"unit {name!r} is not in study {self.name!r}; its units are {have}, ...")
 
     def train_spec(self, unit: Unit) -> TrainSpec:
-        """`train` with the regime's own head, epochs, learning rates and weight decay."""
+        """`train` with the regime's own head, epochs, learning rates and weight decay, and the training set's own way to draw."""
         regime, own = self.regime_specs[unit.regime], {}
         for key in ("head", "epochs", "head_lr", "adapter_lr"):
             if getattr(regime, key):
@@ -292,6 +294,8 @@ class Study:
             own["weight_decay"] = regime.weight_decay
         if regime.own_head:
             own["head"] = regime.own_head
+        if draw := self.train_set_specs[unit.train_set].draw:
+            own["balanced"] = draw == "balanced"
         return dataclasses.replace(self.train, **own)
 
     def source_of(self, unit: Unit) -> Unit | None:

@@ -31,6 +31,8 @@ def problems_of(study: Study) -> list[str]:
             bad.append(f"train_sets.{name}: a name stands twice in {list(members)}")
         if train_set.slices and train_set.crops:
             bad.append(f"train_sets.{name}: found slices and crops; expected one of them")
+        if train_set.draw and len(train_set.datasets) < 2:
+            bad.append(f"train_sets.{name}.draw: found {train_set.draw!r} for one dataset; expected it where there are several")
         for key in ("slices", "crops"):
             if not _is_amount(value := getattr(train_set, key)):
                 bad.append(f"train_sets.{name}.{key}: found {value!r}; expected a number from 1 on, or a share such as 25%")
