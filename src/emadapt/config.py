@@ -91,6 +91,8 @@ class BackboneSpec:
     stride: int = 0
     """Pixels between two patches, a divisor of the patch: less than it, patches overlap and tokens lie on a finer grid; 0: the
     patch."""
+    smooth_z_nm: float = 0.0
+    """Standard deviation of a Gaussian along z over the probabilities of neighbouring slices that are predicted; 0: none."""
     normalisation: Literal["checkpoint", "imagenet"] = "checkpoint"
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Arithmetic of the token cache and of prediction; `auto`: bf16 where the hardware has it, else fp32."""
@@ -100,8 +102,8 @@ class BackboneSpec:
     """The dataset that `histogram`, `fda` and `voxel` make others resemble."""
 
     def described(self) -> dict[str, Any]:
-        """The settings; those of alignment only where there is one, so that hashes from before it was possible hold."""
-        return {k: v for k, v in dataclasses.asdict(self).items() if v or k not in ("align", "reference")}
+        """The settings; those of alignment and smoothing only where there are any, so that hashes from before them hold."""
+        return {k: v for k, v in dataclasses.asdict(self).items() if v or k not in ("align", "reference", "smooth_z_nm")}
 
 
 @dataclass(frozen=True)

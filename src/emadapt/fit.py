@@ -169,8 +169,11 @@ def score(segmenter: Segmenter, volumes: list[Volume], views: list[list[TokenVie
         overlap = 0.0 if every else None  # quick while training, as in evaluation at the end
         counts = torch.zeros((len(slices), 3), dtype=torch.float64)  # pixels hit, pixels in either, loss
         mine = range(parallel.rank(), len(slices), parallel.size())
-        predicted = predict_slices(segmenter, volume, [slices[k] for k in mine], views[i][0] if views else None, overlap)
-        for k, (z, probability) in zip(mine, predicted, strict=True):
+        shown = range(len(slices)) if segmenter.spec.smooth_z_nm else mine  # neighbours in z take part
+        predicted = predict_slices(segmenter, volume, [slices[k] for k in shown], views[i][0] if views else None, overlap)
+        for k, (z, probability) in zip(shown, predicted, strict=True):
+            if k not in mine:
+                continue
             label, found = volume.label[z] > 0, probability > 0.5
             counts[k, 0], counts[k, 1] = int((label & found).sum()), int((label | found).sum())
             if loss_of is not None:

@@ -52,6 +52,8 @@ def problems_of(study: Study) -> list[str]:
             bad.append(f"backbones.{name}: source `file` needs `file`")
         if not 0 <= backbone.overlap < 0.9 or backbone.scale <= 0 or min(backbone.tile, backbone.views, backbone.stride) < 0:
             bad.append(f"backbones.{name}: overlap must lie in [0, 0.9), scale above 0, tile, views and stride at or above 0")
+        if backbone.smooth_z_nm < 0:
+            bad.append(f"backbones.{name}.smooth_z_nm: found {backbone.smooth_z_nm}; expected nm, 0 for none")
         if backbone.tile == 0 and backbone.views > 0:
             bad.append(f"backbones.{name}: whole slices (tile: 0) turn their sides when augmented; set views to 0")
         bad += _check_alignment(study, name)

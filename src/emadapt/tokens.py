@@ -99,12 +99,15 @@ def token_key(backbone: Backbone, spec: BackboneSpec, volume: Volume, view: int,
 def _pixels_key(backbone: Backbone, spec: BackboneSpec, volume: Volume, view: int, cut: int | None) -> str:
     """The same without the labels: entries that share it hold the same tokens and images, row by row."""
     plan = _plan(spec, volume, view, backbone.arch.patch)
-    return digest(_ingredients(backbone, spec, volume, view, cut) | {"image": volume.manifest["image_md5"], "plan": plan})[:24]
+    return digest(
+        _ingredients(backbone, spec, volume, view, cut) | {"image": volume.manifest.get("image_md5", volume.md5), "plan": plan}
+    )[:24]
 
 
 def _ingredients(backbone: Backbone, spec: BackboneSpec, volume: Volume, view: int, cut: int | None) -> dict[str, Any]:
     settings = dataclasses.asdict(spec)
-    for key in ("source", "file", "views", "align", "reference"):  # hashes of weights and facts stand for all but the third
+    # Hashes of weights and facts stand for sources and alignment; views and smoothing change no entry.
+    for key in ("source", "file", "views", "align", "reference", "smooth_z_nm"):
         settings.pop(key)
     if view > 0:
         settings.pop("overlap")
