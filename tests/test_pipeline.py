@@ -167,6 +167,37 @@ def test_the_papers_protocol_in_small(tmp_path: Path, monkeypatch: pytest.Monkey
     assert card["settings"]["backbone"]["normalisation"] == "imagenet"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["collapse", "collapse_paper"])
+def test_the_crossing_of_pairing_and_joint_training_in_small(tmp_path: Path, monkeypatch, name: str) -> None:
+    """The shipped studies with tiny random backbones, one epoch and one seed; all else as it stands."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EMADAPT_TRACKING", "off")
+    monkeypatch.setattr("emadapt.models.unet2d.FEATURES", (8, 8, 16, 32, 64, 8))
+    params = yaml.safe_load((ROOT / f"studies/{name}.yaml").read_text())
+    paper = name == "collapse_paper"
+    params["study"] |= {"seeds": [0], "backbones": params["study"]["backbones"][:1]}
+    params["train"] = {"preset": "paper", "epochs": 1} if paper else {"epochs": 1, "steps_per_epoch": 2}
+    params["diagnose"] = {"blocks": 4, "tokens": 200, "permutations": 3, "replicates": 2, "slices": 4, "controls": False}
+    for regime in params["regimes"].values():
+        regime.pop("epochs", None)
+    for spec in params["backbones"].values():
+        spec |= {"arch": "tiny_dinov2_reg", "source": "random"} | ({"longest_edge": 84} if paper else {"tile": 56})
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    write_reference_layouts(tmp_path / "data", slices=12)
+    study = load_study()
+    emadapt("check")
+    summary = run_all(study)
+    check_summary(summary, study)
+    assert {(fit["test_set"], fit["seeds"]) for fit in summary["fits"]} == {("lucchi", 1), ("vnc", 1)}
+    assert 0 < summary["ceiling"]["lucchi_lex"] < 1, "slices 2 and 10 are not the same"
+    factors = {c["term"] for c in summary["contrasts"]}
+    assert factors == {"several datasets", "mispaired labels", "drawn by size"}
+    page = Path("reports/index.html").read_text()
+    assert "What each factor does" in page
+    assert page.count("linear model over") == 2 + 1  # a table a test dataset, and how to read them
+
+
 def write_reference_layouts(data: Path, slices: int) -> None:
     """Lucchi and VNC in their public layouts, small: Lucchi 72 x 96, VNC 80 x 80, as their real shapes relate."""
     from PIL import Image
