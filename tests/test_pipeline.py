@@ -185,12 +185,16 @@ def test_the_crossing_of_pairing_and_joint_training_in_small(tmp_path: Path, mon
         spec |= {"arch": "tiny_dinov2_reg", "source": "random"} | ({"longest_edge": 84} if paper else {"tile": 56})
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     write_reference_layouts(tmp_path / "data", slices=12)
+    from PIL import Image
+
+    empty = tmp_path / "data/lucchi/Test_Out/10.png"  # in lists sorted by name the label of slice 2
+    Image.fromarray(np.zeros((72, 96), np.uint8)).save(empty)
     study = load_study()
     emadapt("check")
     summary = run_all(study)
     check_summary(summary, study)
     assert {(fit["test_set"], fit["seeds"]) for fit in summary["fits"]} == {("lucchi", 1), ("vnc", 1)}
-    assert 0 < summary["ceiling"]["lucchi_lex"] < 1, "slices 2 and 10 are not the same"
+    assert 0 < summary["ceiling"]["lucchi_lex"] < 1
     factors = {c["term"] for c in summary["contrasts"]}
     assert factors == {"several datasets", "mispaired labels", "drawn by size"}
     page = Path("reports/index.html").read_text()

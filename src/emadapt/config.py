@@ -188,6 +188,8 @@ class TrainSpec:
     balanced: bool = True
     """Draw the datasets of a union equally often, whatever their size."""
     clip: float = 1.0
+    average: float = 0.0
+    """Validate and keep a running average of the trained weights, which keeps this share at each step, e.g. 0.99; 0: none."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Arithmetic of training; fp16, with a scaled loss, is for GPUs that are older than bf16 (compute capability below 8)."""
     cached: bool = True

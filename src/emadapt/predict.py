@@ -60,7 +60,7 @@ def predict_cached(segmenter: Segmenter, view: TokenView, z: int, native: tuple[
 
 
 def predict_slices(segmenter: Segmenter, volume: Volume, slices: list[int], view: TokenView | None = None,
-                   overlap: float | None = None) -> Iterator[tuple[int, Probability]]:  # fmt: skip
+                   overlap: float | None = None, *, smooth: bool = True) -> Iterator[tuple[int, Probability]]:  # fmt: skip
     """Slice number and probability for each of `slices` (rising), from the cache where a view is given, smoothed along z."""
     native, aligner = (volume.image.shape[1], volume.image.shape[2]), aligner_of(volume, segmenter.spec)
     if segmenter.domains and slices:
@@ -72,7 +72,7 @@ def predict_slices(segmenter: Segmenter, volume: Volume, slices: list[int], view
         return predict_slice(segmenter, np.asarray(volume.image[z]), overlap, aligner)
 
     found = ((z, probability(z)) for z in slices)
-    sigma = segmenter.spec.smooth_z_nm
+    sigma = segmenter.spec.smooth_z_nm if smooth else 0.0
     return smooth_z(found, sigma / float(volume.manifest["voxel_nm"][0])) if sigma else found
 
 

@@ -70,6 +70,8 @@ def problems_of(study: Study) -> list[str]:
             bad.append(f"regimes.{name}.k: found {regime.k}; expected a number of blocks from 1 on for lora_last_k, else nothing")
         bad += _check_start(study, name) + _check_align(study, name)
     train, split = study.train, study.split
+    if not 0 <= train.average < 1:
+        bad.append(f"train.average: found {train.average}; expected the share that is kept, in [0, 1)")
     if min(train.epochs, train.batch) < 1 or min(train.steps_per_epoch, train.patience, train.workers) < 0:
         bad.append("train: epochs and batch must be at least 1; steps_per_epoch, patience and workers at least 0")
     if min(train.head_lr, train.adapter_lr, train.clip) <= 0 or train.weight_decay < 0:
