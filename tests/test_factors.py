@@ -53,13 +53,13 @@ def test_planted_effects_come_back_and_leave_nothing_over(tmp_path: Path) -> Non
     own = study()
     found = factors(tmp_path, own, groups(own))
     by_test = {fit["test_set"]: {t["term"]: t for t in fit["terms"]} for fit in found["fits"]}
-    want = {"regime lora": 0.1, "several datasets": -0.02, "mispaired labels": -0.4,
-            "several datasets and mispaired labels": 0.05, "drawn by size": 0.03}  # fmt: skip
+    want = {"regime lora": 0.1, "several datasets": -0.02, "mispaired, lexicographic": -0.4,
+            "several datasets and mispaired, lexicographic": 0.05, "drawn by size": 0.03}  # fmt: skip
     assert {k: v["estimate"] for k, v in by_test["lucchi"].items()} == pytest.approx(want, abs=1e-5)
     assert all(t["ci95"] == pytest.approx([t["estimate"]] * 2, abs=1e-4) for t in by_test["lucchi"].values())
     # Vnc alone has no mispaired labels, so these cannot be told from both together: one term says what the two do.
-    assert by_test["vnc"]["mispaired labels"]["estimate"] == pytest.approx(-0.35, abs=1e-5)
-    assert "several datasets and mispaired labels" not in by_test["vnc"]
+    assert by_test["vnc"]["mispaired, lexicographic"]["estimate"] == pytest.approx(-0.35, abs=1e-5)
+    assert "several datasets and mispaired, lexicographic" not in by_test["vnc"]
     assert {fit["units"] for fit in found["fits"]} == {2 * 3 * 5, 2 * 3 * 4}, "few labels are left out"
     contrasts = {(c["train_set"], c["against"], c["test_set"], c["regime"]): c["difference"] for c in found["contrasts"]}
     assert contrasts["paired_lex", "paired", "lucchi", "lora"] == pytest.approx(-0.35, abs=1e-5)
@@ -71,7 +71,7 @@ def test_planted_effects_come_back_and_leave_nothing_over(tmp_path: Path) -> Non
     pooled = {(p["regime"], p["train_set"]): p["mean"] for p in found["pooled"]}
     assert pooled["frozen", "vnc"] == pytest.approx(0.71, abs=1e-5)
     assert found["ceiling"] == {"lex": None}, "nothing ingested here"
-    assert any("mispaired labels | -0.400" in line for line in factors_table(found))
+    assert any("mispaired, lexicographic | -0.400" in line for line in factors_table(found))
     factors_png(tmp_path / "a.png", found["fits"], found["contrasts"])
     with Image.open(tmp_path / "a.png") as picture:
         assert np.asarray(picture).std() > 0

@@ -28,8 +28,8 @@ class DatasetSpec:
     """Voxel size (z, y, x) in nm."""
     foreground: str | tuple[int, ...] = ">127"
     """Which label values are mitochondria: ">N" or a list of ids."""
-    pairing: Literal["number", "stem", "lexicographic"] = "number"
-    """How an image finds its label. `lexicographic` replicates a known mistake and is tagged wherever it is used."""
+    pairing: Literal["number", "stem", "lexicographic", "lexicographic_165"] = "number"
+    """How an image finds its label. The last two replicate a known mistake and are tagged wherever they are used."""
     path: str = ""
     """Folder of the raw data; empty: data/<name>."""
 

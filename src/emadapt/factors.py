@@ -1,7 +1,8 @@
 """What joint training, mispaired labels, the way to draw and the regime each do to the IoU, in a study that crosses them.
 
-A *mispaired* dataset is one with `pairing: lexicographic`; its twin has the same files, rightly paired. Where a study has both,
-its training sets differ by factors, and a linear model per test dataset reads the effect of each from all units at once.
+A *mispaired* dataset is one with `pairing: lexicographic` or `lexicographic_165`; its twin has the same files, rightly paired.
+Where a study has both, its training sets differ by factors, and a linear model per test dataset reads the effect of each from
+all units at once.
 """
 
 from __future__ import annotations
@@ -36,20 +37,21 @@ class Cell:
 
     datasets: frozenset[str]
     """Rightly paired, or the twins of those that are not."""
-    mispaired: bool
+    mispaired: str
+    """How, or nothing."""
     by_size: bool
 
     def columns(self) -> dict[str, float]:
-        """Its row of the design without regime and seed."""
-        several = len(self.datasets) > 1
-        return {"several datasets": several, "mispaired labels": self.mispaired,
-                "several datasets and mispaired labels": several and self.mispaired, "drawn by size": self.by_size}  # fmt: skip
+        """What is not 0 of its row of the design, without regime and seed."""
+        several, how = len(self.datasets) > 1, f"mispaired, {self.mispaired}"
+        row = {"several datasets": several, how: bool(self.mispaired), f"several datasets and {how}": several and self.mispaired}
+        return {name: 1.0 for name, there in (row | {"drawn by size": self.by_size}).items() if there}
 
 
 def twins_of(study: Study) -> dict[str, str]:
     """Mispaired dataset -> the one with the same files, rightly paired."""
     folder = {name: study.dataset_specs[name].path or f"data/{name}" for name in study.datasets}
-    wrong = [name for name in study.datasets if study.dataset_specs[name].pairing == "lexicographic"]
+    wrong = [name for name in study.datasets if study.dataset_specs[name].pairing.startswith("lexicographic")]
     pairs = ((name, other) for name in wrong for other in study.datasets if other not in wrong and folder[other] == folder[name])
     return dict(pairs)
 
@@ -61,7 +63,8 @@ def cells_of(study: Study) -> dict[str, Cell]:
         spec = study.train_set_specs[name]
         if not spec.few:
             by_size = len(spec.datasets) > 1 and (spec.draw == "proportional" or (not spec.draw and not study.train.balanced))
-            cells[name] = Cell(frozenset(twin.get(d, d) for d in spec.datasets), any(d in twin for d in spec.datasets), by_size)
+            how = " and ".join(sorted({study.dataset_specs[d].pairing for d in spec.datasets if d in twin}))
+            cells[name] = Cell(frozenset(twin.get(d, d) for d in spec.datasets), how, by_size)
     return cells
 
 
@@ -160,7 +163,8 @@ def _fit(study: Study, groups: Groups, cells: Mapping[str, Cell], backbone: str,
             iou.append(scores["iou"])
             seeds.append(run["seed"])
             draws.append(block_bootstrap(np.array(scores["counts"], np.int64), block)[:, 0])
-    names = [f"regime {name}" for name in study.regimes[1:]] + list(Cell(frozenset(), False, False).columns())
+    names = [f"regime {name}" for name in study.regimes[1:]]
+    names += sorted({name for row in rows for name in row if not name.startswith("regime")}, key=lambda name: (len(name), name))
     columns: dict[str, Floats] = {}
     for name in names:
         values = np.array([row.get(name, 0.0) for row in rows], float)
@@ -182,7 +186,7 @@ def _contrasts(study: Study, groups: Groups, cells: Mapping[str, Cell], tests: S
         differ = [name for name in ("datasets", "mispaired", "by_size") if getattr(a, name) != getattr(b, name)]
         if len(differ) != 1 or not _more(a, b, differ[0]):
             continue
-        term = {"datasets": "several datasets", "mispaired": "mispaired labels", "by_size": "drawn by size"}[differ[0]]
+        term = {"datasets": "several datasets", "mispaired": f"mispaired, {a.mispaired}", "by_size": "drawn by size"}[differ[0]]
         for backbone, regime in itertools.product(study.backbones, study.regimes):
             for test in (t for t in tests if t in a.datasets & b.datasets):
                 names = {"backbone": backbone, "regime": regime, "term": term, "train_set": one, "against": other}
@@ -195,7 +199,7 @@ def _more(a: Cell, b: Cell, factor: str) -> bool:
     """Whether `a` is the one of the two that has the factor."""
     if factor == "datasets":
         return len(b.datasets) == 1 and b.datasets < a.datasets
-    return bool(getattr(a, factor))
+    return bool(getattr(a, factor)) and not getattr(b, factor)
 
 
 def _pooled(runs: Sequence[Mapping[str, Any]], tests: Sequence[str]) -> dict[str, Any]:
