@@ -170,13 +170,13 @@ def test_the_papers_protocol_in_small(tmp_path: Path, monkeypatch: pytest.Monkey
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["collapse", "collapse_paper"])
 def test_the_crossing_of_pairing_and_joint_training_in_small(tmp_path: Path, monkeypatch, name: str) -> None:
-    """The shipped studies with tiny random backbones, one epoch and one seed; all else as it stands."""
+    """The shipped studies with a tiny random backbone, two regimes, one epoch and one seed; all else as it stands."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("EMADAPT_TRACKING", "off")
-    monkeypatch.setattr("emadapt.models.unet2d.FEATURES", (8, 8, 16, 32, 64, 8))
     params = yaml.safe_load((ROOT / f"studies/{name}.yaml").read_text())
     paper = name == "collapse_paper"
-    params["study"] |= {"seeds": [0], "backbones": params["study"]["backbones"][:1]}
+    two = params["study"]["regimes"][:2]  # others are crossed with other training sets elsewhere
+    params["study"] |= {"seeds": [0], "backbones": params["study"]["backbones"][:1], "regimes": two}
     params["train"] = {"preset": "paper", "epochs": 1} if paper else {"epochs": 1, "steps_per_epoch": 2}
     params["diagnose"] = {"blocks": 4, "tokens": 200, "permutations": 3, "replicates": 2, "slices": 4, "controls": False}
     for regime in params["regimes"].values():

@@ -17,6 +17,7 @@ from emadapt.data.ingest import INGESTED, Volume, open_volume
 from emadapt.device import device
 from emadapt.errors import InputError
 from emadapt.files import write_json
+from emadapt.model_card import model_card
 from emadapt.models import regimes
 from emadapt.models.segmenter import Segmenter, load_segmenter
 from emadapt.predict import predict_slices
@@ -35,7 +36,7 @@ Counts = npt.NDArray[np.int64]
 
 
 def evaluate_unit(study: Study, unit: Unit, out: Path = EVALUATED) -> Path:
-    """Score `unit` on every dataset of the study and write metrics.json and three overlays per dataset.
+    """Score `unit` on every dataset of the study and write metrics.json, model-card.md and three overlays per dataset.
 
     Raises:
         InputError: the unit was not trained, or a dataset not ingested.
@@ -70,6 +71,7 @@ def evaluate_unit(study: Study, unit: Unit, out: Path = EVALUATED) -> Path:
     }  # fmt: skip
     path = out / unit.name / "metrics.json"
     write_json(path, metrics)
+    (path.parent / "model-card.md").write_text(model_card(card, metrics))
     _track(study, unit, card, metrics, path)
     return path
 
@@ -88,6 +90,7 @@ def _track(study: Study, unit: Unit, card: dict[str, Any], metrics: dict[str, An
                 if (overlay := path.parent / f"overlay-{name}{which}.png").is_file():
                     tracker.log_artifact(overlay, "overlays")
         tracker.log_artifact(path)
+        tracker.log_artifact(path.parent / "model-card.md", "model")
 
 
 def _alike(volumes: list[Volume], *, apart: bool) -> list[list[Volume]]:
