@@ -128,7 +128,9 @@ class RegimeSpec:
     init_from: str = ""
     """Start from the adapter and head of another unit of the same backbone and seed: `REGIME-TRAIN_SET`, or `REGIME` for the same
     training set; or from those in a folder that `train` wrote, a path with a slash. A frozen unit's head starts any regime."""
-
+    interpolate: float = -1.0
+    """Do not train: take the weights this share of the way, in [0, 1], from the frozen unit that the unit of `init_from` itself
+    started from to that unit (see `emadapt.models.interpolate`); below 0: train."""
     align: Literal["", "coral", "adversarial", "norm"] = ""
     """Bring the datasets of a training set together (see `emadapt.joint`): covariances of features alike, features that do not
     tell the dataset, or normalisation layers of its own for each."""
@@ -139,6 +141,11 @@ class RegimeSpec:
     def penalised(self) -> bool:
         """Whether a penalty compares datasets, for which no labels are needed."""
         return self.align in ("coral", "adversarial")
+
+    @property
+    def interpolated(self) -> bool:
+        """Whether its units lie between two others, and are not trained."""
+        return self.interpolate >= 0
 
     @property
     def pretrained_tokens(self) -> bool:

@@ -64,6 +64,7 @@ class Inputs:
         labelled: how much of the training set counts as labelled, see `train.Labelled`.
         start: sha256 of the weights that `init_from` gave; empty without it.
         unlabelled: volumes that the data has without their labels.
+        taken: the training of the unit whose weights were interpolated; None where there is one to be done.
     """
 
     segmenter: Segmenter
@@ -73,6 +74,7 @@ class Inputs:
     labelled: dict[str, tuple[int, int]] = field(default_factory=dict)
     start: str = ""
     unlabelled: list[Volume] = field(default_factory=list)
+    taken: Progress | None = None
 
 
 def fit(inputs: Inputs, train: TrainSpec, unit: Unit, scratch: Path,

@@ -64,7 +64,7 @@ def problems_of(study: Study) -> list[str]:
             bad.append(f"regimes.{name}.layer_decay: found {regime.layer_decay}; expected a factor above 0, at most 1")
         if (regime.kind == "lora_last_k") != (regime.k > 0):
             bad.append(f"regimes.{name}.k: found {regime.k}; expected a number of blocks from 1 on for lora_last_k, else nothing")
-        bad += _check_start(study, name) + _check_align(study, name)
+        bad += _check_start(study, name) + _check_interpolation(study, name) + _check_align(study, name)
     train, split = study.train, study.split
     if min(train.epochs, train.batch) < 1 or min(train.steps_per_epoch, train.patience, train.workers) < 0:
         bad.append("train: epochs and batch must be at least 1; steps_per_epoch, patience and workers at least 0")
@@ -157,4 +157,28 @@ def _check_start(study: Study, name: str) -> list[str]:
     if not source.pretrained_tokens and (source.kind, source.rank, source.alpha, source.k) != (
         regime.kind, regime.rank, regime.alpha, regime.k):  # fmt: skip
         return [f"{where}, whose adapter is another (kind, rank, alpha, k); expected the same, or a frozen regime"]
+    return []
+
+
+def _check_interpolation(study: Study, name: str) -> list[str]:
+    """Problems of a regime's `interpolate`: a share, between a frozen unit and one that started from it, and no training."""
+    regime, where = study.regime_specs[name], f"regimes.{name}.interpolate: found {study.regime_specs[name].interpolate:g}"
+    if regime.interpolate == -1:
+        return []
+    if not 0 <= regime.interpolate <= 1:
+        return [f"{where}; expected a share from 0 (the frozen unit) to 1 (the one in `init_from`)"]
+    if not (regime.low_rank or regime.kind in ("bitfit", "full")):
+        return [f"{where}; nothing of the backbone is adapted under kind {regime.kind}, leave this out"]
+    source = study.regime_specs.get(regime.init_from)
+    if source is None:
+        return [f"{where} with init_from {regime.init_from!r}; expected the name of a regime in `init_from`, which stands for "
+                "its unit of the same training set"]  # fmt: skip
+    first = study.regime_specs.get(source.init_from.partition("-")[0])
+    if first is None or not first.pretrained_tokens:
+        begins = source.init_from or "pretrained weights alone"
+        return [f"{where} with init_from {regime.init_from!r}, which starts from {begins}; expected one that starts from a "
+                "frozen regime with the same head (linear probing, then fine-tuning)"]  # fmt: skip
+    unused = {"epochs": 0, "head_lr": 0.0, "adapter_lr": 0.0, "weight_decay": -1.0, "align": ""}
+    if given := [key for key, empty in unused.items() if getattr(regime, key) != empty]:
+        return [f"{where} and {', '.join(given)}; interpolated weights are not trained, leave the other out"]
     return []
