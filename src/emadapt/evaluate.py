@@ -58,7 +58,9 @@ def evaluate_unit(study: Study, unit: Unit, out: Path = EVALUATED) -> Path:
         results[name] = score_volume(segmenter, volume, view, out / unit.name, f"{unit.name} on {name}")
         regimes.unmerge(segmenter.backbone)
         if segmenter.domains:
-            results[name]["normalised_as"] = segmenter.domain
+            results[name]["routed_to" if regime.align == "routed" else "normalised_as"] = segmenter.domain
+        if segmenter.distances:
+            results[name]["distances"] = {known: round(away, 6) for known, away in segmenter.distances.items()}
         low, high = results[name]["iou_ci95"]
         iou, n = results[name]["iou"], results[name]["n"]
         print(f"evaluate {unit.name} on {name}: IoU {iou:.4f} [{low:.4f}, {high:.4f}], n = {n} slices")
@@ -84,6 +86,8 @@ def _track(study: Study, unit: Unit, card: dict[str, Any], metrics: dict[str, An
             volume = open_volume(name)
             tracker.log_dataset(name, volume.md5, str(INGESTED / name), "test")
             tracker.log_metrics({f"test/{k}.{name}": scores[k] for k in ("iou", "dice", "boundary_iou")}, step=0)
+            if "routed_to" in scores:
+                tracker.set_tags({f"routed_to.{name}": scores["routed_to"]})
             for which in ("", "-best", "-worst"):
                 if (overlay := path.parent / f"overlay-{name}{which}.png").is_file():
                     tracker.log_artifact(overlay, "overlays")

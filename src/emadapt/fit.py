@@ -118,7 +118,7 @@ def fit(inputs: Inputs, train: TrainSpec, unit: Unit, scratch: Path,
             for whole, draws, batch in zip(plan, own, load_epoch(data, own, train.workers), strict=True):
                 groups = with_absent(data, whole, batch) if shared_norm else batch
                 done = schedule.last_epoch / (train.epochs * steps)
-                losses.append(_step(joint.backward(groups, draws, len(whole), done), optimiser, scaler, train))
+                losses.append(_step(joint.backward(groups, draws, len(whole), done), joint, optimiser, scaler, train))
                 schedule.step()
                 bar.update(task, advance=1, words=f"loss {losses[-1]:.3f}, val IoU {max(progress.best, 0):.3f}")
             if not math.isfinite(sum(losses)):
@@ -141,12 +141,14 @@ def fit(inputs: Inputs, train: TrainSpec, unit: Unit, scratch: Path,
     return progress
 
 
-def _step(loss: float, optimiser: torch.optim.Optimizer, scaler: torch.amp.GradScaler, train: TrainSpec) -> float:
+def _step(loss: float, joint: Plain, optimiser: torch.optim.Optimizer, scaler: torch.amp.GradScaler,
+          train: TrainSpec) -> float:  # fmt: skip
     """One optimiser step with the gradients that are there; `loss`: of this process's part of the batch, returned for all."""
     parameters = [p for g in optimiser.param_groups for p in g["params"]]
     total = parallel.add_up(parameters, loss)
     scaler.unscale_(optimiser)
-    torch.nn.utils.clip_grad_norm_(parameters, train.clip)
+    for some in joint.clipped(parameters):
+        torch.nn.utils.clip_grad_norm_(some, train.clip)
     scaler.step(optimiser)
     scaler.update()
     optimiser.zero_grad(set_to_none=True)

@@ -111,8 +111,10 @@ def _check_align(study: Study, name: str) -> list[str]:
     regime, where = study.regime_specs[name], f"regimes.{name}.align: found {study.regime_specs[name].align!r}"
     if not regime.align:
         return []
-    if regime.kind in ("ridge", "knn") or (regime.align == "norm" and regime.init != "random"):
+    if regime.kind in ("ridge", "knn") or (regime.per_dataset and regime.init != "random"):
         return [f"{where}; kind {regime.kind} with init {regime.init} is not trained that way, leave this out"]
+    if regime.align == "routed" and not (regime.low_rank or regime.kind == "frozen"):
+        return [f"{where} with kind {regime.kind}; expected frozen, or a low-rank kind, whose adapters can stand side by side"]
     bad = []
     if regime.align_weight <= 0:
         bad.append(f"regimes.{name}.align_weight: found {regime.align_weight}; expected a number above 0")
@@ -138,8 +140,9 @@ def _check_start(study: Study, name: str) -> list[str]:
     regime, where = study.regime_specs[name], f"regimes.{name}.init_from: found {study.regime_specs[name].init_from!r}"
     if not regime.init_from:
         return []
-    if "norm" in (regime.align, getattr(study.regime_specs.get(regime.init_from.partition("-")[0]), "align", "")):
-        return [f"{where}; norm layers of one dataset (align: norm) are not those of another training set, leave this out"]
+    begins = study.regime_specs.get(regime.init_from.partition("-")[0])
+    if regime.per_dataset or (begins and begins.per_dataset):
+        return [f"{where}; what belongs to a dataset (align: norm, routed) does not to another training set's, leave this out"]
     if regime.kind in ("ridge", "knn") or regime.init != "random":
         return [f"{where}; a regime of kind {regime.kind} with init {regime.init} takes its weights from elsewhere"]
     if "/" in regime.init_from:
