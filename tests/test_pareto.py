@@ -107,6 +107,9 @@ def test_a_dataset_whose_labels_or_images_a_unit_has_seen_is_not_unseen() -> Non
     onto = {"lucchi": TrainSetSpec(("lucchi",), unlabelled=("vnc",)), "paired": SPECS["paired"], "vnc": SPECS["vnc"]}
     study = dataclasses.replace(a_study((0, 1, 2), REGIMES), train_set_specs=onto)
     assert [t["a"] for t in trade_offs(study, entries(study))] == ["vnc"]
+    wrong = dataclasses.replace(study.dataset_specs["lucchi"], pairing="lexicographic")  # the same images
+    study = dataclasses.replace(a_study((0, 1, 2), REGIMES), dataset_specs=study.dataset_specs | {"lucchi": wrong})
+    assert trade_offs(study, entries(study)) == []
     few = dataclasses.replace(few_study(), train_sets=("lucchi_1", "vnc_4"))
     assert trade_offs(few, entries(few)) == []
 

@@ -41,11 +41,13 @@ def trade_offs(study: Study, entries: Sequence[Entry]) -> list[dict[str, Any]]:
     """
     found = {(e["backbone"], e["regime"], e["train_set"], e["test_set"]): e for e in entries}
     specs, single = study.train_set_specs, dict[str, str]()
+    paired_rightly = [name for name in study.datasets if not study.dataset_specs[name].pairing.startswith("lexicographic")]
     for name in study.train_sets:
         if len(specs[name].datasets) == 1 and not specs[name].few and not specs[name].unlabelled:
             single.setdefault(specs[name].datasets[0], name)
     trades = []
-    for backbone, (a, train_set), b in itertools.product(study.backbones, single.items(), study.datasets):
+    for backbone, a, b in itertools.product(study.backbones, (d for d in single if d in paired_rightly), paired_rightly):
+        train_set = single[a]
         regimes = [r for r in study.regimes if b not in seen_elsewhere(study, Unit(backbone, r, train_set, study.seeds[0]))]
         if a == b or len(regimes) < FEWEST:
             continue
