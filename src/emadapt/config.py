@@ -132,10 +132,12 @@ class RegimeSpec:
     init_from: str = ""
     """Start from the adapter and head of another unit of the same backbone and seed: `REGIME-TRAIN_SET`, or `REGIME` for the same
     training set; or from those in a folder that `train` wrote, a path with a slash. A frozen unit's head starts any regime."""
-
-    align: Literal["", "coral", "adversarial", "norm"] = ""
+    interpolate: float = -1.0
+    """Do not train: take the weights this share of the way, in [0, 1], from the frozen unit that the unit of `init_from` itself
+    started from to that unit (see `emadapt.models.interpolate`); below 0: train."""
+    align: Literal["", "coral", "adversarial", "norm", "routed"] = ""
     """Bring the datasets of a training set together (see `emadapt.joint`): covariances of features alike, features that do not
-    tell the dataset, or normalisation layers of its own for each."""
+    tell the dataset, normalisation layers of its own for each, or an adapter and a head of its own for each and a router."""
     align_weight: float = 0.1
     """Of the penalty of `coral`; of the reversed gradient of `adversarial`, at the end of its ramp."""
 
@@ -143,6 +145,16 @@ class RegimeSpec:
     def penalised(self) -> bool:
         """Whether a penalty compares datasets, for which no labels are needed."""
         return self.align in ("coral", "adversarial")
+
+    @property
+    def per_dataset(self) -> bool:
+        """Whether a part of the model belongs to each dataset of a training set, so that one must be chosen to predict."""
+        return self.align in ("norm", "routed")
+
+    @property
+    def interpolated(self) -> bool:
+        """Whether its units lie between two others, and are not trained."""
+        return self.interpolate >= 0
 
     @property
     def pretrained_tokens(self) -> bool:

@@ -57,7 +57,7 @@ def evaluate_unit(study: Study, unit: Unit, out: Path = EVALUATED) -> Path:
         view = token_views(segmenter.backbone, segmenter.spec, volumes[0], range(1), cut=segmenter.cut)[0] if cached else None
         regimes.merge(segmenter.backbone)
         for volume, scores in zip(volumes, score_volumes(segmenter, volumes, view, out / unit.name, unit.name), strict=True):
-            found[volume.name] = scores | ({"normalised_as": segmenter.domain} if segmenter.domains else {})
+            found[volume.name] = scores | _taken_for(segmenter)
         regimes.unmerge(segmenter.backbone)
     results = {name: found[name] for name in study.datasets}
     for name, scores in results.items():
@@ -76,6 +76,15 @@ def evaluate_unit(study: Study, unit: Unit, out: Path = EVALUATED) -> Path:
     return path
 
 
+def _taken_for(segmenter: Segmenter) -> dict[str, Any]:
+    """Which training dataset the volume that was scored last was taken for, where parts of the model belong to datasets."""
+    if not segmenter.domains:
+        return {}
+    taken: dict[str, Any] = {"routed_to" if segmenter.regime.align == "routed" else "normalised_as": segmenter.domain}
+    away = {name: round(distance, 6) for name, distance in segmenter.distances.items()}
+    return taken | ({"distances": away} if away else {})
+
+
 def _track(study: Study, unit: Unit, card: dict[str, Any], metrics: dict[str, Any], path: Path) -> None:
     """Add the test metrics to the run that trained the model; where there is none (a restored model) make one that says so."""
     tags = {**unit_tags(study, unit, "evaluate"), "model.md5": metrics["model_md5"], "weights.source": card["weights"]["source"],
@@ -86,6 +95,8 @@ def _track(study: Study, unit: Unit, card: dict[str, Any], metrics: dict[str, An
             volume = open_volume(name)
             tracker.log_dataset(name, volume.md5, str(INGESTED / name), "test")
             tracker.log_metrics({f"test/{k}.{name}": scores[k] for k in ("iou", "dice", "boundary_iou")}, step=0)
+            if "routed_to" in scores:
+                tracker.set_tags({f"routed_to.{name}": scores["routed_to"]})
             for which in ("", "-best", "-worst"):
                 if (overlay := path.parent / f"overlay-{name}{which}.png").is_file():
                     tracker.log_artifact(overlay, "overlays")
