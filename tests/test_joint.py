@@ -170,7 +170,8 @@ def test_stopped_and_run_again_gives_the_same_bytes(tmp_path: Path, monkeypatch:
     own = params()
     own["train"]["epochs"] = 2
     if regime != "dann":
-        own["regimes"][regime] = {"norm": {"kind": "frozen"}, "routed": LORA}[regime] | {"align": regime, "head": "linear"}
+        kind = LORA if regime == "routed" else {"kind": "frozen"}
+        own["regimes"][regime] = {**kind, "align": regime, "head": "linear"}
         own["study"] |= {"regimes": [regime], "train_sets": ["paired"]}
     study = make_study(tmp_path, own)
     undisturbed = trained(study, regime, "paired")

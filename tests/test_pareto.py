@@ -153,8 +153,13 @@ def test_the_figure_names_every_regime_beside_its_own_point(tmp_path: Path, monk
                 point[name] = {"mean": mean, "ci95": [mean - width, mean + width]}
         on = front([(p["in_domain"]["mean"], p["unseen"]["mean"]) for p in trade["points"]])
         trade["points"] = [p | {"front": f} for p, f in zip(trade["points"], on, strict=True)]
-    name = pareto._name
-    monkeypatch.setattr(pareto, "_name", lambda axes, points: drawn.append((axes, points)) or name(axes, points))
+    write = pareto._name
+
+    def spied(axes: Any, points: Any) -> None:
+        drawn.append((axes, points))
+        write(axes, points)
+
+    monkeypatch.setattr(pareto, "_name", spied)
     pareto_png(tmp_path / "pareto.png", [*trades, trades[0]])  # three panels of four
     assert len(drawn) == 3
     for axes, points in drawn:

@@ -51,9 +51,7 @@ def _data(card: Mapping[str, Any], trained_on: Sequence[str]) -> list[str]:
 
 
 def _terms(trained_on: Sequence[str]) -> list[str]:
-    unsettled = (
-        "emadapt is Apache-2.0. What terms of training data mean for an adapter is not settled; to be safe,"
-    )
+    unsettled = "emadapt is Apache-2.0. What terms of training data mean for an adapter is not settled; to be safe,"
     lines = ["## Terms", "", f"{unsettled} take them to hold for the adapter too:", ""]
     for name in trained_on:
         licence = SOURCES[name].licence if name in SOURCES else "not known here"

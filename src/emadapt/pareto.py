@@ -183,9 +183,11 @@ def pareto_png(path: Path, trades: Sequence[Mapping[str, Any]]) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     for axes in panels:
         axes.set_axis_off()
+    looks: tuple[tuple[str, str, Literal["-", "", ":"], str], ...] = (
+        (BLUE, "o", "-", "Pareto front"), (ORANGE, "o", "", "dominated"), (GREEN, "D", ":", "frozen"),
+    )  # fmt: skip
     handles = [Line2D([], [], color=colour, marker=marker, linestyle=line, markeredgecolor="white", label=label)
-               for colour, marker, line, label in ((BLUE, "o", "-", "Pareto front"), (ORANGE, "o", "", "dominated"),
-                                                   (GREEN, "D", ":", "frozen"))]  # fmt: skip
+               for colour, marker, line, label in looks]  # fmt: skip
     handles.append(Line2D([], [], color="0.8", label="95 % interval"))
     figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=9, frameon=False)
     figure.draw_without_rendering()  # places the panels, so that the names' sizes are known
