@@ -43,7 +43,10 @@ def test_rows_are_resized_as_pillow_resizes_a_slice(n_in: int, n_out: int, data:
     rng = np.random.default_rng(n_in * 61 + n_out)
     y0 = data.draw(st.integers(0, n_out - 1))
     y1 = data.draw(st.integers(y0 + 1, n_out))
-    for dtype, how, resized in ((np.uint8, Image.Resampling.BICUBIC, grey_rows), (np.float32, Image.Resampling.BILINEAR, real_rows)):
+    for dtype, how, resized in (
+        (np.uint8, Image.Resampling.BICUBIC, grey_rows),
+        (np.float32, Image.Resampling.BILINEAR, real_rows),
+    ):
         image = rng.integers(0, 256, (n_in, 5)).astype(dtype) if dtype == np.uint8 else rng.random((n_in, 5), np.float32)
         whole = np.asarray(Image.fromarray(image).resize((5, n_out), how))
         t = taps(n_in, n_out, how)
@@ -91,13 +94,15 @@ def test_flips_are_a_mean_over_mirrored_slices() -> None:
     """The grid of tiles is its own mirror image, so the mirrored slice gives the mirrored tiles."""
     segmenter, geo, _ = make()
     flipped = np.concatenate(list(predict_rows(segmenter, lambda a, b: IMAGE[a:b], geo, 0, 150, flips=True)))
-    views = [np.flip(predict_slice(segmenter, np.ascontiguousarray(np.flip(IMAGE, axes))), axes) for axes in ((), (0,), (1,), (0, 1))]
+    views = [
+        np.flip(predict_slice(segmenter, np.ascontiguousarray(np.flip(IMAGE, axes))), axes) for axes in ((), (0,), (1,), (0, 1))
+    ]
     np.testing.assert_allclose(flipped, np.mean(views, 0), atol=1e-5)
     assert np.abs(flipped - views[0]).max() > 1e-3
 
 
 def test_where_the_grid_begins_matters_little() -> None:
-    """A segmenter of a smooth answer: shifting the grid of tiles by any number of pixels changes little, and there are no seams."""
+    """A model that sees less well towards the borders of a tile: where the grid begins changes little, and there are no seams."""
     segmenter, _, _ = make(overlap=0.5)
     image = np.random.default_rng(1).integers(0, 256, (180, 180), dtype=np.uint8)
 

@@ -103,7 +103,7 @@ def predict_rows(segmenter: Segmenter, read: Read, geo: Geometry, y0: int, y1: i
     back = taps(geo.resized[0], geo.native[0], Image.Resampling.BILINEAR) if geo.resized[0] != geo.native[0] else None
     a, b = (int(back.first[y0]), int(back.stop[y1 - 1])) if back else (y0, y1)
     merged = ((start, _resized(rows, geo.native[1], Image.Resampling.BILINEAR))
-              for start, rows in _merged(segmenter, _Input(read, geo), geo, a, b, flips))  # fmt: skip
+              for start, rows in _merged(segmenter, Input(read, geo), geo, a, b, flips))  # fmt: skip
     if back is None:
         yield from (rows for _, rows in merged)
         return
@@ -118,7 +118,7 @@ def predict_rows(segmenter: Segmenter, read: Read, geo: Geometry, y0: int, y1: i
                 held, start = held[back.first[y0] - start :], int(back.first[y0])
 
 
-def _merged(segmenter: Segmenter, image: _Input, geo: Geometry, a: int, b: int, flips: bool) -> Iterator[tuple[int, Probability]]:
+def _merged(segmenter: Segmenter, image: Input, geo: Geometry, a: int, b: int, flips: bool) -> Iterator[tuple[int, Probability]]:
     """Blended rows of the resized slice from row `a` to `b`, each with the number of its first row."""
     (h, w), corners, hann = geo.tile, geo.corners(), window(geo.tile)
     batches = [corners[i : i + BATCH_TILES] for i in range(0, len(corners), BATCH_TILES)]
@@ -149,7 +149,7 @@ def _flipped(segmenter: Segmenter, batch: torch.Tensor, size: tuple[int, int]) -
     return np.asarray(sum(seen[1:], seen[0]) / np.float32(len(seen)))
 
 
-class _Input:
+class Input:
     """Rows of a slice as the backbone sees them: resized bicubically and padded by reflection, as `to_input` does."""
 
     def __init__(self, read: Read, geo: Geometry) -> None:
