@@ -254,12 +254,12 @@ class Runner:
         """The block's rows as they are done: number of the slice, number of the first row, (n, X) in [0, 1]."""
         for z in range(block.z0, block.z1):
             y = block.y0
-            read = self._reader(z, None if loaded is None else loaded[z - block.z0])
+            read = self.reader(z, None if loaded is None else loaded[z - block.z0])
             for rows in predict_rows(self.model.segmenter, read, self.geo, block.y0, block.y1, self.job.flips):
                 yield z, y, rows
                 y += len(rows)
 
-    def _reader(self, z: int, image: Array | None) -> Read:
+    def reader(self, z: int, image: Array | None) -> Read:
         """Rows of slice z, aligned."""
         if image is None:
             return functools.partial(grey_rows_of, self.source, self.job.window, self.geo, z)

@@ -27,7 +27,7 @@ from emadapt.segment.rows import predict_rows
 FIELDS = 3
 SIDE = 2
 """Tiles above and beside each other in a field, at most."""
-LABEL = 5
+LABEL = 10
 """Slices to label that the page speaks of first."""
 
 
