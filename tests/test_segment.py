@@ -239,6 +239,16 @@ def test_another_order_does_not_go_on_with_what_is_there(order: Order, monkeypat
     assert (tifffile.imread(order.output) > 0).any()
 
 
+def test_what_was_made_for_another_order_is_not_published(order: Order, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "publish", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            segment_volume(order)
+    assert "another threshold" in refused(dataclasses.replace(order, threshold=0.9999))
+    segment_volume(dataclasses.replace(order, threshold=0.9999, overwrite=True))
+    assert not tifffile.imread(order.output).any()
+
+
 def test_a_damaged_part_stops_the_run_and_what_is_done_is_kept(order: Order, tmp_path: Path) -> None:
     path = tmp_path / "in.zarr"
     zarr.create_array(path, data=IMAGE, chunks=(2, 100, 80), zarr_format=2)

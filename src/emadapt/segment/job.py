@@ -129,7 +129,8 @@ class Job:
 
 def from_json(value: dict[str, Any]) -> Job:
     """What `to_json` gave."""
-    return Job(**{k: tuple(v) if isinstance(v, list) and k != "stamp" else v for k, v in value.items()})
+    settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) and k != "stamp" else v for k, v in value.items()}
+    return Job(**settings)
 
 
 def prepare(order: Order) -> Job:

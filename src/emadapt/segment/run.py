@@ -42,14 +42,12 @@ def segment_volume(order: Order) -> Path:
     try:
         with held(folder):
             started = time.perf_counter()
-            finished = _made(folder) if (folder / "made.json").is_file() else None
-            if finished is None:
-                partial = _begun(order, folder)
+            partial = _begun(order, folder)
+            if not (folder / "made.json").is_file():
                 with _workers(order.dask) as each:
                     seconds = _run(partial, order, each)
                 _say(partial, order, seconds, time.perf_counter() - started)
-                finished = _made(folder)
-            publish(finished, folder / "aside")
+            publish(_made(folder), folder / "aside")
         shutil.rmtree(folder)
     except OSError as error:
         raise _explained(error, folder) from error

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from rich.progress import track
 
 from emadapt.errors import InputError
 from emadapt.segment.job import CHUNK, Job
@@ -99,13 +100,13 @@ def write_tiff(path: Path, array: Any, job: Job, kind: str) -> None:
 def _slices(array: Any) -> Iterator[Array]:
     """(Y, X) slices; those of a chunk are read together."""
     depth = array.chunks[0]
-    for z in range(0, array.shape[0], depth):
+    for z in track(range(0, array.shape[0], depth), description="segment: writing"):
         yield from np.asarray(array[z : z + depth])
 
 
 def _tiles(array: Any) -> Iterator[Array]:
     """Tiles of CHUNK x CHUNK, slice by slice."""
-    for z in range(array.shape[0]):
+    for z in track(range(array.shape[0]), description="segment: writing"):
         for y in range(0, array.shape[1], CHUNK):
             rows = np.asarray(array[z, y : y + CHUNK])
             yield from (np.ascontiguousarray(rows[:, x : x + CHUNK]) for x in range(0, array.shape[2], CHUNK))
@@ -142,7 +143,7 @@ def scale_factors(shape: tuple[int, int, int], voxel_nm: Voxel) -> list[list[int
 def _shrink(finer: Any, coarse: Any, step: list[int], mean: bool) -> None:
     """Fill an array from a finer one, a row of chunks at a time: means, or of labels the first voxel of each cell."""
     depth, rows, _ = coarse.chunks
-    for z in range(0, coarse.shape[0], depth):
+    for z in track(range(0, coarse.shape[0], depth), description=f"segment: scale {coarse.basename}"):
         for y in range(0, coarse.shape[1], rows):
             part = np.asarray(finer[z * step[0] : (z + depth) * step[0], y * step[1] : (y + rows) * step[1]])
             small = _means(part, step) if mean else part[tuple(slice(None, None, s) for s in step)]

@@ -98,17 +98,17 @@ def _source(name: str, path: Path, array: Any, axes: list[str] | None, voxel: Vo
     if not hasattr(array, "chunks"):
         raise InputError(name, found="a group", expected="an array", do="Check the path.")
     kept = spatial(array.shape, axes, name)
-    shape = (1, 1, *(int(array.shape[i]) for i in kept))[-3:]
+    z, y, x = (1, 1, *(int(array.shape[i]) for i in kept))[-3:]
     chunk = getattr(array, "shards", None) or array.chunks
     depth = int(chunk[kept[0]]) if len(kept) == 3 else 1
     marks = [p for p in (Path(array.store.root, array.path, m) for m in ("zarr.json", ".zarray")) if p.is_file()]
 
     def cut(z0: int, z1: int, y0: int, y1: int) -> Array:
         if any("Blosc" in type(codec).__name__ for codec in array.compressors) and not getattr(array, "shards", None):
-            _check_blosc(array, dict(zip(kept[-3:], [(z0, z1), (y0, y1), (0, shape[2])][-len(kept) :], strict=True)))
+            _check_blosc(array, dict(zip(kept[-3:], [(z0, z1), (y0, y1), (0, x)][-len(kept) :], strict=True)))
         return region(array, kept, z0, z1, y0, y1)
 
-    return Source(name, shape, np.dtype(array.dtype), voxel, depth, cut, stamp(*marks))
+    return Source(name, (z, y, x), np.dtype(array.dtype), voxel, depth, cut, stamp(*marks))
 
 
 def _check_blosc(array: Any, parts: dict[int, tuple[int, int]]) -> None:
