@@ -57,7 +57,7 @@ def workers(where: str) -> Iterator[Callable[[str, str, list[int]], Iterable[int
 
 def _finished(client: Any, folder: str, phase: str, numbers: list[int]) -> Iterator[int]:
     """Numbers of blocks as their tasks end; the first error of one ends all."""
-    from dask.distributed import as_completed
+    from dask.distributed import KilledWorker, as_completed
 
     run, waiting = uuid.uuid4().hex[:8], iter(numbers)
 
@@ -66,7 +66,11 @@ def _finished(client: Any, folder: str, phase: str, numbers: list[int]) -> Itera
 
     tasks = as_completed([submit(n) for n in itertools.islice(waiting, AHEAD)])
     for task in tasks:
-        number = task.result()
+        try:
+            number = task.result()
+        except KilledWorker as error:
+            raise InputError(f"workers at block {task.key}", found=f"several that died ({error})", expected="workers that live",
+                             do="See their logs; out of memory? Repeat the command to go on.") from error  # fmt: skip
         if isinstance(number, InputError):
             raise number
         for n in itertools.islice(waiting, 1):

@@ -24,6 +24,7 @@ Each = Callable[[str, str, list[int]], Iterable[int]]
 """(Folder, phase, numbers of blocks) -> these numbers, as blocks are finished."""
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
+REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def segment_volume(order: Order) -> Path:
@@ -50,6 +51,8 @@ def segment_volume(order: Order) -> Path:
             publish(_made(folder), folder / "aside")
         shutil.rmtree(folder)
     except OSError as error:
+        if error.errno not in (*FULL, *REFUSED):
+            raise
         raise _explained(error, folder) from error
     return output
 
@@ -154,6 +157,6 @@ def _say(partial: Partial, order: Order, seconds: float, whole: float) -> None:
 def _explained(error: OSError, folder: Path) -> InputError:
     """An error of the disk in words that help."""
     done = len(list((folder / "done").glob("mask-*.json"))) if folder.is_dir() else 0
-    reason = "a full disk" if error.errno in FULL else f"{error.strerror or error} ({error.filename or folder})"
+    reason = "a full disk" if error.errno in FULL else f"no permission to write ({error.filename or error})"
     return InputError(folder, found=reason, expected="room and permission to write",
-                      do=f"Make some and repeat the command: it goes on after the {done} blocks that are done.")  # fmt: skip
+                      do=f"See to it and repeat the command: it goes on after the {done} blocks that are done.")  # fmt: skip
