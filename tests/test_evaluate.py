@@ -8,11 +8,12 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn.metrics import f1_score, jaccard_score
 
+from emadapt import evaluate
 from emadapt.config import Unit, load_study
 from emadapt.errors import InputError
 from emadapt.evaluate import block_bootstrap, boundary_band, evaluate_unit, overlap_counts, pooled, summarise
 from emadapt.models.segmenter import load_segmenter
-from emadapt.predict import predict_slice
+from emadapt.predict import predict_slice, predict_slices
 from emadapt.train import train_unit
 from tiny import make_study, settings
 
@@ -54,6 +55,35 @@ def test_a_perfect_prediction_has_no_spread_and_the_block_follows_the_voxel() ->
     assert thin["iou"] == 1.0
     assert thin["iou_ci95"] == [1.0, 1.0]
     assert (thin["block_slices"], thick["block_slices"]) == (8, 2)
+
+
+def test_datasets_that_differ_in_their_labels_alone_are_predicted_once_and_scored_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EMADAPT_TRACKING", "off")
+    params = settings(steps_per_epoch=15, head_lr=3e-3)
+    params["study"] |= {"datasets": ["a", "b", "c"]}
+    params["datasets"]["c"] = params["datasets"]["a"] | {"path": "data/a", "foreground": [0]}  # what is not foreground in a
+    study = make_study(tmp_path, params)
+    unit = Unit("t", "lora", "a", 0)
+    train_unit(study, unit)
+    asked: list[str] = []
+
+    def spied(segmenter, volume, slices, view):
+        asked.append(volume.name)
+        return predict_slices(segmenter, volume, slices, view)
+
+    monkeypatch.setattr(evaluate, "predict_slices", spied)
+    test = json.loads(evaluate_unit(study, unit).read_text())["test"]
+    assert asked == ["a", "b"]
+    assert list(test) == ["a", "b", "c"]
+    pixels = 90 * 100
+    for a, c in zip(test["a"]["counts"], test["c"]["counts"], strict=True):
+        assert a[1] == c[1], "the same prediction"
+        assert (a[0] + c[0], a[2] + c[2]) == (a[1], pixels)
+    assert test["a"]["iou"] > test["c"]["iou"]
+    assert (tmp_path / "build/evaluate" / unit.name / "overlay-c-worst.png").is_file()
 
 
 def test_metrics_of_a_unit_are_those_of_its_predictions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

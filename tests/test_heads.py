@@ -126,7 +126,7 @@ def test_unet_sees_single_pixels_where_tokens_cannot(monkeypatch: pytest.MonkeyP
     other = image.clone()
     other[..., 20, 30] += 0.3
     assert needs_image("unet")
-    assert [name for name in HEADS if not needs_image(name)] == ["linear", "deconv", "pyramid"]
+    assert [name for name in HEADS if not needs_image(name)] == ["linear", "deconv", "pyramid", "pyramid_bn"]
     # The statistics of a whole image carry a pixel everywhere: look at the convolutions alone.
     monkeypatch.setattr(nn.GroupNorm, "forward", lambda _, x: x)
     change = (head(inputs, size, other) - head(inputs, size, image)).abs().sum((0, 1))
@@ -135,3 +135,20 @@ def test_unet_sees_single_pixels_where_tokens_cannot(monkeypatch: pytest.MonkeyP
     assert change[20, 30] > 0
     assert change[~near].max() == 0
     assert (head([5 * t for t in inputs], size, image) - head(inputs, size, image)).abs().mean() > 1e-5  # and it uses the tokens
+
+
+def test_pyramid_bn_starts_as_pyramid_and_keeps_statistics_of_what_it_was_shown() -> None:
+    """The same initial weights; another image of the batch changes what it gives in training, not in evaluation."""
+    heads = {}
+    for name in ("pyramid", "pyramid_bn"):
+        torch.manual_seed(0)
+        heads[name] = HEADS[name](DIM, 2)
+    plain, batch = (dict(head.named_parameters()) for head in heads.values())
+    assert all(torch.equal(plain[name], value) for name, value in batch.items() if value.ndim > 1)
+    assert not any(isinstance(m, nn.GroupNorm) for m in heads["pyramid_bn"].modules())
+    one, two = tokens(2, batch=2), [torch.cat([t[:1], 5 * t[1:]]) for t in tokens(2, batch=2)]
+    for name, mixes in (("pyramid", False), ("pyramid_bn", True)):
+        first, second = (heads[name].train()(t, (8, 8))[0] for t in (one, two))
+        assert torch.allclose(first, second, atol=1e-5) != mixes
+        first, second = (heads[name].eval()(t, (8, 8))[0] for t in (one, two))
+        assert torch.allclose(first, second, atol=1e-5)

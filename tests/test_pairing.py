@@ -41,6 +41,21 @@ def test_lexicographic_pairs_2_of_165_as_the_reference(tmp_path: Path) -> None:
     assert round(np.mean(offsets)) == 74
 
 
+@pytest.mark.parametrize("n", [165, 64, 2, 1])
+def test_lexicographic_165_mispairs_fewer_slices_as_far_in_shares_of_the_volume(tmp_path: Path, n: int) -> None:
+    lucchi(tmp_path, n)
+    part, plain = (find_parts(tmp_path, "lucchi", rule)[0] for rule in ("lexicographic_165", "lexicographic"))
+    assert [int(i.path.stem[4:]) for i in part.images] == list(range(n))
+    numbers = [int(lab.path.stem) for lab in part.labels]
+    if n == 165:
+        assert part == plain, "the rule itself"
+    if n == 64:
+        offsets = [abs(i - k) for i, k in enumerate(numbers)]
+        assert np.mean(offsets) / 64 == pytest.approx(74 / 165, abs=0.03)
+        mild = [abs(i - int(lab.path.stem)) for i, lab in enumerate(plain.labels)]
+        assert np.mean(offsets) > 2.5 * np.mean(mild)
+
+
 @given(st.sets(st.integers(0, 3000), min_size=1, max_size=12), st.randoms())
 def test_numbers_pair_whatever_the_padding(tmp_path_factory, numbers: set[int], random) -> None:
     root = tmp_path_factory.mktemp("pairs")

@@ -99,14 +99,19 @@ def steps(name: str) -> dict[str, torch.Tensor]:
     return {**state, **head.state_dict(), "unused": unused.detach()}
 
 
+BEFORE_NORM = ("project.0.bias", "fuse.0.0.running_mean")
+
+
 def test_two_processes_take_the_steps_of_one_through_every_head(tmp_path: Path) -> None:
     launch([sys.executable, __file__, str(tmp_path)], ["cpu", "cpu"], tmp_path)
     for name in HEADS:
         alone, first, second = steps(name), *(torch.load(tmp_path / f"{name}-{n}.pt", weights_only=True) for n in (0, 1))
         for key, value in alone.items():
             assert torch.equal(first[key], second[key]), "the processes have drifted apart"
-            # AdamW's first steps are the gradient's sign: where that is rounding, weights may differ by a learning rate.
-            assert (first[key] - value).abs().float().mean().item() < 1e-5, (name, key)
+            # AdamW's first steps are the gradient's sign: where that is rounding, weights may differ by a learning rate. So
+            # it is for all biases in front of BatchNorm, and the means that BatchNorm keeps follow them.
+            allowed = 1e-3 if name == "pyramid_bn" and key in BEFORE_NORM else 1e-5
+            assert (first[key] - value).abs().float().mean().item() < allowed, (name, key)
         assert torch.equal(first["unused"], torch.ones(2))
 
 

@@ -167,6 +167,41 @@ def test_the_papers_protocol_in_small(tmp_path: Path, monkeypatch: pytest.Monkey
     assert card["settings"]["backbone"]["normalisation"] == "imagenet"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["collapse", "collapse_paper"])
+def test_the_crossing_of_pairing_and_joint_training_in_small(tmp_path: Path, monkeypatch, name: str) -> None:
+    """The shipped studies with tiny random backbones, one epoch and one seed; all else as it stands."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EMADAPT_TRACKING", "off")
+    monkeypatch.setattr("emadapt.models.unet2d.FEATURES", (8, 8, 16, 32, 64, 8))
+    params = yaml.safe_load((ROOT / f"studies/{name}.yaml").read_text())
+    paper = name == "collapse_paper"
+    params["study"] |= {"seeds": [0], "backbones": params["study"]["backbones"][:1]}
+    params["train"] = {"preset": "paper", "epochs": 1} if paper else {"epochs": 1, "steps_per_epoch": 2}
+    params["diagnose"] = {"blocks": 4, "tokens": 200, "permutations": 3, "replicates": 2, "slices": 4, "controls": False}
+    for regime in params["regimes"].values():
+        regime.pop("epochs", None)
+    for spec in params["backbones"].values():
+        spec |= {"arch": "tiny_dinov2_reg", "source": "random"} | ({"longest_edge": 84} if paper else {"tile": 56})
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    write_reference_layouts(tmp_path / "data", slices=12)
+    from PIL import Image
+
+    empty = tmp_path / "data/lucchi/Test_Out/10.png"  # in lists sorted by name the label of slice 2
+    Image.fromarray(np.zeros((72, 96), np.uint8)).save(empty)
+    study = load_study()
+    emadapt("check")
+    summary = run_all(study)
+    check_summary(summary, study)
+    assert {(fit["test_set"], fit["seeds"]) for fit in summary["fits"]} == {("lucchi", 1), ("vnc", 1)}
+    assert 0 < summary["ceiling"]["lucchi_lex"] < 1
+    factors = {c["term"] for c in summary["contrasts"]}
+    assert factors - {"mispaired, lexicographic_165"} == {"several datasets", "mispaired, lexicographic", "drawn by size"}
+    page = Path("reports/index.html").read_text()
+    assert "What each factor does" in page
+    assert page.count("linear model over") == 2 + 1  # a table a test dataset, and how to read them
+
+
 def write_reference_layouts(data: Path, slices: int) -> None:
     """Lucchi and VNC in their public layouts, small: Lucchi 72 x 96, VNC 80 x 80, as their real shapes relate."""
     from PIL import Image
@@ -186,7 +221,7 @@ def write_reference_layouts(data: Path, slices: int) -> None:
             Image.fromarray(plane).save(data / "vnc" / folder / name.format(z))
 
 
-@pytest.mark.parametrize("name", ["adapt", "demo", "cpu", "dose", "few_shot", "paper", "transfer"])
+@pytest.mark.parametrize("name", ["adapt", "collapse", "collapse_paper", "demo", "cpu", "dose", "few_shot", "paper", "transfer"])
 def test_check_finds_nothing_wrong_in_shipped_studies_but_what_is_not_here(tmp_path: Path, monkeypatch, name: str) -> None:
     """Settings pass; data is given in small; a hub that cannot be reached is said, once per backbone, and nothing else."""
     monkeypatch.chdir(tmp_path)
@@ -199,7 +234,7 @@ def test_check_finds_nothing_wrong_in_shipped_studies_but_what_is_not_here(tmp_p
             write_stack(tmp_path / "data" / dataset / part, *blobs((10, 72, 96), seed))
     result = CliRunner().invoke(main, ["check", "--study", str(study)])
     lines = [line for line in result.output.splitlines() if line.startswith("error")]
-    if name == "paper":
+    if name.endswith("paper"):
         assert result.exit_code == 2, result.output
         assert len(lines) == len(load_study(study).backbones)
         assert all("hub" in line.lower() or "reach" in line for line in lines)
@@ -215,7 +250,7 @@ def test_use_selects_a_study_and_refuses_others(tmp_path: Path, monkeypatch: pyt
     assert (tmp_path / "params.yaml").read_text() == (tmp_path / "studies/cpu.yaml").read_text()
     result = CliRunner().invoke(main, ["use", "nothing"])
     assert result.exit_code == 2
-    assert "there are: adapt, cpu, demo, dose, few_shot, paper, transfer" in result.output
+    assert "there are: adapt, collapse, collapse_paper, cpu, demo, dose, few_shot, paper, transfer" in result.output
     (tmp_path / "studies/bad.yaml").write_text("study: {}")
     assert CliRunner().invoke(main, ["use", "bad"]).exit_code == 2
     assert load_study().name == "cpu"

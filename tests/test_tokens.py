@@ -99,6 +99,32 @@ def test_an_entry_that_ends_at_a_cut_holds_what_enters_the_next_block(backbone: 
             np.testing.assert_array_equal(image, volume.image[z, y : y + 56, x : x + 56])
 
 
+@pytest.mark.parametrize("cut", [None, 3])
+def test_other_labels_on_the_same_images_take_the_tokens_that_are_there(
+    backbone: Backbone, study: Study, monkeypatch: pytest.MonkeyPatch, cut: int | None
+) -> None:
+    """And the same bytes as where the backbone runs; other images, with the same labels, do not."""
+    first = token_views(backbone, SPEC, open_volume("a"), range(2), cut=cut)
+    image, label = blobs((10, 90, 100), 0)
+    shutil.rmtree("data/a")
+    write_stack(Path("data/a"), image, np.roll(label, 9, axis=1))
+    ingest(study, "a", Path("data"), Path("build/ingest"))
+    alone = token_views(backbone, SPEC, open_volume("a"), range(2), Path("scratch/other"), cut=cut)
+    with monkeypatch.context() as patched:
+        patched.setattr(tokens, "_computed", never)
+        second = token_views(backbone, SPEC, open_volume("a"), range(2), cut=cut)
+    for mine, fresh, before in zip(second, alone, first, strict=True):
+        for name in ("tokens", "labels", "images", "index", "entering"):
+            np.testing.assert_array_equal(getattr(mine, name), getattr(fresh, name))
+        assert not np.array_equal(mine.labels, before.labels)
+    shutil.rmtree("data/a")
+    write_stack(Path("data/a"), 255 - image, label)
+    ingest(study, "a", Path("data"), Path("build/ingest"))
+    monkeypatch.setattr(tokens, "_computed", lambda *_: (_ for _ in ()).throw(RuntimeError("ran")))
+    with pytest.raises(RuntimeError, match="ran"):
+        token_views(backbone, SPEC, open_volume("a"), range(1), cut=cut)
+
+
 def test_what_fp16_cannot_hold_stops_an_entry_at_a_cut(backbone: Backbone, volume: Volume) -> None:
     with torch.no_grad():
         backbone.vit.blocks[1].mlp.fc2.bias[5] = 1e5  # finite in fp32; the final norm would hide it

@@ -1,6 +1,7 @@
 import itertools
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from emadapt import fit as fit_module
 from emadapt.config import Study, Unit, load_study
 from emadapt.errors import EmadaptError
 from emadapt.fit import digest_seed, loss_function, rate_factor
+from emadapt.models.segmenter import Segmenter, build_segmenter
 from emadapt.train import train_unit
 from tiny import make_study, settings
 
@@ -112,6 +114,46 @@ def test_every_regime_and_head_from_training_to_the_score(
         assert (regime == "unet") == (float(share[1]) == 0)
         assert (regime == "full") == (float(share[1]) == 100)
     assert not [r for r in runs if r.startswith("last")]  # what is cached is enough
+
+
+def test_what_is_kept_is_the_running_average_and_a_stopped_training_goes_on_with_it(tmp_path: Path, monkeypatch) -> None:
+    """Against weights recorded at each step and averaged afterwards; validation sees the average, the next step does not."""
+    study = make_study(tmp_path, settings(epochs=2, steps_per_epoch=8, average=0.7, val_slices=0))
+    seen: list[dict[str, torch.Tensor]] = []
+    step = fit_module.Average.step
+
+    def recorded(self: fit_module.Average, segmenter: Segmenter, steps: int) -> None:
+        seen.append({k: v.clone() for k, v in segmenter.trained_state().items()})
+        step(self, segmenter, steps)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fit_module.Average, "step", recorded)
+        undisturbed = trained(study, FROZEN)
+    progress = checkpoint(tmp_path)["progress"]
+    spec, train = study.backbone_specs["t"], study.train_spec(FROZEN)
+    expected = build_segmenter(spec, study.regime_specs["frozen"], train.head, FROZEN.seed).trained_state()
+    for n, weights in enumerate(seen[: 8 * (progress["best_epoch"] + 1)], 1):
+        keep = min(0.7, (1 + n) / (10 + n))
+        expected = {k: keep * v + (1 - keep) * weights[k] for k, v in expected.items()}
+    kept = load_file(tmp_path / "build/units" / FROZEN.name / "model.safetensors")
+    for name, value in expected.items():
+        torch.testing.assert_close(kept[name], value, atol=1e-6, rtol=1e-5)
+    assert any(not torch.equal(kept[k], seen[8 * (progress["best_epoch"] + 1) - 1][k]) for k in kept)
+    score = json.loads((tmp_path / "build/units" / FROZEN.name / "model.json").read_text())["val"]["iou"]
+    assert score == pytest.approx(progress["best"], abs=0.02), "the same weights, tiles without and with overlap"
+    for folder in ("scratch/units", "build/units"):
+        shutil.rmtree(tmp_path / folder)
+
+    def stop(*args: Any) -> None:
+        write(*args)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        write = fit_module._checkpoint
+        patch.setattr(fit_module, "_checkpoint", stop)
+        with pytest.raises(KeyboardInterrupt):
+            trained(study, FROZEN)
+    assert trained(study, FROZEN) == undisturbed
 
 
 def test_half_precision_scales_the_loss_and_goes_on_with_its_scale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

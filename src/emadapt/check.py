@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from emadapt.config import Study, load_study
+from emadapt.config import PARAMS, Study, load_study
 from emadapt.errors import ConfigError, EmadaptError, InputError
 
 
@@ -23,6 +23,23 @@ def check_study(path: Path, data: Path = Path("data")) -> list[str]:
     except ConfigError as error:
         return error.problems
     return [*_check_sections(path), *_check_models(study, path), *_check_data(study, data), *_check_weights(study)]
+
+
+def use_study(name: str) -> Study:
+    """Make studies/NAME.yaml the study that is selected (params.yaml).
+
+    Raises:
+        EmadaptError: there is no such study, or its settings have problems.
+    """
+    source = Path("studies") / f"{name}.yaml"
+    if not source.is_file():
+        have = ", ".join(sorted(p.stem for p in source.parent.glob("*.yaml")))
+        raise EmadaptError(f"{source}: no such study; there are: {have}")
+    study = load_study(source)
+    temporary = PARAMS.with_name(f".{PARAMS.name}.part")
+    temporary.write_text(source.read_text())
+    temporary.replace(PARAMS)
+    return study
 
 
 def _check_sections(path: Path) -> list[str]:

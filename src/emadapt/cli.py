@@ -56,14 +56,9 @@ def check(study: Path) -> None:
 @click.argument("name")
 def use(name: str) -> None:
     """Make studies/NAME.yaml the study that is selected (params.yaml)."""
-    source = Path("studies") / f"{name}.yaml"
-    have = ", ".join(sorted(p.stem for p in source.parent.glob("*.yaml")))
-    if not source.is_file():
-        raise EmadaptError(f"{source}: no such study; there are: {have}")
-    study = load_study(source)
-    temporary = PARAMS.with_name(f".{PARAMS.name}.part")
-    temporary.write_text(source.read_text())
-    temporary.replace(PARAMS)
+    from emadapt.check import use_study
+
+    study = use_study(name)
     click.echo(f"params.yaml is study {study.name!r} now: {len(study.units())} units. Next: emadapt check && dvc repro")
 
 
@@ -223,6 +218,25 @@ def repro(jobs: int, gpus: str) -> None:
 
     devices = parse_devices(gpus)
     sys.exit(run_pipeline(jobs or len(devices) or 1, devices))
+
+
+@main.command()
+@click.argument("names", metavar="[CLAIM]...", nargs=-1)
+@click.option("--run", "mode", flag_value="run", help="run their studies here (those that need no GPU), and compare")
+@click.option("--compare", "mode", flag_value="compare", help="compare with the report that is here")
+@click.option("--jobs", default=2, show_default=True, type=click.IntRange(1), help="stages that run at once")
+def replicate(names: tuple[str, ...], mode: str | None, jobs: int) -> None:
+    """Say what to run for each claim of docs/results.md; run it and see whether it comes out."""
+    from emadapt import replicate as claims
+
+    own = claims.chosen(claims.read_claims(), names)
+    if mode is None:
+        click.echo("\n".join(claims.describe(own)))
+    elif mode == "compare":
+        here = load_study().name
+        sys.exit(int(claims.report({name: claim for name, claim in own.items() if claim.study == here}) > 0))
+    else:
+        sys.exit(claims.replicate({name: claim for name, claim in own.items() if claim.needs == "cpu"}, jobs))
 
 
 @main.command()

@@ -28,8 +28,8 @@ class DatasetSpec:
     """Voxel size (z, y, x) in nm."""
     foreground: str | tuple[int, ...] = ">127"
     """Which label values are mitochondria: ">N" or a list of ids."""
-    pairing: Literal["number", "stem", "lexicographic"] = "number"
-    """How an image finds its label. `lexicographic` replicates a known mistake and is tagged wherever it is used."""
+    pairing: Literal["number", "stem", "lexicographic", "lexicographic_165"] = "number"
+    """How an image finds its label. The last two replicate a known mistake and are tagged wherever they are used."""
     path: str = ""
     """Folder of the raw data; empty: data/<name>."""
 
@@ -43,6 +43,8 @@ class TrainSetSpec:
     """Labelled training slices of each dataset, spread in z, drawn by the unit's seed: a number, or a share (`25%`); 0: all."""
     crops: int | str = 0
     """Labelled tiles of each dataset in the place of whole slices, likewise."""
+    draw: Literal["", "balanced", "proportional"] = ""
+    """How often a union draws each dataset: equally often, or by its size; empty: what `train.balanced` says."""
     unlabelled: tuple[str, ...] = ()
     """Datasets whose images take part in the penalty of `align: coral` and `adversarial`; other regimes leave them out."""
 
@@ -89,6 +91,8 @@ class BackboneSpec:
     stride: int = 0
     """Pixels between two patches, a divisor of the patch: less than it, patches overlap and tokens lie on a finer grid; 0: the
     patch."""
+    smooth_z_nm: float = 0.0
+    """Standard deviation of a Gaussian along z over the probabilities of neighbouring slices that are predicted; 0: none."""
     normalisation: Literal["checkpoint", "imagenet"] = "checkpoint"
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Arithmetic of the token cache and of prediction; `auto`: bf16 where the hardware has it, else fp32."""
@@ -98,8 +102,8 @@ class BackboneSpec:
     """The dataset that `histogram`, `fda` and `voxel` make others resemble."""
 
     def described(self) -> dict[str, Any]:
-        """The settings; those of alignment only where there is one, so that hashes from before it was possible hold."""
-        return {k: v for k, v in dataclasses.asdict(self).items() if v or k not in ("align", "reference")}
+        """The settings; those of alignment and smoothing only where there are any, so that hashes from before them hold."""
+        return {k: v for k, v in dataclasses.asdict(self).items() if v or k not in ("align", "reference", "smooth_z_nm")}
 
 
 @dataclass(frozen=True)
@@ -184,6 +188,8 @@ class TrainSpec:
     balanced: bool = True
     """Draw the datasets of a union equally often, whatever their size."""
     clip: float = 1.0
+    average: float = 0.0
+    """Validate and keep a running average of the trained weights, which keeps this share at each step, e.g. 0.99; 0: none."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Arithmetic of training; fp16, with a scaled loss, is for GPUs that are older than bf16 (compute capability below 8)."""
     cached: bool = True
@@ -283,7 +289,7 @@ class Study:
         raise EmadaptError(f"unit {name!r} is not in study {self.name!r}; its units are {have}, ...")
 
     def train_spec(self, unit: Unit) -> TrainSpec:
-        """`train` with the regime's own head, epochs, learning rates and weight decay."""
+        """`train` with the regime's own head, epochs, learning rates and weight decay, and the training set's own way to draw."""
         regime, own = self.regime_specs[unit.regime], {}
         for key in ("head", "epochs", "head_lr", "adapter_lr"):
             if getattr(regime, key):
@@ -292,6 +298,8 @@ class Study:
             own["weight_decay"] = regime.weight_decay
         if regime.own_head:
             own["head"] = regime.own_head
+        if draw := self.train_set_specs[unit.train_set].draw:
+            own["balanced"] = draw == "balanced"
         return dataclasses.replace(self.train, **own)
 
     def source_of(self, unit: Unit) -> Unit | None:

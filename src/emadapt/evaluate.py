@@ -50,17 +50,17 @@ def evaluate_unit(study: Study, unit: Unit, out: Path = EVALUATED) -> Path:
     regime = study.regime_specs[unit.regime]
     cached = regime.pretrained_tokens or regime.kind == "lora_last_k"
     history = json.loads((folder / "history.json").read_text())
-    results = {}
-    for name in study.datasets:
-        volume = open_volume(name)
-        view = token_views(segmenter.backbone, segmenter.spec, volume, range(1), cut=segmenter.cut)[0] if cached else None
+    found: dict[str, dict[str, Any]] = {}
+    apart = bool(segmenter.domains or segmenter.spec.align)
+    for volumes in _alike([open_volume(name) for name in study.datasets], apart=apart):
+        view = token_views(segmenter.backbone, segmenter.spec, volumes[0], range(1), cut=segmenter.cut)[0] if cached else None
         regimes.merge(segmenter.backbone)
-        results[name] = score_volume(segmenter, volume, view, out / unit.name, f"{unit.name} on {name}")
+        for volume, scores in zip(volumes, score_volumes(segmenter, volumes, view, out / unit.name, unit.name), strict=True):
+            found[volume.name] = scores | ({"normalised_as": segmenter.domain} if segmenter.domains else {})
         regimes.unmerge(segmenter.backbone)
-        if segmenter.domains:
-            results[name]["normalised_as"] = segmenter.domain
-        low, high = results[name]["iou_ci95"]
-        iou, n = results[name]["iou"], results[name]["n"]
+    results = {name: found[name] for name in study.datasets}
+    for name, scores in results.items():
+        (low, high), iou, n = scores["iou_ci95"], scores["iou"], scores["n"]
         print(f"evaluate {unit.name} on {name}: IoU {iou:.4f} [{low:.4f}, {high:.4f}], n = {n} slices")
     metrics = {
         "unit": unit.name, **dataclasses.asdict(unit),
@@ -90,42 +90,73 @@ def _track(study: Study, unit: Unit, card: dict[str, Any], metrics: dict[str, An
         tracker.log_artifact(path)
 
 
-def score_volume(segmenter: Segmenter, volume: Volume, view: Any, folder: Path, title: str) -> dict[str, Any]:
-    """Predict the test slices, count, and draw the slice in the middle, the best and the worst (by IoU, with foreground).
+def _alike(volumes: list[Volume], *, apart: bool) -> list[list[Volume]]:
+    """Volumes in groups of the same images and test slices, which differ in their labels alone; each on its own where `apart`."""
+    groups: dict[Any, list[Volume]] = {}
+    for volume in volumes:
+        key = volume.name if apart else (volume.manifest["image_md5"], *volume.manifest["voxel_nm"], *volume.split["test"])
+        groups.setdefault(key, []).append(volume)
+    return list(groups.values())
+
+
+def score_volumes(
+    segmenter: Segmenter, volumes: list[Volume], view: Any, folder: Path, title: str
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Predict the test slices once, and score them on every volume's labels (see `Scores`).
 
     Args:
         segmenter: in its regime, adapters merged.
-        volume: the dataset.
-        view: its cached tokens, or None to run the backbone.
-        folder: gets overlay-<dataset>.png, overlay-<dataset>-best.png and -worst.png.
-        title: of the overlays; the slice and its IoU are added.
-
-    Returns:
-        `n`; `iou`, `dice`, `boundary_iou` pooled over the slices, each with `<metric>_ci95`; `per_slice` values and `counts`.
+        volumes: of the same images, with the same test slices.
+        view: cached tokens of the first, or None to run the backbone.
+        folder: gets the overlays.
+        title: of the overlays; dataset, slice and IoU are added.
     """
-    from emadapt.figures import overlay_png
+    several = [Scores(volume) for volume in volumes]
+    for z, probability in predict_slices(segmenter, volumes[0], volumes[0].split["test"], view):
+        for scores in several:
+            scores.add(z, probability > 0.5)
+    for scores in several:
+        scores.draw(folder, title)
+    return [scores.summary() for scores in several]
 
-    slices = volume.split["test"]
-    band = BOUNDARY_NM / float(np.mean(volume.manifest["voxel_nm"][1:]))
-    area, boundary = [], []
-    shown: dict[str, tuple[float, int, Mask]] = {}  # which overlay: IoU, slice, prediction; three slices in memory, not all
-    for z, probability in predict_slices(segmenter, volume, slices, view):
-        predicted, label = probability > 0.5, np.asarray(volume.label[z]) > 0
-        area.append(overlap_counts(predicted, label))
-        boundary.append(overlap_counts(boundary_band(predicted, band), boundary_band(label, band)))
-        iou = pooled(np.asarray(area[-1]))["iou"]
-        if z == slices[len(slices) // 2]:
-            shown[""] = iou, z, predicted
-        if label.any() and ("-best" not in shown or iou > shown["-best"][0]):
-            shown["-best"] = iou, z, predicted
-        if label.any() and ("-worst" not in shown or iou < shown["-worst"][0]):
-            shown["-worst"] = iou, z, predicted
-    folder.mkdir(parents=True, exist_ok=True)
-    for which, (iou, z, predicted) in shown.items():
-        what = f"{title}, {which[1:] + ' ' if which else ''}slice {z}, IoU {iou:.3f}"
-        file = folder / f"overlay-{volume.name}{which}.png"
-        overlay_png(file, np.asarray(volume.image[z]), np.asarray(volume.label[z]) > 0, predicted, what)
-    return summarise(np.asarray(area), np.asarray(boundary), volume.manifest["voxel_nm"][0], slices)
+
+class Scores:
+    """Counts over the test slices of a volume, and the slice in the middle, the best and the worst (by IoU, with foreground)."""
+
+    def __init__(self, volume: Volume) -> None:
+        self.volume, self.slices = volume, volume.split["test"]
+        self.band = BOUNDARY_NM / float(np.mean(volume.manifest["voxel_nm"][1:]))
+        self.area: list[tuple[int, int, int]] = []
+        self.boundary: list[tuple[int, int, int]] = []
+        self.shown: dict[str, tuple[float, int, Mask]] = {}  # overlay: IoU, slice, prediction; three slices in memory, not all
+
+    def add(self, z: int, predicted: Mask) -> None:
+        """Score slice `z`."""
+        label = np.asarray(self.volume.label[z]) > 0
+        self.area.append(overlap_counts(predicted, label))
+        self.boundary.append(overlap_counts(boundary_band(predicted, self.band), boundary_band(label, self.band)))
+        iou = pooled(np.asarray(self.area[-1]))["iou"]
+        if z == self.slices[len(self.slices) // 2]:
+            self.shown[""] = iou, z, predicted
+        if label.any() and ("-best" not in self.shown or iou > self.shown["-best"][0]):
+            self.shown["-best"] = iou, z, predicted
+        if label.any() and ("-worst" not in self.shown or iou < self.shown["-worst"][0]):
+            self.shown["-worst"] = iou, z, predicted
+
+    def draw(self, folder: Path, title: str) -> None:
+        """Write overlay-<dataset>.png, overlay-<dataset>-best.png and -worst.png."""
+        from emadapt.figures import overlay_png
+
+        folder.mkdir(parents=True, exist_ok=True)
+        for which, (iou, z, predicted) in self.shown.items():
+            what = f"{title} on {self.volume.name}, {which[1:] + ' ' if which else ''}slice {z}, IoU {iou:.3f}"
+            file = folder / f"overlay-{self.volume.name}{which}.png"
+            overlay_png(file, np.asarray(self.volume.image[z]), np.asarray(self.volume.label[z]) > 0, predicted, what)
+
+    def summary(self) -> dict[str, Any]:
+        """`n`; `iou`, `dice`, `boundary_iou` pooled over the slices, each with `<metric>_ci95`; `per_slice` and `counts`."""
+        voxel_z_nm = self.volume.manifest["voxel_nm"][0]
+        return summarise(np.asarray(self.area), np.asarray(self.boundary), voxel_z_nm, self.slices)
 
 
 def overlap_counts(predicted: Mask, label: Mask) -> tuple[int, int, int]:

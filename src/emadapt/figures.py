@@ -334,6 +334,40 @@ def dose_png(
     _write(path, _picture(figure))
 
 
+def factors_png(path: Path, fits: Sequence[Mapping[str, Any]], contrasts: Sequence[Mapping[str, Any]]) -> None:
+    """Draws a panel per backbone and test dataset: effects of the linear model, and under each the contrasts by regime.
+
+    Args:
+        path: the PNG to write.
+        fits: of `factors.factors`.
+        contrasts: of `factors.factors`.
+    """
+    colour = dict(zip(dict.fromkeys(c["regime"] for c in contrasts), (BLUE, ORANGE, GREEN, "0.45", "0.7"), strict=False))
+    panels: list[list[tuple[str, float, Sequence[float], str]]] = []
+    for fit in fits:
+        rows = [(t["term"], t["estimate"], t["ci95"], "black") for t in fit["terms"]]
+        own = [c for c in contrasts if (c["backbone"], c["test_set"]) == (fit["backbone"], fit["test_set"])]
+        for c in sorted(own, key=lambda c: (c["term"], c["train_set"])):
+            what = f"{c['train_set']} - {c['against']}: {c['regime']}"
+            rows.append((what, c["difference"], c["ci95"], colour.get(c["regime"], "0.45")))
+        panels.append(rows)
+    figure = Figure(figsize=(6.2 * len(panels), 0.27 * max(map(len, panels)) + 1.2), dpi=110, layout="constrained")
+    for axes, rows, fit in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, fits, strict=True):
+        for y, (_, value, (low, high), shade) in enumerate(rows):
+            axes.plot([low, high], [y, y], color=shade, linewidth=1.6)
+            axes.plot(value, y, "o", color=shade, markersize=5)
+        axes.axvline(0, color="0.6", linewidth=0.8)
+        axes.axhline(len(fit["terms"]) - 0.5, color="0.8", linewidth=0.8)
+        axes.set_yticks(range(len(rows)), [row[0] for row in rows], fontsize=8)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_title(f"{fit['backbone']}, tested on {fit['test_set']}", fontsize=9)
+        axes.set_xlabel("change of foreground IoU, 95 % interval", fontsize=8)
+        axes.tick_params(axis="x", labelsize=8)
+        axes.grid(axis="x", color="0.9")
+        axes.spines[["top", "right"]].set_visible(False)
+    _write(path, _picture(figure))
+
+
 def _doses(axes: Any, points: Sequence[Mapping[str, Any]], colours: Mapping[str, str]) -> None:
     """IoU over dose, a line a dial from the volume as it is, with intervals."""
     base = next(p for p in points if p["dose"] == 0.0)

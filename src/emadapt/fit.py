@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from emadapt.device import device
 from emadapt.errors import EmadaptError
 from emadapt.joint import ALIGN, Plain
 from emadapt.models.heads import BatchNorm
-from emadapt.models.regimes import parameter_groups
+from emadapt.models.regimes import State, parameter_groups
 from emadapt.models.segmenter import Segmenter
 from emadapt.predict import predict_slices
 from emadapt.tokens import TokenView
@@ -98,7 +99,7 @@ def fit(inputs: Inputs, train: TrainSpec, unit: Unit, scratch: Path,
     joint = ALIGN[segmenter.regime.align](inputs, train, unit, loss_of, scaler)
     optimiser = _optimiser(segmenter, train, joint)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, rate_factor(train, steps))
-    progress, best = _resume(scratch, segmenter, joint, optimiser, schedule, scaler)
+    progress, best, average = _resume(scratch, segmenter, joint, optimiser, schedule, scaler, train.average)
     if not parallel.agree(progress.epoch):
         raise EmadaptError(f"unit {unit.name}: its processes see different checkpoints; {scratch} must be one folder for all")
     shared_norm = size > 1 and any(isinstance(m, BatchNorm) for m in segmenter.modules())
@@ -118,25 +119,67 @@ def fit(inputs: Inputs, train: TrainSpec, unit: Unit, scratch: Path,
                 done = schedule.last_epoch / (train.epochs * steps)
                 losses.append(_step(joint.backward(groups, draws, len(whole), done), optimiser, scaler, train))
                 schedule.step()
+                average.step(segmenter, schedule.last_epoch)
                 bar.update(task, advance=1, words=f"loss {losses[-1]:.3f}, val IoU {max(progress.best, 0):.3f}")
             if not math.isfinite(sum(losses)):
                 where = f"unit {unit.name}, epoch {progress.epoch}"
                 raise EmadaptError(f"{where}: the loss is not finite; lower head_lr or adapter_lr")
-            scored = score(segmenter, volumes, views, every=train.val_slices, loss_of=loss_of)
+            with average.in_place(segmenter):
+                scored, candidate = score(segmenter, volumes, views, every=train.val_slices, loss_of=loss_of), _copy(segmenter)
             metrics = {"train/loss": float(np.mean(losses)), "train/lr_head": float(schedule.get_last_lr()[0])}
             metrics |= joint.metrics() | {"val/iou": scored["iou"], "val/loss": scored["loss"]}
             value = metrics["val/iou"] if train.monitor == "val_iou" else -metrics["val/loss"]
             if value > progress.best:
                 progress.best, progress.best_epoch = value, progress.epoch
-                best = {k: v.clone() for k, v in segmenter.trained_state().items()}
+                best = candidate
             progress.epoch += 1
             progress.seconds += time.perf_counter() - started
             progress.history.append(metrics)
             if rank == 0:
-                _checkpoint(scratch, progress, segmenter, joint, best, optimiser, schedule, scaler)
+                _checkpoint(scratch, progress, segmenter, joint, best, optimiser, schedule, scaler, average)
                 on_epoch(metrics, progress.epoch * steps)
     segmenter.load_trained(best)
     return progress
+
+
+class Average:
+    """A running average of the trained weights (Polyak & Juditsky 1992; exponential, as in Tarvainen & Valpola 2017).
+
+    Args:
+        keep: share that the average keeps at each step; less in the first ones, (1 + steps) / (10 + steps), so that initial
+            values are soon forgotten. 0: the weights themselves.
+        state: to go on from.
+    """
+
+    def __init__(self, keep: float, state: State) -> None:
+        self.keep, self.state = keep, state if keep else {}
+
+    def step(self, segmenter: Segmenter, steps: int) -> None:
+        """Take in the weights after `steps` steps."""
+        if not self.keep:
+            return
+        keep = min(self.keep, (1 + steps) / (10 + steps))
+        for name, value in segmenter.live_state().items():
+            own = self.state[name] = self.state[name].to(value.device)
+            if value.is_floating_point():
+                own.lerp_(value, 1 - keep)
+            else:
+                own.copy_(value)
+
+    @contextmanager
+    def in_place(self, segmenter: Segmenter) -> Iterator[None]:
+        """The average in the place of the weights."""
+        if not self.keep:
+            yield
+            return
+        now = _copy(segmenter)
+        segmenter.load_trained(self.state)
+        yield
+        segmenter.load_trained(now)
+
+
+def _copy(segmenter: Segmenter) -> State:
+    return {k: v.clone() for k, v in segmenter.trained_state().items()}
 
 
 def _step(loss: float, optimiser: torch.optim.Optimizer, scaler: torch.amp.GradScaler, train: TrainSpec) -> float:
@@ -169,8 +212,13 @@ def score(segmenter: Segmenter, volumes: list[Volume], views: list[list[TokenVie
         overlap = 0.0 if every else None  # quick while training, as in evaluation at the end
         counts = torch.zeros((len(slices), 3), dtype=torch.float64)  # pixels hit, pixels in either, loss
         mine = range(parallel.rank(), len(slices), parallel.size())
-        predicted = predict_slices(segmenter, volume, [slices[k] for k in mine], views[i][0] if views else None, overlap)
-        for k, (z, probability) in zip(mine, predicted, strict=True):
+        shown = mine if every else range(len(slices))  # slices spread over the block have no neighbours to be smoothed with
+        shown = shown if segmenter.spec.smooth_z_nm else mine
+        predicted = predict_slices(segmenter, volume, [slices[k] for k in shown], views[i][0] if views else None, overlap,
+                                   smooth=not every)  # fmt: skip
+        for k, (z, probability) in zip(shown, predicted, strict=True):
+            if k not in mine:
+                continue
             label, found = volume.label[z] > 0, probability > 0.5
             counts[k, 0], counts[k, 1] = int((label & found).sum()), int((label | found).sum())
             if loss_of is not None:
@@ -217,12 +265,13 @@ def digest_seed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
-def _checkpoint(scratch: Path, progress: Progress, segmenter: Segmenter, joint: Plain, best: dict[str, torch.Tensor],
+def _checkpoint(scratch: Path, progress: Progress, segmenter: Segmenter, joint: Plain, best: State,
                 optimiser: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LambdaLR,
-                scaler: torch.amp.GradScaler) -> None:  # fmt: skip
+                scaler: torch.amp.GradScaler, average: Average) -> None:  # fmt: skip
     scratch.mkdir(parents=True, exist_ok=True)
     state = {"progress": vars(progress), "trained": segmenter.trained_state(), "best": best, "joint": joint.modules.state_dict(),
-             "optimiser": optimiser.state_dict(), "step": schedule.last_epoch, "scaler": scaler.state_dict()}  # fmt: skip
+             "optimiser": optimiser.state_dict(), "step": schedule.last_epoch, "scaler": scaler.state_dict(),
+             "average": {k: v.cpu() for k, v in average.state.items()}}  # fmt: skip
     temporary = scratch / ".checkpoint.part"
     torch.save(state, temporary)
     temporary.replace(scratch / "checkpoint.pt")
@@ -230,10 +279,10 @@ def _checkpoint(scratch: Path, progress: Progress, segmenter: Segmenter, joint: 
 
 def _resume(scratch: Path, segmenter: Segmenter, joint: Plain, optimiser: torch.optim.Optimizer,
             schedule: torch.optim.lr_scheduler.LambdaLR,
-            scaler: torch.amp.GradScaler) -> tuple[Progress, dict[str, torch.Tensor]]:  # fmt: skip
+            scaler: torch.amp.GradScaler, keep: float) -> tuple[Progress, State, Average]:  # fmt: skip
     path = scratch / "checkpoint.pt"
     if not path.is_file():
-        return Progress(), segmenter.trained_state()
+        return Progress(), segmenter.trained_state(), Average(keep, _copy(segmenter))
     state = torch.load(path, weights_only=True, map_location="cpu")
     segmenter.load_trained(state["trained"])
     joint.modules.load_state_dict(state.get("joint", {}))
@@ -242,4 +291,4 @@ def _resume(scratch: Path, segmenter: Segmenter, joint: Plain, optimiser: torch.
     schedule.last_epoch = state["step"]
     for group, rate, factor in zip(optimiser.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
         group["lr"] = rate * factor(state["step"])
-    return Progress(**state["progress"]), state["best"]
+    return Progress(**state["progress"]), state["best"], Average(keep, state.get("average", {}))

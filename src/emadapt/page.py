@@ -69,6 +69,7 @@ def build_page(
         domain=[domain_section(root, *key, card) for key, card in cards.items()],
         joined=joined,
         iou=picture(root / "reports/figures/iou.png"),
+        factors=picture(root / "reports/figures/factors.png"),
         scatter=picture(root / "reports/figures/domain-vs-iou.png"),
         overlays=[overlays(root, board, groups) for board in boards],
         weights=weights(root, study),

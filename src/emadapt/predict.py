@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+import math
+from collections import deque
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -58,16 +60,51 @@ def predict_cached(segmenter: Segmenter, view: TokenView, z: int, native: tuple[
 
 
 def predict_slices(segmenter: Segmenter, volume: Volume, slices: list[int], view: TokenView | None = None,
-                   overlap: float | None = None) -> Iterator[tuple[int, Probability]]:  # fmt: skip
-    """Slice number and probability for each of `slices`, from the cache where a view is given."""
+                   overlap: float | None = None, *, smooth: bool = True) -> Iterator[tuple[int, Probability]]:  # fmt: skip
+    """Slice number and probability for each of `slices` (rising), from the cache where a view is given, smoothed along z."""
     native, aligner = (volume.image.shape[1], volume.image.shape[2]), aligner_of(volume, segmenter.spec)
     if segmenter.domains and slices:
         segmenter.use(domain_of(segmenter, volume, slices, view))
-    for z in slices:
+
+    def probability(z: int) -> Probability:
         if view is not None:
-            yield z, predict_cached(segmenter, view, z, native, aligner)
-        else:
-            yield z, predict_slice(segmenter, np.asarray(volume.image[z]), overlap, aligner)
+            return predict_cached(segmenter, view, z, native, aligner)
+        return predict_slice(segmenter, np.asarray(volume.image[z]), overlap, aligner)
+
+    found = ((z, probability(z)) for z in slices)
+    sigma = segmenter.spec.smooth_z_nm if smooth else 0.0
+    return smooth_z(found, sigma / float(volume.manifest["voxel_nm"][0])) if sigma else found
+
+
+def smooth_z(slices: Iterable[tuple[int, Probability]], sigma: float) -> Iterator[tuple[int, Probability]]:
+    """Means of each slice and its neighbours with Gaussian weights, in one pass with a window of slices in memory.
+
+    Only slices that are there take part, by their distance in z: what is predicted alone stays as it is.
+
+    Args:
+        slices: number and probability, numbers rising.
+        sigma: standard deviation in slices; the window reaches three of it to each side. Below a sixth, slices stay as they are.
+    """
+    reach = int(3 * sigma + 0.5)
+    if not reach:
+        yield from slices
+        return
+    window: deque[tuple[int, Probability]] = deque()
+    waiting: deque[int] = deque()
+
+    def mean(z: int) -> tuple[int, Probability]:
+        near = [(math.exp(-((other - z) ** 2) / (2 * sigma**2)), p) for other, p in window if abs(other - z) <= reach]
+        return z, np.asarray(sum(w * p for w, p in near) / sum(w for w, _ in near), dtype=np.float32)
+
+    for z, probability in slices:
+        while waiting and waiting[0] + reach < z:
+            yield mean(waiting.popleft())
+        while window and window[0][0] + reach < (waiting[0] if waiting else z):
+            window.popleft()
+        window.append((z, probability))
+        waiting.append(z)
+    while waiting:
+        yield mean(waiting.popleft())
 
 
 @torch.inference_mode()

@@ -31,6 +31,8 @@ def problems_of(study: Study) -> list[str]:
             bad.append(f"train_sets.{name}: a name stands twice in {list(members)}")
         if train_set.slices and train_set.crops:
             bad.append(f"train_sets.{name}: found slices and crops; expected one of them")
+        if train_set.draw and len(train_set.datasets) < 2:
+            bad.append(f"train_sets.{name}.draw: found {train_set.draw!r} for one dataset; expected it where there are several")
         for key in ("slices", "crops"):
             if not _is_amount(value := getattr(train_set, key)):
                 bad.append(f"train_sets.{name}.{key}: found {value!r}; expected a number from 1 on, or a share such as 25%")
@@ -50,6 +52,8 @@ def problems_of(study: Study) -> list[str]:
             bad.append(f"backbones.{name}: source `file` needs `file`")
         if not 0 <= backbone.overlap < 0.9 or backbone.scale <= 0 or min(backbone.tile, backbone.views, backbone.stride) < 0:
             bad.append(f"backbones.{name}: overlap must lie in [0, 0.9), scale above 0, tile, views and stride at or above 0")
+        if backbone.smooth_z_nm < 0:
+            bad.append(f"backbones.{name}.smooth_z_nm: found {backbone.smooth_z_nm}; expected nm, 0 for none")
         if backbone.tile == 0 and backbone.views > 0:
             bad.append(f"backbones.{name}: whole slices (tile: 0) turn their sides when augmented; set views to 0")
         bad += _check_alignment(study, name)
@@ -66,6 +70,8 @@ def problems_of(study: Study) -> list[str]:
             bad.append(f"regimes.{name}.k: found {regime.k}; expected a number of blocks from 1 on for lora_last_k, else nothing")
         bad += _check_start(study, name) + _check_align(study, name)
     train, split = study.train, study.split
+    if not 0 <= train.average < 1:
+        bad.append(f"train.average: found {train.average}; expected the share that is kept, in [0, 1)")
     if min(train.epochs, train.batch) < 1 or min(train.steps_per_epoch, train.patience, train.workers) < 0:
         bad.append("train: epochs and batch must be at least 1; steps_per_epoch, patience and workers at least 0")
     if min(train.head_lr, train.adapter_lr, train.clip) <= 0 or train.weight_decay < 0:

@@ -12,6 +12,7 @@ from emadapt.comparisons import COMPARISONS_METHOD, Groups, against_best, compar
 from emadapt.config import Study, TrainSetSpec, Unit
 from emadapt.dose import dose_response
 from emadapt.errors import InputError
+from emadapt.factors import factors, factors_table
 from emadapt.few_shot import FEW_SHOT_METHOD, few_shot_curves, few_shot_table, panels
 from emadapt.page import build_page
 from emadapt.tracking import provenance_tags
@@ -63,6 +64,7 @@ def build_report(root: Path, study: Study) -> Path:
     }
     if response := dose_response(study, entries, cards):
         summary["dose_response"] = response
+    summary |= factors(root, study, groups)
     if curves := few_shot_curves(study, entries):
         summary |= {"few_shot_method": FEW_SHOT_METHOD, "few_shot": curves}
     if cells := transfer_cells(study, groups, entries):
@@ -94,6 +96,10 @@ def _figures(
         figures.dose_png(folder / "dose.png", summary["dose_response"])
     else:
         (folder / "dose.png").unlink(missing_ok=True)  # of an earlier report
+    if "fits" in summary:
+        figures.factors_png(folder / "factors.png", summary["fits"], summary["contrasts"])
+    else:
+        (folder / "factors.png").unlink(missing_ok=True)
     curves = summary.get("few_shot", [])
     shown, looks = panels(curves), list(dict.fromkeys((curve["backbone"], curve["regime"]) for curve in curves))
     for test_set in study.datasets:
@@ -117,7 +123,7 @@ def _figures(
 
 
 def leaderboard(study: Study, summary: Mapping[str, Any], kinds: Sequence[str]) -> str:
-    """A summary as Markdown: a table per test dataset, the best foreground IoU first; few labels; starting from other models."""
+    """A summary as Markdown: a table per test dataset, the best foreground IoU first; factors; few labels; other starts."""
     entries = summary["units"]
     shown = headline(study, entries, kinds)
     few = ["Training sets with few labels stand at the end."] if len(shown) < len(entries) else []
@@ -155,6 +161,8 @@ def leaderboard(study: Study, summary: Mapping[str, Any], kinds: Sequence[str]) 
                 f"{entry['seconds']:,.0f} s",
             ]
             lines.append(f"| {' | '.join(cells)} |")
+    if "fits" in summary:
+        lines += factors_table(summary)
     if "few_shot" in summary:
         lines += few_shot_table(summary["few_shot"])
     if "transfer" in summary:

@@ -13,7 +13,9 @@ channels, but far from its limit of 65504, and where it is finite its rounding (
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
+import os
 import shutil
 import time
 from dataclasses import dataclass
@@ -91,16 +93,29 @@ class TokenView:
 
 def token_key(backbone: Backbone, spec: BackboneSpec, volume: Volume, view: int, cut: int | None = None) -> str:
     """Hash over weights, preprocessing, blocks, cut, geometry, data and view: everything that a cache entry depends on."""
+    return digest(_ingredients(backbone, spec, volume, view, cut) | {"data": volume.md5})[:24]
+
+
+def _pixels_key(backbone: Backbone, spec: BackboneSpec, volume: Volume, view: int, cut: int | None) -> str:
+    """The same without the labels: entries that share it hold the same tokens and images, row by row."""
+    plan = _plan(spec, volume, view, backbone.arch.patch)
+    return digest(
+        _ingredients(backbone, spec, volume, view, cut) | {"image": volume.manifest.get("image_md5", volume.md5), "plan": plan}
+    )[:24]
+
+
+def _ingredients(backbone: Backbone, spec: BackboneSpec, volume: Volume, view: int, cut: int | None) -> dict[str, Any]:
     settings = dataclasses.asdict(spec)
-    for key in ("source", "file", "views", "align", "reference"):  # hashes of weights and facts stand for all but the third
+    # Hashes of weights and facts stand for sources and alignment; views and smoothing change no entry.
+    for key in ("source", "file", "views", "align", "reference", "smooth_z_nm"):
         settings.pop(key)
     if view > 0:
         settings.pop("overlap")
     settings["precision"], settings["stride"] = resolve_precision(spec.precision), backbone.stride
     content = {"format": FORMAT, "weights": backbone.provenance.sha256, "blocks": list(backbone.blocks), "settings": settings,
-               "data": volume.md5, "view": view, "cut": cut}  # fmt: skip
+               "view": view, "cut": cut}  # fmt: skip
     facts = aligner_of(volume, spec).facts
-    return digest(content | ({"align": facts} if facts else {}))[:24]
+    return content | ({"align": facts} if facts else {})
 
 
 def token_views(backbone: Backbone, spec: BackboneSpec, volume: Volume, views: range, cache: Path = CACHE,
@@ -174,7 +189,10 @@ def _plan(spec: BackboneSpec, volume: Volume, view: int, patch: int) -> list[tup
 
 
 def _extract(backbone: Backbone, spec: BackboneSpec, volume: Volume, view: int, folder: Path, cut: int | None) -> None:
-    """Compute one entry under a temporary name, then rename."""
+    """Compute one entry under a temporary name, then rename.
+
+    Where another entry has the same images (a dataset whose labels were corrected), its tokens are taken, as links to the files.
+    """
     from rich.progress import track
 
     geo = geometry_of(volume, spec, backbone.arch.patch)
@@ -182,7 +200,9 @@ def _extract(backbone: Backbone, spec: BackboneSpec, volume: Volume, view: int, 
     temporary = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    arrays = _new_arrays(temporary, backbone, geo, len(plan), cut)
+    pixels = _pixels_key(backbone, spec, volume, view, cut)
+    same = _same_pixels(folder.parent, pixels)
+    arrays = _new_arrays(temporary, backbone, geo, len(plan), cut, with_tokens=same is None)
     np.save(temporary / "index.npy", np.asarray([(z, y, x) if y >= 0 else (z, -1, -1) for z, y, x in plan], dtype=np.int32))
     batch = max(1, BATCH_TOKENS // math.prod(geo.grid))
     slice_now, image, label = -1, np.empty(0, np.uint8), np.empty(0, np.uint8)
@@ -197,6 +217,8 @@ def _extract(backbone: Backbone, spec: BackboneSpec, volume: Volume, view: int, 
             else:
                 arrays["images"][row] = image[y : y + geo.tile[0], x : x + geo.tile[1]]
                 arrays["labels"][row] = label[y : y + geo.tile[0], x : x + geo.tile[1]]
+        if same:
+            continue
         shown = as_input(arrays["images"][start : start + len(rows)])
         for name, values in _computed(backbone, shown, spec.precision, cut).items():
             if not np.isfinite(values).all():
@@ -206,13 +228,24 @@ def _extract(backbone: Backbone, spec: BackboneSpec, volume: Volume, view: int, 
             arrays[name][start : start + len(rows)] = values
     for array in arrays.values():
         array.flush()
-    write_json(temporary / "manifest.json", {"format": FORMAT, "rows": len(plan), "weights": backbone.provenance.to_dict(),
-                                             "data_md5": volume.md5, "view": view, "cut": cut})  # fmt: skip
+    for file in [f for f in same.glob("*.npy") if f.stem in ("tokens", "entering")] if same else []:
+        os.link(file, temporary / file.name)
+    facts = {"format": FORMAT, "rows": len(plan), "view": view, "cut": cut, "pixels": pixels, "data_md5": volume.md5}
+    write_json(temporary / "manifest.json", facts | {"weights": backbone.provenance.to_dict()})
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
 
 
-def _new_arrays(folder: Path, backbone: Backbone, geo: Geometry, rows: int, cut: int | None) -> dict[str, np.memmap[Any, Any]]:
+def _same_pixels(cache: Path, pixels: str) -> Path | None:
+    """A finished entry of the same images under the same backbone, if there is one."""
+    for file in sorted(cache.glob("[0-9a-f]*/manifest.json")):
+        if file.parent.suffix != ".part" and json.loads(file.read_text()).get("pixels") == pixels:
+            return file.parent
+    return None
+
+
+def _new_arrays(folder: Path, backbone: Backbone, geo: Geometry, rows: int, cut: int | None, *,
+                with_tokens: bool) -> dict[str, np.memmap[Any, Any]]:  # fmt: skip
     """The large arrays of an entry, as files to be filled."""
     blocks = len([b for b in backbone.blocks if cut is None or b < cut])
     shapes: dict[str, tuple[type, tuple[int, ...]]] = {
@@ -223,7 +256,7 @@ def _new_arrays(folder: Path, backbone: Backbone, geo: Geometry, rows: int, cut:
     if cut is not None:
         shapes["entering"] = (np.float16, (backbone.vit.num_prefix_tokens + math.prod(geo.grid), backbone.arch.dim))
     return {name: np.lib.format.open_memmap(folder / f"{name}.npy", "w+", kind, (rows, *shape))
-            for name, (kind, shape) in shapes.items()}  # fmt: skip
+            for name, (kind, shape) in shapes.items() if with_tokens or name in ("labels", "images")}  # fmt: skip
 
 
 def _computed(backbone: Backbone, images: torch.Tensor, precision: str, cut: int | None) -> dict[str, npt.NDArray[np.float16]]:

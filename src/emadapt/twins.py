@@ -29,6 +29,8 @@ def identity(described: dict[str, Any], segmenter: Segmenter) -> dict[str, Any]:
         return described | {"unit": None}
     if kind == "unet2d":
         settings = {name: getattr(segmenter.spec, name) for name in INPUT}
+        if segmenter.spec.smooth_z_nm:
+            settings["smooth_z_nm"] = segmenter.spec.smooth_z_nm
         if segmenter.spec.align:
             settings |= {"align": segmenter.spec.align, "reference": segmenter.spec.reference}
         return described | {"unit": {"seed": described["unit"]["seed"]}, "backbone": settings}

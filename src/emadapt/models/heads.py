@@ -111,6 +111,17 @@ class Pyramid(nn.Module):
         return _resize(self.logits(tokens), size)
 
 
+class PyramidBatch(Pyramid):
+    """`Pyramid` with BatchNorm in the place of GroupNorm: what statistics over a mixed batch do to training on a union."""
+
+    def __init__(self, dim: int, n_blocks: int, width: int = 128) -> None:
+        super().__init__(dim, n_blocks, width)
+        for parent in list(self.modules()):
+            for name, child in list(parent.named_children()):
+                if isinstance(child, nn.GroupNorm):
+                    setattr(parent, name, BatchNorm(child.num_channels))
+
+
 class UNet(nn.Module):
     """A pyramid on the tokens, and a light stem on the image itself beside it at full resolution (Ronneberger et al. 2015).
 
@@ -146,9 +157,14 @@ def _conv(a: int, b: int, kernel: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(a, b, kernel, padding=kernel // 2, bias=False), *_norm_act(b))
 
 
-HEADS: dict[str, Callable[[int, int], nn.Module]] = {"linear": Linear, "deconv": Deconv, "pyramid": Pyramid, "unet": UNet}
+HEADS: dict[str, Callable[[int, int], nn.Module]] = {
+    "linear": Linear, "deconv": Deconv, "pyramid": Pyramid, "pyramid_bn": PyramidBatch, "unet": UNet,
+}  # fmt: skip
 """Name -> head(dim, n_blocks); `forward(tokens: list of (B, D, h, w), size (H, W)) -> (B, 2, H, W)` float32 logits; of heads
 that need the image, too, it has a third argument (B, 1, H, W) in [0, 1]."""
+
+CONTROLS = ("pyramid_bn",)
+"""Heads that show an effect and are not expected to be the best: sweeps try them only where they are named."""
 
 
 def needs_image(head: str) -> bool:

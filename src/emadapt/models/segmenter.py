@@ -137,11 +137,15 @@ class Segmenter(nn.Module):
         pretrained = sum(p.numel() for p in self.backbone.vit.parameters()) - adapters
         return sum(p.numel() for p in self.trainable()["adapter"]) / max(pretrained, 1)  # a U-Net from scratch has none
 
-    def trained_state(self) -> State:
-        """What training changes: the head and the adapter, by name."""
+    def live_state(self) -> State:
+        """What training changes: the head and the adapter, by name; the tensors themselves, where they are."""
         state = {f"head.{k}": v for k, v in self.head.state_dict().items()}
         state |= {f"adapter.{k}": v for k, v in adapter_state(self.backbone).items()}
-        return {k: v.detach().cpu().contiguous() for k, v in state.items()}
+        return {k: v.detach() for k, v in state.items()}
+
+    def trained_state(self) -> State:
+        """The same as copies for a file."""
+        return {k: v.cpu().contiguous() for k, v in self.live_state().items()}
 
     def load_trained(self, state: State) -> None:
         """Put back what `trained_state` gave."""

@@ -75,7 +75,7 @@ def check_target(study: Study, target: Target) -> None:
 
 def search_space(study: Study, target: Target) -> Space:
     """The dimensions of the target's regime, and those that the section `sweep:` adds."""
-    from emadapt.models.heads import HEADS, needs_image
+    from emadapt.models.heads import CONTROLS, HEADS, needs_image
 
     spec, regime = study.sweep, study.regime_specs[target.regime]
     frozen = regime.kind == "frozen"
@@ -92,7 +92,8 @@ def search_space(study: Study, target: Target) -> Space:
         space["adapter_lr"] = FloatDistribution(low * factor, high * factor, log=True)
     if decay := spec.weight_decay or (FROZEN_DECAY if frozen else ()):
         space["weight_decay"] = FloatDistribution(decay[0], decay[1], log=True)
-    stackable = tuple(name for name in HEADS if not needs_image(name))  # one pass over the tokens fits several
+    # One pass over the tokens fits several heads of the same kind; a control is no candidate.
+    stackable = tuple(name for name in HEADS if not needs_image(name) and name not in CONTROLS)
     if heads := spec.head or (stackable if frozen else ()):
         space["head"] = CategoricalDistribution(heads)
     if spec.blocks:

@@ -144,9 +144,10 @@ def run_trials(sweep: Sweep, trials: list[Trial]) -> None:
 
 
 def _fits_a_stack(attempt: Attempt) -> bool:
-    """Its head sees cached tokens and nothing else, and its loss is not scaled, which `fit` alone does."""
+    """Its head sees cached tokens and nothing else; no scaled loss and no averaged weights, which `fit` alone has."""
     frozen, train = attempt.config.regime_specs[attempt.unit.regime].kind == "frozen", attempt.train
-    return frozen and train.cached and train.precision != "fp16" and not needs_image(train.head)
+    alone = train.precision == "fp16" or bool(train.average) or needs_image(train.head)
+    return frozen and train.cached and not alone
 
 
 def _stackable(one: Attempt, other: Attempt) -> bool:
