@@ -18,10 +18,12 @@ import zarr
 from click.testing import CliRunner
 from scipy.ndimage import label
 
+from emadapt import api
 from emadapt.cli import main
+from emadapt.data.ingest import Volume
 from emadapt.errors import InputError
 from emadapt.models.segmenter import load_segmenter
-from emadapt.predict import predict_slice
+from emadapt.predict import predict_slice, predict_slices
 from emadapt.segment import job, partial, run, writers
 from emadapt.segment.job import Order
 from emadapt.segment.partial import held
@@ -87,6 +89,26 @@ def test_blocks_leave_no_trace(order: Order, probability: np.ndarray, monkeypatc
     np.testing.assert_array_equal(tifffile.imread(folder / "out-instances.tif") > 0, mask > 0)
     assert tifffile.imread(folder / "out-instances.tif").max() == label(mask)[1]
     assert not (folder / "out.tif.partial").exists()
+
+
+def test_smoothed_along_z_as_evaluate_smooths(order: Order, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    model = write_model(tmp_path / "smooth", smooth_z_nm=30.0)
+    order = dataclasses.replace(order, model=str(model), probabilities=True)
+    volume = Volume("v", IMAGE, IMAGE, {"split": {"train": [], "val": [], "test": []}, "md5": "", "voxel_nm": [30, 5, 5]})
+    expected = np.stack([p for _, p in predict_slices(load_segmenter(model)[0], volume, list(range(7)))])
+    alone = np.stack([predict_slice(load_segmenter(model)[0], image) for image in IMAGE])
+    assert np.abs(alone - expected).max() > 0.05
+    results = []
+    sizes: dict[str, int]
+    for sizes in ({}, {"depth": 2}, {"block": 1000, "chunk": 16, "tile_rows": 0}):
+        blocks(monkeypatch, **sizes)
+        segment_volume(dataclasses.replace(order, overwrite=True))
+        results.append((Path(order.output).read_bytes(), (tmp_path / "out-probabilities.tif").read_bytes()))
+    assert results[0] == results[1] == results[2]
+    clear = np.abs(expected - 0.5) > 1e-4  # probabilities wait for their neighbours in steps of 1 / 65535
+    np.testing.assert_array_equal(tifffile.imread(order.output)[clear], np.where(expected > 0.5, 255, 0)[clear])
+    model_ = api.load_model(model)
+    np.testing.assert_array_equal(api.segment(IMAGE, model_, VOXEL, probabilities=True), expected)
 
 
 def test_parts_of_slices_are_blocks(order: Order, small: None) -> None:

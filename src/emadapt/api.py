@@ -5,6 +5,7 @@ The examples are run by the tests, one after the other, with a small model in th
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import numpy.typing as npt
 
 from emadapt.config import PARAMS, Study
 from emadapt.config import load_study as _load_study
+from emadapt.predict import smooth_z
 from emadapt.segment.domain import Domain, domain_of_volume
-from emadapt.segment.job import Order, Runner, settle, spread
+from emadapt.segment.job import Block, Order, Runner, settle, spread
 from emadapt.segment.model import Model, open_model
 from emadapt.segment.readers import Source, Voxel, array_source, as_voxel, open_source
 from emadapt.segment.rows import Input
@@ -101,9 +103,8 @@ def segment(volume: Array, model: Model, voxel_nm: Voxel, *, probabilities: bool
     """
     runner = _runner(volume, model, voxel_nm, threshold, flips, window)
     out = np.empty(runner.job.shape, np.float32 if probabilities else bool)
-    for block in runner.job.blocks():
-        for z, y, rows in runner.probability(block, runner.load(block)):
-            out[z, y : y + len(rows)] = rows if probabilities else rows > runner.job.threshold
+    for z, probability in smooth_z(_slices(runner), runner.job.sigma):
+        out[z] = probability if probabilities else probability > runner.job.threshold
     return out.reshape(np.shape(volume))
 
 
@@ -205,6 +206,13 @@ def find_instances(mask: Array, voxel_nm: Voxel) -> tuple[npt.NDArray[np.uint32]
     from emadapt.segment.instances import components
 
     return components(np.asarray(mask) != 0, as_voxel(voxel_nm))
+
+
+def _slices(runner: Runner) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
+    """Slices one after the other, whatever the blocks."""
+    for z in range(runner.job.shape[0]):
+        whole = Block(z, z + 1, 0, runner.job.shape[1])
+        yield z, np.concatenate([rows for _, _, rows in runner.probability(whole, runner.load(whole))])
 
 
 def _same_shape(one: Source, other: Source) -> None:

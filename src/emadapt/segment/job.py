@@ -90,6 +90,7 @@ class Job:
         zoom: factors (y, x) to the pixel size of training, that of `dataset`.
         statistics: of the volume, where the model aligns slices by them.
         domain: whose normalisation layers are used (`align: norm`).
+        sigma: of the Gaussian along z over probabilities, in slices; 0: none.
         kinds: of outputs: mask, probabilities, instances.
         depth: slices, and `rows`, of a block.
     """
@@ -108,6 +109,7 @@ class Job:
     dataset: str
     statistics: dict[str, Any] | None
     domain: str
+    sigma: float
     threshold: float
     flips: bool
     kinds: tuple[str, ...]
@@ -121,6 +123,11 @@ class Job:
         z, y, _ = self.shape
         return [Block(z0, min(z0 + self.depth, z), y0, min(y0 + self.rows, y))
                 for z0 in range(0, z, self.depth) for y0 in range(0, y, self.rows)]  # fmt: skip
+
+    @property
+    def reach(self) -> int:
+        """Slices on each side that a slice is smoothed with, see `emadapt.predict.smooth_z`."""
+        return int(3 * self.sigma + 0.5)
 
     def to_json(self) -> dict[str, Any]:
         """As run.json has it."""
@@ -167,8 +174,8 @@ def settle(order: Order, source: Source, model: Model) -> Job:
     threshold = float(model.card["threshold"] if order.threshold is None else order.threshold)
     known = dataclasses.asdict(statistics) if statistics else None
     return Job(str(Path(order.input).resolve()), order.scale, source.stamp, source.shape, str(source.dtype), voxel,
-               str(model.folder), model.name, weights_sha256(model.folder), window, zoom, dataset, known, domain, threshold,
-               order.flips, kinds, depth, rows)  # fmt: skip
+               str(model.folder), model.name, weights_sha256(model.folder), window, zoom, dataset, known, domain,
+               spec.smooth_z_nm / voxel[0], threshold, order.flips, kinds, depth, rows)  # fmt: skip
 
 
 def voxel_of(source: Source, model: Model, stated: Voxel | None) -> Voxel:

@@ -5,19 +5,23 @@ from __future__ import annotations
 import functools
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from filelock import FileLock, Timeout
 
 from emadapt.errors import InputError
 from emadapt.files import write_json
+from emadapt.predict import Probability, smooth_z
 from emadapt.segment.job import CHUNK, Block, Job, Runner, from_json, open_runner
 
-DTYPES = {"mask": "uint8", "probabilities": "uint8", "instances": "uint32"}
-"""Kind of output -> dtype. A mask is 0 and 255; 255 of `probabilities` is 1."""
+DTYPES = {"mask": "uint8", "probabilities": "uint8", "instances": "uint32", "tiles": "uint16"}
+"""Kind of output -> dtype. A mask is 0 and 255; 255 of `probabilities` is 1. `tiles` is no output: probabilities that are to be
+smoothed along z, in steps of 1 / STEPS."""
+STEPS = 65535
 
 
 class Partial:
@@ -114,7 +118,7 @@ def begin(folder: Path, job: Job, overwrite: bool) -> Partial:
         if path.name != "lock":
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     (folder / "parts").mkdir()
-    for kind in job.kinds:
+    for kind in (*job.kinds, *(["tiles"] if job.reach else [])):
         create_array(folder / kind, 0, job.shape, DTYPES[kind], job.depth)
     write_json(run, job.to_json())  # last: without it the folder counts as empty
     return Partial(folder, job)
@@ -150,26 +154,59 @@ def held(folder: Path) -> Iterator[None]:
 
 
 def segment_block(partial: Partial, number: int, loaded: Any = None) -> None:
-    """Probabilities of a block, thresholded; `loaded`: what was read of it ahead."""
-    import numpy as np
+    """A block through the model: probabilities to be smoothed along z, or at once what is written.
 
+    Args:
+        partial: the run.
+        number: of the block.
+        loaded: what was read of it ahead; None: nothing.
+    """
     block, job, runner = partial.blocks[number], partial.job, runner_of(partial)
     loaded = runner.load(block) if loaded is None else loaded
-    out = {kind: np.empty((block.z1 - block.z0, block.y1 - block.y0, job.shape[2]), np.uint8)
-           for kind in job.kinds if kind != "instances"}  # fmt: skip
-    for z, y, rows in runner.probability(block, loaded):
-        place = z - block.z0, slice(y - block.y0, y - block.y0 + len(rows))
-        out["mask"][place] = np.where(rows > job.threshold, 255, 0)
+    rows = runner.probability(block, loaded)
+    if not job.reach:
+        _threshold(partial, number, rows)
+        return
+    kept = np.empty(_extent(block, job), np.uint16)
+    for z, y, some in rows:
+        kept[z - block.z0, y - block.y0 : y - block.y0 + len(some)] = np.rint(some * STEPS)
+    partial.array("tiles")[within(block)] = kept
+    partial.mark("tiles", number, {})
+
+
+def smooth_block(partial: Partial, number: int) -> None:
+    """Phase `mask` after `tiles`: a block's probabilities smoothed along z, with slices of the blocks beside it."""
+    block, job = partial.blocks[number], partial.job
+    array, z0, z1 = partial.array("tiles"), max(0, block.z0 - job.reach), min(job.shape[0], block.z1 + job.reach)
+    around = ((z, np.asarray(array[z, block.y0 : block.y1], np.float32) / np.float32(STEPS)) for z in range(z0, z1))
+    _threshold(partial, number, ((z, block.y0, rows) for z, rows in smooth_z(around, job.sigma) if block.z0 <= z < block.z1))
+
+
+def _threshold(partial: Partial, number: int, rows: Iterable[tuple[int, int, Probability]]) -> None:
+    """Write the mask of a block and, where they are asked for, its probabilities."""
+    block, job = partial.blocks[number], partial.job
+    out = {kind: np.empty(_extent(block, job), np.uint8) for kind in job.kinds if kind != "instances"}
+    for z, y, some in rows:
+        place = z - block.z0, slice(y - block.y0, y - block.y0 + len(some))
+        out["mask"][place] = np.where(some > job.threshold, 255, 0)
         if "probabilities" in out:
-            out["probabilities"][place] = np.rint(rows * 255)
+            out["probabilities"][place] = np.rint(some * 255)
     for kind, values in out.items():
         partial.array(kind)[within(block)] = values
     partial.mark("mask", number, {"foreground": int(np.count_nonzero(out["mask"]))})
 
 
+def _extent(block: Block, job: Job) -> tuple[int, int, int]:
+    return block.z1 - block.z0, block.y1 - block.y0, job.shape[2]
+
+
 def within(block: Block) -> tuple[slice, slice, slice]:
     """Where a block lies in the volume."""
     return slice(block.z0, block.z1), slice(block.y0, block.y1), slice(None)
+
+
+def _mask(partial: Partial, number: int) -> None:
+    (smooth_block if partial.job.reach else segment_block)(partial, number)
 
 
 def _components(partial: Partial, number: int) -> None:
@@ -185,6 +222,6 @@ def _instances(partial: Partial, number: int) -> None:
 
 
 PHASES: dict[str, Callable[[Partial, int], None]] = {
-    "mask": segment_block, "components": _components, "instances": _instances,
+    "tiles": segment_block, "mask": _mask, "components": _components, "instances": _instances,
 }  # fmt: skip
-"""What is done with all blocks, one phase after the other; the last two where instances are asked for."""
+"""What is done with all blocks, one phase after the other; `tiles` for models that smooth along z, the last two for instances."""

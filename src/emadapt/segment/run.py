@@ -85,7 +85,8 @@ def _check_output(order: Order, named: dict[str, Path], folder: Path) -> None:
 def _run(partial: Partial, order: Order, each: Each) -> float:
     """All phases; the seconds that segmenting took."""
     began = time.perf_counter()
-    _phase(partial, "mask", each)
+    for phase in (["tiles"] if partial.job.reach else []) + ["mask"]:
+        _phase(partial, phase, each)
     seconds = time.perf_counter() - began
     made = {}
     named = targets(order.output, partial.job.kinds)
@@ -131,10 +132,10 @@ def _workers(dask: str) -> AbstractContextManager[Each]:
 
 def alone(folder: str, phase: str, numbers: list[int]) -> Iterator[int]:
     """Blocks one after the other in this process; while one is segmented, the next is read."""
-    if phase != "mask" or not numbers:
+    partial = opened(folder, stamp_of(folder))
+    if phase != ("tiles" if partial.job.reach else "mask") or not numbers:
         yield from (work(folder, phase, number) for number in numbers)
         return
-    partial = opened(folder, stamp_of(folder))
     runner = runner_of(partial)
     with ThreadPoolExecutor(1) as reader:
         ahead = reader.submit(runner.load, partial.blocks[numbers[0]])

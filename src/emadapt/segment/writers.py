@@ -72,7 +72,7 @@ def provenance(job: Job, kind: str) -> dict[str, Any]:
     meaning = {"mask": "255 where the probability is above the threshold", "probabilities": "255 times the probability",
                "instances": "number of the connected component"}  # fmt: skip
     known = job.to_json()
-    kept = {k: known[k] for k in ("input", "scale", "voxel_nm", "unit", "weights", "window", "zoom", "dataset", "domain",
+    kept = {k: known[k] for k in ("input", "scale", "voxel_nm", "unit", "weights", "window", "zoom", "dataset", "domain", "sigma",
                                   "threshold", "flips", "version")}  # fmt: skip
     return {"kind": kind, "values": meaning[kind], **kept}
 
