@@ -36,8 +36,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     tifffile.imwrite("volume.ome.tif", IMAGE, photometric="minisblack", metadata=meta)
     Path("studies").mkdir()
     study = settings()
-    study["study"] |= {"name": "demo", "train_sets": ["a", "paired"], "seeds": [0], "regimes": ["frozen", "lora"]}
-    study["study"]["backbones"] = ["t"]
+    study["study"] |= {"name": "demo", "train_sets": ["a", "b", "paired"]}
+    study["train_sets"]["b"] = ["b"]
     Path("studies/demo.yaml").write_text(yaml.safe_dump(study))
     return tmp_path
 

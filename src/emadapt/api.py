@@ -193,7 +193,7 @@ def find_instances(mask: Array, voxel_nm: Voxel) -> tuple[npt.NDArray[np.uint32]
     """Connected components of a mask that fits in memory, and a table of them, as `emadapt segment --instances` gives them.
 
     >>> labels, table = api.find_instances(mask, voxel_nm)
-    >>> labels.max() == len(table)
+    >>> int(labels.max()) == len(table)
     True
 
     Args:

@@ -292,9 +292,9 @@ def open_runner(job: Job) -> Runner:
 
 def cached_model(folder: str) -> Model:
     """A model, opened once a process."""
-    return _opened(folder, weights_sha256(Path(folder)))
+    return _opened(folder, weights_sha256(Path(folder)), (Path(folder) / "model.json").read_bytes())
 
 
 @functools.lru_cache(maxsize=1)
-def _opened(folder: str, _weights: str) -> Model:
+def _opened(folder: str, _weights: str, _card: bytes) -> Model:
     return open_model(folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -132,11 +133,9 @@ def scale_factors(shape: tuple[int, int, int], voxel_nm: Voxel) -> list[list[int
     """Of each scale against the finest, (z, y, x): at each step those axes are halved whose voxels are the shortest."""
     factors = [[1, 1, 1]]
     while max(n // f for n, f in zip(shape[1:], factors[-1][1:], strict=True)) > SMALLEST:
-        sizes = [v * f for v, f in zip(voxel_nm, factors[-1], strict=True)]
-        halved = [s <= 1.5 * min(sizes) and n // f > 1 for s, n, f in zip(sizes, shape, factors[-1], strict=True)]
-        if not any(halved[1:]):  # coarse sections are not to keep slices from being shown small
-            halved[1] = halved[2] = True
-        factors.append([f * (2 if h else 1) for f, h in zip(factors[-1], halved, strict=True)])
+        now = factors[-1]
+        sizes = [v * f if n // f > 1 else math.inf for v, f, n in zip(voxel_nm, now, shape, strict=True)]  # what cannot be halved
+        factors.append([f * (2 if s <= 1.5 * min(sizes) else 1) for f, s in zip(now, sizes, strict=True)])
     return factors
 
 
