@@ -12,7 +12,7 @@ from emadapt.segment.instances import COLUMNS, join
 from emadapt.segment.job import Job
 from emadapt.segment.partial import PHASES, begin, within
 
-JOB = Job("in", 0, [], (1, 1, 1), "uint8", (30.0, 5.0, 4.0), "m", "u", "0", (0.0, 255.0), (1.0, 1.0), "a", None, "", 0.0, 0.5,
+JOB = Job("in", 0, [], (1, 1, 1), "uint8", (30.0, 5.0, 4.0), "m", "u", "0", "0", (0.0, 255.0), (1.0, 1.0), "a", None, "", 0.0, 0.5,
           False, ("mask", "instances"), 1, 1)  # fmt: skip
 
 

@@ -185,6 +185,7 @@ def test_adapters_are_merged() -> None:
 def test_a_change_under_a_run_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     write_model(Path("m"))
     settled, _ = settle(monkeypatch, IMAGE)
-    write_model(Path("m"), head="pyramid")
+    card = Path("m/model.json")
+    card.write_text(card.read_text().replace('"overlap": 0.4', '"overlap": 0.5'))
     with pytest.raises(InputError, match="another content than when the run began"):
         open_runner(settled)

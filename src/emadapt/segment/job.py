@@ -28,7 +28,7 @@ from emadapt.segment.model import (
     geometry_for,
     open_model,
     said,
-    weights_sha256,
+    sha256_of,
     zoom_for,
 )
 from emadapt.segment.readers import LARGE, Source, Voxel, open_source
@@ -85,7 +85,7 @@ class Job:
         input: the volume and `scale` of it; `stamp` changes with its content.
         shape: (Z, Y, X).
         voxel_nm: (z, y, x).
-        model: its folder; `unit` its name and `weights` the sha256 of its tensors.
+        model: its folder; `unit` its name; `weights` and `card` the sha256 of its tensors and of its model.json.
         window: grey values that become 0 and 255.
         zoom: factors (y, x) to the pixel size of training, that of `dataset`.
         statistics: of the volume, where the model aligns slices by them.
@@ -104,6 +104,7 @@ class Job:
     model: str
     unit: str
     weights: str
+    card: str
     window: tuple[float, float]
     zoom: tuple[float, float]
     dataset: str
@@ -174,7 +175,7 @@ def settle(order: Order, source: Source, model: Model) -> Job:
     threshold = float(model.card["threshold"] if order.threshold is None else order.threshold)
     known = dataclasses.asdict(statistics) if statistics else None
     return Job(str(Path(order.input).resolve()), order.scale, source.stamp, source.shape, str(source.dtype), voxel,
-               str(model.folder), model.name, weights_sha256(model.folder), window, zoom, dataset, known, domain,
+               str(model.folder), model.name, *sha256_of(model.folder), window, zoom, dataset, known, domain,
                spec.smooth_z_nm / voxel[0], threshold, order.flips, kinds, depth, rows)  # fmt: skip
 
 
@@ -284,7 +285,7 @@ def open_runner(job: Job) -> Runner:
         InputError: either is not what it was when the job was settled.
     """
     source, model = open_source(job.input, job.scale), cached_model(job.model)
-    if (source.stamp, weights_sha256(model.folder)) != (job.stamp, job.weights):
+    if (source.stamp, *sha256_of(model.folder)) != (job.stamp, job.weights, job.card):
         raise InputError(job.input if source.stamp != job.stamp else job.model, found="another content than when the run began",
                          expected="the same files for all of a run", do="Start over with --overwrite.")  # fmt: skip
     return Runner(job, source, model)
@@ -292,9 +293,9 @@ def open_runner(job: Job) -> Runner:
 
 def cached_model(folder: str) -> Model:
     """A model, opened once a process."""
-    return _opened(folder, weights_sha256(Path(folder)), (Path(folder) / "model.json").read_bytes())
+    return _opened(folder, sha256_of(Path(folder)))
 
 
 @functools.lru_cache(maxsize=1)
-def _opened(folder: str, _weights: str, _card: bytes) -> Model:
+def _opened(folder: str, _content: tuple[str, str]) -> Model:
     return open_model(folder)

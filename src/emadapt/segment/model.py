@@ -84,9 +84,10 @@ def open_model(text: str | Path) -> Model:
     return Model(folder, segmenter.to(device()), card)
 
 
-def weights_sha256(folder: Path) -> str:
-    """Of the trained tensors."""
-    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+def sha256_of(folder: Path) -> tuple[str, str]:
+    """Of the trained tensors, and of the card."""
+    tensors, card = (hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in ("model.safetensors", "model.json"))
+    return tensors, card
 
 
 def zoom_for(model: Model, voxel_nm: Voxel) -> tuple[str, tuple[float, float]]:
