@@ -220,12 +220,9 @@ def test_targets_that_cannot_be_written(order: Order, tmp_path: Path) -> None:
     assert "unknown kind" in refused(dataclasses.replace(order, output=str(tmp_path / "out.png")))
     assert "can be written to" in refused(dataclasses.replace(order, output=str(tmp_path / "missing/out.tif")))
     assert "can be written to" in refused(dataclasses.replace(order, output=order.input + "/out.tif"))
-    with held_folder(tmp_path / "out.tif.partial"):
+    assert "no folder can be made" in refused(dataclasses.replace(order, output="/proc/out.tif"))  # also for root
+    with held(tmp_path / "out.tif.partial"):
         assert "under way" in refused(order)
-
-
-def held_folder(folder: Path) -> Any:
-    return held(folder)
 
 
 def test_a_full_disk_keeps_what_is_done(order: Order, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

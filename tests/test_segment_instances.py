@@ -12,8 +12,8 @@ from emadapt.segment.instances import COLUMNS, join
 from emadapt.segment.job import Job
 from emadapt.segment.partial import PHASES, begin, within
 
-JOB = Job("in", 0, [], (1, 1, 1), "uint8", (30.0, 5.0, 4.0), "m", "u", "0", "0", (0.0, 255.0), (1.0, 1.0), "a", None, "", 0.0, 0.5,
-          False, ("mask", "instances"), 1, 1)  # fmt: skip
+JOB = Job("in", 0, [], (1, 1, 1), "uint8", (30.0, 5.0, 4.0), "m", "u", "0", "0", (0.0, 255.0), (1.0, 1.0), "a", None, "", 0.0,
+          0.5, False, ("mask", "instances"), 1, 1)  # fmt: skip
 
 
 def run(folder: Path, mask: np.ndarray, depth: int, rows: int) -> tuple[np.ndarray, list[dict[str, float]]]:

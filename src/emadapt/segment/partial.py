@@ -147,6 +147,10 @@ def held(folder: Path) -> Iterator[None]:
     """
     try:
         folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise InputError(folder, found=f"a place where no folder can be made ({error.strerror})",
+                         expected="one that can be written to", do="Choose another output.") from error  # fmt: skip
+    try:
         with FileLock(folder / "lock", timeout=0):
             yield
     except Timeout:
