@@ -90,12 +90,14 @@ def write_tiff(path: Path, array: Any, job: Job, kind: str) -> None:
         **{f"PhysicalSize{a}": v for a, v in zip("ZYX", um, strict=True)}, **{f"PhysicalSize{a}Unit": "µm" for a in "ZYX"},
     }  # fmt: skip
     tiles = (CHUNK, CHUNK) if y * x > TILED else None
+    parts = _tiles(array) if tiles else _slices(array)
     with tifffile.TiffWriter(path, bigtiff=z * y * x * np.dtype(DTYPES[kind]).itemsize > CLASSIC, ome=True) as tif:
         tif.write(
-            _tiles(array) if tiles else _slices(array), shape=(z, y, x), dtype=DTYPES[kind], photometric="minisblack", tile=tiles,
+            parts, shape=(z, y, x), dtype=DTYPES[kind], photometric="minisblack", tile=tiles,
             compression="zlib", metadata=metadata, software="emadapt",
             resolution=(1e4 / um[2], 1e4 / um[1]), resolutionunit="CENTIMETER",
         )  # fmt: skip
+    next(parts, None)  # for its progress: tifffile takes what it needs and does not ask for more
 
 
 def _slices(array: Any) -> Iterator[Array]:
@@ -142,7 +144,7 @@ def scale_factors(shape: tuple[int, int, int], voxel_nm: Voxel) -> list[list[int
 def _shrink(finer: Any, coarse: Any, step: list[int], mean: bool) -> None:
     """Fill an array from a finer one, a row of chunks at a time: means, or of labels the first voxel of each cell."""
     depth, rows, _ = coarse.chunks
-    for z in track(range(0, coarse.shape[0], depth), description=f"segment: scale {coarse.basename}"):
+    for z in track(range(0, coarse.shape[0], depth), description="segment: a coarser scale"):
         for y in range(0, coarse.shape[1], rows):
             part = np.asarray(finer[z * step[0] : (z + depth) * step[0], y * step[1] : (y + rows) * step[1]])
             small = _means(part, step) if mean else part[tuple(slice(None, None, s) for s in step)]
