@@ -2,6 +2,7 @@ import functools
 import json
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -10,7 +11,10 @@ from emadapt import bench
 from emadapt.cli import main
 from emadapt.config import BackboneSpec, RegimeSpec
 from emadapt.models import bench as regimes_bench
-from emadapt.models.segmenter import Segmenter, build_frozen
+from emadapt.models.segmenter import Segmenter, build_frozen, build_segmenter
+from emadapt.predict import predict_slice
+from emadapt.segment import bench as segment_bench
+from emadapt.segment.bench import segment_benchmark
 from emadapt.sweep.bench import stacked_heads_benchmark
 
 
@@ -57,7 +61,7 @@ def test_stacked_heads_in_small() -> None:
 
 
 def test_the_benchmarks_that_ship() -> None:
-    assert set(bench.BENCHMARKS) == {"frechet", "regimes", "stacked-heads"}
+    assert set(bench.BENCHMARKS) == {"frechet", "regimes", "segment", "stacked-heads"}
     assert min(bench.DIMS) == 384
 
 
@@ -71,6 +75,22 @@ def test_a_step_of_each_regime_and_of_peft_alone(monkeypatch: pytest.MonkeyPatch
     assert rows["frozen"]["share"] == 0 < rows["lora_last_k"]["share"] == rows["lora"]["share"] / 4
     assert rows["full"]["share"] == 1
     assert all(row["seconds"] > 0 and row["cpu_seconds"] > 0 and row["peak_mb"] > 0 for row in rows.values())
+
+
+def test_segment_beside_the_model_alone_and_monai() -> None:
+    [row] = segment_benchmark("tiny_dinov2", tile=28, slices=2, steps=2, repeats=1)
+    assert row["tiles"] == 18
+    for way in ("model", "monai"):
+        assert row[f"of_{way}"] == pytest.approx(row["segment_per_s"] / row[f"{way}_per_s"])
+        assert row[f"of_{way}_cpu"] > 0
+
+
+def test_monai_and_segment_agree() -> None:
+    """The same tiles and model; only the weights within a tile differ."""
+    segmenter = build_segmenter(BackboneSpec("tiny_dinov2", "random", tile=28, overlap=0.5, precision="fp32"),
+                                RegimeSpec("frozen"), "linear", 0).eval()  # fmt: skip
+    plane = np.random.default_rng(0).integers(0, 256, (28, 28), dtype=np.uint8)
+    np.testing.assert_array_equal(segment_bench._monai(segmenter, plane, 28), predict_slice(segmenter, plane) > 0.5)
 
 
 @pytest.mark.parametrize("kind", ["lora", "lora_last_k"])

@@ -197,6 +197,9 @@ def test_a_head_learns_and_the_best_epoch_is_kept(tmp_path: Path) -> None:
     assert max(ious) > 0.6
     assert card["best_epoch"] == ious.index(max(ious))
     assert card["trainable_params"] == sum(p.numel() for p in _head_parameters())
+    assert card["shape"] == {"a": [10, 90, 100]}
+    assert {name: len(card["tokens"]["a"][name]) for name in ("mean", "std", "usual")} == {"mean": 64, "std": 64, "usual": 1}
+    assert 0 < card["tokens"]["a"]["usual"][0] < 0.5  # the same discs in every slice
 
 
 def _head_parameters() -> list[torch.nn.Parameter]:

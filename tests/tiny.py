@@ -5,10 +5,13 @@ from typing import Any
 
 import numpy as np
 import tifffile
+import torch
 import yaml
 
-from emadapt.config import Study, load_study
+import emadapt
+from emadapt.config import BackboneSpec, RegimeSpec, Study, load_study
 from emadapt.data.ingest import ingest
+from emadapt.models.segmenter import build_segmenter, save_segmenter
 
 
 def blobs(shape: tuple[int, int, int], seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -56,3 +59,19 @@ def make_study(root: Path, params: dict[str, Any] | None = None, *, ingested: bo
         for name in study.datasets:
             ingest(study, name, root / "data", root / "build/ingest")
     return study
+
+
+def write_model(folder: Path, *, regime: RegimeSpec | None = None, head: str = "linear", facts: dict[str, Any] | None = None,
+                **change: Any) -> Path:  # fmt: skip
+    """A model folder as `train` writes it, with random weights that answer differently in different places."""
+    spec = BackboneSpec("tiny_dinov2", "random", **{"tile": 56, "overlap": 0.4, "views": 0, "precision": "fp32", **change})
+    segmenter = build_segmenter(spec, regime or RegimeSpec("frozen"), head, seed=1)
+    with torch.no_grad():
+        segmenter.head.classify.weight.mul_(8)  # type: ignore[union-attr, operator]
+        segmenter.head.classify.bias.zero_()  # type: ignore[union-attr, operator]
+    card = {
+        "unit": "t-frozen-a-0", "threshold": 0.5, "version": emadapt.__version__, "voxel_nm": {"a": [30, 5, 5]},
+        "shape": {"a": [10, 90, 100]}, "intensity": {"a": {"low": 0.0, "high": 255.0, "percentiles": [0.5, 99.5]}},
+    }  # fmt: skip
+    save_segmenter(segmenter, folder, card | (facts or {}))
+    return folder

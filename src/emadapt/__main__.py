@@ -2,4 +2,5 @@
 
 from emadapt.cli import main
 
-main()
+if __name__ == "__main__":  # processes that this one spawns read the file again, under another name
+    main()

@@ -103,9 +103,17 @@ def regimes_benchmark() -> list[Row]:
     return run()
 
 
+def segment_benchmark() -> list[Row]:
+    """The whole command against the model alone and MONAI's sliding window, see `emadapt.segment.bench`."""
+    from emadapt.segment.bench import segment_benchmark as run
+
+    return run()
+
+
 BENCHMARKS: dict[str, Callable[[], list[Row]]] = {
     "frechet": frechet_benchmark,
     "regimes": regimes_benchmark,
+    "segment": segment_benchmark,
     "stacked-heads": stacked_heads_benchmark,
 }
 

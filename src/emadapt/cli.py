@@ -11,6 +11,7 @@ import click
 from emadapt import __version__
 from emadapt.config import PARAMS, load_study
 from emadapt.errors import EmadaptError
+from emadapt.segment.cli import preview, segment
 
 
 class _Group(click.Group):
@@ -251,6 +252,10 @@ def bench(names: tuple[str, ...], file: Path | None) -> None:
         from emadapt.files import write_json
 
         write_json(file, result)
+
+
+main.add_command(preview)
+main.add_command(segment)
 
 
 @main.group()

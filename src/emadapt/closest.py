@@ -11,21 +11,23 @@ the training datasets, so that the few large channels of a ViT do not decide alo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from typing import Any
 
 import numpy as np
 import torch
 
 from emadapt.data.ingest import Volume
-from emadapt.data.patches import as_input
+from emadapt.data.patches import Inputs, as_input
 from emadapt.data.tiles import geometry_of, to_input
 from emadapt.device import autocast
 from emadapt.models.regimes import pretrained
 from emadapt.models.segmenter import Segmenter
 from emadapt.tokens import TokenView
 
-SLICES = 8
+SLICES, FEW = 8, 4
 BATCH_TILES = 16
 
 Statistics = dict[str, list[float]]
@@ -43,18 +45,24 @@ def domain_of(
         slices: that are to be segmented; some of them are looked at.
         view: its cached tokens, or None to run the backbone.
     """
-    known, is_routed = {name: own for name, own in segmenter.domains.items() if own}, segmenter.regime.align == "routed"
+    known, is_routed = any(segmenter.domains.values()), segmenter.regime.align == "routed"
     if volume.name in segmenter.domains and not (is_routed and known):  # while training there are no statistics
         return volume.name, {}
-    away = distances(token_statistics(segmenter, volume, slices, view), known)
-    nearest = min(away, key=lambda name: away[name])
-    said = ", ".join(f"{name} {value:.3g}" for name, value in away.items())
-    if not is_routed:
-        print(f"{volume.name} is not a dataset of the training set: normalised as {nearest}, the nearest (distances: {said})")
+    return nearest(segmenter, token_statistics(segmenter, volume, slices, view), volume.name)
+
+
+def nearest(segmenter: Segmenter, found: Statistics, what: str) -> tuple[str, dict[str, float]]:
+    """The training dataset whose tokens are nearest to those of `what`, and the distances; said on the output."""
+    known = {name: own for name, own in segmenter.domains.items() if own}
+    away = distances(found, known)
+    name = min(away, key=lambda key: away[key])
+    said = ", ".join(f"{key} {value:.3g}" for key, value in away.items())
+    if segmenter.regime.align != "routed":
+        print(f"{what} is not a dataset of the training set: normalised as {name}, the nearest (distances: {said})")
     else:
-        other = f", not to {volume.name}" if volume.name in known else ", the nearest in the training set"
-        print(f"{volume.name} is routed to {nearest}{other if nearest != volume.name else ''} (distances: {said})")
-    return nearest, away
+        other = f", not to {what}" if what in known else ", the nearest in the training set"
+        print(f"{what} is routed to {name}{other if name != what else ''} (distances: {said})")
+    return name, away
 
 
 def distances(found: Statistics, known: Mapping[str, Statistics]) -> dict[str, float]:
@@ -72,37 +80,65 @@ def distances(found: Statistics, known: Mapping[str, Statistics]) -> dict[str, f
     return {name: distance(own) for name, own in known.items()}
 
 
-def token_statistics(segmenter: Segmenter, volume: Volume, slices: Sequence[int], view: TokenView | None = None) -> Statistics:
-    """Of the last block's tokens over at most `SLICES` of the slices, evenly spaced; of images where there is no backbone.
+def token_statistics(segmenter: Segmenter, volume: Volume, slices: Sequence[int], view: TokenView | None = None,
+                     most: int = SLICES) -> Statistics:  # fmt: skip
+    """Of the tokens of at most so many of the slices, evenly spaced; of images where there is no backbone."""
+    chosen = np.unique(np.linspace(0, len(slices) - 1, min(most, len(slices))).round().astype(int))
+    return statistics_of(segmenter, _batches(segmenter, volume, [slices[k] for k in chosen], view))
+
+
+def token_facts(segmenter: Segmenter, volumes: Sequence[Volume], views: Sequence[TokenView]) -> dict[str, dict[str, Any]]:
+    """What model.json says of the tokens of each training dataset, for a later look at whether other data are like it.
+
+    Args:
+        segmenter: trained.
+        volumes: of the training set.
+        views: the cached tokens of each, or none at all to run the backbone.
+
+    Returns:
+        Per dataset `mean` and `std` over a few training slices, and `usual`, the distances of single validation slices to them.
+    """
+    facts: dict[str, dict[str, Any]] = {}
+    for k, volume in enumerate(volumes):
+        view = views[k] if views else None
+        if segmenter.domains:
+            segmenter.use(volume.name)
+        own = token_statistics(segmenter, volume, volume.split["train"], view, FEW)
+        held_out = volume.split["val"]
+        some = [held_out[k] for k in np.unique(np.linspace(0, len(held_out) - 1, min(FEW, len(held_out))).round().astype(int))]
+        usual = [distances(token_statistics(segmenter, volume, [z], view), {"own": own})["own"] for z in some]
+        facts[volume.name] = {**own, "usual": [float(f"{d:.4g}") for d in usual]}
+    return facts
+
+
+def _batches(segmenter: Segmenter, volume: Volume, slices: Sequence[int], view: TokenView | None) -> Iterator[Inputs]:
+    """Tiles of the slices, or what is cached of them."""
+    geo = geometry_of(volume, segmenter.spec, segmenter.backbone.arch.patch)
+    for z in slices:
+        padded = to_input(np.asarray(volume.image[z]), geo)
+        tiles = [as_input(padded[y : y + geo.tile[0], x : x + geo.tile[1]]) for y, x in geo.corners(0.0)]
+        rows = view.rows_of_slice(z) if view is not None else range(len(tiles))
+        for start in range(0, len(rows), BATCH_TILES):
+            some = rows[start : start + BATCH_TILES]
+            yield torch.stack([tiles[i] for i in some]) if view is None else view.read(slice(some[0], some[-1] + 1))
+
+
+@torch.inference_mode()
+def statistics_of(segmenter: Segmenter, batches: Iterable[Inputs]) -> Statistics:
+    """Mean and deviation, per channel, of the last block's tokens of images (B, 1, H, W), or of what is cached of them.
 
     For a router the adapters are off, since which one is to be used is not known yet.
     """
     was_training = segmenter.training
     segmenter.eval()
+    device = next(itertools.chain(segmenter.head.parameters(), segmenter.head.buffers())).device  # kNN has buffers only
+    count, total, squares = 0, torch.zeros(()).double(), torch.zeros(()).double()
     with pretrained(segmenter.backbone) if segmenter.regime.align == "routed" else nullcontext():
-        count, total, squares = _sums(segmenter, volume, slices, view)
+        for batch in batches:
+            with autocast(segmenter.spec.precision):
+                tokens = segmenter.tokens(batch.to(device))[0][-1].double().movedim(1, -1).flatten(0, -2).cpu()  # n,D
+            count, total, squares = count + len(tokens), total + tokens.sum(0), squares + tokens.square().sum(0)
     segmenter.train(was_training)
     mean = total / count
     std = (squares / count - mean.square()).clamp_min(0).sqrt()
     return {"mean": [float(f"{v:.6g}") for v in mean], "std": [float(f"{v:.6g}") for v in std]}
-
-
-@torch.inference_mode()
-def _sums(
-    segmenter: Segmenter, volume: Volume, slices: Sequence[int], view: TokenView | None
-) -> tuple[int, torch.Tensor, torch.Tensor]:
-    """How many tokens, their sum and that of their squares, (D,) float64."""
-    geo = geometry_of(volume, segmenter.spec, segmenter.backbone.arch.patch)
-    device = next(segmenter.head.parameters()).device
-    count, total, squares = 0, torch.zeros(()).double(), torch.zeros(()).double()
-    for k in np.unique(np.linspace(0, len(slices) - 1, min(SLICES, len(slices))).round().astype(int)):
-        padded = to_input(np.asarray(volume.image[slices[k]]), geo)
-        tiles = [as_input(padded[y : y + geo.tile[0], x : x + geo.tile[1]]) for y, x in geo.corners(0.0)]
-        rows = view.rows_of_slice(slices[k]) if view is not None else range(len(tiles))
-        for start in range(0, len(rows), BATCH_TILES):
-            some = rows[start : start + BATCH_TILES]
-            batch = torch.stack([tiles[i] for i in some]) if view is None else view.read(slice(some[0], some[-1] + 1))
-            with autocast(segmenter.spec.precision):
-                tokens = segmenter.tokens(batch.to(device))[0][-1].double().movedim(1, -1).flatten(0, -2).cpu()  # n,D
-            count, total, squares = count + len(tokens), total + tokens.sum(0), squares + tokens.square().sum(0)
-    return count, total, squares

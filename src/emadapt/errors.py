@@ -1,6 +1,8 @@
 """Errors that a user can act on: each names the thing, what was found, what was expected and what to do."""
 
+import functools
 from pathlib import Path
+from typing import Any
 
 
 class EmadaptError(Exception):
@@ -28,3 +30,7 @@ class InputError(EmadaptError):
     def __init__(self, what: str | Path, *, found: str, expected: str, do: str) -> None:
         self.what, self.found, self.expected, self.do = str(what), found, expected, do
         super().__init__(f"{what}: found {found}; expected {expected}. {do}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """So that it reaches another process whole."""
+        return functools.partial(type(self), found=self.found, expected=self.expected, do=self.do), (self.what,)

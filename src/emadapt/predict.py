@@ -42,7 +42,7 @@ def predict_slice(segmenter: Segmenter, image: Grey, overlap: float | None = Non
     padded, (h, w) = to_input(image, geo), geo.tile
     corners = geo.corners(overlap)
     tiles = [as_input(padded[y : y + h, x : x + w]) for y, x in corners]
-    out = [_foreground(segmenter, torch.stack(tiles[i : i + BATCH_TILES]), geo.tile) for i in range(0, len(tiles), BATCH_TILES)]
+    out = [foreground(segmenter, torch.stack(tiles[i : i + BATCH_TILES]), geo.tile) for i in range(0, len(tiles), BATCH_TILES)]
     return blend(np.concatenate(out), corners, geo)
 
 
@@ -55,7 +55,7 @@ def predict_cached(segmenter: Segmenter, view: TokenView, z: int, native: tuple[
     out = []
     for start in range(0, len(rows), BATCH_TILES):
         block = slice(rows[start], rows[start] + min(BATCH_TILES, len(rows) - start))  # a slice's rows are neighbours
-        out.append(_foreground(segmenter, view.read(block, needs_image(segmenter.head_name)), geo.tile))
+        out.append(foreground(segmenter, view.read(block, needs_image(segmenter.head_name)), geo.tile))
     return blend(np.concatenate(out), corners, geo)
 
 
@@ -108,8 +108,8 @@ def smooth_z(slices: Iterable[tuple[int, Probability]], sigma: float) -> Iterato
 
 
 @torch.inference_mode()
-def _foreground(segmenter: Segmenter, batch: Inputs, size: tuple[int, int]) -> Probability:
-    """Images (B, 1, H, W) or what is cached of them to probabilities (B, H, W)."""
+def foreground(segmenter: Segmenter, batch: Inputs, size: tuple[int, int]) -> Probability:
+    """Foreground probabilities (B, H, W) float32 of images (B, 1, H, W) in [0, 1], or of what is cached of them."""
     batch = batch.to(next(itertools.chain(segmenter.head.parameters(), segmenter.head.buffers())).device)  # kNN has buffers only
     with autocast(segmenter.spec.precision):
         logits = segmenter(batch, size)

@@ -16,7 +16,7 @@ from typing import Any
 import emadapt
 from emadapt import parallel, tracking, twins
 from emadapt.closed_form import FITS, fit_ridge
-from emadapt.closest import token_statistics
+from emadapt.closest import token_facts, token_statistics
 from emadapt.config import Study, TrainSpec, Unit, digest, not_default
 from emadapt.data.align import aligner_of, described
 from emadapt.data.ingest import INGESTED, Volume, open_volume
@@ -217,6 +217,8 @@ def _facts(study: Study, unit: Unit, key: str, inputs: Inputs, progress: Progres
         "precision": resolve_precision(study.train_spec(unit).precision), "version": emadapt.__version__,
         "intensity": {v.name: v.manifest["intensity"] for v in volumes},
         "voxel_nm": {v.name: v.manifest["voxel_nm"] for v in volumes},
+        "shape": {v.name: list(v.image.shape) for v in volumes},
+        "tokens": token_facts(segmenter, volumes, [own[0] for own in inputs.views]),
         "pairing": {v.name: v.manifest["pairing"] for v in volumes},
         **({"align": aligned} if (aligned := described(volumes, segmenter.spec)) else {}),
         **({"unlabelled_md5": {v.name: v.md5 for v in inputs.unlabelled}} if inputs.unlabelled else {}),

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,15 +144,28 @@ def statistics(volume: Volume, change: Change | None = None) -> Statistics:
 def _computed(volume: Volume, change: Change | None) -> Statistics:
     slices = volume.training_images
     chosen = np.unique(np.linspace(0, len(slices) - 1, min(SLICES, len(slices))).round().astype(int))
-    band = int(BETA * min(volume.image.shape[1:]))
+    images = (np.asarray(volume.image[slices[i]]) for i in chosen)
+    found = statistics_from(
+        (change(i) if change else i for i in images), min(volume.image.shape[1:]), volume.manifest["voxel_nm"]
+    )
+    return dataclasses.replace(found, md5="" if change else volume.md5)
+
+
+def statistics_from(images: Iterable[Grey], side: int, voxel_nm: Sequence[float]) -> Statistics:
+    """Statistics of a dataset.
+
+    Args:
+        images: (Y, X) each, as ingested.
+        side: the shorter one of its slices.
+        voxel_nm: (z, y, x).
+    """
+    band, n = int(BETA * side), 0
     counts, total = np.zeros(256, np.int64), np.zeros((2 * band + 1, 2 * band + 1))
-    for i in chosen:
-        image = np.asarray(volume.image[slices[i]])
-        image = change(image) if change else image
+    for n, image in enumerate(images, 1):  # noqa: B007 - the last one is their number
         counts += np.bincount(image.ravel(), minlength=256)
         total += np.abs(_low(image, band)) / image.size
-    amplitude = [[float(f"{value:.6g}") for value in row] for row in total / len(chosen)]  # the same digits on every machine
-    return Statistics("" if change else volume.md5, list(volume.manifest["voxel_nm"]), counts.tolist(), amplitude)
+    amplitude = [[float(f"{value:.6g}") for value in row] for row in total / n]  # the same digits on every machine
+    return Statistics("", list(voxel_nm), counts.tolist(), amplitude)
 
 
 def standardise(own: Statistics, reference: Statistics) -> Aligner:

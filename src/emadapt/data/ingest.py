@@ -15,12 +15,10 @@ import numpy.typing as npt
 from emadapt.config import DatasetSpec, Study
 from emadapt.data.pairing import Part, SliceRef, find_parts
 from emadapt.data.splits import Split, split_slices
-from emadapt.data.volume import Array, foreground_mask, read_slice, to_uint8
+from emadapt.data.volume import PERCENTILES, Array, foreground_mask, grey_window, read_slice, to_uint8
 from emadapt.errors import InputError
 
 INGESTED = Path("build/ingest")
-PERCENTILES = (0.5, 99.5)
-SAMPLE_PER_SLICE = 65_536  # voxels that stand for a slice when percentiles are taken
 
 
 @dataclass(frozen=True)
@@ -112,19 +110,9 @@ def ingest(study: Study, name: str, data: Path = Path("data"), out: Path = INGES
 
 
 def _intensity(images: list[SliceRef], train: list[int]) -> tuple[float, float, str]:
-    """The grey values that become 0 and 255: for 8 bits these themselves, otherwise percentiles of the training slices."""
-    first = read_slice(images[0])
-    if first.dtype == np.uint8:
-        return 0.0, 255.0, "uint8"
-    sample = []
-    for z in train:
-        flat = read_slice(images[z]).ravel()
-        sample.append(flat[:: max(1, flat.size // SAMPLE_PER_SLICE)][:SAMPLE_PER_SLICE].astype(np.float32))
-    low, high = (float(v) for v in np.percentile(np.concatenate(sample), PERCENTILES))
-    if not high > low:
-        raise InputError(images[0].path, found=f"a constant image (all {low:g})", expected="grey values that differ",
-                         do="Check the export.")  # fmt: skip
-    return low, high, str(first.dtype)
+    """The grey values that become 0 and 255, from the training slices; and the dtype."""
+    low, high = grey_window((read_slice(images[z]) for z in train), images[0].path)
+    return low, high, str(read_slice(images[0]).dtype)
 
 
 def _write(

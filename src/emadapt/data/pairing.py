@@ -82,7 +82,7 @@ def _pair_stack(name: str, folder: Path) -> Part:
 
 
 def _pair_folders(name: str, image_dir: Path, label_dir: Path, pairing: str) -> Part:
-    images, labels = _list_files(image_dir), _list_files(label_dir)
+    images, labels = list_slices(image_dir), list_slices(label_dir)
     if pairing == "lexicographic":  # the reference's fallback, mistakes included; zip drops what is left over
         pairs = list(zip(sorted(images, key=str), sorted(labels, key=str), strict=False))
         return Part(name, tuple(SliceRef(i) for i, _ in pairs), tuple(SliceRef(lab) for _, lab in pairs))
@@ -97,7 +97,7 @@ def _pair_folders(name: str, image_dir: Path, label_dir: Path, pairing: str) -> 
     if lonely:
         raise InputError(label_dir, found=_some(lonely), expected=f"one label per image of {image_dir}, paired by {pairing}",
                          do="Add the missing files, remove the extra ones, or set the dataset's `pairing`.")  # fmt: skip
-    order = sorted(by_image, key=lambda k: (_number(by_image[k]), k) if pairing == "number" else _natural(str(k)))
+    order = sorted(by_image, key=lambda k: (_number(by_image[k]), k) if pairing == "number" else natural(str(k)))
     return Part(name, tuple(SliceRef(by_image[k]) for k in order), tuple(SliceRef(by_label[k]) for k in order))
 
 
@@ -111,7 +111,8 @@ def _as_of_165(images: int, labels: int) -> list[int]:
     return [round(order[p] * (labels - 1) / 164) for p in places]
 
 
-def _list_files(folder: Path) -> list[Path]:
+def list_slices(folder: Path) -> list[Path]:
+    """Image files of a folder, by name; an error where anything else is in it, or nothing."""
     if not folder.is_dir():
         raise InputError(folder, found="no such folder", expected="the slices", do="Check the dataset's `layout`.")
     try:
@@ -146,12 +147,12 @@ def _number(path: Path) -> int:
     return int(digits[-1])
 
 
-def _natural(text: str) -> tuple[tuple[int, int, str], ...]:
+def natural(text: str) -> tuple[tuple[int, int, str], ...]:
     """Sort key under which slice10 comes after slice9."""
     parts = re.split(r"(\d+)", text)
     return tuple((1, int(p), "") if p.isdigit() else (0, 0, p) for p in parts)
 
 
 def _some(items: list[str], most: int = 5) -> str:
-    items = sorted(items, key=_natural)
+    items = sorted(items, key=natural)
     return "; ".join(items[:most]) + (f"; and {len(items) - most} more" if len(items) > most else "")

@@ -109,17 +109,22 @@ def blend(tiles: npt.NDArray[np.float32], corners: list[tuple[int, int]], geo: G
         (Y, X) float32 in [0, 1].
     """
     h, w = geo.tile
-    window = np.outer(_hann(h), _hann(w)).astype(np.float32)
+    hann = window(geo.tile)
     total = np.zeros(geo.padded, np.float32)
     weight = np.zeros(geo.padded, np.float32)
     for tile, (y, x) in zip(tiles, corners, strict=True):
-        total[y : y + h, x : x + w] += tile * window
-        weight[y : y + h, x : x + w] += window
+        total[y : y + h, x : x + w] += tile * hann
+        weight[y : y + h, x : x + w] += hann
     merged = (total / weight)[: geo.resized[0], : geo.resized[1]]
     if geo.resized == geo.native:
         return np.asarray(merged)
     resized = Image.fromarray(merged).resize((geo.native[1], geo.native[0]), Image.Resampling.BILINEAR)
     return np.asarray(resized, dtype=np.float32)
+
+
+def window(tile: tuple[int, int]) -> npt.NDArray[np.float32]:
+    """Weight (h, w) of each pixel of a tile where tiles overlap, largest in its middle."""
+    return np.outer(_hann(tile[0]), _hann(tile[1])).astype(np.float32)
 
 
 def _hann(n: int) -> npt.NDArray[np.float64]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from emadapt.data.pairing import SliceRef
 from emadapt.errors import InputError
 
 Array = npt.NDArray[Any]
+PERCENTILES = (0.5, 99.5)
+SAMPLE_PER_SLICE = 65_536  # voxels that stand for a slice when percentiles are taken
 MAX_SIDE = 65_536  # pixels; a header that asks for more is damaged or hostile
 
 
@@ -25,7 +28,7 @@ def count_slices(path: Path) -> int:
     Raises:
         InputError: not a readable TIFF stack of axes Z, Y, X (singletons aside).
     """
-    return _open_stack(path).n_slices
+    return open_stack(path).n_slices
 
 
 def read_slice(ref: SliceRef) -> Array:
@@ -40,13 +43,22 @@ def read_slice(ref: SliceRef) -> Array:
     """
     array = _read_tiff(ref) if ref.path.suffix.lower() in (".tif", ".tiff") else _read_png(ref.path)
     array = _to_grey(array, ref)
+    return check_values(array, _name(ref))
+
+
+def check_values(array: Array, what: str) -> Array:
+    """The array, if it holds finite numbers.
+
+    Raises:
+        InputError: it holds something else; `what` names it.
+    """
     if array.dtype.kind not in "buif":
-        raise InputError(ref.path, found=f"values of type {array.dtype}", expected="integers or real numbers",
+        raise InputError(what, found=f"values of type {array.dtype}", expected="integers or real numbers",
                          do="Export it as 8-bit, 16-bit or float.")  # fmt: skip
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         bad = int((~np.isfinite(array)).sum())
-        raise InputError(_name(ref), found=f"{bad} NaN or infinite values", expected="finite numbers",
-                         do="Fill or crop them before ingest.")  # fmt: skip
+        raise InputError(what, found=f"{bad} NaN or infinite values", expected="finite numbers",
+                         do="Fill or crop them first.")  # fmt: skip
     return array
 
 
@@ -72,6 +84,29 @@ def foreground_mask(label: Array, rule: str | tuple[int, ...], what: str = "labe
     return np.isin(label, rule).astype(np.uint8)
 
 
+def grey_window(slices: Iterable[Array], what: str | Path) -> tuple[float, float]:
+    """The grey values that become 0 and 255: for 8 bits these themselves, otherwise `PERCENTILES` of the slices.
+
+    Args:
+        slices: (Y, X) each, of one dtype; none is kept.
+        what: what to call them in an error.
+
+    Raises:
+        InputError: all have one value.
+    """
+    sample = []
+    for image in slices:
+        if image.dtype == np.uint8:
+            return 0.0, 255.0
+        flat = image.ravel()
+        sample.append(flat[:: max(1, flat.size // SAMPLE_PER_SLICE)][:SAMPLE_PER_SLICE].astype(np.float32))
+    low, high = (float(v) for v in np.percentile(np.concatenate(sample), PERCENTILES))
+    if not high > low:
+        raise InputError(what, found=f"a constant image (all {low:g})", expected="grey values that differ",
+                         do="Check the export.")  # fmt: skip
+    return low, high
+
+
 def to_uint8(image: Array, low: float, high: float) -> npt.NDArray[np.uint8]:
     """Map [low, high] linearly to [0, 255], clipped; 8-bit data with low=0, high=255 stays as it is."""
     if image.dtype == np.uint8 and (low, high) == (0.0, 255.0):
@@ -80,7 +115,7 @@ def to_uint8(image: Array, low: float, high: float) -> npt.NDArray[np.uint8]:
     return np.asarray(np.clip(np.round(scaled), 0, 255), dtype=np.uint8)
 
 
-class _Stack:
+class Stack:
     """A TIFF's first series, read slice by slice without loading the rest."""
 
     def __init__(self, path: Path) -> None:
@@ -122,11 +157,12 @@ class _Stack:
 
 
 @functools.lru_cache(maxsize=4)
-def _open(path: Path, _stamp: tuple[int, int]) -> _Stack:
-    return _Stack(path)
+def _open(path: Path, _stamp: tuple[int, int]) -> Stack:
+    return Stack(path)
 
 
-def _open_stack(path: Path) -> _Stack:
+def open_stack(path: Path) -> Stack:
+    """A TIFF stack, open and checked; errors as `count_slices` says."""
     try:
         stat = path.stat()
         return _open(path, (stat.st_mtime_ns, stat.st_size))  # the stamp: never an older file of the same name
@@ -138,7 +174,7 @@ def _open_stack(path: Path) -> _Stack:
 
 
 def _read_tiff(ref: SliceRef) -> Array:
-    stack = _open_stack(ref.path)
+    stack = open_stack(ref.path)
     try:
         return stack.read(ref.page)
     except Exception as error:

@@ -1,0 +1,62 @@
+"""Is a volume like the data that a model was trained on? A look at tokens before hours of segmenting."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from emadapt.closest import distances, statistics_of
+from emadapt.errors import InputError
+from emadapt.segment.job import TILES, Runner, spread_tiles
+
+FAR = 2.0
+"""A volume is unlike the training data where it is this many times as far away as the farthest validation slice."""
+
+
+@dataclass(frozen=True)
+class Domain:
+    """How far a volume's tokens are from those of each training dataset, see `emadapt.closest.distances`.
+
+    Attributes:
+        distances: by dataset.
+        usual: by dataset, the distance of its validation slice that is farthest away.
+    """
+
+    distances: dict[str, float]
+    usual: dict[str, float]
+
+    @property
+    def nearest(self) -> str:
+        """The dataset that the volume is least unlike."""
+        return min(self.distances, key=lambda name: self.distances[name] / max(self.usual[name], 1e-12))
+
+    @property
+    def verdict(self) -> str:
+        """`like`, `edge` (farther away than any validation slice) or `unlike`."""
+        away, usual = self.distances[self.nearest], self.usual[self.nearest]
+        return "like" if away <= usual else "edge" if away <= FAR * usual else "unlike"
+
+    def words(self) -> str:
+        """The verdict as a sentence."""
+        name = self.nearest
+        said = {"like": "The volume is like the data that the model was trained on",
+                "edge": "The volume is somewhat unlike the data that the model was trained on",
+                "unlike": "The volume is unlike the data that the model was trained on: expect poor results"}  # fmt: skip
+        return (f"{said[self.verdict]}: its tokens are {self.distances[name]:.3g} away from those of {name}, "
+                f"whose own validation slices are up to {self.usual[name]:.3g} away.")  # fmt: skip
+
+
+def domain_of_volume(runner: Runner) -> Domain:
+    """Look at some tiles all over a volume.
+
+    Raises:
+        InputError: the model does not say what the tokens of its training data are like.
+    """
+    model = runner.model
+    known = {name: own for name, own in model.card.get("tokens", {}).items() if own.get("usual")}
+    if not known:
+        raise InputError(model.folder / "model.json", found="no token statistics: a model of another version",
+                         expected="those of its training data", do="Train the unit again.")  # fmt: skip
+    tiles = spread_tiles(runner.source, runner.job.window, runner.geo, TILES)
+    found = statistics_of(model.segmenter, tiles.split(1))
+    return Domain({name: distances(found, {name: own})[name] for name, own in known.items()},
+                  {name: max(own["usual"]) for name, own in known.items()})  # fmt: skip

@@ -1,0 +1,163 @@
+"""`emadapt segment`: from checks over blocks to outputs. What is done stays done, whatever stops it."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import resource
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+from emadapt.errors import InputError
+from emadapt.files import write_json
+from emadapt.segment.instances import join
+from emadapt.segment.job import Order, prepare
+from emadapt.segment.partial import Partial, begin, held, opened, runner_of, segment_block, stamp_of, work
+from emadapt.segment.writers import finish, publish, suffix_of, targets
+
+Each = Callable[[str, str, list[int]], Iterable[int]]
+"""(Folder, phase, numbers of blocks) -> these numbers, as blocks are finished."""
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def segment_volume(order: Order) -> Path:
+    """Segment a volume, or go on where a run of the same order was stopped.
+
+    Returns:
+        The mask.
+
+    Raises:
+        InputError: anything wrong with the input, the model or the output. What is done until then is kept in OUTPUT.partial.
+    """
+    output = Path(order.output)
+    folder = output.with_name(f"{output.name}.partial")
+    kinds = ("mask", *(["probabilities"] if order.probabilities else []), *(["instances"] if order.instances else []))
+    _check_output(order, targets(order.output, kinds), folder)
+    try:
+        with held(folder):
+            started = time.perf_counter()
+            partial = _begun(order, folder)
+            if not (folder / "made.json").is_file():
+                with _workers(order.dask) as each:
+                    seconds = _run(partial, order, each)
+                _say(partial, order, seconds, time.perf_counter() - started)
+            publish(_made(folder), folder / "aside")
+        shutil.rmtree(folder)
+    except OSError as error:
+        if error.errno not in (*FULL, *REFUSED):
+            raise
+        raise _explained(error, folder) from error
+    return output
+
+
+def _begun(order: Order, folder: Path) -> Partial:
+    """The run's folder, new or gone on with; nothing is left behind where the input is refused."""
+    try:
+        return begin(folder, prepare(order), order.overwrite)
+    except BaseException:
+        if not (folder / "run.json").is_file():
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _check_output(order: Order, named: dict[str, Path], folder: Path) -> None:
+    """Whether the output can be written, before any work."""
+    suffix_of(order.output)
+    parent = Path(order.output).resolve().parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise InputError(order.output, found=f"no folder {parent} that can be written to", expected="one",
+                         do="Make it, or choose another output.")  # fmt: skip
+    if Path(order.input.partition(":/")[0]).resolve() in [p.resolve() for p in named.values()]:
+        raise InputError(order.output, found="the input itself", expected="another file", do="Choose another output.")
+    there = [str(p) for p in named.values() if p.exists()]
+    if there and not order.overwrite and not (folder / "made.json").is_file():
+        raise InputError(", ".join(there), found="an output of that name", expected="none",
+                         do="Choose another name, or replace it with --overwrite.")  # fmt: skip
+
+
+def _run(partial: Partial, order: Order, each: Each) -> float:
+    """All phases; the seconds that segmenting took."""
+    began = time.perf_counter()
+    for phase in (["tiles"] if partial.job.reach else []) + ["mask"]:
+        _phase(partial, phase, each)
+    seconds = time.perf_counter() - began
+    made = {}
+    named = targets(order.output, partial.job.kinds)
+    if "instances" in partial.job.kinds:
+        _phase(partial, "components", each)
+        table = partial.folder / "instances.csv"
+        n = join(partial, table)
+        _phase(partial, "instances", each)
+        made[str(table)] = str(named["table"].resolve())
+        print(f"segment: {n} instances, {named['table']}")
+    for kind in ("probabilities", "instances", "mask"):
+        if kind in named:
+            made[str(finish(partial, kind, order.output))] = str(named[kind].resolve())
+    write_json(partial.folder / "made.json", made)
+    return seconds
+
+
+def _made(folder: Path) -> dict[Path, Path]:
+    """What a run has made in its folder, and where it belongs."""
+    return {Path(a): Path(b) for a, b in json.loads((folder / "made.json").read_text()).items()}
+
+
+def _phase(partial: Partial, phase: str, each: Each) -> None:
+    """Finish the blocks that are left, with progress."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    left = partial.left(phase)
+    columns = (TextColumn("segment: {task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("blocks"),
+               TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(elapsed_when_finished=False))  # fmt: skip
+    with Progress(*columns) as progress:
+        task = progress.add_task(phase, total=len(partial.blocks), completed=len(partial.blocks) - len(left))
+        for _ in each(str(partial.folder), phase, left):
+            progress.advance(task)
+
+
+def _workers(dask: str) -> AbstractContextManager[Each]:
+    if dask:
+        from emadapt.segment.cluster import workers
+
+        return workers(dask)
+    return nullcontext(alone)
+
+
+def alone(folder: str, phase: str, numbers: list[int]) -> Iterator[int]:
+    """Blocks one after the other in this process; while one is segmented, the next is read."""
+    partial = opened(folder, stamp_of(folder))
+    if phase != ("tiles" if partial.job.reach else "mask") or not numbers:
+        yield from (work(folder, phase, number) for number in numbers)
+        return
+    runner = runner_of(partial)
+    with ThreadPoolExecutor(1) as reader:
+        ahead = reader.submit(runner.load, partial.blocks[numbers[0]])
+        for i, number in enumerate(numbers):
+            loaded = ahead.result()
+            if i + 1 < len(numbers):
+                ahead = reader.submit(runner.load, partial.blocks[numbers[i + 1]])
+            segment_block(partial, number, loaded)
+            yield number
+
+
+def _say(partial: Partial, order: Order, seconds: float, whole: float) -> None:
+    z, y, x = partial.job.shape
+    share = sum(facts["foreground"] for facts in partial.facts("mask")) / (z * y * x)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"segment {order.output}: {z} x {y} x {x} voxels, {share:.2%} foreground, "
+          f"{whole:.0f} s ({seconds:.0f} s of segmenting), peak {peak:.0f} MB")  # fmt: skip
+
+
+def _explained(error: OSError, folder: Path) -> InputError:
+    """An error of the disk in words that help."""
+    done = len(list((folder / "done").glob("mask-*.json"))) if folder.is_dir() else 0
+    reason = "a full disk" if error.errno in FULL else f"no permission to write ({error.filename or error})"
+    return InputError(folder, found=reason, expected="room and permission to write",
+                      do=f"See to it and repeat the command: it goes on after the {done} blocks that are done.")  # fmt: skip

@@ -1,0 +1,103 @@
+import doctest
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import yaml
+
+from emadapt import api
+from emadapt.closest import token_facts
+from emadapt.data.ingest import Volume
+from emadapt.errors import InputError
+from emadapt.models.segmenter import load_segmenter
+from emadapt.segment.job import Order
+from emadapt.segment.run import segment_volume
+from tiny import blobs, settings, write_model
+
+IMAGE, LABEL = blobs((3, 90, 100), 1)
+VOXEL = (30.0, 5.0, 5.0)
+NAMES = ["load_study", "load_model", "read_volume", "segment", "tokens", "domain_distance", "evaluate_masks", "find_instances"]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a model, a volume and a study."""
+    monkeypatch.chdir(tmp_path)
+    write_model(Path("model"))
+    segmenter, _ = load_segmenter(Path("model"))
+    noisy = np.concatenate([IMAGE, IMAGE[:, ::-1]])
+    own = Volume("a", noisy, noisy, {"split": {"train": [0, 1, 2], "val": [3, 4, 5], "test": []}, "md5": "", "voxel_nm": VOXEL})
+    write_model(Path("model"), facts={"tokens": token_facts(segmenter, [own], [])})
+    meta = {"axes": "ZYX", **{f"PhysicalSize{a}": v / 1e3 for a, v in zip("ZYX", VOXEL, strict=True)}}
+    tifffile.imwrite("volume.ome.tif", IMAGE, photometric="minisblack", metadata=meta)
+    Path("studies").mkdir()
+    study = settings()
+    study["study"] |= {"name": "demo", "train_sets": ["a", "b", "paired"]}
+    study["train_sets"]["b"] = ["b"]
+    Path("studies/demo.yaml").write_text(yaml.safe_dump(study))
+    return tmp_path
+
+
+def test_the_examples_run(here: Path) -> None:
+    """In the order in which they stand, each with what those before it have made."""
+    known: dict[str, object] = {}
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
+    for name in NAMES:
+        text = inspect.getdoc(getattr(api, name)) or ""
+        example = doctest.DocTestParser().get_doctest(text, {}, name, "api.py", 0)
+        assert example.examples, f"{name} has no example"
+        example.globs = known
+        runner.run(example, clear_globs=False)
+    assert runner.summarize().failed == 0
+
+
+def test_the_names_are_all_there_are() -> None:
+    public = [n for n, f in vars(api).items() if inspect.isfunction(f) and f.__module__ == api.__name__ and n[0] != "_"]
+    assert public == NAMES
+
+
+def test_importing_the_package_is_cheap() -> None:
+    code = "import sys, emadapt; sys.exit(any(m in sys.modules for m in ('torch', 'numpy', 'zarr', 'dask')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_arrays_give_what_files_give(here: Path) -> None:
+    model = api.load_model("model")
+    volume, voxel = api.read_volume("volume.ome.tif")
+    assert voxel == VOXEL
+    segment_volume(Order("volume.ome.tif", "mask.tif", "model", probabilities=True, instances=True))
+    mask = api.segment(volume, model, VOXEL)
+    np.testing.assert_array_equal(tifffile.imread("mask.tif"), np.where(mask, 255, 0))
+    probability = api.segment(volume, model, VOXEL, probabilities=True)
+    np.testing.assert_array_equal(tifffile.imread("mask-probabilities.tif"), np.rint(255 * probability))
+    labels, table = api.find_instances(mask, VOXEL)
+    np.testing.assert_array_equal(tifffile.imread("mask-instances.tif"), labels)
+    lines = Path("mask-instances.csv").read_text().splitlines()
+    assert lines[1:] == [",".join(f"{v:.12g}" for v in row.values()) for row in table]
+    np.testing.assert_array_equal(api.segment(volume, model, VOXEL, threshold=0.6), probability > 0.6)
+
+
+def test_domains_are_told_apart(here: Path) -> None:
+    model = api.load_model("model")
+    assert api.domain_distance(IMAGE, model, VOXEL).verdict == "like"
+    other = api.domain_distance(255 - IMAGE // 4, model, VOXEL)
+    assert other.verdict == "unlike"
+    assert "expect poor results" in other.words()
+    write_model(Path("old"))
+    with pytest.raises(InputError, match="another version"):
+        api.domain_distance(IMAGE, api.load_model("old"), VOXEL)
+
+
+def test_masks_are_scored_as_evaluate_scores(here: Path) -> None:
+    predicted = np.zeros((4, 60, 60), bool)
+    label = predicted.copy()
+    predicted[:, 10:30, 10:30] = label[:, 10:30, 20:40] = True
+    scores = api.evaluate_masks(predicted, label, VOXEL)
+    assert scores["iou"] == pytest.approx(1 / 3, abs=1e-6)
+    assert scores["dice"] == pytest.approx(0.5)
+    with pytest.raises(InputError, match="as the mask"):
+        api.evaluate_masks(predicted, label[:3], VOXEL)

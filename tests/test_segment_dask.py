@@ -1,0 +1,83 @@
+"""Blocks as tasks of dask.distributed: the same bytes, whatever happens to a worker."""
+
+import dataclasses
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+
+from emadapt.errors import InputError
+from emadapt.segment import cluster, job
+from emadapt.segment.job import Order
+from emadapt.segment.run import segment_volume
+from tiny import blobs, write_model
+
+IMAGE = np.tile(blobs((6, 90, 100), 2)[0], (2, 2, 1))
+
+
+@pytest.fixture
+def order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Order:
+    monkeypatch.setattr(job, "DEPTH", 1)
+    write_model(tmp_path / "m")
+    tifffile.imwrite(tmp_path / "in.tif", IMAGE, photometric="minisblack")
+    volume, output, model = (str(tmp_path / name) for name in ("in.tif", "out.tif", "m"))
+    return Order(volume, output, model, voxel_nm=(30.0, 5.0, 5.0), instances=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kill", [False, True])
+def test_workers_give_the_same_bytes_one_of_them_killed(order: Order, kill: bool, tmp_path: Path) -> None:
+    segment_volume(order)
+    shared = dataclasses.replace(order, output=str(tmp_path / "shared.tif"), dask="local:2")
+    marks, killed = tmp_path / "shared.tif.partial/done", []
+
+    def killer() -> None:
+        """Ends the worker of the first block as soon as two blocks are done."""
+        while len(list(marks.glob("*.json")) if marks.is_dir() else []) < 2:
+            time.sleep(0.02)
+        worker = next(pid for pid in children() if "nanny" not in command(pid) and "spawn_main" in command(pid))
+        os.kill(worker, signal.SIGKILL)
+        killed.append(worker)
+
+    thread = threading.Thread(target=killer, daemon=True)
+    if kill:
+        thread.start()
+    segment_volume(shared)
+    assert bool(killed) == kill
+    for name in (".tif", "-instances.tif", "-instances.csv"):
+        assert (tmp_path / f"shared{name}").read_bytes() == (tmp_path / f"out{name}").read_bytes()
+
+
+def children() -> list[int]:
+    """Processes that this one has started, and those that they have."""
+    parents = {int(p.name): int((p / "stat").read_text().rsplit(")", 1)[1].split()[1]) for p in Path("/proc").glob("[0-9]*")}
+    found, more = set(), {os.getpid()}
+    while more:
+        more = {pid for pid, parent in parents.items() if parent in more}
+        found |= more
+    return sorted(found)
+
+
+def command(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+
+
+@pytest.mark.slow
+def test_an_error_of_the_input_ends_the_run_whole(order: Order) -> None:
+    image = IMAGE.astype(np.float32)
+    image[7, 3, 3] = np.inf
+    tifffile.imwrite(order.input, image, photometric="minisblack")
+    with pytest.raises(InputError, match=r"page 7.*NaN or infinite"):
+        segment_volume(dataclasses.replace(order, dask="local:1", window=(0.0, 255.0)))
+    assert not Path(order.output).exists()
+
+
+@pytest.mark.parametrize(("where", "said"), [("local:0", "N of 1"), ("local:x", "N of 1"), ("nonsense://x", "no scheduler")])
+def test_where_there_are_no_workers(where: str, said: str) -> None:
+    with pytest.raises(InputError, match=said), cluster.workers(where):
+        pass

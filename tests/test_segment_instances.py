@@ -1,0 +1,78 @@
+import csv
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from scipy.ndimage import center_of_mass, find_objects, label
+
+from emadapt.segment.instances import COLUMNS, join
+from emadapt.segment.job import Job
+from emadapt.segment.partial import PHASES, begin, within
+
+JOB = Job("in", 0, [], (1, 1, 1), "uint8", (30.0, 5.0, 4.0), "m", "u", "0", "0", (0.0, 255.0), (1.0, 1.0), "a", None, "", 0.0,
+          0.5, False, ("mask", "instances"), 1, 1)  # fmt: skip
+
+
+def run(folder: Path, mask: np.ndarray, depth: int, rows: int) -> tuple[np.ndarray, list[dict[str, float]]]:
+    """The instances of a mask that is there, block by block in a strange order."""
+    folder.mkdir()
+    z, y, x = mask.shape
+    partial = begin(folder, dataclasses.replace(JOB, shape=(z, y, x), depth=depth, rows=rows), False)
+    for block in partial.blocks:
+        partial.array("mask")[within(block)] = np.where(mask[within(block)], 255, 0)
+    for number in reversed(range(len(partial.blocks))):
+        PHASES["components"](partial, number)
+    n = join(partial, folder / "table.csv")
+    for number in reversed(range(len(partial.blocks))):
+        PHASES["instances"](partial, number)
+    with (folder / "table.csv").open() as file:
+        table = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+    assert len(table) == n
+    return np.asarray(partial.array("instances")[:]), table
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, 2**32 - 1), st.floats(0.0, 0.8), st.integers(1, 4), st.integers(1, 6))
+def test_as_scipy_labels_the_whole_volume(
+    tmp_path_factory: pytest.TempPathFactory, seed: int, share: float, depth: int, rows: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    mask = rng.random(rng.integers(1, 8, 3)) < share
+    found, table = run(tmp_path_factory.mktemp("run") / "p", mask, depth, rows)
+    expected, n = label(mask)
+    assert len(table) == n
+    pairs = np.unique(np.stack([found.ravel(), expected.ravel()]), axis=1)
+    assert pairs.shape[1] == len(np.unique(expected))  # one to one
+    assert found.max(initial=0) == n
+    firsts = [np.flatnonzero(found.ravel() == k)[0] for k in range(1, n + 1)]
+    assert firsts == sorted(firsts)  # numbered by their first voxels
+    boxes = find_objects(found.astype(np.int64))
+    for row, box in zip(table, boxes, strict=True):
+        k = int(row["id"])
+        assert row["voxels"] == (found == k).sum()
+        assert row["volume_nm3"] == pytest.approx(row["voxels"] * 600)
+        assert [row[f"{a}_min"] for a in "zyx"] == [s.start for s in box]
+        assert [row[f"{a}_max"] for a in "zyx"] == [s.stop - 1 for s in box]
+        assert [row[a] for a in "zyx"] == pytest.approx(center_of_mass(found == k), abs=1e-3)
+
+
+def test_a_component_that_winds_through_many_blocks(tmp_path: Path) -> None:
+    """A spiral meets the same blocks again and again; beside it, another that touches it at an edge only."""
+    mask = np.zeros((6, 12, 12), bool)
+    for z in range(0, 6, 2):
+        mask[z, 1:11, 1] = mask[z, 10, 1:11] = True
+    mask[1, 10, 10] = mask[3, 1, 1] = True
+    mask[5, 0, 2] = True
+    found, table = run(tmp_path / "p", mask, 1, 3)
+    assert [row["voxels"] for row in table] == [59, 1]
+    assert found[5, 0, 2] == 2
+    assert (tmp_path / "p/table.csv").read_text().splitlines()[0] == COLUMNS
+
+
+def test_an_empty_mask_has_no_instances(tmp_path: Path) -> None:
+    found, table = run(tmp_path / "p", np.zeros((3, 5, 6), bool), 2, 5)
+    assert not found.any()
+    assert table == []

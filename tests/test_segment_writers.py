@@ -1,0 +1,104 @@
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+import zarr as typed_zarr
+
+from emadapt.segment import partial as partial_module
+from emadapt.segment import writers
+from emadapt.segment.partial import Partial, begin
+from emadapt.segment.writers import add_scales, publish, scale_factors, targets, write_tiff
+from test_segment_instances import JOB
+
+zarr: Any = typed_zarr  # its types are narrower than what it takes
+
+VOLUME = np.random.default_rng(0).integers(0, 256, (5, 71, 90), dtype=np.uint8)
+
+
+@pytest.fixture
+def partial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Partial:
+    monkeypatch.setattr(partial_module, "CHUNK", 16)
+    monkeypatch.setattr(writers, "CHUNK", 16)
+    monkeypatch.setattr(writers, "SMALLEST", 20)
+    job = dataclasses.replace(JOB, shape=(5, 71, 90), depth=2, rows=71, kinds=("mask", "probabilities"))
+    (tmp_path / "p").mkdir()
+    partial = begin(tmp_path / "p", job, False)
+    partial.array("mask")[:] = np.where(VOLUME > 99, 255, 0)
+    partial.array("probabilities")[:] = VOLUME
+    return partial
+
+
+def test_scales_halve_the_shortest_voxels() -> None:
+    assert scale_factors((100, 1024, 768), (30, 4, 4)) == [[1, 1, 1], [1, 2, 2], [1, 4, 4]]
+    assert scale_factors((100, 2048, 2048), (10, 5, 5)) == [[1, 1, 1], [1, 2, 2], [2, 4, 4], [4, 8, 8]]
+    assert scale_factors((9, 1024, 1024), (5, 5, 5))[-1] == [4, 4, 4]
+    assert scale_factors((9, 1024, 1024), (2, 50, 50)) == [[1, 1, 1], [2, 1, 1], [4, 1, 1], [8, 1, 1], [8, 2, 2], [8, 4, 4]]
+    assert scale_factors((9, 200, 200), (5, 5, 5)) == [[1, 1, 1]]
+
+
+def test_coarser_scales_of_labels_and_of_means(partial: Partial) -> None:
+    for kind in ("mask", "probabilities"):
+        add_scales(partial, kind)
+        [image] = zarr.open_group(partial.folder / kind, mode="r").attrs["multiscales"]
+        assert image["version"] == "0.4"
+        datasets = image["datasets"]
+        factors = scale_factors((5, 71, 90), (30.0, 5.0, 4.0))
+        assert len(datasets) == len(factors) == 4
+        for level, (entry, factor) in enumerate(zip(datasets, factors, strict=True)):
+            small = zarr.open_array(partial.folder / kind / entry["path"], mode="r")
+            changes = {c["type"]: c[c["type"]] for c in entry["coordinateTransformations"]}
+            assert changes["scale"] == [30.0 * factor[0], 5.0 * factor[1], 4.0 * factor[2]]
+            full = np.asarray(partial.array(kind)[:])
+            if kind == "mask":
+                np.testing.assert_array_equal(small[:], full[:: factor[0], :: factor[1], :: factor[2]])
+                assert "translation" not in changes
+            else:
+                half = [(f - 1) / 2 for f in factor]
+                assert changes["translation"] == [30.0 * half[0], 5.0 * half[1], 4.0 * half[2]]
+                cell = full[: factor[0], factor[1] : 2 * factor[1], : factor[2]]
+                assert abs(int(small[0, 1, 0]) - cell.mean()) <= level  # type: ignore[arg-type]  # rounded at each scale
+                last = full[:, 71 // factor[1] * factor[1] :, :] if 71 % factor[1] else full  # a cell cut short
+                assert last.min() <= small[0, -1, -1] <= last.max()
+
+
+def test_tiffs_say_what_they_are(partial: Partial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for limits in ({}, {"TILED": 100}, {"CLASSIC": 100}):
+        for name, value in limits.items():
+            monkeypatch.setattr(writers, name, value)
+        for name in ("one.tif", "two.tif"):
+            write_tiff(tmp_path / name, partial.array("probabilities"), partial.job, "probabilities")
+        assert (tmp_path / "one.tif").read_bytes() == (tmp_path / "two.tif").read_bytes()
+        with tifffile.TiffFile(tmp_path / "one.tif") as tif:
+            np.testing.assert_array_equal(tif.asarray(), VOLUME)
+            first: Any = tif.pages[0]
+            assert first.is_tiled == ("TILED" in limits or "CLASSIC" in limits)
+            assert tif.is_bigtiff == ("CLASSIC" in limits)
+            assert tif.series[0].axes == "ZYX"
+            image = tifffile.xml2dict(tif.ome_metadata)["OME"]["Image"]  # type: ignore[arg-type]
+        assert [image["Pixels"][f"PhysicalSize{a}"] for a in "ZYX"] == [0.03, 0.005, 0.004]
+        assert json.loads(image["Description"])["unit"] == "u"
+    from emadapt.segment.readers import open_source
+
+    assert open_source(str(tmp_path / "one.tif")).voxel_nm == (30.0, 5.0, 4.0)
+
+
+def test_names_of_outputs() -> None:
+    named = targets("a/b.x.ome.tif", ("mask", "probabilities", "instances"))
+    assert {k: str(v) for k, v in named.items()} == {
+        "probabilities": "a/b.x-probabilities.ome.tif", "instances": "a/b.x-instances.ome.tif", "table": "a/b.x-instances.csv",
+        "mask": "a/b.x.ome.tif",
+    }  # fmt: skip
+    assert list(named)[-1] == "mask"
+
+
+def test_what_is_replaced_is_put_aside_first(tmp_path: Path) -> None:
+    for name in ("new", "out"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+    publish({tmp_path / "new": tmp_path / "out", tmp_path / "gone": tmp_path / "kept"}, tmp_path / "aside")
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["new"]
+    assert (tmp_path / "aside/out/out").exists()
