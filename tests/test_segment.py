@@ -263,8 +263,8 @@ def test_what_was_made_for_another_order_is_not_published(order: Order, monkeypa
         patch.setattr(run, "publish", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
             segment_volume(order)
-    assert "another threshold" in refused(dataclasses.replace(order, threshold=0.9999))
-    segment_volume(dataclasses.replace(order, threshold=0.9999, overwrite=True))
+    assert "another threshold" in refused(dataclasses.replace(order, threshold=1.0))
+    segment_volume(dataclasses.replace(order, threshold=1.0, overwrite=True))
     assert not tifffile.imread(order.output).any()
 
 

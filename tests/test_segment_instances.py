@@ -34,7 +34,7 @@ def run(folder: Path, mask: np.ndarray, depth: int, rows: int) -> tuple[np.ndarr
     return np.asarray(partial.array("instances")[:]), table
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 2**32 - 1), st.floats(0.0, 0.8), st.integers(1, 4), st.integers(1, 6))
 def test_as_scipy_labels_the_whole_volume(
     tmp_path_factory: pytest.TempPathFactory, seed: int, share: float, depth: int, rows: int
