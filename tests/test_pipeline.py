@@ -223,7 +223,8 @@ def write_reference_layouts(data: Path, slices: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["adapt", "collapse", "collapse_paper", "demo", "cpu", "dose", "few_shot", "paper", "trade", "transfer"]
+    "name",
+    ["adapt", "collapse", "collapse_frozen", "collapse_paper", "demo", "cpu", "dose", "few_shot", "paper", "trade", "transfer"],
 )
 def test_check_finds_nothing_wrong_in_shipped_studies_but_what_is_not_here(tmp_path: Path, monkeypatch, name: str) -> None:
     """Settings pass; data is given in small; a hub that cannot be reached is said, once per backbone, and nothing else."""
@@ -253,7 +254,10 @@ def test_use_selects_a_study_and_refuses_others(tmp_path: Path, monkeypatch: pyt
     assert (tmp_path / "params.yaml").read_text() == (tmp_path / "studies/cpu.yaml").read_text()
     result = CliRunner().invoke(main, ["use", "nothing"])
     assert result.exit_code == 2
-    assert "there are: adapt, collapse, collapse_paper, cpu, demo, dose, few_shot, paper, trade, transfer" in result.output
+    assert (
+        "there are: adapt, collapse, collapse_frozen, collapse_paper, cpu, demo, dose, few_shot, paper, trade, transfer"
+        in result.output
+    )
     (tmp_path / "studies/bad.yaml").write_text("study: {}")
     assert CliRunner().invoke(main, ["use", "bad"]).exit_code == 2
     assert load_study().name == "cpu"
