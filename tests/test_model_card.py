@@ -51,3 +51,14 @@ def test_terms_of_training_data_reach_the_adapter(unit: tuple[str, dict[str, Any
     alone = model_card(card | {"weights": card["weights"] | {"source": "pypi"}}, {**metrics, "test": {"a": metrics["test"]["a"]}})
     assert "Not tested on any dataset that it was not trained on." in alone
     assert "Random weights" not in alone
+
+
+def test_what_was_not_trained_and_what_is_routed(unit: tuple[str, dict[str, Any], dict[str, Any]]) -> None:
+    text, card, metrics = unit
+    assert "WiSE-FT" not in text
+    assert "router" not in text
+    between = model_card(card | {"regime": card["regime"] | {"interpolate": 0.25}}, metrics)
+    assert "its weights lie 0.25 of the way from a frozen unit" in between
+    tests = {name: test | {"routed_to": "a"} for name, test in metrics["test"].items()}
+    routed = model_card(card | {"regime": card["regime"] | {"align": "routed"}}, metrics | {"test": tests})
+    assert "sent a to a, b to a." in routed

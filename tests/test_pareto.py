@@ -187,8 +187,8 @@ def test_the_shipped_study_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     params["train"] = {"steps_per_epoch": 1, "warmup_steps": 1, "batch": 2}
     params["backbones"]["dinov2_s"] |= {"arch": "tiny_dinov2", "source": "random", "tile": 56, "views": 1}
     for seed, name in enumerate(params["datasets"]):
-        params["datasets"][name] |= {"layout": "stack", "foreground": [1]}
-        write_stack(tmp_path / "data" / name, *blobs((20, 70, 80), seed))  # gaps of 30 nm
+        params["datasets"][name] |= {"layout": "stack", "foreground": [1], "voxel_nm": [50, 5, 5]}
+        write_stack(tmp_path / "data" / name, *blobs((10, 70, 80), seed))
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     study = load_study()
     for name in study.datasets:

@@ -123,7 +123,6 @@ def _batches(segmenter: Segmenter, volume: Volume, slices: Sequence[int], view: 
             yield torch.stack([tiles[i] for i in some]) if view is None else view.read(slice(some[0], some[-1] + 1))
 
 
-@torch.inference_mode()
 def statistics_of(segmenter: Segmenter, batches: Iterable[Inputs]) -> Statistics:
     """Mean and deviation, per channel, of the last block's tokens of images (B, 1, H, W), or of what is cached of them.
 
@@ -131,14 +130,22 @@ def statistics_of(segmenter: Segmenter, batches: Iterable[Inputs]) -> Statistics
     """
     was_training = segmenter.training
     segmenter.eval()
-    device = next(itertools.chain(segmenter.head.parameters(), segmenter.head.buffers())).device  # kNN has buffers only
-    count, total, squares = 0, torch.zeros(()).double(), torch.zeros(()).double()
+    # Weights are changed outside of `_sums`: what torch's inference mode makes cannot be changed after it.
     with pretrained(segmenter.backbone) if segmenter.regime.align == "routed" else nullcontext():
-        for batch in batches:
-            with autocast(segmenter.spec.precision):
-                tokens = segmenter.tokens(batch.to(device))[0][-1].double().movedim(1, -1).flatten(0, -2).cpu()  # n,D
-            count, total, squares = count + len(tokens), total + tokens.sum(0), squares + tokens.square().sum(0)
+        count, total, squares = _sums(segmenter, batches)
     segmenter.train(was_training)
     mean = total / count
     std = (squares / count - mean.square()).clamp_min(0).sqrt()
     return {"mean": [float(f"{v:.6g}") for v in mean], "std": [float(f"{v:.6g}") for v in std]}
+
+
+@torch.inference_mode()
+def _sums(segmenter: Segmenter, batches: Iterable[Inputs]) -> tuple[int, torch.Tensor, torch.Tensor]:
+    """How many tokens, their sum and that of their squares, (D,) float64."""
+    device = next(itertools.chain(segmenter.head.parameters(), segmenter.head.buffers())).device  # kNN has buffers only
+    count, total, squares = 0, torch.zeros(()).double(), torch.zeros(()).double()
+    for batch in batches:
+        with autocast(segmenter.spec.precision):
+            tokens = segmenter.tokens(batch.to(device))[0][-1].double().movedim(1, -1).flatten(0, -2).cpu()  # n,D
+        count, total, squares = count + len(tokens), total + tokens.sum(0), squares + tokens.square().sum(0)
+    return count, total, squares

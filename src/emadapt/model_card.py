@@ -32,6 +32,12 @@ def _what(card: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[str]:
     if weights["source"] != "none":
         lines.append(f"The backbone is not in the file; its weights are `{weights['name']}` from `{weights['source']}`, sha256"
                      f" `{weights['sha256']}`.")  # fmt: skip
+    if (share := card["regime"].get("interpolate", -1.0)) >= 0:
+        lines.append(f"Not trained: its weights lie {share:g} of the way from a frozen unit to one adapted from it (WiSE-FT).")
+    if card["regime"].get("align") == "routed":
+        sent = ", ".join(f"{name} to {test['routed_to']}" for name, test in metrics["test"].items())
+        lines.append("Each training dataset has an adapter and a head of its own; a router, which sees tokens and no names, sent"
+                     f" {sent}.")  # fmt: skip
     if weights["source"] == "random":
         lines.append("**Random weights: a control, not a model to use.**")
     return lines
