@@ -142,7 +142,7 @@ def test_a_stopped_run_goes_on(order: Order, suffix: str, monkeypatch: pytest.Mo
     done: list[tuple[str, int]] = []
     stops = [("mask", 2), ("components", 1), ("instances", 0), ("finish", 1), ("publish", 0)]
 
-    def stopping(phase: str, number: int) -> None:
+    def stopping(phase: str, number: int) -> Any:
         if (phase, number) in stops:
             stops.remove((phase, number))
             raise KeyboardInterrupt

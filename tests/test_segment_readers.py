@@ -21,7 +21,7 @@ VOXEL = (30.0, 4.5, 5.0)
 OME = {"axes": "ZYX", "PhysicalSizeZ": 0.03, "PhysicalSizeY": 0.0045, "PhysicalSizeX": 5, "PhysicalSizeXUnit": "nm"}  # else µm
 
 
-def ome_zarr(path: Path, version: str, axes: str = "zyx", volume: np.ndarray = VOLUME) -> Path:
+def ome_zarr(path: Path, version: str, axes: str = "zyx", volume: Any = VOLUME) -> Path:
     """Two scales, written by hand as the specifications say."""
     group = zarr.create_group(path, zarr_format=2 if version == "0.4" else 3)
     for level, step in enumerate((1, 2)):
@@ -32,7 +32,7 @@ def ome_zarr(path: Path, version: str, axes: str = "zyx", volume: np.ndarray = V
     datasets = [{"path": str(level), "coordinateTransformations": [{"type": "scale", "scale": scale}]}
                 for level, scale in enumerate(scales)]  # fmt: skip
     named = [{"name": a, "type": "space", "unit": "micrometer"} if a in sizes else {"name": a} for a in axes]
-    image = {"version": version, "datasets": datasets, "axes": named}
+    image: Any = {"version": version, "datasets": datasets, "axes": named}
     group.attrs.update({"multiscales": [image]} if version == "0.4" else {"ome": {"version": version, "multiscales": [image]}})
     return path
 
@@ -65,7 +65,7 @@ def folder(path: Path, suffix: str) -> str:
     return str(path / "slices")
 
 
-def plain_zarr(path: Path, version: int, **how: Any) -> str:
+def plain_zarr(path: Path, version: Any, **how: Any) -> str:
     array = zarr.create_array(path / "a.zarr", data=VOLUME, chunks=(2, 16, 16), zarr_format=version, **how)
     if version == 2:
         array.attrs["_ARRAY_DIMENSIONS"] = ["z", "y", "x"]
@@ -134,7 +134,7 @@ def refused(path: str | Path, **how: Any) -> str:
 
 
 def test_colours_and_unknown_axes(tmp_path: Path) -> None:
-    rgb = np.random.default_rng(0).integers(0, 255, (4, 20, 30, 3), dtype=np.uint8)
+    rgb: Any = np.random.default_rng(0).integers(0, 255, (4, 20, 30, 3), dtype=np.uint8)
     assert "colour" in refused(tiff(tmp_path, "c.tif", rgb, photometric="rgb"))
     assert "channels differ" in refused(write_png(tmp_path / "c.png", rgb[0]))
     grey = np.repeat(rgb[..., :1], 3, -1)  # colours in name only
@@ -178,7 +178,7 @@ def test_damage_is_named(tmp_path: Path) -> None:
     with (tmp_path / "cut.h5").open("r+b") as file:
         file.truncate(600)
     assert "HDF5" in refused(tmp_path / "cut.h5")
-    volume = VOLUME.astype(np.float32)
+    volume: Any = VOLUME.astype(np.float32)
     volume[3, 4, 5] = np.nan
     message = refused(tiff(tmp_path, "n.tif", volume))
     assert "1 NaN" in message

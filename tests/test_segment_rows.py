@@ -40,6 +40,7 @@ def make(**change: Any) -> tuple[Segmenter, Geometry, Aligner]:
 
 @given(st.integers(1, 60), st.integers(1, 60), st.data())
 def test_rows_are_resized_as_pillow_resizes_a_slice(n_in: int, n_out: int, data: st.DataObject) -> None:
+    resized: Any
     rng = np.random.default_rng(n_in * 61 + n_out)
     y0 = data.draw(st.integers(0, n_out - 1))
     y1 = data.draw(st.integers(y0 + 1, n_out))
@@ -51,7 +52,7 @@ def test_rows_are_resized_as_pillow_resizes_a_slice(n_in: int, n_out: int, data:
         whole = np.asarray(Image.fromarray(image).resize((5, n_out), how))
         t = taps(n_in, n_out, how)
         first, stop = int(t.first[y0]), int(t.stop[y1 - 1])
-        np.testing.assert_array_equal(resized(image[first:stop], first, t, y0, y1), whole[y0:y1])  # type: ignore[operator]
+        np.testing.assert_array_equal(resized(image[first:stop], first, t, y0, y1), whole[y0:y1])
 
 
 @pytest.mark.parametrize(
@@ -112,7 +113,7 @@ def test_where_the_grid_begins_matters_little() -> None:
         return np.broadcast_to(0.5 + 0.1 * np.minimum.outer(ramp, ramp), (len(batch), *size)).astype(np.float32)
 
     def run(part: np.ndarray) -> np.ndarray:
-        geo = geometry(part.shape, segmenter.spec, 14)  # type: ignore[arg-type]
+        geo = geometry(part.shape, segmenter.spec, 14)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(rows_module, "foreground", foreground)
             return np.concatenate(list(predict_rows(segmenter, lambda a, b: part[a:b], geo, 0, len(part))))

@@ -49,7 +49,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """What the document's reader has: a volume and a model."""
     monkeypatch.chdir(tmp_path)
     image, label = blobs((30, 90, 100), 3)
-    zarr.save_array("volume.zarr", image)
+    zarr.create_array("volume.zarr", data=image)
     write_model(Path("models/lucchi"))
     segmenter, _ = load_segmenter(Path("models/lucchi"))
     own = Volume("a", image, label, {"split": {"train": [0, 1], "val": [2, 3], "test": []}, "md5": "", "voxel_nm": VOXEL})
@@ -71,7 +71,7 @@ def test_slices_to_label_become_a_dataset_of_a_study(here: Path) -> None:
     volume = open_volume("mine", Path("build/ingest"))
     assert {part: len(own) for part, own in volume.split.items()} == {"train": 5, "val": 1, "test": 2}  # as the text says
     shown = zarr.open_array("volume.zarr", mode="r")[int(names[3][:5])]
-    np.testing.assert_array_equal(volume.image[3], shown)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(volume.image[3], shown)
     np.testing.assert_array_equal(volume.label[3] > 0, tifffile.imread("mask.tif")[int(names[3][:5])] > 0)
     meta = {"axes": "ZYX", **{f"PhysicalSize{a}": v / 1e3 for a, v in zip("ZYX", VOXEL, strict=True)}}
     tifffile.imwrite("volume.ome.tif", volume.image[:3], photometric="minisblack", metadata=meta)

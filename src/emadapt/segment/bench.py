@@ -93,7 +93,7 @@ def _monai(segmenter: Segmenter, plane: np.ndarray, tile: int) -> np.ndarray:
 
     image = as_input(plane)[None].to(device)
     found = sliding_window_inference(image, (tile, tile), BATCH_TILES, predict, overlap=0.5, mode="gaussian")
-    return np.asarray((found[0, 0] > 0.5).cpu().numpy())  # type: ignore[call-overload, index]
+    return np.asarray((found[0, 0] > 0.5).cpu().numpy())  # type: ignore[call-overload]
 
 
 def _timed(run: Callable[[], object]) -> tuple[float, float]:
