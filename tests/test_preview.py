@@ -101,7 +101,7 @@ def test_pages_that_cannot_be_written(folder: Path) -> None:
 
 
 def test_verdicts() -> None:
-    for away, verdict in ((0.01, "like"), (0.1, "like"), (0.11, "unlike")):
+    for away, verdict in ((0.01, "like"), (0.15, "like"), (0.16, "unlike")):
         assert Domain({"a": away, "b": 5.0}, {"a": 0.05, "b": 0.1}).verdict == verdict
     assert Domain({"narrow": 0.1, "wide": 0.3}, {"narrow": 0.01, "wide": 0.3}).nearest == "wide"
 
