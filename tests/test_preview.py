@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import tifffile
+import yaml
 from click.testing import CliRunner, Result
 
 from emadapt.cli import main
@@ -73,7 +74,8 @@ def test_a_volume_unlike_them_is_warned_of(folder: Path) -> None:
     assert "label 10 slices and fine-tune" in said
     page = (folder / "unlike.html").read_text()
     assert 'class="verdict unlike"' in page
-    assert f"init_from: {(folder / 'm').resolve()}/" in page
+    tuned = yaml.safe_load(re.findall(r"<pre>(regimes:.*?)</pre>", page, re.DOTALL)[0])["regimes"]["tuned"]
+    assert tuned == {"kind": "lora", "rank": 16, "alpha": 32.0, "head": "linear", "init_from": f"{(folder / 'm').resolve()}/"}
 
 
 def test_a_model_of_an_earlier_version(folder: Path) -> None:

@@ -58,7 +58,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     blocks(monkeypatch, block=1000, chunk=16)
 
 
-def blocks(monkeypatch: pytest.MonkeyPatch, block: int = 2**26, chunk: int = 512, depth: int = 16, tile_rows: int = 8) -> None:
+def blocks(monkeypatch: pytest.MonkeyPatch, block: int = 2**25, chunk: int = 512, depth: int = 16, tile_rows: int = 8) -> None:
     for module in (job, partial, writers):
         monkeypatch.setattr(module, "CHUNK", chunk)
     monkeypatch.setattr(job, "BLOCK", block)
