@@ -1,6 +1,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,16 @@ def test_depth_is_what_lies_together(tmp_path: Path) -> None:
     assert open_source(plain_zarr(tmp_path, 3, shards=(4, 32, 32))).depth == 4
     assert open_source(hdf5(tmp_path)).depth == 2
     assert open_source(tiff(tmp_path)).depth == 1
+
+
+def test_threads_may_read_the_same_file(tmp_path: Path) -> None:
+    source = open_source(tiff(tmp_path, volume=np.tile(VOLUME, (40, 1, 1)), compression="zlib"))
+
+    def read(z: int) -> bool:
+        return bool((source.read(z, z + 3) == VOLUME[np.arange(z, z + 3) % 5]).all())
+
+    with ThreadPoolExecutor(8) as threads:
+        assert all(threads.map(read, list(range(0, 190)) * 2))
 
 
 def test_the_stamp_changes_with_the_file(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ UNITS_NM = {
 }  # fmt: skip
 
 Voxel = tuple[float, float, float]
+READING = threading.Lock()
+"""Threads read in turns: tifffile's open files have one place that they are read at."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,8 @@ class Source:
         y1 = self.shape[1] if y1 is None else y1
         what = f"{self.name}, slices {z0} to {z1 - 1}"
         try:
-            array = np.asarray(self.cut(z0, z1, y0, y1))
+            with READING:
+                array = np.asarray(self.cut(z0, z1, y0, y1))
         except InputError:
             raise
         except Exception as error:  # codecs raise RuntimeError, ValueError, zlib.error, lzma.LZMAError, OSError and more
