@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from emadapt.closest import distances
-from emadapt.models.domain import DomainClassifier, NormCopies, features_of, give_copies, last_layer, ramp, reverse, use
+from emadapt.models.domain import Copies, DomainClassifier, features_of, give_copies, last_layer, ramp, reverse, use
 from emadapt.models.heads import HEADS, needs_image
 from emadapt.models.unet2d import UNet2d
 
@@ -69,7 +69,7 @@ def test_copies_are_the_shared_layer_at_the_start_and_learn_apart(name: str) -> 
     shared = heads()[name]
     head = copy.deepcopy(shared)
     give_copies(head, ["train", "b"])
-    copies = [m for m in head.modules() if isinstance(m, NormCopies)]
+    copies = [m for m in head.modules() if isinstance(m, Copies)]
     norms = sum(isinstance(m, nn.BatchNorm2d | nn.GroupNorm | nn.InstanceNorm2d) for m in shared.modules())
     assert len(copies) == norms > 0
     for dataset in ("train", "b"):

@@ -165,13 +165,14 @@ def test_a_penalty_changes_the_model_and_is_in_the_history(tmp_path: Path) -> No
     assert all(name.startswith("head.") for name in load_file(folder / "model.safetensors"))
 
 
-@pytest.mark.parametrize("regime", ["dann", "norm"])
+@pytest.mark.parametrize("regime", ["dann", "norm", "routed"])
 def test_stopped_and_run_again_gives_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, regime: str) -> None:
     own = params()
     own["train"]["epochs"] = 2
-    if regime == "norm":
-        own["regimes"]["norm"] = {"kind": "frozen", "align": "norm", "head": "linear"}
-        own["study"] |= {"regimes": ["norm"], "train_sets": ["paired"]}
+    if regime != "dann":
+        kind = LORA if regime == "routed" else {"kind": "frozen"}
+        own["regimes"][regime] = {**kind, "align": regime, "head": "linear"}
+        own["study"] |= {"regimes": [regime], "train_sets": ["paired"]}
     study = make_study(tmp_path, own)
     undisturbed = trained(study, regime, "paired")
     shutil.rmtree("scratch/units")
@@ -287,9 +288,13 @@ def test_settings_of_units_without_align_are_what_they_were(tmp_path: Path) -> N
     ({"align": "coral", "kind": "ridge"}, ["a", "b"], "kind ridge with init random is not trained that way"),
     ({"align": "norm", "kind": "knn"}, ["a", "b"], "kind knn"),
     ({"align": "norm", "head": "linear", "init": "ridge"}, ["a", "b"], "kind frozen with init ridge"),
-    ({"align": "norm", "init_from": "frozen"}, ["a", "b"], "norm layers of one dataset"),
+    ({"align": "norm", "init_from": "frozen"}, ["a", "b"], "what belongs to a dataset"),
     ({"align": "coral", "head": "linear"}, ["a", "b"], "nothing is trained"),
-    ({"align": "typo"}, ["a", "b"], "expected one of , coral, adversarial, norm"),
+    ({"align": "typo"}, ["a", "b"], "expected one of , coral, adversarial, norm, routed"),
+    ({"align": "routed", "kind": "bitfit"}, ["a", "b"], "with kind bitfit; expected frozen, or a low-rank kind"),
+    ({"align": "routed", "kind": "unet2d"}, ["a", "b"], "with kind unet2d"),
+    ({"align": "routed"}, ["a"], "needs a second labelled dataset"),
+    ({"align": "routed", "init_from": "frozen"}, ["a", "b"], "what belongs to a dataset"),
 ])  # fmt: skip
 def test_settings_that_cannot_be(tmp_path: Path, regime: dict[str, Any], train_set: Any, words: str) -> None:
     own = params()

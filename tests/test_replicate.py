@@ -90,6 +90,15 @@ def test_the_committed_report_holds_what_is_claimed_of_its_study(tmp_path: Path,
     assert "emadapt use" in CliRunner().invoke(main, ["replicate"]).output
 
 
+def test_the_kept_reports_of_other_studies_hold_what_is_claimed_of_them() -> None:
+    own = read_claims(ROOT / "docs/claims.yaml")
+    kept = {path.parent.name: json.loads(path.read_text()) for path in ROOT.glob("reports/studies/*/summary.json")}
+    compared = [(name, compare(claim, kept[claim.study])) for name, claim in own.items() if claim.study in kept]
+    assert compared
+    for name, results in compared:
+        assert all(right for right, _ in results), (name, results)
+
+
 def test_running_keeps_settings_that_no_study_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("docs/claims.yaml", "params.yaml", "studies/demo.yaml"):

@@ -159,8 +159,8 @@ def test_a_stopped_run_goes_on(order: Order, suffix: str, monkeypatch: pytest.Mo
             monkeypatch.setattr(run, "segment_block", wrapped)
     calls = iter(range(100))
     finish, rename = run.finish, run.publish
-    monkeypatch.setattr(run, "finish", lambda *a: (stopping("finish", next(calls)), finish(*a))[1])
-    monkeypatch.setattr(run, "publish", lambda *a: (stopping("publish", 0), rename(*a)))
+    monkeypatch.setattr(run, "finish", lambda *a: stopping("finish", next(calls)) or finish(*a))
+    monkeypatch.setattr(run, "publish", lambda *a: stopping("publish", 0) or rename(*a))
     for _ in range(5):
         with pytest.raises(KeyboardInterrupt):
             segment_volume(order)

@@ -1,5 +1,6 @@
 """Blocks as tasks of dask.distributed: the same bytes, whatever happens to a worker."""
 
+import contextlib
 import dataclasses
 import os
 import signal
@@ -55,7 +56,10 @@ def test_workers_give_the_same_bytes_one_of_them_killed(order: Order, kill: bool
 
 def children() -> list[int]:
     """Processes that this one has started, and those that they have."""
-    parents = {int(p.name): int((p / "stat").read_text().rsplit(")", 1)[1].split()[1]) for p in Path("/proc").glob("[0-9]*")}
+    parents = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended since
+            parents[int(process.name)] = int((process / "stat").read_text().rsplit(")", 1)[1].split()[1])
     found, more = set(), {os.getpid()}
     while more:
         more = {pid for pid, parent in parents.items() if parent in more}

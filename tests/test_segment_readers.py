@@ -9,13 +9,15 @@ import h5py
 import numpy as np
 import pytest
 import tifffile
-import zarr
+import zarr as typed_zarr
 from numcodecs import Blosc
 from PIL import Image
 
 from emadapt.errors import InputError
 from emadapt.segment import readers
 from emadapt.segment.readers import Source, open_source
+
+zarr: Any = typed_zarr  # its types are narrower than what it takes
 
 VOLUME = np.random.default_rng(0).integers(0, 60000, (5, 31, 44)).astype(np.uint16)
 VOXEL = (30.0, 4.5, 5.0)
@@ -119,7 +121,10 @@ def test_depth_is_what_lies_together(tmp_path: Path) -> None:
     assert open_source(tiff(tmp_path)).depth == 1
 
 
-def test_threads_may_read_the_same_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("large", [False, True])
+def test_threads_may_read_the_same_file(tmp_path: Path, large: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if large:
+        monkeypatch.setattr(readers, "LARGE", 100)
     source = open_source(tiff(tmp_path, volume=np.tile(VOLUME, (40, 1, 1)), compression="zlib"))
 
     def read(z: int) -> bool:

@@ -44,10 +44,11 @@ def test_rows_are_resized_as_pillow_resizes_a_slice(n_in: int, n_out: int, data:
     rng = np.random.default_rng(n_in * 61 + n_out)
     y0 = data.draw(st.integers(0, n_out - 1))
     y1 = data.draw(st.integers(y0 + 1, n_out))
-    for dtype, how, resized in (
+    ways: list[tuple[Any, Any, Any]] = [
         (np.uint8, Image.Resampling.BICUBIC, grey_rows),
         (np.float32, Image.Resampling.BILINEAR, real_rows),
-    ):
+    ]
+    for dtype, how, resized in ways:
         image = rng.integers(0, 256, (n_in, 5)).astype(dtype) if dtype == np.uint8 else rng.random((n_in, 5), np.float32)
         whole = np.asarray(Image.fromarray(image).resize((5, n_out), how))
         t = taps(n_in, n_out, how)

@@ -109,7 +109,7 @@ def test_no_model_is_said_with_the_folder(tmp_path: Path, missing: str) -> None:
 
 
 def test_an_unknown_head_is_refused() -> None:
-    with pytest.raises(InputError, match=r"head 'fpn'.*linear, deconv, pyramid, unet"):
+    with pytest.raises(InputError, match=r"head 'fpn'.*linear, deconv, pyramid, pyramid_bn, unet"):
         build_segmenter(SPEC, REGIMES["frozen"], "fpn", 0)
 
 

@@ -74,9 +74,10 @@ def test_machines_that_start_at_once_and_are_killed_end_with_exactly_as_many(url
         if (ended := n_ended(study.get_trials(deepcopy=False))) == wanted:
             break
         if ended >= 4 * (kills + 1):
-            victim = random.choice(list(crew))
-            os.kill(crew[victim].pid or 0, signal.SIGKILL)
-            kills += 1
+            victim = random.choice(list(crew.values()))
+            if victim.exitcode is None:  # not one that was killed the round before
+                victim.kill()
+                kills += 1
         for owner, process in list(crew.items()):
             if process.exitcode is not None:
                 assert process.exitcode in (0, -signal.SIGKILL)

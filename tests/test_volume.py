@@ -1,3 +1,4 @@
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import imagecodecs
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
+from emadapt.data import volume
 from emadapt.data.pairing import SliceRef
 from emadapt.data.volume import count_slices, foreground_mask, read_slice, to_uint8
 from emadapt.errors import InputError
@@ -156,3 +158,16 @@ def test_8_bit_stays_and_16_bit_is_mapped_linearly() -> None:
     assert to_uint8(image, 0.0, 255.0) is image or (to_uint8(image, 0.0, 255.0) == image).all()
     wide = np.array([[0, 1000, 2000, 3000, 65535]], np.uint16)
     assert to_uint8(wide, 1000, 3000).tolist() == [[0, 0, 128, 255, 255]]
+
+
+def test_threads_that_read_one_stack_at_once_get_its_slices(tmp_path: Path) -> None:
+    """tifffile reads pages from one position in one file; a page that is not yet known is looked up there too."""
+    stack = np.random.default_rng(0).integers(0, 256, (60, 64, 64), dtype=np.uint8)
+    tifffile.imwrite(tmp_path / "s.tif", stack, photometric="minisblack", compression="zlib")
+    for _ in range(10):
+        volume._open.cache_clear()
+        with ThreadPoolExecutor(8) as pool:
+            order = np.random.default_rng(1).permutation(60)
+            found = pool.map(lambda z: (z, read_slice(SliceRef(tmp_path / "s.tif", int(z)))), order)
+            for z, image in found:
+                np.testing.assert_array_equal(image, stack[z])

@@ -3,12 +3,13 @@
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
 import pytest
 import tifffile
-import zarr
+import zarr as typed_zarr
 
 from emadapt.cli import main
 from emadapt.closest import token_facts
@@ -19,6 +20,8 @@ from emadapt.segment.job import Order
 from emadapt.segment.preview import LABEL
 from emadapt.segment.run import segment_volume
 from tiny import blobs, write_model
+
+zarr: Any = typed_zarr  # its types are narrower than what it takes
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "docs/your-own-data.md").read_text()

@@ -1,6 +1,10 @@
 """Which of its training datasets a model takes a volume for: its own name, or the one whose tokens are nearest.
 
-The tokens of the model's last block over some slices are described by their mean and standard deviation per channel. The distance
+With normalisation layers per dataset (`align: norm`) a training dataset's name decides, as it does in training. With an adapter
+and a head per dataset (`routed`) the tokens of the pretrained backbone decide, for every volume: a name would be an oracle, which
+nobody has for new data, and would hide what the router gets wrong.
+
+The tokens of the last block over some slices are described by their mean and standard deviation per channel. The distance
 is the Fréchet distance of two Gaussians with diagonal covariances, each channel divided by its root mean square deviation over
 the training datasets, so that the few large channels of a ViT do not decide alone.
 """
@@ -9,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -18,6 +23,7 @@ from emadapt.data.ingest import Volume
 from emadapt.data.patches import Inputs, as_input
 from emadapt.data.tiles import geometry_of, to_input
 from emadapt.device import autocast
+from emadapt.models.regimes import pretrained
 from emadapt.models.segmenter import Segmenter
 from emadapt.tokens import TokenView
 
@@ -28,8 +34,10 @@ Statistics = dict[str, list[float]]
 """`mean` and `std` of the tokens, a value per channel."""
 
 
-def domain_of(segmenter: Segmenter, volume: Volume, slices: Sequence[int], view: TokenView | None = None) -> str:
-    """The training dataset that `volume` is taken for; said on the output where it is none of them.
+def domain_of(
+    segmenter: Segmenter, volume: Volume, slices: Sequence[int], view: TokenView | None = None
+) -> tuple[str, dict[str, float]]:
+    """The training dataset that `volume` is taken for, and the distances that say so; said on the output where they do.
 
     Args:
         segmenter: with `domains`, in eval mode.
@@ -37,18 +45,24 @@ def domain_of(segmenter: Segmenter, volume: Volume, slices: Sequence[int], view:
         slices: that are to be segmented; some of them are looked at.
         view: its cached tokens, or None to run the backbone.
     """
-    if volume.name in segmenter.domains:
-        return volume.name
+    known, is_routed = any(segmenter.domains.values()), segmenter.regime.align == "routed"
+    if volume.name in segmenter.domains and not (is_routed and known):  # while training there are no statistics
+        return volume.name, {}
     return nearest(segmenter, token_statistics(segmenter, volume, slices, view), volume.name)
 
 
-def nearest(segmenter: Segmenter, found: Statistics, what: str) -> str:
-    """The training dataset whose tokens are nearest to those of `what`; says so on the output."""
-    away = distances(found, {name: own for name, own in segmenter.domains.items() if own})
+def nearest(segmenter: Segmenter, found: Statistics, what: str) -> tuple[str, dict[str, float]]:
+    """The training dataset whose tokens are nearest to those of `what`, and the distances; said on the output."""
+    known = {name: own for name, own in segmenter.domains.items() if own}
+    away = distances(found, known)
     name = min(away, key=lambda key: away[key])
     said = ", ".join(f"{key} {value:.3g}" for key, value in away.items())
-    print(f"{what} is not a dataset of the training set: normalised as {name}, the nearest (distances: {said})")
-    return name
+    if segmenter.regime.align != "routed":
+        print(f"{what} is not a dataset of the training set: normalised as {name}, the nearest (distances: {said})")
+    else:
+        other = f", not to {what}" if what in known else ", the nearest in the training set"
+        print(f"{what} is routed to {name}{other if name != what else ''} (distances: {said})")
+    return name, away
 
 
 def distances(found: Statistics, known: Mapping[str, Statistics]) -> dict[str, float]:
@@ -118,18 +132,29 @@ def _batches(segmenter: Segmenter, volume: Volume, slices: Sequence[int], view: 
             yield torch.stack([tiles[i] for i in some]) if view is None else view.read(slice(some[0], some[-1] + 1))
 
 
-@torch.inference_mode()
 def statistics_of(segmenter: Segmenter, batches: Iterable[Inputs]) -> Statistics:
-    """Mean and deviation, per channel, of the last block's tokens of images (B, 1, H, W), or of what is cached of them."""
+    """Mean and deviation, per channel, of the last block's tokens of images (B, 1, H, W), or of what is cached of them.
+
+    For a router the adapters are off, since which one is to be used is not known yet.
+    """
     was_training = segmenter.training
     segmenter.eval()
+    # Weights are changed outside of `_sums`: what torch's inference mode makes cannot be changed after it.
+    with pretrained(segmenter.backbone) if segmenter.regime.align == "routed" else nullcontext():
+        count, total, squares = _sums(segmenter, batches)
+    segmenter.train(was_training)
+    mean = total / count
+    std = (squares / count - mean.square()).clamp_min(0).sqrt()
+    return {"mean": [float(f"{v:.6g}") for v in mean], "std": [float(f"{v:.6g}") for v in std]}
+
+
+@torch.inference_mode()
+def _sums(segmenter: Segmenter, batches: Iterable[Inputs]) -> tuple[int, torch.Tensor, torch.Tensor]:
+    """How many tokens, their sum and that of their squares, (D,) float64."""
     device = next(itertools.chain(segmenter.head.parameters(), segmenter.head.buffers())).device  # kNN has buffers only
     count, total, squares = 0, torch.zeros(()).double(), torch.zeros(()).double()
     for batch in batches:
         with autocast(segmenter.spec.precision):
             tokens = segmenter.tokens(batch.to(device))[0][-1].double().movedim(1, -1).flatten(0, -2).cpu()  # n,D
         count, total, squares = count + len(tokens), total + tokens.sum(0), squares + tokens.square().sum(0)
-    segmenter.train(was_training)
-    mean = total / count
-    std = (squares / count - mean.square()).clamp_min(0).sqrt()
-    return {"mean": [float(f"{v:.6g}") for v in mean], "std": [float(f"{v:.6g}") for v in std]}
+    return count, total, squares

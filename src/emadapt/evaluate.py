@@ -17,6 +17,7 @@ from emadapt.data.ingest import INGESTED, Volume, open_volume
 from emadapt.device import device
 from emadapt.errors import InputError
 from emadapt.files import write_json
+from emadapt.model_card import model_card
 from emadapt.models import regimes
 from emadapt.models.segmenter import Segmenter, load_segmenter
 from emadapt.predict import predict_slices
@@ -35,7 +36,7 @@ Counts = npt.NDArray[np.int64]
 
 
 def evaluate_unit(study: Study, unit: Unit, out: Path = EVALUATED) -> Path:
-    """Score `unit` on every dataset of the study and write metrics.json and three overlays per dataset.
+    """Score `unit` on every dataset of the study and write metrics.json, model-card.md and three overlays per dataset.
 
     Raises:
         InputError: the unit was not trained, or a dataset not ingested.
@@ -56,7 +57,7 @@ def evaluate_unit(study: Study, unit: Unit, out: Path = EVALUATED) -> Path:
         view = token_views(segmenter.backbone, segmenter.spec, volumes[0], range(1), cut=segmenter.cut)[0] if cached else None
         regimes.merge(segmenter.backbone)
         for volume, scores in zip(volumes, score_volumes(segmenter, volumes, view, out / unit.name, unit.name), strict=True):
-            found[volume.name] = scores | ({"normalised_as": segmenter.domain} if segmenter.domains else {})
+            found[volume.name] = scores | _taken_for(segmenter)
         regimes.unmerge(segmenter.backbone)
     results = {name: found[name] for name in study.datasets}
     for name, scores in results.items():
@@ -70,8 +71,18 @@ def evaluate_unit(study: Study, unit: Unit, out: Path = EVALUATED) -> Path:
     }  # fmt: skip
     path = out / unit.name / "metrics.json"
     write_json(path, metrics)
+    (path.parent / "model-card.md").write_text(model_card(card, metrics))
     _track(study, unit, card, metrics, path)
     return path
+
+
+def _taken_for(segmenter: Segmenter) -> dict[str, Any]:
+    """Which training dataset the volume that was scored last was taken for, where parts of the model belong to datasets."""
+    if not segmenter.domains:
+        return {}
+    taken: dict[str, Any] = {"routed_to" if segmenter.regime.align == "routed" else "normalised_as": segmenter.domain}
+    away = {name: round(distance, 6) for name, distance in segmenter.distances.items()}
+    return taken | ({"distances": away} if away else {})
 
 
 def _track(study: Study, unit: Unit, card: dict[str, Any], metrics: dict[str, Any], path: Path) -> None:
@@ -84,10 +95,13 @@ def _track(study: Study, unit: Unit, card: dict[str, Any], metrics: dict[str, An
             volume = open_volume(name)
             tracker.log_dataset(name, volume.md5, str(INGESTED / name), "test")
             tracker.log_metrics({f"test/{k}.{name}": scores[k] for k in ("iou", "dice", "boundary_iou")}, step=0)
+            if "routed_to" in scores:
+                tracker.set_tags({f"routed_to.{name}": scores["routed_to"]})
             for which in ("", "-best", "-worst"):
                 if (overlay := path.parent / f"overlay-{name}{which}.png").is_file():
                     tracker.log_artifact(overlay, "overlays")
         tracker.log_artifact(path)
+        tracker.log_artifact(path.parent / "model-card.md", "model")
 
 
 def _alike(volumes: list[Volume], *, apart: bool) -> list[list[Volume]]:

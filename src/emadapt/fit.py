@@ -65,6 +65,7 @@ class Inputs:
         labelled: how much of the training set counts as labelled, see `train.Labelled`.
         start: sha256 of the weights that `init_from` gave; empty without it.
         unlabelled: volumes that the data has without their labels.
+        taken: the training of the unit whose weights were interpolated; None where there is one to be done.
     """
 
     segmenter: Segmenter
@@ -74,6 +75,7 @@ class Inputs:
     labelled: dict[str, tuple[int, int]] = field(default_factory=dict)
     start: str = ""
     unlabelled: list[Volume] = field(default_factory=list)
+    taken: Progress | None = None
 
 
 def fit(inputs: Inputs, train: TrainSpec, unit: Unit, scratch: Path,
@@ -117,7 +119,7 @@ def fit(inputs: Inputs, train: TrainSpec, unit: Unit, scratch: Path,
             for whole, draws, batch in zip(plan, own, load_epoch(data, own, train.workers), strict=True):
                 groups = with_absent(data, whole, batch) if shared_norm else batch
                 done = schedule.last_epoch / (train.epochs * steps)
-                losses.append(_step(joint.backward(groups, draws, len(whole), done), optimiser, scaler, train))
+                losses.append(_step(joint.backward(groups, draws, len(whole), done), joint, optimiser, scaler, train))
                 schedule.step()
                 average.step(segmenter, schedule.last_epoch)
                 bar.update(task, advance=1, words=f"loss {losses[-1]:.3f}, val IoU {max(progress.best, 0):.3f}")
@@ -182,12 +184,14 @@ def _copy(segmenter: Segmenter) -> State:
     return {k: v.clone() for k, v in segmenter.trained_state().items()}
 
 
-def _step(loss: float, optimiser: torch.optim.Optimizer, scaler: torch.amp.GradScaler, train: TrainSpec) -> float:
+def _step(loss: float, joint: Plain, optimiser: torch.optim.Optimizer, scaler: torch.amp.GradScaler,
+          train: TrainSpec) -> float:  # fmt: skip
     """One optimiser step with the gradients that are there; `loss`: of this process's part of the batch, returned for all."""
     parameters = [p for g in optimiser.param_groups for p in g["params"]]
     total = parallel.add_up(parameters, loss)
     scaler.unscale_(optimiser)
-    torch.nn.utils.clip_grad_norm_(parameters, train.clip)
+    for some in joint.clipped(parameters):
+        torch.nn.utils.clip_grad_norm_(some, train.clip)
     scaler.step(optimiser)
     scaler.update()
     optimiser.zero_grad(set_to_none=True)

@@ -19,7 +19,7 @@ from torch import nn
 from emadapt.config import TrainSpec, Unit
 from emadapt.data.patches import Cached, CropDataset, Draw, Item, TokenDataset, cycle
 from emadapt.device import autocast, device
-from emadapt.models.domain import DomainClassifier, features_of, last_layer, ramp, reverse
+from emadapt.models.domain import DomainClassifier, features_of, key_of, last_layer, ramp, reverse
 
 if TYPE_CHECKING:
     from emadapt.fit import Inputs
@@ -43,6 +43,10 @@ class Plain:
     def modules(self) -> nn.Module:
         """What is trained beside the segmenter, and not kept."""
         return nn.Module()
+
+    def clipped(self, parameters: list[nn.Parameter]) -> list[list[nn.Parameter]]:
+        """Those whose gradients are clipped together."""
+        return [parameters]
 
     def plan(self, plan: list[list[Draw]], epoch: int) -> list[list[Draw]]:
         """What is drawn for each batch of an epoch, given the labelled draws."""
@@ -84,7 +88,10 @@ class Plain:
 
 
 class PerDataset(Plain):
-    """Each dataset through its own copies of the normalisation layers (`models.domain.NormCopies`)."""
+    """Each dataset through its own copies of the normalisation layers (`models.domain.Copies`)."""
+
+    apart = False
+    """Whether nothing is shared, so that the loss of a dataset is a mean over its own samples."""
 
     def backward(self, batch: list[Item], draws: list[Draw], n: int, done: float) -> float:
         total = 0.0
@@ -92,8 +99,19 @@ class PerDataset(Plain):
             for member in dict.fromkeys(members):
                 own = torch.tensor([m == member for m in members])
                 self.segmenter.use(self.inputs.volumes[member].name)
-                total += super().backward([(_pick(inputs, own), labels[own])], draws, n, done)
+                of, share = (int(own.sum()), float(own.sum()) / n) if self.apart else (n, 1.0)
+                total += share * super().backward([(_pick(inputs, own), labels[own])], draws, of, done)
         return total
+
+
+class Routed(PerDataset):
+    """An adapter and a head for each dataset, each trained as if the others were not there, but for the choice of the epoch."""
+
+    apart = True
+
+    def clipped(self, parameters: list[nn.Parameter]) -> list[list[nn.Parameter]]:
+        named = list(self.segmenter.named_parameters())
+        return [[p for name, p in named if f".{key_of(v.name)}." in name] for v in self.inputs.volumes]
 
 
 class Penalised(Plain, abc.ABC):
@@ -175,7 +193,8 @@ class Adversarial(Penalised):
         return loss
 
 
-ALIGN: dict[str, type[Plain]] = {"": Plain, "coral": Coral, "adversarial": Adversarial, "norm": PerDataset}
+ALIGN: dict[str, type[Plain]] = {"": Plain, "coral": Coral, "adversarial": Adversarial, "norm": PerDataset,
+                               "routed": Routed}  # fmt: skip
 """`align` of a regime."""
 
 

@@ -17,6 +17,7 @@ from emadapt.comparisons import Groups, headline
 from emadapt.config import Study
 from emadapt.errors import InputError
 from emadapt.few_shot import enough_words, panels
+from emadapt.pareto import WORDS, said
 from emadapt.transfer import Card, crossing_rows, grouped, pair_rows
 from emadapt.transfer_matrix import labelled_words
 from emadapt.transfer_matrix import matrices as transfer_matrices
@@ -66,6 +67,9 @@ def build_page(
         matrices=matrices(study, summary, kinds),
         few=few_shot_sections(root, summary),
         transfers=transfer_matrices(summary.get("transfer", [])),
+        trades=[{**trade, "said": said(trade)} for trade in summary.get("pareto", [])],
+        gives_up=WORDS,
+        pareto=picture(root / "reports/figures/pareto.png"),
         domain=[domain_section(root, *key, card) for key, card in cards.items()],
         joined=joined,
         iou=picture(root / "reports/figures/iou.png"),

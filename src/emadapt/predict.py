@@ -64,7 +64,7 @@ def predict_slices(segmenter: Segmenter, volume: Volume, slices: list[int], view
     """Slice number and probability for each of `slices` (rising), from the cache where a view is given, smoothed along z."""
     native, aligner = (volume.image.shape[1], volume.image.shape[2]), aligner_of(volume, segmenter.spec)
     if segmenter.domains and slices:
-        segmenter.use(domain_of(segmenter, volume, slices, view))
+        segmenter.use(*domain_of(segmenter, volume, slices, view))
 
     def probability(z: int) -> Probability:
         if view is not None:

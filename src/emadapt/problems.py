@@ -68,7 +68,7 @@ def problems_of(study: Study) -> list[str]:
             bad.append(f"regimes.{name}.layer_decay: found {regime.layer_decay}; expected a factor above 0, at most 1")
         if (regime.kind == "lora_last_k") != (regime.k > 0):
             bad.append(f"regimes.{name}.k: found {regime.k}; expected a number of blocks from 1 on for lora_last_k, else nothing")
-        bad += _check_start(study, name) + _check_align(study, name)
+        bad += _check_start(study, name) + _check_interpolation(study, name) + _check_align(study, name)
     train, split = study.train, study.split
     if not 0 <= train.average < 1:
         bad.append(f"train.average: found {train.average}; expected the share that is kept, in [0, 1)")
@@ -117,8 +117,10 @@ def _check_align(study: Study, name: str) -> list[str]:
     regime, where = study.regime_specs[name], f"regimes.{name}.align: found {study.regime_specs[name].align!r}"
     if not regime.align:
         return []
-    if regime.kind in ("ridge", "knn") or (regime.align == "norm" and regime.init != "random"):
+    if regime.kind in ("ridge", "knn") or (regime.per_dataset and regime.init != "random"):
         return [f"{where}; kind {regime.kind} with init {regime.init} is not trained that way, leave this out"]
+    if regime.align == "routed" and not (regime.low_rank or regime.kind == "frozen"):
+        return [f"{where} with kind {regime.kind}; expected frozen, or a low-rank kind, whose adapters can stand side by side"]
     bad = []
     if regime.align_weight <= 0:
         bad.append(f"regimes.{name}.align_weight: found {regime.align_weight}; expected a number above 0")
@@ -144,8 +146,9 @@ def _check_start(study: Study, name: str) -> list[str]:
     regime, where = study.regime_specs[name], f"regimes.{name}.init_from: found {study.regime_specs[name].init_from!r}"
     if not regime.init_from:
         return []
-    if "norm" in (regime.align, getattr(study.regime_specs.get(regime.init_from.partition("-")[0]), "align", "")):
-        return [f"{where}; norm layers of one dataset (align: norm) are not those of another training set, leave this out"]
+    begins = study.regime_specs.get(regime.init_from.partition("-")[0])
+    if regime.per_dataset or (begins and begins.per_dataset):
+        return [f"{where}; what belongs to a dataset (align: norm, routed) does not to another training set's, leave this out"]
     if regime.kind in ("ridge", "knn") or regime.init != "random":
         return [f"{where}; a regime of kind {regime.kind} with init {regime.init} takes its weights from elsewhere"]
     if "/" in regime.init_from:
@@ -163,4 +166,28 @@ def _check_start(study: Study, name: str) -> list[str]:
     if not source.pretrained_tokens and (source.kind, source.rank, source.alpha, source.k) != (
         regime.kind, regime.rank, regime.alpha, regime.k):  # fmt: skip
         return [f"{where}, whose adapter is another (kind, rank, alpha, k); expected the same, or a frozen regime"]
+    return []
+
+
+def _check_interpolation(study: Study, name: str) -> list[str]:
+    """Problems of a regime's `interpolate`: a share, between a frozen unit and one that started from it, and no training."""
+    regime, where = study.regime_specs[name], f"regimes.{name}.interpolate: found {study.regime_specs[name].interpolate:g}"
+    if regime.interpolate == -1:
+        return []
+    if not 0 <= regime.interpolate <= 1:
+        return [f"{where}; expected a share from 0 (the frozen unit) to 1 (the one in `init_from`)"]
+    if not (regime.low_rank or regime.kind in ("bitfit", "full")):
+        return [f"{where}; nothing of the backbone is adapted under kind {regime.kind}, leave this out"]
+    source = study.regime_specs.get(regime.init_from)
+    if source is None:
+        return [f"{where} with init_from {regime.init_from!r}; expected the name of a regime in `init_from`, which stands for "
+                "its unit of the same training set"]  # fmt: skip
+    first = study.regime_specs.get(source.init_from.partition("-")[0])
+    if first is None or not first.pretrained_tokens:
+        begins = source.init_from or "pretrained weights alone"
+        return [f"{where} with init_from {regime.init_from!r}, which starts from {begins}; expected one that starts from a "
+                "frozen regime with the same head (linear probing, then fine-tuning)"]  # fmt: skip
+    unused = {"epochs": 0, "head_lr": 0.0, "adapter_lr": 0.0, "weight_decay": -1.0, "align": ""}
+    if given := [key for key, empty in unused.items() if getattr(regime, key) != empty]:
+        return [f"{where} and {', '.join(given)}; interpolated weights are not trained, leave the other out"]
     return []

@@ -15,6 +15,7 @@ from emadapt.errors import InputError
 from emadapt.factors import factors, factors_table
 from emadapt.few_shot import FEW_SHOT_METHOD, few_shot_curves, few_shot_table, panels
 from emadapt.page import build_page
+from emadapt.pareto import PARETO_METHOD, pareto_png, pareto_table, trade_offs
 from emadapt.tracking import provenance_tags
 from emadapt.transfer import domain_vs_iou, read_domain
 from emadapt.transfer_matrix import TRANSFER_METHOD, transfer_cells, transfer_table
@@ -69,6 +70,8 @@ def build_report(root: Path, study: Study) -> Path:
         summary |= {"few_shot_method": FEW_SHOT_METHOD, "few_shot": curves}
     if cells := transfer_cells(study, groups, entries):
         summary |= {"transfer_method": TRANSFER_METHOD, "transfer": cells}
+    if trades := trade_offs(study, entries):
+        summary |= {"pareto_method": PARETO_METHOD, "pareto": trades}
     reports = root / "reports"
     _write(reports / "leaderboard.md", leaderboard(study, summary, kinds))
     _write(reports / "domain-vs-iou.json", json.dumps(joined, indent=1) + "\n")
@@ -87,7 +90,7 @@ def _figures(
     kinds: Sequence[str],
     joined: Mapping[str, Any],
 ) -> None:
-    """IoU by unit, labels and dose, the best overlays of each test dataset, IoU loss against distance where there are any."""
+    """IoU by unit, labels, dose and domain, overlays of each test dataset's best, IoU loss against distance: what there is."""
     from emadapt import figures  # matplotlib takes half a second
 
     folder, rows = root / "reports/figures", headline(study, summary["units"], kinds)
@@ -107,6 +110,10 @@ def _figures(
             figures.few_shot_png(folder / f"few-shot-{test_set}.png", own, looks)
         else:
             (folder / f"few-shot-{test_set}.png").unlink(missing_ok=True)
+    if "pareto" in summary:
+        pareto_png(folder / "pareto.png", summary["pareto"])
+    else:
+        (folder / "pareto.png").unlink(missing_ok=True)  # of an earlier report
     if any(value is not None for point in joined["points"] for value in point["distances"].values()):
         figures.scatter_png(folder / "domain-vs-iou.png", joined["points"], joined["correlations"])
     else:
@@ -123,7 +130,7 @@ def _figures(
 
 
 def leaderboard(study: Study, summary: Mapping[str, Any], kinds: Sequence[str]) -> str:
-    """A summary as Markdown: a table per test dataset, the best foreground IoU first; factors; few labels; other starts."""
+    """A summary as Markdown: a table per test dataset, the best foreground IoU first; factors; few labels; the trade-off."""
     entries = summary["units"]
     shown = headline(study, entries, kinds)
     few = ["Training sets with few labels stand at the end."] if len(shown) < len(entries) else []
@@ -167,6 +174,8 @@ def leaderboard(study: Study, summary: Mapping[str, Any], kinds: Sequence[str]) 
         lines += few_shot_table(summary["few_shot"])
     if "transfer" in summary:
         lines += transfer_table(summary["transfer"])
+    if "pareto" in summary:
+        lines += pareto_table(summary["pareto"])
     return "\n".join(lines) + "\n"
 
 

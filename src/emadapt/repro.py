@@ -53,7 +53,7 @@ def useful_devices() -> dict[str, int]:
     """Stages that more than one device is of use to, with how many: units train on one for each sample of a batch."""
     study = load_study()
     batch = {u: max(study.train_spec(u).batch, len(study.train_set_specs[u.train_set].datasets)) for u in study.units()
-             if not study.regime_specs[u.regime].align}  # fmt: skip
+             if not (study.regime_specs[u.regime].align or study.regime_specs[u.regime].interpolated)}  # fmt: skip
     return {f"train@{unit.name}": n for unit, n in batch.items()}
 
 

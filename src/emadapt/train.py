@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
-
 import emadapt
 from emadapt import parallel, tracking, twins
 from emadapt.closed_form import FITS, fit_ridge
@@ -29,6 +27,7 @@ from emadapt.device import device, resolve_precision
 from emadapt.errors import InputError
 from emadapt.fit import Data, Inputs, Progress, fit, score
 from emadapt.models.heads import needs_image
+from emadapt.models.interpolate import interpolate
 from emadapt.models.regimes import State
 from emadapt.models.segmenter import Segmenter, build_segmenter, save_segmenter
 from emadapt.start import folder_state, load_start
@@ -74,16 +73,13 @@ def prepare(study: Study, unit: Unit) -> Inputs:
     views = _training_views(segmenter, labelled, study, unit) if _is_cached(study, unit) else []
     if regime.init == "ridge":
         fit_ridge(segmenter, labelled.volumes, views or _training_views(segmenter, labelled, study, unit), train, unit.seed)
-    start = ""
-    if regime.init_from:
-        source = study.source_of(unit)
-        start = load_start(segmenter, weights_of(study, source) if source else folder_state(Path(regime.init_from), segmenter))
+    start, taken = _start(study, unit, segmenter) if regime.init_from else ("", None)
     data: Data = CropDataset(labelled.volumes, segmenter.spec, segmenter.backbone.arch.patch, train.augment, labelled.tiles,
                              others)  # fmt: skip
     if views:
         other_views = _training_views(segmenter, Labelled(others, others, [], {}), study, unit)
         data = TokenDataset(views, needs_image(train.head), other_views)
-    return Inputs(segmenter, labelled.volumes, views, data, labelled.counts, start, others)
+    return Inputs(segmenter, labelled.volumes, views, data, labelled.counts, start, others, taken)
 
 
 def label(study: Study, unit: Unit, segmenter: Segmenter) -> Labelled:
@@ -102,20 +98,34 @@ def label(study: Study, unit: Unit, segmenter: Segmenter) -> Labelled:
     return Labelled(whole, volumes, tiles, {"slices": (n, of), "crops": (sum(map(len, tiles)) or n_tiles, of_tiles)})
 
 
-def weights_of(study: Study, unit: Unit) -> State:
-    """Trained tensors of a unit: of its published model, or of its training, which is gone on with or begun."""
+def _start(study: Study, unit: Unit, segmenter: Segmenter) -> tuple[str, Progress | None]:
+    """Load what `unit` starts from into the segmenter; gives its hash and, of interpolated weights, the training behind them."""
+    regime, source = study.regime_specs[unit.regime], study.source_of(unit)
+    if not source:
+        return load_start(segmenter, folder_state(Path(regime.init_from), segmenter)), None
+    state, training = weights_of(study, source)
+    first = study.source_of(source)
+    if not regime.interpolated or not first:
+        return load_start(segmenter, state), None
+    probed, _ = weights_of(study, first)
+    print(f"train {unit.name}: {regime.interpolate:g} of the way from {first.name} to {source.name}, not trained")
+    return load_start(segmenter, interpolate(segmenter, state, probed, regime.interpolate)), training
+
+
+def weights_of(study: Study, unit: Unit) -> tuple[State, Progress]:
+    """Trained tensors of a unit and its training: of its published model, or of one that is gone on with or begun."""
     inputs = prepare(study, unit)
     key, segmenter = unit_key(study, unit, inputs), inputs.segmenter
     with twins.turn(key):
         if published := twins.find(UNITS, key):
-            return load_file(published / "model.safetensors")
+            fields, _ = twins.adopt(published, segmenter)
+            return segmenter.trained_state(), Progress(**fields)
         scratch = SCRATCH / unit.name / key
         if not (scratch / "checkpoint.pt").is_file():
             scratch.mkdir(parents=True, exist_ok=True)
             (scratch / UNTRACKED).touch()
-        fit_ = fit_at_once if segmenter.regime.kind in FITS else fit
-        fit_(inputs, study.train_spec(unit), unit, scratch, lambda metrics, step: None)
-    return segmenter.trained_state()
+        progress = _fit(inputs, study.train_spec(unit), unit, scratch, lambda metrics, step: None)
+    return segmenter.trained_state(), progress
 
 
 def unit_key(study: Study, unit: Unit, inputs: Inputs) -> str:
@@ -262,13 +272,21 @@ def fit_at_once(inputs: Inputs, train: TrainSpec, unit: Unit, scratch: Path,
     return Progress(len(history), history[best]["val/iou"], best, time.perf_counter() - started, history)
 
 
+def _fit(inputs: Inputs, train: TrainSpec, unit: Unit, scratch: Path,
+         on_epoch: Callable[[dict[str, float], int], None]) -> Progress:  # fmt: skip
+    """Train, at once or in steps. Interpolated weights are not trained: they have cost what the unit did that they lead to."""
+    if inputs.taken:
+        return dataclasses.replace(inputs.taken, history=[])
+    return (fit_at_once if inputs.segmenter.regime.kind in FITS else fit)(inputs, train, unit, scratch, on_epoch)
+
+
 def _fit_or_copy(inputs: Inputs, train: TrainSpec, unit: Unit, key: str, scratch: Path,
                  tracker: tracking.Tracker) -> tuple[Progress, dict[str, float]]:  # fmt: skip
     """The training and the validation scores of its model."""
     segmenter = inputs.segmenter
     if parallel.size() == 1 and (twin := twins.find(UNITS, key, unit.name)):
         return _copy(twin, segmenter, tracker)
-    progress = (fit_at_once if segmenter.regime.kind in FITS else fit)(inputs, train, unit, scratch, tracker.log_metrics)
+    progress = _fit(inputs, train, unit, scratch, tracker.log_metrics)
     if (untracked := scratch / UNTRACKED).is_file() and parallel.rank() == 0:  # the one that logs
         steps = len(plan_epoch(inputs.data.rows(), train, unit.seed, 0))
         for number, metrics in enumerate(progress.history, 1):

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from emadapt.config import Study, digest
+from emadapt.config import Study, Unit, digest, not_default
 from emadapt.data.align import open_reference, statistics
 from emadapt.files import write_json
 
@@ -55,10 +55,15 @@ def record_start(study: Study, regime: str, root: Path = Path("build")) -> Path:
     """
     sources: dict[str, Any] = {}
     for unit in study.units():
-        if unit.regime == regime and (source := study.source_of(unit)):
-            tokens = [(root / "tokens" / unit.backbone / f"{name}.json").read_text()
-                      for name in (*study.train_set_specs[source.train_set].datasets, *study.unlabelled_of(source))]  # fmt: skip
-            sources[unit.name] = {"source": source.name, "sha256": digest([study.describe(source), tokens])}
+        if unit.regime == regime and (first := study.source_of(unit)):
+            tokens: list[str] = []
+            source: Unit | None = first
+            while source:  # which may itself start from another one
+                names = (*study.train_set_specs[source.train_set].datasets, *study.unlabelled_of(source))
+                tokens += [(root / "tokens" / unit.backbone / f"{name}.json").read_text() for name in names]
+                source = study.source_of(source)
+            described = not_default(study.describe(first))
+            sources[unit.name] = {"source": first.name, "sha256": digest([described, tokens])}
     folder = study.regime_specs[regime].init_from
     if "/" in folder and (file := Path(folder) / "model.json").is_file():
         sources[folder] = {"sha256": digest(json.loads(file.read_text()))}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -119,7 +120,7 @@ class Stack:
     """A TIFF's first series, read slice by slice without loading the rest."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.lock = path, threading.Lock()  # one position in the file, which reading moves
         self.tif = tifffile.TiffFile(path)
         series = self.tif.series[0]
         axes, shape = series.axes, series.shape
@@ -148,11 +149,12 @@ class Stack:
                                  expected="a complete file", do="Copy or export it again.")  # fmt: skip
 
     def read(self, page: int) -> Array:
-        """One slice, (Y, X) or (Y, X, channels)."""
+        """One slice, (Y, X) or (Y, X, channels); several threads may ask at once."""
         if self.lazy is not None:
             array = np.asarray(self.lazy[page])
         else:
-            array = np.squeeze(np.asarray(self.tif.series[0].pages[page].asarray()))  # type: ignore[union-attr]
+            with self.lock:
+                array = np.squeeze(np.asarray(self.tif.series[0].pages[page].asarray()))  # type: ignore[union-attr]
         return np.moveaxis(array, 0, -1) if self.planar and array.ndim == 3 else array
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from emadapt import tracking
+from emadapt.closest import domain_of
 from emadapt.config import BackboneSpec, DiagnoseSpec, Study, Unit
 from emadapt.data.ingest import Volume, open_volume
 from emadapt.data.tiles import Grey
@@ -116,7 +117,11 @@ def _adapted(study: Study, backbone: str, regime: str, volumes: list[Volume]) ->
         segmenter.to(device())
         md5 = file_md5(UNITS / unit.name / "model.safetensors")
         weights = f"{segmenter.backbone.provenance.sha256} {md5}"
-        found = {v.name: computed_features(segmenter.backbone, segmenter.spec, v, study.diagnose, weights) for v in volumes}
+        found = {}
+        for v in volumes:
+            if segmenter.regime.align == "routed":
+                segmenter.use(*domain_of(segmenter, v, v.split["test"]))  # the adapter that it is scored with
+            found[v.name] = computed_features(segmenter.backbone, segmenter.spec, v, study.diagnose, weights)
         yield Model(unit.name, unit.train_set, unit.seed, found)
 
 

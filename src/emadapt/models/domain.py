@@ -1,4 +1,4 @@
-"""Modules for training on several datasets: a classifier of the dataset behind a reversed gradient, normalisation per dataset."""
+"""Modules for training on several datasets: a classifier of the dataset behind a reversed gradient, copies for each dataset."""
 
 from __future__ import annotations
 
@@ -43,35 +43,40 @@ class DomainClassifier(nn.Sequential):
         super().__init__(nn.Linear(dim, width), nn.ReLU(), nn.Linear(width, datasets))
 
 
-class NormCopies(nn.Module):
-    """One copy of a normalisation layer per dataset, alike at the start (Chang et al. 2019, arXiv 1906.03950).
+class Copies(nn.Module):
+    """One copy of a layer, or of a whole head, per dataset, alike at the start.
 
-    Affine parameters and running statistics belong to a copy; a batch goes through the one that `use` has chosen.
+    Parameters and running statistics belong to a copy; a batch goes through the one that `use` has chosen.
     """
 
     def __init__(self, layer: nn.Module, datasets: Sequence[str]) -> None:
         super().__init__()
-        self.copies = nn.ModuleDict({f"of_{name}": copy.deepcopy(layer) for name in datasets})  # `train` alone is no key
+        self.copies = nn.ModuleDict({key_of(name): copy.deepcopy(layer) for name in datasets})
         self.active = ""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, *given: Any) -> torch.Tensor:
         if not self.active:
-            raise ValueError("no dataset chosen whose normalisation is to be used; call Segmenter.use")
-        return torch.as_tensor(self.copies[f"of_{self.active}"](x))
+            raise ValueError("no dataset chosen whose copy is to be used; call Segmenter.use")
+        return torch.as_tensor(self.copies[key_of(self.active)](*given))
+
+
+def key_of(dataset: str) -> str:
+    """What a dataset's copies and adapters are called inside the model: `train`, say, cannot be the name of a module."""
+    return f"of_{dataset}"
 
 
 def give_copies(head: nn.Module, datasets: Sequence[str]) -> None:
-    """Put `NormCopies` in the place of each normalisation layer of a head."""
+    """Put `Copies` in the place of each normalisation layer of a head (Chang et al. 2019, arXiv 1906.03950)."""
     for parent in list(head.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, NORMS):
-                setattr(parent, name, NormCopies(child, datasets))
+                setattr(parent, name, Copies(child, datasets))
 
 
 def use(head: nn.Module, dataset: str) -> None:
     """Choose the copies of `dataset`."""
     for module in head.modules():
-        if isinstance(module, NormCopies):
+        if isinstance(module, Copies):
             module.active = dataset
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,11 +15,12 @@ from torch import nn
 from emadapt.config import RegimeSpec
 from emadapt.errors import InputError
 from emadapt.models.backbones import Backbone
+from emadapt.models.domain import key_of
 
 State = dict[str, torch.Tensor]
 
 
-def apply_regime(backbone: Backbone, spec: RegimeSpec) -> None:
+def apply_regime(backbone: Backbone, spec: RegimeSpec, datasets: Sequence[str] = ()) -> None:
     """Make the backbone trainable as `spec` says, in place; blocks above the last one that the head sees never are.
 
     - `frozen`, `ridge`, `knn`, `unet2d`: nothing.
@@ -28,12 +32,14 @@ def apply_regime(backbone: Backbone, spec: RegimeSpec) -> None:
       are neither.
     - `full`: everything.
 
+    With `align: routed`, low-rank adapters are there once for each of `datasets`, alike at the start; `use_adapter` chooses.
+
     Raises:
         InputError: the rank is larger than the backbone is wide, or `k` than it is deep.
     """
     backbone.requires_grad_(False)
     if spec.low_rank:
-        _add_adapters(backbone, spec)
+        _add_adapters(backbone, spec, [key_of(name) for name in datasets] if spec.align == "routed" else ["default"])
     elif spec.kind in ("bitfit", "full"):
         for name, parameter in _parameters_that_run(backbone).items():
             parameter.requires_grad = spec.kind == "full" or name.endswith(".bias") or _is_norm(backbone, name)
@@ -58,7 +64,7 @@ def cut_of(backbone: Backbone, spec: RegimeSpec) -> int | None:
 
 def adapter_state(backbone: Backbone) -> State:
     """What the regime may have changed, by name: a few MB of factors or vectors, for `full` the whole backbone."""
-    if _adapters(backbone):
+    if _is_single(backbone):
         from peft import get_peft_model_state_dict
 
         return dict(get_peft_model_state_dict(backbone.vit))
@@ -79,7 +85,7 @@ def load_adapter(backbone: Backbone, state: State) -> None:
         raise InputError("adapter", found=f"{len(odd)} tensors that do not fit, e.g. {odd[0]}",
                          expected="the adapter of this regime",
                          do="Load it with the backbone and regime that it was trained with.")  # fmt: skip
-    if _adapters(backbone):
+    if _is_single(backbone):
         from peft import set_peft_model_state_dict
 
         set_peft_model_state_dict(backbone.vit, state)
@@ -101,6 +107,36 @@ def unmerge(backbone: Backbone) -> None:
         layer.unmerge()
 
 
+def use_adapter(backbone: Backbone, dataset: str) -> None:
+    """Let tokens pass through the adapters of a dataset (`align: routed`); merged ones are exchanged."""
+    for layer in _adapters(backbone):
+        if was_merged := layer.merged:
+            layer.unmerge()
+        layer.set_adapter(key_of(dataset))
+        if was_merged:
+            layer.merge()
+    _train_all_adapters(backbone)
+
+
+@contextmanager
+def pretrained(backbone: Backbone) -> Iterator[None]:
+    """Within, low-rank adapters are off: tokens are those of the backbone as pretrained."""
+    layers = _adapters(backbone)
+    merged = [layer for layer in layers if layer.merged]
+    for layer in merged:
+        layer.unmerge()
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+        for layer in merged:
+            layer.merge()
+        _train_all_adapters(backbone)
+
+
 def parameter_groups(backbone: Backbone, spec: RegimeSpec, rate: float, weight_decay: float) -> list[dict[str, Any]]:
     """Groups for an optimiser: what the regime trains, with learning rates and weight decays.
 
@@ -117,7 +153,7 @@ def parameter_groups(backbone: Backbone, spec: RegimeSpec, rate: float, weight_d
     return [{"params": g["params"], "lr": rate * g["lr_scale"], "weight_decay": g["weight_decay"]} for g in groups]
 
 
-def _add_adapters(backbone: Backbone, spec: RegimeSpec) -> None:
+def _add_adapters(backbone: Backbone, spec: RegimeSpec, names: Sequence[str]) -> None:
     if spec.rank > backbone.arch.dim:
         raise InputError(f"regime of rank {spec.rank}",
                          found=f"a rank above the width {backbone.arch.dim} of {backbone.arch_name}",
@@ -133,7 +169,13 @@ def _add_adapters(backbone: Backbone, spec: RegimeSpec) -> None:
         target_modules=rf"blocks\.({blocks})\.({targets})",
         use_dora=spec.kind == "dora",
     )
-    inject_adapter_in_model(config, backbone.vit)
+    drawn_from = torch.get_rng_state()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Already found a `peft_config` attribute")  # several adapters are meant
+        for name in names:
+            torch.set_rng_state(drawn_from)
+            inject_adapter_in_model(config, backbone.vit, name)
+    _train_all_adapters(backbone)
 
 
 def _parameters_that_run(backbone: Backbone) -> dict[str, nn.Parameter]:
@@ -143,6 +185,18 @@ def _parameters_that_run(backbone: Backbone) -> dict[str, nn.Parameter]:
 
 def _is_norm(backbone: Backbone, parameter: str) -> bool:
     return isinstance(backbone.vit.get_submodule(parameter.rpartition(".")[0]), nn.LayerNorm)
+
+
+def _train_all_adapters(backbone: Backbone) -> None:
+    """Peft freezes all adapters but the active one."""
+    for name, parameter in backbone.vit.named_parameters():
+        if ".lora_" in name:
+            parameter.requires_grad_(True)
+
+
+def _is_single(backbone: Backbone) -> bool:
+    """Whether there is one low-rank adapter, whose name peft leaves out of the state."""
+    return any("default" in layer.lora_A for layer in _adapters(backbone))
 
 
 def _adapters(backbone: Backbone) -> list[Any]:

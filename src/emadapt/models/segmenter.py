@@ -18,10 +18,10 @@ from emadapt.config import BackboneSpec, RegimeSpec
 from emadapt.data.patches import Cached
 from emadapt.errors import InputError
 from emadapt.models.backbones import Backbone, build_backbone, get_arch
-from emadapt.models.domain import give_copies, use
+from emadapt.models.domain import Copies, give_copies, use
 from emadapt.models.heads import HEADS, needs_image
 from emadapt.models.nearest import Nearest
-from emadapt.models.regimes import State, adapter_state, apply_regime, cut_of, load_adapter
+from emadapt.models.regimes import State, adapter_state, apply_regime, cut_of, load_adapter, use_adapter
 from emadapt.models.unet2d import NoBackbone, UNet2d, own_spec
 
 WEIGHTS = Path("scratch/weights")
@@ -40,10 +40,13 @@ class Segmenter(nn.Module):
         head: name in `HEADS`, or in `BASELINE_HEADS` of the regime.
         seed: of the head's and the adapter's initial values.
         backbone: with its weights; the regime changes it in place.
-        datasets: that it is trained on: each gets normalisation layers of its own where the regime says so (`align: norm`).
+        datasets: that it is trained on: each gets normalisation layers (`align: norm`), or an adapter and a head (`routed`), of
+            its own where the regime says so.
 
     Attributes:
         domains: these datasets with their token statistics, which training leaves (see `emadapt.closest`); empty for others.
+        domain: the one whose part is in use.
+        distances: those from each dataset that led to it; empty where the name did.
     """
 
     def __init__(self, spec: BackboneSpec, regime: RegimeSpec, head: str, seed: int, backbone: Backbone,
@@ -55,13 +58,16 @@ class Segmenter(nn.Module):
         self.spec, self.regime, self.head_name = spec, regime, head
         self.backbone = backbone
         torch.manual_seed(seed)
-        apply_regime(backbone, regime)
+        apply_regime(backbone, regime, datasets)
         self.head = heads[head](backbone.arch.dim, len(backbone.blocks))
         self.cut = cut_of(backbone, regime)
         self.domains: dict[str, dict[str, list[float]]] = {}
-        self.domain = ""
+        self.domain, self.distances = "", dict[str, float]()
         if regime.align == "norm":
             give_copies(self.head, datasets)
+        if regime.align == "routed":
+            self.head = Copies(self.head, datasets)
+        if regime.per_dataset:
             self.domains = {name: {} for name in datasets}
 
     def forward(self, batch: torch.Tensor | list[torch.Tensor] | Cached, size: tuple[int, int]) -> torch.Tensor:
@@ -87,10 +93,12 @@ class Segmenter(nn.Module):
         around = (margin, size[1] - inner[1] - margin, margin, size[0] - inner[0] - margin)
         return F.pad(logits, around, mode="replicate") if margin else torch.as_tensor(logits)
 
-    def use(self, dataset: str) -> None:
-        """Take the normalisation layers of a training dataset (`align: norm`)."""
+    def use(self, dataset: str, distances: dict[str, float] | None = None) -> None:
+        """Take the part that belongs to a training dataset: normalisation layers (`align: norm`), adapter and head (`routed`)."""
         use(self.head, dataset)
-        self.domain = dataset
+        if self.regime.align == "routed":
+            use_adapter(self.backbone, dataset)
+        self.domain, self.distances = dataset, distances or {}
 
     def tokens(self, batch: torch.Tensor | list[torch.Tensor] | Cached) -> tuple[list[torch.Tensor], torch.Tensor | None]:
         """One (B, D, h, w) per block, and the image where it is at hand."""

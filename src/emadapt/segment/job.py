@@ -169,7 +169,7 @@ def settle(order: Order, source: Source, model: Model) -> Job:
     domain = ""
     if model.segmenter.domains:
         tiles = spread_tiles(source, window, geo, TILES)
-        domain = nearest(model.segmenter, statistics_of(model.segmenter, tiles.split(1)), source.name)
+        domain, _ = nearest(model.segmenter, statistics_of(model.segmenter, tiles.split(1)), source.name)
     depth, rows = block_size(source, geo)
     kinds = ("mask", *(["probabilities"] if order.probabilities else []), *(["instances"] if order.instances else []))
     threshold = float(model.card["threshold"] if order.threshold is None else order.threshold)

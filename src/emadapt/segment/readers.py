@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +25,6 @@ UNITS_NM = {
 }  # fmt: skip
 
 Voxel = tuple[float, float, float]
-READING = threading.Lock()
-"""Threads read in turns: tifffile's open files have one place that they are read at."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +58,7 @@ class Source:
         y1 = self.shape[1] if y1 is None else y1
         what = f"{self.name}, slices {z0} to {z1 - 1}"
         try:
-            with READING:
-                array = np.asarray(self.cut(z0, z1, y0, y1))
+            array = np.asarray(self.cut(z0, z1, y0, y1))
         except InputError:
             raise
         except Exception as error:  # codecs raise RuntimeError, ValueError, zlib.error, lzma.LZMAError, OSError and more
@@ -206,7 +202,8 @@ def _rows_of_large(stack: Stack, z0: int, z1: int, y0: int, y1: int) -> Array:
     array: Any = (tifffile.memmap(stack.path, series=0, mode="r") if series.dataoffset is not None
                   else zarr.open_array(series.aszarr(), mode="r"))  # fmt: skip
     named = [a if a in "YXS" or n == 1 else "Z" for a, n in zip(series.axes, series.shape, strict=True)]  # I, Q, T: a stack
-    return region(array, spatial(series.shape, named, str(stack.path)), z0, z1, y0, y1)
+    with stack.lock:
+        return region(array, spatial(series.shape, named, str(stack.path)), z0, z1, y0, y1)
 
 
 def _tiff_voxel(tif: Any) -> Voxel | None:

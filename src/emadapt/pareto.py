@@ -1,0 +1,217 @@
+"""What adapting to one dataset gains on it against what it keeps on others: IoU in domain, IoU unseen, and the Pareto front."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from emadapt.comparisons import Entry, seen_elsewhere
+from emadapt.config import Study, Unit
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+FEWEST = 3
+"""Regimes below which there is no trade to show, and seeds below which an interval of a difference means nothing."""
+PARETO_METHOD = (
+    "units trained on all labels of one dataset; in domain: its test slices; unseen: those of a dataset of which neither the unit"
+    " nor a unit that it started from has seen labels. On the front: no other regime has at least this mean IoU on both and more"
+    f" on one. `against`: differences to the study's first frozen regime, seed by seed, mean with Student's t interval ({FEWEST}"
+    " seeds or more); `gives_up`: nothing, where both intervals lie at or above 0; something, where one lies below; else open."
+    " The test slices are the same for every seed, so these intervals do not say what other slices or volumes would give, and"
+    " they are not corrected for their number."
+)
+WORDS = {"nothing": "nothing", "something": "something", "open": "open", "too few seeds": f"not known below {FEWEST} seeds"}
+
+
+def trade_offs(study: Study, entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    """In-domain against unseen IoU of every regime, for each backbone and ordered pair of datasets with at least three regimes.
+
+    Args:
+        study: names the training sets; of those with all labels of a single dataset, the first counts.
+        entries: "units" of the summary.
+
+    Returns:
+        For each `backbone`, `train_set`, `a` and `b` (trained on a alone, b unseen): `n` test slices of both, `seeds`, `frozen`
+        (the regime that others are compared with, None without one) and `points`, the best in domain first.
+    """
+    found = {(e["backbone"], e["regime"], e["train_set"], e["test_set"]): e for e in entries}
+    specs, single = study.train_set_specs, dict[str, str]()
+    paired_rightly = [name for name in study.datasets if not study.dataset_specs[name].pairing.startswith("lexicographic")]
+    for name in study.train_sets:
+        if len(specs[name].datasets) == 1 and not specs[name].few and not specs[name].unlabelled:
+            single.setdefault(specs[name].datasets[0], name)
+    trades = []
+    for backbone, a, b in itertools.product(study.backbones, (d for d in single if d in paired_rightly), paired_rightly):
+        train_set = single[a]
+        regimes = [r for r in study.regimes if b not in seen_elsewhere(study, Unit(backbone, r, train_set, study.seeds[0]))]
+        if a == b or len(regimes) < FEWEST:
+            continue
+        iou = {r: tuple(found[backbone, r, train_set, test]["iou"] for test in (a, b)) for r in regimes}
+        frozen = next((r for r in regimes if study.regime_specs[r].kind == "frozen"), None)
+        on_front = front([(own["mean"], other["mean"]) for own, other in iou.values()])
+        points = [
+            {
+                "regime": r, "in_domain": iou[r][0], "unseen": iou[r][1], "front": on,
+                **({"against": against(iou[r], iou[frozen])} if frozen and r != frozen else {}),
+            }
+            for r, on in zip(regimes, on_front, strict=True)
+        ]  # fmt: skip
+        trades.append({
+            "backbone": backbone, "train_set": train_set, "a": a, "b": b, "seeds": len(study.seeds), "frozen": frozen,
+            "n": [found[backbone, regimes[0], train_set, test]["n"] for test in (a, b)],
+            "points": sorted(points, key=lambda point: -point["in_domain"]["mean"]),
+        })  # fmt: skip
+    return trades
+
+
+def front(points: Sequence[tuple[float, float]]) -> list[bool]:
+    """Which points no other dominates, that is, is at least as high in both values and higher in one; equals do not."""
+    kept, highest = [False] * len(points), -np.inf
+    descending = sorted(range(len(points)), key=lambda i: points[i], reverse=True)
+    for _, group in itertools.groupby(descending, key=lambda i: points[i][0]):
+        alike = list(group)
+        top = points[alike[0]][1]
+        for i in alike:
+            kept[i] = points[i][1] == top > highest
+        highest = max(highest, top)
+    return kept
+
+
+def against(own: Sequence[Mapping[str, Any]], frozen: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Differences (in domain, unseen) of two regimes' `iou` entries, and whether the first gives anything up."""
+    in_domain, unseen = (paired(one["values"], other["values"]) for one, other in zip(own, frozen, strict=True))
+    ends = [d["ci95"] for d in (in_domain, unseen)]
+    if None in ends:
+        gives_up = "too few seeds"
+    else:
+        gives_up = "nothing" if min(e[0] for e in ends) >= 0 else "something" if min(e[1] for e in ends) < 0 else "open"
+    return {"in_domain": in_domain, "unseen": unseen, "gives_up": gives_up}
+
+
+def paired(one: Sequence[float], other: Sequence[float]) -> dict[str, Any]:
+    """Mean difference over seeds and its 95 % interval (Student's t of the differences; None with too few seeds)."""
+    from scipy.stats import t
+
+    differences, ci95 = np.subtract(one, other), None
+    mean, n = float(differences.mean()), len(differences)
+    if n >= FEWEST:
+        half = float(t.ppf(0.975, n - 1) * differences.std(ddof=1) / n**0.5)
+        ci95 = [round(mean - half, 6), round(mean + half, 6)]
+    return {"difference": round(mean, 6), "ci95": ci95}
+
+
+def said(trade: Mapping[str, Any]) -> str:
+    """Which settings give up nothing, in a sentence."""
+    if trade["frozen"] is None:
+        return "The study has no frozen regime to compare with."
+    names = {verdict: [p["regime"] for p in trade["points"] if "against" in p and p["against"]["gives_up"] == verdict]
+             for verdict in WORDS}  # fmt: skip
+    if names["too few seeds"]:
+        n = f"{trade['seeds']} seed{'s' * (trade['seeds'] > 1)}"
+        return f"Whether a setting gives up nothing cannot be said with {n}: {FEWEST} are needed."
+    nothing = f"Settings that give up nothing against {trade['frozen']}: {', '.join(names['nothing']) or 'none that this shows'}."
+    return nothing + (f" Open: {', '.join(names['open'])}." if names["open"] else "")
+
+
+def pareto_table(trades: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Markdown lines: a table per backbone and pair of datasets."""
+    lines = [
+        "", "## In domain against unseen", "",
+        "IoU with its 95 % interval on the dataset trained on, and on one whose labels were never seen. ●: on the Pareto front",
+        "(no other regime is as good on both and better on one). Differences to the frozen regime: seed by seed, with intervals.",
+        "[Figure](figures/pareto.png).",
+    ]  # fmt: skip
+    for trade in trades:
+        a, b = trade["a"], trade["b"]
+        lines += ["", f"### {trade['backbone']}, trained on `{a}`, `{b}` unseen", "", said(trade), ""]
+        lines += [f"| | regime | {a} | {b} | difference, {a} | difference, {b} | gives up |", "|---|---|---:|---:|---:|---:|---|"]
+        for point in trade["points"]:
+            shown = [f"{iou['mean']:.3f} ({iou['ci95'][0]:.3f} to {iou['ci95'][1]:.3f})"
+                     for iou in (point["in_domain"], point["unseen"])]  # fmt: skip
+            versus = ["–", "–", "–"]
+            if "against" in point:
+                own = point["against"]
+                versus = [*(_difference(own[name]) for name in ("in_domain", "unseen")), WORDS[own["gives_up"]]]
+            lines.append(f"| {'●' if point['front'] else ''} | {point['regime']} | {' | '.join([*shown, *versus])} |")
+    return lines
+
+
+def _difference(found: Mapping[str, Any]) -> str:
+    interval = f" ({found['ci95'][0]:+.3f} to {found['ci95'][1]:+.3f})" if found["ci95"] else ""
+    return f"{found['difference']:+.3f}{interval}"
+
+
+def pareto_png(path: Path, trades: Sequence[Mapping[str, Any]]) -> None:
+    """Writes a panel per backbone and pair of datasets: unseen over in-domain IoU, regimes named, the front as a staircase.
+
+    Args:
+        path: the PNG to write.
+        trades: of `trade_offs`.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    from emadapt.figures import BLUE, GREEN, ORANGE, _picture, _write
+
+    columns = min(2, len(trades))
+    rows = -(-len(trades) // columns)
+    figure = Figure(figsize=(5.4 * columns, 4.6 * rows + 0.4), dpi=110, layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).flat
+    for trade, axes in zip(trades, panels, strict=False):  # in this order, or a panel is lost
+        for point in trade["points"]:
+            (x, xs), (y, ys) = ((iou["mean"], iou["ci95"]) for iou in (point["in_domain"], point["unseen"]))
+            axes.plot(xs, [y, y], color="0.8", linewidth=1, zorder=1)
+            axes.plot([x, x], ys, color="0.8", linewidth=1, zorder=1)
+            colour, marker = (GREEN, "D") if point["regime"] == trade["frozen"] else (BLUE if point["front"] else ORANGE, "o")
+            axes.plot(x, y, marker, color=colour, markersize=8, markeredgecolor="white", zorder=3)
+            if point["regime"] == trade["frozen"]:
+                axes.axvline(x, color=GREEN, linestyle=":", linewidth=1, zorder=0)
+                axes.axhline(y, color=GREEN, linestyle=":", linewidth=1, zorder=0)
+        best = sorted((p["in_domain"]["mean"], p["unseen"]["mean"]) for p in trade["points"] if p["front"])
+        axes.plot(*zip(*best, strict=True), color=BLUE, linewidth=1.4, drawstyle="steps-pre", zorder=2)
+        axes.margins(0.12)
+        axes.set_title(f"{trade['backbone']}, trained on {trade['a']}", fontsize=10)
+        axes.set_xlabel(f"foreground IoU on {trade['a']}, in domain")
+        axes.set_ylabel(f"foreground IoU on {trade['b']}, unseen")
+        axes.grid(color="0.93")
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in panels:
+        axes.set_axis_off()
+    looks: tuple[tuple[str, str, Literal["-", "", ":"], str], ...] = (
+        (BLUE, "o", "-", "Pareto front"), (ORANGE, "o", "", "dominated"), (GREEN, "D", ":", "frozen"),
+    )  # fmt: skip
+    handles = [Line2D([], [], color=colour, marker=marker, linestyle=line, markeredgecolor="white", label=label)
+               for colour, marker, line, label in looks]  # fmt: skip
+    handles.append(Line2D([], [], color="0.8", label="95 % interval"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=9, frameon=False)
+    figure.draw_without_rendering()  # places the panels, so that the names' sizes are known
+    for axes, trade in zip(figure.axes, trades, strict=False):
+        _name(axes, {p["regime"]: (p["in_domain"]["mean"], p["unseen"]["mean"]) for p in trade["points"]})
+    _write(path, _picture(figure))
+
+
+def _name(axes: Axes, points: Mapping[str, tuple[float, float]]) -> None:
+    """Write names beside points, each at the first of eight places around its point where it covers no other name or point."""
+    from matplotlib.transforms import Bbox
+
+    centres = axes.transData.transform(list(points.values()))
+    taken = [Bbox.from_extents(x - 6, y - 6, x + 6, y + 6) for x, y in centres]
+    places = [("left", 7, 6), ("left", 7, -6), ("right", -7, 6), ("right", -7, -6), ("center", 0, 12), ("center", 0, -12),
+              ("left", 14, 18), ("right", -14, -18)]  # fmt: skip
+    for number, (name, point) in enumerate(points.items()):
+        others = [box for i, box in enumerate(taken) if i != number]
+        for side, dx, dy in places:
+            text = axes.annotate(name, point, (dx, dy), textcoords="offset points", ha=side, va="center", fontsize=8, zorder=4)
+            text.set_in_layout(False)
+            box = text.get_window_extent()
+            if not any(box.overlaps(other) for other in others) and axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1:
+                break
+            if (side, dx, dy) != places[-1]:
+                text.remove()
+        taken.append(box)

@@ -1,0 +1,64 @@
+"""What a person who is handed a model reads about it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from emadapt.config import Unit
+from emadapt.evaluate import evaluate_unit
+from emadapt.model_card import model_card
+from emadapt.train import train_unit
+from tiny import make_study, settings
+
+
+@pytest.fixture(scope="module")
+def unit(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """The card that evaluate wrote, and what it was made of."""
+    root = tmp_path_factory.mktemp("study")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        patch.setenv("EMADAPT_TRACKING", "off")
+        study = make_study(root, settings(epochs=1, steps_per_epoch=1))
+        own = Unit("t", "lora", "a", 0)
+        folder, path = train_unit(study, own), evaluate_unit(study, own)
+        card, metrics = (json.loads(Path(p).read_text()) for p in (folder / "model.json", path))
+        return (path.parent / "model-card.md").read_text(), card, metrics
+
+
+def test_evaluate_writes_it_with_the_scores_that_it_found(unit: tuple[str, dict[str, Any], dict[str, Any]]) -> None:
+    text, card, metrics = unit
+    assert text == model_card(card, metrics)
+    for name, kind in (("a", "trained on it"), ("b", "never seen")):
+        assert f"| {name} | {kind} | {metrics['test'][name]['n']} | {metrics['test'][name]['iou']:.3f} (" in text
+    assert "Random weights: a control" in text
+    assert f"{metrics['test']['b']['iou']:.2f} on b" in text
+    assert "a: not known here." in text
+    assert metrics["model_md5"] in text
+    assert "Fewer than ten test slices (a, b)" in text
+
+
+def test_terms_of_training_data_reach_the_adapter(unit: tuple[str, dict[str, Any], dict[str, Any]]) -> None:
+    _, card, metrics = unit
+    names = ("lucchi", "vnc")
+    both = card | {key: dict.fromkeys(names, card[key]["a"]) for key in ("data_md5", "pairing", "voxel_nm")}
+    both["pairing"] = both["pairing"] | {"lucchi": "lexicographic"}
+    text = model_card(both, metrics)
+    assert "- vnc: CC BY-NC-SA 3.0. No commercial use." in text
+    assert "Gerhard" in text
+    assert "**lucchi: images with other slices' labels, to replicate a mistake. Not a model to use.**" in text
+    alone = model_card(card | {"weights": card["weights"] | {"source": "pypi"}}, {**metrics, "test": {"a": metrics["test"]["a"]}})
+    assert "Not tested on any dataset that it was not trained on." in alone
+    assert "Random weights" not in alone
+
+
+def test_what_was_not_trained_and_what_is_routed(unit: tuple[str, dict[str, Any], dict[str, Any]]) -> None:
+    text, card, metrics = unit
+    assert "WiSE-FT" not in text
+    assert "router" not in text
+    between = model_card(card | {"regime": card["regime"] | {"interpolate": 0.25}}, metrics)
+    assert "its weights lie 0.25 of the way from a frozen unit" in between
+    tests = {name: test | {"routed_to": "a"} for name, test in metrics["test"].items()}
+    routed = model_card(card | {"regime": card["regime"] | {"align": "routed"}}, metrics | {"test": tests})
+    assert "sent a to a, b to a." in routed

@@ -1,0 +1,206 @@
+"""In-domain against unseen IoU: the front, the differences, and what the report shows of them."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from scipy.stats import ttest_1samp
+
+from emadapt import figures, pareto, report
+from emadapt.config import Study, TrainSetSpec, load_study
+from emadapt.pareto import against, front, paired, pareto_png, said, trade_offs
+from fakes import SPECS, a_study, few_study, iou_of, transfer_study, write_metrics
+from tiny import blobs, write_stack
+
+REGIMES = ("frozen", "lora", "wise50", "last3")
+
+
+def entries(study: Study) -> list[dict[str, Any]]:
+    """Of the summary, as far as the trade needs them."""
+    values: dict[tuple[str, ...], list[float]] = {}
+    for unit in study.units():
+        for test in study.datasets:
+            values.setdefault((unit.backbone, unit.regime, unit.train_set, test), []).append(iou_of(study, unit, test))
+    names = ("backbone", "regime", "train_set", "test_set")
+    return [dict(zip(names, key, strict=True)) | {"n": 12, "iou": {"mean": float(np.mean(v)), "values": v, "ci95": [0.1, 0.9]}}
+            for key, v in values.items()]  # fmt: skip
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=12))
+def test_the_front_is_what_no_other_point_dominates(points: list[tuple[int, int]]) -> None:
+    def dominated(p: tuple[int, int]) -> bool:
+        return any(q[0] >= p[0] and q[1] >= p[1] and q != p for q in points)
+
+    assert front([(x / 4, y / 4) for x, y in points]) == [not dominated(p) for p in points]
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=3, max_size=6))
+def test_the_interval_is_that_of_the_paired_t_test(pairs: list[tuple[float, float]]) -> None:
+    one, other = zip(*pairs, strict=True)
+    found = paired(one, other)
+    expected = ttest_1samp(np.subtract(one, other), 0).confidence_interval(0.95)
+    assert found["ci95"] == pytest.approx(expected, abs=2e-6)
+    assert found["difference"] == pytest.approx(np.mean(one) - np.mean(other), abs=2e-6)
+
+
+def iou(*values: float) -> dict[str, Any]:
+    return {"values": values}
+
+
+@pytest.mark.parametrize(("in_domain", "unseen", "verdict"), [
+    ((0.84, 0.85, 0.86), (0.34, 0.35, 0.36), "nothing"),
+    ((0.84, 0.85, 0.86), (0.24, 0.25, 0.26), "something"),
+    ((0.74, 0.75, 0.76), (0.44, 0.45, 0.46), "something"),
+    ((0.84, 0.85, 0.86), (0.20, 0.35, 0.50), "open"),
+    ((0.84, 0.85, 0.86), (0.31, 0.31, 0.33), "nothing"),  # seed by seed: 0.01 above each time
+    ((0.80, 0.81, 0.82), (0.30, 0.30, 0.32), "nothing"),  # as good in both
+])  # fmt: skip
+def test_what_a_setting_gives_up(in_domain: tuple[float, ...], unseen: tuple[float, ...], verdict: str) -> None:
+    frozen = (iou(0.80, 0.81, 0.82), iou(0.30, 0.30, 0.32))
+    assert against((iou(*in_domain), iou(*unseen)), frozen)["gives_up"] == verdict
+    two = [iou(*values[:2]) for values in (in_domain, unseen)]
+    few = against(two, [iou(*f["values"][:2]) for f in frozen])
+    assert few["gives_up"] == "too few seeds"
+    assert few["unseen"]["ci95"] is None
+
+
+def test_single_datasets_with_all_labels_against_each_unseen_one() -> None:
+    study = a_study((0, 1, 2), REGIMES)
+    trades = trade_offs(study, entries(study))
+    assert [(t["backbone"], t["train_set"], t["a"], t["b"]) for t in trades] == [
+        ("dinov2_s", "lucchi", "lucchi", "vnc"), ("dinov2_s", "vnc", "vnc", "lucchi")]  # fmt: skip
+    for trade in trades:
+        points = {p["regime"]: p for p in trade["points"]}
+        assert set(points) == set(REGIMES)
+        assert trade["points"][0]["regime"] == "lora"
+        assert "against" not in points["frozen"]
+        assert points["lora"]["against"]["in_domain"]["difference"] == pytest.approx(0.05)
+        assert points["lora"]["against"]["unseen"]["difference"] == pytest.approx(0.05)
+        assert [p["regime"] for p in trade["points"] if p["front"]] == ["lora"]
+        assert points["lora"]["against"]["gives_up"] == points["wise50"]["against"]["gives_up"] == "nothing"
+        assert said(trade) == "Settings that give up nothing against frozen: lora, wise50, last3."
+
+
+def test_too_few_regimes_or_seeds_or_no_frozen_one() -> None:
+    assert trade_offs(a_study(), entries(a_study())) == []
+    study = a_study((0, 1), REGIMES)
+    assert {said(t) for t in trade_offs(study, entries(study))} == {
+        "Whether a setting gives up nothing cannot be said with 2 seeds: 3 are needed."}  # fmt: skip
+    study = a_study((0, 1, 2), REGIMES[1:])
+    assert {said(t) for t in trade_offs(study, entries(study))} == {"The study has no frozen regime to compare with."}
+
+
+def test_a_dataset_whose_labels_or_images_a_unit_has_seen_is_not_unseen() -> None:
+    study = transfer_study()
+    regimes = {(t["a"], t["b"]): {p["regime"] for p in t["points"]} for t in trade_offs(study, entries(study))}
+    assert regimes == {
+        ("lucchi", "vnc"): {"lora", "frozen", "from_lucchi", "lpft"},
+        ("vnc", "lucchi"): {"lora", "frozen", "lpft"},
+    }
+    onto = {"lucchi": TrainSetSpec(("lucchi",), unlabelled=("vnc",)), "paired": SPECS["paired"], "vnc": SPECS["vnc"]}
+    study = dataclasses.replace(a_study((0, 1, 2), REGIMES), train_set_specs=onto)
+    assert [t["a"] for t in trade_offs(study, entries(study))] == ["vnc"]
+    wrong = dataclasses.replace(study.dataset_specs["lucchi"], pairing="lexicographic")  # the same images
+    study = dataclasses.replace(a_study((0, 1, 2), REGIMES), dataset_specs=study.dataset_specs | {"lucchi": wrong})
+    assert trade_offs(study, entries(study)) == []
+    few = dataclasses.replace(few_study(), train_sets=("lucchi_1", "vnc_4"))
+    assert trade_offs(few, entries(few)) == []
+
+
+def test_leaderboard_page_and_figure_show_it(tmp_path: Path) -> None:
+    study = dataclasses.replace(a_study((0, 1, 2), REGIMES[:3]), train_sets=("lucchi", "vnc"))
+    write_metrics(tmp_path, study)
+    summary = json.loads(report.build_report(tmp_path, study).read_text())
+    assert "Student's t" in summary["pareto_method"]
+    board = (tmp_path / "reports/leaderboard.md").read_text().split("## In domain against unseen")[1]
+    page = (tmp_path / "reports/index.html").read_text()
+    section = page.split('id="pareto"')[1].split("</section>")[0]
+    assert 'href="#pareto"' in page
+    assert section.count("data:image/") == 1
+    for trade in summary["pareto"]:
+        assert said(trade) in board
+        assert said(trade) in section
+        for point in trade["points"]:
+            row = next(line for line in board.splitlines() if f"| {point['regime']} | {point['in_domain']['mean']:.3f}" in line)
+            assert row.startswith("| ● |") == point["front"]
+            for own in (point["in_domain"], point["unseen"]):
+                assert f"{own['mean']:.3f} ({own['ci95'][0]:.3f} to {own['ci95'][1]:.3f})" in row
+                assert f"{own['mean']:.3f}<small>{own['ci95'][0]:.3f} to {own['ci95'][1]:.3f}" in section
+            if "against" in point:
+                assert f"{point['against']['unseen']['difference']:+.3f}" in row
+    fewer = dataclasses.replace(study, regimes=("frozen", "lora"), train_sets=("vnc",), seeds=(0,))
+    report.build_report(tmp_path, fewer)
+    assert not (tmp_path / "reports/figures/pareto.png").exists()
+    assert 'id="pareto"' not in (tmp_path / "reports/index.html").read_text()
+
+
+def test_the_figure_names_every_regime_beside_its_own_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng, drawn = np.random.default_rng(0), []
+    regimes = [f"regime{i}" for i in range(9)]
+    study = dataclasses.replace(a_study((0,), ("frozen", *regimes)), datasets=("lucchi", "vnc"))
+    trades = trade_offs(study, entries(study))
+    for trade in trades:
+        for point in trade["points"]:
+            for name, width in (("in_domain", 0.01), ("unseen", 0.2)):
+                mean = 0.5 + width * rng.normal()
+                point[name] = {"mean": mean, "ci95": [mean - width, mean + width]}
+        on = front([(p["in_domain"]["mean"], p["unseen"]["mean"]) for p in trade["points"]])
+        trade["points"] = [p | {"front": f} for p, f in zip(trade["points"], on, strict=True)]
+    write = pareto._name
+
+    def spied(axes: Any, points: Any) -> None:
+        drawn.append((axes, points))
+        write(axes, points)
+
+    monkeypatch.setattr(pareto, "_name", spied)
+    pareto_png(tmp_path / "pareto.png", [*trades, trades[0]])  # three panels of four
+    assert len(drawn) == 3
+    for axes, points in drawn:
+        boxes = [text.get_window_extent() for text in axes.texts]
+        assert [text.get_text() for text in axes.texts] == list(points)
+        assert not [(a, b) for i, a in enumerate(boxes) for b in boxes[:i] if a.overlaps(b)]
+    with Image.open(tmp_path / "pareto.png") as opened:
+        picture = np.asarray(opened.convert("RGB")).astype(int)
+    for colour in (figures.BLUE, figures.ORANGE, figures.GREEN):
+        rgb = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+        assert (np.abs(picture - rgb).sum(-1) < 12).sum() > 100
+
+
+@pytest.mark.slow
+def test_the_shipped_study_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """studies/trade.yaml with a tiny random backbone, short epochs and one seed; all else as it stands."""
+    from emadapt.data.ingest import ingest
+    from emadapt.evaluate import evaluate_unit
+    from emadapt.train import train_unit
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EMADAPT_TRACKING", "off")
+    params = yaml.safe_load((Path(__file__).parents[1] / "studies/trade.yaml").read_text())
+    params["study"]["seeds"] = [0]
+    params["train"] = {"steps_per_epoch": 1, "warmup_steps": 1, "batch": 2}
+    params["backbones"]["dinov2_s"] |= {"arch": "tiny_dinov2", "source": "random", "tile": 56, "views": 1}
+    for seed, name in enumerate(params["datasets"]):
+        params["datasets"][name] |= {"layout": "stack", "foreground": [1], "voxel_nm": [50, 5, 5]}
+        write_stack(tmp_path / "data" / name, *blobs((10, 70, 80), seed))
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    study = load_study()
+    for name in study.datasets:
+        ingest(study, name)
+    for unit in study.units():
+        train_unit(study, unit)
+        evaluate_unit(study, unit)
+    summary = json.loads(report.build_report(tmp_path, study).read_text())
+    assert [(t["a"], t["b"], t["frozen"]) for t in summary["pareto"]] == [
+        ("lucchi", "vnc", "frozen"),
+        ("vnc", "lucchi", "frozen"),
+    ]
+    assert all({p["regime"] for p in t["points"]} == set(study.regimes) for t in summary["pareto"])
+    seconds = {(e["regime"], e["train_set"]): e["seconds"] for e in summary["units"]}
+    assert all(seconds[f"wise{n}", t] == seconds["lora", t] for n in (25, 50, 75) for t in study.train_sets)
