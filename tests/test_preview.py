@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import tifffile
+import yaml
 from click.testing import CliRunner, Result
 
 from emadapt.cli import main
@@ -73,7 +74,8 @@ def test_a_volume_unlike_them_is_warned_of(folder: Path) -> None:
     assert "label 10 slices and fine-tune" in said
     page = (folder / "unlike.html").read_text()
     assert 'class="verdict unlike"' in page
-    assert f"init_from: {(folder / 'm').resolve()}/" in page
+    tuned = yaml.safe_load(re.findall(r"<pre>(regimes:.*?)</pre>", page, re.DOTALL)[0])["regimes"]["tuned"]
+    assert tuned == {"kind": "lora", "rank": 16, "alpha": 32.0, "head": "linear", "init_from": f"{(folder / 'm').resolve()}/"}
 
 
 def test_a_model_of_an_earlier_version(folder: Path) -> None:
@@ -101,7 +103,7 @@ def test_pages_that_cannot_be_written(folder: Path) -> None:
 
 
 def test_verdicts() -> None:
-    for away, verdict in ((0.01, "like"), (0.05, "like"), (0.08, "edge"), (0.11, "unlike")):
+    for away, verdict in ((0.01, "like"), (0.15, "like"), (0.16, "unlike")):
         assert Domain({"a": away, "b": 5.0}, {"a": 0.05, "b": 0.1}).verdict == verdict
     assert Domain({"narrow": 0.1, "wide": 0.3}, {"narrow": 0.01, "wide": 0.3}).nearest == "wide"
 

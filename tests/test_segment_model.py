@@ -129,12 +129,14 @@ def test_whole_slice_models_see_other_slices_in_tiles_of_the_size_of_training(mo
     assert np.isfinite(predicted(runner)).all()
 
 
-def test_norm_layers_of_the_nearest_dataset(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("regime", [RegimeSpec("frozen", align="norm"), RegimeSpec("lora", rank=2, align="routed")], ids=str)
+def test_layers_of_the_nearest_dataset(
+    regime: RegimeSpec, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from emadapt.closest import token_statistics
     from emadapt.config import BackboneSpec
     from emadapt.models.segmenter import build_segmenter, save_segmenter
 
-    regime = RegimeSpec("frozen", align="norm")
     spec = BackboneSpec("tiny_dinov2", "random", tile=56, overlap=0.4, views=0, precision="fp32")
     segmenter = build_segmenter(spec, regime, "linear", 0, ["dark", "bright"])
     split = {"train": [0, 1], "val": [2], "test": []}
@@ -146,7 +148,11 @@ def test_norm_layers_of_the_nearest_dataset(monkeypatch: pytest.MonkeyPatch, cap
     for image, name in ((IMAGE // 3, "dark"), (IMAGE, "bright")):
         settled, runner = settle(monkeypatch, image)
         assert settled.domain == runner.model.segmenter.domain == name
-    assert "normalised as dark, the nearest" in capsys.readouterr().out
+        expected, _ = load_segmenter(Path("m"))
+        expected.use(name)
+        np.testing.assert_allclose(predicted(runner)[1], predict_slice(expected, image[1]), atol=1e-5)
+    said = "normalised as dark, the nearest" if regime.align == "norm" else "routed to dark, the nearest"
+    assert said in capsys.readouterr().out
 
 
 def test_cards_that_do_not_say_enough(monkeypatch: pytest.MonkeyPatch) -> None:

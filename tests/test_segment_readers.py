@@ -1,6 +1,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ VOXEL = (30.0, 4.5, 5.0)
 OME = {"axes": "ZYX", "PhysicalSizeZ": 0.03, "PhysicalSizeY": 0.0045, "PhysicalSizeX": 5, "PhysicalSizeXUnit": "nm"}  # else µm
 
 
-def ome_zarr(path: Path, version: str, axes: str = "zyx", volume: np.ndarray = VOLUME) -> Path:
+def ome_zarr(path: Path, version: str, axes: str = "zyx", volume: Any = VOLUME) -> Path:
     """Two scales, written by hand as the specifications say."""
     group = zarr.create_group(path, zarr_format=2 if version == "0.4" else 3)
     for level, step in enumerate((1, 2)):
@@ -34,7 +35,7 @@ def ome_zarr(path: Path, version: str, axes: str = "zyx", volume: np.ndarray = V
     datasets = [{"path": str(level), "coordinateTransformations": [{"type": "scale", "scale": scale}]}
                 for level, scale in enumerate(scales)]  # fmt: skip
     named = [{"name": a, "type": "space", "unit": "micrometer"} if a in sizes else {"name": a} for a in axes]
-    image = {"version": version, "datasets": datasets, "axes": named}
+    image: Any = {"version": version, "datasets": datasets, "axes": named}
     group.attrs.update({"multiscales": [image]} if version == "0.4" else {"ome": {"version": version, "multiscales": [image]}})
     return path
 
@@ -67,7 +68,7 @@ def folder(path: Path, suffix: str) -> str:
     return str(path / "slices")
 
 
-def plain_zarr(path: Path, version: int, **how: Any) -> str:
+def plain_zarr(path: Path, version: Any, **how: Any) -> str:
     array = zarr.create_array(path / "a.zarr", data=VOLUME, chunks=(2, 16, 16), zarr_format=version, **how)
     if version == 2:
         array.attrs["_ARRAY_DIMENSIONS"] = ["z", "y", "x"]
@@ -120,6 +121,19 @@ def test_depth_is_what_lies_together(tmp_path: Path) -> None:
     assert open_source(tiff(tmp_path)).depth == 1
 
 
+@pytest.mark.parametrize("large", [False, True])
+def test_threads_may_read_the_same_file(tmp_path: Path, large: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if large:
+        monkeypatch.setattr(readers, "LARGE", 100)
+    source = open_source(tiff(tmp_path, volume=np.tile(VOLUME, (40, 1, 1)), compression="zlib"))
+
+    def read(z: int) -> bool:
+        return bool((source.read(z, z + 3) == VOLUME[np.arange(z, z + 3) % 5]).all())
+
+    with ThreadPoolExecutor(8) as threads:
+        assert all(threads.map(read, list(range(0, 190)) * 2))
+
+
 def test_the_stamp_changes_with_the_file(tmp_path: Path) -> None:
     first = open_source(tiff(tmp_path)).stamp
     assert open_source(str(tmp_path / "s.tif")).stamp == first
@@ -136,7 +150,7 @@ def refused(path: str | Path, **how: Any) -> str:
 
 
 def test_colours_and_unknown_axes(tmp_path: Path) -> None:
-    rgb = np.random.default_rng(0).integers(0, 255, (4, 20, 30, 3), dtype=np.uint8)
+    rgb: Any = np.random.default_rng(0).integers(0, 255, (4, 20, 30, 3), dtype=np.uint8)
     assert "colour" in refused(tiff(tmp_path, "c.tif", rgb, photometric="rgb"))
     assert "channels differ" in refused(write_png(tmp_path / "c.png", rgb[0]))
     grey = np.repeat(rgb[..., :1], 3, -1)  # colours in name only
@@ -180,7 +194,7 @@ def test_damage_is_named(tmp_path: Path) -> None:
     with (tmp_path / "cut.h5").open("r+b") as file:
         file.truncate(600)
     assert "HDF5" in refused(tmp_path / "cut.h5")
-    volume = VOLUME.astype(np.float32)
+    volume: Any = VOLUME.astype(np.float32)
     volume[3, 4, 5] = np.nan
     message = refused(tiff(tmp_path, "n.tif", volume))
     assert "1 NaN" in message

@@ -40,6 +40,7 @@ def make(**change: Any) -> tuple[Segmenter, Geometry, Aligner]:
 
 @given(st.integers(1, 60), st.integers(1, 60), st.data())
 def test_rows_are_resized_as_pillow_resizes_a_slice(n_in: int, n_out: int, data: st.DataObject) -> None:
+    resized: Any
     rng = np.random.default_rng(n_in * 61 + n_out)
     y0 = data.draw(st.integers(0, n_out - 1))
     y1 = data.draw(st.integers(y0 + 1, n_out))

@@ -43,7 +43,8 @@ def test_scales_halve_the_shortest_voxels() -> None:
 def test_coarser_scales_of_labels_and_of_means(partial: Partial) -> None:
     for kind in ("mask", "probabilities"):
         add_scales(partial, kind)
-        [image] = zarr.open_group(partial.folder / kind, mode="r").attrs["multiscales"]
+        attributes: Any = zarr.open_group(partial.folder / kind, mode="r").attrs.asdict()
+        [image] = attributes["multiscales"]
         assert image["version"] == "0.4"
         datasets = image["datasets"]
         factors = scale_factors((5, 71, 90), (30.0, 5.0, 4.0))
@@ -74,8 +75,7 @@ def test_tiffs_say_what_they_are(partial: Partial, tmp_path: Path, monkeypatch: 
         assert (tmp_path / "one.tif").read_bytes() == (tmp_path / "two.tif").read_bytes()
         with tifffile.TiffFile(tmp_path / "one.tif") as tif:
             np.testing.assert_array_equal(tif.asarray(), VOLUME)
-            first: Any = tif.pages[0]
-            assert first.is_tiled == ("TILED" in limits or "CLASSIC" in limits)
+            assert tif.pages.first.is_tiled == ("TILED" in limits or "CLASSIC" in limits)
             assert tif.is_bigtiff == ("CLASSIC" in limits)
             assert tif.series[0].axes == "ZYX"
             image = tifffile.xml2dict(tif.ome_metadata)["OME"]["Image"]  # type: ignore[arg-type]

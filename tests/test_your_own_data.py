@@ -52,7 +52,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """What the document's reader has: a volume and a model."""
     monkeypatch.chdir(tmp_path)
     image, label = blobs((30, 90, 100), 3)
-    zarr.save_array("volume.zarr", image)
+    zarr.create_array("volume.zarr", data=image)
     write_model(Path("models/lucchi"))
     segmenter, _ = load_segmenter(Path("models/lucchi"))
     own = Volume("a", image, label, {"split": {"train": [0, 1], "val": [2, 3], "test": []}, "md5": "", "voxel_nm": VOXEL})

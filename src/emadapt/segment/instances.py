@@ -144,7 +144,10 @@ def number_block(partial: Partial, number: int) -> None:
     labels, n = _labelled(partial, number)
     start = int(np.load(partial.part("offsets.npy"), mmap_mode="r")[number])
     ids = np.load(partial.part("ids.npy"), mmap_mode="r")[start : start + n]
-    partial.array("instances")[within(partial.blocks[number])] = np.concatenate([np.zeros(1, np.uint32), ids])[labels]
+    table, out = np.concatenate([np.zeros(1, np.uint32), ids]), labels.view(np.uint32)  # in the same memory
+    for z, plane in enumerate(labels):
+        out[z] = table[plane]
+    partial.array("instances")[within(partial.blocks[number])] = out
     partial.mark("instances", number, {})
 
 

@@ -37,11 +37,11 @@ from emadapt.segment.rows import Input, Read, predict_rows
 FORMAT = 1  # raise when a run of another version cannot be gone on with
 SLICES = 64
 """Slices that grey values are looked up in, evenly spaced; of huge slices, bands of rows."""
-TILES = 24
+TILES = 48
 """Tiles that tell the domain of a volume, spread over it."""
 DEPTH = 16
 """Most slices of a block."""
-BLOCK = 2**26
+BLOCK = 2**25
 """Voxels of a block, unless a slice, or `TILE_ROWS` of it, has more."""
 TILE_ROWS = 8
 """Tiles above each other that a part of a slice holds at least: those at its borders are segmented for both its neighbours."""

@@ -21,7 +21,7 @@ from emadapt.errors import InputError
 from emadapt.figures import FOREGROUND
 from emadapt.segment.domain import Domain, domain_of_volume
 from emadapt.segment.job import Order, Runner, grey_rows_of, open_runner, prepare, spread
-from emadapt.segment.model import geometry_for, said
+from emadapt.segment.model import Model, geometry_for, said
 from emadapt.segment.rows import predict_rows
 
 FIELDS = 3
@@ -106,7 +106,16 @@ def page(order: Order, runner: Runner, fields: list[Field], domain: Domain | Non
     }
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(resources.files(emadapt).joinpath("preview.html.jinja").read_text(encoding="utf-8"))
-    return template.render(facts=facts, fields=shown, domain=domain, slices=LABEL, folder=job.model, command=command(order))
+    return template.render(facts=facts, fields=shown, domain=domain, slices=LABEL, folder=job.model,
+                           regime=regime_to_tune(runner.model), command=command(order))  # fmt: skip
+
+
+def regime_to_tune(model: Model) -> str:
+    """Settings of a regime that can start from the model: its own adapter, or a new one on top of its head."""
+    regime, head = model.segmenter.regime, model.segmenter.head_name
+    settings = {"kind": regime.kind if regime.low_rank else "lora", "rank": regime.rank, "alpha": regime.alpha}
+    settings |= {"k": regime.k} if regime.kind == "lora_last_k" else {}
+    return ", ".join(f"{key}: {value}" for key, value in {**settings, "head": head}.items())
 
 
 def command(order: Order) -> str:

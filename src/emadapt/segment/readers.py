@@ -202,7 +202,8 @@ def _rows_of_large(stack: Stack, z0: int, z1: int, y0: int, y1: int) -> Array:
     array: Any = (tifffile.memmap(stack.path, series=0, mode="r") if series.dataoffset is not None
                   else zarr.open_array(series.aszarr(), mode="r"))  # fmt: skip
     named = [a if a in "YXS" or n == 1 else "Z" for a, n in zip(series.axes, series.shape, strict=True)]  # I, Q, T: a stack
-    return region(array, spatial(series.shape, named, str(stack.path)), z0, z1, y0, y1)
+    with stack.lock:
+        return region(array, spatial(series.shape, named, str(stack.path)), z0, z1, y0, y1)
 
 
 def _tiff_voxel(tif: Any) -> Voxel | None:
