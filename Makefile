@@ -76,10 +76,10 @@ lock: ## resolve pyproject.toml anew into requirements.lock
 	@tmp="$$(mktemp -d)"; trap 'rm -rf "$$tmp"' EXIT; \
 	"$(PYTHON)" -m venv "$$tmp"; \
 	"$$tmp/bin/python" -m pip install --quiet --no-input --upgrade pip setuptools; \
-	"$$tmp/bin/python" -m pip install --quiet --no-input --editable '.[dev,embedded,postgres,dashboard,cluster]'; \
+	"$$tmp/bin/python" -m pip install --quiet --no-input --editable '.[dev,embedded,postgres,dashboard,cluster,export,docs]'; \
 	"$$tmp/bin/python" -m pip check; \
 	{ \
-		echo "# Made by make lock on $$("$(PYTHON)" -V), $$(uname -sm): pyproject.toml with the extras dev, embedded, postgres, dashboard, cluster."; \
+		echo "# Made by make lock on $$("$(PYTHON)" -V), $$(uname -sm): pyproject.toml with the extras dev, embedded, postgres, dashboard, cluster, export, docs."; \
 		"$$tmp/bin/python" -m pip freeze --all --exclude emadapt --exclude pip \
 			| sed -E 's/^((nvidia|cuda)-[^ ]+|triton==[^ ]+)$$/\1 ; sys_platform == "linux"/'; \
 	} >requirements.lock.new; \

@@ -312,7 +312,7 @@ def kill_at_work(process: subprocess.Popen[str]) -> int:
 
 
 def replaced(victim: int, crew: list[int]) -> bool:
-    """Whether two others are at work, by one look: between two looks the victim may be dying, with its command line gone first."""
+    """Whether two others are at work, by one look: a dying process loses its command line first, between two looks."""
     return len(crew) == 2 and victim not in crew
 
 
