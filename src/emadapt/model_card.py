@@ -23,6 +23,9 @@ FAMILIES = {
 """Terms of the published weights of a family of backbones, and what to cite for them: words, and the number in arXiv."""
 
 
+NEVER = "never seen"
+
+
 @dataclass(frozen=True)
 class Behind:
     """A dataset that has gone into a model.
@@ -59,7 +62,7 @@ def model_card(card: Mapping[str, Any], metrics: Mapping[str, Any] | None, with_
     trained_on = list(card["data_md5"])
     sections = [_what(card, metrics, with_backbone), _data(card, trained_on), _terms(card, with_backbone)]
     if metrics:
-        sections += [_scores(metrics, trained_on)]
+        sections += [_scores(card, metrics)]
     sections += [_limits(card, metrics, trained_on), _provenance(card, metrics)]
     return "\n\n".join("\n".join(lines) for lines in sections) + "\n"
 
@@ -166,15 +169,27 @@ def _terms(card: Mapping[str, Any], with_backbone: bool) -> list[str]:
             *(f"- {line}" for line in terms_of(card, with_backbone))]  # fmt: skip
 
 
-def _scores(metrics: Mapping[str, Any], trained_on: Sequence[str]) -> list[str]:
+def _scores(card: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[str]:
     how = "On test slices that training, early stopping and sweeps have not seen; pooled over the slices, 95 % interval from a"
     lines = ["## Scores", "", f"{how} bootstrap over blocks of slices; threshold 0.5; this one seed.", ""]
     lines += ["| tested on | | slices | foreground IoU | Dice | boundary IoU |", "|---|---|---:|---|---:|---:|"]
     for name, test in metrics["test"].items():
-        (low, high), kind = test["iou_ci95"], "trained on it" if name in trained_on else "never seen"
+        low, high = test["iou_ci95"]
         values = f"{test['iou']:.3f} ({low:.3f} to {high:.3f}) | {test['dice']:.3f} | {test['boundary_iou']:.3f}"
-        lines.append(f"| {name} | {kind} | {test['n']} | {values} |")
+        lines.append(f"| {name} | {_seen(card, name)} | {test['n']} | {values} |")
     return lines
+
+
+def _seen(card: Mapping[str, Any], test_set: str) -> str:
+    """What a model has seen of a dataset."""
+    if test_set in card["data_md5"]:
+        return "trained on it"
+    behind = datasets_behind(card)
+    for data in behind:
+        if data.name == test_set:
+            return data.role
+    own = _source(test_set, {})
+    return "its images under other labels" if own and own in [data.source for data in behind] else NEVER
 
 
 def _limits(card: Mapping[str, Any], metrics: Mapping[str, Any] | None, trained_on: Sequence[str]) -> list[str]:
@@ -185,7 +200,7 @@ def _limits(card: Mapping[str, Any], metrics: Mapping[str, Any] | None, trained_
         "- Where a mitochondrion's edge lies is its labels' convention; another dataset's may be another.",
     ]  # fmt: skip
     tests = metrics["test"] if metrics else {}
-    unseen = {name: test["iou"] for name, test in tests.items() if name not in trained_on}
+    unseen = {name: test["iou"] for name, test in tests.items() if _seen(card, name) == NEVER}
     if unseen:
         worst = min(unseen, key=lambda name: unseen[name])
         lines.append(f"- On data it has not seen expect less: {unseen[worst]:.2f} on {worst}. Label a few slices and fine-tune.")
@@ -197,7 +212,8 @@ def _limits(card: Mapping[str, Any], metrics: Mapping[str, Any] | None, trained_
 
 
 def _provenance(card: Mapping[str, Any], metrics: Mapping[str, Any] | None) -> list[str]:
-    rows = {"unit key": card["key"], "study": card["study"], "data md5": ", ".join(f"{k} {v}" for k, v in card["data_md5"].items())}
+    md5 = ", ".join(f"{name} {value}" for name, value in card["data_md5"].items())
+    rows = {"unit key": card["key"], "study": card["study"], "data md5": md5}
     if metrics:
         rows |= {
             "model md5": metrics["model_md5"], "validation IoU": f"{metrics['val_iou']:.4f}",

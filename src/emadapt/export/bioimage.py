@@ -1,6 +1,6 @@
 """A model as a package for bioimage.io: the ONNX graph with axes, a test image, a cover, terms, citations and its model card.
 
-Fiji (deepImageJ), ilastik, QuPath and `bioimageio.core` read such packages: https://bioimage.io/docs. Nothing here needs a network.
+Fiji (deepImageJ), ilastik, QuPath and `bioimageio.core` read such packages (https://bioimage.io/docs). No network is needed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SIDE, SMALLEST = 18, 4
 def write_package(model: Model, path: Path, authors: Sequence[str]) -> dict[str, float]:
     """Write a package, and have `bioimageio.core` test it; nothing is left where it fails.
 
-    The test image is synthetic (an image of a public dataset would bring its terms along), the expected output is the model's own.
+    The test image is synthetic, since a public dataset's would bring its terms along; the expected output is the model's own.
 
     Args:
         model: see `emadapt.export.graph.check_exportable`.
@@ -49,8 +49,8 @@ def write_package(model: Model, path: Path, authors: Sequence[str]) -> dict[str,
         packed = spec.save_bioimageio_package(_description(model, folder, authors), output_path=folder / "package.zip")
         summary = core.test_model(packed, weight_format="onnx")
         if summary.status != "passed":
-            wrong = [f"{d.name}: {e.msg}" for d in summary.details for e in d.errors]
-            raise EmadaptError(f"bioimageio.core does not pass the package; nothing was written. It says: {'; '.join(wrong)[:2000]}")
+            wrong = "; ".join(f"{d.name}: {e.msg}" for d in summary.details for e in d.errors)
+            raise EmadaptError(f"bioimageio.core does not pass the package; nothing was written. It says: {wrong[:2000]}")
         shutil.move(packed, path)
     return found
 

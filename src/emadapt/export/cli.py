@@ -37,8 +37,9 @@ def export(model: str, output: Path, authors: tuple[str, ...], overwrite: bool) 
 
         found = write_package(opened, output, authors)
     said = ", ".join(f"{away:.1e} at {size}" for size, away in found.items())
-    click.echo(f"export {opened.name}: {output}, {output.stat().st_size / 2**20:.0f} MB, {time.perf_counter() - started:.0f} s; largest"
-               f" difference of a probability between it and the model: {said}")  # fmt: skip
+    size, seconds = output.stat().st_size / 2**20, time.perf_counter() - started
+    click.echo(f"export {opened.name}: {output}, {size:.0f} MB, {seconds:.0f} s")
+    click.echo(f"export: largest difference of a probability between it and the model: {said}")
 
 
 @click.command()

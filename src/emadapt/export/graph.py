@@ -34,6 +34,7 @@ CHECKED = ((1, 18, 18), (2, 7, 10), (1, 9, 4))
 LARGEST = 2 * 10**9
 """Bytes of weights: one file of ONNX holds 2 GiB."""
 INPUT, OUTPUT = "image", "probability"
+RESAMPLE = "timm.models.vision_transformer.resample_abs_pos_embed"
 
 
 def write_onnx(model: Model, path: Path) -> dict[str, float]:
@@ -75,6 +76,8 @@ def check_exportable(model: Model) -> None:
         reason = f"regime with `align: {segmenter.regime.align}`, where a part of the model is chosen for each volume"
     elif segmenter.spec.align not in ("", "voxel"):
         reason = f"backbone with `align: {segmenter.spec.align}`, which needs the grey values of the whole volume"
+    elif segmenter.backbone.stride != segmenter.backbone.arch.patch:
+        reason = "overlapping patches (`stride` of the backbone)"
     elif sum(p.numel() for p in segmenter.parameters()) * 4 > LARGEST:
         reason = "more weights than the 2 GB that one file of ONNX holds"
     if reason:
@@ -95,7 +98,9 @@ class GreyToProbability(nn.Module):
         return torch.as_tensor(logits.softmax(1)[:, 1:])
 
 
-def resampled(embedding: torch.Tensor, new_size: Sequence[Any], old_size: Sequence[int], num_prefix_tokens: int = 1) -> torch.Tensor:
+def resampled(
+    embedding: torch.Tensor, new_size: Sequence[Any], old_size: Sequence[int], num_prefix_tokens: int = 1
+) -> torch.Tensor:
     """Position embeddings (1, prefix + h * w, D) for another grid, as timm resamples them, in operators that ONNX has.
 
     Args:
@@ -134,7 +139,7 @@ def _trace(whole: nn.Module, model: Model, path: Path) -> None:
     patch = model.segmenter.backbone.arch.patch
     image = torch.from_numpy(probe(TRACED[0], TRACED[1] * patch, TRACED[2] * patch, 0))
     dynamic = {0: "n", 2: "height", 3: "width"}
-    with warnings.catch_warnings(), torch.no_grad(), mock.patch("timm.models.vision_transformer.resample_abs_pos_embed", resampled):
+    with warnings.catch_warnings(), torch.no_grad(), mock.patch(RESAMPLE, resampled):
         warnings.simplefilter("ignore")  # a trace warns of each check of a size
         torch.onnx.export(whole, (image,), path, dynamo=False, opset_version=OPSET, input_names=[INPUT], output_names=[OUTPUT],
                           dynamic_axes={INPUT: dynamic, OUTPUT: dynamic})  # fmt: skip

@@ -105,14 +105,14 @@ def fetch(root: Path, address: str) -> Path:
             place = f"{SCHEME}{parts['name']}/{version.version}"
             got = Path(download_artifacts(place, dst_path=part, tracking_uri=uri, registry_uri=uri)) / "artifacts/model"
             if not (got / "model.json").is_file():
-                raise InputError(address, found="a registered model of another program", expected="one that `emadapt register` made",
+                raise InputError(address, found="a model of another program", expected="one that `emadapt register` made",
                                  do="Choose another one.")  # fmt: skip
             shutil.move(got, folder)
     return folder
 
 
 def _save(model: Model, folder: Path) -> None:
-    """Write MLflow's model: the adapter, the head and what they need to be built, code that loads them, a signature, an example."""
+    """Write MLflow's model: adapter and head with what they need to be built, code that loads them, a signature, an example."""
     import numpy as np
     from mlflow.models import ModelSignature
     from mlflow.pyfunc import save_model
@@ -129,12 +129,11 @@ def _save(model: Model, folder: Path) -> None:
         write_json(own / "metrics.json", metrics)
     (own / "model-card.md").write_text(card_of(model.folder, model.card))
     voxel = list(next(iter(model.voxels.values())))
-    signature = ModelSignature(
-        inputs=Schema([TensorSpec(np.dtype("uint8"), (-1, -1, -1))]), outputs=Schema([TensorSpec(np.dtype("float32"), (-1, -1, -1))]),
-        params=ParamSchema([ParamSpec("voxel_nm", "double", voxel, (-1,))]),
-    )  # fmt: skip
-    save_model(folder, python_model=str(CODE), artifacts={"model": str(own)}, signature=signature,
-               input_example=probe(1, 64, 64, 0)[0].astype(np.uint8), pip_requirements=[f"emadapt=={emadapt.__version__}"])  # fmt: skip
+    given, found = (Schema([TensorSpec(np.dtype(name), (-1, -1, -1))]) for name in ("uint8", "float32"))  # Z, Y, X
+    signature = ModelSignature(given, found, ParamSchema([ParamSpec("voxel_nm", "double", voxel, (-1,))]))
+    example, needs = probe(1, 64, 64, 0)[0].astype(np.uint8), [f"emadapt=={emadapt.__version__}"]
+    save_model(folder, python_model=str(CODE), artifacts={"model": str(own)}, signature=signature, input_example=example,
+               pip_requirements=needs)  # fmt: skip
 
 
 def _missing(what: str, store: Any, error: Exception) -> InputError:
