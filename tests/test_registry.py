@@ -40,9 +40,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.chdir(folder)
         write_model(Path("build/units/first"))
         write_model(Path("second"), regime=RegimeSpec("lora", rank=2, alpha=4), head="pyramid")
-        assert run("register", "first", "--name", "mito").output.endswith("register: models:/mito/1\n")
+        assert run("register", "first", "--name", "mito").stdout == "register: models:/mito/1\n"
         result = run("register", "second", "--name", "mito", "--alias", "champion")
-        assert result.output.endswith("register: models:/mito/2, models:/mito@champion\n")
+        assert result.stdout == "register: models:/mito/2, models:/mito@champion\n"
         yield folder
 
 
@@ -64,7 +64,7 @@ def test_an_address_gives_the_registered_model(root: Path) -> None:
 def test_an_alias_moves(root: Path) -> None:
     assert run("promote", "mito", "1", "--alias", "stable").exit_code == 0
     assert find_model("models:/mito@stable") == find_model("models:/mito/1")
-    assert run("promote", "mito", "2", "--alias", "stable").output == "promote: models:/mito@stable is version 2 now\n"
+    assert run("promote", "mito", "2", "--alias", "stable").stdout == "promote: models:/mito@stable is version 2 now\n"
     assert find_model("models:/mito@stable") == find_model("models:/mito/2")
 
 

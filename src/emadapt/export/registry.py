@@ -37,11 +37,11 @@ def register(root: Path, model: Model, name: str) -> int:
     Returns:
         The version.
     """
-    from mlflow.exceptions import MlflowException
-
     from emadapt.train import file_md5
 
-    store, card = mlflow_store.client(root.resolve()), model.card
+    store, card = mlflow_store.client(root.resolve()), model.card  # first, since it sets what MLflow's import reads
+    from mlflow.exceptions import MlflowException
+
     tags = {"unit": model.name, "model.md5": file_md5(model.folder / "model.safetensors")}
     run = mlflow_store.find_run(root, str(card["study"]), tags)
     with tempfile.TemporaryDirectory(prefix="emadapt-") as folder:
@@ -65,9 +65,9 @@ def promote(root: Path, name: str, version: int, alias: str) -> None:
     Raises:
         InputError: there is no such version, or MLflow does not take the alias.
     """
+    store = mlflow_store.client(root.resolve())
     from mlflow.exceptions import MlflowException
 
-    store = mlflow_store.client(root.resolve())
     try:
         store.get_model_version(name, str(version))
         store.set_registered_model_alias(name, alias, str(version))
@@ -85,13 +85,13 @@ def fetch(root: Path, address: str) -> Path:
     Raises:
         InputError: there is none.
     """
-    from mlflow.artifacts import download_artifacts
-    from mlflow.exceptions import MlflowException
-
     if not (parts := _ADDRESS.fullmatch(address)):
         raise InputError(f"model {address}", found="no address of a registered model", expected="models:/NAME@ALIAS or "
                          "models:/NAME/VERSION", do="Correct it.")  # fmt: skip
     store, uri = mlflow_store.client(root.resolve()), mlflow_store.tracking_uri(root)
+    from mlflow.artifacts import download_artifacts
+    from mlflow.exceptions import MlflowException
+
     try:
         version = (store.get_model_version_by_alias(parts["name"], parts["alias"]) if parts["alias"]
                    else store.get_model_version(parts["name"], parts["version"]))  # fmt: skip

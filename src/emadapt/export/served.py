@@ -9,7 +9,6 @@ from typing import Any
 
 import mlflow
 import numpy as np
-import numpy.typing as npt
 from mlflow.pyfunc import PythonModel
 
 
@@ -21,12 +20,12 @@ class Served(PythonModel):
 
         self.model = api.load_model(context.artifacts["model"])
 
-    def predict(self, context: Any, model_input: npt.NDArray[np.uint8], params: dict[str, Any] | None = None) -> Any:
+    def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> Any:
         """(Z, Y, X) uint8 grey values -> (Z, Y, X) float32 in [0, 1].
 
         Args:
             context: MLflow's.
-            model_input: the stack.
+            model_input: the stack. (MLflow takes a type here for a promise about batches: the signature has it.)
             params: `voxel_nm`, (z, y, x) of the stack.
         """
         from emadapt import api
