@@ -23,7 +23,7 @@ FAMILIES = {
 """Terms of the published weights of a family of backbones, and what to cite for them: words, and the number in arXiv."""
 
 
-NEVER = "never seen"
+NEVER, EARLIER = "never seen", "through the model that it starts from"
 
 
 @dataclass(frozen=True)
@@ -91,16 +91,14 @@ def datasets_behind(card: Mapping[str, Any]) -> list[Behind]:
     """
     found = [(name, "") for name in card.get("data_md5", {})]
     found += [(name, "its images, without labels") for name in card.get("unlabelled_md5", {})]
-    specs: dict[str, Any] = {}
     settings = card.get("settings", {})
-    while settings:
-        own = {**settings.get("datasets", {}), **settings.get("unlabelled", {})}
-        specs = own | specs
-        found += [(name, "through the model that it starts from") for name in own]
-        settings = settings.get("source", {})
-    for before in card.get("started_from", []):  # of a model in a folder
+    specs = _specs(settings)
+    while settings := settings.get("source"):
+        found += [(name, EARLIER) for name in _specs(settings)]
+        specs = _specs(settings) | specs
+    for before in card.get("started_from", []):
         specs.setdefault(before["name"], before)
-        found.append((before["name"], "through the model that it starts from"))
+        found.append((before["name"], EARLIER))
     roles = dict(reversed(found))  # the first role of a name stays
     return [Behind(name, roles[name], _source(name, specs.get(name, {}))) for name in dict.fromkeys(n for n, _ in found)]
 
@@ -123,6 +121,11 @@ def family_of(card: Mapping[str, Any]) -> str:
     if card["weights"]["source"] in ("none", "random"):
         return ""
     return BACKBONES[card["backbone"]["arch"]].family
+
+
+def _specs(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of the datasets that a unit trains on, with labels or without."""
+    return {**settings.get("datasets", {}), **settings.get("unlabelled", {})}
 
 
 def _source(name: str, spec: Mapping[str, Any]) -> Source | None:
