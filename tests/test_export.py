@@ -66,6 +66,7 @@ def test_a_graph_gives_the_models_probabilities_and_says_how_to_use_it(tmp_path:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "model.onnx"]
 
 
+@pytest.mark.slow
 def test_a_u_net_is_a_graph_too(tmp_path: Path) -> None:
     model, session, stride = written(tmp_path, regime=RegimeSpec("unet2d"), head="unet2d")
     compare(model, session, SIZE[0] * stride, SIZE[1] * stride)

@@ -80,7 +80,8 @@ def test_a_version_says_what_it_is_and_holds_no_pickle_and_no_backbone(root: Pat
     version = mlflow_store.client(root).get_model_version_by_alias("mito", "champion")
     assert version.tags["terms"].startswith("a: not known here.")
     assert version.description.startswith("# t-frozen-a-0\n")
-    (weights,) = (path for path in (root / "mlruns").rglob("model.safetensors") if version.model_id in str(path))
+    own = version.source.removeprefix("models:/")
+    (weights,) = (path for path in (root / "mlruns").rglob("model.safetensors") if own in str(path))
     held = [path for path in weights.parents[2].rglob("*") if path.is_file()]
     assert {path.suffix for path in held} <= {".json", ".safetensors", ".md", ".py", ".txt", ".yaml", ""}
     assert (weights.parents[2] / "served.py").read_bytes() == registry.CODE.read_bytes()

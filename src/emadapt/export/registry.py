@@ -97,8 +97,7 @@ def fetch(root: Path, address: str) -> Path:
                    else store.get_model_version(parts["name"], parts["version"]))  # fmt: skip
     except MlflowException as error:
         raise _missing(address, store, error) from error
-    key = re.sub(r"\W", "_", str(version.model_id or version.source))
-    folder = root / COPIES / f"{parts['name']}-{version.version}-{key}"
+    folder = root / COPIES / f"{parts['name']}-{version.version}-{str(version.source).rpartition('/')[2]}"
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".") as part:

@@ -20,12 +20,12 @@ class Served(PythonModel):
 
         self.model = api.load_model(context.artifacts["model"])
 
-    def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> Any:
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # MLflow would take types for a schema
         """(Z, Y, X) uint8 grey values -> (Z, Y, X) float32 in [0, 1].
 
         Args:
             context: MLflow's.
-            model_input: the stack. (MLflow takes a type here for a promise about batches: the signature has it.)
+            model_input: the stack.
             params: `voxel_nm`, (z, y, x) of the stack.
         """
         from emadapt import api
