@@ -46,7 +46,8 @@ def load_model(model: str | Path) -> Model:
     ('t-frozen-a-0', {'a': (30.0, 5.0, 5.0)})
 
     Args:
-        model: a folder that `train` wrote, or the name of a trained unit of the study in the working directory.
+        model: a folder that `train` wrote, the name of a trained unit of the study in the working directory, or
+            models:/NAME@ALIAS of MLflow's registry.
 
     Raises:
         InputError: it is not there, damaged, of another version, or its backbone's weights cannot be had.
