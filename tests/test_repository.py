@@ -237,8 +237,9 @@ def test_tracking_server_is_reachable_under_its_name() -> None:
     assert f"{driver}-binary" in locked()
 
 
+@pytest.mark.slow
 def test_mlflow_server_options_exist() -> None:
-    from mlflow.cli import server
+    from mlflow.cli import server  # takes seconds
 
     known = {option for parameter in server.params for option in (*parameter.opts, *parameter.secondary_opts)}
     (line,) = [line for line in (ROOT / "Makefile").read_text().splitlines() if "mlflow server" in line]
