@@ -68,8 +68,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_the_manifest_is_valid_and_its_commands_can_be_imported() -> None:
     manifest = npe2.PluginManifest.from_file(MANIFEST)
     manifest.validate_imports()
-    (entry,) = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["napari.manifest"].items()
-    assert entry == (manifest.name, f"emadapt:{MANIFEST.name}")
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert settings["project"]["entry-points"]["napari.manifest"] == {manifest.name: f"emadapt:{MANIFEST.name}"}
+    assert MANIFEST.name in settings["tool"]["setuptools"]["package-data"]["emadapt"]
     commands = {command.id for command in manifest.contributions.commands or []}
     assert {widget.command for widget in manifest.contributions.widgets or []} == commands
 

@@ -33,11 +33,11 @@ def segment_widget() -> Any:
     @magicgui(
         call_button="Segment",
         image={"label": "volume"},
-        model={"mode": "d", "tooltip": "a folder that `emadapt train` wrote, or the name of a trained unit"},
+        model={"mode": "d", "tooltip": "as `emadapt segment --model` takes it: a folder that `train` wrote, the name of a unit"},
         part={"choices": PARTS},
         voxel_nm={"label": "voxel in nm (z y x)", "tooltip": "0 0 0: as the layer says", "options": {"max": 1e6, "step": 0.1}},
     )
-    def widget(viewer: napari.viewer.Viewer, image: napari.layers.Image, model: Path = Path(), part: str = PARTS[0],
+    def widget(viewer: napari.viewer.Viewer, image: napari.layers.Image, model: Path = Path("build/units"), part: str = PARTS[0],
                voxel_nm: tuple[float, float, float] = (0.0, 0.0, 0.0)) -> None:  # fmt: skip
         segment_in_thread(viewer, image, str(model), part, voxel_nm)
 
