@@ -1,5 +1,6 @@
 """The napari plugin without napari: its manifest, and what its button does with a layer and a viewer that are stand-ins."""
 
+import inspect
 import tomllib
 from pathlib import Path
 from types import SimpleNamespace
@@ -73,6 +74,18 @@ def test_the_manifest_is_valid_and_its_commands_can_be_imported() -> None:
     assert MANIFEST.name in settings["tool"]["setuptools"]["package-data"]["emadapt"]
     commands = {command.id for command in manifest.contributions.commands or []}
     assert {widget.command for widget in manifest.contributions.widgets or []} == commands
+
+
+def test_the_widget_knows_how_to_ask_for_everything() -> None:
+    """Without Qt no widget can be made; that magicgui finds a kind for each argument can be seen all the same."""
+    from magicgui.type_map import get_widget_class
+
+    asked = inspect.signature(plugin.segment_in_thread).parameters
+    assert plugin.ASKED.keys() <= asked.keys()
+    assert [asked[name].annotation for name in ("viewer", "image")] == ["napari.viewer.Viewer", "napari.layers.Image"]
+    kinds = {name: get_widget_class(value=p.default, annotation=p.annotation, options=dict(plugin.ASKED[name]))[0].__name__
+             for name, p in asked.items() if name not in ("viewer", "image")}  # fmt: skip
+    assert kinds == {"model": "FileEdit", "part": "ComboBox", "voxel_nm": "TupleEdit"}
 
 
 def test_the_shown_slice_is_segmented_and_nothing_else_is_read(model: str) -> None:

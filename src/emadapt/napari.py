@@ -1,9 +1,8 @@
 """A plugin for napari: segment a volume that is open there, or the part of it in view. `emadapt.api` does the work.
 
-napari finds it by napari.yaml beside this file.
+napari finds it by napari.yaml beside this file. Annotations are evaluated here, since magicgui makes the widget of them; those of
+napari's own types are strings, since nothing but the widget needs napari.
 """
-
-from __future__ import annotations
 
 from collections.abc import Generator
 from pathlib import Path
@@ -26,22 +25,20 @@ Box = tuple[slice, ...]
 Mask = npt.NDArray[np.uint8]
 
 
+ASKED: dict[str, dict[str, Any]] = {
+    "image": {"label": "volume"},
+    "model": {"mode": "d", "tooltip": "as `emadapt segment --model` takes it: a folder that `train` wrote, the name of a unit"},
+    "part": {"choices": PARTS},
+    "voxel_nm": {"label": "voxel in nm (z y x)", "tooltip": "0 0 0: as the layer says", "options": {"max": 1e6, "step": 0.1}},
+}
+"""How magicgui asks for the arguments of `segment_in_thread`; napari fills in the viewer and the choice of layers."""
+
+
 def segment_widget() -> Any:
-    """The widget in napari's dock; napari fills in the viewer and the list of layers."""
+    """The widget in napari's dock."""
     from magicgui import magicgui
 
-    @magicgui(
-        call_button="Segment",
-        image={"label": "volume"},
-        model={"mode": "d", "tooltip": "as `emadapt segment --model` takes it: a folder that `train` wrote, the name of a unit"},
-        part={"choices": PARTS},
-        voxel_nm={"label": "voxel in nm (z y x)", "tooltip": "0 0 0: as the layer says", "options": {"max": 1e6, "step": 0.1}},
-    )
-    def widget(viewer: napari.viewer.Viewer, image: napari.layers.Image, model: Path = Path("build/units"), part: str = PARTS[0],
-               voxel_nm: tuple[float, float, float] = (0.0, 0.0, 0.0)) -> None:  # fmt: skip
-        segment_in_thread(viewer, image, str(model), part, voxel_nm)
-
-    return widget
+    return magicgui(segment_in_thread, call_button="Segment", **ASKED)
 
 
 def segment_layer(viewer: Any, image: Any, model: str, part: str, voxel_nm: Voxel = (0.0, 0.0, 0.0)) -> None:
@@ -62,7 +59,10 @@ def segment_layer(viewer: Any, image: Any, model: str, part: str, voxel_nm: Voxe
     add_mask(viewer, image, box, model, mask)
 
 
-def segment_in_thread(viewer: Any, image: Any, model: str, part: str, voxel_nm: Voxel) -> None:
+def segment_in_thread(
+    viewer: "napari.viewer.Viewer", image: "napari.layers.Image", model: Path = Path("build/units"), part: str = PARTS[0],
+    voxel_nm: Voxel = (0.0, 0.0, 0.0),
+) -> None:  # fmt: skip
     """The same while the window goes on; progress is a bar, errors are notifications."""
     from napari.qt.threading import create_worker
     from napari.utils.notifications import show_error
@@ -74,8 +74,8 @@ def segment_in_thread(viewer: Any, image: Any, model: str, part: str, voxel_nm: 
         return
     slices = box[0].stop - box[0].start if len(box) == 3 else 1
     create_worker(
-        segmented, array, box, model, voxel, _ignore_errors=True, _progress={"total": slices, "desc": f"{image.name}: {part}"},
-        _connect={"returned": lambda mask: add_mask(viewer, image, box, model, mask),
+        segmented, array, box, str(model), voxel, _ignore_errors=True, _progress={"total": slices, "desc": part},
+        _connect={"returned": lambda mask: add_mask(viewer, image, box, str(model), mask),
                   "errored": lambda error: show_error(str(error))},
     )  # fmt: skip
 
