@@ -1,5 +1,10 @@
 """Small volumes and studies that the tests run the real pipeline on."""
 
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +64,27 @@ def make_study(root: Path, params: dict[str, Any] | None = None, *, ingested: bo
         for name in study.datasets:
             ingest(study, name, root / "data", root / "build/ingest")
     return study
+
+
+def under_dvc(root: Path) -> Callable[..., str]:
+    """Put a study under git and DVC, with the project's own pipeline.
+
+    Returns:
+        Runs a command there and gives its stdout; with `code=2`, one that has to fail so, and its stderr.
+    """
+    for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
+        shutil.copy(Path(__file__).parents[1] / name, root / name)
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+
+    def sh(*command: str, code: int = 0) -> str:
+        done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stderr if code else done.stdout
+
+    sh("git", "init", "-q")
+    sh("dvc", "init", "-q")
+    sh("dvc", "add", "-q", "data")
+    return sh
 
 
 def write_model(folder: Path, *, regime: RegimeSpec | None = None, head: str = "linear", facts: dict[str, Any] | None = None,
