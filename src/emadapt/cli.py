@@ -11,7 +11,7 @@ import click
 from emadapt import __version__
 from emadapt.config import PARAMS, load_study
 from emadapt.errors import EmadaptError
-from emadapt.segment.cli import preview, segment
+from emadapt.segment.cli import mesh, preview, segment
 from emadapt.sweep.cli import sweep
 
 
@@ -257,6 +257,7 @@ def bench(names: tuple[str, ...], file: Path | None) -> None:
 
 main.add_command(preview)
 main.add_command(segment)
+main.add_command(mesh)
 main.add_command(sweep)
 
 
