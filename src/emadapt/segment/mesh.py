@@ -53,7 +53,7 @@ def mesh_volume(input_: str, output: str, *, label: int = 0, smooth: float = 1.0
         input_: the mask, see `emadapt.segment.readers.open_source`.
         output: a name that ends in .ply, .obj or .stl; written whole or not at all.
         label: the value whose surface it is; 0: of all that is not 0.
-        smooth: standard deviation in cells of a Gaussian over the mask before its surface is taken; 0: none, which leaves the
+        smooth: standard deviation in voxels of a Gaussian over the mask before its surface is taken; 0: none, which leaves the
             steps of voxels and about a tenth too much area.
         step: voxels of the shortest side that become one cell, longer sides fewer.
         scale: of an OME-Zarr image.
@@ -93,7 +93,7 @@ def surface(source: Source, voxel_nm: Voxel, label: int = 0, smooth: float = 1.0
     """
     steps = [max(1, round(step * min(voxel_nm) / v)) for v in voxel_nm]
     grid, faces = _survey(source, label, (steps[0], steps[1], steps[2]))
-    reach = int(4 * smooth + 0.5)
+    reach = int(4 * smooth / steps[0] + 0.5)
     plane = (grid.shape[1] + 2) * (grid.shape[2] + 2)
     triangles = int(2 * faces / min(steps[0] * steps[1], steps[1] * steps[2], steps[0] * steps[2]))
     if triangles > MOST_TRIANGLES or plane * (2 * reach + 2) > PLANE:
@@ -103,7 +103,7 @@ def surface(source: Source, voxel_nm: Voxel, label: int = 0, smooth: float = 1.0
     parts = list(_slabs(source, grid, label, smooth, reach, max(1, SLAB // plane)))
     vertices, triangles_ = _joined(parts)
     if not len(triangles_):
-        raise InputError(source.name, found="nothing that is left after smoothing", expected="an object thicker than two cells",
+        raise InputError(source.name, found="nothing that is left after smoothing", expected="an object thicker than two voxels",
                          do="Use --smooth 0, or a smaller --step.")  # fmt: skip
     first = np.add(grid.low, (np.asarray(grid.step) - 1) / 2)
     nm = (vertices * grid.step + first) * voxel_nm
@@ -171,7 +171,7 @@ def _slabs(source: Source, grid: Grid, label: int, smooth: float, reach: int,
         k1 = min(k0 + depth, last)
         field = _cells(source, grid, label, k0 - reach, k1 + 1 + reach)
         if smooth:
-            field = gaussian_filter(field, smooth, mode="constant")[reach : len(field) - reach]
+            field = gaussian_filter(field, [smooth / s for s in grid.step], mode="constant")[reach : len(field) - reach]
         inside = field > LEVEL
         field = np.where(inside, np.maximum(field, LEVEL + AWAY), np.minimum(field, LEVEL - AWAY))
         if not inside.any() or inside.all():
