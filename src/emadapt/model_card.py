@@ -27,8 +27,8 @@ def model_card(card: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
 def _what(card: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[str]:
     weights = card["weights"]
     origin = "from random initial values" if weights["source"] == "none" else f"on {card['backbone']['arch']}"
-    lines = [f"# {card['unit']}", "", f"Segments mitochondria in electron micrographs: regime `{card['regime']['kind']}`, head"
-             f" `{card['head']}`, {origin}, {metrics['trainable_params']:,} trained parameters."]  # fmt: skip
+    lines = [f"# {card['unit']}", "", f"Segments {_organelles(card)} in electron micrographs: regime `{card['regime']['kind']}`,"
+             f" head `{card['head']}`, {origin}, {metrics['trainable_params']:,} trained parameters."]  # fmt: skip
     if weights["source"] != "none":
         lines.append(f"The backbone is not in the file; its weights are `{weights['name']}` from `{weights['source']}`, sha256"
                      f" `{weights['sha256']}`.")  # fmt: skip
@@ -41,6 +41,11 @@ def _what(card: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[str]:
     if weights["source"] == "random":
         lines.append("**Random weights: a control, not a model to use.**")
     return lines
+
+
+def _organelles(card: Mapping[str, Any]) -> str:
+    datasets = card.get("settings", {}).get("datasets", {}).values()
+    return " and ".join(dict.fromkeys(d.get("organelle", "mitochondria").replace("_", " ") for d in datasets)) or "mitochondria"
 
 
 def _data(card: Mapping[str, Any], trained_on: Sequence[str]) -> list[str]:
