@@ -68,7 +68,7 @@ def use(name: str) -> None:
 @click.option("--from", "folder", type=click.Path(path_type=Path), help="take it from a folder in the public layout")
 @click.option("--force", is_flag=True, help="replace what is there")
 def fetch(datasets: tuple[str, ...], folder: Path | None, force: bool) -> None:
-    """Download public datasets into data/ (then run `dvc add data`)."""
+    """Download public datasets into data/, or say where to get them (then run `dvc add data`)."""
     from emadapt.data.fetch import fetch as fetch_one
 
     for name in datasets:

@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from emadapt.data.sources import SOURCES
+from emadapt.data.sources import MANUAL, SOURCES, Manual, Source
+
+KNOWN: dict[str, Source | Manual] = {**SOURCES, **MANUAL}
 
 
 def model_card(card: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
@@ -53,7 +55,7 @@ def _data(card: Mapping[str, Any], trained_on: Sequence[str]) -> list[str]:
     lines = ["## Training data", "", f"{slices} labelled slices of {total}.", "",
              "| dataset | voxel (z, y, x) nm | pairing | licence | citation |", "|---|---|---|---|---|"]  # fmt: skip
     for name in trained_on:
-        source, voxel = SOURCES.get(name), ", ".join(f"{v:g}" for v in card["voxel_nm"][name])
+        source, voxel = KNOWN.get(name), ", ".join(f"{v:g}" for v in card["voxel_nm"][name])
         licence, citation = (source.licence, source.citation) if source else ("not known here: ask its owner", "")
         lines.append(f"| {name} | {voxel} | {card['pairing'][name]} | {licence} | {citation} |")
     if wrong := [name for name in trained_on if card["pairing"][name].startswith("lexicographic")]:
@@ -65,7 +67,7 @@ def _terms(trained_on: Sequence[str]) -> list[str]:
     unsettled = "emadapt is Apache-2.0. What terms of training data mean for an adapter is not settled; to be safe,"
     lines = ["## Terms", "", f"{unsettled} take them to hold for the adapter too:", ""]
     for name in trained_on:
-        licence = SOURCES[name].licence if name in SOURCES else "not known here"
+        licence = KNOWN[name].licence if name in KNOWN else "not known here"
         use = " No commercial use." if "-NC" in licence or "research use" in licence else ""
         lines.append(f"- {name}: {licence}.{use}")
     return [*lines, "- the backbone's own licence holds for the backbone, which is not in the file."]

@@ -28,7 +28,7 @@ WINDOW = click.option("--window", nargs=2, type=float, metavar="LOW HIGH",
 @click.option("--dask", default="", help="share the work: local:N processes here, or the address of a scheduler")
 @click.option("--overwrite", is_flag=True, help="replace OUTPUT, and what a stopped run of other settings left")
 def segment(input_: str, output: str, **options: Any) -> None:
-    """Segment INPUT (TIFF, folder of slices, file.h5:/dataset, Zarr, OME-Zarr) into OUTPUT (.tif or .zarr).
+    """Segment INPUT (TIFF, folder of slices, file.h5:/dataset, Zarr, OME-Zarr, NIfTI) into OUTPUT (.tif or .zarr).
 
     Stopped, the same command goes on where it was: what is done lies in OUTPUT.partial.
     """
