@@ -81,7 +81,7 @@ def test_datasets_without_organelles_are_described_as_before(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("domain", ORGANELLES)
 def test_phantoms_have_all_organelles_inside_neurites(domain: str) -> None:
-    image, label = make_volume(domain, (6, 160, 160), 1)
+    image, label = make_volume(domain, (6, 192, 192), 1)
     assert len({d.voxel_nm for d in ORGANELLES.values()}) == 3
     share = {name: (label == value).mean() for name, value in CLASSES.items()}
     assert set(np.unique(label)) <= {0, *CLASSES.values()}

@@ -82,9 +82,9 @@ DOMAINS: dict[str, Domain] = {
 }  # fmt: skip
 
 ORGANELLES: dict[str, Domain] = {
-    "organelles_5nm": replace(DOMAINS["phantom_fib"], lipids=12.0, lipid=232.0),
-    "organelles_8nm": replace(DOMAINS["phantom_fib"], voxel_nm=(8.0, 8.0, 8.0), lipids=12.0, lipid=40.0),
-    "organelles_30nm": replace(DOMAINS["phantom_tem"], voxel_nm=(30.0, 6.0, 6.0), lipids=12.0, lipid=215.0),
+    "organelles_5nm": replace(DOMAINS["phantom_fib"], lipids=30.0, lipid=232.0),
+    "organelles_8nm": replace(DOMAINS["phantom_fib"], voxel_nm=(8.0, 8.0, 8.0), lipids=30.0, lipid=40.0),
+    "organelles_30nm": replace(DOMAINS["phantom_tem"], voxel_nm=(30.0, 6.0, 6.0), lipids=30.0, lipid=215.0),
 }
 """Domains whose labels tell organelles apart, see `emadapt.data.phantom.CLASSES`; at three voxel sizes."""
 
@@ -287,7 +287,7 @@ def make_scene(domain: str, shape: tuple[int, int, int], seed: int) -> Scene:
             if tube is not None:
                 scene.tubes.append(tube)
     for _ in range(int(np.ceil(d.lipids * float(np.prod((extent + MARGIN_NM) / 1000.0))))):
-        tube = _grow_tube(scene, rng, "lipid", rng.uniform(60, 130), 0.0)
+        tube = _grow_tube(scene, rng, "lipid", rng.uniform(50, 110), 0.0)
         if tube is not None:
             scene.tubes.append(tube)
     p = rng.uniform(-60, extent + 60, size=(int(d.vesicles * 3 * np.prod((extent + 120) / 1000.0)), 3))
