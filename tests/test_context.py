@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 
 from emadapt.config import BackboneSpec, RegimeSpec, Unit
 from emadapt.data.ingest import open_volume
@@ -52,9 +51,6 @@ def test_cache_and_loop_show_the_same_three_slices(tmp_path: Path) -> None:
     make_study(tmp_path)
     volume = open_volume("a", tmp_path / "build/ingest")
     segmenter = build_segmenter(SPEC, RegimeSpec("frozen"), "unet", 0).eval()  # a head that looks at the image, too
-    with torch.no_grad():
-        for parameter in segmenter.head.parameters():
-            parameter.mul_(3)
     (view, augmented) = token_views(segmenter.backbone, SPEC, volume, range(2), tmp_path / "cache")
     geo, z = geometry_of(volume, SPEC, 14), volume.split["train"][1]
     row = int(view.rows_of_slice(z)[0])
@@ -66,9 +62,9 @@ def test_cache_and_loop_show_the_same_three_slices(tmp_path: Path) -> None:
     test = volume.split["test"]
     cached, online = (dict(predict_slices(segmenter, volume, test, v)) for v in (view, None))
     for z in test:
-        np.testing.assert_allclose(cached[z], online[z], atol=2e-2)  # the cache has half precision
+        np.testing.assert_allclose(cached[z], online[z], atol=5e-3)  # the cache has half precision
         alone = predict_slice(segmenter, np.repeat(np.asarray(volume.image[z])[..., None], 3, -1))
-        assert np.abs(alone - online[z]).max() > 1e-3  # neighbours count
+        assert np.abs(alone - online[z]).max() > 1e-4  # neighbours count
     image, label = CropDataset([volume], SPEC, 14, augmented=True)[Draw(0, volume.split["train"][0], 5)]
     assert (image.shape, label.shape) == ((3, 56, 56), (56, 56))
 

@@ -33,6 +33,7 @@ def write(folder: Path, suffix: str, **arrays: np.ndarray) -> None:
         elif suffix.startswith(".nii"):
             header = nibabel.Nifti1Header()
             header.set_xyzt_units("micron")
+            header.set_data_dtype(array.dtype)
             image = nibabel.Nifti1Image(array.T, np.diag([0.005, 0.005, 0.03, 1]), header)  # x, y, z
             nibabel.save(image, path)
         elif suffix == ".h5":
@@ -138,7 +139,7 @@ def test_manual_downloads_say_page_files_and_folder_and_are_taken_when_there(tmp
         fetch(name, tmp_path / "data")
     for words in (source.page, source.files, f"{tmp_path / 'data' / name}/", source.place, source.settings):
         assert words in str(told.value)
-    image, label = blobs((10, 90, 100), 0)
+    image, label = blobs((30, 60, 70), 0)
     target = tmp_path / "data" / name
     if "folders" in source.settings:
         for kind, array in (("images", image), ("labels", 255 * label)):
@@ -160,5 +161,5 @@ def test_manual_downloads_say_page_files_and_folder_and_are_taken_when_there(tmp
     study = load_study(tmp_path / "params.yaml")
     assert study.dataset_specs["a"].voxel_nm == source.voxel_nm
     ingest(study, "a", tmp_path / "data", tmp_path / "build")
-    n = 20 if name == "urocell" else 10
-    np.testing.assert_array_equal(open_volume("a", tmp_path / "build").label, np.concatenate([label] * (n // 10)))
+    volumes = 2 if name == "urocell" else 1
+    np.testing.assert_array_equal(open_volume("a", tmp_path / "build").label, np.concatenate([label] * volumes))
