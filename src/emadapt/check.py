@@ -96,7 +96,7 @@ def _check_data(study: Study, data: Path) -> list[str]:
                                  expected=f"at least {study.diagnose.blocks}, one for each block of diagnose")  # fmt: skip
             for part in parts:
                 image, label = read_slice(part.images[0]), read_slice(part.labels[0])
-                foreground_mask(label, spec.foreground, str(part.labels[0].path))
+                foreground_mask(label, spec.rule, str(part.labels[0].path))
                 if image.shape != label.shape:
                     raise InputError(part.labels[0].path, found=f"shape {label.shape}", expected=f"{image.shape}, as its image",
                                      do="Export both at the same size.")  # fmt: skip

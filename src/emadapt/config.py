@@ -146,12 +146,12 @@ class Study:
             "regime": dataclasses.asdict(self.regime_specs[unit.regime]),
             "train": dataclasses.asdict(self.train_spec(unit)),
             "split": dataclasses.asdict(self.split),
-            "datasets": {name: dataclasses.asdict(self.dataset_specs[name]) for name in train_set.datasets},
+            "datasets": {name: self.dataset_specs[name].described() for name in train_set.datasets},
         }
         if train_set.few:
             described["labelled"] = {"slices": train_set.slices, "crops": train_set.crops}
         if unlabelled := self.unlabelled_of(unit):
-            described["unlabelled"] = {name: dataclasses.asdict(self.dataset_specs[name]) for name in unlabelled}
+            described["unlabelled"] = {name: self.dataset_specs[name].described() for name in unlabelled}
         if source := self.source_of(unit):
             described["source"] = self.describe(source)
         return typing.cast(dict[str, Any], json.loads(json.dumps(described)))

@@ -25,6 +25,7 @@ from emadapt.models.heads import BatchNorm
 from emadapt.models.regimes import State, parameter_groups
 from emadapt.models.segmenter import Segmenter
 from emadapt.predict import predict_slices
+from emadapt.thresholds import GRID, choose_threshold, histogram
 from emadapt.tokens import TokenView
 
 Data = CropDataset | TokenDataset
@@ -207,14 +208,18 @@ def val_slices(volume: Volume, every: int) -> list[int]:
 
 
 def score(segmenter: Segmenter, volumes: list[Volume], views: list[list[TokenView]], every: int,
-           loss_of: nn.Module | None = None) -> dict[str, float]:  # fmt: skip
-    """Foreground IoU on validation slices, the mean over the datasets of the union; and the loss if asked."""
+           loss_of: nn.Module | None = None, tune: bool = False) -> dict[str, float]:  # fmt: skip
+    """Foreground IoU on validation slices, the mean over the datasets of the union.
+
+    Beside it, if asked, the loss, or the `threshold` with the highest such mean and the `iou_at_threshold`.
+    """
     segmenter.eval()
-    ious, losses = [], []
+    ious, losses, histograms = [], [], []
     for i, volume in enumerate(volumes):
         slices = val_slices(volume, every)
         overlap = 0.0 if every else None  # quick while training, as in evaluation at the end
         counts = torch.zeros((len(slices), 3), dtype=torch.float64)  # pixels hit, pixels in either, loss
+        levels = torch.zeros((2, len(GRID) + 1), dtype=torch.float64)  # pixels by probability
         mine = range(parallel.rank(), len(slices), parallel.size())
         shown = mine if every else range(len(slices))  # slices spread over the block have no neighbours to be smoothed with
         shown = shown if segmenter.spec.smooth_z_nm else mine
@@ -229,13 +234,18 @@ def score(segmenter: Segmenter, volumes: list[Volume], views: list[list[TokenVie
                 p = torch.tensor(probability).clamp(1e-6, 1 - 1e-6)
                 logits = torch.stack([(1 - p).log(), p.log()])[None]  # softmax gives back the probabilities
                 counts[k, 2] = float(loss_of(logits, torch.from_numpy(np.array(volume.label[z]))[None, None].long()))
+            if tune:
+                levels += torch.from_numpy(histogram(probability, label))
         counts = parallel.total(counts)  # each slice from the one process that has it
         hits, total, _ = counts.sum(0).tolist()
         ious.append(hits / total if total else 1.0)
         if loss_of is not None:
             losses += counts[:, 2].tolist()
+        if tune:
+            histograms.append(parallel.total(levels).long().numpy())
     scored = {"iou": float(np.mean(ious)), **{f"iou.{v.name}": iou for v, iou in zip(volumes, ious, strict=True)}}
-    return scored | ({"loss": float(np.mean(losses))} if losses else {})
+    scored |= {"loss": float(np.mean(losses))} if losses else {}
+    return scored | (dict(zip(("threshold", "iou_at_threshold"), choose_threshold(histograms), strict=True)) if tune else {})
 
 
 def _optimiser(segmenter: Segmenter, train: TrainSpec, joint: Plain | None = None) -> torch.optim.Optimizer:

@@ -43,6 +43,7 @@ def problems_of(study: Study) -> list[str]:
     for name, data in study.dataset_specs.items():
         if isinstance(data.foreground, str) and not re.fullmatch(r">\d+(\.\d+)?", data.foreground):
             bad.append(f"datasets.{name}.foreground: found {data.foreground!r}; expected '>N' or a list of label ids")
+        bad += _check_organelles(study, name)
         if min(data.voxel_nm) <= 0:
             bad.append(f"datasets.{name}.voxel_nm: found {data.voxel_nm}; expected three positive sizes (z, y, x) in nm")
     for name, backbone in study.backbone_specs.items():
@@ -86,6 +87,17 @@ def problems_of(study: Study) -> list[str]:
     if own.tokens < 10 * own.blocks or min(own.permutations, own.replicates) < 1:
         bad.append("diagnose: tokens must be at least ten a block, permutations and replicates at least 1")
     return bad + study.sweep.problems()
+
+
+def _check_organelles(study: Study, name: str) -> list[str]:
+    """Problems of a dataset's `organelles` and `organelle`."""
+    data, where = study.dataset_specs[name], f"datasets.{name}"
+    if (data.organelle or data.organelles) and data.organelle not in data.organelles:
+        have = ", ".join(data.organelles) or "none: name them and their label ids in `organelles`"
+        return [f"{where}.organelle: found {data.organelle or 'nothing'}; expected one of {have}"]
+    if data.organelle and data.foreground != type(data).foreground:
+        return [f"{where}: found organelle and foreground, which both say what is segmented; leave out foreground"]
+    return []
 
 
 def _is_amount(value: int | str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 
@@ -15,11 +15,24 @@ class DatasetSpec:
     voxel_nm: tuple[float, float, float]
     """Voxel size (z, y, x) in nm."""
     foreground: str | tuple[int, ...] = ">127"
-    """Which label values are mitochondria: ">N" or a list of ids."""
+    """Which label values are what is segmented: ">N" or a list of ids."""
     pairing: Literal["number", "stem", "lexicographic", "lexicographic_165"] = "number"
     """How an image finds its label. The last two replicate a known mistake and are tagged wherever they are used."""
     path: str = ""
     """Folder of the raw data; empty: data/<name>."""
+    organelles: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """What the label's ids are, e.g. `{mitochondria: [1], er: [2]}`."""
+    organelle: str = ""
+    """Which of `organelles` is what is segmented, in the place of `foreground`."""
+
+    @property
+    def rule(self) -> str | tuple[int, ...]:
+        """Which label values are what is segmented, as `foreground` has it."""
+        return self.organelles[self.organelle] if self.organelle else self.foreground
+
+    def described(self) -> dict[str, Any]:
+        """The settings; those of organelles only where there are any, so that hashes from before them hold."""
+        return {k: v for k, v in dataclasses.asdict(self).items() if v or k not in ("organelles", "organelle")}
 
 
 @dataclass(frozen=True)
@@ -81,6 +94,8 @@ class BackboneSpec:
     patch."""
     smooth_z_nm: float = 0.0
     """Standard deviation of a Gaussian along z over the probabilities of neighbouring slices that are predicted; 0: none."""
+    context: Literal[0, 1] = 0
+    """1: the slices below and above as the first and third of the three input channels (2.5D); 0: the slice as all three."""
     normalisation: Literal["checkpoint", "imagenet"] = "checkpoint"
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Arithmetic of the token cache and of prediction; `auto`: bf16 where the hardware has it, else fp32."""
@@ -90,8 +105,9 @@ class BackboneSpec:
     """The dataset that `histogram`, `fda` and `voxel` make others resemble."""
 
     def described(self) -> dict[str, Any]:
-        """The settings; those of alignment and smoothing only where there are any, so that hashes from before them hold."""
-        return {k: v for k, v in dataclasses.asdict(self).items() if v or k not in ("align", "reference", "smooth_z_nm")}
+        """The settings; those that came later only where they are in use, so that hashes from before them hold."""
+        later = ("align", "reference", "smooth_z_nm", "context")
+        return {k: v for k, v in dataclasses.asdict(self).items() if v or k not in later}
 
 
 @dataclass(frozen=True)

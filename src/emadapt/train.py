@@ -293,7 +293,7 @@ def _fit_or_copy(inputs: Inputs, train: TrainSpec, unit: Unit, key: str, scratch
         for number, metrics in enumerate(progress.history, 1):
             tracker.log_metrics(metrics, number * steps)
         untracked.unlink()
-    return progress, score(segmenter, inputs.volumes, inputs.views, every=0)
+    return progress, score(segmenter, inputs.volumes, inputs.views, every=0, tune=True)
 
 
 def _copy(twin: Path, segmenter: Segmenter, tracker: tracking.Tracker) -> tuple[Progress, dict[str, float]]:

@@ -29,6 +29,8 @@ BASELINE_HEADS: dict[str, dict[str, Callable[[int, int], nn.Module]]] = {
     "ridge": {"linear": HEADS["linear"]}, "knn": {"knn": Nearest}, "unet2d": {"unet2d": UNet2d},
 }  # fmt: skip
 """Regimes that have a head of their own (`RegimeSpec.own_head`)."""
+IMAGE_CHANNELS = (1, 3)
+"""Of images, one slice or with its neighbours; tokens have more."""
 
 
 class Segmenter(nn.Module):
@@ -74,8 +76,8 @@ class Segmenter(nn.Module):
         """Logits at `size`.
 
         Args:
-            batch: images (B, 1, H, W) in [0, 1]; or what is cached of them: tokens (B, blocks * D, h, w) or one (B, D, h, w)
-                per block, or, where these are not enough, `Cached`.
+            batch: images (B, 1, H, W) in [0, 1], of a backbone with `context` (B, 3, H, W); or what is cached of them: tokens
+                (B, blocks * D, h, w) or one (B, D, h, w) per block, or, where these are not enough, `Cached`.
             size: (H, W) of the images and of the logits.
 
         Returns:
@@ -87,6 +89,7 @@ class Segmenter(nn.Module):
         if needs_image(self.head_name):
             if image is None:
                 raise ValueError(f"head {self.head_name} needs the image beside its tokens")
+            image = image[:, image.shape[1] // 2, None]  # the slice itself, of three
             logits = self.head(tokens, inner, image[..., margin : margin + inner[0], margin : margin + inner[1]])
         else:
             logits = self.head(tokens, inner)
@@ -106,7 +109,7 @@ class Segmenter(nn.Module):
             return batch, None
         if isinstance(batch, Cached):
             stacked, entering, image = batch.tokens, batch.entering, batch.image
-        elif batch.shape[1] == 1:
+        elif batch.shape[1] in IMAGE_CHANNELS:
             return self.backbone(batch), batch
         else:
             stacked, entering, image = batch, None, None
@@ -123,7 +126,7 @@ class Segmenter(nn.Module):
         """
         if isinstance(self.backbone, NoBackbone):
             return [inputs]
-        patch = self.backbone.arch.patch if inputs.shape[1] == 1 else 1
+        patch = self.backbone.arch.patch if inputs.shape[1] in IMAGE_CHANNELS else 1
         shape = (0, self.backbone.arch.dim, inputs.shape[2] // patch, inputs.shape[3] // patch)
         adapted = bool(self.trainable()["adapter"])
         return [torch.zeros(shape, device=inputs.device, requires_grad=adapted) for _ in self.backbone.blocks]

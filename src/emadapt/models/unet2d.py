@@ -65,6 +65,6 @@ class UNet2d(nn.Module):
 def own_spec(spec: BackboneSpec) -> BackboneSpec:
     """The backbone's input settings for a U-Net: the tile rounded up to a multiple of its stride (252 becomes 256).
 
-    Two strides at least, since one pixel on the deepest level has no statistics; 0 stays the whole slice.
+    Two strides at least, since one pixel on the deepest level has no statistics; 0 stays the whole slice. It sees one slice.
     """
-    return dataclasses.replace(spec, tile=spec.tile and max(2, -(-spec.tile // STRIDE)) * STRIDE)
+    return dataclasses.replace(spec, context=0, tile=spec.tile and max(2, -(-spec.tile // STRIDE)) * STRIDE)
