@@ -89,8 +89,8 @@ def augment(image: Grey, label: Grey, seed: int) -> tuple[Grey, Grey]:
         image, label = image[::-1], label[::-1]
     compose = _augmentation()
     compose.set_random_seed(int(rng.integers(2**31)))  # per sample: forked workers would otherwise repeat each other
-    out = compose(volume=np.ascontiguousarray(image), mask3d=np.ascontiguousarray(label))
-    return out["volume"], out["mask3d"]
+    out = compose(images=np.ascontiguousarray(image), masks=np.ascontiguousarray(label))  # alike for all of them
+    return out["images"], out["masks"]
 
 
 class PatchDataset(Dataset[Item]):
