@@ -121,7 +121,7 @@ def test_without_a_sample_it_takes_part_in_the_backward_pass() -> None:
 
 
 def test_it_is_trained_resumed_and_scored_and_learns(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    study = a_study(here, epochs=2, steps_per_epoch=12)
+    study = a_study(here, epochs=2, steps_per_epoch=6)
     assert (study.train_spec(UNIT).head_lr, study.train_spec(UNIT).weight_decay) == (0.002, 0.0)
     folder = train_unit(study, UNIT)
     undisturbed = (folder / "model.safetensors").read_bytes()

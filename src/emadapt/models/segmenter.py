@@ -212,8 +212,8 @@ def load_segmenter(folder: Path) -> tuple[Segmenter, dict[str, Any]]:
                          do="Train the unit first: `dvc repro train@UNIT`.")  # fmt: skip
     try:
         card = json.loads((folder / "model.json").read_text())
-        settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in card["backbone"].items()}
-        spec, regime, trained_on = BackboneSpec(**settings), RegimeSpec(**card["regime"]), card["weights"]["sha256"]
+        spec, regime = BackboneSpec(**_settings(card["backbone"])), RegimeSpec(**_settings(card["regime"]))
+        trained_on = card["weights"]["sha256"]
         state, domains = load_file(folder / "model.safetensors"), dict(card.get("domains", {}))
     except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise InputError(folder, found=f"a damaged model, or one of another version ({type(error).__name__}: {error})",
@@ -226,3 +226,8 @@ def load_segmenter(folder: Path) -> tuple[Segmenter, dict[str, Any]]:
                          do="Restore those weights, or train again.")  # fmt: skip
     segmenter.load_trained(state)
     return segmenter.eval(), card
+
+
+def _settings(read: dict[str, Any]) -> dict[str, Any]:
+    """Settings as JSON has them, lists as tuples again."""
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in read.items()}
