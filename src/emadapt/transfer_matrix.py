@@ -9,8 +9,9 @@ from emadapt.config import Study, Unit
 TRANSFER_METHOD = (
     "IoU on the target's own test data of units that start from the adapter and head of a source (`init_from`), and of those of"
     " `base`, the regime with the same adapter and head that starts from pretrained weights alone, or where there is no backbone"
-    " from random values; `differs`: other settings in which the two regimes differ. `seen`: the source was trained on labels of the test dataset that the target does not have,"
-    " so that there is no comparison. p_holm corrected after Holm for all differences of this list."
+    " from random values; `differs`: other settings in which the two regimes differ. `seen`: the source was trained on labels of"
+    " the test dataset that the target does not have, so that there is no comparison. p_holm corrected after Holm for all"
+    " differences of this list."
     f" Difference: {METHOD}"
 )
 
