@@ -22,7 +22,7 @@ from emadapt.data.patches import Draw
 from emadapt.errors import ConfigError, InputError
 from emadapt.evaluate import evaluate_unit
 from emadapt.fit import val_slices
-from emadapt.models.resunet3d import Block, ResUNet3d
+from emadapt.models.resunet3d import BatchNorm3d, Block, ResUNet3d
 from emadapt.models.segmenter import build_segmenter, load_segmenter
 from emadapt.segment.model import open_model
 from emadapt.tokens import run as tokens
@@ -98,6 +98,25 @@ def test_a_block_is_three_convolutions_and_a_sum() -> None:
     second = F.elu(normal(F.conv3d(first, weights[1], padding=1)))
     expected = F.elu(normal(F.conv3d(second, weights[2], padding=1)) + first)
     torch.testing.assert_close(block(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_normalisation_over_processes_is_torchs_over_all_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What several processes compute, here with sums over one that has all samples."""
+    monkeypatch.setattr("emadapt.parallel.size", lambda: 2)
+    monkeypatch.setattr("emadapt.parallel.total", lambda values: values)
+    ours, theirs = BatchNorm3d(3), nn.BatchNorm3d(3)
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(2, 3, 4, 5, 6, generator=generator) * 3 + 1 for _ in range(2))
+    grads = []
+    for norm in (ours, theirs):
+        inputs = x.clone().requires_grad_()
+        out = norm(inputs)
+        (out * y).sum().backward()
+        grads.append((out, inputs.grad, norm.weight.grad, norm.bias.grad))
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    for a, b in zip(ours.buffers(), theirs.buffers(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
 def test_gradients_reach_all_of_it_and_neighbours_matter() -> None:
