@@ -85,9 +85,14 @@ def test_windows_cover_every_slice_and_keep_inside(length: int, depth: int, shar
 
 
 def test_memory_holds_one_row_of_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    segmenter, kept = a_model(4, 32), []
-    concatenate = np.concatenate
-    monkeypatch.setattr(np, "concatenate", lambda parts: (kept.append(sum(len(p) for p in parts)), concatenate(parts))[1])
+    segmenter, concatenate = a_model(4, 32), np.concatenate
+    kept: list[int] = []
+
+    def counted(parts: list[np.ndarray]) -> np.ndarray:
+        kept.append(sum(len(part) for part in parts))
+        return concatenate(parts)
+
+    monkeypatch.setattr(np, "concatenate", counted)
     assert len(list(predict_block(segmenter, IMAGE, range(11), 0.5))) == 11
     assert kept
     assert max(kept) <= 4
