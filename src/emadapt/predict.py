@@ -19,6 +19,7 @@ from emadapt.data.tiles import Grey, blend, geometry, to_input, with_neighbours
 from emadapt.device import autocast
 from emadapt.models.heads import needs_image
 from emadapt.models.segmenter import Segmenter
+from emadapt.predict3d import predict_block
 from emadapt.tokens import TokenView
 
 BATCH_TILES = 16
@@ -61,7 +62,10 @@ def predict_cached(segmenter: Segmenter, view: TokenView, z: int, native: tuple[
 
 def predict_slices(segmenter: Segmenter, volume: Volume, slices: list[int], view: TokenView | None = None,
                    overlap: float | None = None, *, smooth: bool = True) -> Iterator[tuple[int, Probability]]:  # fmt: skip
-    """Slice number and probability for each of `slices` (rising), from the cache where a view is given, smoothed along z."""
+    """Slice number and probability for each of `slices` (rising), from the cache where a view is given, smoothed along z.
+
+    A regime in 3D sees runs of consecutive slices together (see `emadapt.predict3d`).
+    """
     native, aligner = (volume.image.shape[1], volume.image.shape[2]), aligner_of(volume, segmenter.spec)
     if segmenter.domains and slices:
         segmenter.use(*domain_of(segmenter, volume, slices, view))
@@ -71,7 +75,9 @@ def predict_slices(segmenter: Segmenter, volume: Volume, slices: list[int], view
             return predict_cached(segmenter, view, z, native, aligner)
         return predict_slice(segmenter, with_neighbours(volume, z, segmenter.spec.context), overlap, aligner)
 
-    found = ((z, probability(z)) for z in slices)
+    found: Iterator[tuple[int, Probability]] = ((z, probability(z)) for z in slices)
+    if segmenter.regime.is_3d:
+        found = predict_block(segmenter, volume.image, slices, overlap, aligner)
     sigma = segmenter.spec.smooth_z_nm if smooth else 0.0
     return smooth_z(found, sigma / float(volume.manifest["voxel_nm"][0])) if sigma else found
 

@@ -161,18 +161,25 @@ def run(study: Study, backbone_name: str, dataset: str, out: Path = Path("build/
         same bytes.
     """
     from emadapt.models.segmenter import build_frozen
+    from emadapt.models.unet2d import NONE
 
     spec, volume = study.backbone_specs[backbone_name], open_volume(dataset)
+    path = out / backbone_name / f"{dataset}.json"
+    entries: list[dict[str, Any]] = []
+    if all(study.regime_specs[name].from_scratch for name in study.regimes):
+        manifest = {"backbone": backbone_name, "dataset": dataset, "data_md5": volume.md5, "entries": entries,
+                    "weights": NONE.to_dict()}  # fmt: skip
+        write_json(path, manifest)
+        print(f"tokens {backbone_name} {dataset}: none, no regime of the study has a backbone")
+        return path
     backbone = build_frozen(spec).to(device())
     started = time.perf_counter()
-    entries: list[dict[str, Any]] = []
     for view in range(spec.views + 1):
         rows = len(token_views(backbone, spec, volume, range(view, view + 1))[0].index)
         key = token_key(backbone, spec, volume, view)
         entries.append({"view": view, "key": key, "rows": rows, "bytes": cache_bytes(CACHE / key)})
     manifest = {"backbone": backbone_name, "dataset": dataset, "data_md5": volume.md5, "entries": entries,
                 "weights": backbone.provenance.to_dict()}  # fmt: skip
-    path = out / backbone_name / f"{dataset}.json"
     write_json(path, manifest)
     total = sum(e["bytes"] for e in entries) / 1e9
     print(f"tokens {backbone_name} {dataset}: {sum(e['rows'] for e in entries)} tiles, {total:.2f} GB on disk, "

@@ -22,6 +22,7 @@ from emadapt.data.labelled import Tile
 from emadapt.data.tiles import Grey, geometry_of, label_to_input, to_input, with_neighbours
 
 if TYPE_CHECKING:
+    from emadapt.data.patches3d import PatchDataset
     from emadapt.tokens import TokenView
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network for its version at import
@@ -230,17 +231,19 @@ def cycle(values: npt.NDArray[np.int64], n: int, rng: np.random.Generator) -> np
     return np.concatenate(rounds)[:n]
 
 
-def load_epoch(dataset: CropDataset | TokenDataset, batches: list[list[Draw]], workers: int) -> DataLoader[list[Item]]:
+def load_epoch(
+    dataset: CropDataset | TokenDataset | PatchDataset, batches: list[list[Draw]], workers: int
+) -> DataLoader[list[Item]]:
     """Iterate over an epoch's batches; a batch is a list of groups of equal shape, each a stacked (inputs, labels)."""
     return DataLoader(dataset, batch_sampler=batches, num_workers=workers, collate_fn=_group)  # type: ignore[arg-type]
 
 
-def deal(dataset: CropDataset | TokenDataset, batch: list[Draw], rank: int, size: int) -> list[Draw]:
+def deal(dataset: CropDataset | TokenDataset | PatchDataset, batch: list[Draw], rank: int, size: int) -> list[Draw]:
     """What process `rank` of `size` takes of a batch; together they take all of it, and equal shapes are shared out evenly."""
     return sorted(batch, key=lambda draw: dataset.shapes(draw.member))[rank::size]
 
 
-def with_absent(dataset: CropDataset | TokenDataset, batch: list[Draw], own: list[Item]) -> list[Item]:
+def with_absent(dataset: CropDataset | TokenDataset | PatchDataset, batch: list[Draw], own: list[Item]) -> list[Item]:
     """The groups of a process, and an empty one for each shape that only others have, in the order of the whole batch."""
     have = {tuple(inputs.shape[1:]): (inputs, labels) for inputs, labels in own}
     shapes = dict.fromkeys(dataset.shapes(draw.member) for draw in batch)

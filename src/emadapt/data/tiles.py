@@ -132,7 +132,12 @@ def blend(tiles: npt.NDArray[np.float32], corners: list[tuple[int, int]], geo: G
     for tile, (y, x) in zip(tiles, corners, strict=True):
         total[y : y + h, x : x + w] += tile * hann
         weight[y : y + h, x : x + w] += hann
-    merged = (total / weight)[: geo.resized[0], : geo.resized[1]]
+    return to_native(total / weight, geo)
+
+
+def to_native(probability: npt.NDArray[np.float32], geo: Geometry) -> npt.NDArray[np.float32]:
+    """Probabilities (H, W) of the padded slice -> (Y, X) at the slice's own resolution."""
+    merged = probability[: geo.resized[0], : geo.resized[1]]
     if geo.resized == geo.native:
         return np.asarray(merged)
     resized = Image.fromarray(merged).resize((geo.native[1], geo.native[0]), Image.Resampling.BILINEAR)

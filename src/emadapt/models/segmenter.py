@@ -22,11 +22,13 @@ from emadapt.models.domain import Copies, give_copies, use
 from emadapt.models.heads import HEADS, needs_image
 from emadapt.models.nearest import Nearest
 from emadapt.models.regimes import State, adapter_state, apply_regime, cut_of, load_adapter, use_adapter
-from emadapt.models.unet2d import NoBackbone, UNet2d, own_spec
+from emadapt.models.resunet3d import ResUNet3d
+from emadapt.models.unet2d import STRIDE, NoBackbone, UNet2d, own_spec
 
 WEIGHTS = Path("scratch/weights")
-BASELINE_HEADS: dict[str, dict[str, Callable[[int, int], nn.Module]]] = {
+BASELINE_HEADS: dict[str, dict[str, Callable[..., nn.Module]]] = {
     "ridge": {"linear": HEADS["linear"]}, "knn": {"knn": Nearest}, "unet2d": {"unet2d": UNet2d},
+    "resunet3d": {"resunet3d": ResUNet3d},
 }  # fmt: skip
 """Regimes that have a head of their own (`RegimeSpec.own_head`)."""
 IMAGE_CHANNELS = (1, 3)
@@ -61,7 +63,8 @@ class Segmenter(nn.Module):
         self.backbone = backbone
         torch.manual_seed(seed)
         apply_regime(backbone, regime, datasets)
-        self.head = heads[head](backbone.arch.dim, len(backbone.blocks))
+        own = {"channels": regime.channels} if regime.is_3d else {}
+        self.head = heads[head](backbone.arch.dim, len(backbone.blocks), **own)
         self.cut = cut_of(backbone, regime)
         self.domains: dict[str, dict[str, list[float]]] = {}
         self.domain, self.distances = "", dict[str, float]()
@@ -76,12 +79,13 @@ class Segmenter(nn.Module):
         """Logits at `size`.
 
         Args:
-            batch: images (B, 1, H, W) in [0, 1], of a backbone with `context` (B, 3, H, W); or what is cached of them: tokens
+            batch: images (B, 1, H, W) in [0, 1], of a backbone with `context` (B, 3, H, W), of a regime in 3D (B, 1, Z, H, W);
+                or what is cached of them: tokens
                 (B, blocks * D, h, w) or one (B, D, h, w) per block, or, where these are not enough, `Cached`.
             size: (H, W) of the images and of the logits.
 
         Returns:
-            (B, 2, H, W) float32.
+            (B, 2, H, W) or (B, 2, Z, H, W) float32.
         """
         tokens, image = self.tokens(batch)
         margin = (self.backbone.arch.patch - self.backbone.stride) // 2  # overlapping patches: their middles span less
@@ -179,8 +183,9 @@ def build_frozen(spec: BackboneSpec) -> Backbone:
 
 def build_segmenter(spec: BackboneSpec, regime: RegimeSpec, head: str, seed: int, datasets: Sequence[str] = ()) -> Segmenter:
     """A fresh segmenter for training on `datasets`."""
-    if regime.kind == "unet2d":
-        return Segmenter(own_spec(spec), regime, head, seed, NoBackbone(), datasets)
+    if regime.from_scratch:
+        side = max(regime.patch[1:]) if regime.is_3d else 2 * STRIDE
+        return Segmenter(own_spec(spec, side), regime, head, seed, NoBackbone(), datasets)
     return Segmenter(spec, regime, head, seed, build_frozen(spec), datasets)
 
 
@@ -211,8 +216,8 @@ def load_segmenter(folder: Path) -> tuple[Segmenter, dict[str, Any]]:
                          do="Train the unit first: `dvc repro train@UNIT`.")  # fmt: skip
     try:
         card = json.loads((folder / "model.json").read_text())
-        settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in card["backbone"].items()}
-        spec, regime, trained_on = BackboneSpec(**settings), RegimeSpec(**card["regime"]), card["weights"]["sha256"]
+        spec, regime = BackboneSpec(**_settings(card["backbone"])), RegimeSpec(**_settings(card["regime"]))
+        trained_on = card["weights"]["sha256"]
         state, domains = load_file(folder / "model.safetensors"), dict(card.get("domains", {}))
     except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise InputError(folder, found=f"a damaged model, or one of another version ({type(error).__name__}: {error})",
@@ -225,3 +230,8 @@ def load_segmenter(folder: Path) -> tuple[Segmenter, dict[str, Any]]:
                          do="Restore those weights, or train again.")  # fmt: skip
     segmenter.load_trained(state)
     return segmenter.eval(), card
+
+
+def _settings(read: dict[str, Any]) -> dict[str, Any]:
+    """Settings as JSON has them, lists as tuples again."""
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in read.items()}
