@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tifffile
 
 from emadapt.config import BackboneSpec, RegimeSpec, Unit
 from emadapt.data.ingest import open_volume
@@ -69,7 +70,8 @@ def test_cache_and_loop_show_the_same_three_slices(tmp_path: Path) -> None:
     assert (image.shape, label.shape) == ((3, 56, 56), (56, 56))
 
 
-def test_studies_train_and_evaluate_with_context_and_segment_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.slow
+def test_studies_train_and_evaluate_with_context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("EMADAPT_TRACKING", "off")
     params = settings(steps_per_epoch=10, head_lr=3e-3)
@@ -83,6 +85,10 @@ def test_studies_train_and_evaluate_with_context_and_segment_refuses(tmp_path: P
         if regime != "unet":
             test = json.loads(evaluate_unit(study, unit).read_text())["test"]
             assert 0 < test["a"]["iou"] <= 1
+
+
+def test_segment_refuses_a_model_with_context(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "image.tif", np.zeros((3, 60, 60), np.uint8), photometric="minisblack")
     model = write_model(tmp_path / "model", context=1)
     with pytest.raises(InputError, match=r"context: 1.*evaluate"):
-        prepare(Order("data/a/image.tif", "mask.tif", str(model), voxel_nm=(30.0, 5.0, 5.0)))
+        prepare(Order(str(tmp_path / "image.tif"), "mask.tif", str(model), voxel_nm=(30.0, 5.0, 5.0)))

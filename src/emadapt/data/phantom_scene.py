@@ -82,9 +82,9 @@ DOMAINS: dict[str, Domain] = {
 }  # fmt: skip
 
 ORGANELLES: dict[str, Domain] = {
-    "organelles_5nm": replace(DOMAINS["phantom_fib"], lipids=30.0, lipid=232.0),
-    "organelles_8nm": replace(DOMAINS["phantom_fib"], voxel_nm=(8.0, 8.0, 8.0), lipids=30.0, lipid=40.0),
-    "organelles_30nm": replace(DOMAINS["phantom_tem"], voxel_nm=(30.0, 6.0, 6.0), lipids=30.0, lipid=215.0),
+    "organelles_5nm": replace(DOMAINS["phantom_fib"], lipids=120.0, lipid=232.0),
+    "organelles_8nm": replace(DOMAINS["phantom_fib"], voxel_nm=(8.0, 8.0, 8.0), lipids=120.0, lipid=40.0),
+    "organelles_30nm": replace(DOMAINS["phantom_tem"], voxel_nm=(30.0, 6.0, 6.0), lipids=120.0, lipid=215.0),
 }
 """Domains whose labels tell organelles apart, see `emadapt.data.phantom.CLASSES`; at three voxel sizes."""
 
