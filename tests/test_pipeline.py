@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from emadapt.cli import main
 from emadapt.config import Study, load_study
-from tiny import make_study, settings, under_dvc, write_stack
+from tiny import blobs, make_study, settings, under_dvc, write_stack
 
 ROOT = Path(__file__).parents[1]
 
@@ -308,6 +308,24 @@ def test_dvc_runs_the_pipeline_in_parallel_then_has_nothing_to_do(tmp_path: Path
     # `start` looks at all settings and writes the same bytes again, so that nothing follows from it. The frozen diagnosis looks
     # at build/units as a whole; what it computed once it only reads again.
     assert all(any(word in line for word in ("lora", "start", "diagnose", "report")) for line in ran)
+
+
+@pytest.mark.slow
+def test_dvc_ingests_a_twin_of_another_datasets_folder_and_sees_it_change(tmp_path: Path) -> None:
+    params = settings()
+    params["study"]["datasets"] += ["twin"]
+    params["datasets"]["twin"] = {**params["datasets"]["a"], "path": "data/a"}
+    make_study(tmp_path, params, ingested=False)
+    sh = under_dvc(tmp_path)
+    sh("dvc", "repro", "ingest@twin", "ingest@a")
+    assert "up to date" in sh("dvc", "repro", "ingest@twin", "ingest@a")
+    write_stack(tmp_path / "data/other", *blobs((10, 90, 100), 5))
+    for name in ("image.tif", "label.tif"):
+        (tmp_path / "data/other" / name).replace(tmp_path / "data/a" / name)
+    sh("dvc", "add", "-q", "data")
+    before = (tmp_path / "build/ingest/twin/manifest.json").read_text()
+    sh("dvc", "repro", "ingest@twin")
+    assert (tmp_path / "build/ingest/twin/manifest.json").read_text() != before
 
 
 def test_check_names_sections_that_dvc_needs_and_volumes_too_thin_to_diagnose(tmp_path: Path, monkeypatch) -> None:
