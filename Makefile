@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help venv repro test lint ui lock clean
+.PHONY: help venv repro test lint audit ui lock clean
 
 PYTHON ?= python3
 VENV := $(CURDIR)/.venv
@@ -66,6 +66,9 @@ lint: venv ## ruff, mypy, hadolint
 	$(IN_VENV) ruff format --check .
 	$(IN_VENV) mypy
 	$(IN_VENV) hadolint Dockerfile
+
+audit: venv ## known vulnerabilities, licences, bill of materials of requirements.lock, in build/audit
+	$(IN_VENV) python .ci/audit
 
 ui: venv ## the lab book (MLflow) on http://127.0.0.1:5000, until Ctrl-C
 	@echo "open http://127.0.0.1:5000/#/experiments?workflowType=machine_learning"

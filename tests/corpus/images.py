@@ -170,7 +170,7 @@ TIFFS: dict[str, Write] = {
         th=(323, "I", 2**31 - 16),
         to=(324, "I", 8),
         tc=(325, "I", 768),
-    ),  # fmt: skip
+    ),
     "tiff-60000-samples": page(samples=(277, "H", 60000)),
     "tiff-3-bits": page(bits=(258, "H", 77)),
     "tiff-deflate-bomb": bomb(32768),
