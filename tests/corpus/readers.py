@@ -147,4 +147,4 @@ def _read(read: Callable[[Any], None], argument: Any) -> dict[str, Any]:
         error, clear, message = type(problem).__name__, isinstance(problem, EmadaptError), str(problem)
     seconds = time.process_time() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"error": error, "clear": clear, "message": message[:5000], "seconds": seconds, "megabytes": (peak - before) / 1024}
+    return {"error": error, "clear": clear, "message": message[:20000], "seconds": seconds, "megabytes": (peak - before) / 1024}
