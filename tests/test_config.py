@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import yaml
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from emadapt.config import digest, load_study
@@ -155,6 +156,7 @@ def places(value: Any, above: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [above] * bool(above) + [place for key, item in inner for place in places(item, (*above, key))]
 
 
+@hypothesis_settings(max_examples=25)
 @given(st.data())
 def test_whatever_stands_in_a_study_it_is_read_or_refused_as_settings_are(tmp_path_factory, data: st.DataObject) -> None:
     params = settings()

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import hashlib
+import itertools
 import json
 import multiprocessing
 import os
@@ -21,6 +22,8 @@ VERBS = ("cli", "data.ingest", "tokens", "train", "evaluate", "diagnose.run", "r
 TIMES = {"seconds", "peak_mb", "train_seconds"}
 """What two runs of the same cannot have in common."""
 LIMIT = 240.0
+NUMBERS = itertools.count()
+"""Of processes."""
 
 
 def context() -> Any:
@@ -50,11 +53,10 @@ class Ended:
 def run(root: Path, *words: str, kill_after: float | None = None, inside: Callable[..., None] | None = None,
         **environment: str) -> Ended:  # fmt: skip
     """`emadapt WORDS` in `root`, or `inside` of it; killed with signal 9 after some seconds if it lasts so long."""
-    log = root.parent / f"{root.name}.log"
-    log.unlink(missing_ok=True)
+    log = root.parent / f"{root.name}-{next(NUMBERS)}.log"
     process = context().Process(target=_child, args=(root, words, log, inside, {"EMADAPT_TRACKING": "off"} | environment))
     process.start()
-    ready = root.parent / f"{root.name}.ready"
+    ready = log.with_suffix(".ready")
     while not ready.exists() and process.is_alive():
         time.sleep(0.002)
     started = time.perf_counter()
@@ -76,11 +78,11 @@ def _child(
 ) -> None:
     os.setsid()
     os.chdir(root)
-    os.environ.update(environment)
+    os.environ.update(environment | {"FAULTS_LOG": str(log)})
     with log.open("w") as out:
         os.dup2(out.fileno(), 1), os.dup2(out.fileno(), 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
-    (root.parent / f"{root.name}.ready").touch()
+    log.with_suffix(".ready").touch()
     os._exit(guarded(inside, words) if inside else emadapt(*words))
 
 

@@ -19,7 +19,7 @@ def starved(verb: str, states: str, share: float) -> None:
     """On a disk with room for `share` of what the verb needs; then with enough. share -1: it may only be read."""
     words, written = VERBS[verb]
     before, after, at = Path(states) / f"before-{verb}", Path(states) / f"after-{verb}", Path.cwd() / "disk"
-    expected, log = harness.content(after, *written), Path(f"{Path.cwd()}.log")
+    expected, log = harness.content(after, *written), Path(os.environ["FAULTS_LOG"])
     at.mkdir()
     with harness.small_disk(at, 2**28) as remount:
         shutil.copytree(before, at / "root")
