@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
-from emadapt import bench
+from emadapt import bench, pipeline_bench
 from emadapt.cli import main
 from emadapt.config import BackboneSpec, RegimeSpec
 from emadapt.models import bench as regimes_bench
@@ -102,3 +104,27 @@ def test_the_benchmark_runs_what_training_runs(kind: str) -> None:
     segmenter = Segmenter(spec, regime, "pyramid", 0, build_frozen(spec)).train()
     assert logits.shape == (2, 2, 56, 56)
     torch.testing.assert_close(logits, segmenter(images, (56, 56)), atol=5e-2, rtol=5e-2)  # fp16 cache; bf16 where it is had
+
+
+@pytest.mark.parametrize(("arch", "tile"), [("tiny_dinov2", 70), ("dinov2_s", 252)])
+def test_operations_are_those_that_torch_counts(arch: str, tile: int) -> None:
+    """Torch counts the products that are run; of the tiny one's four blocks, too."""
+    backbone = build_frozen(BackboneSpec(arch, "random"))
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        backbone(torch.rand(1, 1, tile, tile))
+    assert pipeline_bench.operations(arch, tile) == pytest.approx(counter.get_total_flops(), rel=0.01)
+
+
+@pytest.mark.slow
+def test_the_pipeline_in_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline_bench, "REPEATS", 1)
+    rows = pipeline_bench.cache_benchmark("tiny_dinov2", side=128, epochs=1)
+    assert [row["head"] for row in rows] == ["linear", "pyramid"]
+    assert all(row["loop_over_cache"] == row["loop_s"] / row["cache_s"] for row in rows)
+    (row,) = pipeline_bench.tokens_benchmark(["tiny_dinov2"], [70])
+    assert 0 < row["share"] < 1
+    (row,) = pipeline_bench.ingest_benchmark(8, 128)
+    assert row["ratio"] == row["ingest_mb_per_s"] / row["copy_mb_per_s"]
+    rows = pipeline_bench.growth_benchmark((8, 16))
+    assert rows[0]["time_of_first"] == 1 < rows[1]["slices"]
+    assert "emadapt --help" in [row["command"] for row in pipeline_bench.start_benchmark()]

@@ -110,7 +110,19 @@ def segment_benchmark() -> list[Row]:
     return run()
 
 
+def _pipeline(name: str) -> Callable[[], list[Row]]:
+    """One of `emadapt.pipeline_bench`, which loads what trains."""
+
+    def run() -> list[Row]:
+        from emadapt import pipeline_bench
+
+        return list(getattr(pipeline_bench, f"{name}_benchmark")())
+
+    return run
+
+
 BENCHMARKS: dict[str, Callable[[], list[Row]]] = {
+    **{name: _pipeline(name) for name in ("start", "ingest", "tokens", "cache", "growth")},
     "frechet": frechet_benchmark,
     "regimes": regimes_benchmark,
     "segment": segment_benchmark,

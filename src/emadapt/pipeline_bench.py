@@ -1,0 +1,238 @@
+"""How fast the pipeline is beside its limits: the backbone in the loop, the matrix product, a plain copy, an idle interpreter."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import multiprocessing
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from emadapt.config import PAPER_INPUT, BackboneSpec, DatasetSpec, RegimeSpec, SplitSpec, Study, TrainSetSpec, TrainSpec, Unit
+from emadapt.data.ingest import ingest, open_volume
+from emadapt.device import autocast, device, resolve_precision
+from emadapt.fit import fit
+from emadapt.models.backbones import BACKBONES
+from emadapt.models.segmenter import build_frozen
+from emadapt.predict import predict_slices
+from emadapt.tokens import token_views
+from emadapt.train import prepare
+
+Row = dict[str, Any]
+REPEATS = 3
+
+
+def cache_benchmark(arch: str = "dinov2_s", slices: int = 8, side: int = 504, epochs: int = 2) -> list[Row]:
+    """An epoch, validation included, from the token cache, with the frozen backbone in the loop, and as the reference trains.
+
+    An epoch is one pass over the tiles of the training slices, or over the slices. The reference's semantics (arXiv 2602.08505,
+    settings in `config.PAPER_INPUT`): whole slices, one a step, fp32, the backbone computed again in every epoch; here with the
+    same head and number of epochs.
+
+    Args:
+        arch: of the backbone; its weights are random.
+        slices: of a volume that is noise; an eighth of them, at least one, validate.
+        side: of a slice, in pixels.
+        epochs: that are timed.
+
+    Returns:
+        Rows: head; seconds an epoch of each way; ratio of the backbone in the loop to the cache, and of the reference to it;
+        seconds that filling the cache took, with a first epoch, once.
+    """
+    rows, loop = [], TrainSpec(epochs=epochs, steps_per_epoch=0, cached=False)
+    spec = BackboneSpec(arch, "random", overlap=0.0)
+    own: dict[str, Any] = PAPER_INPUT | {"normalisation": "checkpoint", "longest_edge": 0}
+    paper = dataclasses.replace(spec, **own)
+    cached = dataclasses.replace(loop, cached=True)
+    with _volumes({"noise": slices}, side) as names:
+        filled, _ = _timed(lambda: _epoch(_study(names, spec, dataclasses.replace(cached, head="linear", epochs=1))))  # warm, too
+        for head in ("linear", "pyramid"):
+            ways = {
+                "cache": _study(names, spec, dataclasses.replace(cached, head=head)),
+                "loop": _study(names, spec, dataclasses.replace(loop, head=head)),
+                "reference": _study(names, paper, dataclasses.replace(loop, head=head, batch=1, precision="fp32", augment=False)),
+            }
+            seconds = {way: _epoch(own) for way, own in ways.items()}
+            ratios = {f"{way}_over_cache": seconds[way] / seconds["cache"] for way in ("loop", "reference")}
+            rows.append({"head": head, **{f"{way}_s": s for way, s in seconds.items()}, **ratios, "filled_in_s": filled})
+    return rows
+
+
+def tokens_benchmark(archs: Sequence[str] = ("dinov2_s", "dinov2_b", "dinov2_l"), tiles: Sequence[int] = (252, 518)) -> list[Row]:
+    """Tokens of a batch of four tiles: the share of the fastest matrix product (2048 x 2048) that the backbone reaches.
+
+    Args:
+        archs: of backbones; their weights are random.
+        tiles: their sides.
+
+    Returns:
+        Rows: arch; tile; precision; tiles a second; gflops a second of the backbone and of the product; share.
+    """
+    rows, size = [], 2048
+    precision = resolve_precision("auto")
+    a, b = torch.rand(2, size, size, device=device())
+    with torch.inference_mode(), autocast("auto"):
+        product, _ = _median(lambda: a @ b, 5)
+    peak = 2 * size**3 / product / 1e9
+    for arch in archs:
+        backbone = build_frozen(BackboneSpec(arch, "random")).to(device()).eval()
+        for tile in tiles:
+            images = torch.rand(4, 1, tile, tile, device=device())
+            with torch.inference_mode(), autocast("auto"):
+                seconds, _ = _median(lambda: backbone(images), REPEATS)  # noqa: B023 - called at once
+            rate = 4 * operations(arch, tile) / seconds / 1e9
+            rows.append({"arch": arch, "tile": tile, "precision": precision, "tiles_per_s": 4 / seconds, "gflops": rate,
+                         "product_gflops": peak, "share": rate / peak})  # fmt: skip
+    return rows
+
+
+def operations(arch: str, tile: int) -> float:
+    """Multiplications and additions of a backbone on one square tile: its matrix products, those of attention included.
+
+    A block of width D on T tokens has 12 D^2 weights in its four linear layers, each used once a token, and two products of
+    attention, T^2 D each; the patch embedding 3 p^2 D weights.
+    """
+    facts = BACKBONES[arch]
+    tokens = (tile // facts.patch) ** 2 + 1
+    block = 2 * tokens * 12 * facts.dim**2 + 2 * 2 * tokens**2 * facts.dim
+    return float(facts.depth * block + 2 * tokens * 3 * facts.patch**2 * facts.dim)
+
+
+def ingest_benchmark(slices: int = 64, side: int = 1024) -> list[Row]:
+    """MB of raw data a second that `ingest` reads, checks and writes, beside a plain copy of the same files."""
+    with _volumes({}, side):
+        _write_stack(Path("data/noise"), slices, side)
+        study, size = _study(("noise",), BackboneSpec("tiny_dinov2", "random"), TrainSpec()), 2 * slices * side**2 / 1e6
+        taken: dict[str, list[float]] = {"ingest": [], "copy": []}
+        for _ in range(REPEATS):
+            taken["ingest"].append(_timed(lambda: ingest(study, "noise"))[0])
+            taken["copy"].append(_timed(lambda: shutil.copytree("data/noise", "copied"))[0])
+            shutil.rmtree("copied")
+    speed = {way: size / statistics.median(seconds) for way, seconds in taken.items()}
+    return [{"mb": size, **{f"{way}_mb_per_s": s for way, s in speed.items()}, "ratio": speed["ingest"] / speed["copy"]}]
+
+
+def start_benchmark() -> list[Row]:
+    """What the command takes before it does anything, beside an interpreter that does nothing."""
+    ways = {"python -c pass": ["-c", "pass"], "emadapt --help": ["-m", "emadapt", "--help"],
+            "emadapt check --help": ["-m", "emadapt", "check", "--help"]}  # fmt: skip
+    if Path("params.yaml").is_file():
+        ways["emadapt check"] = ["-m", "emadapt", "check"]
+    rows = []
+    for name, words in ways.items():
+        seconds, cpu = _median(lambda w=words: subprocess.run([sys.executable, *w], capture_output=True, check=False), REPEATS)  # type: ignore[misc]
+        rows.append({"command": name, "seconds": seconds, "cpu_seconds": cpu})
+    return rows
+
+
+def growth_benchmark(slices: Sequence[int] = (64, 256, 1024), side: int = 128) -> list[Row]:
+    """Seconds a slice and peak memory of ingest, tokens and prediction with a tiny backbone, by the number of slices.
+
+    Each in a process of its own, so that the peak is its own.
+    """
+    rows = []
+    for n in slices:
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+            seconds, cpu, peak = process.submit(_grow, n, side).result()
+        rows.append({"slices": n, "ms_a_slice": 1000 * seconds / n, "cpu_ms_a_slice": 1000 * cpu / n, "peak_mb": peak})
+    first = rows[0]
+    return [{**row, "time_of_first": row["cpu_ms_a_slice"] / first["cpu_ms_a_slice"],
+             "memory_of_first": row["peak_mb"] / first["peak_mb"]} for row in rows]  # fmt: skip
+
+
+def _grow(slices: int, side: int) -> tuple[float, float, float]:
+    spec = BackboneSpec("tiny_dinov2", "random", tile=64, overlap=0.25)
+    with _volumes({"warm": 8}, side) as names:  # what is imported and set up at first use is not growth
+        _through(_study(names, spec, TrainSpec()))
+        with contextlib.chdir(tempfile.mkdtemp(dir=".")):
+            _write_stack(Path("data/noise"), slices, side)
+            seconds, cpu = _timed(lambda: _through(_study(("noise",), spec, TrainSpec())))
+    return seconds, cpu, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _through(study: Study) -> None:
+    """Ingest, tokens, and probabilities of all test slices of one dataset."""
+    (name,) = study.datasets
+    ingest(study, name)
+    volume, unit = open_volume(name), _unit(study)
+    segmenter = prepare(study, unit).segmenter.eval()
+    (view,) = token_views(segmenter.backbone, segmenter.spec, volume, range(1))
+    for _ in predict_slices(segmenter, volume, volume.split["test"], view):
+        pass
+
+
+def _epoch(study: Study) -> float:
+    """Seconds of an epoch."""
+    inputs, unit = prepare(study, _unit(study)), _unit(study)
+    with tempfile.TemporaryDirectory() as scratch:
+        train = study.train_spec(unit)
+        return fit(inputs, train, unit, Path(scratch), lambda metrics, step: None).seconds / train.epochs
+
+
+def _study(names: Sequence[str], spec: BackboneSpec, train: TrainSpec) -> Study:
+    n = tuple(names)
+    return Study(
+        name="bench", datasets=n, backbones=("b",), regimes=("frozen",), train_sets=n, seeds=(0,),
+        dataset_specs=dict.fromkeys(n, DatasetSpec("stack", (5.0, 5.0, 5.0), (1,))), backbone_specs={"b": spec},
+        train_set_specs={name: TrainSetSpec((name,)) for name in n}, regime_specs={"frozen": RegimeSpec("frozen")},
+        split=SplitSpec(val=0.125, test=0.25, gap_nm=0.0), train=train,
+    )  # fmt: skip
+
+
+def _unit(study: Study) -> Unit:
+    return next(iter(study.units()))
+
+
+@contextlib.contextmanager
+def _volumes(slices: dict[str, int], side: int) -> Iterator[tuple[str, ...]]:
+    """A folder of its own to work in, with ingested volumes of noise; what is said there stays there."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder), contextlib.redirect_stdout(io.StringIO()):
+        for name, n in slices.items():
+            _write_stack(Path("data") / name, n, side)
+            ingest(_study((name,), BackboneSpec("tiny_dinov2", "random"), TrainSpec()), name)
+        yield tuple(slices)
+
+
+def _write_stack(folder: Path, slices: int, side: int) -> None:
+    import tifffile
+
+    rng = np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    for name, high in (("image", 256), ("label", 2)):
+        with tifffile.TiffWriter(folder / f"{name}.tif") as file:
+            for _ in range(slices):
+                file.write(rng.integers(0, high, (side, side), dtype=np.uint8), photometric="minisblack", contiguous=True)
+
+
+def _median(run: Callable[[], Any], repeats: int) -> tuple[float, float]:
+    """Median seconds by the clock and by the processor, children included, after one run that is not timed."""
+    run()
+    taken = [_timed(run) for _ in range(repeats)]
+    return statistics.median(t[0] for t in taken), statistics.median(t[1] for t in taken)
+
+
+def _timed(run: Callable[[], Any]) -> tuple[float, float]:
+    def processor() -> float:
+        return sum(os.times()[:4])
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    started, cpu = time.perf_counter(), processor()
+    run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started, processor() - cpu
