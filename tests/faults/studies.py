@@ -39,10 +39,12 @@ def make_states(top: Path) -> Path:
     rng = np.random.default_rng(3)
     tifffile.imwrite(root / "volume.tif", rng.integers(0, 255, (12, 120, 150), dtype=np.uint8), photometric="minisblack")
     more = {
-        "ingest": [("ingest", "b"), ("reference", "t"), ("trainset", "t", "a"), ("start", "lora"), ("start", "frozen")],
-        "tokens": [("tokens", "t", "b")], "train": [("train", "t-frozen-a-0")], "evaluate": [("evaluate", "t-lora-a-0")],
+        "ingest": [("ingest", "b"), ("reference", "t")],
+        "tokens": [("tokens", "t", "b"), ("trainset", "t", "a")],
+        "train": [("train", "t-frozen-a-0")],
+        "evaluate": [("evaluate", "t-lora-a-0")],
         "diagnose": [("diagnose", "t", "lora")],
-    }  # fmt: skip
+    }
     for verb, (words, _) in VERBS.items():
         shutil.copytree(root, top / f"before-{verb}")
         for each in [*more.get(verb, []), words] if verb == "train" else [words, *more.get(verb, [])]:

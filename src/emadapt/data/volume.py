@@ -27,7 +27,7 @@ MAX_SIDE = 65_536  # pixels; a header that asks for more is damaged or hostile
 LARGE = 2**28
 """Pixels; slices of TIFFs up to this size are decoded whole, and bytes that a PNG may have."""
 MAX_RATIO = 250
-"""Unpacked to packed bytes of what has more than `LARGE` bytes; EM images stay below 3, labels of so many pixels below 100."""
+"""Unpacked to packed bytes; what unpacks to more than `LARGE` bytes and exceeds it is taken for a bomb."""
 
 
 def count_slices(path: Path) -> int:
