@@ -107,7 +107,6 @@ def test_what_holds_no_password_stays() -> None:
     [
         f"postgresql://me:{SECRET}@127.0.0.1:9/sweeps",
         f"postgresql://me:{SECRET}@127.0.0.1:port/sweeps",
-        f"postgresql://me:{SECRET}@127.0.0.1:9/sweeps?sslmode={SECRET}",
         f"postgresql://127.0.0.1:9/sweeps?user=me&password={SECRET}",
         f"mysql://me:{SECRET}@127.0.0.1/sweeps",
         f"postgresql+nodriver://me:{SECRET}@127.0.0.1/sweeps",

@@ -16,15 +16,22 @@ if TYPE_CHECKING:
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
-_SAID_FULL = re.compile(r"os error (28|122|27)\b|\d+ requested and \d+ written|PytorchStreamWriter failed|file write failed")
+_SAID_FULL = re.compile(
+    r"os error (28|122|27)\b|\d+ requested and \d+ written|PytorchStreamWriter failed|inline_container.*unexpected pos"
+)
 _SAID_REFUSED = re.compile(r"os error (1|13|30)\b|Parent directory .* does not exist|cannot be opened")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON under a temporary name, then rename: it is there whole or not at all."""
+    """Write JSON: it is there whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text under a temporary name, then rename: it is there whole or not at all."""
     temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(json.dumps(value, indent=1) + "\n")
+    temporary.write_text(text)
     temporary.replace(path)
 
 

@@ -122,8 +122,8 @@ def of_session(leader: int) -> list[int]:
 
 
 def content(root: Path, *patterns: str) -> dict[str, str]:
-    """Sha256 of files; of JSON without what is a measurement of time or memory."""
-    files = sorted(f for pattern in patterns for f in root.glob(pattern) if f.is_file())
+    """Sha256 of files but those with temporary names, which begin with a dot; of JSON without what is a measurement of time or memory."""
+    files = sorted(f for pattern in patterns for f in root.glob(pattern) if f.is_file() and f.name[0] != ".")
     return {str(f.relative_to(root)): _sha256(f) for f in files}
 
 
