@@ -11,9 +11,9 @@ from emadapt.comparisons import COMPARISONS_METHOD, Groups, against_best, compar
 from emadapt.config import Study, TrainSetSpec, Unit
 from emadapt.dose import dose_response
 from emadapt.errors import InputError
-from emadapt.files import write_text
 from emadapt.factors import factors, factors_table
 from emadapt.few_shot import FEW_SHOT_METHOD, few_shot_curves, few_shot_table, panels
+from emadapt.files import write_text
 from emadapt.page import build_page
 from emadapt.pareto import PARETO_METHOD, pareto_png, pareto_table, trade_offs
 from emadapt.tracking import provenance_tags
