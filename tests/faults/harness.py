@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import tifffile
+
 VERBS = ("cli", "data.ingest", "tokens", "train", "evaluate", "diagnose.run", "report", "page", "figures", "check",
          "segment.run", "segment.zarrs", "sweep.run", "sweep.worker", "sweep.trial", "mlflow_store")  # fmt: skip
 TIMES = {"seconds", "peak_mb", "train_seconds"}
@@ -122,13 +124,15 @@ def of_session(leader: int) -> list[int]:
 
 
 def content(root: Path, *patterns: str) -> dict[str, str]:
-    """Sha256 of files but those with temporary names, which begin with a dot; of JSON without what is a measurement of time or memory."""
+    """Sha256 of files without those of temporary names, which begin with a dot; of JSON without times and memory."""
     files = sorted(f for pattern in patterns for f in root.glob(pattern) if f.is_file() and f.name[0] != ".")
     return {str(f.relative_to(root)): _sha256(f) for f in files}
 
 
 def _sha256(file: Path) -> str:
     raw = file.read_bytes()
+    if file.suffix == ".tif":  # its description has the path of the volume that was segmented
+        raw = tifffile.imread(file).tobytes()
     if file.suffix == ".json":
         raw = json.dumps(_timeless(json.loads(raw)), sort_keys=True).encode()
     return hashlib.sha256(raw).hexdigest()
