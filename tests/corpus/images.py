@@ -15,7 +15,7 @@ Write = Callable[[Path], Path]
 
 
 def tiff(path: Path, *, following: int = 0, data: bytes = bytes(24 * 32), without: tuple[str, ...] = (),
-         **tags: tuple[int, str, Any]) -> Path:  # fmt: skip
+         **tags: Any) -> Path:  # fmt: skip
     """One page of 24 x 32 grey pixels; `tags` are (number, letter of struct, value or values) on top of what it needs."""
     offset = 8
     needed: dict[str, tuple[int, str, Any]] = {
@@ -48,13 +48,13 @@ def zeros(n: int) -> bytes:
     return b"\x78\x9c" + block * n + b"\x03\0" + struct.pack(">HH", n * 2**20 % 65521, 1)  # Adler-32 of zeros
 
 
-def bomb(side: int, **tags: tuple[int, str, Any]) -> Write:
+def bomb(side: int, **tags: Any) -> Write:
     """A page of side x side zeros in one deflated strip."""
 
     def write(folder: Path) -> Path:
         data = zeros(side * side * tags.get("bits", (0, "H", 8))[2] // 8 // 2**20)
         size = {"width": (256, "I", side), "height": (257, "I", side), "rows": (278, "I", side), "compression": (259, "H", 8)}
-        return tiff(folder / "a.tif", data=data, **size | tags)  # type: ignore[arg-type]
+        return tiff(folder / "a.tif", data=data, **size | tags)
 
     return write
 
@@ -64,7 +64,7 @@ def two_pages_that_follow_each_other(folder: Path) -> Path:
     tifffile.imwrite(path, GREY[:2], photometric="minisblack", metadata=None)
     raw = bytearray(path.read_bytes())
     with tifffile.TiffFile(path) as tif:
-        first, last = (page.offset for page in tif.pages)  # type: ignore[union-attr]
+        first, last = (page.offset for page in tif.pages)
     n = struct.unpack_from("<H", raw, last)[0]
     struct.pack_into("<I", raw, last + 2 + 12 * n, first)
     path.write_bytes(raw)
@@ -111,7 +111,7 @@ def written(name: str, content: bytes) -> Write:
     return write
 
 
-def page(**tags: tuple[int, str, Any]) -> Write:
+def page(**tags: Any) -> Write:
     return lambda folder: tiff(folder / "a.tif", **tags)
 
 

@@ -8,6 +8,7 @@ import os
 import shutil
 import struct
 from pathlib import Path
+from typing import Any
 
 import h5py
 import images
@@ -33,12 +34,13 @@ def write_all(folder: Path) -> None:
     """One good file of each kind."""
     rng = np.random.default_rng(0)
     grey, wide = images.GREY, rng.integers(0, 60000, (3, 24, 32)).astype(np.uint16)
-    for name, how in {
+    stacks: dict[str, dict[str, Any]] = {
         "plain": {}, "big": {"bigtiff": True}, "zlib": {"compression": "zlib"}, "lzw": {"compression": "lzw"},
         "tiled": {"tile": (16, 16), "compression": "zlib"}, "imagej": {"imagej": True, "metadata": {"axes": "ZYX"}},
         "predicted": {"compression": "zlib", "predictor": True},
-    }.items():  # fmt: skip
-        tifffile.imwrite(folder / f"{name}.tif", grey, **({"photometric": "minisblack"} | how))  # type: ignore[arg-type]
+    }  # fmt: skip
+    for name, how in stacks.items():
+        tifffile.imwrite(folder / f"{name}.tif", grey, photometric="minisblack", **how)
     tifffile.imwrite(folder / "a.ome.tif", wide, photometric="minisblack", metadata={"axes": "ZYX", "PhysicalSizeZ": 1})
     Image.fromarray(grey[0]).save(folder / "grey.png")
     Image.fromarray(wide[0]).save(folder / "wide.png")

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import yaml
 from safetensors.torch import save
-from volumes import pickle_that_touches
+from volumes import made, pickle_that_touches
 
 import tiny
 
@@ -84,9 +84,9 @@ STUDIES: dict[str, Write] = {
     "yaml-preset-that-is-a-list": setting("train", ["paper"]),
     "yaml-preset-that-is-a-map": setting("train.preset", {"a": 1}),
     "yaml-a-section-that-is-text": setting("datasets", "a"),
-    "yaml-is-a-folder": lambda f: ((f / "params.yaml").mkdir(), f / "params.yaml")[1],
-    "yaml-link-to-endless-zeros": lambda f: ((f / "params.yaml").symlink_to("/dev/zero"), f / "params.yaml")[1],
-    "yaml-is-a-pipe": lambda f: (os.mkfifo(f / "params.yaml"), f / "params.yaml")[1],
+    "yaml-is-a-folder": made("params.yaml", Path.mkdir),
+    "yaml-link-to-endless-zeros": made("params.yaml", lambda p: os.symlink("/dev/zero", p)),
+    "yaml-is-a-pipe": made("params.yaml", os.mkfifo),
 }
 
 
@@ -255,7 +255,7 @@ WEIGHTS: dict[str, Write] = {
     "pt-bomb": torch_bomb,
     "pt-tensor-of-4-terabytes": huge_tensor,
     "pt-noise": weights("w.pt", np.random.default_rng(5).bytes(4000)),
-    "pt-is-a-link-to-endless-zeros": lambda f: ((f / "w.pt").symlink_to("/dev/zero"), f / "w.pt")[1],
+    "pt-is-a-link-to-endless-zeros": made("w.pt", lambda p: os.symlink("/dev/zero", p)),
 }
 
 

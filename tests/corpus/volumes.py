@@ -15,6 +15,16 @@ zarr: Any = typed_zarr  # its types are narrower than what it takes
 Write = Callable[[Path], Path | str]
 
 
+def made(name: str, make: Callable[[Path], object]) -> Write:
+    """What is no file, by a function that makes it."""
+
+    def write(folder: Path) -> Path:
+        make(folder / name)
+        return folder / name
+
+    return write
+
+
 # -- HDF5
 
 
@@ -194,7 +204,7 @@ def zstd_bomb(folder: Path) -> Path:
 
 
 ZARRS: dict[str, Write] = {
-    "zarr-empty-folder": lambda f: ((f / "a.zarr").mkdir(), f / "a.zarr")[1],
+    "zarr-empty-folder": made("a.zarr", Path.mkdir),
     "zarr-no-json": metadata("{"),
     "zarr-list": metadata("[]"),
     "zarr-nested-100000-deep": metadata("[" * 100_000),

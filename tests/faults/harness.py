@@ -183,7 +183,7 @@ def _try_mount(folder: Path) -> None:
 # -- workers of a sweep
 
 
-class Forked(subprocess.Popen):  # type: ignore[type-arg]
+class Forked(subprocess.Popen):
     """A worker that is forked here, where `emadapt sweep run` would start Python again."""
 
     def __init__(self, command: list[str], environment: dict[str, str], out: Any) -> None:
@@ -222,6 +222,6 @@ def sweep_with_forks(*words: str) -> None:
     """`emadapt sweep run WORDS` whose workers are forked."""
     from emadapt.sweep import run
 
-    run._spawn = Forked  # type: ignore[assignment]
+    run._spawn = Forked
     if code := emadapt("sweep", "run", *words):
         raise SystemExit(code)

@@ -38,7 +38,7 @@ def make_states(top: Path) -> Path:
     write_model(root / "model")
     rng = np.random.default_rng(3)
     tifffile.imwrite(root / "volume.tif", rng.integers(0, 255, (12, 120, 150), dtype=np.uint8), photometric="minisblack")
-    more = {
+    more: dict[str, list[tuple[str, ...]]] = {
         "ingest": [("ingest", "b"), ("reference", "t")],
         "tokens": [("tokens", "t", "b"), ("trainset", "t", "a")],
         "train": [("train", "t-frozen-a-0")],
@@ -47,7 +47,8 @@ def make_states(top: Path) -> Path:
     }
     for verb, (words, _) in VERBS.items():
         shutil.copytree(root, top / f"before-{verb}")
-        for each in [*more.get(verb, []), words] if verb == "train" else [words, *more.get(verb, [])]:
+        steps: list[tuple[str, ...]] = [words, *more.get(verb, [])]
+        for each in steps:
             ended = harness.run(root, *each)
             assert ended.code == 0, ended.output
             if each == words:

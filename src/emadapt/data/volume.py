@@ -172,7 +172,7 @@ class Stack:
         keyframe, counts = page.keyframe, page.databytecounts
         said = f"{len(page.dataoffsets)} offsets and {len(counts)} lengths of strips"
         needed = keyframe.imagelength * (-(-keyframe.imagewidth * keyframe.samplesperpixel * keyframe.bitspersample // 8))
-        wanted = int(np.prod(keyframe.chunked))
+        wanted = math.prod(keyframe.chunked)
         if keyframe.compression == 1:
             good, expected = sum(counts) >= needed, f"{needed} bytes of data"
             said += f", {sum(counts)} bytes"
@@ -200,8 +200,8 @@ class Stack:
 
     def _check_size(self) -> None:
         """The first page is no bomb, and no strip or tile of it."""
-        page = self.tif.series[0].keyframe
-        chunk, packed = int(np.prod(page.chunks)) * page.dtype.itemsize, max(page.databytecounts, default=0)
+        page: Any = self.tif.series[0].keyframe
+        chunk, packed = math.prod(page.chunks) * page.dtype.itemsize, max(page.databytecounts, default=0)
         whole = page.size * page.dtype.itemsize
         for found, stored in ((chunk, packed), (whole, sum(page.databytecounts))):
             if found > LARGE and page.compression != 1 and found > MAX_RATIO * stored:
@@ -263,7 +263,7 @@ def _read_png(path: Path) -> Array:
                          do="Copy or export it again.") from error  # fmt: skip
 
 
-def _is_wide(image: Image.Image) -> bool:
+def _is_wide(image: Any) -> bool:
     """Whether it has colours or alpha of 16 bits."""
     return image.mode in ("LA", "RGB", "RGBA") and str(image.tile[0].args).endswith(";16B")
 
