@@ -3,10 +3,7 @@
 import dataclasses
 import hashlib
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +32,7 @@ from emadapt.problems import ALIGNMENTS
 from emadapt.tokens import run, token_key, token_views
 from emadapt.train import train_unit, unit_key
 from emadapt.trainset import record_reference
-from tiny import blobs, make_study, settings
+from tiny import blobs, make_study, settings, under_dvc
 
 ROOT = Path(__file__).parents[1]
 SPEC = BackboneSpec("tiny_dinov2", "random", blocks=(2, 4), tile=56, overlap=0.25, views=1, precision="fp32")
@@ -409,18 +406,7 @@ def test_dvc_makes_aligned_tokens_again_when_the_reference_changes_and_no_others
     params["backbones"]["h"] = params["backbones"]["t"] | described("histogram")
     params["study"] |= {"backbones": ["t", "h"], "regimes": ["frozen"], "train_sets": ["a"]}
     make_study(tmp_path, params, ingested=False)
-    for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
-        shutil.copy(ROOT / name, tmp_path / name)
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-
-    def sh(*command: str) -> str:
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    sh("git", "init", "-q")
-    sh("dvc", "init", "-q")
-    sh("dvc", "add", "-q", "data")
+    sh = under_dvc(tmp_path)
     trained = ["train@t-frozen-a-0", "train@h-frozen-a-0"]
     sh("dvc", "repro", *trained)
     path = tmp_path / "data/b/image.tif"

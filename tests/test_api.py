@@ -20,7 +20,8 @@ from tiny import blobs, settings, write_model
 
 IMAGE, LABEL = blobs((3, 90, 100), 1)
 VOXEL = (30.0, 5.0, 5.0)
-NAMES = ["load_study", "load_model", "read_volume", "segment", "tokens", "domain_distance", "evaluate_masks", "find_instances"]
+NAMES = ["load_study", "load_model", "read_volume", "segment", "segment_slices", "tokens", "domain_distance", "evaluate_masks",
+         "find_instances"]  # fmt: skip
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """Weights between a fine-tuned unit and the frozen one that it began with."""
 
+import copy
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,11 @@ LORA = {"kind": "lora", "rank": 2, "alpha": 4}
 
 
 def fresh(kind: str, head: str = "pyramid") -> Segmenter:
+    return copy.deepcopy(_built(kind, head))
+
+
+@functools.cache
+def _built(kind: str, head: str) -> Segmenter:
     regime = RegimeSpec(kind, alpha=5.0, **KINDS.get(kind, {}))  # type: ignore[arg-type]
     return build_segmenter(BackboneSpec("tiny_dinov2", "random"), regime, head, 0).eval()
 

@@ -1,7 +1,6 @@
 """End to end: the verbs one after the other, the reference's protocol in small, and DVC around it all."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from click.testing import CliRunner
 
 from emadapt.cli import main
 from emadapt.config import Study, load_study
-from tiny import make_study, settings, write_stack
+from tiny import make_study, settings, under_dvc, write_stack
 
 ROOT = Path(__file__).parents[1]
 
@@ -293,27 +292,14 @@ def test_help_needs_no_heavy_import() -> None:
 def test_dvc_runs_the_pipeline_in_parallel_then_has_nothing_to_do(tmp_path: Path) -> None:
     """The real dvc.yaml around the tiny study: two stages at a time, a second run that does nothing, one setting changed."""
     make_study(tmp_path, ingested=False)
-    for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
-        shutil.copy(ROOT / name, tmp_path / name)
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-
-    def sh(*command: str) -> str:
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    sh("git", "init", "-q")
-    sh("dvc", "init", "-q")
-    sh("dvc", "add", "-q", "data")
+    sh = under_dvc(tmp_path)
     out = sh("emadapt", "repro", "--jobs", "2")
     assert (tmp_path / "reports/summary.json").is_file()
     assert "failed" not in out
     assert "up to date" in sh("dvc", "repro")
     with (tmp_path / "data/a/image.tif").open("ab") as file:
         file.write(b" ")
-    edited = subprocess.run(["emadapt", "repro"], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert edited.returncode == 2
-    assert "not what data.dvc records" in edited.stderr
+    assert "not what data.dvc records" in sh("emadapt", "repro", code=2)
     sh("dvc", "checkout", "--force", "data.dvc")
     text = (tmp_path / "params.yaml").read_text()
     (tmp_path / "params.yaml").write_text(text.replace("rank: 2", "rank: 3"))

@@ -1,5 +1,6 @@
 """The report: what it computes over seeds, what it refuses, and figures that keep their colours and stay small."""
 
+import dataclasses
 import json
 from typing import Any
 
@@ -8,8 +9,10 @@ import pytest
 from PIL import Image
 
 from emadapt import comparisons, figures, report
+from emadapt.config import DatasetSpec, TrainSetSpec
 from emadapt.errors import InputError
-from fakes import a_study, write_domain, write_metrics
+from emadapt.report import kind_of
+from fakes import DATASETS, SPECS, a_study, write_domain, write_metrics
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +57,20 @@ def test_leaderboard(reported):
     assert ranks[4:] == [("lora", "lucchi", "cross-domain"), ("frozen", "lucchi", "cross-domain")]
     assert rows[0][5] == "**0.855** ± 0.007"
     assert rows[0][9:] == ["2", "442,368", "100 s"]
+
+
+def test_images_under_other_labels_are_no_other_domain():
+    study = a_study()
+    twin = DatasetSpec("lucchi", (5.0, 5.0, 5.0), path="data/lucchi", pairing="lexicographic")
+    sets = {**SPECS, "twin": TrainSetSpec(("twin",)), "both": TrainSetSpec(("twin", "vnc"))}
+    study = dataclasses.replace(study, dataset_specs={**DATASETS, "twin": twin}, train_set_specs=sets)
+    kinds = {(own, test): kind_of(study, own, test) for own in sets for test in ("lucchi", "twin", "vnc")}
+    for pair in (("twin", "lucchi"), ("lucchi", "twin"), ("both", "lucchi"), ("paired", "twin")):
+        assert kinds[pair] == "other labels"
+    assert kinds["twin", "twin"] == kinds["lucchi", "lucchi"] == "in-domain"
+    assert kinds["both", "twin"] == kinds["both", "vnc"] == "union"
+    assert kinds["twin", "vnc"] == kinds["vnc", "twin"] == kinds["vnc", "lucchi"] == "cross-domain"
+    assert set(kinds.values()) == set(figures.KINDS)
 
 
 def test_every_regime_against_the_first(reported):

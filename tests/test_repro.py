@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +11,8 @@ import pytest
 from emadapt import repro
 from emadapt.errors import EmadaptError
 from emadapt.repro import place, run_pipeline, useful_devices
-from tiny import make_study, settings
+from tiny import make_study, settings, under_dvc
 
-ROOT = Path(__file__).parents[1]
 FOUR = ["0", "1", "2", "3"]
 DVC = """#!/bin/sh
 began=$(date +%s%N)
@@ -122,13 +120,7 @@ def test_the_pipeline_on_two_devices(tmp_path: Path, monkeypatch: pytest.MonkeyP
     params = settings()
     params["study"] |= {"regimes": ["frozen"], "train_sets": ["paired"]}
     make_study(tmp_path, params, ingested=False)
-    for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
-        shutil.copy(ROOT / name, tmp_path / name)
-    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    for command in (["git", "init", "-q"], ["dvc", "init", "-q"], ["dvc", "add", "-q", "data"]):
-        subprocess.run(command, check=True)
-    done = subprocess.run(["emadapt", "repro", "--gpus", "cpu,cpu"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    under_dvc(tmp_path)("emadapt", "repro", "--gpus", "cpu,cpu")
     assert json.loads(Path("build/units/t-frozen-paired-0/model.json").read_text())["processes"] == 2
     assert Path("reports/summary.json").is_file()
 

@@ -54,17 +54,15 @@ def apart(a: torch.Tensor, b: torch.Tensor) -> float:
 @pytest.mark.parametrize("kind", ["frozen", "lora", "lora_last_k", "dora"])
 def test_with_a_dataset_chosen_it_is_that_datasets_own_model(kind: str) -> None:
     routed, generator = build(kind, NAMES), torch.Generator().manual_seed(0)
-    start = routed.trained_state()
+    start, own = routed.trained_state(), build(kind).trained_state()
     for name in NAMES:  # at the start each is what a unit of that dataset alone would be
-        own = build(kind).trained_state()
         assert part_of(start, name).keys() == own.keys()
         assert all(torch.equal(value, own[key]) for key, value in part_of(start, name).items())
     state = {k: v + 0.1 * torch.randn(v.shape, generator=generator).abs() for k, v in start.items()}
     assert sum(v.numel() for v in state.values()) == len(NAMES) * sum(v.numel() for v in own.values()) == routed.n_trainable()
     routed.load_trained(state)
-    expected = {}
+    expected, single = {}, build(kind, seed=9)
     for name in NAMES:
-        single = build(kind, seed=9)
         single.load_trained(part_of(state, name))
         expected[name] = logits(single)
     assert min(apart(a, b) for a, b in itertools.combinations(expected.values(), 2)) > 0.05

@@ -1,5 +1,10 @@
 """Small volumes and studies that the tests run the real pipeline on."""
 
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,17 +66,44 @@ def make_study(root: Path, params: dict[str, Any] | None = None, *, ingested: bo
     return study
 
 
+def under_dvc(root: Path) -> Callable[..., str]:
+    """Put a study under git and DVC, with the project's own pipeline.
+
+    Returns:
+        Runs a command there and gives its stdout; with `code=2`, one that has to fail so, and its stderr.
+    """
+    for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
+        shutil.copy(Path(__file__).parents[1] / name, root / name)
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+
+    def sh(*command: str, code: int = 0) -> str:
+        done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stderr if code else done.stdout
+
+    sh("git", "init", "-q")
+    sh("dvc", "init", "-q")
+    sh("dvc", "add", "-q", "data")
+    return sh
+
+
 def write_model(folder: Path, *, regime: RegimeSpec | None = None, head: str = "linear", facts: dict[str, Any] | None = None,
                 **change: Any) -> Path:  # fmt: skip
     """A model folder as `train` writes it, with random weights that answer differently in different places."""
-    spec = BackboneSpec("tiny_dinov2", "random", **{"tile": 56, "overlap": 0.4, "views": 0, "precision": "fp32", **change})
-    segmenter = build_segmenter(spec, regime or RegimeSpec("frozen"), head, seed=1)
+    plain = {"arch": "tiny_dinov2", "source": "random", "tile": 56, "overlap": 0.4, "views": 0, "precision": "fp32"}
+    segmenter = build_segmenter(BackboneSpec(**{**plain, **change}), regime or RegimeSpec("frozen"), head, seed=1)
     with torch.no_grad():
-        segmenter.head.classify.weight.mul_(8)  # type: ignore[union-attr, operator]
-        segmenter.head.classify.bias.zero_()  # type: ignore[union-attr, operator]
+        if isinstance(last := getattr(segmenter.head, "classify", None), torch.nn.Conv2d):
+            last.weight.mul_(8)
+            last.bias.zero_()  # type: ignore[union-attr]
+        for name, factor in segmenter.named_parameters():
+            if ".lora_B." in name:  # zero at the start: an adapter that does nothing would show no mistake
+                factor.normal_(std=0.2)
     card = {
         "unit": "t-frozen-a-0", "threshold": 0.5, "version": emadapt.__version__, "voxel_nm": {"a": [30, 5, 5]},
         "shape": {"a": [10, 90, 100]}, "intensity": {"a": {"low": 0.0, "high": 255.0, "percentiles": [0.5, 99.5]}},
+        "data_md5": {"a": "0" * 32}, "pairing": {"a": "number"}, "labelled": {"slices": [7, 7], "crops": [28, 28]},
+        "settings": {}, "key": "k" * 24, "study": "tiny", "trainable_params": segmenter.n_trainable(), "precision": "fp32",
     }  # fmt: skip
     save_segmenter(segmenter, folder, card | (facts or {}))
     return folder

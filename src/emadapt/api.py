@@ -46,7 +46,8 @@ def load_model(model: str | Path) -> Model:
     ('t-frozen-a-0', {'a': (30.0, 5.0, 5.0)})
 
     Args:
-        model: a folder that `train` wrote, or the name of a trained unit of the study in the working directory.
+        model: a folder that `train` wrote, the name of a trained unit of the study in the working directory, or
+            models:/NAME@ALIAS of MLflow's registry.
 
     Raises:
         InputError: it is not there, damaged, of another version, or its backbone's weights cannot be had.
@@ -101,11 +102,34 @@ def segment(volume: Array, model: Model, voxel_nm: Voxel, *, probabilities: bool
     Raises:
         InputError: the array has NaN, no fitting shape, or voxels of quite another size than in training.
     """
-    runner = _runner(volume, model, voxel_nm, threshold, flips, window)
-    out = np.empty(runner.job.shape, np.float32 if probabilities else bool)
-    for z, probability in smooth_z(_slices(runner), runner.job.sigma):
-        out[z] = probability if probabilities else probability > runner.job.threshold
+    shape = (1, *np.shape(volume))[-3:]
+    out = np.empty(shape, np.float32 if probabilities else bool)
+    for z, found in segment_slices(volume, model, voxel_nm, probabilities=probabilities, threshold=threshold, flips=flips,
+                                   window=window):  # fmt: skip
+        out[z] = found
     return out.reshape(np.shape(volume))
+
+
+def segment_slices(volume: Any, model: Model, voxel_nm: Voxel, *, probabilities: bool = False, threshold: float | None = None,
+                   flips: bool = False, window: tuple[float, float] | None = None) -> Iterator[tuple[int, Array]]:  # fmt: skip
+    """The same slice by slice as they are done, e.g. for an array of Zarr or dask, which is not read as a whole.
+
+    >>> [(z, bool((found == mask[z]).all())) for z, found in api.segment_slices(volume, loaded, voxel_nm)]
+    [(0, True), (1, True), (2, True)]
+
+    Args:
+        volume: as for `segment`, or anything that has `shape` and `dtype` and gives arrays for slices of (Z, Y, X).
+        model: and what follows as for `segment`.
+
+    Returns:
+        Numbers of slices, and each one's (Y, X) bool, or float32 in [0, 1].
+
+    Raises:
+        InputError: as `segment`.
+    """
+    runner = _runner(volume, model, voxel_nm, threshold, flips, window)
+    found = smooth_z(_slices(runner), runner.job.sigma)
+    return ((z, p if probabilities else p > runner.job.threshold) for z, p in found)
 
 
 def tokens(image: Array, model: Model, voxel_nm: Voxel, window: tuple[float, float] | None = None) -> npt.NDArray[np.float32]:
@@ -222,8 +246,9 @@ def _same_shape(one: Source, other: Source) -> None:
         raise InputError("label", found=f"shape {other.shape}", expected=f"{one.shape}, as the mask", do="Pass the same slices.")
 
 
-def _runner(volume: Array, model: Model, voxel_nm: Voxel, threshold: float | None, flips: bool,
+def _runner(volume: Any, model: Model, voxel_nm: Voxel, threshold: float | None, flips: bool,
             window: tuple[float, float] | None) -> Runner:  # fmt: skip
-    source = array_source(np.asarray(volume), as_voxel(voxel_nm))
+    lazy = len(getattr(volume, "shape", ())) == 3 and hasattr(volume, "dtype")
+    source = array_source(volume if lazy else np.asarray(volume), as_voxel(voxel_nm))
     order = Order("array", "", "", threshold=threshold, flips=flips, voxel_nm=as_voxel(voxel_nm), window=window)
     return Runner(settle(order, source, model), source, model)

@@ -11,6 +11,7 @@ import click
 from emadapt import __version__
 from emadapt.config import PARAMS, load_study
 from emadapt.errors import EmadaptError
+from emadapt.export.cli import export, promote, register
 from emadapt.files import disk_error, write_json
 from emadapt.segment.cli import preview, segment
 from emadapt.sweep.cli import sweep
@@ -261,6 +262,9 @@ def bench(names: tuple[str, ...], file: Path | None) -> None:
 
 main.add_command(preview)
 main.add_command(segment)
+main.add_command(export)
+main.add_command(register)
+main.add_command(promote)
 main.add_command(sweep)
 
 

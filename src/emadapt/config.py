@@ -111,6 +111,10 @@ class Study:
         regime, _, train_set = start.partition("-")
         return Unit(unit.backbone, regime, train_set or unit.train_set, unit.seed)
 
+    def images_of(self, dataset: str) -> str:
+        """The folder of a dataset's raw data: datasets that share it are the same images under other labels."""
+        return str(Path(self.dataset_specs[dataset].path or f"data/{dataset}"))
+
     def unlabelled_of(self, unit: Unit) -> tuple[str, ...]:
         """Datasets that `unit` sees the images of, without labels."""
         return self.train_set_specs[unit.train_set].unlabelled if self.regime_specs[unit.regime].penalised else ()

@@ -17,14 +17,13 @@ from emadapt.data.ingest import INGESTED, Volume, open_volume
 from emadapt.device import device
 from emadapt.errors import InputError
 from emadapt.files import write_json, write_text
-from emadapt.model_card import model_card
+from emadapt.model_card import EVALUATED, model_card
 from emadapt.models import regimes
 from emadapt.models.segmenter import Segmenter, load_segmenter
 from emadapt.predict import predict_slices
 from emadapt.tokens import token_views
 from emadapt.train import UNITS, file_md5, unit_tags
 
-EVALUATED = Path("build/evaluate")
 BOUNDARY_NM = 25.0
 """Width of the band inside the boundary that boundary IoU looks at: 5 pixels of 5 nm."""
 BLOCK_NM = 100.0

@@ -17,9 +17,9 @@ from PIL import Image
 
 from emadapt.transfer import DISTANCES
 
-ORANGE, BLUE, GREEN = "#E69F00", "#0072B2", "#009E73"
+ORANGE, BLUE, GREEN, PINK = "#E69F00", "#0072B2", "#009E73", "#CC79A7"
 FALSE_POSITIVE, FALSE_NEGATIVE, FOREGROUND = ORANGE, BLUE, GREEN
-KINDS = {"in-domain": (BLUE, "o"), "union": (GREEN, "s"), "cross-domain": (ORANGE, "^")}
+KINDS = {"in-domain": (BLUE, "o"), "union": (GREEN, "s"), "other labels": (PINK, "D"), "cross-domain": (ORANGE, "^")}
 PANEL = 420  # px, the longer side of a panel of an overlay
 LIMIT = 1_000_000  # bytes of a figure that goes into git
 
@@ -74,7 +74,7 @@ def iou_png(path: Path, entries: Sequence[Mapping[str, Any]], kinds: Sequence[st
     Args:
         path: the PNG to write.
         entries: "units" of the summary.
-        kinds: for each entry "in-domain", "union" or "cross-domain".
+        kinds: for each entry a key of `KINDS`.
     """
     datasets = list(dict.fromkeys(entry["test_set"] for entry in entries))
     rows: dict[tuple[str, str, str], list[float]] = {}

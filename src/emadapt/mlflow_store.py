@@ -28,6 +28,7 @@ SETTINGS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_LOGGING_LEVEL": "ERROR",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # it breaks progress bars, and shows a password in the URL
     "PGCONNECT_TIMEOUT": "5",
     "GIT_PYTHON_REFRESH": "quiet",
@@ -133,7 +134,7 @@ def find_or_create(store: Any, root: Path, entry: dict[str, Any]) -> tuple[str, 
     """
     from mlflow.entities import RunTag
 
-    experiment, tags = _experiment(store, root, entry["study"]), entry["tags"]
+    experiment, tags = experiment_of(store, root, entry["study"]), entry["tags"]
     if run := _find(store, experiment, {"emadapt.key": entry["key"]}):
         return run.info.run_id, None
     wanted = {name: tags.get(name, "") for name in entry["resume_by"]}
@@ -200,7 +201,7 @@ def _find(store: Any, experiment: str, tags: Mapping[str, str]) -> Any:
     return runs[0] if runs else None
 
 
-def _experiment(store: Any, root: Path, study: str) -> str:
+def experiment_of(store: Any, root: Path, study: str) -> str:
     """The study's experiment, made where it is missing and taken out of the bin where somebody deleted it."""
     from mlflow.exceptions import MlflowException
 

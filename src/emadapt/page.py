@@ -46,7 +46,7 @@ def build_page(
         root: the project root, for figures, overlays and model.json of the units, each used where it is there.
         study: names and order of everything.
         summary: the content of summary.json.
-        kinds: for each of its units "in-domain", "union" or "cross-domain".
+        kinds: for each of its units a key of `emadapt.figures.KINDS`.
         groups: metrics of the seeds by (backbone, regime, training set).
         cards: what diagnose wrote by (backbone, regime); may be empty.
         joined: the content of domain-vs-iou.json.

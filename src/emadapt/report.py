@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from emadapt.comparisons import COMPARISONS_METHOD, Groups, against_best, compare_regimes, headline, unions
-from emadapt.config import Study, TrainSetSpec, Unit
+from emadapt.config import Study, Unit
 from emadapt.dose import dose_response
 from emadapt.errors import InputError
 from emadapt.factors import factors, factors_table
@@ -47,7 +47,7 @@ def build_report(root: Path, study: Study) -> Path:
     for unit in study.units():
         groups.setdefault((unit.backbone, unit.regime, unit.train_set), []).append(_metrics(root, unit, study.datasets))
     entries = [_entry(*key, test_set, runs) for key, runs in groups.items() for test_set in study.datasets]
-    kinds = [_kind(entry, study.train_set_specs) for entry in entries]
+    kinds = [kind_of(study, entry["train_set"], entry["test_set"]) for entry in entries]
     cards = read_domain(root, study)
     joined = domain_vs_iou(study, entries, cards)
     made_from = provenance_tags(root)
@@ -138,7 +138,8 @@ def leaderboard(study: Study, summary: Mapping[str, Any], kinds: Sequence[str]) 
         f"# Leaderboard of study `{study.name}`",
         "",
         "Foreground metrics at native resolution, pooled over the test slices; mean over seeds with its 95 % interval.",
-        "in-domain: trained on this dataset alone; union: on it and others; cross-domain: on others only.",
+        "in-domain: trained on this dataset alone; union: on it and others; other labels: on its images under other labels;",
+        "cross-domain: on others only.",
         "Parameters are the trainable ones; time is that of training one seed. Figures: [IoU](figures/iou.png).",
         *few,
     ]
@@ -240,12 +241,16 @@ def _entry(backbone: str, regime: str, train_set: str, test_set: str, runs: Sequ
     }
 
 
-def _kind(entry: Mapping[str, Any], train_sets: Mapping[str, TrainSetSpec]) -> str:
-    """How the test dataset relates to the training set: "in-domain", "union" or "cross-domain"."""
-    trained_on = train_sets[entry["train_set"]].datasets
-    if entry["test_set"] not in trained_on:
-        return "cross-domain"
-    return "union" if len(trained_on) > 1 else "in-domain"
+def kind_of(study: Study, train_set: str, test_set: str) -> str:
+    """How a test dataset relates to a training set: "in-domain", "union", "other labels" or "cross-domain".
+
+    "other labels": on the same images (the same folder of raw data), but under other labels, as of a mispaired twin.
+    """
+    trained_on = study.train_set_specs[train_set].datasets
+    if test_set in trained_on:
+        return "union" if len(trained_on) > 1 else "in-domain"
+    images = {study.images_of(name) for name in trained_on}
+    return "other labels" if study.images_of(test_set) in images else "cross-domain"
 
 
 def _commit(tags: Mapping[str, str]) -> str | None:

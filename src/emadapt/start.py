@@ -10,8 +10,9 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from emadapt.config import RegimeSpec
+from emadapt.config import RegimeSpec, Study, Unit
 from emadapt.errors import InputError
+from emadapt.model_card import datasets_behind
 from emadapt.models.regimes import State
 from emadapt.models.segmenter import Segmenter
 
@@ -51,6 +52,22 @@ def folder_state(folder: Path, segmenter: Segmenter) -> State:
         raise InputError(f"init_from {folder}", found=f"an adapter {have}", expected=str(want),
                          do="Give the regime the settings of that adapter.")  # fmt: skip
     return state
+
+
+def behind_folders(study: Study, unit: Unit) -> list[dict[str, str]]:
+    """Datasets behind the models in folders that a unit, or a unit that it starts from, starts from; for its model.json.
+
+    Returns:
+        `name` of each in its study, and `path`: the public dataset that it is, or empty.
+    """
+    found: dict[str, str] = {}
+    chain: Unit | None = unit
+    while chain:
+        if "/" in (start := study.regime_specs[chain.regime].init_from):
+            card = json.loads((Path(start) / "model.json").read_text())
+            found |= {data.name: data.source.name if data.source else "" for data in datasets_behind(card)}
+        chain = study.source_of(chain)
+    return [{"name": name, "path": path} for name, path in found.items()]
 
 
 def _adapter(regime: dict[str, Any]) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from emadapt.models.heads import needs_image
 from emadapt.models.interpolate import interpolate
 from emadapt.models.regimes import State
 from emadapt.models.segmenter import Segmenter, build_segmenter, save_segmenter
-from emadapt.start import folder_state, load_start
+from emadapt.start import behind_folders, folder_state, load_start
 from emadapt.tokens import TokenView, token_views
 
 UNITS = Path("build/units")
@@ -222,6 +222,7 @@ def _facts(study: Study, unit: Unit, key: str, inputs: Inputs, progress: Progres
         "pairing": {v.name: v.manifest["pairing"] for v in volumes},
         **({"align": aligned} if (aligned := described(volumes, segmenter.spec)) else {}),
         **({"unlabelled_md5": {v.name: v.md5 for v in inputs.unlabelled}} if inputs.unlabelled else {}),
+        **({"started_from": before} if (before := behind_folders(study, unit)) else {}),
     }  # fmt: skip
 
 

@@ -38,6 +38,7 @@ class Source:
     archive_root: str  # the folder in the archive that has the layout
     licence: str
     citation: str
+    doi: str  # of the citation
     voxel_nm: tuple[float, float, float]  # z, y, x
     foreground: str  # label rule, as in params.yaml
     note: str
@@ -60,6 +61,7 @@ SOURCES: dict[str, Source] = {
             "IEEE Transactions on Medical Imaging 31 (2012). Labels: Casser et al., Fast mitochondria detection for "
             "connectomics, MIDL 2020."
         ),
+        doi="10.1109/TMI.2011.2171705",
         voxel_nm=(5.0, 5.0, 5.0),
         foreground=">127",
         note="EPFL CA1 hippocampus, FIB-SEM, with the corrected labels called Lucchi++; official train and test halves.",
@@ -75,6 +77,7 @@ SOURCES: dict[str, Source] = {
             "Gerhard, Funke, Martel, Cardona, Fetter, Segmented anisotropic ssTEM dataset of neural tissue, figshare (2013), "
             "doi 10.6084/m9.figshare.856713."
         ),
+        doi="10.6084/m9.figshare.856713",
         voxel_nm=(50.0, 4.6, 4.6),
         foreground=">127",  # the masks are anti-aliased
         note="Drosophila larva ventral nerve cord, serial-section TEM, the annotated stack 1; 20 sections, no official split.",

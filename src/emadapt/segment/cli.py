@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-MODEL = click.option("--model", required=True, help="a folder that `train` wrote, or a trained unit's name")
+MODEL = click.option("--model", required=True, help="a folder that `train` wrote, a trained unit's name, or models:/NAME@ALIAS")
 SCALE = click.option("--scale", default=0, type=click.IntRange(0), help="of an OME-Zarr image  [default: 0, the finest]")
 VOXEL = click.option("--voxel-nm", nargs=3, type=float, metavar="Z Y X", help="voxel size  [default: what INPUT says]")
 WINDOW = click.option("--window", nargs=2, type=float, metavar="LOW HIGH",

@@ -55,17 +55,21 @@ class Model:
 
 
 def find_model(text: str) -> Path:
-    """The folder of a model: `text` itself, or build/units/`text`.
+    """The folder of a model: `text` itself, build/units/`text`, or a copy of what MLflow's registry has under that address.
 
     Raises:
-        InputError: neither holds a model.
+        InputError: none holds a model.
     """
+    if text.startswith("models:/"):
+        from emadapt.export.registry import fetch  # and mlflow, which takes seconds
+
+        return fetch(Path(), text)
     for folder in (Path(text), UNITS / text):
         if (folder / "model.json").is_file():
             return folder
     have = sorted(p.parent.name for p in UNITS.glob("*/model.json"))
     raise InputError(f"model {text}", found="no model.json in it, nor such a unit",
-                     expected="a folder that `emadapt train` wrote, or a trained unit: "
+                     expected="a folder that `emadapt train` wrote, models:/NAME@ALIAS, or a trained unit: "
                      f"{', '.join(have[:6]) or 'there is none here'}", do="Check the path.")  # fmt: skip
 
 

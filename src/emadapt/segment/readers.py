@@ -117,8 +117,8 @@ def _open_any(text: str, scale: int) -> Source:
     return source
 
 
-def array_source(array: Array, voxel_nm: Voxel | None, name: str = "array") -> Source:
-    """A volume in memory, (Z, Y, X) or one slice (Y, X)."""
+def array_source(array: Any, voxel_nm: Voxel | None, name: str = "array") -> Source:
+    """An array, (Z, Y, X) or one slice (Y, X): of NumPy, or one that gives those for slices."""
     array = array[None] if array.ndim == 2 else array
     if array.ndim != 3 or 0 in array.shape:
         raise InputError(name, found=f"shape {array.shape}", expected="(Z, Y, X) or (Y, X)", do="Pass a single channel.")

