@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy.ndimage import label as components
 from sklearn.metrics import f1_score, jaccard_score
 
 from emadapt import evaluate
@@ -123,9 +124,22 @@ def test_metrics_of_a_unit_are_those_of_its_predictions(tmp_path: Path, monkeypa
         assert len(metrics["test"][name]["per_slice"]["iou"]) == len(slices)
         np.testing.assert_allclose(np.sum(metrics["test"][name]["counts"], 0), [(found & truth).sum(), found.sum(), truth.sum()],
                                    rtol=5e-3)  # fmt: skip
+        assert metrics["test"][name]["instances"]["labelled"] == components(truth)[1]
+        assert metrics["test"][name]["instances"]["predicted"] == pytest.approx(components(found)[1], abs=2)
+        tuned = metrics["test"][name]["tuned"]
+        assert tuned["threshold"] == card["val"]["threshold"]
+        soft = np.stack([predict_slice(segmenter, image[z]) > tuned["threshold"] for z in slices])
+        assert tuned["iou"] == pytest.approx((soft & truth).sum() / (soft | truth).sum(), abs=2e-3)
         for which in ("", "-best", "-worst"):
             assert (path.parent / f"overlay-{name}{which}.png").stat().st_size > 1000
     assert metrics["trainable_params"] == card["trainable_params"]
+    assert card["threshold"] == 0.5
+    image, label = (np.load(tmp_path / f"build/ingest/a/{kind}.npy") for kind in ("image", "label"))
+    val = json.loads((tmp_path / "build/ingest/a/manifest.json").read_text())["split"]["val"]
+    probability = np.stack([predict_slice(segmenter, image[z]) for z in val])
+    ious = [jaccard_score(label[val].ravel(), (probability > k / 100).ravel()) for k in range(101)]
+    assert card["val"]["iou_at_threshold"] == pytest.approx(max(ious), abs=2e-3)
+    assert ious[round(100 * card["val"]["threshold"])] == pytest.approx(max(ious), abs=2e-3)
 
 
 def test_a_model_of_other_settings_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -205,6 +205,7 @@ def norm_params(**regime: Any) -> dict[str, Any]:
     pytest.param({}, id="frozen"),
     pytest.param(LORA, id="lora", marks=pytest.mark.slow),
     pytest.param({"kind": "unet2d"}, id="unet2d", marks=pytest.mark.slow),
+    pytest.param({"kind": "resunet3d", "patch": [2, 32, 32], "channels": [2] * 5}, id="resunet3d", marks=pytest.mark.slow),
     pytest.param({"head": "linear"}, id="linear", marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_an_unknown_dataset_takes_the_layers_of_the_nearest(

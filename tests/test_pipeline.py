@@ -202,7 +202,7 @@ def test_the_crossing_of_pairing_and_joint_training_in_small(tmp_path: Path, mon
     assert page.count("linear model over") == 2 + 1  # a table a test dataset, and how to read them
 
 
-def write_reference_layouts(data: Path, slices: int) -> None:
+def write_reference_layouts(data: Path, slices: int, sections: int = 10) -> None:
     """Lucchi and VNC in their public layouts, small: Lucchi 72 x 96, VNC 80 x 80, as their real shapes relate."""
     from PIL import Image
 
@@ -214,27 +214,27 @@ def write_reference_layouts(data: Path, slices: int) -> None:
             (data / "lucchi" / folder).mkdir(parents=True)
             for z, plane in enumerate(stack):
                 Image.fromarray(plane).save(data / "lucchi" / folder / name.format(z))
-    image, label = blobs((10, 80, 80), 2)
+    image, label = blobs((sections, 80, 80), 2)
     for folder, name, stack in (("raw", "{:02d}.tif", image), ("mitochondria", "{:02d}.png", label * 255)):
         (data / "vnc" / folder).mkdir(parents=True)
         for z, plane in enumerate(stack):
             Image.fromarray(plane).save(data / "vnc" / folder / name.format(z))
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["adapt", "collapse", "collapse_frozen", "collapse_paper", "demo", "cpu", "dose", "few_shot", "paper", "trade", "transfer"],
-)
+@pytest.mark.parametrize("name", [
+    "adapt", "collapse", "collapse_frozen", "collapse_paper", "demo", "cpu", "dose", "few_shot", "paper", "trade", "transfer",
+    "transfer3d",
+])  # fmt: skip
 def test_check_finds_nothing_wrong_in_shipped_studies_but_what_is_not_here(tmp_path: Path, monkeypatch, name: str) -> None:
     """Settings pass; data is given in small; a hub that cannot be reached is said, once per backbone, and nothing else."""
     monkeypatch.chdir(tmp_path)
-    write_reference_layouts(tmp_path / "data", slices=10)
+    write_reference_layouts(tmp_path / "data", slices=16, sections=14)
     study = ROOT / "studies" / f"{name}.yaml"
     for seed, dataset in enumerate(d for d in load_study(study).datasets if d.startswith(("phantom", "dialled"))):
         from tiny import blobs
 
         for part in ("train", "test"):
-            write_stack(tmp_path / "data" / dataset / part, *blobs((10, 72, 96), seed))
+            write_stack(tmp_path / "data" / dataset / part, *blobs((16, 72, 96), seed))
     result = CliRunner().invoke(main, ["check", "--study", str(study)])
     lines = [line for line in result.output.splitlines() if line.startswith("error")]
     if name.endswith("paper"):
@@ -254,8 +254,8 @@ def test_use_selects_a_study_and_refuses_others(tmp_path: Path, monkeypatch: pyt
     result = CliRunner().invoke(main, ["use", "nothing"])
     assert result.exit_code == 2
     assert (
-        "there are: adapt, collapse, collapse_frozen, collapse_paper, cpu, demo, dose, few_shot, paper, trade, transfer"
-        in result.output
+        "there are: adapt, collapse, collapse_frozen, collapse_paper, cpu, demo, dose, few_shot, paper, trade, transfer, "
+        "transfer3d" in result.output
     )
     (tmp_path / "studies/bad.yaml").write_text("study: {}")
     assert CliRunner().invoke(main, ["use", "bad"]).exit_code == 2

@@ -245,3 +245,27 @@ def test_a_stack_stays_under_a_megabyte(tmp_path):
     assert (tmp_path / "stack.png").stat().st_size <= figures.LIMIT
     with Image.open(tmp_path / "stack.png") as picture:
         assert picture.width / picture.height == pytest.approx(1700 / 2400, rel=0.02)
+
+
+def test_objects_and_tuned_thresholds_where_evaluate_has_them(tmp_path):
+    study = a_study()
+    write_metrics(tmp_path, study)
+    report.build_report(tmp_path, study)
+    assert "## Objects" not in (tmp_path / "reports/leaderboard.md").read_text()  # of an earlier evaluate
+    for unit in study.units():
+        if unit.regime != "lora":
+            continue
+        file = tmp_path / "build/evaluate" / unit.name / "metrics.json"
+        metrics = json.loads(file.read_text())
+        scores = {"ap50": 0.5, "ap75": 0.25, "pq": 0.4, "sq": 0.8, "rq": 0.5, "predicted": 9, "labelled": 7, "matched": 4}
+        tuned = {"threshold": 0.41 + 0.01 * unit.seed, "iou": 0.9 + 0.02 * unit.seed, "iou_ci95": [0.88, 0.93]}
+        metrics["test"]["vnc"] |= {"instances": scores, "tuned": tuned}
+        file.write_text(json.dumps(metrics))
+    summary = json.loads(report.build_report(tmp_path, study).read_text())
+    entries = [entry for entry in summary["units"] if "instances" in entry]
+    assert {(entry["regime"], entry["test_set"]) for entry in entries} == {("lora", "vnc")}
+    assert entries[0]["instances"]["pq"] == {"mean": 0.4, "values": [0.4, 0.4]}
+    assert (entries[0]["tuned"]["thresholds"], entries[0]["tuned"]["iou"]["mean"]) == ([0.41, 0.42], 0.91)
+    text = (tmp_path / "reports/leaderboard.md").read_text()
+    (row,) = [line for line in text.split("## Objects")[1].splitlines() if "| lora | paired |" in line]
+    assert "| 0.500 | 0.250 | 0.400 | 0.800 | 0.500 | 9 / 7 | 0.41, 0.42 | 0.910 (" in row

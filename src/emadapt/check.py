@@ -82,6 +82,7 @@ def _check_models(study: Study, path: Path) -> list[str]:
 def _check_data(study: Study, data: Path) -> list[str]:
     """Pair the files, split the slices and read the first pair of each dataset; `ingest` reads the rest."""
     from emadapt.data.pairing import find_parts
+    from emadapt.data.patches3d import check_depth
     from emadapt.data.splits import split_slices
     from emadapt.data.volume import foreground_mask, read_slice
 
@@ -95,9 +96,12 @@ def _check_data(study: Study, data: Path) -> list[str]:
             if (slices := sum(map(len, split.values()))) < study.diagnose.blocks:
                 raise InputError(root, found=f"{slices} slices in train, val and test", do="Lower `diagnose.blocks`.",
                                  expected=f"at least {study.diagnose.blocks}, one for each block of diagnose")  # fmt: skip
+            for regime in study.regimes if any(name in study.train_set_specs[t].datasets for t in study.train_sets) else ():
+                if study.regime_specs[regime].is_3d:
+                    check_depth(f"{root}, regime {regime}", split["train"], study.regime_specs[regime].patch)
             for part in parts:
                 image, label = read_slice(part.images[0]), read_slice(part.labels[0])
-                foreground_mask(label, spec.foreground, str(part.labels[0].path))
+                foreground_mask(label, spec.rule, str(part.labels[0].path))
                 if image.shape != label.shape:
                     raise InputError(part.labels[0].path, found=f"shape {label.shape}", expected=f"{image.shape}, as its image",
                                      do="Export both at the same size.")  # fmt: skip

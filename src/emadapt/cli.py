@@ -13,7 +13,7 @@ from emadapt.config import PARAMS, load_study
 from emadapt.errors import EmadaptError
 from emadapt.export.cli import export, promote, register
 from emadapt.files import disk_error, write_json
-from emadapt.segment.cli import preview, segment
+from emadapt.segment.cli import mesh, preview, segment
 from emadapt.sweep.cli import sweep
 
 
@@ -75,7 +75,7 @@ def use(name: str) -> None:
 @click.option("--from", "folder", type=click.Path(path_type=Path), help="take it from a folder in the public layout")
 @click.option("--force", is_flag=True, help="replace what is there")
 def fetch(datasets: tuple[str, ...], folder: Path | None, force: bool) -> None:
-    """Download public datasets into data/ (then run `dvc add data`)."""
+    """Download public datasets into data/, or say where to get them (then run `dvc add data`)."""
     from emadapt.data.fetch import fetch as fetch_one
 
     for name in datasets:
@@ -265,6 +265,7 @@ main.add_command(segment)
 main.add_command(export)
 main.add_command(register)
 main.add_command(promote)
+main.add_command(mesh)
 main.add_command(sweep)
 
 

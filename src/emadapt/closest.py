@@ -21,7 +21,7 @@ import torch
 
 from emadapt.data.ingest import Volume
 from emadapt.data.patches import Inputs, as_input
-from emadapt.data.tiles import geometry_of, to_input
+from emadapt.data.tiles import geometry_of, to_input, with_neighbours
 from emadapt.device import autocast
 from emadapt.models.regimes import pretrained
 from emadapt.models.segmenter import Segmenter
@@ -124,7 +124,7 @@ def _batches(segmenter: Segmenter, volume: Volume, slices: Sequence[int], view: 
     """Tiles of the slices, or what is cached of them."""
     geo = geometry_of(volume, segmenter.spec, segmenter.backbone.arch.patch)
     for z in slices:
-        padded = to_input(np.asarray(volume.image[z]), geo)
+        padded = to_input(with_neighbours(volume, z, segmenter.spec.context), geo)
         tiles = [as_input(padded[y : y + geo.tile[0], x : x + geo.tile[1]]) for y, x in geo.corners(0.0)]
         rows = view.rows_of_slice(z) if view is not None else range(len(tiles))
         for start in range(0, len(rows), BATCH_TILES):

@@ -13,7 +13,7 @@ from typing import Any
 
 from emadapt.errors import ConfigError, EmadaptError
 from emadapt.problems import problems_of
-from emadapt.specs import BackboneSpec, DatasetSpec, DiagnoseSpec, RegimeSpec, SplitSpec, TrainSetSpec, TrainSpec
+from emadapt.specs import OWN_TRAINING, BackboneSpec, DatasetSpec, DiagnoseSpec, RegimeSpec, SplitSpec, TrainSetSpec, TrainSpec
 from emadapt.strict import NAME, build, names_of, read_yaml, specs_of
 from emadapt.sweep.spec import SweepSpec
 
@@ -91,7 +91,8 @@ class Study:
 
     def train_spec(self, unit: Unit) -> TrainSpec:
         """`train` with the regime's own head, epochs, learning rates and weight decay, and the training set's own way to draw."""
-        regime, own = self.regime_specs[unit.regime], {}
+        regime = self.regime_specs[unit.regime]
+        own: dict[str, Any] = dict(OWN_TRAINING.get(regime.kind, {}))
         for key in ("head", "epochs", "head_lr", "adapter_lr"):
             if getattr(regime, key):
                 own[key] = getattr(regime, key)
@@ -130,7 +131,7 @@ class Study:
         Ridge and kNN work on what a frozen regime of the study works on; without one, on the first that does as they do.
         """
         kind = self.regime_specs[regime].kind
-        if kind == "unet2d":
+        if self.regime_specs[regime].from_scratch:
             return ""
         if kind not in ("ridge", "knn"):
             return regime
@@ -146,12 +147,12 @@ class Study:
             "regime": dataclasses.asdict(self.regime_specs[unit.regime]),
             "train": dataclasses.asdict(self.train_spec(unit)),
             "split": dataclasses.asdict(self.split),
-            "datasets": {name: dataclasses.asdict(self.dataset_specs[name]) for name in train_set.datasets},
+            "datasets": {name: self.dataset_specs[name].described() for name in train_set.datasets},
         }
         if train_set.few:
             described["labelled"] = {"slices": train_set.slices, "crops": train_set.crops}
         if unlabelled := self.unlabelled_of(unit):
-            described["unlabelled"] = {name: dataclasses.asdict(self.dataset_specs[name]) for name in unlabelled}
+            described["unlabelled"] = {name: self.dataset_specs[name].described() for name in unlabelled}
         if source := self.source_of(unit):
             described["source"] = self.describe(source)
         return typing.cast(dict[str, Any], json.loads(json.dumps(described)))

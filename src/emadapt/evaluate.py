@@ -17,10 +17,11 @@ from emadapt.data.ingest import INGESTED, Volume, open_volume
 from emadapt.device import device
 from emadapt.errors import InputError
 from emadapt.files import write_json, write_text
+from emadapt.instance_metrics import Instances
 from emadapt.model_card import EVALUATED, model_card
 from emadapt.models import regimes
 from emadapt.models.segmenter import Segmenter, load_segmenter
-from emadapt.predict import predict_slices
+from emadapt.predict import Probability, predict_slices
 from emadapt.tokens import token_views
 from emadapt.train import UNITS, file_md5, unit_tags
 
@@ -50,12 +51,14 @@ def evaluate_unit(study: Study, unit: Unit, out: Path = EVALUATED) -> Path:
     regime = study.regime_specs[unit.regime]
     cached = regime.pretrained_tokens or regime.kind == "lora_last_k"
     history = json.loads((folder / "history.json").read_text())
+    tuned = card["val"].get("threshold")  # a model of an earlier version has none
     found: dict[str, dict[str, Any]] = {}
     apart = bool(segmenter.domains or segmenter.spec.align)
     for volumes in _alike([open_volume(name) for name in study.datasets], apart=apart):
         view = token_views(segmenter.backbone, segmenter.spec, volumes[0], range(1), cut=segmenter.cut)[0] if cached else None
         regimes.merge(segmenter.backbone)
-        for volume, scores in zip(volumes, score_volumes(segmenter, volumes, view, out / unit.name, unit.name), strict=True):
+        scored = score_volumes(segmenter, volumes, view, out / unit.name, unit.name, tuned)
+        for volume, scores in zip(volumes, scored, strict=True):
             found[volume.name] = scores | _taken_for(segmenter)
         regimes.unmerge(segmenter.backbone)
     results = {name: found[name] for name in study.datasets}
@@ -113,8 +116,8 @@ def _alike(volumes: list[Volume], *, apart: bool) -> list[list[Volume]]:
 
 
 def score_volumes(
-    segmenter: Segmenter, volumes: list[Volume], view: Any, folder: Path, title: str
-) -> list[dict[str, Any]]:  # fmt: skip
+    segmenter: Segmenter, volumes: list[Volume], view: Any, folder: Path, title: str, tuned: float | None = None
+) -> list[dict[str, Any]]:
     """Predict the test slices once, and score them on every volume's labels (see `Scores`).
 
     Args:
@@ -123,11 +126,12 @@ def score_volumes(
         view: cached tokens of the first, or None to run the backbone.
         folder: gets the overlays.
         title: of the overlays; dataset, slice and IoU are added.
+        tuned: another threshold than 0.5 to score at, too.
     """
-    several = [Scores(volume) for volume in volumes]
+    several = [Scores(volume, tuned) for volume in volumes]
     for z, probability in predict_slices(segmenter, volumes[0], volumes[0].split["test"], view):
         for scores in several:
-            scores.add(z, probability > 0.5)
+            scores.add(z, probability)
     for scores in several:
         scores.draw(folder, title)
     return [scores.summary() for scores in several]
@@ -136,16 +140,21 @@ def score_volumes(
 class Scores:
     """Counts over the test slices of a volume, and the slice in the middle, the best and the worst (by IoU, with foreground)."""
 
-    def __init__(self, volume: Volume) -> None:
-        self.volume, self.slices = volume, volume.split["test"]
+    def __init__(self, volume: Volume, tuned: float | None = None) -> None:
+        self.volume, self.slices, self.tuned = volume, volume.split["test"], tuned
         self.band = BOUNDARY_NM / float(np.mean(volume.manifest["voxel_nm"][1:]))
         self.area: list[tuple[int, int, int]] = []
         self.boundary: list[tuple[int, int, int]] = []
+        self.at_tuned: list[tuple[int, int, int]] = []
+        self.instances = Instances(self.slices, (volume.image.shape[1], volume.image.shape[2]))
         self.shown: dict[str, tuple[float, int, Mask]] = {}  # overlay: IoU, slice, prediction; three slices in memory, not all
 
-    def add(self, z: int, predicted: Mask) -> None:
+    def add(self, z: int, probability: Probability) -> None:
         """Score slice `z`."""
-        label = np.asarray(self.volume.label[z]) > 0
+        predicted, label = probability > 0.5, np.asarray(self.volume.label[z]) > 0
+        self.instances.add(z, predicted, label)
+        if self.tuned is not None:
+            self.at_tuned.append(overlap_counts(probability > self.tuned, label))
         self.area.append(overlap_counts(predicted, label))
         self.boundary.append(overlap_counts(boundary_band(predicted, self.band), boundary_band(label, self.band)))
         iou = pooled(np.asarray(self.area[-1]))["iou"]
@@ -167,9 +176,20 @@ class Scores:
             overlay_png(file, np.asarray(self.volume.image[z]), np.asarray(self.volume.label[z]) > 0, predicted, what)
 
     def summary(self) -> dict[str, Any]:
-        """`n`; `iou`, `dice`, `boundary_iou` pooled over the slices, each with `<metric>_ci95`; `per_slice` and `counts`."""
+        """`n`; `iou`, `dice`, `boundary_iou` pooled over the slices, each with `<metric>_ci95`; `per_slice` and `counts`.
+
+        Where there are any: `instances` (see `emadapt.instance_metrics`), and `tuned`: `threshold`, `iou` there, `iou_ci95`.
+        """
         voxel_z_nm = self.volume.manifest["voxel_nm"][0]
-        return summarise(np.asarray(self.area), np.asarray(self.boundary), voxel_z_nm, self.slices)
+        scores = summarise(np.asarray(self.area), np.asarray(self.boundary), voxel_z_nm, self.slices)
+        if instances := self.instances.summary():
+            scores["instances"] = instances
+        if self.tuned is not None:
+            counts = np.asarray(self.at_tuned)
+            interval = np.percentile(block_bootstrap(counts, scores["block_slices"])[:, 0], [2.5, 97.5])
+            scores["tuned"] = {"threshold": self.tuned, "iou": round(pooled(counts)["iou"], 6),
+                               "iou_ci95": [round(float(q), 6) for q in interval]}  # fmt: skip
+        return scores
 
 
 def overlap_counts(predicted: Mask, label: Mask) -> tuple[int, int, int]:

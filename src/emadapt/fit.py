@@ -18,6 +18,7 @@ from emadapt import parallel
 from emadapt.config import TrainSpec, Unit
 from emadapt.data.ingest import Volume
 from emadapt.data.patches import CropDataset, TokenDataset, deal, load_epoch, plan_epoch, with_absent
+from emadapt.data.patches3d import PatchDataset
 from emadapt.device import device
 from emadapt.errors import EmadaptError
 from emadapt.joint import ALIGN, Plain
@@ -25,9 +26,10 @@ from emadapt.models.heads import BatchNorm
 from emadapt.models.regimes import State, parameter_groups
 from emadapt.models.segmenter import Segmenter
 from emadapt.predict import predict_slices
+from emadapt.thresholds import GRID, choose_threshold, histogram
 from emadapt.tokens import TokenView
 
-Data = CropDataset | TokenDataset
+Data = CropDataset | TokenDataset | PatchDataset
 
 
 @dataclass
@@ -198,26 +200,38 @@ def _step(loss: float, joint: Plain, optimiser: torch.optim.Optimizer, scaler: t
     return total
 
 
-def val_slices(volume: Volume, every: int) -> list[int]:
-    """`every` validation slices spread over the block, or all of them for 0."""
+def val_slices(volume: Volume, every: int, depth: int = 0) -> list[int]:
+    """`every` validation slices spread over the block, or all of them for 0.
+
+    For a model in 3D neighbours from the middle of the block: `every`, and at least the `depth` of its patch.
+    """
     slices = volume.split["val"]
+    if every and depth:
+        n = min(max(every, depth), len(slices))
+        first = (len(slices) - n) // 2
+        return slices[first : first + n]
     if every and len(slices) > every:
         return [slices[round(k)] for k in np.linspace(0, len(slices) - 1, every)]
     return slices
 
 
 def score(segmenter: Segmenter, volumes: list[Volume], views: list[list[TokenView]], every: int,
-           loss_of: nn.Module | None = None) -> dict[str, float]:  # fmt: skip
-    """Foreground IoU on validation slices, the mean over the datasets of the union; and the loss if asked."""
+           loss_of: nn.Module | None = None, tune: bool = False) -> dict[str, float]:  # fmt: skip
+    """Foreground IoU on validation slices, the mean over the datasets of the union.
+
+    Beside it, if asked, the loss, or the `threshold` with the highest such mean and the `iou_at_threshold`.
+    """
     segmenter.eval()
-    ious, losses = [], []
+    in_3d = segmenter.regime.is_3d
+    ious, losses, histograms = [], [], []
     for i, volume in enumerate(volumes):
-        slices = val_slices(volume, every)
+        slices = val_slices(volume, every, segmenter.regime.patch[0] if in_3d else 0)
         overlap = 0.0 if every else None  # quick while training, as in evaluation at the end
         counts = torch.zeros((len(slices), 3), dtype=torch.float64)  # pixels hit, pixels in either, loss
+        levels = torch.zeros((2, len(GRID) + 1), dtype=torch.float64)  # pixels by probability
         mine = range(parallel.rank(), len(slices), parallel.size())
         shown = mine if every else range(len(slices))  # slices spread over the block have no neighbours to be smoothed with
-        shown = shown if segmenter.spec.smooth_z_nm else mine
+        shown = range(len(slices)) if in_3d else shown if segmenter.spec.smooth_z_nm else mine
         predicted = predict_slices(segmenter, volume, [slices[k] for k in shown], views[i][0] if views else None, overlap,
                                    smooth=not every)  # fmt: skip
         for k, (z, probability) in zip(shown, predicted, strict=True):
@@ -229,13 +243,18 @@ def score(segmenter: Segmenter, volumes: list[Volume], views: list[list[TokenVie
                 p = torch.tensor(probability).clamp(1e-6, 1 - 1e-6)
                 logits = torch.stack([(1 - p).log(), p.log()])[None]  # softmax gives back the probabilities
                 counts[k, 2] = float(loss_of(logits, torch.from_numpy(np.array(volume.label[z]))[None, None].long()))
+            if tune:
+                levels += torch.from_numpy(histogram(probability, label))
         counts = parallel.total(counts)  # each slice from the one process that has it
         hits, total, _ = counts.sum(0).tolist()
         ious.append(hits / total if total else 1.0)
         if loss_of is not None:
             losses += counts[:, 2].tolist()
+        if tune:
+            histograms.append(parallel.total(levels).long().numpy())
     scored = {"iou": float(np.mean(ious)), **{f"iou.{v.name}": iou for v, iou in zip(volumes, ious, strict=True)}}
-    return scored | ({"loss": float(np.mean(losses))} if losses else {})
+    scored |= {"loss": float(np.mean(losses))} if losses else {}
+    return scored | (dict(zip(("threshold", "iou_at_threshold"), choose_threshold(histograms), strict=True)) if tune else {})
 
 
 def _optimiser(segmenter: Segmenter, train: TrainSpec, joint: Plain | None = None) -> torch.optim.Optimizer:

@@ -18,6 +18,7 @@ from torch import nn
 
 from emadapt.config import TrainSpec, Unit
 from emadapt.data.patches import Cached, CropDataset, Draw, Item, TokenDataset, cycle
+from emadapt.data.patches3d import PatchDataset
 from emadapt.device import autocast, device
 from emadapt.models.domain import DomainClassifier, features_of, key_of, last_layer, ramp, reverse
 
@@ -204,7 +205,7 @@ def coral(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return distance.square().sum() / (4 * a.shape[1] ** 2)
 
 
-def members_of(data: CropDataset | TokenDataset, draws: Sequence[Draw]) -> list[list[int]]:
+def members_of(data: CropDataset | TokenDataset | PatchDataset, draws: Sequence[Draw]) -> list[list[int]]:
     """Dataset number of each sample of each group, as `load_epoch` groups the draws: by shape, in order of first appearance."""
     groups: dict[Any, list[int]] = {}
     for draw in draws:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from emadapt.data.sources import SOURCES, Source
+from emadapt.data.sources import MANUAL, SOURCES, Manual, Source
 from emadapt.models.backbones import BACKBONES
 
 EVALUATED = Path("build/evaluate")
@@ -21,8 +21,7 @@ FAMILIES = {
     "openclip": ("MIT", "Cherti et al. 2022, Reproducible scaling laws for contrastive language-image learning", "2212.07143"),
 }
 """Terms of the published weights of a family of backbones, and what to cite for them: words, and the number in arXiv."""
-
-
+KNOWN: dict[str, Source | Manual] = {**SOURCES, **MANUAL}
 NEVER, EARLIER = "never seen", "through the model that it starts from"
 
 
@@ -38,7 +37,7 @@ class Behind:
 
     name: str
     role: str
-    source: Source | None
+    source: Source | Manual | None
 
     @property
     def licence(self) -> str:
@@ -128,16 +127,16 @@ def _specs(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {**settings.get("datasets", {}), **settings.get("unlabelled", {})}
 
 
-def _source(name: str, spec: Mapping[str, Any]) -> Source | None:
+def _source(name: str, spec: Mapping[str, Any]) -> Source | Manual | None:
     """The public dataset behind a name of a study: that of the name, or of the folder that the name stands for."""
-    return SOURCES.get(name) or SOURCES.get(Path(spec.get("path") or name).name)
+    return KNOWN.get(name) or KNOWN.get(Path(spec.get("path") or name).name)
 
 
 def _what(card: Mapping[str, Any], metrics: Mapping[str, Any] | None, with_backbone: bool) -> list[str]:
     weights = card["weights"]
     origin = "from random initial values" if weights["source"] == "none" else f"on {card['backbone']['arch']}"
-    lines = [f"# {card['unit']}", "", f"Segments mitochondria in electron micrographs: regime `{card['regime']['kind']}`, head"
-             f" `{card['head']}`, {origin}, {card['trainable_params']:,} trained parameters."]  # fmt: skip
+    lines = [f"# {card['unit']}", "", f"Segments {_organelles(card)} in electron micrographs: regime `{card['regime']['kind']}`,"
+             f" head `{card['head']}`, {origin}, {card['trainable_params']:,} trained parameters."]  # fmt: skip
     if weights["source"] != "none":
         where = "in the file, the adapter merged into it" if with_backbone else "not in the file"
         lines.append(f"The backbone is {where}; its weights are `{weights['name']}` from `{weights['source']}`, sha256"
@@ -151,6 +150,11 @@ def _what(card: Mapping[str, Any], metrics: Mapping[str, Any] | None, with_backb
     if weights["source"] == "random":
         lines.append("**Random weights: a control, not a model to use.**")
     return lines
+
+
+def _organelles(card: Mapping[str, Any]) -> str:
+    datasets = card.get("settings", {}).get("datasets", {}).values()
+    return " and ".join(dict.fromkeys(d.get("organelle", "mitochondria").replace("_", " ") for d in datasets)) or "mitochondria"
 
 
 def _data(card: Mapping[str, Any], trained_on: Sequence[str]) -> list[str]:

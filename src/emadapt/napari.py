@@ -25,7 +25,7 @@ Box = tuple[slice, ...]
 Mask = npt.NDArray[np.uint8]
 
 
-ASKED: dict[str, dict[str, Any]] = {
+ASKED: dict[str, Any] = {
     "image": {"label": "volume"},
     "model": {"mode": "d", "tooltip": "as `emadapt segment --model` takes it: a folder that `train` wrote, the name of a unit"},
     "part": {"choices": PARTS},

@@ -15,10 +15,11 @@ from emadapt.closest import domain_of
 from emadapt.data.align import AS_IT_IS, Aligner, aligner_of
 from emadapt.data.ingest import Volume
 from emadapt.data.patches import Inputs, as_input
-from emadapt.data.tiles import Grey, blend, geometry, to_input
+from emadapt.data.tiles import Grey, blend, geometry, to_input, with_neighbours
 from emadapt.device import autocast
 from emadapt.models.heads import needs_image
 from emadapt.models.segmenter import Segmenter
+from emadapt.predict3d import predict_block
 from emadapt.tokens import TokenView
 
 BATCH_TILES = 16
@@ -31,7 +32,7 @@ def predict_slice(segmenter: Segmenter, image: Grey, overlap: float | None = Non
 
     Args:
         segmenter: in eval mode; for `lora` merge the adapters first to save time.
-        image: (Y, X) uint8.
+        image: (Y, X) uint8; for a backbone with `context` (Y, X, 3), see `data.tiles.with_neighbours`.
         overlap: share of a tile that neighbours cover too; None: what the segmenter was set up with.
         aligner: of the slice's dataset.
 
@@ -61,7 +62,10 @@ def predict_cached(segmenter: Segmenter, view: TokenView, z: int, native: tuple[
 
 def predict_slices(segmenter: Segmenter, volume: Volume, slices: list[int], view: TokenView | None = None,
                    overlap: float | None = None, *, smooth: bool = True) -> Iterator[tuple[int, Probability]]:  # fmt: skip
-    """Slice number and probability for each of `slices` (rising), from the cache where a view is given, smoothed along z."""
+    """Slice number and probability for each of `slices` (rising), from the cache where a view is given, smoothed along z.
+
+    A regime in 3D sees runs of consecutive slices together (see `emadapt.predict3d`).
+    """
     native, aligner = (volume.image.shape[1], volume.image.shape[2]), aligner_of(volume, segmenter.spec)
     if segmenter.domains and slices:
         segmenter.use(*domain_of(segmenter, volume, slices, view))
@@ -69,9 +73,11 @@ def predict_slices(segmenter: Segmenter, volume: Volume, slices: list[int], view
     def probability(z: int) -> Probability:
         if view is not None:
             return predict_cached(segmenter, view, z, native, aligner)
-        return predict_slice(segmenter, np.asarray(volume.image[z]), overlap, aligner)
+        return predict_slice(segmenter, with_neighbours(volume, z, segmenter.spec.context), overlap, aligner)
 
-    found = ((z, probability(z)) for z in slices)
+    found: Iterator[tuple[int, Probability]] = ((z, probability(z)) for z in slices)
+    if segmenter.regime.is_3d:
+        found = predict_block(segmenter, volume.image, slices, overlap, aligner)
     sigma = segmenter.spec.smooth_z_nm if smooth else 0.0
     return smooth_z(found, sigma / float(volume.manifest["voxel_nm"][0])) if sigma else found
 
@@ -109,7 +115,7 @@ def smooth_z(slices: Iterable[tuple[int, Probability]], sigma: float) -> Iterato
 
 @torch.inference_mode()
 def foreground(segmenter: Segmenter, batch: Inputs, size: tuple[int, int]) -> Probability:
-    """Foreground probabilities (B, H, W) float32 of images (B, 1, H, W) in [0, 1], or of what is cached of them."""
+    """Foreground probabilities (B, H, W) float32 of images (B, 1 or 3, H, W) in [0, 1], or of what is cached of them."""
     batch = batch.to(next(itertools.chain(segmenter.head.parameters(), segmenter.head.buffers())).device)  # kNN has buffers only
     with autocast(segmenter.spec.precision):
         logits = segmenter(batch, size)

@@ -43,6 +43,7 @@ def problems_of(study: Study) -> list[str]:
     for name, data in study.dataset_specs.items():
         if isinstance(data.foreground, str) and not re.fullmatch(r">\d+(\.\d+)?", data.foreground):
             bad.append(f"datasets.{name}.foreground: found {data.foreground!r}; expected '>N' or a list of label ids")
+        bad += _check_organelles(study, name)
         if min(data.voxel_nm) <= 0:
             bad.append(f"datasets.{name}.voxel_nm: found {data.voxel_nm}; expected three positive sizes (z, y, x) in nm")
     for name, backbone in study.backbone_specs.items():
@@ -66,6 +67,8 @@ def problems_of(study: Study) -> list[str]:
             bad.append(f"regimes.{name}.init: ridge gives a `linear` head its first weights; add `head: linear`")
         if not 0 < regime.layer_decay <= 1:
             bad.append(f"regimes.{name}.layer_decay: found {regime.layer_decay}; expected a factor above 0, at most 1")
+        if regime.is_3d:
+            bad += _check_3d(study, name)
         if (regime.kind == "lora_last_k") != (regime.k > 0):
             bad.append(f"regimes.{name}.k: found {regime.k}; expected a number of blocks from 1 on for lora_last_k, else nothing")
         bad += _check_start(study, name) + _check_interpolation(study, name) + _check_align(study, name)
@@ -86,6 +89,17 @@ def problems_of(study: Study) -> list[str]:
     if own.tokens < 10 * own.blocks or min(own.permutations, own.replicates) < 1:
         bad.append("diagnose: tokens must be at least ten a block, permutations and replicates at least 1")
     return bad + study.sweep.problems()
+
+
+def _check_organelles(study: Study, name: str) -> list[str]:
+    """Problems of a dataset's `organelles` and `organelle`."""
+    data, where = study.dataset_specs[name], f"datasets.{name}"
+    if (data.organelle or data.organelles) and data.organelle not in data.organelles:
+        have = ", ".join(data.organelles) or "none: name them and their label ids in `organelles`"
+        return [f"{where}.organelle: found {data.organelle or 'nothing'}; expected one of {have}"]
+    if data.organelle and data.foreground != type(data).foreground:
+        return [f"{where}: found organelle and foreground, which both say what is segmented; leave out foreground"]
+    return []
 
 
 def _is_amount(value: int | str) -> bool:
@@ -141,6 +155,23 @@ def _check_align(study: Study, name: str) -> list[str]:
     return bad
 
 
+def _check_3d(study: Study, name: str) -> list[str]:
+    """Problems of a regime in 3D, by itself and with the training sets of the study."""
+    regime, where, bad = study.regime_specs[name], f"regimes.{name}", []
+    z, y, x = regime.patch
+    if z < 1 or y != x or y % 16 or y < 32:
+        bad.append(
+            f"{where}.patch: found {list(regime.patch)}; expected voxels [z, y, x] with y = x, a multiple of 16 from 32 on"
+        )
+    if min(regime.channels) < 1:
+        bad.append(f"{where}.channels: found {list(regime.channels)}; expected numbers from 1 on")
+    if name in study.regimes:
+        few = [t for t in study.train_sets if t in study.train_set_specs and study.train_set_specs[t].slices]
+        bad += [f"train_sets.{t}.slices: found {study.train_set_specs[t].slices}; {name} sees neighbours together, "
+                "expected `crops`, labelled patches" for t in few]  # fmt: skip
+    return bad
+
+
 def _check_start(study: Study, name: str) -> list[str]:
     """Problems of a regime's `init_from`, as far as the settings show them."""
     regime, where = study.regime_specs[name], f"regimes.{name}.init_from: found {study.regime_specs[name].init_from!r}"
@@ -166,6 +197,8 @@ def _check_start(study: Study, name: str) -> list[str]:
     if not source.pretrained_tokens and (source.kind, source.rank, source.alpha, source.k) != (
         regime.kind, regime.rank, regime.alpha, regime.k):  # fmt: skip
         return [f"{where}, whose adapter is another (kind, rank, alpha, k); expected the same, or a frozen regime"]
+    if regime.is_3d and source.channels != regime.channels:
+        return [f"{where}, whose channels are {list(source.channels)}; expected {list(regime.channels)}, those of {name}"]
     return []
 
 

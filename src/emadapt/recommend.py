@@ -15,7 +15,7 @@ from emadapt.transfer_matrix import labelled_words
 
 Summary = Mapping[str, Any]
 
-BASELINES = ("ridge", "knn", "unet2d")
+BASELINES = ("ridge", "knn", "unet2d", "resunet3d")
 WIDTH = 118  # characters a line
 FEW_SLICES = 10
 """Test slices below which a dataset's numbers are said to rest on few."""
@@ -239,7 +239,7 @@ def _not_worse(comparison: Mapping[str, Any]) -> str:
 def _model(study: Study, entry: Entry) -> str:
     labels = labelled_words(entry["labelled"])
     spec = study.regime_specs[entry["regime"]]
-    what = f"regime {entry['regime']}" if spec.kind == "unet2d" else f"{entry['backbone']}, regime {entry['regime']}"
+    what = f"regime {entry['regime']}" if spec.from_scratch else f"{entry['backbone']}, regime {entry['regime']}"
     head = "" if spec.own_head else f", head {study.head_of(entry['regime'])}"
     return f"{what}{head}, trained on {entry['train_set']}" + (f" ({labels})" if labels else "")
 

@@ -14,6 +14,7 @@ from emadapt.errors import InputError
 from emadapt.factors import factors, factors_table
 from emadapt.few_shot import FEW_SHOT_METHOD, few_shot_curves, few_shot_table, panels
 from emadapt.files import write_text
+from emadapt.objects import objects_table, of_seeds
 from emadapt.page import build_page
 from emadapt.pareto import PARETO_METHOD, pareto_png, pareto_table, trade_offs
 from emadapt.tracking import provenance_tags
@@ -169,6 +170,7 @@ def leaderboard(study: Study, summary: Mapping[str, Any], kinds: Sequence[str]) 
                 f"{entry['seconds']:,.0f} s",
             ]
             lines.append(f"| {' | '.join(cells)} |")
+    lines += objects_table(entries)
     if "fits" in summary:
         lines += factors_table(summary)
     if "few_shot" in summary:
@@ -234,6 +236,7 @@ def _entry(backbone: str, regime: str, train_set: str, test_set: str, runs: Sequ
         "test_set": test_set,
         "n": tests[0]["n"],
         **{name: combine([test[name] for test in tests], [test[f"{name}_ci95"] for test in tests]) for name in METRICS},
+        **of_seeds(tests, combine),
         "labelled": runs[0].get("labelled"),
         "trainable_params": runs[0]["trainable_params"],
         "seconds": _round(np.mean([run["train_seconds"] for run in runs])),

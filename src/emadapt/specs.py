@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 
@@ -15,11 +15,24 @@ class DatasetSpec:
     voxel_nm: tuple[float, float, float]
     """Voxel size (z, y, x) in nm."""
     foreground: str | tuple[int, ...] = ">127"
-    """Which label values are mitochondria: ">N" or a list of ids."""
+    """Which label values are what is segmented: ">N" or a list of ids."""
     pairing: Literal["number", "stem", "lexicographic", "lexicographic_165"] = "number"
     """How an image finds its label. The last two replicate a known mistake and are tagged wherever they are used."""
     path: str = ""
     """Folder of the raw data; empty: data/<name>."""
+    organelles: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """What the label's ids are, e.g. `{mitochondria: [1], er: [2]}`."""
+    organelle: str = ""
+    """Which of `organelles` is what is segmented, in the place of `foreground`."""
+
+    @property
+    def rule(self) -> str | tuple[int, ...]:
+        """Which label values are what is segmented, as `foreground` has it."""
+        return self.organelles[self.organelle] if self.organelle else self.foreground
+
+    def described(self) -> dict[str, Any]:
+        """The settings; those of organelles only where there are any, so that hashes from before them hold."""
+        return {k: v for k, v in dataclasses.asdict(self).items() if v or k not in ("organelles", "organelle")}
 
 
 @dataclass(frozen=True)
@@ -30,7 +43,7 @@ class TrainSetSpec:
     slices: int | str = 0
     """Labelled training slices of each dataset, spread in z, drawn by the unit's seed: a number, or a share (`25%`); 0: all."""
     crops: int | str = 0
-    """Labelled tiles of each dataset in the place of whole slices, likewise."""
+    """Labelled tiles of each dataset in the place of whole slices, likewise; of a regime in 3D, patches."""
     draw: Literal["", "balanced", "proportional"] = ""
     """How often a union draws each dataset: equally often, or by its size; empty: what `train.balanced` says."""
     unlabelled: tuple[str, ...] = ()
@@ -81,6 +94,8 @@ class BackboneSpec:
     patch."""
     smooth_z_nm: float = 0.0
     """Standard deviation of a Gaussian along z over the probabilities of neighbouring slices that are predicted; 0: none."""
+    context: Literal[0, 1] = 0
+    """1: the slices below and above as the first and third of the three input channels (2.5D); 0: the slice as all three."""
     normalisation: Literal["checkpoint", "imagenet"] = "checkpoint"
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Arithmetic of the token cache and of prediction; `auto`: bf16 where the hardware has it, else fp32."""
@@ -90,16 +105,18 @@ class BackboneSpec:
     """The dataset that `histogram`, `fda` and `voxel` make others resemble."""
 
     def described(self) -> dict[str, Any]:
-        """The settings; those of alignment and smoothing only where there are any, so that hashes from before them hold."""
-        return {k: v for k, v in dataclasses.asdict(self).items() if v or k not in ("align", "reference", "smooth_z_nm")}
+        """The settings; those that came later only where they are in use, so that hashes from before them hold."""
+        later = ("align", "reference", "smooth_z_nm", "context")
+        return {k: v for k, v in dataclasses.asdict(self).items() if v or k not in later}
 
 
 @dataclass(frozen=True)
 class RegimeSpec:
     """How the backbone is adapted; an empty setting takes the value of `train`."""
 
-    kind: Literal["frozen", "lora", "lora_last_k", "dora", "bitfit", "full", "ridge", "knn", "unet2d"]
-    """`ridge`, `knn`: fitted to cached tokens at once, without gradients; `unet2d`: no backbone, a U-Net from scratch."""
+    kind: Literal["frozen", "lora", "lora_last_k", "dora", "bitfit", "full", "ridge", "knn", "unet2d", "resunet3d"]
+    """`ridge`, `knn`: fitted to cached tokens at once, without gradients; `unet2d`, `resunet3d`: no backbone, a U-Net from
+    scratch, on slices or on blocks of neighbouring slices."""
     rank: int = 16
     alpha: float = 32.0
     dropout: float = 0.0
@@ -108,6 +125,10 @@ class RegimeSpec:
     """lora_last_k: adapters in the last k of the blocks that run; what enters them is cached as frozen tokens are."""
     layer_decay: float = 0.75
     """full: factor on the learning rate from one block to the one below it, in (0, 1]."""
+    patch: tuple[int, int, int] = (18, 160, 160)
+    """resunet3d: voxels (z, y, x) of a patch; y = x, a multiple of 16."""
+    channels: tuple[int, int, int, int, int] = (28, 36, 48, 64, 80)
+    """resunet3d: of its five levels."""
     checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them: less memory, more time."""
     head: str = ""
@@ -155,12 +176,24 @@ class RegimeSpec:
         return self.kind in ("lora", "lora_last_k", "dora")
 
     @property
+    def from_scratch(self) -> bool:
+        """Whether there is no backbone."""
+        return self.kind in ("unet2d", "resunet3d")
+
+    @property
+    def is_3d(self) -> bool:
+        """Whether it sees blocks of neighbouring slices, not slices."""
+        return self.kind == "resunet3d"
+
+    @property
     def own_head(self) -> str:
         """The head that belongs to the kind; empty where the study chooses."""
         return OWN_HEADS.get(self.kind, "")
 
 
-OWN_HEADS = {"ridge": "linear", "knn": "knn", "unet2d": "unet2d"}
+OWN_HEADS = {"ridge": "linear", "knn": "knn", "unet2d": "unet2d", "resunet3d": "resunet3d"}
+OWN_TRAINING: dict[str, dict[str, float]] = {"resunet3d": {"head_lr": 2e-3, "weight_decay": 0.0}}
+"""Settings of `train` that a kind has of its own, unless the regime says otherwise: Adam at 0.002, as Xie et al. 2025."""
 
 
 @dataclass(frozen=True)
@@ -183,7 +216,8 @@ class TrainSpec:
     """Stop after this many epochs without a better monitored value; 0: run all epochs and keep the best."""
     monitor: Literal["val_iou", "val_loss"] = "val_iou"
     val_slices: int = 4
-    """Validation slices per dataset that are scored each epoch, spread over the block; 0: all."""
+    """Validation slices per dataset that are scored each epoch, spread over the block; 0: all. In 3D neighbours, at least as
+    many as a patch is deep."""
     augment: bool = True
     balanced: bool = True
     """Draw the datasets of a union equally often, whatever their size."""

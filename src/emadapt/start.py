@@ -41,7 +41,7 @@ def folder_state(folder: Path, segmenter: Segmenter) -> State:
                          expected="model.json and model.safetensors, as `train` writes them",
                          do="Correct `init_from`, or train that model first.") from error  # fmt: skip
     own = segmenter.spec.arch, segmenter.backbone.provenance.sha256
-    if (arch, weights) != own and segmenter.regime.kind != "unet2d":
+    if (arch, weights) != own and not segmenter.regime.from_scratch:
         raise InputError(f"init_from {folder}", found=f"a model of backbone {arch}, weights {weights[:12]}",
                          expected=f"{own[0]}, weights {own[1][:12]}", do="Start from a model of the same backbone.")  # fmt: skip
     if head != segmenter.head_name:

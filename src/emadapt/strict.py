@@ -89,7 +89,8 @@ def build(kind: type, raw: Any, where: str, problems: list[str], start: Any = No
             values[key] = coerce(hints[key], value)
         except TypeError as error:
             problems.append(f"{where}.{key}: found {value!r}; expected {error}")
-    required = [f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING]
+    required = [f.name for f in dataclasses.fields(kind)
+                if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]  # fmt: skip
     problems += [f"{where}: {name!r} is missing" for name in required if name not in values and name not in raw]
     return kind(**values) if len(problems) == before else None
 
@@ -98,7 +99,7 @@ def coerce(hint: Any, value: Any) -> Any:
     """`value` as the type `hint`; TypeError with the words for what was expected."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
-        if value not in args:
+        if not any(value == option and type(value) is type(option) for option in args):
             raise TypeError("one of " + ", ".join(map(str, args)))
         return value
     if origin in (typing.Union, types.UnionType):
@@ -115,6 +116,10 @@ def coerce(hint: Any, value: Any) -> Any:
         if args[-1] is not Ellipsis and len(value) != len(args):
             raise TypeError(f"a list of {len(args)}")
         return tuple(coerce(args[0], v) for v in value)
+    if origin is dict:
+        if not isinstance(value, dict) or not value or any(type(k) is not str or not NAME.fullmatch(k) for k in value):
+            raise TypeError("a map of names (letters, digits and underscores)")
+        return {k: coerce(args[1], v) for k, v in value.items()}
     if hint is float and type(value) in (int, float):
         if not abs(value) < 1e12:  # also refuses nan
             raise TypeError("a finite number")

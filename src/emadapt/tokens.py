@@ -32,7 +32,7 @@ from emadapt.data.align import aligner_of
 from emadapt.data.ingest import Volume, open_volume
 from emadapt.data.labelled import Tile
 from emadapt.data.patches import Cached, Inputs, as_input, crop
-from emadapt.data.tiles import Geometry, geometry_of, label_to_input, to_input
+from emadapt.data.tiles import Geometry, geometry_of, label_to_input, to_input, with_neighbours
 from emadapt.device import autocast, device, resolve_precision
 from emadapt.errors import InputError
 from emadapt.files import new_array, write_json
@@ -52,7 +52,7 @@ class TokenView:
         labels: (rows, H, W) uint8 of 0 and 1, at the input's resolution.
         index: (rows, 3) int32: slice, and upper left corner (y, x) in the padded slice (of a crop: -1, -1).
         split: the dataset's slices by part.
-        images: (rows, H, W) uint8, what the backbone was shown.
+        images: (rows, H, W) uint8, what the backbone was shown; with `context` (rows, H, W, 3).
         entering: (rows, N, D) float16, what leaves the block at the cut: class token, registers, patches; None without a cut.
         only: training tiles that count as labelled; None: all.
     """
@@ -109,6 +109,8 @@ def _ingredients(backbone: Backbone, spec: BackboneSpec, volume: Volume, view: i
     # Hashes of weights and facts stand for sources and alignment; views and smoothing change no entry.
     for key in ("source", "file", "views", "align", "reference", "smooth_z_nm"):
         settings.pop(key)
+    if not spec.context:
+        settings.pop("context")
     if view > 0:
         settings.pop("overlap")
     settings["precision"], settings["stride"] = resolve_precision(spec.precision), backbone.stride
@@ -159,18 +161,25 @@ def run(study: Study, backbone_name: str, dataset: str, out: Path = Path("build/
         same bytes.
     """
     from emadapt.models.segmenter import build_frozen
+    from emadapt.models.unet2d import NONE
 
     spec, volume = study.backbone_specs[backbone_name], open_volume(dataset)
+    path = out / backbone_name / f"{dataset}.json"
+    entries: list[dict[str, Any]] = []
+    if all(study.regime_specs[name].from_scratch for name in study.regimes):
+        manifest = {"backbone": backbone_name, "dataset": dataset, "data_md5": volume.md5, "entries": entries,
+                    "weights": NONE.to_dict()}  # fmt: skip
+        write_json(path, manifest)
+        print(f"tokens {backbone_name} {dataset}: none, no regime of the study has a backbone")
+        return path
     backbone = build_frozen(spec).to(device())
     started = time.perf_counter()
-    entries: list[dict[str, Any]] = []
     for view in range(spec.views + 1):
         rows = len(token_views(backbone, spec, volume, range(view, view + 1))[0].index)
         key = token_key(backbone, spec, volume, view)
         entries.append({"view": view, "key": key, "rows": rows, "bytes": cache_bytes(CACHE / key)})
     manifest = {"backbone": backbone_name, "dataset": dataset, "data_md5": volume.md5, "entries": entries,
                 "weights": backbone.provenance.to_dict()}  # fmt: skip
-    path = out / backbone_name / f"{dataset}.json"
     write_json(path, manifest)
     total = sum(e["bytes"] for e in entries) / 1e9
     print(f"tokens {backbone_name} {dataset}: {sum(e['rows'] for e in entries)} tiles, {total:.2f} GB on disk, "
@@ -202,7 +211,7 @@ def _extract(backbone: Backbone, spec: BackboneSpec, volume: Volume, view: int, 
     temporary.mkdir(parents=True)
     pixels = _pixels_key(backbone, spec, volume, view, cut)
     same = _same_pixels(folder.parent, pixels)
-    arrays = _new_arrays(temporary, backbone, geo, len(plan), cut, with_tokens=same is None)
+    arrays = _new_arrays(temporary, backbone, geo, spec.context, len(plan), cut, with_tokens=same is None)
     np.save(temporary / "index.npy", np.asarray([(z, y, x) if y >= 0 else (z, -1, -1) for z, y, x in plan], dtype=np.int32))
     batch = max(1, BATCH_TOKENS // math.prod(geo.grid))
     slice_now, image, label = -1, np.empty(0, np.uint8), np.empty(0, np.uint8)
@@ -210,7 +219,8 @@ def _extract(backbone: Backbone, spec: BackboneSpec, volume: Volume, view: int, 
         rows = plan[start : start + batch]
         for row, (z, y, x) in enumerate(rows, start):
             if slice_now != z:
-                slice_now, image, label = z, to_input(volume.image[z], geo), label_to_input(volume.label[z], geo)
+                slice_now, label = z, label_to_input(volume.label[z], geo)
+                image = to_input(with_neighbours(volume, z, spec.context), geo)
             if y < 0:
                 seed = int(np.random.default_rng([view, z, x]).integers(2**31))
                 arrays["images"][row], arrays["labels"][row] = crop(image, label, geo.tile, seed, augmented=True)
@@ -244,14 +254,14 @@ def _same_pixels(cache: Path, pixels: str) -> Path | None:
     return None
 
 
-def _new_arrays(folder: Path, backbone: Backbone, geo: Geometry, rows: int, cut: int | None, *,
+def _new_arrays(folder: Path, backbone: Backbone, geo: Geometry, context: int, rows: int, cut: int | None, *,
                 with_tokens: bool) -> dict[str, np.memmap[Any, Any]]:  # fmt: skip
     """The large arrays of an entry, as files to be filled."""
     blocks = len([b for b in backbone.blocks if cut is None or b < cut])
     shapes: dict[str, tuple[type, tuple[int, ...]]] = {
         "tokens": (np.float16, (blocks * backbone.arch.dim, *geo.grid)),
         "labels": (np.uint8, geo.tile),
-        "images": (np.uint8, geo.tile),
+        "images": (np.uint8, (*geo.tile, 3) if context else geo.tile),
     }
     if cut is not None:
         shapes["entering"] = (np.float16, (backbone.vit.num_prefix_tokens + math.prod(geo.grid), backbone.arch.dim))

@@ -22,6 +22,7 @@ from emadapt.data.align import aligner_of, described
 from emadapt.data.ingest import INGESTED, Volume, open_volume
 from emadapt.data.labelled import Tile, few_slices, few_tiles, with_training
 from emadapt.data.patches import CropDataset, TokenDataset, plan_epoch
+from emadapt.data.patches3d import PatchDataset, check_depth, starts_in
 from emadapt.data.tiles import geometry_of
 from emadapt.device import device, resolve_precision
 from emadapt.errors import InputError
@@ -46,7 +47,7 @@ class Labelled:
     Attributes:
         whole: as ingested.
         volumes: with the labelled training slices alone.
-        tiles: the labelled tiles of each; empty where whole slices are labelled.
+        tiles: the labelled tiles, or patches in 3D, of each; empty where whole slices are labelled.
         counts: labelled ones and all, over the datasets, in `slices` and in tiles (`crops`).
     """
 
@@ -74,8 +75,12 @@ def prepare(study: Study, unit: Unit) -> Inputs:
     if regime.init == "ridge":
         fit_ridge(segmenter, labelled.volumes, views or _training_views(segmenter, labelled, study, unit), train, unit.seed)
     start, taken = _start(study, unit, segmenter) if regime.init_from else ("", None)
-    data: Data = CropDataset(labelled.volumes, segmenter.spec, segmenter.backbone.arch.patch, train.augment, labelled.tiles,
-                             others)  # fmt: skip
+    given = (train.augment, labelled.tiles, others)
+    data: Data
+    if regime.is_3d:
+        data = PatchDataset(labelled.volumes, segmenter.spec, segmenter.backbone.arch.patch, regime.patch, *given)
+    else:
+        data = CropDataset(labelled.volumes, segmenter.spec, segmenter.backbone.arch.patch, *given)
     if views:
         other_views = _training_views(segmenter, Labelled(others, others, [], {}), study, unit)
         data = TokenDataset(views, needs_image(train.head), other_views)
@@ -85,15 +90,23 @@ def prepare(study: Study, unit: Unit) -> Inputs:
 def label(study: Study, unit: Unit, segmenter: Segmenter) -> Labelled:
     """The datasets that `unit` trains on, as far as they count as labelled."""
     spec, whole = study.train_set_specs[unit.train_set], [open_volume(n) for n in study.train_set_specs[unit.train_set].datasets]
-    corners = [geometry_of(v, segmenter.spec, segmenter.backbone.arch.patch).corners(0.0)
-               for v in whole]  # fmt: skip
+    depth = segmenter.regime.patch[0] if segmenter.regime.is_3d else 1
+    geos = [geometry_of(v, segmenter.spec, segmenter.backbone.arch.patch) for v in whole]
+    if segmenter.regime.is_3d:
+        geos = [dataclasses.replace(geo, tile=segmenter.regime.patch[1:]) for geo in geos]
+        for volume in whole:
+            check_depth(volume.name, volume.split["train"], segmenter.regime.patch)
+    corners = [geo.corners(0.0) for geo in geos]
+    starts = [starts_in(v.split["train"], depth, apart=True) for v in whole]
     volumes, tiles = [few_slices(v, spec, unit.seed) for v in whole], []
     if spec.crops:
-        tiles = [few_tiles(v, spec, c, unit.seed) for v, c in zip(whole, corners, strict=True)]
-        volumes = [with_training(v, sorted({z for z, _, _ in own})) for v, own in zip(whole, tiles, strict=True)]
+        tiles = [few_tiles(v, spec, c, unit.seed, s) for v, c, s in zip(whole, corners, starts, strict=True)]
+        slices = [sorted({z + k for z, _, _ in own for k in range(depth)}) for own in tiles]
+        volumes = [with_training(v, own) for v, own in zip(whole, slices, strict=True)]
     n, of = (sum(len(v.split["train"]) for v in some) for some in (volumes, whole))
     n_tiles, of_tiles = (
-        sum(len(v.split["train"]) * len(c) for v, c in zip(some, corners, strict=True)) for some in (volumes, whole)
+        sum(len(starts_in(v.split["train"], depth, apart=True)) * len(c) for v, c in zip(some, corners, strict=True))
+        for some in (volumes, whole)
     )
     return Labelled(whole, volumes, tiles, {"slices": (n, of), "crops": (sum(map(len, tiles)) or n_tiles, of_tiles)})
 
@@ -293,7 +306,7 @@ def _fit_or_copy(inputs: Inputs, train: TrainSpec, unit: Unit, key: str, scratch
         for number, metrics in enumerate(progress.history, 1):
             tracker.log_metrics(metrics, number * steps)
         untracked.unlink()
-    return progress, score(segmenter, inputs.volumes, inputs.views, every=0)
+    return progress, score(segmenter, inputs.volumes, inputs.views, every=0, tune=True)
 
 
 def _copy(twin: Path, segmenter: Segmenter, tracker: tracking.Tracker) -> tuple[Progress, dict[str, float]]:

@@ -8,9 +8,10 @@ from emadapt.config import Study, Unit
 
 TRANSFER_METHOD = (
     "IoU on the target's own test data of units that start from the adapter and head of a source (`init_from`), and of those of"
-    " `base`, the regime with the same adapter and head that starts from pretrained weights alone; `differs`: other settings in"
-    " which the two regimes differ. `seen`: the source was trained on labels of the test dataset that the target does not have,"
-    " so that there is no comparison. p_holm corrected after Holm for all differences of this list."
+    " `base`, the regime with the same adapter and head that starts from pretrained weights alone, or where there is no backbone"
+    " from random values; `differs`: other settings in which the two regimes differ. `seen`: the source was trained on labels of"
+    " the test dataset that the target does not have, so that there is no comparison. p_holm corrected after Holm for all"
+    " differences of this list."
     f" Difference: {METHOD}"
 )
 
@@ -52,6 +53,7 @@ def transfer_cells(study: Study, groups: Groups, entries: Sequence[Entry]) -> li
             entry = iou[backbone, regime, target, test_set]
             cell = {
                 "backbone": backbone, "regime": regime, "base": base[0] if base else None, "differs": base[1] if base else [],
+                "begins": "random values" if study.regime_specs[regime].from_scratch else "pretrained weights alone",
                 "source": source.train_set if source else None, "source_regime": source.regime if source else None,
                 "target": target, "test_set": test_set, "labelled": entry["labelled"], "seen": test_set in seen,
                 "n": entry["n"], "iou": entry["iou"],
@@ -116,7 +118,7 @@ def transfer_table(cells: Sequence[Mapping[str, Any]]) -> list[str]:
                  for target, test, labelled in table["columns"]]  # fmt: skip
         lines += ["", f"### {table['backbone']}", "", f"| starts from | {' | '.join(names)} |", "|---|" + "---:|" * len(names)]
         for source, regime, differs, own in table["rows"]:
-            start = f"`{source}`" if source else "pretrained weights alone"
+            start = f"`{source}`" if source else own[0]["begins"]
             other = f"; other {', '.join(differs)}" if differs else ""
             lines.append(f"| {start} ({regime}{other}) | {' | '.join(map(_cell, own))} |")
     return lines

@@ -27,7 +27,7 @@ def identity(described: dict[str, Any], segmenter: Segmenter) -> dict[str, Any]:
     kind = segmenter.regime.kind
     if kind == "ridge" and "labelled" not in described:
         return described | {"unit": None}
-    if kind == "unet2d":
+    if segmenter.regime.from_scratch:
         settings = {name: getattr(segmenter.spec, name) for name in INPUT}
         if segmenter.spec.smooth_z_nm:
             settings["smooth_z_nm"] = segmenter.spec.smooth_z_nm

@@ -18,7 +18,8 @@ from pathlib import Path, PurePosixPath
 
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn, track
 
-from emadapt.data.sources import LAYOUTS, SOURCES, Source
+from emadapt.data.pairing import find_parts
+from emadapt.data.sources import LAYOUTS, MANUAL, SOURCES, Manual, Source
 from emadapt.errors import InputError
 
 TIMEOUT_S = 8.0  # for a connection and for each read: an unreachable network is an error in seconds
@@ -41,7 +42,7 @@ def fetch(
     """Put a public dataset under `root/name`, in its own layout and with a `SOURCE.json` of where it is from.
 
     Args:
-        name: a key of `SOURCES`.
+        name: a key of `SOURCES`, or of `MANUAL`: then the files must be there already.
         root: folder of the raw data.
         from_dir: take it from this folder (its subfolder `name`, the archive's folder, or itself) and not from the network.
         force: replace what is there.
@@ -51,11 +52,13 @@ def fetch(
         The dataset's folder.
 
     Raises:
-        InputError: unknown name, a folder that is not in the layout, no network, wrong sha256, an archive that is not safe
-            to unpack.
+        InputError: unknown name, a dataset of `MANUAL` that is not there (says how to get it), a folder that is not in the
+            layout, no network, wrong sha256, an archive that is not safe to unpack.
     """
+    if name in MANUAL:
+        return _by_hand(MANUAL[name], Path(root) / name)
     if name not in SOURCES:
-        raise InputError(f"dataset {name!r}", found="an unknown name", expected=f"one of {', '.join(SOURCES)}",
+        raise InputError(f"dataset {name!r}", found="an unknown name", expected=f"one of {', '.join((*SOURCES, *MANUAL))}",
                          do="Your own data needs no fetch: put it under data/ and describe it in params.yaml.")  # fmt: skip
     source, target = SOURCES[name], Path(root) / name
     if target.exists() and not force:
@@ -87,6 +90,22 @@ def fetch(
         shutil.rmtree(part, ignore_errors=True)
     checked = "sha256 as published" if from_dir is None else "from a folder, not checked against the published archive"
     print(f"{target}: {len(files)} files, {checked}\n  {source.note}\n  licence: {source.licence}\n  cite: {source.citation}")
+    return target
+
+
+def _by_hand(source: Manual, target: Path) -> Path:
+    """The folder of a dataset that somebody has put there; an error that says how to, where nobody has."""
+    how = f"Download by hand. Page: {source.page}. Take: {source.files}. Put them into {target}/ as {source.place}."
+    setting = f"In params.yaml: {source.name}: {source.settings}"
+    if not target.exists():
+        raise InputError(f"dataset {source.name!r}", found="nothing that emadapt can download",
+                         expected=f"its files in {target}/", do=f"{how} {setting}")  # fmt: skip
+    try:
+        slices = sum(len(p.images) for p in find_parts(target, "folders" if "folders" in source.settings else "stack", "number"))
+    except InputError as error:
+        raise InputError(error.what, found=error.found, expected=error.expected, do=how) from None
+    print(f"{target}: already there, {slices} slices; {setting}\n  {source.note}\n  licence: {source.licence}\n"
+          f"  cite: {source.citation}")  # fmt: skip
     return target
 
 

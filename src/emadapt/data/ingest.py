@@ -90,16 +90,16 @@ def ingest(study: Study, name: str, data: Path = Path("data"), out: Path = INGES
         per_slice = facts.pop("per_slice")
         foreground = {k: round(float(per_slice[v].mean()), 6) for k, v in split.items()}
         if per_slice[split["train"]].sum() == 0:
-            raise InputError(root, found="no foreground in the training slices",
-                             expected=f"labels with values {spec.foreground}",
-                             do="Check the labels and the dataset's `foreground` rule.")  # fmt: skip
+            raise InputError(root, found="no foreground in the training slices", expected=f"labels with values {spec.rule}",
+                             do="Check the labels and the dataset's `organelle` or `foreground` rule.")  # fmt: skip
         manifest = {
             "name": name, "shape": facts["shape"], "dtype": "uint8", "source_dtype": dtype,
             "voxel_nm": list(spec.voxel_nm), "layout": spec.layout, "pairing": spec.pairing,
-            "foreground": spec.foreground, "intensity": {"low": low, "high": high, "percentiles": list(PERCENTILES)},
+            "foreground": spec.rule, "intensity": {"low": low, "high": high, "percentiles": list(PERCENTILES)},
             "parts": [[p.name, len(p.images)] for p in parts], "split": split, "split_kind": study.split.kind,
             "foreground_fraction": foreground, "image_md5": facts["image_md5"], "label_md5": facts["label_md5"],
             "pairs": _pairs(parts, root),
+            **({"organelle": spec.organelle, "organelles": spec.organelles} if spec.organelle else {}),
         }  # fmt: skip
         manifest["md5"] = hashlib.md5(json.dumps(manifest, sort_keys=True).encode(), usedforsecurity=False).hexdigest()
         (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
@@ -127,15 +127,20 @@ def _write(
     image_out = new_array(folder / "image.npy", np.uint8, shape)
     label_out = new_array(folder / "label.npy", np.uint8, shape)
     hashes = {"image": hashlib.md5(usedforsecurity=False), "label": hashlib.md5(usedforsecurity=False)}
-    per_slice = np.zeros(len(images))
+    per_slice, missing = np.zeros(len(images)), set() if isinstance(spec.rule, str) else set(spec.rule)
     for z in track(range(len(images)), description=f"ingest {folder.name.strip('.').removesuffix('.part')}"):
         image, label = read_slice(images[z]), read_slice(labels[z])
         _check_pair(image, label, first, images[z], labels[z], images[0])
         image_out[z] = to_uint8(image, *window)
-        label_out[z] = foreground_mask(label, spec.foreground, str(labels[z].path))
+        label_out[z] = foreground_mask(label, spec.rule, str(labels[z].path))
+        missing = {value for value in missing if not (label == value).any()}
         per_slice[z] = label_out[z].mean()
         hashes["image"].update(image_out[z].tobytes())
         hashes["label"].update(label_out[z].tobytes())
+    if missing and (per_slice.any() or spec.organelle):
+        raise InputError(labels[0].path, found=f"labels without id {', '.join(map(str, sorted(missing)))} in any slice",
+                         expected=f"all of {list(spec.rule)}{f', {spec.organelle}' if spec.organelle else ''}",
+                         do="Check the dataset's `organelles` or `foreground` against the labels' ids.")  # fmt: skip
     image_out.flush()
     label_out.flush()
     return {"shape": list(shape), "per_slice": per_slice, **{f"{k}_md5": h.hexdigest() for k, h in hashes.items()}}

@@ -13,7 +13,7 @@ from emadapt.data.ingest import Volume
 from emadapt.errors import InputError
 
 Tile = tuple[int, int, int]
-"""Slice, and upper left corner (y, x) in the padded slice."""
+"""Slice (of a 3D patch the first), and upper left corner (y, x) in the padded slice."""
 
 
 def choose(total: int, n: int, seed: int) -> list[int]:
@@ -47,7 +47,8 @@ def few_slices(volume: Volume, spec: TrainSetSpec, seed: int) -> Volume:
     return with_training(volume, [slices[i] for i in choose(len(slices), n, seed)])
 
 
-def few_tiles(volume: Volume, spec: TrainSetSpec, corners: Sequence[tuple[int, int]], seed: int) -> list[Tile]:
+def few_tiles(volume: Volume, spec: TrainSetSpec, corners: Sequence[tuple[int, int]], seed: int,
+              starts: Sequence[int] | None = None) -> list[Tile]:  # fmt: skip
     """The labelled tiles, spread over slices and, within them, drawn.
 
     Args:
@@ -55,11 +56,12 @@ def few_tiles(volume: Volume, spec: TrainSetSpec, corners: Sequence[tuple[int, i
         spec: with `crops`.
         corners: of the tiles that cover a slice without overlap.
         seed: of the draw.
+        starts: first slices of patches of several slices; None: tiles of each training slice.
 
     Raises:
         InputError: more tiles are wanted than there are.
     """
-    tiles = [(z, y, x) for z in volume.split["train"] for y, x in corners]
+    tiles = [(z, y, x) for z in (volume.split["train"] if starts is None else starts) for y, x in corners]
     n = amount(spec.crops, len(tiles), f"crops of a training set with {volume.name}")
     return [tiles[i] for i in choose(len(tiles), n, seed)]
 

@@ -11,9 +11,11 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from emadapt.data.stacks import SUFFIXES
 from emadapt.errors import InputError
 
 IMAGE_SUFFIXES = (".tif", ".tiff", ".png")
+STACK_SUFFIXES = (".tif", ".tiff", ".ome.tif", ".ome.tiff", *SUFFIXES)
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,8 @@ def find_parts(root: Path, layout: str, pairing: str) -> list[Part]:
     Args:
         root: the dataset's folder.
         layout: `lucchi` (Train_In/Train_Out/Test_In/Test_Out), `vnc` (raw/mitochondria), `folders` (images/labels) or
-            `stack` (image.tif/label.tif); the last two directly in `root`, or in both `root`/train and `root`/test.
+            `stack` (image and label, each with a suffix of `STACK_SUFFIXES`); the last two directly in `root`, or in both
+            `root`/train and `root`/test.
         pairing: `number` (the last number in the file's name), `stem` (equal names but for the suffix), `lexicographic` or
             `lexicographic_165`; stacks pair page by page.
 
@@ -69,9 +72,9 @@ def _pair_stack(name: str, folder: Path) -> Part:
 
     refs = []
     for kind in ("image", "label"):
-        found = [p for p in (folder / f"{kind}{s}" for s in (".tif", ".tiff", ".ome.tif", ".ome.tiff")) if p.is_file()]
+        found = [p for p in (folder / f"{kind}{s}" for s in STACK_SUFFIXES) if p.exists()]
         if len(found) != 1:
-            raise InputError(folder, found=f"{len(found)} files called {kind}.tif, .tiff, .ome.tif or .ome.tiff",
+            raise InputError(folder, found=f"{len(found)} volumes called {kind} with {', '.join(STACK_SUFFIXES)}",
                              expected="exactly one", do=f"Put the {kind} stack there.")  # fmt: skip
         refs.append(tuple(SliceRef(found[0], page) for page in range(count_slices(found[0]))))
     images, labels = refs

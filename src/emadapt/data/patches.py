@@ -19,9 +19,10 @@ from torch.utils.data import DataLoader, Dataset
 from emadapt.config import BackboneSpec, TrainSpec
 from emadapt.data.ingest import Volume
 from emadapt.data.labelled import Tile
-from emadapt.data.tiles import Grey, geometry_of, label_to_input, to_input
+from emadapt.data.tiles import Grey, geometry_of, label_to_input, to_input, with_neighbours
 
 if TYPE_CHECKING:
+    from emadapt.data.patches3d import PatchDataset
     from emadapt.tokens import TokenView
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network for its version at import
@@ -34,7 +35,7 @@ class Cached:
     Attributes:
         tokens: (blocks * D, h, w) float16 of the blocks that are cached.
         entering: (N, D) float16, what enters the first adapted block; None where all blocks are cached.
-        image: (1, H, W) float32 in [0, 1]; None where the head does not look at it.
+        image: (1 or 3, H, W) float32 in [0, 1]; None where the head does not look at it.
     """
 
     tokens: torch.Tensor
@@ -62,7 +63,7 @@ class Cached:
 
 
 Inputs = torch.Tensor | Cached
-"""Images (1, H, W), cached tokens (blocks * D, h, w), or more of what is cached."""
+"""Images (1 or 3, H, W), cached tokens (blocks * D, h, w), or more of what is cached."""
 Item = tuple[Any, torch.Tensor]
 """`Inputs` and labels, of a sample or stacked."""
 Shapes = tuple[tuple[int, ...], tuple[int, ...]]
@@ -105,14 +106,14 @@ def crop(image: Grey, label: Grey, tile: tuple[int, int], seed: int, augmented: 
     """A tile at a random place of a padded slice, augmented or not.
 
     Args:
-        image: (H, W) padded slice, as `tiles.to_input` gives it.
+        image: (H, W) or (H, W, 3) padded slice, as `tiles.to_input` gives it.
         label: (H, W) of 0 and 1.
         tile: (h, w), at most (H, W).
         seed: of the place and the augmentation.
         augmented: whether to augment.
     """
     rng = np.random.default_rng(seed)
-    y, x = (int(rng.integers(0, have - want + 1)) for have, want in zip(image.shape, tile, strict=True))
+    y, x = (int(rng.integers(0, have - want + 1)) for have, want in zip(label.shape, tile, strict=True))
     image, label = image[y : y + tile[0], x : x + tile[1]], label[y : y + tile[0], x : x + tile[1]]
     return augment(image, label, int(rng.integers(2**31))) if augmented else (image, label)
 
@@ -132,6 +133,7 @@ class CropDataset(Dataset[Item]):
     def __init__(self, volumes: Sequence[Volume], spec: BackboneSpec, patch: int, augmented: bool,
                  tiles: Sequence[Sequence[Tile]] = (), unlabelled: Sequence[Volume] = ()) -> None:  # fmt: skip
         self.volumes, self.augmented, self.tiles, self.n_labelled = [*volumes, *unlabelled], augmented, tiles, len(volumes)
+        self.context = spec.context
         self.geos = [geometry_of(v, spec, patch) for v in self.volumes]
 
     def rows(self) -> list[npt.NDArray[np.int64]]:
@@ -147,15 +149,15 @@ class CropDataset(Dataset[Item]):
     def shapes(self, member: int) -> Shapes:
         """Of an item's inputs and labels."""
         tile = self.geos[member].tile
-        return (1, *tile), tile
+        return (3 if self.context else 1, *tile), tile
 
     def __getitem__(self, draw: Draw) -> Item:
-        """(1, h, w) float32 in [0, 1] and (h, w) int64."""
+        """(1, h, w) float32 in [0, 1], of a backbone with `context` (3, h, w), and (h, w) int64."""
         volume, geo = self.volumes[draw.member], self.geos[draw.member]
         labelled = draw.member < self.n_labelled
         z, *corner = self.tiles[draw.member][draw.row] if self.tiles and labelled else (draw.row,)
-        image = to_input(volume.image[z], geo)
-        label = label_to_input(volume.label[z], geo) if labelled else np.zeros_like(image)
+        image = to_input(with_neighbours(volume, z, self.context), geo)
+        label = label_to_input(volume.label[z], geo) if labelled else np.zeros(image.shape[:2], np.uint8)
         if corner:
             y, x = corner
             image, label = (a[y : y + geo.tile[0], x : x + geo.tile[1]] for a in (image, label))
@@ -195,8 +197,9 @@ class TokenDataset(Dataset[Item]):
 
 
 def as_input(image: Grey) -> torch.Tensor:
-    """(..., h, w) uint8 -> (..., 1, h, w) float32 in [0, 1]."""
-    return torch.from_numpy(image.astype(np.float32)).div_(255.0).unsqueeze(-3)
+    """(..., h, w) uint8 -> (..., 1, h, w) float32 in [0, 1]; with neighbouring slices (..., h, w, 3) -> (..., 3, h, w)."""
+    scaled = torch.from_numpy(image.astype(np.float32)).div_(255.0)
+    return scaled.movedim(-1, -3) if image.shape[-1] == 3 else scaled.unsqueeze(-3)  # no tile is 3 pixels wide
 
 
 def plan_epoch(rows: Sequence[npt.NDArray[np.int64]], spec: TrainSpec, seed: int, epoch: int) -> list[list[Draw]]:
@@ -228,17 +231,19 @@ def cycle(values: npt.NDArray[np.int64], n: int, rng: np.random.Generator) -> np
     return np.concatenate(rounds)[:n]
 
 
-def load_epoch(dataset: CropDataset | TokenDataset, batches: list[list[Draw]], workers: int) -> DataLoader[list[Item]]:
+def load_epoch(
+    dataset: CropDataset | TokenDataset | PatchDataset, batches: list[list[Draw]], workers: int
+) -> DataLoader[list[Item]]:
     """Iterate over an epoch's batches; a batch is a list of groups of equal shape, each a stacked (inputs, labels)."""
     return DataLoader(dataset, batch_sampler=batches, num_workers=workers, collate_fn=_group)  # type: ignore[arg-type]
 
 
-def deal(dataset: CropDataset | TokenDataset, batch: list[Draw], rank: int, size: int) -> list[Draw]:
+def deal(dataset: CropDataset | TokenDataset | PatchDataset, batch: list[Draw], rank: int, size: int) -> list[Draw]:
     """What process `rank` of `size` takes of a batch; together they take all of it, and equal shapes are shared out evenly."""
     return sorted(batch, key=lambda draw: dataset.shapes(draw.member))[rank::size]
 
 
-def with_absent(dataset: CropDataset | TokenDataset, batch: list[Draw], own: list[Item]) -> list[Item]:
+def with_absent(dataset: CropDataset | TokenDataset | PatchDataset, batch: list[Draw], own: list[Item]) -> list[Item]:
     """The groups of a process, and an empty one for each shape that only others have, in the order of the whole batch."""
     have = {tuple(inputs.shape[1:]): (inputs, labels) for inputs, labels in own}
     shapes = dict.fromkeys(dataset.shapes(draw.member) for draw in batch)

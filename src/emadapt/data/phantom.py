@@ -5,6 +5,7 @@ neighbouring slices are near copies at 5 nm and change a lot at 50 nm.
 
 `python -m emadapt.data.phantom OUT` writes both domains under OUT. `python -m emadapt.data.phantom OUT noise=0.5 blur=1` writes
 copies of the first domain, the same scenes imaged worse: a shift between datasets whose kind and dose are known.
+`python -m emadapt.data.phantom OUT organelles` writes three datasets whose labels tell organelles apart (`CLASSES`).
 """
 
 from __future__ import annotations
@@ -19,14 +20,18 @@ import numpy as np
 import tifffile
 from scipy import ndimage
 
-from emadapt.data.phantom_scene import Array, Domain, Scene, Tube, make_scene
+from emadapt.data.phantom_scene import ORGANELLES, Array, Domain, Scene, Tube, make_scene
 from emadapt.errors import InputError
 
 SHAPES: dict[str, dict[str, tuple[int, int, int]]] = {
     "phantom_fib": {"train": (32, 320, 320), "test": (16, 320, 320)},
     "phantom_tem": {"train": (16, 320, 320), "test": (6, 320, 320)},
 }
-
+ORGANELLE_SHAPES: dict[str, dict[str, tuple[int, int, int]]] = {
+    name: {"train": (24, 256, 256), "test": (12, 256, 256)} for name in ORGANELLES
+}
+CLASSES = {"mitochondria": 1, "er": 2, "lipid_droplets": 3, "neurites": 4}
+"""Label ids of `ORGANELLES`. Organelles lie within neurites: `neurites: [1, 2, 3, 4]` are whole ones, 4 alone is what is left."""
 
 DIALS: dict[str, Callable[[Domain, float], Domain]] = {
     "contrast": lambda d, dose: dataclasses.replace(d, contrast=1 - 0.8 * dose),
@@ -65,7 +70,7 @@ def _paint_tube(d: Domain, tube: Tube, p: Array, mottle: Array, image: Array, gr
         body += (d.crista - d.matrix) * lamella
         body += 30.0 * _band(s + 14.0, 4.5)  # between the two membranes
         wall = _band(s + 4.0, 5.0) + 0.7 * _band(s + 23.0, 5.0)
-    elif tube.kind == "dense":
+    elif tube.kind in ("dense", "lipid"):
         wall = np.zeros(len(p))
     else:  # small vesicles in a pale body
         blobs = np.cos(p[:, 0] / 7.5 + mottle[:, 4]) * np.cos(p[:, 1] / 7.5 + mottle[:, 5]) * np.cos(p[:, 2] / 7.5)
@@ -79,7 +84,7 @@ def _paint_tube(d: Domain, tube: Tube, p: Array, mottle: Array, image: Array, gr
 
 
 def _plane(scene: Scene, z: float, y: Array, x: Array) -> tuple[Array, Array, Array]:
-    """One infinitely thin section at z, rows y and columns x (nm) -> grey, label (bool), strength of the grain; all (Y, X)."""
+    """One infinitely thin section at z, rows y and columns x (nm) -> grey, ids of `CLASSES`, strength of the grain: (Y, X)."""
     d, shape = scene.domain, (len(y), len(x))
     p = np.stack(np.broadcast_arrays(z, *np.meshgrid(y, x, indexing="ij")), axis=-1).reshape(-1, 3)
     border, cell = scene.membrane(p, 75.0, scene.warp.plane(z, y, x) + scene.wiggle.plane(z, y, x))
@@ -107,7 +112,9 @@ def _plane(scene: Scene, z: float, y: Array, x: Array) -> tuple[Array, Array, Ar
             ink = _band(r - v[3], 6.0) + 0.3 * _ramp(v[3] - r, -2, 2)
         image2[rows, columns] += (d.vesicle - image2[rows, columns]) * np.clip(ink, 0, 1)
 
-    label = np.zeros(shape, bool)
+    label = np.where(border > d.cleft_nm + 1.5 * d.membrane_nm, CLASSES["neurites"], 0).astype(np.uint8)
+    label[(sheet < 19.0) & (mottle[:, 3] > 0.85) & (border > 25.0)] = CLASSES["er"]  # with its membranes
+    label = label.reshape(shape)
     for tube in scene.tubes:
         reach = tube.radii.max() + 6
         if np.abs(tube.centres[:, 0] - z).min() > reach:
@@ -121,8 +128,9 @@ def _plane(scene: Scene, z: float, y: Array, x: Array) -> tuple[Array, Array, Ar
         m = mottle.reshape(*shape, -1)[rows, columns].reshape(-1, mottle.shape[1])
         inside = _paint_tube(d, tube, part.reshape(-1, 3), m, piece, rough).reshape(part.shape[:2])
         image2[rows, columns], grain2[rows, columns] = piece.reshape(inside.shape), rough.reshape(inside.shape)
-        if tube.kind == "mitochondrion":
-            label[rows, columns] |= inside
+        label[rows, columns][inside] = CLASSES[
+            {"mitochondrion": "mitochondria", "lipid": "lipid_droplets"}.get(tube.kind, "neurites")
+        ]
 
     wall = _band(border - d.cleft_nm, d.membrane_nm)
     wall += scene.sheath[cell] * (border < 62) * (0.55 + 0.45 * np.cos(border * 2 * np.pi / 15.0))
@@ -151,15 +159,15 @@ def make_volume(domain: str, shape: tuple[int, int, int], seed: int, dial: str =
     """Image a scene.
 
     Args:
-        domain: a key of `DOMAINS`.
+        domain: a key of `DOMAINS` or `ORGANELLES`.
         shape: z, y, x voxels.
         seed: of the scene and of the noise; the same arguments give the same arrays.
         dial: a key of `DIALS`: what is imaged worse, the scene staying as it is; empty: nothing.
         dose: how much, 0 to 1.
 
     Returns:
-        The image, uint8 (Z, Y, X; larger pixels make fewer), and the label, uint8 0/1 of the same shape: 1 within the outer
-        membrane of a mitochondrion.
+        The image, uint8 (Z, Y, X; larger pixels make fewer), and the label, uint8 of the same shape: ids of `CLASSES` for
+        domains of `ORGANELLES`, else 0/1: 1 within the outer membrane of a mitochondrion.
     """
     scene = make_scene(domain, shape, seed)
     d = DIALS[dial](scene.domain, dose) if dial else scene.domain
@@ -176,7 +184,7 @@ def make_volume(domain: str, shape: tuple[int, int, int], seed: int, dial: str =
             image[i] += grey / len(d.slab_nm)
             grain[i] += rough / len(d.slab_nm)
             if offset == 0:
-                label[i] = inside
+                label[i] = inside if domain in ORGANELLES else inside == CLASSES["mitochondria"]
 
     def texture(scale: Array | tuple[float, ...]) -> Array:
         """White noise, smoothed by a length in voxels per axis, with a standard deviation of 1."""
@@ -238,10 +246,14 @@ def _write(folder: Path, arrays: tuple[Array, Array]) -> list[Path]:
 
 def _main(words: list[str]) -> None:
     if not words:
-        sys.exit("usage: python -m emadapt.data.phantom OUT [DIAL=DOSE ...]")
+        sys.exit("usage: python -m emadapt.data.phantom OUT [organelles | DIAL=DOSE ...]")
     root, *shifts = words
-    made = [write_dialled(Path(root), dial, float(dose)) for dial, _, dose in (s.partition("=") for s in shifts)]
-    for file in itertools.chain(*made) if shifts else write_phantoms(Path(root)):
+    if shifts in ([], ["organelles"]):
+        files = write_phantoms(Path(root), shapes=ORGANELLE_SHAPES if shifts else SHAPES)
+    else:
+        made = [write_dialled(Path(root), dial, float(dose)) for dial, _, dose in (s.partition("=") for s in shifts)]
+        files = list(itertools.chain(*made))
+    for file in files:
         print(f"{file}  {file.stat().st_size / 1e6:.2f} MB")
 
 

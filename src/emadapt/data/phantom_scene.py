@@ -60,6 +60,8 @@ class Domain:
     offset_sd: float  # brightness, between slices
     defects: float  # share of the sections with a fold or knife mark
     contrast: float = 1.0  # of the finished image, around its mean
+    lipids: float = 0.0  # lipid droplets per cubic micron
+    lipid: float = 0.0  # their grey
 
 
 DOMAINS: dict[str, Domain] = {
@@ -78,6 +80,13 @@ DOMAINS: dict[str, Domain] = {
         shading=5.0, noise=18.0, noise_px=0.62, jitter_px=1.2, gain_sd=0.015, offset_sd=1.0, defects=0.2,
     ),
 }  # fmt: skip
+
+ORGANELLES: dict[str, Domain] = {
+    "organelles_5nm": replace(DOMAINS["phantom_fib"], lipids=120.0, lipid=232.0),
+    "organelles_8nm": replace(DOMAINS["phantom_fib"], voxel_nm=(8.0, 8.0, 8.0), lipids=120.0, lipid=40.0),
+    "organelles_30nm": replace(DOMAINS["phantom_tem"], voxel_nm=(30.0, 6.0, 6.0), lipids=120.0, lipid=215.0),
+}
+"""Domains whose labels tell organelles apart, see `emadapt.data.phantom.CLASSES`; at three voxel sizes."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +135,7 @@ class Waves:
 class Tube:
     """A union of spheres along a bent line: an organelle."""
 
-    kind: str  # mitochondrion, dense, multivesicular
+    kind: str  # mitochondrion, dense, multivesicular, lipid
     centres: Array  # (N, 3) nm
     heading: Array  # (N, 3) unit vectors along the line
     radii: Array  # (N,) nm
@@ -236,14 +245,14 @@ def _grow_tube(scene: Scene, rng: np.random.Generator, kind: str, radius: float,
     tangents /= np.linalg.norm(tangents, axis=1, keepdims=True)
     across = np.cross(heading, rng.normal(size=3)) * (0.4, 1, 1)  # lamellae that a slice cuts edge-on are the ones one sees
     d = scene.domain
-    grey = {"mitochondrion": d.matrix, "dense": d.matrix - 14, "multivesicular": d.cytosol - 35}[kind]
+    grey = {"mitochondrion": d.matrix, "dense": d.matrix - 14, "multivesicular": d.cytosol - 35, "lipid": d.lipid}[kind]
     grey += rng.normal(0, d.matrix_sd)
     return Tube(kind, centres, tangents, radii, grey, across / np.linalg.norm(across), bool(rng.random() < 0.55))
 
 
 def make_scene(domain: str, shape: tuple[int, int, int], seed: int) -> Scene:
     """Build the tissue for a volume of this shape (z, y, x voxels); the same arguments give the same scene."""
-    d = DOMAINS[domain]
+    d = (DOMAINS | ORGANELLES)[domain]
     rng = np.random.default_rng([seed, *domain.encode()])
     extent = np.array(shape) * d.voxel_nm
     low, high = np.full(3, -2.0 * MARGIN_NM), extent + 2.0 * MARGIN_NM
@@ -277,6 +286,10 @@ def make_scene(domain: str, shape: tuple[int, int, int], seed: int) -> Scene:
             tube = _grow_tube(scene, rng, kind, rng.uniform(40, 90), rng.uniform(0, 220))
             if tube is not None:
                 scene.tubes.append(tube)
+    for _ in range(int(np.ceil(d.lipids * float(np.prod((extent + MARGIN_NM) / 1000.0))))):
+        tube = _grow_tube(scene, rng, "lipid", rng.uniform(50, 110), 0.0)
+        if tube is not None:
+            scene.tubes.append(tube)
     p = rng.uniform(-60, extent + 60, size=(int(d.vesicles * 3 * np.prod((extent + 120) / 1000.0)), 3))
     core = rng.random(len(p)) < 0.06
     radius = np.where(core, rng.uniform(30, 44, len(p)), rng.uniform(16, 23, len(p)))

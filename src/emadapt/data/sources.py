@@ -83,3 +83,83 @@ SOURCES: dict[str, Source] = {
         note="Drosophila larva ventral nerve cord, serial-section TEM, the annotated stack 1; 20 sections, no official split.",
     ),
 }
+
+
+@dataclass(frozen=True)
+class Manual:
+    """A public dataset that emadapt does not download: no address with a checksum is known here that leads to its files."""
+
+    name: str
+    page: str
+    files: str  # which of the page's files
+    place: str  # where they belong, below the dataset's folder
+    settings: str  # of params.yaml
+    licence: str
+    citation: str
+    voxel_nm: tuple[float, float, float]  # z, y, x
+    note: str
+
+
+_XIE = (
+    "Xie et al., Transfer learning improves performance in volumetric electron microscopy organelle segmentation across tissues, "
+    "Bioinformatics Advances 5 (2025), doi 10.1093/bioadv/vbaf021."
+)
+MANUAL: dict[str, Manual] = {
+    "snemi3d": Manual(
+        name="snemi3d",
+        page="https://zenodo.org/records/7142003 (or the challenge, https://snemi3d.grand-challenge.org)",
+        files="the training volume train-input.tif (folder image/ of the archive) and its labels train-labels.tif (seg/)",
+        place="image.tif and label.tif",
+        settings='{layout: stack, voxel_nm: [30, 6, 6], foreground: ">0"}',  # every neurite has an id of its own
+        licence="ODC-By 1.0 for the volume that it is cut from; see the page",
+        citation="Kasthuri et al., Saturated reconstruction of a volume of neocortex, Cell 162 (2015).",
+        voxel_nm=(30.0, 6.0, 6.0),
+        note="Neurites in mouse neocortex, ATUM-SEM, 100 sections of 1024 x 1024; 0 is between them.",
+    ),
+    "urocell": Manual(
+        name="urocell",
+        page="https://github.com/MancaZerovnikMekuc/UroCell",
+        files=(
+            "a volume of data/, e.g. fib1-0-0-0.nii.gz, and the file of the same name in mito/binary/; another such pair to "
+            "test on"
+        ),
+        place="train/image.nii.gz and train/label.nii.gz, test/image.nii.gz and test/label.nii.gz",
+        settings='{layout: stack, voxel_nm: [15, 16, 16], foreground: ">0"}',
+        licence="as its repository says; not checked here",
+        citation=(
+            "Zerovnik Mekuc et al., Automatic segmentation of mitochondria and endolysosomes in volumetric electron microscopy "
+            "data, Computers in Biology and Medicine 119 (2020), doi 10.1016/j.compbiomed.2020.103693."
+        ),
+        voxel_nm=(15.0, 16.0, 16.0),
+        note="Mitochondria in mouse urothelial cells, FIB-SEM, volumes of 256 x 256 x 256 as NIfTI.",
+    ),
+    "liver_mouse": Manual(
+        name="liver_mouse",
+        page="https://www.ebi.ac.uk/empiar/EMPIAR-10791/",
+        files=(
+            "slices of one FIB-SEM liver and the slices of the same numbers of one segmentation (mitochondria, ER or lipid "
+            "droplets)"
+        ),
+        place="images/ and labels/, one file a slice; a dataset for each organelle",
+        settings='{layout: folders, voxel_nm: [8, 8, 8], foreground: ">127"}',  # masks of 0 and 255, one organelle each
+        licence="as its EMPIAR entry says; not checked here",
+        citation=(
+            "Parlakgul et al., Regulation of liver subcellular architecture controls metabolic homeostasis, Nature 603 (2022). "
+            f"Used by {_XIE}"
+        ),
+        voxel_nm=(8.0, 8.0, 8.0),
+        note="Mitochondria, ER and lipid droplets of mouse hepatocytes, FIB-SEM; the whole entry has terabytes: take a part.",
+    ),
+    "liver_rat": Manual(
+        name="liver_rat",
+        page="https://github.com/Xrioen/cross-tissue-transfer-learning-in-VEM, which names its Zenodo record, 13357732",
+        files="the raw volume and the manual annotation of mitochondria or ER",
+        place="image.tif and label.tif (or .h5, .zarr, .nii); a dataset for each organelle, if they are separate files",
+        settings='{layout: stack, voxel_nm: [50, 8, 8], foreground: ">0"}',
+        licence="as its Zenodo record says; not checked here",
+        citation=_XIE,
+        voxel_nm=(50.0, 8.0, 8.0),
+        note="Mitochondria and ER of rat liver, SBF-SEM, 219 sections of 7000 x 7000; not seen here: check the labels' values.",
+    ),
+}
+"""What is said of files and labels is what their pages and other projects say of them; none was downloaded here."""

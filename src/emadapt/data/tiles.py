@@ -76,8 +76,25 @@ def geometry(native: tuple[int, int], spec: BackboneSpec, patch: int, aligner: A
     return Geometry(native, resized, padded, tile, spec.overlap, patch, spec.stride or patch, aligner)
 
 
+def with_neighbours(volume: Volume, z: int, context: int) -> Grey:
+    """Slice `z`, (Y, X), or with `context` 1 the slices below it, itself and above it, (Y, X, 3).
+
+    At the ends of a volume its own neighbour stands on both sides, also where several (`train` and `test`) lie one after the
+    other in the dataset. Images alone are read across the borders of training, validation and test slices, which a split by
+    blocks with a gap keeps apart.
+    """
+    if not context:
+        return np.asarray(volume.image[z])
+    ends = np.cumsum([0, *(n for _, n in volume.manifest.get("parts", [["all", len(volume.image)]]))])
+    first, last = int(ends[ends <= z].max()), int(ends[ends > z].min()) - 1
+    below, above = z - 1 if z > first else min(z + 1, last), z + 1 if z < last else max(z - 1, first)
+    return np.stack([volume.image[k] for k in (below, z, above)], -1)
+
+
 def to_input(image: Grey, geo: Geometry) -> Grey:
-    """(Y, X) native slice -> (H, W) aligned, resized bicubically and padded by reflection."""
+    """(Y, X) native slice -> (H, W) aligned, resized bicubically and padded by reflection; of (Y, X, 3) each channel."""
+    if image.ndim == 3:
+        return np.stack([to_input(np.ascontiguousarray(image[..., k]), geo) for k in range(image.shape[2])], -1)
     return _pad(_resize(geo.aligner(image), geo.resized, Image.Resampling.BICUBIC), geo.padded)
 
 
@@ -115,7 +132,12 @@ def blend(tiles: npt.NDArray[np.float32], corners: list[tuple[int, int]], geo: G
     for tile, (y, x) in zip(tiles, corners, strict=True):
         total[y : y + h, x : x + w] += tile * hann
         weight[y : y + h, x : x + w] += hann
-    merged = (total / weight)[: geo.resized[0], : geo.resized[1]]
+    return to_native(total / weight, geo)
+
+
+def to_native(probability: npt.NDArray[np.float32], geo: Geometry) -> npt.NDArray[np.float32]:
+    """Probabilities (H, W) of the padded slice -> (Y, X) at the slice's own resolution."""
+    merged = probability[: geo.resized[0], : geo.resized[1]]
     if geo.resized == geo.native:
         return np.asarray(merged)
     resized = Image.fromarray(merged).resize((geo.native[1], geo.native[0]), Image.Resampling.BILINEAR)

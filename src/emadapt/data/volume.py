@@ -17,6 +17,7 @@ import numpy.typing as npt
 import tifffile
 from PIL import Image
 
+from emadapt.data import stacks
 from emadapt.data.pairing import SliceRef
 from emadapt.errors import InputError
 
@@ -31,12 +32,12 @@ MAX_RATIO = 250
 
 
 def count_slices(path: Path) -> int:
-    """Number of z-slices in a TIFF stack.
+    """Number of z-slices in a TIFF stack, or a volume in NIfTI, HDF5 or Zarr.
 
     Raises:
-        InputError: not a readable TIFF stack of axes Z, Y, X (singletons aside).
+        InputError: not a readable stack of axes Z, Y, X (singletons aside).
     """
-    return open_stack(path).n_slices
+    return (stacks.open_stack if stacks.is_stack(path) else open_stack)(path).n_slices
 
 
 def read_slice(ref: SliceRef) -> Array:
@@ -49,6 +50,8 @@ def read_slice(ref: SliceRef) -> Array:
         InputError: unreadable or truncated file, colour channels that differ, an alpha channel that varies, NaN or infinite
             values.
     """
+    if stacks.is_stack(ref.path):
+        return stacks.open_stack(ref.path).read(ref.page)
     array = _read_tiff(ref) if ref.path.suffix.lower() in (".tif", ".tiff") else _read_png(ref.path)
     array = _to_grey(array, ref)
     return check_values(array, _name(ref))

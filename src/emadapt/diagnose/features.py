@@ -24,7 +24,7 @@ from filelock import FileLock
 from emadapt.config import BackboneSpec, DiagnoseSpec, digest
 from emadapt.data.ingest import Volume
 from emadapt.data.patches import as_input
-from emadapt.data.tiles import Geometry, Grey, geometry_of, label_to_input, to_input
+from emadapt.data.tiles import Geometry, Grey, geometry_of, label_to_input, to_input, with_neighbours
 from emadapt.diagnose.moments import Moments, slice_moments
 from emadapt.errors import InputError
 from emadapt.files import new_array, write_json
@@ -134,13 +134,13 @@ def computed_features(backbone: Backbone, spec: BackboneSpec, volume: Volume, ow
         volume: the dataset.
         own: which slices, how many tokens.
         model: hash of all weights.
-        change: what to do to a slice (Y, X) uint8 before it is aligned and tiled.
+        change: what to do to a slice, uint8, pixel by pixel before it is aligned and tiled.
         name: what to call the dataset after `change`.
     """
     geo = geometry_of(volume, spec, backbone.arch.patch, change)
 
     def tiles(z: int) -> Tiles:
-        native = np.asarray(volume.image[z])
+        native = with_neighbours(volume, z, spec.context)
         image, label = to_input(change(native) if change else native, geo), label_to_input(volume.label[z], geo)
         (h, w), corners = geo.tile, geo.corners(0.0)
         batch = max(1, BATCH_TOKENS // math.prod(geo.grid))
@@ -152,7 +152,7 @@ def computed_features(backbone: Backbone, spec: BackboneSpec, volume: Volume, ow
                 yield (y, x), own_tokens, label[y : y + h, x : x + w]
 
     settings = dataclasses.asdict(spec)
-    for key in ("source", "file", "views", "overlap", "align", "reference"):
+    for key in ("source", "file", "views", "overlap", "align", "reference", *([] if spec.context else ["context"])):
         settings.pop(key)
     identity = ["computed", model, settings, list(backbone.blocks), name]
     return _kept(volume, own, geo, name or volume.name, tiles, identity)

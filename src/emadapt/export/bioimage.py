@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from emadapt.data.phantom import make_volume
+from emadapt.data.sources import Source
 from emadapt.errors import EmadaptError, InputError
 from emadapt.export.graph import INPUT, OPSET, OUTPUT, GreyToProbability, documentation, pixels_of, write_onnx
 from emadapt.model_card import FAMILIES, datasets_behind, family_of, terms_of
@@ -120,7 +121,8 @@ def _description(model: Model, folder: Path, authors: Sequence[str]) -> Any:
 
 def _citations(model: Model, v: Any) -> list[Any]:
     """By DOI: bioimageio looks addresses up in the network."""
-    found = [v.CiteEntry(text=d.source.citation, doi=v.Doi(d.source.doi)) for d in datasets_behind(model.card) if d.source]
+    sources = [d.source for d in datasets_behind(model.card) if isinstance(d.source, Source)]  # others have no DOI here
+    found = [v.CiteEntry(text=source.citation, doi=v.Doi(source.doi)) for source in sources]
     if family := family_of(model.card):
         _, text, number = FAMILIES[family]
         found.append(v.CiteEntry(text=text, doi=v.Doi(f"10.48550/arXiv.{number}")))

@@ -283,13 +283,13 @@ class Backbone(nn.Module):
         return tokens.unflatten(1, grid).permute(0, 3, 1, 2).contiguous()
 
     def _normalised(self, images: Tensor) -> Tensor:
-        """(B, 1, H, W) in [0, 1] -> (B, 3, H, W) with the statistics of the pretraining; errors as `forward` says."""
+        """(B, 1 or 3, H, W) in [0, 1] -> (B, 3, H, W) with the statistics of the pretraining; errors as `forward` says."""
         patch = self.arch.patch
-        if images.ndim != 4 or images.shape[1] != 1 or not images.is_floating_point():
+        if images.ndim != 4 or images.shape[1] not in (1, 3) or not images.is_floating_point():
             raise InputError(
                 f"images for {self.arch_name}",
                 found=f"shape {tuple(images.shape)} of {images.dtype}",
-                expected="(B, 1, H, W) floating point in [0, 1]",
+                expected="(B, 1, H, W) or (B, 3, H, W) floating point in [0, 1]",
                 do="Convert the images first.",
             )
         height, width = images.shape[-2:]

@@ -80,9 +80,9 @@ def use(head: nn.Module, dataset: str) -> None:
             module.active = dataset
 
 
-def last_layer(head: nn.Module) -> nn.Conv2d:
+def last_layer(head: nn.Module) -> nn.Conv2d | nn.Conv3d:
     """The convolution that gives the two logits."""
-    return [m for m in head.modules() if isinstance(m, nn.Conv2d) and m.out_channels == 2][-1]
+    return [m for m in head.modules() if isinstance(m, nn.Conv2d | nn.Conv3d) and m.out_channels == 2][-1]
 
 
 @contextmanager

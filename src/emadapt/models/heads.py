@@ -28,19 +28,20 @@ class BatchNorm(nn.BatchNorm2d):
             return super().forward(x)
         values = x.float()
         count = values.new_full((1,), values.numel() // values.shape[1])
-        sums = parallel.Total.apply(torch.cat([values.sum((0, 2, 3)), count]))
+        places, axes = (-1, *[1] * (x.dim() - 2)), (0, *range(2, x.dim()))
+        sums = parallel.Total.apply(torch.cat([values.sum(axes), count]))
         n = sums[-1].detach()
         mean = sums[:-1] / n
-        centred = values - mean[:, None, None]
-        variance = parallel.Total.apply(centred.square().sum((0, 2, 3))) / n
+        centred = values - mean.view(places)
+        variance = parallel.Total.apply(centred.square().sum(axes)) / n
         with torch.no_grad():
             kept = dict(self.named_buffers())
             kept["running_mean"].lerp_(mean, self.momentum or 0.1)
             kept["running_var"].lerp_(variance * n / (n - 1), self.momentum or 0.1)  # of the sample, as torch keeps it
             kept["num_batches_tracked"] += 1
-        out = centred * (variance + self.eps).rsqrt()[:, None, None]
+        out = centred * (variance + self.eps).rsqrt().view(places)
         if self.affine:
-            out = out * self.weight[:, None, None] + self.bias[:, None, None]
+            out = out * self.weight.view(places) + self.bias.view(places)
         return out.to(x.dtype)
 
 

@@ -23,7 +23,7 @@ State = dict[str, torch.Tensor]
 def apply_regime(backbone: Backbone, spec: RegimeSpec, datasets: Sequence[str] = ()) -> None:
     """Make the backbone trainable as `spec` says, in place; blocks above the last one that the head sees never are.
 
-    - `frozen`, `ridge`, `knn`, `unet2d`: nothing.
+    - `frozen`, `ridge`, `knn`, `unet2d`, `resunet3d`: nothing.
     - `lora`: low-rank adapters (Hu et al. 2022, arXiv 2106.09685) on the qkv and output projections of every block's attention,
       A Kaiming-uniform and B zero, so tokens do not change at the start.
     - `lora_last_k`: the same in the last `k` of the blocks that run.

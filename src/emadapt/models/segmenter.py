@@ -22,14 +22,18 @@ from emadapt.models.domain import Copies, give_copies, use
 from emadapt.models.heads import HEADS, needs_image
 from emadapt.models.nearest import Nearest
 from emadapt.models.regimes import State, adapter_state, apply_regime, cut_of, load_adapter, use_adapter
-from emadapt.models.unet2d import NoBackbone, UNet2d, own_spec
+from emadapt.models.resunet3d import ResUNet3d
+from emadapt.models.unet2d import STRIDE, NoBackbone, UNet2d, own_spec
 from emadapt.strict import build
 
 WEIGHTS = Path("scratch/weights")
-BASELINE_HEADS: dict[str, dict[str, Callable[[int, int], nn.Module]]] = {
+BASELINE_HEADS: dict[str, dict[str, Callable[..., nn.Module]]] = {
     "ridge": {"linear": HEADS["linear"]}, "knn": {"knn": Nearest}, "unet2d": {"unet2d": UNet2d},
+    "resunet3d": {"resunet3d": ResUNet3d},
 }  # fmt: skip
 """Regimes that have a head of their own (`RegimeSpec.own_head`)."""
+IMAGE_CHANNELS = (1, 3)
+"""Of images, one slice or with its neighbours; tokens have more."""
 
 
 class Segmenter(nn.Module):
@@ -60,7 +64,8 @@ class Segmenter(nn.Module):
         self.backbone = backbone
         torch.manual_seed(seed)
         apply_regime(backbone, regime, datasets)
-        self.head = heads[head](backbone.arch.dim, len(backbone.blocks))
+        own = {"channels": regime.channels} if regime.is_3d else {}
+        self.head = heads[head](backbone.arch.dim, len(backbone.blocks), **own)
         self.cut = cut_of(backbone, regime)
         self.domains: dict[str, dict[str, list[float]]] = {}
         self.domain, self.distances = "", dict[str, float]()
@@ -75,12 +80,13 @@ class Segmenter(nn.Module):
         """Logits at `size`.
 
         Args:
-            batch: images (B, 1, H, W) in [0, 1]; or what is cached of them: tokens (B, blocks * D, h, w) or one (B, D, h, w)
-                per block, or, where these are not enough, `Cached`.
+            batch: images (B, 1, H, W) in [0, 1], of a backbone with `context` (B, 3, H, W), of a regime in 3D (B, 1, Z, H, W);
+                or what is cached of them: tokens
+                (B, blocks * D, h, w) or one (B, D, h, w) per block, or, where these are not enough, `Cached`.
             size: (H, W) of the images and of the logits.
 
         Returns:
-            (B, 2, H, W) float32.
+            (B, 2, H, W) or (B, 2, Z, H, W) float32.
         """
         tokens, image = self.tokens(batch)
         margin = (self.backbone.arch.patch - self.backbone.stride) // 2  # overlapping patches: their middles span less
@@ -88,6 +94,7 @@ class Segmenter(nn.Module):
         if needs_image(self.head_name):
             if image is None:
                 raise ValueError(f"head {self.head_name} needs the image beside its tokens")
+            image = image[:, image.shape[1] // 2, None]  # the slice itself, of three
             logits = self.head(tokens, inner, image[..., margin : margin + inner[0], margin : margin + inner[1]])
         else:
             logits = self.head(tokens, inner)
@@ -107,7 +114,7 @@ class Segmenter(nn.Module):
             return batch, None
         if isinstance(batch, Cached):
             stacked, entering, image = batch.tokens, batch.entering, batch.image
-        elif batch.shape[1] == 1:
+        elif batch.shape[1] in IMAGE_CHANNELS:
             return self.backbone(batch), batch
         else:
             stacked, entering, image = batch, None, None
@@ -124,7 +131,7 @@ class Segmenter(nn.Module):
         """
         if isinstance(self.backbone, NoBackbone):
             return [inputs]
-        patch = self.backbone.arch.patch if inputs.shape[1] == 1 else 1
+        patch = self.backbone.arch.patch if inputs.shape[1] in IMAGE_CHANNELS else 1
         shape = (0, self.backbone.arch.dim, inputs.shape[2] // patch, inputs.shape[3] // patch)
         adapted = bool(self.trainable()["adapter"])
         return [torch.zeros(shape, device=inputs.device, requires_grad=adapted) for _ in self.backbone.blocks]
@@ -177,8 +184,9 @@ def build_frozen(spec: BackboneSpec) -> Backbone:
 
 def build_segmenter(spec: BackboneSpec, regime: RegimeSpec, head: str, seed: int, datasets: Sequence[str] = ()) -> Segmenter:
     """A fresh segmenter for training on `datasets`."""
-    if regime.kind == "unet2d":
-        return Segmenter(own_spec(spec), regime, head, seed, NoBackbone(), datasets)
+    if regime.from_scratch:
+        side = max(regime.patch[1:]) if regime.is_3d else 2 * STRIDE
+        return Segmenter(own_spec(spec, side), regime, head, seed, NoBackbone(), datasets)
     return Segmenter(spec, regime, head, seed, build_frozen(spec), datasets)
 
 

@@ -28,7 +28,7 @@ WINDOW = click.option("--window", nargs=2, type=float, metavar="LOW HIGH",
 @click.option("--dask", default="", help="share the work: local:N processes here, or the address of a scheduler")
 @click.option("--overwrite", is_flag=True, help="replace OUTPUT, and what a stopped run of other settings left")
 def segment(input_: str, output: str, **options: Any) -> None:
-    """Segment INPUT (TIFF, folder of slices, file.h5:/dataset, Zarr, OME-Zarr) into OUTPUT (.tif or .zarr).
+    """Segment INPUT (TIFF, folder of slices, file.h5:/dataset, Zarr, OME-Zarr, NIfTI) into OUTPUT (.tif or .zarr).
 
     Stopped, the same command goes on where it was: what is done lies in OUTPUT.partial.
     """
@@ -62,3 +62,21 @@ def preview(input_: str, output: str, **options: Any) -> None:
         click.echo(f"preview: {domain.words()}")
         if domain.verdict == "unlike":
             click.echo(f"preview: label {LABEL} slices and fine-tune, see docs/your-own-data.md", err=True)
+
+
+@click.command()
+@click.argument("input_", metavar="MASK")
+@click.argument("output", metavar="OUT")
+@click.option("--label", default=0, type=click.IntRange(0), help="value whose surface it is  [default: all that is not 0]")
+@click.option(
+    "--smooth", default=1.0, show_default=True, type=click.FloatRange(0, 10), help="sd in voxels of a Gaussian over MASK"
+)
+@click.option("--step", default=1, show_default=True, type=click.IntRange(1), help="voxels of the shortest side taken as one")
+@SCALE
+@VOXEL
+@click.option("--overwrite", is_flag=True, help="replace OUT")
+def mesh(input_: str, output: str, **options: Any) -> None:
+    """Write the surface of MASK (as `segment` writes and reads it) as OUT: .ply, .obj or .stl; x, y, z in nm."""
+    from emadapt.segment.mesh import mesh_volume
+
+    mesh_volume(input_, output, **options)

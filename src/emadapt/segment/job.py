@@ -155,6 +155,10 @@ def settle(order: Order, source: Source, model: Model) -> Job:
     voxel = voxel_of(source, model, order.voxel_nm)
     dataset, zoom = zoom_for(model, voxel)
     spec = model.segmenter.spec
+    if spec.context:
+        raise InputError(model.folder, found="a model with `context: 1`, which sees three slices at a time",
+                         expected="one that sees a slice by itself: volumes are read as streams of rows of single slices",
+                         do="Use a model of a backbone without `context`; `emadapt evaluate` scores this one.")  # fmt: skip
     if spec.align in WHOLE_SLICE and math.prod(source.shape[1:]) > LARGE:
         raise InputError(source.name, found=f"slices of {source.shape[1]} x {source.shape[2]}",
                          expected=f"at most {LARGE} pixels for a model with `align: {spec.align}`, which sees whole slices",

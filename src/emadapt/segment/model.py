@@ -81,6 +81,9 @@ def open_model(text: str | Path) -> Model:
     """
     folder = find_model(str(text))
     segmenter, card = load_segmenter(folder)
+    if segmenter.regime.is_3d:
+        raise InputError(folder, found=f"a model in 3D ({segmenter.regime.kind})", expected="one that sees slice by slice",
+                         do="Take a unit of another regime; models in 3D are scored by `emadapt evaluate`.")  # fmt: skip
     if missing := [key for key in NEEDED if key not in card]:
         raise InputError(folder / "model.json", found=f"no {', '.join(missing)}: a model of another version",
                          expected="what this version's `emadapt train` writes", do="Train the unit again.")  # fmt: skip

@@ -1,4 +1,4 @@
-"""Volumes that people have: TIFF stacks, folders of slices, HDF5 datasets, Zarr; read a few rows of a few slices at a time."""
+"""Volumes that people have: TIFF stacks, folders of slices, HDF5, Zarr, NIfTI; read a few rows of a few slices at a time."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from emadapt.data.volume import LARGE, Array, Stack, check_values, open_stack, r
 from emadapt.errors import InputError
 
 HDF5_SUFFIXES = (".h5", ".hdf5", ".hdf", ".he5")
+NIFTI_SUFFIXES = (".nii", ".nii.gz")
 MOST = 2**20
 """Pixels of a side of HDF5 and Zarr; who says more is damaged or hostile."""
 MAX_CHUNK = 2**29
@@ -78,8 +79,8 @@ def open_source(text: str, scale: int = 0) -> Source:
     """Open a volume; nothing of it is read but what describes it.
 
     Args:
-        text: a TIFF (stack, OME-TIFF, BigTIFF), a PNG, a folder of TIFF or PNG slices, `file.h5` or `file.h5:/dataset`, or a
-            Zarr array, group or OME-Zarr image (`volume.zarr`, `volume.zarr/path/within`).
+        text: a TIFF (stack, OME-TIFF, BigTIFF), a PNG, a folder of TIFF or PNG slices, `file.h5` or `file.h5:/dataset`, a
+            NIfTI file (.nii, .nii.gz), or a Zarr array, group or OME-Zarr image (`volume.zarr`, `volume.zarr/path/within`).
         scale: of an OME-Zarr image, 0 for the finest.
 
     Raises:
@@ -99,6 +100,10 @@ def _open_any(text: str, scale: int) -> Source:
     path = Path(text)
     if Path(file).suffix.lower() in HDF5_SUFFIXES:
         source = _hdf5(Path(file), inside)
+    elif path.name.lower().endswith(NIFTI_SUFFIXES):
+        from emadapt.segment.nifti import open_nifti
+
+        source = open_nifti(path)
     elif _in_zarr(path):
         from emadapt.segment.zarrs import open_zarr
 
@@ -109,7 +114,7 @@ def _open_any(text: str, scale: int) -> Source:
         source = _slices(path, [path]) if path.suffix.lower() == ".png" else _tiff(path)
     else:
         raise InputError(text, found="no such volume" if not path.exists() else "a file of another kind",
-                         expected=f"{', '.join((*IMAGE_SUFFIXES, *HDF5_SUFFIXES))}, a folder of slices, or Zarr",
+                         expected=f"{', '.join((*IMAGE_SUFFIXES, *HDF5_SUFFIXES, *NIFTI_SUFFIXES))}, a folder of slices, or Zarr",
                          do="Check the path.")  # fmt: skip
     if scale:
         raise InputError(text, found=f"scale {scale} of a volume that has one resolution", expected="an OME-Zarr image",

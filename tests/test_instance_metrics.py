@@ -1,0 +1,77 @@
+"""Instance metrics against a brute-force oracle: sets of voxels, all pairs, no table."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy.ndimage import label as components
+
+from emadapt import instance_metrics as module
+from emadapt.instance_metrics import Instances, instance_metrics
+
+NUMBERED = arrays(np.int32, (3, 4, 4), elements=st.integers(0, 4))
+
+
+def brute_force(predicted: np.ndarray, label: np.ndarray) -> dict[str, float]:
+    """Every object as a set of voxels, every pair looked at."""
+    found, true = ([{tuple(v) for v in np.argwhere(a == k).tolist()} for k in set(a.ravel().tolist()) - {0}]
+                   for a in (predicted, label))  # fmt: skip
+    ious = [len(p & t) / len(p | t) for p, t in itertools.product(found, true)]
+    out = {}
+    for name, least in (("ap50", 0.5), ("ap75", 0.75)):
+        tp = sum(iou > least for iou in ious)
+        fp, fn = len(found) - tp, len(true) - tp
+        out[name] = tp / (tp + fp + fn) if found or true else 1.0
+    good = [iou for iou in ious if iou > 0.5]
+    fp, fn = len(found) - len(good), len(true) - len(good)
+    out["pq"] = sum(good) / (len(good) + fp / 2 + fn / 2) if found or true else 1.0
+    out["sq"] = sum(good) / len(good) if good else float(not (found or true))
+    out["rq"] = len(good) / (len(good) + fp / 2 + fn / 2) if found or true else 1.0
+    return out | {"predicted": len(found), "labelled": len(true), "matched": len(good)}
+
+
+@settings(max_examples=60)
+@given(NUMBERED, NUMBERED, st.floats(0, 1))
+def test_against_brute_force(predicted: np.ndarray, label: np.ndarray, alike: float) -> None:
+    mixed = np.where(np.random.default_rng(0).random(label.shape) < alike, label, predicted)  # from unlike to almost the same
+    assert instance_metrics(mixed, label) == pytest.approx(brute_force(mixed, label), abs=1e-6)
+
+
+def test_a_split_a_merger_and_a_miss_cost_what_they_should() -> None:
+    label = np.zeros((1, 4, 20), np.int32)
+    label[0, :, :4], label[0, :, 6:10], label[0, :, 12:20] = 1, 2, 3
+    assert instance_metrics(label, label) == {
+        "ap50": 1.0, "ap75": 1.0, "pq": 1.0, "sq": 1.0, "rq": 1.0, "predicted": 3, "labelled": 3, "matched": 3,
+    }  # fmt: skip
+    split = label.copy()
+    split[0, :, 18:20] = 9  # a part of 8 columns with 6 of them: IoU 0.75, which is not above it
+    split[split == 2] = 0
+    scores = instance_metrics(split, label)
+    assert (scores["predicted"], scores["labelled"], scores["matched"]) == (3, 3, 2)
+    assert (scores["ap50"], scores["ap75"]) == (0.5, 0.2)
+    assert scores["sq"] == pytest.approx(0.875)
+    assert scores["pq"] == pytest.approx(0.875 * 2 / 3)
+
+
+def test_slices_of_a_volume_and_those_that_are_no_neighbours() -> None:
+    rng = np.random.default_rng(1)
+    predicted, label = rng.random((2, 6, 9, 11)) < 0.35
+    collected = Instances(range(6), (9, 11))
+    for z in range(6):
+        collected.add(z, predicted[z], label[z])
+    assert collected.summary() == instance_metrics(components(predicted)[0], components(label)[0])
+    column = np.ones((1, 2), bool)
+    apart = Instances([3, 4, 8], (1, 2))
+    for z in (3, 4, 8):
+        apart.add(z, column, column)
+    assert apart.summary()["labelled"] == 2
+
+
+def test_too_many_voxels_have_no_instance_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_VOXELS", 3)
+    collected = Instances([0, 1], (1, 2))
+    collected.add(0, np.ones((1, 2), bool), np.ones((1, 2), bool))
+    assert collected.summary() is None
