@@ -4,6 +4,7 @@ import dataclasses
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ SPEC = BackboneSpec("tiny_dinov2", "random", tile=56, overlap=0.25, views=1, pre
 
 def test_ends_of_each_volume_reflect_and_nothing_is_read_across() -> None:
     image = np.arange(7, dtype=np.uint8)[:, None, None] * np.ones((1, 2, 2), np.uint8)
-    volume = SimpleNamespace(image=image, manifest={"parts": [["train", 4], ["test", 2], ["all", 1]]})
+    volume: Any = SimpleNamespace(image=image, manifest={"parts": [["train", 4], ["test", 2], ["all", 1]]})
     seen = [with_neighbours(volume, z, 1)[0, 0].tolist() for z in range(7)]
     assert seen == [[1, 0, 1], [0, 1, 2], [1, 2, 3], [2, 3, 2], [5, 4, 5], [4, 5, 4], [6, 6, 6]]
     np.testing.assert_array_equal(with_neighbours(volume, 3, 0), image[3])
@@ -54,6 +55,8 @@ def test_cache_and_loop_show_the_same_three_slices(tmp_path: Path) -> None:
     segmenter = build_segmenter(SPEC, RegimeSpec("frozen"), "unet", 0).eval()  # a head that looks at the image, too
     (view, augmented) = token_views(segmenter.backbone, SPEC, volume, range(2), tmp_path / "cache")
     geo, z = geometry_of(volume, SPEC, 14), volume.split["train"][1]
+    assert view.images is not None
+    assert augmented.images is not None
     row = int(view.rows_of_slice(z)[0])
     _, y, x = view.index[row]
     for channel, k in enumerate((z - 1, z, z + 1)):

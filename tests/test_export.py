@@ -145,8 +145,9 @@ def test_a_package_passes_bioimageio_without_a_network(tmp_path: Path, monkeypat
     described = load_model_description(out)
     assert [author.name for author in described.authors] == ["A. Person"]
     assert [str(entry.doi) for entry in described.cite] == ["10.6084/m9.figshare.856713"]
-    assert described.inputs[0].axes[2].size.step == 14
-    assert described.outputs[0].axes[3].size.axis_id == "x"
+    given: Any = described.inputs[0].axes[2]
+    found: Any = described.outputs[0].axes[3]
+    assert (given.size.step, found.size.axis_id) == (14, "x")
     root = tmp_path / "unpacked"
     shutil.unpack_archive(out, root)
     assert "vnc: CC BY-NC-SA 3.0. No commercial use." in (root / "LICENSE.md").read_text()

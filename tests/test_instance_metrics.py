@@ -67,7 +67,9 @@ def test_slices_of_a_volume_and_those_that_are_no_neighbours() -> None:
     apart = Instances([3, 4, 8], (1, 2))
     for z in (3, 4, 8):
         apart.add(z, column, column)
-    assert apart.summary()["labelled"] == 2
+    found = apart.summary()
+    assert found is not None
+    assert found["labelled"] == 2
 
 
 def test_too_many_voxels_have_no_instance_metrics(monkeypatch: pytest.MonkeyPatch) -> None:

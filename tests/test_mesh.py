@@ -2,6 +2,7 @@
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -125,6 +126,7 @@ def test_the_command_and_its_errors(tmp_path: Path) -> None:
     assert "triangles" in done.output
     assert_closed(Mesh(*read_ply(tmp_path / "out.ply")))
     tifffile.imwrite(tmp_path / "empty.tif", np.zeros((3, 9, 9), np.uint8))
+    options: Any
     for file, out, options, problem in (
         ("mask.ome.tif", "out.ply", {}, "a file of this name"),
         ("mask.ome.tif", "out.vtk", {}, r"\.ply, \.obj, \.stl"),
