@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help venv repro test lint site ui lock clean
+.PHONY: help venv repro test lint site audit ui lock clean
 
 PYTHON ?= python3
 VENV := $(CURDIR)/.venv
@@ -66,6 +66,9 @@ lint: venv ## ruff, mypy, hadolint
 	$(IN_VENV) ruff format --check .
 	$(IN_VENV) mypy
 	$(IN_VENV) hadolint Dockerfile
+
+audit: venv ## known vulnerabilities, licences, bill of materials of requirements.lock, in build/audit
+	$(IN_VENV) python .ci/audit
 
 site: venv ## the documents as a site, build/site/index.html; a link to nothing is an error
 	NO_MKDOCS_2_WARNING=1 $(IN_VENV) mkdocs build --quiet --strict

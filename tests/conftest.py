@@ -32,3 +32,11 @@ def real_data() -> Path:
     if missing:
         pytest.skip(f"no {' and no '.join(missing)} in {folder}: set EMADAPT_REAL_DATA to the folder that holds them")
     return folder
+
+
+@pytest.fixture(scope="session")
+def states(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the tests in faults/: folders `before-VERB` and `after-VERB` of a tiny study."""
+    from studies import make_states  # beside them, and slow to import
+
+    return make_states(tmp_path_factory.mktemp("states"))

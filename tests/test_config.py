@@ -1,8 +1,11 @@
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from emadapt.config import digest, load_study
@@ -133,3 +136,40 @@ def test_whose_tokens_a_regime_works_on(tmp_path: Path) -> None:
 @given(st.dictionaries(st.text(max_size=5), st.integers(), max_size=5))
 def test_digest_does_not_depend_on_the_order_of_keys(value: dict[str, int]) -> None:
     assert digest(value) == digest(dict(reversed(value.items())))
+
+
+ANYTHING = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from(["a", "frozen", "lora", ">1"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=4,
+)
+
+
+def places(value: Any, above: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The way to every value in nested maps and lists."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [above] * bool(above) + [place for key, item in inner for place in places(item, (*above, key))]
+
+
+@hypothesis_settings(max_examples=25)
+@given(st.data())
+def test_whatever_stands_in_a_study_it_is_read_or_refused_as_settings_are(tmp_path_factory, data: st.DataObject) -> None:
+    params = settings()
+    *above, last = data.draw(st.sampled_from(places(params)))
+    place: Any = params
+    for key in above:
+        place = place[key]
+    place[last] = data.draw(ANYTHING)
+    folder = tmp_path_factory.mktemp("any")
+    if problems := load(folder, params):
+        assert all(problem.startswith(str(folder)) for problem in problems)
+        return
+    study = load_study(folder / "params.yaml")
+    for unit in study.units():  # what is accepted can be written into a run, and compared
+        assert json.loads(json.dumps(study.describe(unit))) == study.describe(unit)
+        assert study.unit(unit.name) == unit

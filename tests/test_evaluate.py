@@ -29,6 +29,22 @@ def test_iou_and_dice_against_scikit_learn(predicted: np.ndarray, label: np.ndar
     assert ours["dice"] == pytest.approx(f1_score(label.ravel(), predicted.ravel(), zero_division=1.0))
 
 
+@given(MASKS, MASKS, st.integers(1, 3))
+def test_metrics_are_bounded_ordered_symmetric_and_of_all_slices(predicted: np.ndarray, label: np.ndarray, block: int) -> None:
+    counts = np.asarray([overlap_counts(p, lab) for p, lab in zip(predicted, label, strict=True)])
+    ours, swapped = pooled(counts), pooled(counts[:, [0, 2, 1]])
+    assert ours == swapped
+    assert 0 <= ours["iou"] <= ours["dice"] <= 1
+    assert ours["dice"] == pytest.approx(2 * ours["iou"] / (1 + ours["iou"]))
+    assert ours == pooled(counts[::-1]), "the order of slices says nothing"
+    draws = block_bootstrap(counts, block)
+    of_slices = [pooled(c)["iou"] for c in counts]
+    assert draws.min() >= 0
+    assert draws.max() <= 1
+    if block == 1:
+        assert min(of_slices) - 1e-9 <= draws[:, 0].min() <= draws[:, 0].max() <= max(of_slices) + 1e-9
+
+
 @given(arrays(bool, (9, 8)), st.floats(1, 4))
 def test_the_boundary_band_against_brute_force(mask: np.ndarray, width: float) -> None:
     band = boundary_band(mask, width)

@@ -1,4 +1,6 @@
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -64,6 +66,33 @@ def test_numbers_pair_whatever_the_padding(tmp_path_factory, numbers: set[int], 
     (part,) = find_parts(root, "folders", "number")
     assert [int(lab.path.stem) for lab in part.labels] == sorted(numbers)
     assert [int(i.path.stem.split("_")[1]) for i in part.images] == sorted(numbers)
+
+
+NAMES = st.sets(
+    st.from_regex(r"[a-c]{0,2}[0-9]{0,3}", fullmatch=True).filter(bool).map(lambda n: f"{n}.png"), min_size=1, max_size=6
+)
+
+
+@given(NAMES, NAMES, st.sampled_from(["number", "stem"]))
+def test_every_image_gets_the_one_label_of_its_key_or_nothing_is_paired(tmp_path_factory, images, labels, rule: str) -> None:
+    """The oracle: what a name says, by itself."""
+
+    def key(name: str) -> Any:
+        return name[:-4] if rule == "stem" else int(found[-1]) if (found := re.findall(r"\d+", name)) else None
+
+    root = tmp_path_factory.mktemp("names")
+    touch(root / "images", sorted(images))
+    touch(root / "labels", sorted(labels))
+    keys = [[key(n) for n in names] for names in (images, labels)]
+    good = all(None not in k and len(set(k)) == len(k) for k in keys) and set(keys[0]) == set(keys[1])
+    try:
+        (part,) = find_parts(root, "folders", rule)
+    except InputError:
+        assert not good
+        return
+    assert good
+    assert {i.path.name for i in part.images} == images
+    assert [key(i.path.name) for i in part.images] == [key(lab.path.name) for lab in part.labels]
 
 
 @pytest.mark.parametrize(

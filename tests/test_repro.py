@@ -2,10 +2,14 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from emadapt import repro
+from emadapt.errors import EmadaptError
 from emadapt.repro import place, run_pipeline, useful_devices
 from tiny import make_study, settings, under_dvc
 
@@ -119,3 +123,21 @@ def test_the_pipeline_on_two_devices(tmp_path: Path, monkeypatch: pytest.MonkeyP
     under_dvc(tmp_path)("emadapt", "repro", "--gpus", "cpu,cpu")
     assert json.loads(Path("build/units/t-frozen-paired-0/model.json").read_text())["processes"] == 2
     assert Path("reports/summary.json").is_file()
+
+
+def test_two_at_once_in_one_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second is refused before it does anything, while the first lives; not by what a killed one left."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(repro, "stage_graph", dict)
+    hold = (
+        "import time; from emadapt import repro; repro.stage_graph = lambda: (print('held', flush=True), time.sleep(60)); "
+        "repro.run_pipeline(1, [])"
+    )
+    with subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == b"held\n"
+        with pytest.raises(EmadaptError, match="another `emadapt repro`"):
+            repro.run_pipeline(1, [])
+        first.kill()
+    assert Path("scratch/repro/lock").is_file()
+    assert repro.run_pipeline(1, []) == 0

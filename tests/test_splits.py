@@ -1,3 +1,6 @@
+import math
+import re
+
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -28,6 +31,18 @@ def test_blocks_are_disjoint_contiguous_and_apart(n: int, spec: SplitSpec, voxel
     else:
         assert split["test"][0] - split["val"][-1] - 1 == gap
         assert split["test"][-1] == n - 1
+
+
+@given(st.integers(1, 60), SPECS, st.floats(4, 60))
+def test_a_volume_that_is_refused_is_too_thin_and_as_thick_as_said_it_is_not(n: int, spec: SplitSpec, voxel: float) -> None:
+    """What the error asks for is enough, or close to it: rounding shares of a thicker volume may take a slice more."""
+    try:
+        split_slices([("all", n)], spec, voxel)
+    except InputError as error:
+        needed = int(re.findall(r"at least (\d+)", error.expected)[0])
+        assert needed > n
+        thicker = 2 * needed + 2 * math.ceil(spec.gap_nm / voxel) + 20
+        assert all(split_slices([("all", thicker)], spec, voxel).values())
 
 
 @given(st.integers(6, 200), st.integers(0, 5))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from emadapt.config import PARAMS, Study, load_study
 from emadapt.errors import ConfigError, EmadaptError, InputError
+from emadapt.strict import NAME
 
 
 def check_study(path: Path, data: Path = Path("data")) -> list[str]:
@@ -32,7 +33,7 @@ def use_study(name: str) -> Study:
         EmadaptError: there is no such study, or its settings have problems.
     """
     source = Path("studies") / f"{name}.yaml"
-    if not source.is_file():
+    if not NAME.fullmatch(name) or not source.is_file():
         have = ", ".join(sorted(p.stem for p in source.parent.glob("*.yaml")))
         raise EmadaptError(f"{source}: no such study; there are: {have}")
     study = load_study(source)

@@ -12,6 +12,7 @@ from emadapt import __version__
 from emadapt.config import PARAMS, load_study
 from emadapt.errors import EmadaptError
 from emadapt.export.cli import export, promote, register
+from emadapt.files import disk_error, write_json
 from emadapt.segment.cli import mesh, preview, segment
 from emadapt.sweep.cli import sweep
 
@@ -25,6 +26,11 @@ class _Group(click.Group):
         except EmadaptError as error:
             for line in str(error).splitlines():
                 click.echo(f"error: {line}", err=True)
+            sys.exit(2)
+        except Exception as error:
+            if (told := disk_error(error)) is None:
+                raise
+            click.echo(f"error: {told}", err=True)
             sys.exit(2)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -251,8 +257,6 @@ def bench(names: tuple[str, ...], file: Path | None) -> None:
     result = run_benchmarks(names)
     print_benchmarks(result)
     if file:
-        from emadapt.files import write_json
-
         write_json(file, result)
 
 

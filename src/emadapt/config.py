@@ -202,7 +202,7 @@ def load_study(path: Path = PARAMS) -> Study:
     head = dict(raw["study"])
     lists = {k: names_of(head.pop(k, None), f"{path}: study.{k}", problems) for k in _STUDY_LISTS}
     seeds = head.pop("seeds", None)
-    if not isinstance(seeds, list) or not seeds or any(type(s) is not int or s < 0 for s in seeds):
+    if not isinstance(seeds, list) or not seeds or any(type(s) is not int or not 0 <= s < 2**32 for s in seeds):
         problems.append(f"{path}: study.seeds: found {seeds!r}; expected a list of whole numbers from 0 on")
         seeds = []
     name = head.pop("name", None)
@@ -253,7 +253,7 @@ def _preset(section: str, kind: type, value: Any, path: Path, problems: list[str
     if isinstance(own, dict):
         own = dict(own)
         name = name or own.pop("preset", "default")
-    if name not in presets:
+    if not isinstance(name, str) or name not in presets:
         problems.append(f"{path}: {section}: unknown preset {name!r}; known are {', '.join(presets)}")
         return presets["default"]
     return build(kind, own, f"{path}: {section}", problems, start=presets[name]) or presets[name]

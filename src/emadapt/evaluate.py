@@ -16,7 +16,7 @@ from emadapt.config import Study, Unit, not_default
 from emadapt.data.ingest import INGESTED, Volume, open_volume
 from emadapt.device import device
 from emadapt.errors import InputError
-from emadapt.files import write_json
+from emadapt.files import write_json, write_text
 from emadapt.instance_metrics import Instances
 from emadapt.model_card import EVALUATED, model_card
 from emadapt.models import regimes
@@ -73,7 +73,7 @@ def evaluate_unit(study: Study, unit: Unit, out: Path = EVALUATED) -> Path:
     }  # fmt: skip
     path = out / unit.name / "metrics.json"
     write_json(path, metrics)
-    (path.parent / "model-card.md").write_text(model_card(card, metrics))
+    write_text(path.parent / "model-card.md", model_card(card, metrics))
     _track(study, unit, card, metrics, path)
     return path
 

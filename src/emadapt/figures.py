@@ -4,7 +4,6 @@ Colours are of Okabe and Ito's palette, which people with any common colour blin
 """
 
 import io
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -239,7 +238,7 @@ def _write(path: Path, picture: Image.Image) -> None:
         scale = max(0.5, 0.95 * (LIMIT / data.tell()) ** 0.5)
         small = picture.resize((int(small.width * scale), int(small.height * scale)), Image.Resampling.LANCZOS)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.part")
     temporary.write_bytes(data.getvalue())
     temporary.replace(path)
 

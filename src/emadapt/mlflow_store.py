@@ -48,8 +48,9 @@ _CLIENTS: dict[str, Any] = {}  # tracking URI -> MlflowClient that has answered
 
 
 def redact(text: str) -> str:
-    """Takes user names and passwords out of the URLs in a text."""
-    return re.sub(r"(password=)[^&\s]+", r"\1***", re.sub(r"://[^/\s@]+@", "://***@", text))
+    """Takes user names and passwords out of the URLs in a text, up to the last @ of each: some have one in the password."""
+    without = re.sub(r"://[^\s\"'<>]*@", "://***@", text)
+    return re.sub(r"((?:password|pwd|token|secret)=)[^&\s\"'\\]+", r"\1***", without, flags=re.IGNORECASE)
 
 
 def tracking_uri(root: Path) -> str:

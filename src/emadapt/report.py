@@ -1,7 +1,6 @@
 """What a study found: reports/summary.json, the leaderboard, the figures and the page, from the metrics of its units."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from emadapt.dose import dose_response
 from emadapt.errors import InputError
 from emadapt.factors import factors, factors_table
 from emadapt.few_shot import FEW_SHOT_METHOD, few_shot_curves, few_shot_table, panels
+from emadapt.files import write_text
 from emadapt.objects import objects_table, of_seeds
 from emadapt.page import build_page
 from emadapt.pareto import PARETO_METHOD, pareto_png, pareto_table, trade_offs
@@ -267,6 +267,4 @@ def _round(value: float) -> float:
 
 def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    temporary.replace(path)
+    write_text(path, text)

@@ -17,6 +17,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from emadapt.config import load_study
 from emadapt.errors import EmadaptError
 from emadapt.launch import visible
@@ -35,10 +37,30 @@ def run_pipeline(jobs: int, gpus: list[str]) -> int:
 
     Returns:
         0, or 1 if a stage failed. Stages that do not need the failed one are finished first.
+
+    Raises:
+        EmadaptError: another one is at work in this checkout, or the pipeline cannot be read.
     """
+    with _alone():
+        return _run_pipeline(jobs, gpus)
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Holds the checkout's lock, which the kernel takes back however this process ends."""
+    os.makedirs(LOGS, exist_ok=True)
+    lock = FileLock(f"{LOGS}/lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise EmadaptError("another `emadapt repro` is at work in this checkout; wait for it, or use a clone") from None
+    with lock:
+        yield
+
+
+def _run_pipeline(jobs: int, gpus: list[str]) -> int:
     needs = stage_graph()
     slots = [gpus[i % len(gpus)] if gpus else "" for i in range(max(jobs, len(gpus)))]
-    os.makedirs(LOGS, exist_ok=True)
     with _children() as children, ThreadPoolExecutor(jobs) as pool:
 
         def submit(stage: str, devices: list[str]) -> Future[tuple[bool, str]]:

@@ -36,7 +36,7 @@ def folder_state(folder: Path, segmenter: Segmenter) -> State:
     try:
         card, state = json.loads((folder / "model.json").read_text()), load_file(folder / "model.safetensors")
         arch, weights, head, regime = card["backbone"]["arch"], card["weights"]["sha256"], card["head"], card["regime"]
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
         raise InputError(f"init_from {folder}", found=f"no model that can be read ({type(error).__name__}: {error})",
                          expected="model.json and model.safetensors, as `train` writes them",
                          do="Correct `init_from`, or train that model first.") from error  # fmt: skip

@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 from emadapt.errors import ConfigError
 
+MAX_BYTES, MAX_VALUES = 100_000, 10_000
+"""Of a file, and of what it holds once its anchors are followed; a large study has some hundred values."""
 NAME = re.compile(r"[A-Za-z0-9_]+")  # DVC's matrix keys must not contain dots; "-" separates the parts of a unit
 
 
@@ -23,15 +25,31 @@ def read_yaml(path: Path) -> dict[str, Any]:
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
+    if path.exists() and (not path.is_file() or path.stat().st_size > MAX_BYTES):
+        raise ConfigError([f"{path}: found no plain file, or a large one; expected settings of at most {MAX_BYTES} bytes"])
     try:
         raw = YAML(typ="safe", pure=True).load(path.read_text())  # refuses duplicate keys
     except FileNotFoundError:
         raise ConfigError([f"{path}: no such file; run this in the project's root, or `emadapt use demo`"]) from None
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError([f"{path}: not valid YAML: {' '.join(str(error).split())}"]) from None
+    except OSError as error:
+        raise ConfigError([f"{path}: cannot be read ({error.strerror})"]) from None
+    except (YAMLError, ValueError, TypeError, RecursionError) as error:  # of a number with 5000 digits, of keys that are lists
+        raise ConfigError([f"{path}: not valid YAML: {' '.join(str(error).split())[:500]}"]) from None
+    if _is_endless(raw):
+        raise ConfigError([f"{path}: found more than {MAX_VALUES} values, by anchors that name each other; write them out"])
     if not isinstance(raw, dict):
         raise ConfigError([f"{path}: found {type(raw).__name__}; expected the sections study, datasets, ..."])
     return raw
+
+
+def _is_endless(value: Any) -> bool:
+    """Whether following every anchor gives more than `MAX_VALUES` values."""
+    count, left = 0, [value]
+    while left and count <= MAX_VALUES:
+        count, item = count + 1, left.pop()
+        if isinstance(item, dict | list):
+            left += item.values() if isinstance(item, dict) else item
+    return count > MAX_VALUES
 
 
 def names_of(value: Any, where: str, problems: list[str]) -> tuple[str, ...]:
@@ -106,6 +124,8 @@ def coerce(hint: Any, value: Any) -> Any:
         if not abs(value) < 1e12:  # also refuses nan
             raise TypeError("a finite number")
         return float(value)
+    if hint is int and type(value) is int and abs(value) >= 2**63:
+        raise TypeError("a whole number of at most 64 bits")
     if type(value) is not hint:
         raise TypeError({int: "a whole number", str: "text", bool: "true or false", float: "a number"}[hint])
     return value

@@ -35,7 +35,7 @@ from emadapt.data.patches import Cached, Inputs, as_input, crop
 from emadapt.data.tiles import Geometry, geometry_of, label_to_input, to_input, with_neighbours
 from emadapt.device import autocast, device, resolve_precision
 from emadapt.errors import InputError
-from emadapt.files import write_json
+from emadapt.files import new_array, write_json
 from emadapt.models.backbones import Backbone
 
 CACHE = Path("scratch/tokens")
@@ -265,7 +265,7 @@ def _new_arrays(folder: Path, backbone: Backbone, geo: Geometry, context: int, r
     }
     if cut is not None:
         shapes["entering"] = (np.float16, (backbone.vit.num_prefix_tokens + math.prod(geo.grid), backbone.arch.dim))
-    return {name: np.lib.format.open_memmap(folder / f"{name}.npy", "w+", kind, (rows, *shape))
+    return {name: new_array(folder / f"{name}.npy", kind, (rows, *shape))
             for name, (kind, shape) in shapes.items() if with_tokens or name in ("labels", "images")}  # fmt: skip
 
 

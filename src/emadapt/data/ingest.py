@@ -17,6 +17,7 @@ from emadapt.data.pairing import Part, SliceRef, find_parts
 from emadapt.data.splits import Split, split_slices
 from emadapt.data.volume import PERCENTILES, Array, foreground_mask, grey_window, read_slice, to_uint8
 from emadapt.errors import InputError
+from emadapt.files import new_array
 
 INGESTED = Path("build/ingest")
 
@@ -123,8 +124,8 @@ def _write(
 
     first = read_slice(images[0])
     shape = (len(images), *first.shape)
-    image_out = np.lib.format.open_memmap(folder / "image.npy", "w+", np.uint8, shape)
-    label_out = np.lib.format.open_memmap(folder / "label.npy", "w+", np.uint8, shape)
+    image_out = new_array(folder / "image.npy", np.uint8, shape)
+    label_out = new_array(folder / "label.npy", np.uint8, shape)
     hashes = {"image": hashlib.md5(usedforsecurity=False), "label": hashlib.md5(usedforsecurity=False)}
     per_slice, missing = np.zeros(len(images)), set() if isinstance(spec.rule, str) else set(spec.rule)
     for z in track(range(len(images)), description=f"ingest {folder.name.strip('.').removesuffix('.part')}"):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+import math
+import re
+import struct
 import threading
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,6 +25,10 @@ Array = npt.NDArray[Any]
 PERCENTILES = (0.5, 99.5)
 SAMPLE_PER_SLICE = 65_536  # voxels that stand for a slice when percentiles are taken
 MAX_SIDE = 65_536  # pixels; a header that asks for more is damaged or hostile
+LARGE = 2**28
+"""Pixels; slices of TIFFs up to this size are decoded whole, and bytes that a PNG may have."""
+MAX_RATIO = 250
+"""Unpacked to packed bytes; what unpacks to more than `LARGE` bytes and exceeds it is taken for a bomb."""
 
 
 def count_slices(path: Path) -> int:
@@ -124,7 +131,7 @@ class Stack:
 
     def __init__(self, path: Path) -> None:
         self.path, self.lock = path, threading.Lock()  # one position in the file, which reading moves
-        self.tif = tifffile.TiffFile(path)
+        self.tif = tifffile.TiffFile(path, _multifile=False)  # an OME-TIFF may name other files, wherever they lie
         series = self.tif.series[0]
         axes, shape = series.axes, series.shape
         kept = [(a, n) for a, n in zip(axes, shape, strict=True) if a in "YXS" or n > 1]
@@ -137,6 +144,8 @@ class Stack:
         if max(series.sizes.values() if hasattr(series, "sizes") else shape) > MAX_SIDE:
             raise InputError(path, found=f"shape {shape}", expected=f"sides up to {MAX_SIDE}", do="Check the file's header.")
         self._check_complete()
+        self._check_size()
+        self._check_description()
         self.lazy = None
         if len(series.pages) != self.n_slices:  # ImageJ stores big stacks as one page and a contiguous block
             offset = series.dataoffset
@@ -145,11 +154,62 @@ class Stack:
 
     def _check_complete(self) -> None:
         size = self.path.stat().st_size
-        for page in self.tif.pages:
+        for number, page in enumerate(self.tif.pages):
+            self._check_strips(number, page)
             ends = [o + c for o, c in zip(page.dataoffsets, page.databytecounts, strict=False)]
             if max(ends, default=0) > size:
                 raise InputError(self.path, found=f"a truncated TIFF ({size} bytes, data up to byte {max(ends)})",
                                  expected="a complete file", do="Copy or export it again.")  # fmt: skip
+
+        kind, file = self.tif.tiff, self.tif.filehandle  # the last page is followed by none, or the reader gave up on the next
+        file.seek(page.offset)
+        (entries,) = struct.unpack(kind.tagnoformat, file.read(kind.tagnosize))
+        file.seek(page.offset + kind.tagnosize + entries * kind.tagsize)
+        (following,) = struct.unpack(kind.offsetformat, file.read(kind.offsetsize))
+        if following:
+            raise InputError(self.path, found=f"{number + 1} pages, the last of which is followed by byte {following} again",
+                             expected="a list of pages that ends", do="Export it again.")  # fmt: skip
+
+    def _check_strips(self, number: int, page: Any) -> None:
+        """A page has as many strips or tiles, and without compression as many bytes, as its size takes."""
+        keyframe, counts = page.keyframe, page.databytecounts
+        said = f"{len(page.dataoffsets)} offsets and {len(counts)} lengths of strips"
+        needed = keyframe.imagelength * (-(-keyframe.imagewidth * keyframe.samplesperpixel * keyframe.bitspersample // 8))
+        wanted = math.prod(keyframe.chunked)
+        if keyframe.compression == 1:
+            good, expected = sum(counts) >= needed, f"{needed} bytes of data"
+            said += f", {sum(counts)} bytes"
+        else:
+            good, expected = len(counts) == wanted, f"{wanted} of each"
+        if not good or len(counts) != len(page.dataoffsets):
+            raise InputError(self.path, found=f"a page {number} with {said}", expected=expected, do="Export it again.")
+
+    def _check_description(self) -> None:
+        """ImageJ and OME-XML say how many planes there are; with fewer, tifffile takes those that are there without a word."""
+        said, samples = self.n_slices, self.tif.series[0].sizes.get("sample", 1)
+        if self.tif.is_imagej:
+            said = int((self.tif.imagej_metadata or {}).get("images", said))
+        if self.tif.is_ome:
+            text = self.tif.ome_metadata or ""
+            if "<!DOCTYPE" in text or "<!ENTITY" in text:
+                raise InputError(self.path, found="OME-XML with entities of its own", expected="plain OME-XML",
+                                 do="Export it again.")  # fmt: skip
+            pixels = (re.search(r"<(?:\w+:)?Pixels\b[^>]*>", text) or [""])[0]
+            sizes = [re.search(rf'\bSize{axis}="(-?\d{{1,18}})"', pixels) for axis in "ZCT"]
+            said = math.prod(int(found[1]) for found in sizes if found) if all(sizes) else said
+        if said not in (self.n_slices, self.n_slices * samples):
+            raise InputError(self.path, found=f"{self.n_slices} slices where its description says {said} planes",
+                             expected="as many", do="Export it again, all planes in one file.")  # fmt: skip
+
+    def _check_size(self) -> None:
+        """The first page is no bomb, and no strip or tile of it."""
+        page: Any = self.tif.series[0].keyframe
+        chunk, packed = math.prod(page.chunks) * page.dtype.itemsize, max(page.databytecounts, default=0)
+        whole = page.size * page.dtype.itemsize
+        for found, stored in ((chunk, packed), (whole, sum(page.databytecounts))):
+            if found > LARGE and page.compression != 1 and found > MAX_RATIO * stored:
+                raise InputError(self.path, found=f"{found} bytes packed into {stored}", expected=f"at most {MAX_RATIO} to 1",
+                                 do="If it is no mistake, export it without compression.")  # fmt: skip
 
     def read(self, page: int) -> Array:
         """One slice, (Y, X) or (Y, X, channels); several threads may ask at once."""
@@ -189,16 +249,26 @@ def _read_tiff(ref: SliceRef) -> Array:
 
 def _read_png(path: Path) -> Array:
     try:
-        with Image.open(path) as image:
-            if image.mode in ("LA", "RGB", "RGBA") and str(image.tile[0].args).endswith(";16B"):
+        with Image.open(path, formats=("PNG",)) as image:  # whatever its name: Pillow would run PostScript
+            if (size := image.width * image.height * len(image.getbands()) * (2 if _is_wide(image) else 1)) > LARGE:
+                raise InputError(path, found=f"{size} bytes of pixels", expected=f"at most {LARGE}",
+                                 do="Export large slices as TIFF, or in grey.")  # fmt: skip
+            if _is_wide(image):
                 image.load()  # Pillow would leave out the low bytes of these; it still says what is truncated
                 return np.asarray(imagecodecs.png_decode(path.read_bytes()))
             if image.mode == "P" or (image.mode in ("L", "RGB") and "transparency" in image.info):
                 return np.asarray(image.convert("RGBA"))
             return np.asarray(image)
+    except InputError:
+        raise
     except Exception as error:  # PIL raises OSError, SyntaxError, DecompressionBombError, ... on damaged files
         raise InputError(path, found=f"no readable image ({type(error).__name__}: {error})", expected="a complete PNG",
                          do="Copy or export it again.") from error  # fmt: skip
+
+
+def _is_wide(image: Any) -> bool:
+    """Whether it has colours or alpha of 16 bits."""
+    return image.mode in ("LA", "RGB", "RGBA") and str(image.tile[0].args).endswith(";16B")
 
 
 def _to_grey(array: Array, ref: SliceRef) -> Array:

@@ -27,7 +27,7 @@ from emadapt.data.patches import as_input
 from emadapt.data.tiles import Geometry, Grey, geometry_of, label_to_input, to_input, with_neighbours
 from emadapt.diagnose.moments import Moments, slice_moments
 from emadapt.errors import InputError
-from emadapt.files import write_json
+from emadapt.files import new_array, write_json
 from emadapt.models.backbones import Backbone
 from emadapt.tokens import CACHE, compute_tokens, token_key, token_views
 
@@ -216,7 +216,7 @@ def _pass(volume: Volume, slices: npt.NDArray[np.int64], spec: DiagnoseSpec, geo
         foreground = occupancy >= OCCUPANCY
         count, total, square = slice_moments(tokens, foreground)
         if outer is None:
-            outer = np.lib.format.open_memmap(temporary / "outer.npy", "w+", np.float64, (len(slices), *square.shape))
+            outer = new_array(temporary / "outer.npy", np.float64, (len(slices), *square.shape))
         counts.append(count)
         totals.append(total)
         outer[place] = square

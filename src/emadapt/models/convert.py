@@ -40,7 +40,10 @@ def read_state(path: Path, values: bool = True) -> dict[str, Any]:
         if path.suffix == ".safetensors":
             return load_file(path) if values else _safetensors_header(path)
         # Only zipped pickles can be mapped; torch < 1.6 wrote others, which are read whole.
-        mapped = not values and zipfile.is_zipfile(path)
+        zipped = zipfile.is_zipfile(path)
+        if zipped and _is_packed(path):
+            raise ValueError("compressed parts, which torch.save does not write")
+        mapped = not values and zipped
         content = torch.load(path, map_location="cpu" if values else "meta", weights_only=True, mmap=mapped)
     except SafetensorError as error:
         raise InputError(path, found=f"unreadable content ({error})", expected="a complete safetensors file",
@@ -64,6 +67,12 @@ def read_state(path: Path, values: bool = True) -> dict[str, Any]:
             do="Save the state dict alone, best as safetensors.",
         )
     return content
+
+
+def _is_packed(path: Path) -> bool:
+    """Whether parts of a zip file are compressed: torch unpacks what they say, and a few kilobytes may be any number of them."""
+    with zipfile.ZipFile(path) as file:
+        return any(info.compress_type != zipfile.ZIP_STORED for info in file.infolist())
 
 
 def _safetensors_header(path: Path) -> dict[str, Tensor]:

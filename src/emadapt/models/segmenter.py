@@ -24,6 +24,7 @@ from emadapt.models.nearest import Nearest
 from emadapt.models.regimes import State, adapter_state, apply_regime, cut_of, load_adapter, use_adapter
 from emadapt.models.resunet3d import ResUNet3d
 from emadapt.models.unet2d import STRIDE, NoBackbone, UNet2d, own_spec
+from emadapt.strict import build
 
 WEIGHTS = Path("scratch/weights")
 BASELINE_HEADS: dict[str, dict[str, Callable[..., nn.Module]]] = {
@@ -204,6 +205,15 @@ def save_segmenter(segmenter: Segmenter, folder: Path, facts: dict[str, Any]) ->
     (folder / "model.json").write_text(json.dumps(card, indent=1, sort_keys=True) + "\n")
 
 
+def _spec(kind: type, settings: Any) -> Any:
+    """The settings of a card as `kind`; ValueError with what is wrong with them."""
+    problems: list[str] = []
+    spec = build(kind, settings, kind.__name__, problems)
+    if spec is None or min(getattr(spec, "rank", 1), getattr(spec, "tile", 0) + 1) < 1:
+        raise ValueError("; ".join(problems) or "a rank below 1 or a tile below 0")
+    return spec
+
+
 def load_segmenter(folder: Path) -> tuple[Segmenter, dict[str, Any]]:
     """Build the segmenter that `save_segmenter` wrote, in eval mode, and its model.json.
 
@@ -216,13 +226,13 @@ def load_segmenter(folder: Path) -> tuple[Segmenter, dict[str, Any]]:
                          do="Train the unit first: `dvc repro train@UNIT`.")  # fmt: skip
     try:
         card = json.loads((folder / "model.json").read_text())
-        spec, regime = BackboneSpec(**_settings(card["backbone"])), RegimeSpec(**_settings(card["regime"]))
-        trained_on = card["weights"]["sha256"]
+        spec, regime = _spec(BackboneSpec, card["backbone"]), _spec(RegimeSpec, card["regime"])
+        trained_on, head = str(card["weights"]["sha256"]), str(card["head"])
         state, domains = load_file(folder / "model.safetensors"), dict(card.get("domains", {}))
-    except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-        raise InputError(folder, found=f"a damaged model, or one of another version ({type(error).__name__}: {error})",
+        segmenter = build_segmenter(spec, regime, head, 0, list(domains))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
+        raise InputError(folder, found=f"a damaged model, or one of another version ({type(error).__name__}: {str(error)[:300]})",
                          expected="what `emadapt train` writes", do="Train the unit again.") from error  # fmt: skip
-    segmenter = build_segmenter(spec, regime, card["head"], 0, list(domains))
     segmenter.domains = domains
     found = segmenter.backbone.provenance.sha256
     if found != trained_on:
@@ -230,8 +240,3 @@ def load_segmenter(folder: Path) -> tuple[Segmenter, dict[str, Any]]:
                          do="Restore those weights, or train again.")  # fmt: skip
     segmenter.load_trained(state)
     return segmenter.eval(), card
-
-
-def _settings(read: dict[str, Any]) -> dict[str, Any]:
-    """Settings as JSON has them, lists as tuples again."""
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in read.items()}

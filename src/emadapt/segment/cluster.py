@@ -43,8 +43,9 @@ def workers(where: str) -> Iterator[Callable[[str, str, list[int]], Iterable[int
         if kind == "local":
             if not number.isdigit() or int(number) < 1:
                 raise InputError("--dask", found=where, expected="local:N with N of 1 or more", do="Correct it.")
-            address: Any = stack.enter_context(
-                LocalCluster(n_workers=int(number), threads_per_worker=1, memory_limit=0, dashboard_address=None))  # fmt: skip
+            cluster = LocalCluster(host="127.0.0.1", n_workers=int(number), threads_per_worker=1, memory_limit=0,
+                                   dashboard_address=None)  # fmt: skip
+            address: Any = stack.enter_context(cluster)
         else:
             address = where
         try:

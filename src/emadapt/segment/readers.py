@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,13 +13,15 @@ from typing import Any
 import numpy as np
 
 from emadapt.data.pairing import IMAGE_SUFFIXES, SliceRef, list_slices, natural
-from emadapt.data.volume import Array, Stack, check_values, open_stack, read_slice
+from emadapt.data.volume import LARGE, Array, Stack, check_values, open_stack, read_slice
 from emadapt.errors import InputError
 
 HDF5_SUFFIXES = (".h5", ".hdf5", ".hdf", ".he5")
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
-LARGE = 2**28
-"""Pixels; slices of TIFFs up to this size are decoded whole."""
+MOST = 2**20
+"""Pixels of a side of HDF5 and Zarr; who says more is damaged or hostile."""
+MAX_CHUNK = 2**29
+"""Bytes of a chunk, which is unpacked whole."""
 UNITS_NM = {
     "nm": 1.0, "nanometer": 1.0, "nanometre": 1.0, "a": 0.1, "å": 0.1, "angstrom": 0.1, "pm": 1e-3, "picometer": 1e-3,
     "um": 1e3, "µm": 1e3, "μm": 1e3, "micron": 1e3, "microns": 1e3, "micrometer": 1e3, "micrometre": 1e3,
@@ -83,6 +86,16 @@ def open_source(text: str, scale: int = 0) -> Source:
     Raises:
         InputError: it is not there, not one of these, or no stack of grey slices.
     """
+    try:
+        return _open_any(text, scale)
+    except InputError:
+        raise
+    except Exception as error:  # whatever a library meets in what a file says of itself
+        raise InputError(text, found=f"no volume that can be read ({type(error).__name__}: {str(error)[:300]})",
+                         expected="a complete, undamaged file", do="Copy or export it again.") from error  # fmt: skip
+
+
+def _open_any(text: str, scale: int) -> Source:
     file, _, inside = text.partition(":/")
     path = Path(text)
     if Path(file).suffix.lower() in HDF5_SUFFIXES:
@@ -144,6 +157,20 @@ def spatial(shape: Sequence[int], axes: Sequence[str] | None, what: str) -> list
     return kept
 
 
+def check_extent(shape: Sequence[int], chunk: Sequence[int], itemsize: int, what: str) -> None:
+    """A volume and its chunks (or shards' inner ones) are of a size that can be read.
+
+    Raises:
+        InputError: they are not.
+    """
+    if max(shape) > MOST or min(chunk, default=1) < 1:
+        raise InputError(what, found=f"shape {tuple(shape)} in chunks of {tuple(chunk)}", expected=f"sides up to {MOST}",
+                         do="Check what wrote it.")  # fmt: skip
+    if (size := math.prod(min(c, n) for c, n in zip(chunk, shape, strict=False)) * itemsize) > MAX_CHUNK:
+        raise InputError(what, found=f"chunks of {tuple(chunk)}, {size} bytes", expected=f"at most {MAX_CHUNK} bytes",
+                         do="Write it again in smaller chunks.")  # fmt: skip
+
+
 def region(array: Any, kept: list[int], z0: int, z1: int, y0: int, y1: int) -> Array:
     """Slices [z0, z1), rows [y0, y1) of an array whose axes `kept` are Z (if it has it), Y and X."""
     index: list[int | slice] = [0] * len(array.shape)
@@ -166,6 +193,8 @@ def stated_voxel(attributes: dict[str, Any]) -> Voxel | None:
 def as_voxel(values: Sequence[float]) -> Voxel:
     """Three sizes with the digits that files mean: 0.005 um is 5 nm."""
     z, y, x = (float(f"{v:.6g}") for v in values)
+    if not np.isfinite([z, y, x]).all():
+        raise ValueError(f"voxels of {z:g} x {y:g} x {x:g} nm")
     return z, y, x
 
 
@@ -283,7 +312,14 @@ def _hdf5(path: Path, inside: str) -> Source:
                          do=f"Name the dataset: {path}:/DATASET.")  # fmt: skip
     data = found[name]
     what = f"{path}:/{name}"
+    if data.external or (data.is_virtual and any(Path(source.file_name).name != source.file_name
+                                                 for source in data.virtual_sources())):  # fmt: skip
+        raise InputError(what, found="a dataset whose values lie in files elsewhere", expected="values in this file",
+                         do="Copy it with h5repack, which puts them there.")  # fmt: skip
+    if not data.is_virtual and data.id.get_storage_size() == 0:
+        raise InputError(what, found="a dataset that was never written", expected="values", do="Export it again.")
     kept = spatial(data.shape, _hdf5_axes(data), what)
+    check_extent(data.shape, data.chunks or (), data.dtype.itemsize, what)
     shape = (1, 1, *(data.shape[i] for i in kept))[-3:]
     depth = data.chunks[kept[0]] if data.chunks and len(kept) == 3 else 1
     return Source(what, shape, data.dtype, stated_voxel(dict(data.attrs)), depth,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import resource
@@ -14,7 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from emadapt.errors import InputError
-from emadapt.files import write_json
+from emadapt.files import FULL, REFUSED, write_json
 from emadapt.segment.instances import join
 from emadapt.segment.job import Order, prepare
 from emadapt.segment.partial import Partial, begin, held, opened, runner_of, segment_block, stamp_of, work
@@ -22,9 +21,6 @@ from emadapt.segment.writers import finish, publish, suffix_of, targets
 
 Each = Callable[[str, str, list[int]], Iterable[int]]
 """(Folder, phase, numbers of blocks) -> these numbers, as blocks are finished."""
-
-FULL = (errno.ENOSPC, errno.EDQUOT)
-REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def segment_volume(order: Order) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from emadapt.data.volume import Array
 from emadapt.errors import InputError
-from emadapt.segment.readers import UNITS_NM, Source, Voxel, as_voxel, region, spatial, stamp, stated_voxel
+from emadapt.segment.readers import UNITS_NM, Source, Voxel, as_voxel, check_extent, region, spatial, stamp, stated_voxel
 
 
 def open_zarr(path: Path, scale: int) -> Source:
@@ -97,27 +98,44 @@ def _voxel(axes: list[str], units: list[str], sizes: list[float]) -> Voxel | Non
 def _source(name: str, path: Path, array: Any, axes: list[str] | None, voxel: Voxel | None) -> Source:
     if not hasattr(array, "chunks"):
         raise InputError(name, found="a group", expected="an array", do="Check the path.")
+    if np.dtype(array.dtype).kind not in "buif":
+        raise InputError(name, found=f"values of type {array.dtype}", expected="integers or real numbers",
+                         do="Export it as 8-bit, 16-bit or float.")  # fmt: skip
+    filters = [str(getattr(f, "codec_id", "")) for f in getattr(array, "filters", ())]
+    if "pickle" in filters:
+        raise InputError(name, found="values kept as pickles, which may run programs", expected="plain values",
+                         do="Do not open it; ask for another copy.")  # fmt: skip
     kept = spatial(array.shape, axes, name)
+    check_extent(array.shape, array.chunks, np.dtype(array.dtype).itemsize, name)  # of a shard, those within
     z, y, x = (1, 1, *(int(array.shape[i]) for i in kept))[-3:]
     chunk = getattr(array, "shards", None) or array.chunks
     depth = int(chunk[kept[0]]) if len(kept) == 3 else 1
     marks = [p for p in (Path(array.store.root, array.path, m) for m in ("zarr.json", ".zarray")) if p.is_file()]
 
+    blosc = any("Blosc" in type(codec).__name__ for codec in array.compressors) and not getattr(array, "shards", None)
+
     def cut(z0: int, z1: int, y0: int, y1: int) -> Array:
-        if any("Blosc" in type(codec).__name__ for codec in array.compressors) and not getattr(array, "shards", None):
-            _check_blosc(array, dict(zip(kept[-3:], [(z0, z1), (y0, y1), (0, x)][-len(kept) :], strict=True)))
+        parts = dict(zip(kept[-3:], [(z0, z1), (y0, y1), (0, x)][-len(kept) :], strict=True))
+        for file in _files(array, chunk, parts):
+            _check_file(file, name, blosc)
         return region(array, kept, z0, z1, y0, y1)
 
     return Source(name, (z, y, x), np.dtype(array.dtype), voxel, depth, cut, stamp(*marks))
 
 
-def _check_blosc(array: Any, parts: dict[int, tuple[int, int]]) -> None:
-    """Chunks of a region are as long as they say: numcodecs reads incompressible ones past their end without an error."""
-    ranges = [range(parts[i][0] // c, -(-parts[i][1] // c)) if i in parts else range(1) for i, c in enumerate(array.chunks)]
+def _files(array: Any, chunk: Any, parts: dict[int, tuple[int, int]]) -> Iterator[Path]:
+    """Files that hold a region: of chunks, or of shards."""
+    ranges = [range(parts[i][0] // c, -(-parts[i][1] // c)) if i in parts else range(1) for i, c in enumerate(chunk)]
     for place in itertools.product(*ranges):
-        path = Path(array.store.root, array.path, array.metadata.encode_chunk_key(place))
-        if path.is_file():
-            with path.open("rb") as file:
-                said = int.from_bytes(file.read(16)[12:], "little")
-            if said != path.stat().st_size:
-                raise ValueError(f"{path.name} has {path.stat().st_size} bytes of {said}")
+        yield Path(array.store.root, array.path, array.metadata.encode_chunk_key(place))
+
+
+def _check_file(file: Path, name: str, blosc: bool) -> None:
+    """A file is one; a chunk of blosc is as long as it says, for numcodecs reads past the end of others."""
+    if file.exists() != file.is_file():  # reading a pipe would wait for ever
+        raise InputError(name, found=f"no plain file at {file.name}", expected="files", do="Copy it again.")
+    if blosc and file.is_file():
+        with file.open("rb") as stream:
+            said = int.from_bytes(stream.read(16)[12:], "little")
+        if said != file.stat().st_size:
+            raise ValueError(f"{file.name} has {file.stat().st_size} bytes of {said}")

@@ -139,7 +139,7 @@ def _known(url: str) -> tuple[str, str]:
         kind = parsed.get_backend_name()
     except (ArgumentError, ValueError):
         raise InputError(
-            "--storage", found=f"{re.sub('//.*@', '//***@', url)!r}, which is no URL", expected=expected, do="Correct it."
+            "--storage", found=f"{re.sub('.*@', '***@', url)!r}, which is no URL", expected=expected, do="Correct it."
         ) from None
     if "@" in (parsed.host or ""):
         raise InputError("--storage", found="a URL with two @", expected="one, between password and host",

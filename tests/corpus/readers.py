@@ -1,0 +1,150 @@
+"""Each hostile file is given to what would meet it, in a process of its own with a limit on time and memory."""
+
+import json
+import os
+import resource
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import images
+import texts
+import volumes
+
+from emadapt.data.fetch import unpack
+from emadapt.data.pairing import SliceRef
+from emadapt.data.sources import SOURCES
+from emadapt.data.volume import count_slices, read_slice
+from emadapt.errors import EmadaptError
+
+SECONDS, MEGABYTES = 5.0, 1024
+"""Of the processor's time, for the machine may be busy; what waits for something is ended after `PATIENCE` seconds."""
+PATIENCE = 30.0
+GUARD_MB = 6144
+"""Address space on top of the process's own, so that no mistake brings the machine down."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a case: the error it ended with (empty for none), its message, seconds, MB on top of the process's own."""
+
+    error: str
+    clear: bool
+    message: str
+    seconds: float
+    megabytes: float
+
+
+def slices(path: Path) -> None:
+    """As `ingest` reads."""
+    for z in range(count_slices(path) if path.suffix != ".png" else 1):
+        read_slice(SliceRef(path, z))
+
+
+def source(path: Path | str) -> None:
+    """As `segment` and `preview` read."""
+    from emadapt.segment.readers import open_source
+
+    found = open_source(str(path))
+    found.read(0, 1, 0, min(64, found.shape[1]))
+    found.read(found.shape[0] - 1, found.shape[0], 0, min(64, found.shape[1]))
+    if found.voxel_nm is not None and not all(0 < v < 1e12 for v in found.voxel_nm):
+        raise ValueError(f"a voxel of {found.voxel_nm}")
+
+
+def study(path: Path) -> None:
+    from emadapt.check import check_study
+
+    if problems := check_study(path, path.parent / "data"):
+        raise EmadaptError("\n".join(problems))
+
+
+def use(name: str) -> None:
+    from emadapt.check import use_study
+
+    use_study(name)
+
+
+def unzip(path: Path) -> None:
+    unpack(SOURCES["lucchi"], path, path.parent / "out")
+
+
+def load(path: Path) -> None:
+    from emadapt.models.weights import load_weights
+
+    load_weights("tiny_dinov2", "file", file=path)
+
+
+def look(path: Path) -> None:
+    from emadapt.models.weights import check_source
+
+    check_source("tiny_dinov2", "file", file=path)
+
+
+def model(path: Path) -> None:
+    from emadapt.models.segmenter import load_segmenter
+
+    load_segmenter(path)
+
+
+def begin(path: Path) -> None:
+    """As `init_from` reads, which looks at a part of the card alone."""
+    from emadapt.config import BackboneSpec, RegimeSpec
+    from emadapt.models.segmenter import build_segmenter
+    from emadapt.start import folder_state, load_start
+
+    segmenter = build_segmenter(BackboneSpec("tiny_dinov2", "random"), RegimeSpec("frozen"), "linear", 0)
+    load_start(segmenter, folder_state(path, segmenter))
+
+
+GROUPS: list[tuple[dict[str, Any], tuple[Callable[[Any], None], ...]]] = [
+    (images.TIFFS, (slices, source)), (images.PNGS, (slices, source)), (volumes.HDF5S, (source,)), (volumes.ZARRS, (source,)),
+    (volumes.PATHS, (source,)), (texts.STUDIES, (study,)), (texts.USED, (use,)), (texts.ARCHIVES, (unzip,)),
+    (texts.WEIGHTS, (load, look)), (texts.MODELS, (model,)), (texts.STARTS, (model, begin)),
+]  # fmt: skip
+CASES = {name: (write, reads) for group, reads in GROUPS for name, write in group.items()}
+
+
+def meet(read: Callable[[Any], None], argument: Any, folder: Path) -> Outcome:
+    """Fork, read, look: the child's own error, time and memory; the parent ends it when its time is over."""
+    out, into = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(out)
+        try:
+            os.chdir(folder)
+            with open(os.devnull, "w") as nothing:
+                os.dup2(nothing.fileno(), 1), os.dup2(nothing.fileno(), 2)
+                sys.stdout, sys.stderr = nothing, nothing
+                os.write(into, json.dumps(_read(read, argument)).encode())
+        finally:
+            os._exit(0)
+    os.close(into)
+    timer = threading.Timer(PATIENCE, os.kill, (child, signal.SIGKILL))
+    timer.start()
+    with os.fdopen(out, "rb") as pipe:
+        said = pipe.read()
+    timer.cancel()
+    status = os.waitpid(child, 0)[1]
+    if not said:
+        return Outcome(f"signal {os.WTERMSIG(status)}", False, "", PATIENCE, 0.0)
+    return Outcome(**json.loads(said))
+
+
+def _read(read: Callable[[Any], None], argument: Any) -> dict[str, Any]:
+    own = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    resource.setrlimit(resource.RLIMIT_AS, (own + GUARD_MB * 2**20,) * 2)
+    before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    error, clear, message = "", False, ""
+    try:
+        read(argument)
+    except BaseException as problem:
+        error, clear, message = type(problem).__name__, isinstance(problem, EmadaptError), str(problem)
+    seconds = time.process_time() - started
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"error": error, "clear": clear, "message": message[:20000], "seconds": seconds, "megabytes": (peak - before) / 1024}

@@ -1,0 +1,312 @@
+"""Hostile settings, archives, weights and model folders."""
+
+import copy
+import io
+import json
+import os
+import struct
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from safetensors.torch import save
+from volumes import made, pickle_that_touches
+
+import tiny
+
+Write = Callable[[Path], Path | str]
+
+
+# -- settings
+
+
+def text(content: str | bytes) -> Write:
+    def write(folder: Path) -> Path:
+        (folder / "params.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
+        return folder / "params.yaml"
+
+    return write
+
+
+def setting(where: str, value: Any) -> Write:
+    """The tiny study with one value changed; `where` is a path with dots."""
+    params = copy.deepcopy(tiny.settings())
+    *above, last = where.split(".")
+    place: Any = params
+    for key in above:
+        place = place.setdefault(key, {}) if isinstance(place.setdefault(key, {}), dict) else {}
+    place[last] = value
+    return text(yaml.safe_dump(params))
+
+
+GOOD = yaml.safe_dump(tiny.settings())
+LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{i + 1}: &a{i + 1} [{', '.join([f'*a{i}'] * 10)}]\n" for i in range(9)
+)
+STUDIES: dict[str, Write] = {
+    "yaml-anchors-that-multiply": text(LAUGHS + GOOD.replace("study:", "study: *a9\nother:")),
+    "yaml-anchors-that-multiply-in-a-list": text(LAUGHS + GOOD.replace("seeds:\n  - 0", "seeds: *a9")),
+    "yaml-anchor-of-itself": text(GOOD + "sweep: &a {x: *a}\n"),
+    "yaml-list-of-itself": text(GOOD.replace("  seeds:\n  - 0", "  seeds: &a [*a]")),
+    "yaml-tag-that-runs": text("study: !!python/object/apply:os.system ['touch ../ran']\n" + GOOD),
+    "yaml-tag-that-imports": text("study: !!python/name:os.system\n"),
+    "yaml-tag-of-its-own": text(GOOD.replace("name: tiny", "name: !secret tiny")),
+    "yaml-duplicate-keys": text(GOOD + "study: {name: other}\n"),
+    "yaml-unknown-section": text(GOOD + "execute: {command: ls}\n"),
+    "yaml-unknown-key": setting("train.comand", "ls"),
+    "yaml-whole-number-of-5000-digits": text(GOOD.replace("epochs: 2", "epochs: " + "9" * 5000)),
+    "yaml-whole-number-of-40-digits": text(GOOD.replace("epochs: 2", "epochs: " + "9" * 40)),
+    "yaml-label-of-40-digits": setting("datasets.a.foreground", [10**40]),
+    "yaml-1e400": text(GOOD.replace("batch: 2", "clip: 1e400\n  batch: 2")),
+    "yaml-not-a-number": text(GOOD.replace("batch: 2", "clip: .nan\n  batch: 2")),
+    "yaml-negative-voxel": setting("datasets.a.voxel_nm", [-30, 5, 5]),
+    "yaml-negative-batch": setting("train.batch", -1),
+    "yaml-rank-of-a-billion": setting("regimes.lora.rank", 10**9),
+    "yaml-nested-100000-deep": text("study: " + "[" * 100_000),
+    "yaml-nested-2000-deep": text("study: " + "[" * 2_000),
+    "yaml-megabytes": text(GOOD + "".join(f"k{i}: {i}\n" for i in range(200_000))),
+    "yaml-null-bytes": text(GOOD.encode() + b"\0\0"),
+    "yaml-not-utf-8": text(b"\xff\xfe\x00study"),
+    "yaml-empty": text(""),
+    "yaml-a-list": text("- study\n"),
+    "yaml-several-documents": text(GOOD + "---\n" + GOOD),
+    "yaml-keys-that-are-lists": text("? [a, b]\n: 1\n" + GOOD),
+    "yaml-keys-that-are-numbers": text("1: 2\n" + GOOD),
+    "yaml-names-that-are-dates": setting("study.datasets", [2026, "b"]),
+    "yaml-name-that-climbs": setting("study.name", "../../etc"),
+    "yaml-dataset-that-climbs": setting("datasets.../../etc", {"layout": "stack", "voxel_nm": [1, 1, 1]}),
+    "yaml-unit-that-climbs": setting("study.train_sets", ["../a"]),
+    "yaml-preset-that-is-a-list": setting("train", ["paper"]),
+    "yaml-preset-that-is-a-map": setting("train.preset", {"a": 1}),
+    "yaml-a-section-that-is-text": setting("datasets", "a"),
+    "yaml-is-a-folder": made("params.yaml", Path.mkdir),
+    "yaml-link-to-endless-zeros": made("params.yaml", lambda p: os.symlink("/dev/zero", p)),
+    "yaml-is-a-pipe": made("params.yaml", os.mkfifo),
+}
+
+
+def study_called(name: str) -> Write:
+    def write(folder: Path) -> str:
+        (folder / "studies").mkdir()
+        (folder.parent / "secret.yaml").write_text(GOOD)
+        return name
+
+    return write
+
+
+USED: dict[str, Write] = {
+    "use-a-study-that-climbs": study_called("../../secret"),
+    "use-a-study-by-its-whole-path": study_called("/etc/passwd"),
+    "use-a-study-with-a-null": study_called("a\0b"),
+}
+
+
+# -- archives
+
+
+def archive(members: dict[Any, bytes], how: int = zipfile.ZIP_STORED, change: Callable[[bytes], bytes] = bytes) -> Write:
+    def write(folder: Path) -> Path:
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w", how) as z:
+            for name, content in members.items():
+                z.writestr(name, content)
+        (folder / "a.zip").write_bytes(change(buffer.getvalue()))
+        return folder / "a.zip"
+
+    return write
+
+
+def member(name: str, mode: int) -> zipfile.ZipInfo:
+    info = zipfile.ZipInfo(name)
+    info.create_system, info.external_attr = 3, mode << 16
+    return info
+
+
+def tar(name: str) -> Write:
+    def write(folder: Path) -> Path:
+        with tarfile.open(folder / "a.zip", "w") as t:
+            info = tarfile.TarInfo(name)
+            info.size = 4
+            t.addfile(info, io.BytesIO(b"evil"))
+        return folder / "a.zip"
+
+    return write
+
+
+def encrypted(raw: bytes) -> bytes:
+    """The flag that says so, set in both places."""
+    raw = raw.replace(b"PK\3\4" + raw[4:6] + b"\0\0", b"PK\3\4" + raw[4:6] + b"\1\0")
+    return raw.replace(b"PK\1\2" + raw[raw.index(b"PK\1\2") + 4 :][:4] + b"\0\0",
+                       b"PK\1\2" + raw[raw.index(b"PK\1\2") + 4 :][:4] + b"\1\0")  # fmt: skip
+
+
+def size_that_lies(raw: bytes) -> bytes:
+    at = raw.index(b"PK\1\2")
+    return raw[: at + 24] + struct.pack("<I", 2**31) + raw[at + 28 :]
+
+
+def unknown_method(raw: bytes) -> bytes:
+    at = raw.index(b"PK\1\2")
+    raw = raw[: at + 10] + struct.pack("<H", 77) + raw[at + 12 :]
+    return raw[:8] + struct.pack("<H", 77) + raw[10:]
+
+
+WANTED = "Lucchi++/Train_In/mask0000.png"
+ARCHIVES: dict[str, Write] = {
+    "zip-member-that-climbs": archive({WANTED: b"x", "Lucchi++/../../evil.png": b"evil"}),
+    "zip-member-with-a-whole-path": archive({"/tmp/evil.png": b"evil"}),
+    "zip-member-of-windows": archive({"..\\..\\evil.png": b"evil"}),
+    "zip-member-on-a-drive": archive({"C:\\evil.png": b"evil"}),
+    "zip-wanted-member-that-climbs": archive({"Lucchi++/Train_In/../../../mask0001.png": b"evil"}),
+    "zip-link": archive({member(WANTED, 0o120777): b"/etc/passwd"}),
+    "zip-device": archive({member(WANTED, 0o020666): b""}),
+    "zip-bomb": archive({WANTED: bytes(200_000_000)}, zipfile.ZIP_DEFLATED),
+    "zip-bomb-of-lzma": archive({WANTED: bytes(100_000_000)}, zipfile.ZIP_LZMA),
+    "zip-size-that-lies": archive({WANTED: b"x" * 100}, change=size_that_lies),
+    "zip-wrong-checksum": archive({WANTED: b"x" * 100}, change=lambda raw: raw.replace(b"x" * 100, b"y" * 100)),
+    "zip-truncated": archive({WANTED: b"x" * 100}, change=lambda raw: raw[:-30]),
+    "zip-encrypted": archive({WANTED: b"x" * 100}, change=encrypted),
+    "zip-unknown-method": archive({WANTED: b"x" * 100}, change=unknown_method),
+    "zip-empty": archive({}, change=lambda raw: b""),
+    "zip-is-a-tar-that-climbs": tar("../../evil.png"),
+    "zip-is-a-tar-with-a-whole-path": tar("/tmp/evil.png"),
+}
+
+
+# -- weights
+
+
+def weights(name: str, content: bytes) -> Write:
+    def write(folder: Path) -> Path:
+        (folder / name).write_bytes(content)
+        return folder / name
+
+    return write
+
+
+def safetensors(header: Any, data: bytes = bytes(64), length: int | None = None) -> bytes:
+    raw = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(raw) if length is None else length) + raw + data
+
+
+def entry(dtype: str = "F32", shape: Any = (4, 4), offsets: Any = (0, 64)) -> dict[str, Any]:
+    return {"w": {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets)}}
+
+
+def raw_pickle(name: str) -> Write:
+    return lambda folder: weights(name, pickle_that_touches(folder.parent / "ran"))(folder)
+
+
+def zipped_pickle(name: str) -> Write:
+    """As torch.save writes it, with another pickle inside."""
+
+    def write(folder: Path) -> Path:
+        with zipfile.ZipFile(folder / name, "w") as z:
+            z.writestr("a/data.pkl", pickle_that_touches(folder.parent / "ran"))
+            z.writestr("a/version", "3\n")
+            z.writestr("a/byteorder", "little")
+        return folder / name
+
+    return write
+
+
+def torch_bomb(folder: Path) -> Path:
+    """A state dict whose only tensor is deflated, 1.3 GB of zeros."""
+    buffer = io.BytesIO()
+    torch.save({"w": torch.zeros(16)}, buffer)
+    with zipfile.ZipFile(buffer) as have, zipfile.ZipFile(folder / "w.pt", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as z:
+        for info in have.infolist():
+            if not info.filename.endswith("data/0"):
+                z.writestr(info.filename, have.read(info))
+                continue
+            with z.open(info.filename, "w", force_zip64=True) as out:
+                for _ in range(80):
+                    out.write(bytes(1 << 24))
+    return folder / "w.pt"
+
+
+def huge_tensor(folder: Path) -> Path:
+    """A tensor that claims 4 TB of a storage of 64 bytes."""
+    torch.save({"w": torch.zeros(16).as_strided((1 << 20, 1 << 20), (0, 0))}, folder / "w.pt")
+    return folder / "w.pt"
+
+
+WEIGHTS: dict[str, Write] = {
+    "safetensors-empty": weights("w.safetensors", b""),
+    "safetensors-header-longer-than-the-file": weights("w.safetensors", safetensors(entry(), length=2**20)),
+    "safetensors-header-of-2-63": weights("w.safetensors", safetensors(entry(), length=2**63)),
+    "safetensors-header-that-is-no-json": weights("w.safetensors", safetensors(b"{'w': 1}")),
+    "safetensors-header-100000-deep": weights("w.safetensors", safetensors(b'{"w":' + b"[" * 100_000)),
+    "safetensors-unknown-type": weights("w.safetensors", safetensors(entry(dtype="OBJ"))),
+    "safetensors-shape-that-overflows": weights("w.safetensors", safetensors(entry(shape=(2**62, 2**62)))),
+    "safetensors-negative-shape": weights("w.safetensors", safetensors(entry(shape=(-4, 4)))),
+    "safetensors-offsets-past-the-end": weights("w.safetensors", safetensors(entry(shape=(2**30,), offsets=(0, 2**32)))),
+    "safetensors-offsets-backwards": weights("w.safetensors", safetensors(entry(offsets=(64, 0)))),
+    "safetensors-another-models": weights("w.safetensors", save({"w": torch.zeros(4, 4)})),
+    "safetensors-is-a-pickle": raw_pickle("w.safetensors"),
+    "pt-is-a-pickle-that-runs": raw_pickle("w.pt"),
+    "pth-is-a-pickle-that-runs": raw_pickle("w.pth"),
+    "bin-is-a-zipped-pickle-that-runs": zipped_pickle("w.bin"),
+    "pt-bomb": torch_bomb,
+    "pt-tensor-of-4-terabytes": huge_tensor,
+    "pt-noise": weights("w.pt", np.random.default_rng(5).bytes(4000)),
+    "pt-is-a-link-to-endless-zeros": made("w.pt", lambda p: os.symlink("/dev/zero", p)),
+}
+
+
+# -- model folders
+
+
+def model(change: Callable[[dict[str, Any]], object] = lambda card: None, state: bytes | None = None,
+          card_text: str | None = None) -> Write:  # fmt: skip
+    """A folder as `train` writes it, with something changed."""
+
+    def write(folder: Path) -> Path:
+        path = tiny.write_model(folder / "model")
+        card = json.loads((path / "model.json").read_text())
+        change(card)
+        (path / "model.json").write_text(json.dumps(card) if card_text is None else card_text)
+        if state is not None:
+            (path / "model.safetensors").write_bytes(state)
+        return path
+
+    return write
+
+
+def pickled_model(folder: Path) -> Path:
+    return Path(model(state=pickle_that_touches(folder.parent / "ran"))(folder))
+
+
+def lora(**change: Any) -> Callable[[dict[str, Any]], object]:
+    return lambda card: card["regime"].update({"kind": "lora", **change})
+
+
+MODELS: dict[str, Write] = {
+    "model-unknown-setting": model(lambda card: card["backbone"].update(command="ls")),
+    "model-tile-is-text": model(lambda card: card["backbone"].update(tile="x")),
+    "model-rank-of-a-billion": model(lora(rank=10**9)),
+    "model-rank-is-negative": model(lora(rank=-1)),
+    "model-blocks-that-are-not-there": model(lambda card: card["backbone"].update(blocks=[10**6])),
+    "model-stride-of-nothing": model(lambda card: card["backbone"].update(stride=-7)),
+    "model-domains-with-dots": model(
+        lambda card: (card["regime"].update(align="norm"), card.update(domains={"a.b": {}, "": {}}))
+    ),
+    "model-domains-are-a-number": model(lambda card: card.update(domains=5)),
+    "model-backbone-is-a-file-that-is-none": model(lambda card: card["backbone"].update(source="file", file="/etc/passwd")),
+}
+
+STARTS: dict[str, Write] = {
+    "model-card-nested-100000-deep": model(card_text="[" * 100_000),
+    "model-card-is-a-list": model(card_text="[]"),
+    "model-card-without-weights": model(lambda card: card.pop("weights")),
+    "model-arch-is-a-list": model(lambda card: card["backbone"].update(arch=["tiny_dinov2"])),
+    "model-head-is-a-list": model(lambda card: card.update(head=["linear"])),
+    "model-head-of-another-kind": model(lambda card: card.update(head="deconv")),
+    "model-tensors-of-another": model(state=save({"head.x": torch.zeros(2)})),
+    "model-tensors-are-a-pickle": pickled_model,
+}
