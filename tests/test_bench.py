@@ -63,7 +63,9 @@ def test_stacked_heads_in_small() -> None:
 
 
 def test_the_benchmarks_that_ship() -> None:
-    assert set(bench.BENCHMARKS) == {"frechet", "regimes", "segment", "stacked-heads"}
+    assert set(bench.BENCHMARKS) == {
+        "start", "ingest", "tokens", "cache", "growth", "frechet", "regimes", "segment", "stacked-heads",
+    }  # fmt: skip
     assert min(bench.DIMS) == 384
 
 
