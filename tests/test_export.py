@@ -5,12 +5,14 @@ import shutil
 import socket
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 from timm.layers.pos_embed import resample_abs_pos_embed
+from timm.layers.pos_embed_sincos import RotaryEmbeddingDinoV3
 
 from emadapt.cli import main
 from emadapt.config import RegimeSpec
@@ -64,6 +66,26 @@ def test_a_graph_gives_the_models_probabilities_and_says_how_to_use_it(tmp_path:
     assert facts["terms"] == "a: not known here."
     assert "# t-frozen-a-0" in session.get_modelmeta().description
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "model.onnx"]
+
+
+def test_the_rotary_embedding_has_the_places_of_the_image(tmp_path: Path) -> None:
+    """By itself, since tokens of a small random model hardly depend on it."""
+
+    class Rotary(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding = RotaryEmbeddingDinoV3(32)
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            return self.embedding.get_embed(image.shape[2:]) + 0 * image.sum()
+
+    model = Rotary().eval()
+    with mock.patch(graph.ROTARY, graph.centred), pytest.warns():
+        torch.onnx.export(model, (torch.rand(1, 1, 6, 5),), tmp_path / "r.onnx", dynamo=False, opset_version=graph.OPSET,
+                          input_names=[INPUT], output_names=[OUTPUT], dynamic_axes={INPUT: {2: "h", 3: "w"}})  # fmt: skip
+    image = torch.rand(1, 1, 9, 17)
+    found = open_session(tmp_path / "r.onnx").run([OUTPUT], {INPUT: image.numpy()})[0]
+    np.testing.assert_allclose(found, model(image).numpy(), atol=2e-5)
 
 
 @pytest.mark.slow

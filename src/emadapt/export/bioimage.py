@@ -90,7 +90,8 @@ def _description(model: Model, folder: Path, authors: Sequence[str]) -> Any:
     from bioimageio.spec.model import v0_5 as v
 
     patch = model.segmenter.backbone.arch.patch
-    y, x = next(iter(pixels_of(model).values()))
+    # In steps of 1/1024 nm, so that bioimageio's int(size * scale / scale) is the size: with 9.2 it would be one pixel less.
+    y, x = (round(1024 * nm) / 1024 for nm in next(iter(pixels_of(model).values())))
     sides = v.ParameterizedSize(min=SMALLEST * patch, step=patch)
     shown = v.InputTensorDescr(
         id=v.TensorId(INPUT), description="grey values, 0 is black and 255 white",

@@ -1,9 +1,10 @@
 """A model as one ONNX graph, backbone and merged adapter and head: grey values in, probabilities out, at any height and width.
 
-Two things stand in the way of dynamic sizes, and are settled here. A ViT's position embedding is resampled to the image's grid by
+Three things stand in the way of dynamic sizes, and are settled here. A ViT's position embedding is resampled to the grid by
 a bicubic filter with antialiasing, which ONNX has no exact operator for: in the graph it is two matrix products, whose matrices
-are computed from the sizes. And a trace may hide a constant that only holds at the size it was traced at: so nothing is called
-exported before the graph has given the model's own probabilities at other sizes.
+are computed from the sizes. DINOv3's rotary embedding divides by the sizes as numbers, which a trace would keep. And a trace
+may hide another constant that only holds at the size it was traced at: so nothing is called exported before the graph has given
+the model's own probabilities at other sizes.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ LARGEST = 2 * 10**9
 """Bytes of weights: one file of ONNX holds 2 GiB."""
 INPUT, OUTPUT = "image", "probability"
 RESAMPLE = "timm.models.vision_transformer.resample_abs_pos_embed"
+ROTARY = "timm.layers.pos_embed_sincos._build_grid"
 
 
 def write_onnx(model: Model, path: Path) -> dict[str, float]:
@@ -115,6 +117,15 @@ def resampled(
     return torch.cat([first, grid.flatten(1, 2)], 1)
 
 
+def centred(feat_shape: Sequence[Any], grid_type: str = "", *, grid_offset: float = 0.0, grid_indexing: str = "ij",
+            normalize_coords: str = "", ndim: int = 2) -> torch.Tensor:  # fmt: skip
+    """(h, w, 2) places of patches in [-1, 1], as timm's rotary embedding of DINOv3 has them; in a trace, sizes are tensors."""
+    if (grid_type, grid_indexing, normalize_coords, len(feat_shape)) != ("centered", "ij", "separate", ndim):
+        raise EmadaptError(f"a rotary embedding of another kind ({grid_type}, {normalize_coords}) cannot be exported")
+    places = [(torch.arange(n, dtype=torch.float32) + 0.5 + grid_offset) / torch.as_tensor(n) for n in feat_shape]
+    return 2 * torch.stack(torch.meshgrid(places, indexing="ij"), -1) - 1
+
+
 def bicubic(n_in: int, n_out: Any) -> torch.Tensor:
     """(n_out, n_in) weights of torch's and Pillow's bicubic filter with antialiasing (Keys 1981, a = -0.5)."""
     scale = n_in / torch.as_tensor(n_out, dtype=torch.float32)
@@ -139,7 +150,7 @@ def _trace(whole: nn.Module, model: Model, path: Path) -> None:
     patch = model.segmenter.backbone.arch.patch
     image = torch.from_numpy(probe(TRACED[0], TRACED[1] * patch, TRACED[2] * patch, 0))
     dynamic = {0: "n", 2: "height", 3: "width"}
-    with warnings.catch_warnings(), torch.no_grad(), mock.patch(RESAMPLE, resampled):
+    with warnings.catch_warnings(), torch.no_grad(), mock.patch(RESAMPLE, resampled), mock.patch(ROTARY, centred):
         warnings.simplefilter("ignore")  # a trace warns of each check of a size
         torch.onnx.export(whole, (image,), path, dynamo=False, opset_version=OPSET, input_names=[INPUT], output_names=[OUTPUT],
                           dynamic_axes={INPUT: dynamic, OUTPUT: dynamic})  # fmt: skip
