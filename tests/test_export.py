@@ -77,7 +77,7 @@ def test_the_rotary_embedding_has_the_places_of_the_image(tmp_path: Path) -> Non
             self.embedding = RotaryEmbeddingDinoV3(32)
 
         def forward(self, image: torch.Tensor) -> torch.Tensor:
-            return self.embedding.get_embed(image.shape[2:]) + 0 * image.sum()
+            return self.embedding.get_embed(list(image.shape[2:])) + 0 * image.sum()
 
     model = Rotary().eval()
     with mock.patch(graph.ROTARY, graph.centred), pytest.warns():
