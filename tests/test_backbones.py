@@ -370,7 +370,7 @@ def test_frozen_in_eval_mode_and_random_state_untouched() -> None:
     [
         (torch.rand(1, 1, 56, 57), "56 x 57 pixels.*multiples of the patch, 14"),
         (torch.rand(1, 1, 0, 56), "0 x 56 pixels"),
-        (torch.rand(1, 3, 56, 56), r"shape \(1, 3, 56, 56\)"),
+        (torch.rand(1, 2, 56, 56), r"shape \(1, 2, 56, 56\)"),
         (torch.rand(56, 56), r"shape \(56, 56\)"),
         (torch.ones(1, 1, 56, 56, dtype=torch.uint8), "torch.uint8"),
     ],

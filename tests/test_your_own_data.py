@@ -43,7 +43,7 @@ def test_commands_have_their_options_and_arguments() -> None:
         command = main.commands[words[1]]
         command.make_context(words[1], words[2:], parent=click.Context(main))  # raises on what it does not know
     inline = re.findall(r"`(--[a-z-]+)[^`]*`", TEXT)
-    known = {o for name in ("segment", "preview") for p in main.commands[name].params for o in p.opts}
+    known = {o for name in ("segment", "preview", "mesh") for p in main.commands[name].params for o in p.opts}
     assert set(inline) <= known
 
 

@@ -166,6 +166,9 @@ class Stack:
         (entries,) = struct.unpack(kind.tagnoformat, file.read(kind.tagnosize))
         file.seek(page.offset + kind.tagnosize + entries * kind.tagsize)
         (following,) = struct.unpack(kind.offsetformat, file.read(kind.offsetsize))
+        if following >= size:
+            raise InputError(self.path, found=f"a truncated TIFF ({size} bytes, another page at byte {following})",
+                             expected="a complete file", do="Copy or export it again.")  # fmt: skip
         if following:
             raise InputError(self.path, found=f"{number + 1} pages, the last of which is followed by byte {following} again",
                              expected="a list of pages that ends", do="Export it again.")  # fmt: skip
