@@ -222,7 +222,7 @@ def write_reference_layouts(data: Path, slices: int, sections: int = 10) -> None
 
 
 @pytest.mark.parametrize("name", [
-    "adapt", "collapse", "collapse_frozen", "collapse_paper", "demo", "cpu", "dose", "few_shot", "paper", "trade", "transfer",
+    "adapt", "collapse", "collapse_frozen", "collapse_paper", "demo", "cpu", "dose", "few_shot", "few_shot_lucchi", "paper", "trade", "transfer",
     "transfer3d",
 ])  # fmt: skip
 def test_check_finds_nothing_wrong_in_shipped_studies_but_what_is_not_here(tmp_path: Path, monkeypatch, name: str) -> None:
@@ -254,7 +254,8 @@ def test_use_selects_a_study_and_refuses_others(tmp_path: Path, monkeypatch: pyt
     result = CliRunner().invoke(main, ["use", "nothing"])
     assert result.exit_code == 2
     assert (
-        "there are: adapt, collapse, collapse_frozen, collapse_paper, cpu, demo, dose, few_shot, paper, trade, transfer, "
+        "there are: adapt, collapse, collapse_frozen, collapse_paper, cpu, demo, dose, few_shot, "
+        "few_shot_lucchi, paper, trade, transfer, "
         "transfer3d" in result.output
     )
     (tmp_path / "studies/bad.yaml").write_text("study: {}")
