@@ -222,8 +222,8 @@ def write_reference_layouts(data: Path, slices: int, sections: int = 10) -> None
 
 
 @pytest.mark.parametrize("name", [
-    "adapt", "collapse", "collapse_frozen", "collapse_paper", "demo", "cpu", "dose", "few_shot", "few_shot_lucchi", "paper", "trade", "transfer",
-    "transfer3d",
+    "adapt", "collapse", "collapse_frozen", "collapse_paper", "demo", "cpu", "dose", "few_shot", "few_shot_lucchi", "paper",
+    "trade", "transfer", "transfer3d",
 ])  # fmt: skip
 def test_check_finds_nothing_wrong_in_shipped_studies_but_what_is_not_here(tmp_path: Path, monkeypatch, name: str) -> None:
     """Settings pass; data is given in small; a hub that cannot be reached is said, once per backbone, and nothing else."""
