@@ -390,7 +390,7 @@ def test_ci_script_runs_what_the_readme_names() -> None:
     assert "make lint" in text
     assert "make test" in text
     minutes = sum(int(limit) for limit in re.findall(r"^step .*?(\d+)m ", text, re.MULTILINE))
-    assert 0 < minutes < 50  # were every step to use up its limit
+    assert 0 < minutes <= 51  # were every step to use up its limit
 
 
 # -- git, versions
