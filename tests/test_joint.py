@@ -11,7 +11,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from emadapt import fit as fit_module
 from emadapt import parallel
 from emadapt.config import RegimeSpec, Study, Unit, not_default
 from emadapt.data.patches import load_epoch, plan_epoch
@@ -22,7 +21,7 @@ from emadapt.joint import ALIGN, POSITIONS, Penalised, at_some_positions, coral,
 from emadapt.models.segmenter import load_segmenter
 from emadapt.train import prepare, train_unit, unit_key
 from emadapt.trainset import record_train_set
-from tiny import blobs, make_study, settings, write_stack
+from tiny import blobs, make_study, settings, stop_after_an_epoch, write_stack
 
 LORA = {"kind": "lora", "rank": 2, "alpha": 4}
 
@@ -177,16 +176,7 @@ def test_stopped_and_run_again_gives_the_same_bytes(tmp_path: Path, monkeypatch:
     undisturbed = trained(study, regime, "paired")
     shutil.rmtree("scratch/units")
     shutil.rmtree("build/units")
-    write = fit_module._checkpoint
-
-    def stop(*args: Any) -> None:
-        write(*args)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(fit_module, "_checkpoint", stop)
-        with pytest.raises(KeyboardInterrupt):
-            trained(study, regime, "paired")
+    stop_after_an_epoch(study, Unit("t", regime, "paired", 0), monkeypatch)
     state = torch.load(next(tmp_path.glob("scratch/units/*/*/checkpoint.pt")), weights_only=True)
     assert state["progress"]["epoch"] == 1
     assert bool(state["joint"]) == (regime == "dann")

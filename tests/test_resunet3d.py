@@ -14,7 +14,6 @@ import yaml
 from click.testing import CliRunner
 from torch import nn
 
-from emadapt import fit as fitting
 from emadapt.cli import main
 from emadapt.config import RegimeSpec, Study, Unit, load_study
 from emadapt.data.ingest import open_volume
@@ -27,7 +26,7 @@ from emadapt.models.segmenter import build_segmenter, load_segmenter
 from emadapt.segment.model import open_model
 from emadapt.tokens import run as tokens
 from emadapt.train import label, prepare, train_unit
-from tiny import blobs, make_study, settings, write_stack
+from tiny import blobs, make_study, settings, stop_after_an_epoch, write_stack
 
 ROOT = Path(__file__).parents[1]
 NARROW = (4, 5, 6, 7, 8)
@@ -156,16 +155,7 @@ def test_it_is_trained_resumed_and_scored_and_learns(here: Path, monkeypatch: py
     with pytest.raises(InputError, match=r"a model in 3D"):
         open_model(folder)
     (here / "scratch/units").rename(here / "gone")
-    checkpoint = fitting._checkpoint
-
-    def stop(*args: Any) -> None:
-        checkpoint(*args)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(fitting, "_checkpoint", stop)
-        with pytest.raises(KeyboardInterrupt):
-            train_unit(study, UNIT)
+    stop_after_an_epoch(study, UNIT, monkeypatch)
     assert (train_unit(study, UNIT) / "model.safetensors").read_bytes() == undisturbed
 
 

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from emadapt import fit as fitting
 from emadapt.config import BackboneSpec, RegimeSpec, Study, Unit
 from emadapt.data.tiles import geometry
 from emadapt.evaluate import evaluate_unit
@@ -16,7 +15,7 @@ from emadapt.models.segmenter import build_segmenter, load_segmenter, save_segme
 from emadapt.models.unet2d import STRIDE, UNet2d, own_spec
 from emadapt.predict import predict_slice
 from emadapt.train import train_unit
-from tiny import make_study, settings
+from tiny import make_study, settings, stop_after_an_epoch
 
 UNET = Unit("t", "unet2d", "a", 0)
 SPEC = BackboneSpec("tiny_dinov2", "random", tile=42)
@@ -78,16 +77,7 @@ def test_stopped_after_an_epoch_it_goes_on_to_the_same_bytes(tmp_path: Path, no_
     study = a_study(tmp_path)
     undisturbed = (train_unit(study, UNET) / "model.safetensors").read_bytes()
     (tmp_path / "scratch/units").rename(tmp_path / "gone")
-    checkpoint = fitting._checkpoint
-
-    def stop(*args: Any) -> None:
-        checkpoint(*args)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(fitting, "_checkpoint", stop)
-        with pytest.raises(KeyboardInterrupt):
-            train_unit(study, UNET)
+    stop_after_an_epoch(study, UNET, monkeypatch)
     saved = torch.load(next(tmp_path.glob("scratch/units/*/*/checkpoint.pt")), weights_only=True)
     assert saved["progress"]["epoch"] == 1
     assert (train_unit(study, UNET) / "model.safetensors").read_bytes() == undisturbed

@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import tifffile
 import torch
 import yaml
 
 import emadapt
-from emadapt.config import BackboneSpec, RegimeSpec, Study, load_study
+from emadapt import fit as fitting
+from emadapt.config import BackboneSpec, RegimeSpec, Study, Unit, load_study
 from emadapt.data.ingest import ingest
 from emadapt.models.segmenter import build_segmenter, save_segmenter
+from emadapt.train import train_unit
 
 
 def blobs(shape: tuple[int, int, int], seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -85,6 +88,20 @@ def under_dvc(root: Path) -> Callable[..., str]:
     sh("dvc", "init", "-q")
     sh("dvc", "add", "-q", "data")
     return sh
+
+
+def stop_after_an_epoch(study: Study, unit: Unit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train a unit and interrupt it when its first checkpoint is written."""
+    checkpoint = fitting._checkpoint
+
+    def stop(*args: Any) -> None:
+        checkpoint(*args)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fitting, "_checkpoint", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train_unit(study, unit)
 
 
 def write_model(folder: Path, *, regime: RegimeSpec | None = None, head: str = "linear", facts: dict[str, Any] | None = None,

@@ -203,7 +203,7 @@ def load_study(path: Path = PARAMS) -> Study:
     lists = {k: names_of(head.pop(k, None), f"{path}: study.{k}", problems) for k in _STUDY_LISTS}
     seeds = head.pop("seeds", None)
     if not isinstance(seeds, list) or not seeds or any(type(s) is not int or not 0 <= s < 2**32 for s in seeds):
-        problems.append(f"{path}: study.seeds: found {seeds!r}; expected a list of whole numbers from 0 on")
+        problems.append(f"{path}: study.seeds: found {seeds!r}; expected a list of whole numbers from 0 to {2**32 - 1}")
         seeds = []
     name = head.pop("name", None)
     problems += [f"{path}: study: unknown key {k!r}" for k in head]
