@@ -11,15 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from emadapt.errors import InputError
-from emadapt.models.backbones import (
-    BACKBONES,
-    Arch,
-    Backbone,
-    build_backbone,
-    create_vit,
-    get_arch,
-    resolve_blocks,
-)
+from emadapt.models.archs import BACKBONES, Arch, get_arch, resolve_blocks
+from emadapt.models.backbones import Backbone, build_backbone, create_vit
 
 TINY = [name for name in BACKBONES if name.startswith("tiny_")]
 REAL = [name for name in BACKBONES if not name.startswith("tiny_")]

@@ -26,6 +26,8 @@ from tiny import write_model
 LORA = RegimeSpec("lora", rank=2, alpha=4)
 OF_VNC = {"data_md5": {"vnc": "0" * 32}, "pairing": {"vnc": "number"}, "voxel_nm": {"vnc": [50, 4.6, 4.6]},
           "shape": {"vnc": [20, 90, 100]}}  # fmt: skip
+OF_UROCELL = {"data_md5": {"urocell": "0" * 32}, "pairing": {"urocell": "number"}, "voxel_nm": {"urocell": [15, 16, 16]},
+              "shape": {"urocell": [20, 90, 100]}}  # fmt: skip
 SIZE = (3, 11)
 """Rows and columns of patches that the command neither traces nor checks at."""
 
@@ -154,25 +156,33 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-def test_a_package_passes_bioimageio_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("how", "dois", "step", "terms"), [
+    ({"regime": LORA, "facts": OF_VNC}, ["10.6084/m9.figshare.856713"], 14, "vnc: CC BY-NC-SA 3.0. No commercial use."),
+    ({"regime": RegimeSpec("unet2d"), "head": "unet2d"}, ["10.1038/s41592-018-0261-2"], 16, "a: not known here."),
+    ({"regime": RegimeSpec("unet2d"), "head": "unet2d", "facts": OF_UROCELL},
+     ["10.1016/j.compbiomed.2020.103693", "10.1038/s41592-018-0261-2"], 16, "urocell: as its repository says"),
+], ids=["lora", "own data", "by hand"])  # fmt: skip
+def test_a_package_passes_bioimageio_without_a_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: dict[str, Any], dois: list[str], step: int, terms: str
+) -> None:
     from bioimageio.core import test_model as tested
     from bioimageio.spec import load_model_description
 
     no_network(monkeypatch)
-    folder = write_model(tmp_path / "model", regime=LORA, facts=OF_VNC)
+    folder = write_model(tmp_path / "model", **how)
     out = tmp_path / "model.zip"
     result = CliRunner().invoke(main, ["export", str(folder), str(out), "--author", "A. Person"])
     assert result.exit_code == 0, result.output
     assert tested(out).status == "passed"
     described = load_model_description(out)
     assert [author.name for author in described.authors] == ["A. Person"]
-    assert [str(entry.doi) for entry in described.cite] == ["10.6084/m9.figshare.856713"]
+    assert [str(entry.doi) for entry in described.cite] == dois  # never empty, not even of one's own data
     given: Any = described.inputs[0].axes[2]
     found: Any = described.outputs[0].axes[3]
-    assert (given.size.step, found.size.axis_id) == (14, "x")
+    assert (given.size.step, found.size.axis_id) == (step, "x")
     root = tmp_path / "unpacked"
     shutil.unpack_archive(out, root)
-    assert "vnc: CC BY-NC-SA 3.0. No commercial use." in (root / "LICENSE.md").read_text()
+    assert terms in (root / "LICENSE.md").read_text()
     assert "## Input and output of the graph" in (root / "README.md").read_text()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "model.zip", "unpacked"]
 

@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from emadapt.models.heads import HEADS, Deconv, Linear, Pyramid, Tokens, UNet, needs_image
+from emadapt.specs import HEAD_NAMES
 
 DIM = 16
 
@@ -17,6 +18,10 @@ def shown(name: str, size: tuple[int, int], batch: int = 2) -> list[torch.Tensor
     """The image, for heads that need it."""
     image = torch.rand(batch, 1, *size, generator=torch.Generator().manual_seed(5))
     return [image] if needs_image(name) else []
+
+
+def test_names_are_those_that_settings_are_checked_against() -> None:
+    assert tuple(HEADS) == HEAD_NAMES
 
 
 @pytest.mark.parametrize("n_blocks", [1, 3])

@@ -125,6 +125,9 @@ def test_the_command_and_its_errors(tmp_path: Path) -> None:
     assert done.exit_code == 0
     assert "triangles" in done.output
     assert_closed(Mesh(*read_ply(tmp_path / "out.ply")))
+    head = (tmp_path / "out.ply").read_bytes().split(b"end_header\n")[0].decode()
+    assert "mask.ome.tif" in head
+    assert str(tmp_path) not in head
     tifffile.imwrite(tmp_path / "empty.tif", np.zeros((3, 9, 9), np.uint8))
     options: Any
     for file, out, options, problem in (

@@ -1,6 +1,9 @@
 """The napari plugin without napari: its manifest, and what its button does with a layer and a viewer that are stand-ins."""
 
+import importlib.util
 import inspect
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from types import SimpleNamespace
@@ -150,3 +153,17 @@ def test_what_cannot_be_segmented_is_said(model: str, layer: Layer, view: dict[s
     with pytest.raises(InputError, match=said):
         plugin.segment_layer(viewer, layer, model, "visible part")
     assert not viewer.added
+
+
+@pytest.mark.skipif(sys.platform != "linux" or not importlib.util.find_spec("triton"), reason="torch came without triton")
+def test_triton_is_loaded_before_torch_and_apart() -> None:
+    code = """
+import sys
+from emadapt import napari
+flags = sys.getdlopenflags()
+napari._load_triton()
+assert "triton._C.libtriton" in sys.modules and "torch" not in sys.modules
+assert sys.getdlopenflags() == flags
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert not done.returncode, done.stderr

@@ -19,7 +19,7 @@ from PIL import Image
 from emadapt import page, report
 from emadapt.config import Study
 from emadapt.errors import InputError
-from fakes import a_study, few_study, transfer_study, write_domain, write_metrics, write_models
+from fakes import a_study, few_study, transfer_study, write_domain, write_metrics, write_models, write_objects
 
 ROOT = Path(__file__).parents[1]
 VOID = {"meta", "link", "img", "br", "path", "circle"}
@@ -53,10 +53,12 @@ class Reader(HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
 
-def make(root: Path, *, diagnosed: bool = True, study: Study | None = None, **how: Any) -> Path:
+def make(root: Path, *, diagnosed: bool = True, objects: str = "", study: Study | None = None, **how: Any) -> Path:
     study = study or a_study(**how)
     write_metrics(root, study)
     write_models(root, study)
+    if objects:
+        write_objects(root, study, objects, "vnc")
     if diagnosed:
         write_domain(root, study)
     (root / "params.yaml").write_text("a: 1\n")
@@ -164,7 +166,7 @@ def test_a_study_of_one_regime_without_models_or_overlays(tmp_path):
 
 @pytest.fixture(scope="module")
 def transferred(tmp_path_factory):
-    return make(tmp_path_factory.mktemp("transferred"), diagnosed=False, study=transfer_study((0,)))
+    return make(tmp_path_factory.mktemp("transferred"), diagnosed=False, objects="lora", study=transfer_study((0,)))
 
 
 def test_few_labels_and_other_starts_have_sections(transferred):
@@ -190,6 +192,24 @@ def test_few_labels_and_other_starts_have_sections(transferred):
     head, rest = transferred.read_text().split('id="leaderboard"')
     assert "lucchi_4" not in rest.split('id="matrix"')[0]  # the leaderboard shows models with all labels
     assert "of those with all labels" in head
+
+
+def test_objects_and_tuned_thresholds_have_a_section_where_evaluate_has_them(transferred, tmp_path):
+    page_of_two = make(tmp_path, diagnosed=False, objects="lora").read_text()
+    section = page_of_two.split('<h2 id="objects">')[1].split("</section>")[0]
+    assert 'href="#objects"' in page_of_two
+    assert re.findall("Tested on (.+?),", section) == ["vnc"]
+    rows = Reader(section.split("<tbody>")[1].split("</tbody>")[0]).text
+    assert len(rows["tr"]) == 3  # a training set each; frozen has none
+    (row,) = [row for row in rows["tr"] if "paired" in row]
+    summary = json.loads((tmp_path / "reports/summary.json").read_text())
+    (entry,) = [e for e in summary["units"] if (e["regime"], e["train_set"], e["test_set"]) == ("lora", "paired", "vnc")]
+    low, high = entry["tuned"]["iou"]["ci95"]
+    cells = [cell.strip() for cell in row.splitlines() if cell.strip()]
+    assert cells == ["pairedunion", "lora", f"{entry['iou']['mean']:.3f}", f"0.910{low:.3f} to {high:.3f}", "0.41, 0.42",
+                     "0.500", "0.250", "0.400", "9", "7", "dinov2_s"]  # fmt: skip
+    shown = transferred.read_text().split('<h2 id="objects">')[1].split("</section>")[0]
+    assert "lucchi_4" not in shown  # as in the leaderboard, models with all labels
 
 
 def test_few_labels_alone(tmp_path):

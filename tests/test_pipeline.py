@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from emadapt.cli import main
 from emadapt.config import Study, load_study
+from emadapt.model_card import EVALUATED
 from tiny import blobs, make_study, settings, under_dvc, write_stack
 
 ROOT = Path(__file__).parents[1]
@@ -78,6 +79,9 @@ def test_the_verbs_one_after_the_other_with_the_lab_book(tmp_path: Path, monkeyp
     assert sorted(r.data.tags["unit"] for r in runs) == sorted(u.name for u in study.units())
     for run in runs:
         assert {"train/loss", "val/iou", "test/iou.a", "test/iou.b", "domain/frechet.a__b"} <= run.data.metrics.keys()
+        for name, scores in json.loads((EVALUATED / run.data.tags["unit"] / "metrics.json").read_text())["test"].items():
+            beside = {"ap50": scores["instances"]["ap50"], "pq": scores["instances"]["pq"], "iou_tuned": scores["tuned"]["iou"]}
+            assert {key: run.data.metrics[f"test/{key}.{name}"] for key in beside} == beside
         tags = {
             "backbone",
             "regime",
@@ -202,6 +206,29 @@ def test_the_crossing_of_pairing_and_joint_training_in_small(tmp_path: Path, mon
     assert page.count("linear model over") == 2 + 1  # a table a test dataset, and how to read them
 
 
+@pytest.mark.slow
+def test_the_headline_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """studies/headline.yaml with a tiny random backbone, one epoch and one seed; all else as it stands."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EMADAPT_TRACKING", "off")
+    params = yaml.safe_load((ROOT / "studies/headline.yaml").read_text())
+    params["study"]["seeds"] = [0]
+    params["train"] |= {"epochs": 1, "steps_per_epoch": 2}
+    params["diagnose"] = {"blocks": 4, "tokens": 200, "permutations": 3, "replicates": 2, "slices": 4, "controls": False}
+    for regime in params["regimes"].values():
+        regime.pop("epochs", None)
+    params["backbones"]["dinov2_s"] |= {"arch": "tiny_dinov2_reg", "source": "random", "tile": 56}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    write_reference_layouts(tmp_path / "data", slices=16)
+    study = load_study()
+    emadapt("check")
+    summary = run_all(study)
+    check_summary(summary, study)
+    assert {row["regime"] for row in summary["units"]} == {"frozen", "lora", "unet2d"}
+    card = json.loads((tmp_path / "build/units/dinov2_s-lora-lucchi-0/model.json").read_text())
+    assert card["settings"]["regime"]["init_from"] == "frozen"
+
+
 def write_reference_layouts(data: Path, slices: int, sections: int = 10) -> None:
     """Lucchi and VNC in their public layouts, small: Lucchi 72 x 96, VNC 80 x 80, as their real shapes relate."""
     from PIL import Image
@@ -221,10 +248,7 @@ def write_reference_layouts(data: Path, slices: int, sections: int = 10) -> None
             Image.fromarray(plane).save(data / "vnc" / folder / name.format(z))
 
 
-@pytest.mark.parametrize("name", [
-    "adapt", "collapse", "collapse_frozen", "collapse_paper", "demo", "cpu", "dose", "few_shot", "few_shot_lucchi", "paper",
-    "trade", "transfer", "transfer3d",
-])  # fmt: skip
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "studies").glob("*.yaml")))
 def test_check_finds_nothing_wrong_in_shipped_studies_but_what_is_not_here(tmp_path: Path, monkeypatch, name: str) -> None:
     """Settings pass; data is given in small; a hub that cannot be reached is said, once per backbone, and nothing else."""
     monkeypatch.chdir(tmp_path)
@@ -255,7 +279,7 @@ def test_use_selects_a_study_and_refuses_others(tmp_path: Path, monkeypatch: pyt
     assert result.exit_code == 2
     assert (
         "there are: adapt, collapse, collapse_frozen, collapse_paper, cpu, demo, dose, few_shot, "
-        "few_shot_lucchi, paper, trade, transfer, "
+        "few_shot_lucchi, headline, paper, trade, transfer, "
         "transfer3d" in result.output
     )
     (tmp_path / "studies/bad.yaml").write_text("study: {}")
@@ -281,12 +305,20 @@ def test_wrong_words_end_with_2_and_one_line(tmp_path: Path, monkeypatch, words:
     assert len([line for line in result.output.splitlines() if line.startswith("error:")]) == 1
 
 
-def test_help_needs_no_heavy_import() -> None:
-    code = "import sys; sys.argv = ['emadapt', '--help']\nfrom emadapt.cli import main\ntry:\n main()\nexcept SystemExit: pass\n"
-    code += "print('HEAVY', [m for m in ('torch', 'mlflow', 'timm', 'dvc', 'numpy', 'albumentations') if m in sys.modules])"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+@pytest.mark.parametrize(
+    ("verb", "said", "heavy"),
+    [
+        ("--help", "evaluate", ("torch", "mlflow", "timm", "dvc", "numpy", "albumentations")),
+        ("check", "in order", ("torch", "mlflow", "timm", "dvc", "scipy", "albumentations")),
+    ],
+)
+def test_quick_answers_need_no_heavy_import(tmp_path: Path, verb: str, said: str, heavy: tuple[str, ...]) -> None:
+    make_study(tmp_path, ingested=False)
+    code = f"import sys; sys.argv = ['emadapt', {verb!r}]\nfrom emadapt.cli import main\ntry:\n main()\nexcept SystemExit: pass\n"
+    code += f"print('HEAVY', [m for m in {heavy} if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path).stdout
     assert "HEAVY []" in out
-    assert "evaluate" in out
+    assert said in out
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import torch
 from monai.inferers import sliding_window_inference
 
 from emadapt.config import BackboneSpec, RegimeSpec
-from emadapt.data.patches3d import runs_of
+from emadapt.data.splits import runs_of
 from emadapt.models.segmenter import Segmenter, build_segmenter
 from emadapt.predict3d import gaussian, predict_block, z_starts
 

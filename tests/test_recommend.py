@@ -1,6 +1,7 @@
 """What is recommended follows from the summary, every IoU has its interval, and a summary that does not fit is refused."""
 
 import copy
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from emadapt import report
+from emadapt.config import RegimeSpec
 from emadapt.errors import InputError
 from emadapt.recommend import WIDTH, recommend
 from fakes import a_study, few_study, write_metrics
@@ -154,4 +156,26 @@ def test_one_seed_and_no_baseline(tmp_path: Path) -> None:
     report.build_report(tmp_path, study)
     text = " ".join(" ".join(recommend(tmp_path, study, study.datasets)).split())
     assert "One seed: chance in training is in no interval." in text
-    assert "Baselines (ridge, knn, unet2d) were not run" in text
+    assert "Baselines (ridge, knn, unet2d, resunet3d, mitonet, sam2) were not run" in text
+
+
+@pytest.mark.parametrize("deep", ["lora", "frozen"])
+def test_a_baseline_in_3d_is_called_what_it_is(tmp_path: Path, summary: dict[str, Any], deep: str) -> None:
+    """It has no backbone, and what is labelled of it with `crops` are patches."""
+    study = dataclasses.replace(STUDY, regime_specs={**STUDY.regime_specs, deep: RegimeSpec("resunet3d")})
+    for curve in summary["few_shot"]:
+        curve["amount"] = "crops"
+    for entry in summary["units"]:
+        entry["labelled"]["crops"][0] = 8
+    said(tmp_path, summary)
+    text = " ".join(" ".join(recommend(tmp_path, study, study.datasets)).split())
+    named = f"{deep} (a 3D U-Net from scratch)"
+    assert f"dinov2_s {deep}" not in text
+    assert f"dinov2_s, regime {deep}" not in text
+    if deep == "lora":  # the best
+        assert re.search(rf"Best: regime {re.escape(named)}, trained on \w+ \(8 of \d+ patches\)", text)
+        assert "A baseline: no adaptation does better here." in text
+        assert re.search(rf"Labels: {re.escape(named)} reaches 90 % .* with 16 patches:", text)
+        assert f"One model for several datasets: {named} trained on paired" in text
+    else:
+        assert re.search(rf"Baselines against the best: .*{re.escape(named)} (is worse|does as well)", text)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ import yaml
 from click.testing import CliRunner
 from torch import nn
 
+from emadapt.check import check_study
 from emadapt.cli import main
 from emadapt.config import RegimeSpec, Study, Unit, load_study
 from emadapt.data.ingest import open_volume
 from emadapt.data.patches import Draw
+from emadapt.device import emulated, resolve_precision
 from emadapt.errors import ConfigError, InputError
 from emadapt.evaluate import evaluate_unit
 from emadapt.fit import val_slices
@@ -78,6 +81,31 @@ def test_shapes_of_the_levels_and_size() -> None:
     expected += sum(block(a, b) + block(a, a) + a * b + a for a, b in pairwise(widths))
     assert sum(p.numel() for p in net.parameters()) == expected == 1_459_022  # what docs/how-to.md says
     assert [m.kernel_size for m in net.modules() if isinstance(m, nn.Conv3d) and 5 in m.kernel_size] == [(1, 5, 5)] * 2
+
+
+@pytest.mark.parametrize("place", ["train", "backbones.t"])
+def test_half_precision_that_this_cpu_emulates_is_refused_before_work(
+    here: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    asked = "bf16" if place == "train" else "fp16"
+    params = settings(precision=asked if place == "train" else "auto")
+    params["backbones"]["t"]["precision"] = "auto" if place == "train" else asked
+    params["regimes"], params["train_sets"] = {"deep": KIND}, {"a": ["a"]}
+    params["study"] |= {"regimes": ["deep"], "train_sets": ["a"]}
+    study = make_study(here, params)
+    monkeypatch.setattr("emadapt.device.emulated", lambda precision: precision in ("bf16", "fp16"))
+    assert resolve_precision("auto") == "fp32" or torch.cuda.is_available()
+    words = rf"{place}.precision: found {asked} without a GPU.*Set auto"
+    assert [line for line in check_study(here / "params.yaml") if re.search(words, line)]
+    with pytest.raises(InputError, match=words):
+        prepare(study, UNIT)
+    monkeypatch.setattr("emadapt.device.emulated", lambda _: False)
+    assert check_study(here / "params.yaml") == []
+
+
+def test_what_is_emulated_is_never_chosen() -> None:
+    assert not emulated("fp32")
+    assert not emulated(resolve_precision("auto"))
 
 
 def test_a_block_is_three_convolutions_and_a_sum() -> None:
@@ -256,7 +284,7 @@ def test_the_shipped_study_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     summary = run_all(study)
     check_summary(summary, study)
     compared = {(c["source"], c["target"]) for c in summary["transfer"] if "difference" in c}
-    assert compared == {(f"{source}_100", f"{target}_{n}") for source in ("lucchi", "vnc") for n in (10, 100)
+    assert compared == {(f"{source}_100", f"{target}_{n}") for source in ("lucchi", "phantom") for n in (10, 100)
                         for target in ("lucchi", "vnc", "phantom") if source != target or n == 100}  # fmt: skip
     assert {c["labelled"]["crops"][0] for c in summary["transfer"]} == {2, 5}
     assert "random values (scratch)" in Path("reports/leaderboard.md").read_text()

@@ -82,6 +82,7 @@ def test_blocks_leave_no_trace(order: Order, probability: np.ndarray, monkeypatc
         results.append({k: v for k, v in outputs(folder).items() if k.startswith("out")})
     assert sorted(results[0]) == ["out-instances.csv", "out-instances.tif", "out-probabilities.tif", "out.tif"]
     assert results[0] == results[1] == results[2]
+    assert not any(str(folder).encode() in content for content in results[0].values())  # who shares a mask shares no path
     mask = tifffile.imread(order.output)
     np.testing.assert_array_equal(mask, np.where(probability > 0.5, 255, 0))
     assert 0.05 < (mask > 0).mean() < 0.95
@@ -128,6 +129,8 @@ def test_zarr_holds_what_tiff_holds(order: Order, probability: np.ndarray, monke
     about = zarr.open_group(output, mode="r").attrs["emadapt"]
     assert about["unit"] == "t-frozen-a-0"  # type: ignore[index, call-overload]
     assert about["window"] == [0.0, 255.0]  # type: ignore[index, call-overload]
+    assert about["input"] == "in.tif"  # type: ignore[index, call-overload]
+    assert not any(str(output.parent).encode() in content for content in outputs(output).values())
 
 
 @pytest.mark.parametrize("suffix", [".tif", ".zarr"])

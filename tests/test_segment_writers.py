@@ -11,7 +11,7 @@ import zarr as typed_zarr
 from emadapt.segment import partial as partial_module
 from emadapt.segment import writers
 from emadapt.segment.partial import Partial, begin
-from emadapt.segment.writers import add_scales, publish, scale_factors, targets, write_tiff
+from emadapt.segment.writers import add_scales, provenance, publish, scale_factors, targets, write_tiff
 from test_segment_instances import JOB
 
 zarr: Any = typed_zarr  # its types are narrower than what it takes
@@ -84,6 +84,18 @@ def test_tiffs_say_what_they_are(partial: Partial, tmp_path: Path, monkeypatch: 
     from emadapt.segment.readers import open_source
 
     assert open_source(str(tmp_path / "one.tif")).voxel_nm == (30.0, 5.0, 4.0)
+
+
+@pytest.mark.parametrize(("path", "stamp", "expected"), [
+    ("/home/ada/em.tif", [["em.tif", 9, 1]], {"input": "em.tif", "input_bytes": 9}),
+    ("/home/ada/em.h5:/volumes/raw", [["em.h5", 9, 1]], {"input": "em.h5:/volumes/raw", "input_bytes": 9}),
+    ("/home/ada/em.ome.zarr/0", [[".zarray", 9, 1]], {"input": "em.ome.zarr/0"}),
+    ("/home/ada/slices", [["a.png", 9, 1], ["b.png", 9, 1]], {"input": "slices"}),
+])  # fmt: skip
+def test_an_output_names_its_input_without_the_folder(path: str, stamp: list[Any], expected: dict[str, Any]) -> None:
+    said = provenance(dataclasses.replace(JOB, input=path, stamp=stamp), "mask")
+    assert {key: value for key, value in said.items() if key.startswith("input")} == expected
+    assert "ada" not in json.dumps(said)
 
 
 def test_names_of_outputs() -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from emadapt.data import fetch as fetching
 from emadapt.data.fetch import fetch, layout_files, unpack
-from emadapt.data.sources import LAYOUTS, SOURCES
+from emadapt.data.sources import LAYOUTS, MANUAL, SOURCES
 from emadapt.errors import InputError
 
 LUCCHI = SOURCES["lucchi"]
@@ -342,3 +342,10 @@ def test_damaged_archives(tmp_path, files, damage):
     content = {"cut": good[:-200], "not a zip": b"<html>", "flipped": good[:at] + bytes([good[at] ^ 255]) + good[at + 1 :]}
     with pytest.raises(InputError, match="damaged archive"):
         _unpack(tmp_path, content[damage])
+
+
+@pytest.mark.parametrize("source", [*SOURCES.values(), *MANUAL.values()], ids=lambda source: source.name)
+def test_every_dataset_has_a_doi_to_cite_and_its_citation_names_no_other_first(source):
+    assert re.fullmatch(r"10\.\d{4,9}/\S+[^.\s]", source.doi)
+    if "Used by" not in source.citation:
+        assert set(re.findall(r"10\.\d{4,9}/\S+?(?=\.?(?:\s|$))", source.citation)) <= {source.doi}

@@ -2,6 +2,7 @@
 
 import gzip
 from pathlib import Path
+from typing import Any
 
 import h5py
 import nibabel
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
+from nibabel.nifti1 import Nifti1Extension
 
 from emadapt.config import ConfigError, Study, load_study
 from emadapt.data.fetch import fetch
@@ -78,6 +80,25 @@ def test_nifti_says_its_voxel_size_where_it_has_a_unit(tmp_path: Path) -> None:
     nibabel.save(nibabel.Nifti1Image(np.zeros((4, 5, 6, 2), np.uint8), np.eye(4)), tmp_path / "four.nii")
     with pytest.raises(InputError, match="one grey volume"):
         open_source(str(tmp_path / "four.nii"))
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
+def test_nifti_is_read_as_nibabel_reads_it(tmp_path: Path, suffix: str, kind: Any) -> None:
+    """Scaled values, the other byte order, an extension of the header; a part alone is scaled."""
+    stored = np.random.default_rng(1).integers(-300, 300, (7, 6, 5)).astype(">i2")
+    header = kind.header_class(endianness=">")
+    header.set_data_dtype(np.int16)
+    header.extensions.append(Nifti1Extension("comment", b"a note " * 30))
+    image = kind(stored, np.eye(4), header)
+    image.header.set_slope_inter(0.25, -3)
+    nibabel.save(image, tmp_path / f"scaled{suffix}")
+    loaded: Any = nibabel.load(tmp_path / f"scaled{suffix}")
+    expected = np.asarray(loaded.dataobj)
+    assert expected.dtype == np.float64
+    source = open_source(str(tmp_path / f"scaled{suffix}"))
+    assert (source.shape, source.dtype) == ((5, 6, 7), expected.dtype)
+    np.testing.assert_array_equal(source.read(1, 4, 2, 5), expected.T[1:4, 2:5])
 
 
 def damage(path: Path) -> None:

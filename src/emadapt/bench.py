@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -65,15 +66,21 @@ def print_benchmarks(result: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 140)  # in a log lines would be folded at 80 characters
     console.print(", ".join(f"{key} {value}" for key, value in result["machine"].items()))
     for name in (key for key in result if key != "machine"):
         table = Table(title=name)
         for column in result[name][0]:
             table.add_column(column, justify="right", overflow="fold")
         for row in result[name]:
-            table.add_row(*(f"{value:.3g}" if isinstance(value, float) else str(value) for value in row.values()))
+            table.add_row(*(_cell(value) for value in row.values()))
         console.print(table)
+
+
+def _cell(value: Any) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def frechet_benchmark(dims: Sequence[int] = DIMS, few: int = 64, repeats: int = REPEATS) -> list[Row]:

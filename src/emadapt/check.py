@@ -6,6 +6,7 @@ from pathlib import Path
 
 from emadapt.config import PARAMS, Study, load_study
 from emadapt.errors import ConfigError, EmadaptError, InputError
+from emadapt.specs import HEAD_NAMES
 from emadapt.strict import NAME
 
 
@@ -23,7 +24,8 @@ def check_study(path: Path, data: Path = Path("data")) -> list[str]:
         study = load_study(path)
     except ConfigError as error:
         return error.problems
-    return [*_check_sections(path), *_check_models(study, path), *_check_data(study, data), *_check_weights(study)]
+    settings = [*_check_sections(path), *_check_models(study, path), *_check_precision(study)]
+    return [*settings, *_check_data(study, data), *_check_weights(study), *_check_outside(study)]
 
 
 def use_study(name: str) -> Study:
@@ -52,8 +54,7 @@ def _check_sections(path: Path) -> list[str]:
 
 
 def _check_models(study: Study, path: Path) -> list[str]:
-    from emadapt.models.backbones import get_arch, resolve_blocks, resolve_stride
-    from emadapt.models.heads import HEADS
+    from emadapt.models.archs import get_arch, resolve_blocks, resolve_stride
 
     problems = []
     for name in study.backbones:
@@ -74,16 +75,33 @@ def _check_models(study: Study, path: Path) -> list[str]:
             problems.append(f"{path}: backbones.{name}: {error}")
     for regime in study.regimes:
         head = study.regime_specs[regime].head or study.train.head
-        if head not in HEADS:
-            problems.append(f"{path}: head {head!r} of regime {regime!r} is unknown; known are {', '.join(HEADS)}")
+        if head not in HEAD_NAMES:
+            problems.append(f"{path}: head {head!r} of regime {regime!r} is unknown; known are {', '.join(HEAD_NAMES)}")
+    return problems
+
+
+def _check_precision(study: Study) -> list[str]:
+    """Half precision in 3D where the CPU emulates it."""
+    named = {"train.precision": study.train.precision}
+    named |= {f"backbones.{name}.precision": study.backbone_specs[name].precision for name in study.backbones}
+    half = {where: precision for where, precision in named.items() if precision in ("bf16", "fp16")}
+    if not half or not any(study.regime_specs[regime].is_3d for regime in study.regimes):
+        return []
+    from emadapt.device import check_precision  # torch, which takes seconds
+
+    problems = []
+    for where, precision in half.items():
+        try:
+            check_precision(precision, where)
+        except InputError as error:
+            problems.append(str(error))
     return problems
 
 
 def _check_data(study: Study, data: Path) -> list[str]:
     """Pair the files, split the slices and read the first pair of each dataset; `ingest` reads the rest."""
     from emadapt.data.pairing import find_parts
-    from emadapt.data.patches3d import check_depth
-    from emadapt.data.splits import split_slices
+    from emadapt.data.splits import check_depth, split_slices
     from emadapt.data.volume import foreground_mask, read_slice
 
     problems = []
@@ -110,14 +128,35 @@ def _check_data(study: Study, data: Path) -> list[str]:
     return problems
 
 
+def _check_outside(study: Study) -> list[str]:
+    """Packages and weights of the published systems among the regimes."""
+    problems = []
+    for name in (name for name in study.regimes if study.regime_specs[name].outside):
+        regime = study.regime_specs[name]
+        try:
+            if regime.kind == "sam2":
+                from emadapt.models.sam2 import check
+            else:
+                from emadapt.models.mitonet import check
+            check(regime)
+        except EmadaptError as error:
+            problems.append(str(error))
+    return problems
+
+
 def _check_weights(study: Study) -> list[str]:
-    from emadapt.models.weights import check_source
+    from emadapt.models.archs import check_settings
 
     problems = []
     for name in study.backbones:
         spec = study.backbone_specs[name]
         try:
-            check_source(spec.arch, spec.source, spec.file or None)
+            if spec.source in ("hub", "file"):
+                from emadapt.models.weights import check_source  # torch, which takes seconds
+
+                check_source(spec.arch, spec.source, spec.file or None)
+            else:
+                check_settings(spec.arch, spec.source, spec.file or None)
         except EmadaptError as error:
             problems.append(str(error))
     return problems

@@ -151,10 +151,12 @@ def statistics_of(segmenter: Segmenter, batches: Iterable[Inputs]) -> Statistics
 @torch.inference_mode()
 def _sums(segmenter: Segmenter, batches: Iterable[Inputs]) -> tuple[int, torch.Tensor, torch.Tensor]:
     """How many tokens, their sum and that of their squares, (D,) float64."""
-    device = next(itertools.chain(segmenter.head.parameters(), segmenter.head.buffers())).device  # kNN has buffers only
+    own = itertools.chain(segmenter.head.parameters(), segmenter.head.buffers(), segmenter.parameters())
+    device = next(own).device  # the head of kNN has buffers only, that of an outside system nothing
     count, total, squares = 0, torch.zeros(()).double(), torch.zeros(()).double()
     for batch in batches:
         with autocast(segmenter.spec.precision):
-            tokens = segmenter.tokens(batch.to(device))[0][-1].double().movedim(1, -1).flatten(0, -2).cpu()  # n,D
+            last = batch if segmenter.regime.outside else segmenter.tokens(batch.to(device))[0][-1]  # it hands on no image
+            tokens = torch.as_tensor(last).double().movedim(1, -1).flatten(0, -2).cpu()  # n,D
         count, total, squares = count + len(tokens), total + tokens.sum(0), squares + tokens.square().sum(0)
     return count, total, squares

@@ -103,9 +103,13 @@ def unions(study: Study, groups: Groups) -> list[dict[str, Any]]:
 
 
 def trained_on(study: Study, entries: Sequence[Entry], test_set: str) -> list[Entry]:
-    """Entries of models that were trained on the dataset that they are tested on: those with all labels where there are any."""
+    """Entries of models that were trained on the dataset that they are tested on: those with all labels where there are any.
+
+    Without models that are prompted from the labels of the test slices.
+    """
     specs = study.train_set_specs
     own = [e for e in entries if e["test_set"] == test_set and test_set in specs[e["train_set"]].datasets]
+    own = [e for e in own if not study.regime_specs[e["regime"]].oracle]
     return [e for e in own if not specs[e["train_set"]].few] or own
 
 

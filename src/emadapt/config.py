@@ -131,7 +131,7 @@ class Study:
         Ridge and kNN work on what a frozen regime of the study works on; without one, on the first that does as they do.
         """
         kind = self.regime_specs[regime].kind
-        if self.regime_specs[regime].from_scratch:
+        if self.regime_specs[regime].no_backbone:
             return ""
         if kind not in ("ridge", "knn"):
             return regime

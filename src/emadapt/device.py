@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from emadapt.errors import InputError
+
 
 def device() -> torch.device:
     """The GPU where there is one, else the CPU."""
@@ -11,15 +13,33 @@ def device() -> torch.device:
 
 
 def resolve_precision(precision: str) -> str:
-    """`auto` becomes bf16 where the hardware multiplies in it, else fp32.
-
-    On a CPU without AVX-512 BF16 or AMX a bf16 product is emulated, about a hundred times slower than fp32.
-    """
+    """`auto` becomes bf16 where the hardware multiplies in it, else fp32."""
     if precision != "auto":
         return precision
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp32"
-    return "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32"
+    return "fp32" if emulated("bf16") else "bf16"
+
+
+def emulated(precision: str) -> bool:
+    """Whether products in `precision` are emulated here: of half precision on a CPU without it, up to a hundred times slower.
+
+    bf16 takes AVX-512 BF16 or AMX, fp16 AVX-512 FP16.
+    """
+    native = {"bf16": torch.ops.mkldnn._is_mkldnn_bf16_supported, "fp16": torch.ops.mkldnn._is_mkldnn_fp16_supported}
+    return precision in native and not torch.cuda.is_available() and not native[precision]()
+
+
+def check_precision(precision: str, what: str) -> None:
+    """Refuse arithmetic that would take days, before it begins: for convolutions in 3D.
+
+    Raises:
+        InputError: `precision`, which `what` names, is emulated here.
+    """
+    if emulated(precision):
+        raise InputError(what, found=f"{precision} without a GPU, on a CPU that emulates it many times slower than fp32",
+                         expected="auto or fp32 for training in 3D",
+                         do="Set auto: bf16 where the hardware has it, else fp32.")  # fmt: skip
 
 
 def autocast(precision: str) -> torch.autocast:

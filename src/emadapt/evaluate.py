@@ -21,6 +21,7 @@ from emadapt.instance_metrics import Instances
 from emadapt.model_card import EVALUATED, model_card
 from emadapt.models import regimes
 from emadapt.models.segmenter import Segmenter, load_segmenter
+from emadapt.objects import beside_headline
 from emadapt.predict import Probability, predict_slices
 from emadapt.tokens import token_views
 from emadapt.train import UNITS, file_md5, unit_tags
@@ -53,7 +54,7 @@ def evaluate_unit(study: Study, unit: Unit, out: Path = EVALUATED) -> Path:
     history = json.loads((folder / "history.json").read_text())
     tuned = card["val"].get("threshold")  # a model of an earlier version has none
     found: dict[str, dict[str, Any]] = {}
-    apart = bool(segmenter.domains or segmenter.spec.align)
+    apart = bool(segmenter.domains or segmenter.spec.align or regime.oracle)
     for volumes in _alike([open_volume(name) for name in study.datasets], apart=apart):
         view = token_views(segmenter.backbone, segmenter.spec, volumes[0], range(1), cut=segmenter.cut)[0] if cached else None
         regimes.merge(segmenter.backbone)
@@ -96,7 +97,8 @@ def _track(study: Study, unit: Unit, card: dict[str, Any], metrics: dict[str, An
         for name, scores in metrics["test"].items():
             volume = open_volume(name)
             tracker.log_dataset(name, volume.md5, str(INGESTED / name), "test")
-            tracker.log_metrics({f"test/{k}.{name}": scores[k] for k in ("iou", "dice", "boundary_iou")}, step=0)
+            values = {k: scores[k] for k in ("iou", "dice", "boundary_iou")} | beside_headline(scores)
+            tracker.log_metrics({f"test/{k}.{name}": value for k, value in values.items()}, step=0)
             if "routed_to" in scores:
                 tracker.set_tags({f"routed_to.{name}": scores["routed_to"]})
             for which in ("", "-best", "-worst"):

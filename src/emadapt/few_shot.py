@@ -34,7 +34,8 @@ def few_shot_curves(study: Study, entries: Sequence[Entry]) -> list[dict[str, An
     found = []
     for datasets, amount in _kinds(study):
         sets = [name for name in study.train_sets if _is_point(study, name, datasets, amount)]
-        for backbone, regime in ((backbone, regime) for backbone in study.backbones for regime in study.regimes):
+        regimes = [regime for regime in study.regimes if not study.regime_specs[regime].untrained]
+        for backbone, regime in ((backbone, regime) for backbone in study.backbones for regime in regimes):
             for test_set in datasets:
                 honest = [name for name in sets if test_set not in _seen(study, backbone, regime, name)]
                 points = _points(study, [iou[backbone, regime, name, test_set] for name in honest], amount)

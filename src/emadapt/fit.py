@@ -92,9 +92,6 @@ def fit(inputs: Inputs, train: TrainSpec, unit: Unit, scratch: Path,
         on_epoch: called after each epoch with its metrics and the steps so far, the checkpoint written; may raise.
             Of several processes, in the first one.
     """
-    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
     segmenter, data, volumes, views = inputs.segmenter, inputs.data, inputs.volumes, inputs.views
     rows, rank, size = data.rows(), parallel.rank(), parallel.size()
     steps = len(plan_epoch(rows, train, unit.seed, 0))
@@ -107,8 +104,7 @@ def fit(inputs: Inputs, train: TrainSpec, unit: Unit, scratch: Path,
     if not parallel.agree(progress.epoch):
         raise EmadaptError(f"unit {unit.name}: its processes see different checkpoints; {scratch} must be one folder for all")
     shared_norm = size > 1 and any(isinstance(m, BatchNorm) for m in segmenter.modules())
-    words = TextColumn("{task.fields[words]}")
-    with Bar(TextColumn(f"train {unit.name}"), BarColumn(), TimeRemainingColumn(), words, disable=rank > 0) as bar:
+    with _bar(f"train {unit.name}", shown=rank == 0) as bar:
         task = bar.add_task("", total=train.epochs * steps, completed=progress.epoch * steps, words="")
         while progress.epoch < train.epochs and not stalled(progress, train):
             started = time.perf_counter()
@@ -144,6 +140,13 @@ def fit(inputs: Inputs, train: TrainSpec, unit: Unit, scratch: Path,
                 on_epoch(metrics, progress.epoch * steps)
     segmenter.load_trained(best)
     return progress
+
+
+def _bar(title: str, *, shown: bool) -> Any:
+    """A progress bar whose task has a field `words`."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    return Progress(TextColumn(title), BarColumn(), TimeRemainingColumn(), TextColumn("{task.fields[words]}"), disable=not shown)
 
 
 class Average:

@@ -30,6 +30,8 @@ The tag `origin: restored` marks a model that DVC took from its cache: test metr
 **Metrics**
 - `test/iou.<dataset>`: **the result**, foreground IoU pooled over all test slices of a dataset at its own resolution
 - `test/dice.<dataset>`, `test/boundary_iou.<dataset>`: Dice; IoU of the bands inside the boundaries
+- `test/iou_tuned.<dataset>`: IoU at the threshold that validation slices chose; all other test metrics are at 0.5
+- `test/ap50.<dataset>`, `test/pq.<dataset>`: of objects, average precision at IoU above 0.5; panoptic quality
 - `val/iou`, `val/loss`: on validation slices, after each epoch; the best epoch is kept
 - `val/best_iou`, `val/best_iou.<dataset>`: of the model that was kept, on all validation slices
 - `train/loss`, `train/lr_head`: after each epoch, counted in optimiser steps

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from emadapt.data.sources import MANUAL, SOURCES, Manual, Source
-from emadapt.models.backbones import BACKBONES
+from emadapt.models.archs import BACKBONES
 
 EVALUATED = Path("build/evaluate")
 FAMILIES = {
@@ -21,6 +21,8 @@ FAMILIES = {
     "openclip": ("MIT", "Cherti et al. 2022, Reproducible scaling laws for contrastive language-image learning", "2212.07143"),
 }
 """Terms of the published weights of a family of backbones, and what to cite for them: words, and the number in arXiv."""
+SYSTEMS = {"mitonet": "MitoNet (Conrad & Narayan 2023)", "sam2": "SAM 2 (Ravi et al. 2024)"}
+"""What a regime is that uses a published system."""
 KNOWN: dict[str, Source | Manual] = {**SOURCES, **MANUAL}
 NEVER, EARLIER = "never seen", "through the model that it starts from"
 
@@ -108,6 +110,8 @@ def terms_of(card: Mapping[str, Any], with_backbone: bool = False) -> list[str]:
     for data in datasets_behind(card):
         use = " No commercial use." if "-NC" in data.licence or "research use" in data.licence else ""
         lines.append(f"{data.named}: {data.licence}.{use}")
+    if system := SYSTEMS.get(card.get("regime", {}).get("kind", "")):
+        lines.append(f"{system}: the licence that its weights come under, which holds for what is trained from them, too.")
     if not family_of(card):
         return lines
     if not with_backbone:
@@ -117,7 +121,7 @@ def terms_of(card: Mapping[str, Any], with_backbone: bool = False) -> list[str]:
 
 def family_of(card: Mapping[str, Any]) -> str:
     """The key in `FAMILIES` of a model's pretrained backbone; empty where it has none."""
-    if card["weights"]["source"] in ("none", "random"):
+    if card["weights"]["source"] in ("none", "random") or card.get("regime", {}).get("kind") in SYSTEMS:
         return ""
     return BACKBONES[card["backbone"]["arch"]].family
 
@@ -135,11 +139,16 @@ def _source(name: str, spec: Mapping[str, Any]) -> Source | Manual | None:
 def _what(card: Mapping[str, Any], metrics: Mapping[str, Any] | None, with_backbone: bool) -> list[str]:
     weights = card["weights"]
     origin = "from random initial values" if weights["source"] == "none" else f"on {card['backbone']['arch']}"
+    if system := SYSTEMS.get(card.get("regime", {}).get("kind", "")):
+        tuned, prompts = card["regime"]["finetune"], card["regime"]["prompts"]
+        origin = f"the published system {system}" + (", fine-tuned" if tuned else ", used as it is")
+        origin += f", an oracle: prompted from the labels ({prompts})" if prompts != "automatic" else ""
     lines = [f"# {card['unit']}", "", f"Segments {_organelles(card)} in electron micrographs: regime `{card['regime']['kind']}`,"
              f" head `{card['head']}`, {origin}, {card['trainable_params']:,} trained parameters."]  # fmt: skip
     if weights["source"] != "none":
         where = "in the file, the adapter merged into it" if with_backbone else "not in the file"
-        lines.append(f"The backbone is {where}; its weights are `{weights['name']}` from `{weights['source']}`, sha256"
+        what = "system" if system else "backbone"
+        lines.append(f"The {what} is {where}; its weights are `{weights['name']}` from `{weights['source']}`, sha256"
                      f" `{weights['sha256']}`.")  # fmt: skip
     if (share := card["regime"].get("interpolate", -1.0)) >= 0:
         lines.append(f"Not trained: its weights lie {share:g} of the way from a frozen unit to one adapted from it (WiSE-FT).")

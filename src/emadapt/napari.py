@@ -4,6 +4,10 @@ napari finds it by napari.yaml beside this file. Annotations are evaluated here,
 napari's own types are strings, since nothing but the widget needs napari.
 """
 
+import contextlib
+import importlib
+import os
+import sys
 from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +33,7 @@ ASKED: dict[str, Any] = {
     "image": {"label": "volume"},
     "model": {"mode": "d", "tooltip": "as `emadapt segment --model` takes it: a folder that `train` wrote, the name of a unit"},
     "part": {"choices": PARTS},
-    "voxel_nm": {"label": "voxel in nm (z y x)", "tooltip": "0 0 0: as the layer says", "options": {"max": 1e6, "step": 0.1}},
+    "voxel_nm": {"label": "voxel zyx, nm", "tooltip": "0 0 0: as the layer says", "options": {"max": 1e6, "step": 0.1}},
 }
 """How magicgui asks for the arguments of `segment_in_thread`; napari fills in the viewer and the choice of layers."""
 
@@ -38,7 +42,9 @@ def segment_widget() -> Any:
     """The widget in napari's dock."""
     from magicgui import magicgui
 
-    return magicgui(segment_in_thread, call_button="Segment", **ASKED)
+    widget = magicgui(segment_in_thread, call_button="Segment", **ASKED)
+    widget.max_width = 420  # pixels; the rest of the window is for the volume
+    return widget
 
 
 def segment_layer(viewer: Any, image: Any, model: str, part: str, voxel_nm: Voxel = (0.0, 0.0, 0.0)) -> None:
@@ -82,6 +88,7 @@ def segment_in_thread(
 
 def segmented(array: Any, box: Box, model: str, voxel_nm: Voxel) -> Generator[Mask, None, Mask]:
     """Segment a box of an array: yields the mask so far after each slice, and returns it; 0 and 1 in the shape of the box."""
+    _load_triton()
     from emadapt import api
 
     shape = tuple(s.stop - s.start for s in box)
@@ -91,6 +98,19 @@ def segmented(array: Any, box: Box, model: str, voxel_nm: Voxel) -> Generator[Ma
         mask.reshape((1, *shape)[-3:])[z] = found
         yield mask
     return mask
+
+
+def _load_triton() -> None:
+    """Load triton before torch does: its LLVM crashes on the one of Mesa's OpenGL, which napari's window has loaded."""
+    if sys.platform != "linux" or "triton" in sys.modules:
+        return
+    flags = sys.getdlopenflags()
+    sys.setdlopenflags(flags | os.RTLD_DEEPBIND)  # its own symbols first
+    try:
+        with contextlib.suppress(ImportError):
+            importlib.import_module("triton._C.libtriton")
+    finally:
+        sys.setdlopenflags(flags)
 
 
 def add_mask(viewer: Any, image: Any, box: Box, model: str, mask: Mask) -> None:

@@ -28,6 +28,23 @@ def of_seeds(tests: Sequence[Mapping[str, Any]], combine: Combine) -> dict[str, 
     return found
 
 
+def beside_headline(scores: Mapping[str, Any]) -> dict[str, float]:
+    """Of a unit's scores on a test dataset what the lab book gets, too: `ap50`, `pq`, `iou_tuned`, where they are there."""
+    own, tuned = scores.get("instances"), scores.get("tuned")
+    return ({name: own[name] for name in ("ap50", "pq")} if own else {}) | ({"iou_tuned": tuned["iou"]} if tuned else {})
+
+
+def objects_boards(boards: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The page's leaderboards with the rows that have either; those without any are left out."""
+    kept = [{**board, "rows": [row for row in board["rows"] if "instances" in row or "tuned" in row]} for board in boards]
+    return [board for board in kept if board["rows"]]
+
+
+def thresholds_words(tuned: Mapping[str, Any]) -> str:
+    """The thresholds of the seeds, equal ones once: "0.41, 0.42"."""
+    return ", ".join(dict.fromkeys(f"{threshold:.2f}" for threshold in tuned["thresholds"]))
+
+
 def objects_table(entries: Sequence[Mapping[str, Any]]) -> list[str]:
     """Markdown lines: a row for each model and test dataset; none where no entry has either."""
     rows = [entry for entry in entries if "instances" in entry or "tuned" in entry]
@@ -48,8 +65,7 @@ def objects_table(entries: Sequence[Mapping[str, Any]]) -> list[str]:
         cells.append(f"{own['predicted']['mean']:.4g} / {own['labelled']['mean']:.4g}" if own else "-")
         if tuned:
             low, high = tuned["iou"]["ci95"]
-            chosen = ", ".join(dict.fromkeys(f"{t:.2f}" for t in tuned["thresholds"]))
-            cells += [chosen, f"{tuned['iou']['mean']:.3f} ({low:.3f} to {high:.3f})"]
+            cells += [thresholds_words(tuned), f"{tuned['iou']['mean']:.3f} ({low:.3f} to {high:.3f})"]
         else:
             cells += ["-", "-"]
         lines.append(f"| {' | '.join([*cells, format(entry['iou']['mean'], '.3f')])} |")

@@ -17,6 +17,7 @@ from emadapt.comparisons import Groups, headline
 from emadapt.config import Study
 from emadapt.errors import InputError
 from emadapt.few_shot import enough_words, panels
+from emadapt.objects import objects_boards, thresholds_words
 from emadapt.pareto import WORDS, said
 from emadapt.transfer import Card, crossing_rows, grouped, pair_rows
 from emadapt.transfer_matrix import labelled_words
@@ -55,7 +56,7 @@ def build_page(
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"fixed": fixed, "signed": signed, "p": p_value, "whole": whole, "enough": enough_words}
-    environment.filters |= {"labelled": labelled_words, "verdict": verdict}
+    environment.filters |= {"labelled": labelled_words, "verdict": verdict, "thresholds": thresholds_words}
     boards = leaderboards(study, summary, kinds, groups)
     template = environment.from_string(resources.files(emadapt).joinpath("page.html.jinja").read_text(encoding="utf-8"))
     return template.render(
@@ -65,6 +66,7 @@ def build_page(
         findings=findings(study, summary, boards, cards),
         boards=boards,
         matrices=matrices(study, summary, kinds),
+        objects=objects_boards(boards),
         few=few_shot_sections(root, summary),
         transfers=transfer_matrices(summary.get("transfer", [])),
         trades=[{**trade, "said": said(trade)} for trade in summary.get("pareto", [])],

@@ -48,7 +48,8 @@ def trade_offs(study: Study, entries: Sequence[Entry]) -> list[dict[str, Any]]:
     trades = []
     for backbone, a, b in itertools.product(study.backbones, (d for d in single if d in paired_rightly), paired_rightly):
         train_set = single[a]
-        regimes = [r for r in study.regimes if b not in seen_elsewhere(study, Unit(backbone, r, train_set, study.seeds[0]))]
+        fair = [r for r in study.regimes if not study.regime_specs[r].oracle]
+        regimes = [r for r in fair if b not in seen_elsewhere(study, Unit(backbone, r, train_set, study.seeds[0]))]
         if a == b or len(regimes) < FEWEST:
             continue
         iou = {r: tuple(found[backbone, r, train_set, test]["iou"] for test in (a, b)) for r in regimes}

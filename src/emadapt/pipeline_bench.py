@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import hashlib
 import io
 import multiprocessing
-import os
 import resource
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,10 @@ from emadapt.config import PAPER_INPUT, BackboneSpec, DatasetSpec, RegimeSpec, S
 from emadapt.data.ingest import ingest, open_volume
 from emadapt.device import autocast, device, resolve_precision
 from emadapt.fit import fit
-from emadapt.models.backbones import BACKBONES
+from emadapt.models.archs import BACKBONES
 from emadapt.models.segmenter import build_frozen
 from emadapt.predict import predict_slices
+from emadapt.timing import median_timed, timed
 from emadapt.tokens import token_views
 from emadapt.train import prepare
 
@@ -59,7 +60,7 @@ def cache_benchmark(arch: str = "dinov2_s", slices: int = 8, side: int = 504, ep
     paper = dataclasses.replace(spec, **own)
     cached = dataclasses.replace(loop, cached=True)
     with _volumes({"noise": slices}, side) as names:
-        filled, _ = _timed(lambda: _epoch(_study(names, spec, dataclasses.replace(cached, head="linear", epochs=1))))  # warm, too
+        filled, _ = timed(lambda: _epoch(_study(names, spec, dataclasses.replace(cached, head="linear", epochs=1))))  # warm, too
         for head in ("linear", "pyramid"):
             ways = {
                 "cache": _study(names, spec, dataclasses.replace(cached, head=head)),
@@ -86,14 +87,14 @@ def tokens_benchmark(archs: Sequence[str] = ("dinov2_s", "dinov2_b", "dinov2_l")
     precision = resolve_precision("auto")
     a, b = torch.rand(2, size, size, device=device())
     with torch.inference_mode(), autocast("auto"):
-        product, _ = _median(lambda: a @ b, 5)
+        product, _ = median_timed(lambda: a @ b, 5)
     peak = 2 * size**3 / product / 1e9
     for arch in archs:
         backbone = build_frozen(BackboneSpec(arch, "random")).to(device()).eval()
         for tile in tiles:
             images = torch.rand(4, 1, tile, tile, device=device())
             with torch.inference_mode(), autocast("auto"):
-                seconds, _ = _median(lambda: backbone(images), REPEATS)  # noqa: B023 - called at once
+                seconds, _ = median_timed(lambda: backbone(images), REPEATS)  # noqa: B023 - called at once
             rate = 4 * operations(arch, tile) / seconds / 1e9
             rows.append({"arch": arch, "tile": tile, "precision": precision, "tiles_per_s": 4 / seconds, "gflops": rate,
                          "product_gflops": peak, "share": rate / peak})  # fmt: skip
@@ -113,15 +114,17 @@ def operations(arch: str, tile: int) -> float:
 
 
 def ingest_benchmark(slices: int = 64, side: int = 1024) -> list[Row]:
-    """MB of raw data a second that `ingest` reads, checks and writes, beside a plain copy of the same files."""
+    """MB of raw data a second that `ingest` reads, checks, hashes and writes, beside a copy and the md5 of the same files."""
     with _volumes({}, side):
         _write_stack(Path("data/noise"), slices, side)
         study, size = _study(("noise",), BackboneSpec("tiny_dinov2", "random"), TrainSpec()), 2 * slices * side**2 / 1e6
-        taken: dict[str, list[float]] = {"ingest": [], "copy": []}
+        taken: dict[str, list[float]] = {"ingest": [], "copy": [], "md5": []}
+        files = sorted(Path("data/noise").glob("*.tif"))
         for _ in range(REPEATS):
-            taken["ingest"].append(_timed(lambda: ingest(study, "noise"))[0])
-            taken["copy"].append(_timed(lambda: shutil.copytree("data/noise", "copied"))[0])
+            taken["ingest"].append(timed(lambda: ingest(study, "noise"))[0])
+            taken["copy"].append(timed(lambda: shutil.copytree("data/noise", "copied"))[0])
             shutil.rmtree("copied")
+            taken["md5"].append(timed(lambda: [hashlib.md5(p.read_bytes(), usedforsecurity=False) for p in files])[0])
     speed = {way: size / statistics.median(seconds) for way, seconds in taken.items()}
     return [{"mb": size, **{f"{way}_mb_per_s": s for way, s in speed.items()}, "ratio": speed["ingest"] / speed["copy"]}]
 
@@ -134,7 +137,8 @@ def start_benchmark() -> list[Row]:
         ways["emadapt check"] = ["-m", "emadapt", "check"]
     rows = []
     for name, words in ways.items():
-        seconds, cpu = _median(lambda w=words: subprocess.run([sys.executable, *w], capture_output=True, check=False), REPEATS)  # type: ignore[misc]
+        run = functools.partial(subprocess.run, [sys.executable, *words], capture_output=True, check=False)
+        seconds, cpu = median_timed(run, REPEATS)
         rows.append({"command": name, "seconds": seconds, "cpu_seconds": cpu})
     return rows
 
@@ -160,7 +164,7 @@ def _grow(slices: int, side: int) -> tuple[float, float, float]:
         _through(_study(names, spec, TrainSpec()))
         with contextlib.chdir(tempfile.mkdtemp(dir=".")):
             _write_stack(Path("data/noise"), slices, side)
-            seconds, cpu = _timed(lambda: _through(_study(("noise",), spec, TrainSpec())))
+            seconds, cpu = timed(lambda: _through(_study(("noise",), spec, TrainSpec())))
     return seconds, cpu, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
@@ -216,23 +220,3 @@ def _write_stack(folder: Path, slices: int, side: int) -> None:
         with tifffile.TiffWriter(folder / f"{name}.tif") as file:
             for _ in range(slices):
                 file.write(rng.integers(0, high, (side, side), dtype=np.uint8), photometric="minisblack", contiguous=True)
-
-
-def _median(run: Callable[[], Any], repeats: int) -> tuple[float, float]:
-    """Median seconds by the clock and by the processor, children included, after one run that is not timed."""
-    run()
-    taken = [_timed(run) for _ in range(repeats)]
-    return statistics.median(t[0] for t in taken), statistics.median(t[1] for t in taken)
-
-
-def _timed(run: Callable[[], Any]) -> tuple[float, float]:
-    def processor() -> float:
-        return sum(os.times()[:4])
-
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    started, cpu = time.perf_counter(), processor()
-    run()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - started, processor() - cpu

@@ -18,6 +18,7 @@ from emadapt.data.patches import Inputs, as_input
 from emadapt.data.tiles import Grey, blend, geometry, to_input, with_neighbours
 from emadapt.device import autocast
 from emadapt.models.heads import needs_image
+from emadapt.models.sam2 import Sam2
 from emadapt.models.segmenter import Segmenter
 from emadapt.predict3d import predict_block
 from emadapt.tokens import TokenView
@@ -71,6 +72,8 @@ def predict_slices(segmenter: Segmenter, volume: Volume, slices: list[int], view
         segmenter.use(*domain_of(segmenter, volume, slices, view))
 
     def probability(z: int) -> Probability:
+        if isinstance(segmenter.backbone, Sam2) and segmenter.backbone.oracle:
+            return segmenter.backbone.prompted(np.asarray(volume.image[z]), np.asarray(volume.label[z]) > 0)
         if view is not None:
             return predict_cached(segmenter, view, z, native, aligner)
         return predict_slice(segmenter, with_neighbours(volume, z, segmenter.spec.context), overlap, aligner)
@@ -116,7 +119,8 @@ def smooth_z(slices: Iterable[tuple[int, Probability]], sigma: float) -> Iterato
 @torch.inference_mode()
 def foreground(segmenter: Segmenter, batch: Inputs, size: tuple[int, int]) -> Probability:
     """Foreground probabilities (B, H, W) float32 of images (B, 1 or 3, H, W) in [0, 1], or of what is cached of them."""
-    batch = batch.to(next(itertools.chain(segmenter.head.parameters(), segmenter.head.buffers())).device)  # kNN has buffers only
+    own = itertools.chain(segmenter.head.parameters(), segmenter.head.buffers(), segmenter.parameters())
+    batch = batch.to(next(own).device)  # the head of kNN has buffers only, that of an outside system nothing
     with autocast(segmenter.spec.precision):
         logits = segmenter(batch, size)
     return np.asarray(logits.float().softmax(1)[:, 1].cpu().numpy())

@@ -13,11 +13,13 @@ import torch
 
 from emadapt.data.align import AS_IT_IS, Aligner
 from emadapt.data.patches import as_input
-from emadapt.data.patches3d import runs_of
+from emadapt.data.splits import runs_of
 from emadapt.data.tiles import Geometry, Grey, geometry, to_input, to_native
 from emadapt.device import autocast
 from emadapt.models.segmenter import Segmenter
 
+BATCH = 4
+"""Windows at once."""
 Probability = npt.NDArray[np.float32]
 Weights = npt.NDArray[np.float32]
 
@@ -96,7 +98,7 @@ def _slab(segmenter: Segmenter, slab: Grey, window: tuple[int, int], share: floa
         return logits.float().softmax(1)[:, 1:]
 
     found = sliding_window_inference(
-        as_input(slab).transpose(0, 1)[None], (len(slab), *window), 1, foreground, overlap=(0.0, share, share), mode="gaussian",
-        roi_weight_map=weights, sw_device=on, device="cpu",
+        as_input(slab).transpose(0, 1)[None], (len(slab), *window), BATCH, foreground, overlap=(0.0, share, share),
+        mode="gaussian", roi_weight_map=weights, sw_device=on, device="cpu",
     )  # fmt: skip
     return np.asarray(torch.as_tensor(found)[0, 0].numpy(), dtype=np.float32)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from emadapt.config import Study
+    from emadapt.specs import RegimeSpec
 
 ALIGNMENTS = {"standardise": False, "clahe": False, "histogram": True, "fda": True, "voxel": True}
 """Methods of `data.align.METHODS`, and whether they need a reference."""
@@ -14,6 +15,12 @@ ALIGNMENTS = {"standardise": False, "clahe": False, "histogram": True, "fda": Tr
 
 def problems_of(study: Study) -> list[str]:
     """A line for each name that leads nowhere, value out of range and pair of settings that exclude each other."""
+    sections = (_check_names, _check_train_sets, _check_datasets, _check_backbones, _check_regimes, _check_training)
+    return [problem for check in sections for problem in check(study)] + study.sweep.problems()
+
+
+def _check_names(study: Study) -> list[str]:
+    """Names in `study:` and members of training sets."""
     bad = []
     for what, have in (
         ("datasets", study.dataset_specs),
@@ -26,6 +33,12 @@ def problems_of(study: Study) -> list[str]:
         spec = study.train_set_specs.get(name)
         members = (*spec.datasets, *spec.unlabelled) if spec else ()
         bad += [f"train_sets.{name}: {m!r} is not in study.datasets" for m in members if m not in study.datasets]
+    return bad
+
+
+def _check_train_sets(study: Study) -> list[str]:
+    """Problems of the map `train_sets`, but for its members' names."""
+    bad = []
     for name, train_set in study.train_set_specs.items():
         if len(set(members := (*train_set.datasets, *train_set.unlabelled))) < len(members):
             bad.append(f"train_sets.{name}: a name stands twice in {list(members)}")
@@ -40,12 +53,24 @@ def problems_of(study: Study) -> list[str]:
         if train_set.unlabelled and name in study.train_sets and not penalised:
             bad.append(f"train_sets.{name}.unlabelled: found {list(train_set.unlabelled)}; expected a regime of the study with "
                        "align coral or adversarial, no other looks at them")  # fmt: skip
+    return bad
+
+
+def _check_datasets(study: Study) -> list[str]:
+    """Problems of the map `datasets`."""
+    bad = []
     for name, data in study.dataset_specs.items():
         if isinstance(data.foreground, str) and not re.fullmatch(r">\d+(\.\d+)?", data.foreground):
             bad.append(f"datasets.{name}.foreground: found {data.foreground!r}; expected '>N' or a list of label ids")
         bad += _check_organelles(study, name)
         if min(data.voxel_nm) <= 0:
             bad.append(f"datasets.{name}.voxel_nm: found {data.voxel_nm}; expected three positive sizes (z, y, x) in nm")
+    return bad
+
+
+def _check_backbones(study: Study) -> list[str]:
+    """Problems of the map `backbones`."""
+    bad = []
     for name, backbone in study.backbone_specs.items():
         if isinstance(backbone.blocks, str) and backbone.blocks not in ("auto", "last"):
             bad.append(f"backbones.{name}.blocks: found {backbone.blocks!r}; expected 'auto', 'last' or a list of block numbers")
@@ -58,6 +83,12 @@ def problems_of(study: Study) -> list[str]:
         if backbone.tile == 0 and backbone.views > 0:
             bad.append(f"backbones.{name}: whole slices (tile: 0) turn their sides when augmented; set views to 0")
         bad += _check_alignment(study, name)
+    return bad
+
+
+def _check_regimes(study: Study) -> list[str]:
+    """Problems of the map `regimes`."""
+    bad = []
     for name, regime in study.regime_specs.items():
         if regime.rank < 1 or regime.epochs < 0 or not 0 <= regime.dropout < 1 or regime.alpha <= 0:
             bad.append(f"regimes.{name}: rank must be at least 1, epochs at least 0, dropout in [0, 1), alpha above 0")
@@ -71,7 +102,14 @@ def problems_of(study: Study) -> list[str]:
             bad += _check_3d(study, name)
         if (regime.kind == "lora_last_k") != (regime.k > 0):
             bad.append(f"regimes.{name}.k: found {regime.k}; expected a number of blocks from 1 on for lora_last_k, else nothing")
+        bad += _check_outside(regime, f"regimes.{name}")
         bad += _check_start(study, name) + _check_interpolation(study, name) + _check_align(study, name)
+    return bad
+
+
+def _check_training(study: Study) -> list[str]:
+    """Problems of `train`, `split` and `diagnose`."""
+    bad = []
     train, split = study.train, study.split
     if not 0 <= train.average < 1:
         bad.append(f"train.average: found {train.average}; expected the share that is kept, in [0, 1)")
@@ -88,7 +126,7 @@ def problems_of(study: Study) -> list[str]:
         bad.append("diagnose: blocks must be at least 4, slices 0 (all) or at least as many as blocks")
     if own.tokens < 10 * own.blocks or min(own.permutations, own.replicates) < 1:
         bad.append("diagnose: tokens must be at least ten a block, permutations and replicates at least 1")
-    return bad + study.sweep.problems()
+    return bad
 
 
 def _check_organelles(study: Study, name: str) -> list[str]:
@@ -169,6 +207,25 @@ def _check_3d(study: Study, name: str) -> list[str]:
         few = [t for t in study.train_sets if t in study.train_set_specs and study.train_set_specs[t].slices]
         bad += [f"train_sets.{t}.slices: found {study.train_set_specs[t].slices}; {name} sees neighbours together, "
                 "expected `crops`, labelled patches" for t in few]  # fmt: skip
+    return bad
+
+
+def _check_outside(regime: RegimeSpec, where: str) -> list[str]:
+    """Problems of a published system of another package, and of its settings where there is none."""
+    bad, plain = [], {"weights": "", "factor": 1, "finetune": False, "prompts": "automatic"}
+    own = {"mitonet": ("weights", "factor", "finetune"), "sam2": ("weights", "prompts")}.get(regime.kind, ())
+    bad += [f"{where}.{key}: found {getattr(regime, key)!r}; kind {regime.kind} has none, leave it out"
+            for key, empty in plain.items() if key not in own and getattr(regime, key) != empty]  # fmt: skip
+    if not regime.outside:
+        return bad
+    if not regime.weights:
+        kept = "a file with its tensors" if regime.kind == "mitonet" else "a folder, or a repository of the Hugging Face hub"
+        bad.append(f"{where}.weights: found nothing; expected {kept} (docs/how-to.md, Baselines)")
+    if given := [key for key in ("init_from", "align") if getattr(regime, key)] + ["checkpointing"] * regime.checkpointing:
+        bad.append(f"{where}: found {', '.join(given)}; a published system starts from its own weights, leave this out")
+    if regime.oracle and "oracle" not in where.rpartition(".")[2]:
+        bad.append(f"{where}: prompts {regime.prompts} are made of the labels that are scored on; expected a name that says so, "
+                   f"e.g. sam2_oracle_{regime.prompts.replace('+', '_')}")  # fmt: skip
     return bad
 
 

@@ -10,12 +10,15 @@ from typing import Any
 from emadapt.comparisons import Entry, key_of, trained_on
 from emadapt.config import RegimeSpec, Study
 from emadapt.errors import InputError
+from emadapt.specs import HEAD_NAMES
 from emadapt.tracking import provenance_tags
 from emadapt.transfer_matrix import labelled_words
 
 Summary = Mapping[str, Any]
 
-BASELINES = ("ridge", "knn", "unet2d", "resunet3d")
+BASELINES = ("ridge", "knn", "unet2d", "resunet3d", "mitonet", "sam2")
+SCRATCH = {"unet2d": "a U-Net from scratch", "resunet3d": "a 3D U-Net from scratch"}
+"""Kinds without a backbone, in words."""
 WIDTH = 118  # characters a line
 FEW_SLICES = 10
 """Test slices below which a dataset's numbers are said to rest on few."""
@@ -47,7 +50,7 @@ def recommend(root: Path, study: Study, datasets: Sequence[str]) -> list[str]:
             continue
         lines += ["", f"{dataset}, {ranked[0]['n']} test slices"]
         said = [_best(study, ranked[0]), *_cheapest(study, summary, ranked), *_baselines(study, summary, ranked)]
-        lines += [line for text in [*said, *_labels(summary, ranked[0])] for line in _wrapped(text, "  ", "    ")]
+        lines += [line for text in [*said, *_labels(study, summary, ranked[0])] for line in _wrapped(text, "  ", "    ")]
     lines += ["", *_wrapped(_one_for_all(study, summary, datasets), "", "  ")]
     return [*lines, "", *_wrapped(f"What is not known. {' '.join(unknowns(root, study, summary, datasets))}", "", "  ")]
 
@@ -108,15 +111,15 @@ def _baselines(study: Study, summary: Summary, ranked: Sequence[Entry]) -> list[
         if own and own[0] is not ranked[0]:
             comparison = rivals[key_of(own[0])]
             verdict = "is worse" if comparison["ci95"][1] < 0 else f"does as well ({_not_worse(comparison)})"
-            said.append(f"{own[0]['regime']} {verdict}: {_difference(comparison)}")
+            said.append(f"{_regime(study, own[0]['regime'])} {verdict}: {_difference(comparison)}")
     if said:
         return [f"Baselines against the best: {'; '.join(said)}."]
     if study.regime_specs[ranked[0]["regime"]].kind in BASELINES:
         return []
-    return ["Baselines (ridge, knn, unet2d) were not run: whether adapting pays is not known."]
+    return [f"Baselines ({', '.join(BASELINES)}) were not run: whether adapting pays is not known."]
 
 
-def _labels(summary: Summary, best: Entry) -> list[str]:
+def _labels(study: Study, summary: Summary, best: Entry) -> list[str]:
     """How many labels are enough for the best regime, and for the one that needs the fewest if that is fewer."""
     dataset = best["test_set"]
     curves = [curve for curve in summary.get("few_shot", []) if curve["test_set"] == dataset]
@@ -129,13 +132,14 @@ def _labels(summary: Summary, best: Entry) -> list[str]:
         curve for curve in ranked[1:] if curve["enough"] and curve["enough"]["n"] and curve["amount"] == ranked[0]["amount"]
     ]
     chosen = [ranked[0], *sorted(frugal, key=lambda curve: curve["enough"]["n"])[:1]]
-    return [f"Labels: {_curve(curve)}" for curve in chosen]
+    return [f"Labels: {_curve(study, curve)}" for curve in chosen]
 
 
-def _curve(curve: Mapping[str, Any]) -> str:
-    unit = "tiles" if curve["amount"] == "crops" else "slices"
+def _curve(study: Study, curve: Mapping[str, Any]) -> str:
+    tiles = "patches" if study.regime_specs[curve["regime"]].is_3d else "tiles"
+    unit = tiles if curve["amount"] == "crops" else "slices"
     few = [point for point in curve["points"] if not point["all"]]
-    who, last = f"{curve['backbone']} {curve['regime']}", few[-1]
+    who, last = _named(study, curve["backbone"], curve["regime"]), few[-1]
     found = curve["enough"]
     if found is None:
         return f"{who} with {last['n']} {unit} has {_point(last)}; nothing was trained on all labels to compare with."
@@ -169,7 +173,7 @@ def _one_for_all(study: Study, summary: Summary, datasets: Sequence[str]) -> str
                     f" {_difference(union)}")  # fmt: skip
         worse += [union["test_set"]] if union["ci95"][1] < 0 else []
     verdict = f"it costs IoU on {' and '.join(worse)}" if worse else "no loss was found, within these intervals"
-    return f"One model for several datasets: {key[0]} {key[1]} trained on {key[2]}: {'; '.join(said)}. So {verdict}."
+    return f"One model for several datasets: {_named(study, *key[:2])} trained on {key[2]}: {'; '.join(said)}. So {verdict}."
 
 
 def unknowns(root: Path, study: Study, summary: Summary, datasets: Sequence[str]) -> list[str]:
@@ -210,14 +214,13 @@ def _one_of_a_kind(study: Study) -> list[str]:
 
 
 def _not_tried(study: Study) -> list[str]:
-    from emadapt.models.backbones import BACKBONES  # torch and timm come along
-    from emadapt.models.heads import HEADS
+    from emadapt.models.archs import BACKBONES
 
     used = {study.backbone_specs[name].arch for name in study.backbones}
     kinds = {study.regime_specs[name].kind for name in study.regimes}
     backbones = [name for name in BACKBONES if name not in used and not name.startswith("tiny_")]
     regimes = [name for name in typing.get_args(typing.get_type_hints(RegimeSpec)["kind"]) if name not in kinds]
-    heads = [name for name in HEADS if name not in {study.head_of(regime) for regime in study.regimes}]
+    heads = [name for name in HEAD_NAMES if name not in {study.head_of(regime) for regime in study.regimes}]
     lists = [
         f"{what} {_some(names)}" for what, names in (("backbones", backbones), ("regimes", regimes), ("heads", heads)) if names
     ]
@@ -237,11 +240,27 @@ def _not_worse(comparison: Mapping[str, Any]) -> str:
 
 
 def _model(study: Study, entry: Entry) -> str:
-    labels = labelled_words(entry["labelled"])
     spec = study.regime_specs[entry["regime"]]
-    what = f"regime {entry['regime']}" if spec.from_scratch else f"{entry['backbone']}, regime {entry['regime']}"
+    labels = labelled_words(entry["labelled"])
+    labels = labels.replace("tiles", "patches") if spec.is_3d else labels
+    start = "" if spec.no_backbone else f"{entry['backbone']}, "
+    what = f"{start}regime {_regime(study, entry['regime'])}"
     head = "" if spec.own_head else f", head {study.head_of(entry['regime'])}"
+    if spec.untrained:
+        return f"{what}, not trained"
     return f"{what}{head}, trained on {entry['train_set']}" + (f" ({labels})" if labels else "")
+
+
+def _named(study: Study, backbone: str, regime: str) -> str:
+    """Backbone, where there is one, and regime."""
+    start = "" if study.regime_specs[regime].from_scratch else f"{backbone} "
+    return start + _regime(study, regime)
+
+
+def _regime(study: Study, name: str) -> str:
+    """The name; of a regime without a backbone what it is, too: "deep (a 3D U-Net from scratch)"."""
+    kind = study.regime_specs[name].kind
+    return f"{name} ({SCRATCH[kind]})" if kind in SCRATCH else name
 
 
 def _iou(entry: Entry) -> str:

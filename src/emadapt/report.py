@@ -48,7 +48,7 @@ def build_report(root: Path, study: Study) -> Path:
     for unit in study.units():
         groups.setdefault((unit.backbone, unit.regime, unit.train_set), []).append(_metrics(root, unit, study.datasets))
     entries = [_entry(*key, test_set, runs) for key, runs in groups.items() for test_set in study.datasets]
-    kinds = [kind_of(study, entry["train_set"], entry["test_set"]) for entry in entries]
+    kinds = [_kind(study, entry) for entry in entries]
     cards = read_domain(root, study)
     joined = domain_vs_iou(study, entries, cards)
     made_from = provenance_tags(root)
@@ -135,6 +135,11 @@ def leaderboard(study: Study, summary: Mapping[str, Any], kinds: Sequence[str]) 
     entries = summary["units"]
     shown = headline(study, entries, kinds)
     few = ["Training sets with few labels stand at the end."] if len(shown) < len(entries) else []
+    if "oracle prompts" in kinds or "zero-shot" in kinds:
+        few += [
+            "zero-shot: a published system, not trained here; oracle prompts: one that is told by the labels of the test slices",
+            "where the objects are, not to be compared with the others.",
+        ]
     lines = [
         f"# Leaderboard of study `{study.name}`",
         "",
@@ -242,6 +247,14 @@ def _entry(backbone: str, regime: str, train_set: str, test_set: str, runs: Sequ
         "seconds": _round(np.mean([run["train_seconds"] for run in runs])),
         "peak_mb": _round(max(run["peak_mb"] for run in runs)),
     }
+
+
+def _kind(study: Study, entry: Mapping[str, Any]) -> str:
+    """How a model relates to its test dataset: what its training set does, or, if it was not trained, what it was told."""
+    regime = study.regime_specs[entry["regime"]]
+    if regime.untrained:
+        return "oracle prompts" if regime.oracle else "zero-shot"
+    return kind_of(study, entry["train_set"], entry["test_set"])
 
 
 def kind_of(study: Study, train_set: str, test_set: str) -> str:

@@ -114,9 +114,10 @@ class BackboneSpec:
 class RegimeSpec:
     """How the backbone is adapted; an empty setting takes the value of `train`."""
 
-    kind: Literal["frozen", "lora", "lora_last_k", "dora", "bitfit", "full", "ridge", "knn", "unet2d", "resunet3d"]
+    kind: Literal["frozen", "lora", "lora_last_k", "dora", "bitfit", "full", "ridge", "knn", "unet2d", "resunet3d",
+                  "mitonet", "sam2"]  # fmt: skip
     """`ridge`, `knn`: fitted to cached tokens at once, without gradients; `unet2d`, `resunet3d`: no backbone, a U-Net from
-    scratch, on slices or on blocks of neighbouring slices."""
+    scratch, on slices or on blocks of neighbouring slices; `mitonet`, `sam2`: no backbone, a system of another package."""
     rank: int = 16
     alpha: float = 32.0
     dropout: float = 0.0
@@ -136,6 +137,14 @@ class RegimeSpec:
     head_lr: float = 0.0
     adapter_lr: float = 0.0
     weight_decay: float = -1.0
+    weights: str = ""
+    """mitonet: a file with its tensors; sam2: a folder as transformers saves it, or a repository of the Hugging Face hub."""
+    factor: Literal[1, 2, 4] = 1
+    """mitonet: by which slices are downsampled before it sees them."""
+    finetune: bool = False
+    """mitonet: train all of it from these weights, at `adapter_lr`; otherwise it is used as it is."""
+    prompts: Literal["automatic", "box", "box+mask"] = "automatic"
+    """sam2: a grid of points; or boxes, or boxes and masks, of the labelled objects of the slice that is scored: an oracle."""
     init: Literal["random", "ridge"] = "random"
     """Initial values of the head; `ridge`: those that ridge regression gives a `linear` head."""
     init_from: str = ""
@@ -177,8 +186,28 @@ class RegimeSpec:
 
     @property
     def from_scratch(self) -> bool:
-        """Whether there is no backbone."""
+        """Whether it is a U-Net from random values, without a backbone."""
         return self.kind in ("unet2d", "resunet3d")
+
+    @property
+    def outside(self) -> bool:
+        """Whether it is a published system of another package."""
+        return self.kind in ("mitonet", "sam2")
+
+    @property
+    def no_backbone(self) -> bool:
+        """Whether it looks at no backbone of the study."""
+        return self.from_scratch or self.outside
+
+    @property
+    def untrained(self) -> bool:
+        """Whether a published system is used as it is."""
+        return self.outside and not self.finetune
+
+    @property
+    def oracle(self) -> bool:
+        """Whether its prompts are made of the labels that it is scored on."""
+        return self.kind == "sam2" and self.prompts != "automatic"
 
     @property
     def is_3d(self) -> bool:
@@ -191,7 +220,10 @@ class RegimeSpec:
         return OWN_HEADS.get(self.kind, "")
 
 
-OWN_HEADS = {"ridge": "linear", "knn": "knn", "unet2d": "unet2d", "resunet3d": "resunet3d"}
+OWN_HEADS = {"ridge": "linear", "knn": "knn", "unet2d": "unet2d", "resunet3d": "resunet3d", "mitonet": "mitonet",
+             "sam2": "sam2"}  # fmt: skip
+HEAD_NAMES = ("linear", "deconv", "pyramid", "pyramid_bn", "unet")
+"""Of `emadapt.models.heads.HEADS`, which imports torch."""
 OWN_TRAINING: dict[str, dict[str, float]] = {"resunet3d": {"head_lr": 2e-3, "weight_decay": 0.0}}
 """Settings of `train` that a kind has of its own, unless the regime says otherwise: Adam at 0.002, as Xie et al. 2025."""
 

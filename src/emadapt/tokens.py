@@ -166,7 +166,7 @@ def run(study: Study, backbone_name: str, dataset: str, out: Path = Path("build/
     spec, volume = study.backbone_specs[backbone_name], open_volume(dataset)
     path = out / backbone_name / f"{dataset}.json"
     entries: list[dict[str, Any]] = []
-    if all(study.regime_specs[name].from_scratch for name in study.regimes):
+    if all(study.regime_specs[name].no_backbone for name in study.regimes):
         manifest = {"backbone": backbone_name, "dataset": dataset, "data_md5": volume.md5, "entries": entries,
                     "weights": NONE.to_dict()}  # fmt: skip
         write_json(path, manifest)

@@ -22,9 +22,10 @@ from emadapt.data.align import aligner_of, described
 from emadapt.data.ingest import INGESTED, Volume, open_volume
 from emadapt.data.labelled import Tile, few_slices, few_tiles, with_training
 from emadapt.data.patches import CropDataset, TokenDataset, plan_epoch
-from emadapt.data.patches3d import PatchDataset, check_depth, starts_in
+from emadapt.data.patches3d import PatchDataset, starts_in
+from emadapt.data.splits import check_depth
 from emadapt.data.tiles import geometry_of
-from emadapt.device import device, resolve_precision
+from emadapt.device import check_precision, device, resolve_precision
 from emadapt.errors import InputError
 from emadapt.fit import Data, Inputs, Progress, fit, score
 from emadapt.models.heads import needs_image
@@ -64,9 +65,13 @@ def prepare(study: Study, unit: Unit) -> Inputs:
         EmadaptError: the inputs are not there, or several processes cannot train it.
     """
     regime, train = study.regime_specs[unit.regime], study.train_spec(unit)
-    if regime.align and parallel.size() > 1:
-        raise InputError(f"unit {unit.name}", found=f"{parallel.size()} processes", expected=f"one, for `align: {regime.align}`",
+    if (regime.align or regime.outside) and parallel.size() > 1:
+        why = f"`align: {regime.align}`" if regime.align else f"regime {regime.kind}"
+        raise InputError(f"unit {unit.name}", found=f"{parallel.size()} processes", expected=f"one, for {why}",
                          do="Train it on one device.")  # fmt: skip
+    if regime.is_3d:
+        check_precision(train.precision, "train.precision")
+        check_precision(study.backbone_specs[unit.backbone].precision, f"backbones.{unit.backbone}.precision")
     names = study.train_set_specs[unit.train_set].datasets
     segmenter = build_segmenter(study.backbone_specs[unit.backbone], regime, train.head, unit.seed, names).to(device())
     labelled = label(study, unit, segmenter)
@@ -288,7 +293,12 @@ def fit_at_once(inputs: Inputs, train: TrainSpec, unit: Unit, scratch: Path,
 
 def _fit(inputs: Inputs, train: TrainSpec, unit: Unit, scratch: Path,
          on_epoch: Callable[[dict[str, float], int], None]) -> Progress:  # fmt: skip
-    """Train, at once or in steps. Interpolated weights are not trained: they have cost what the unit did that they lead to."""
+    """Train, at once or in steps. Interpolated weights are not trained: they have cost what the unit did that they lead to.
+
+    A published system that is used as it is costs nothing.
+    """
+    if inputs.segmenter.regime.untrained:
+        return Progress()
     if inputs.taken:
         return dataclasses.replace(inputs.taken, history=[])
     return (fit_at_once if inputs.segmenter.regime.kind in FITS else fit)(inputs, train, unit, scratch, on_epoch)

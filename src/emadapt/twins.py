@@ -1,7 +1,7 @@
 """Units that cannot differ: trained once, and then copied.
 
 Ridge draws nothing but few labels, so its seeds are one model; a U-Net from scratch is the same under every backbone that cuts
-the same tiles.
+the same tiles; a published system that is used as it is has neither seed nor backbone.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ def identity(described: dict[str, Any], segmenter: Segmenter) -> dict[str, Any]:
     kind = segmenter.regime.kind
     if kind == "ridge" and "labelled" not in described:
         return described | {"unit": None}
-    if segmenter.regime.from_scratch:
+    if segmenter.regime.no_backbone:
         settings = {name: getattr(segmenter.spec, name) for name in INPUT}
         if segmenter.spec.smooth_z_nm:
             settings["smooth_z_nm"] = segmenter.spec.smooth_z_nm
         if segmenter.spec.align:
             settings |= {"align": segmenter.spec.align, "reference": segmenter.spec.reference}
-        return described | {"unit": {"seed": described["unit"]["seed"]}, "backbone": settings}
+        seed = None if segmenter.regime.untrained else described["unit"]["seed"]
+        return described | {"unit": {"seed": seed}, "backbone": settings}
     return described
 
 

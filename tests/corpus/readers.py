@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import images
+import nifti
 import texts
 import volumes
 
@@ -21,6 +22,7 @@ from emadapt.data.pairing import SliceRef
 from emadapt.data.sources import SOURCES
 from emadapt.data.volume import count_slices, read_slice
 from emadapt.errors import EmadaptError
+from emadapt.segment.readers import open_source
 
 SECONDS, MEGABYTES = 5.0, 1024
 """Of the processor's time, for the machine may be busy; what waits for something is ended after `PATIENCE` seconds."""
@@ -48,8 +50,6 @@ def slices(path: Path) -> None:
 
 def source(path: Path | str) -> None:
     """As `segment` and `preview` read."""
-    from emadapt.segment.readers import open_source
-
     found = open_source(str(path))
     found.read(0, 1, 0, min(64, found.shape[1]))
     found.read(found.shape[0] - 1, found.shape[0], 0, min(64, found.shape[1]))
@@ -104,6 +104,8 @@ def begin(path: Path) -> None:
 
 GROUPS: list[tuple[dict[str, Any], tuple[Callable[[Any], None], ...]]] = [
     (images.TIFFS, (slices, source)), (images.PNGS, (slices, source)), (volumes.HDF5S, (source,)), (volumes.ZARRS, (source,)),
+    (volumes.INGESTED, (source, slices)),
+    (nifti.NIFTIS, (source,)),
     (volumes.PATHS, (source,)), (texts.STUDIES, (study,)), (texts.USED, (use,)), (texts.ARCHIVES, (unzip,)),
     (texts.WEIGHTS, (load, look)), (texts.MODELS, (model,)), (texts.STARTS, (model, begin)),
 ]  # fmt: skip

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import pytest
-from readers import CASES, MEGABYTES, SECONDS, meet
+from nifti import EXTENDED
+from readers import CASES, MEGABYTES, SECONDS, meet, source
 
 SLOW = {name for name in CASES if "bomb" in name}
 
@@ -34,3 +35,12 @@ def test_a_hostile_file_is_refused(name: str, tmp_path: Path) -> None:
         assert outcome.seconds < SECONDS, outcome
         assert outcome.megabytes < MEGABYTES, outcome
         assert tree(tmp_path) == before, f"{read.__name__} wrote"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXTENDED)
+def test_what_is_not_needed_is_not_unpacked(name: str, tmp_path: Path) -> None:
+    outcome = meet(source, EXTENDED[name](tmp_path), tmp_path)
+    assert outcome.error == "", outcome
+    assert outcome.seconds < SECONDS, outcome
+    assert outcome.megabytes < 100, outcome

@@ -23,7 +23,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import tiny
-from emadapt.models.backbones import get_arch
+from emadapt.models.archs import get_arch
 from emadapt.models.weights import load_weights
 
 EXAMPLES = int(os.environ.get("EMADAPT_FUZZ", "150"))

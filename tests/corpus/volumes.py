@@ -186,6 +186,13 @@ def endless_chunk(folder: Path) -> Path:
     return path
 
 
+def chunk_nowhere(folder: Path) -> Path:
+    path = Path(v2()(folder))
+    os.remove(path / "0.0.0")
+    os.symlink("nowhere", path / "0.0.0")
+    return path
+
+
 def pipe_as_chunk(folder: Path) -> Path:
     path = Path(v2()(folder))
     os.remove(path / "0.0.0")
@@ -234,6 +241,11 @@ ZARRS: dict[str, Write] = {
         {"datasets": [{"path": "0", "coordinateTransformations": [{"type": "scale", "scale": [float("inf"), 1, 1]}]}]}
     ),
     "ome-zarr-images-by-name": metadata(json.dumps({"zarr_format": 2}), ".zgroup"),
+}
+
+
+INGESTED: dict[str, Write] = {
+    "zarr-chunk-is-a-link-to-nothing": chunk_nowhere,
 }
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,15 +130,18 @@ def _write(
     label_out = new_array(folder / "label.npy", np.uint8, shape)
     hashes = {"image": hashlib.md5(usedforsecurity=False), "label": hashlib.md5(usedforsecurity=False)}
     per_slice, missing = np.zeros(len(images)), set() if isinstance(spec.rule, str) else set(spec.rule)
-    for z in track(range(len(images)), description=f"ingest {folder.name.strip('.').removesuffix('.part')}"):
-        image, label = read_slice(images[z]), read_slice(labels[z])
-        _check_pair(image, label, first, images[z], labels[z], images[0])
-        image_out[z] = to_uint8(image, *window)
-        label_out[z] = foreground_mask(label, spec.rule, str(labels[z].path))
-        missing = {value for value in missing if not (label == value).any()}
-        per_slice[z] = label_out[z].mean()
-        hashes["image"].update(image_out[z].tobytes())
-        hashes["label"].update(label_out[z].tobytes())
+    name, numbers = folder.name.strip(".").removesuffix(".part"), range(len(images))
+    with ThreadPoolExecutor(2) as pool:  # reading lets other threads run, and so does hashing
+        for z, (image, label) in zip(track(numbers, description=f"ingest {name}"), _ahead(pool, images, labels), strict=True):
+            _check_pair(image, label, first, images[z], labels[z], images[0])
+            kept, mask = to_uint8(image, *window), foreground_mask(label, spec.rule, str(labels[z].path))
+            hashing = [pool.submit(hashes["image"].update, np.ascontiguousarray(kept).data),
+                       pool.submit(hashes["label"].update, mask.data)]  # fmt: skip
+            image_out[z], label_out[z] = kept, mask
+            missing = {value for value in missing if not (label == value).any()}
+            per_slice[z] = np.count_nonzero(mask) / mask.size
+            for done in hashing:
+                done.result()
     if missing and (per_slice.any() or spec.organelle):
         raise InputError(labels[0].path, found=f"labels without id {', '.join(map(str, sorted(missing)))} in any slice",
                          expected=f"all of {list(spec.rule)}{f', {spec.organelle}' if spec.organelle else ''}",
@@ -144,6 +149,19 @@ def _write(
     image_out.flush()
     label_out.flush()
     return {"shape": list(shape), "per_slice": per_slice, **{f"{k}_md5": h.hexdigest() for k, h in hashes.items()}}
+
+
+def _ahead(pool: ThreadPoolExecutor, images: list[SliceRef], labels: list[SliceRef]) -> Iterator[tuple[Array, Array]]:
+    """Slices with their labels, the next pair being read while one is used."""
+
+    def read(z: int) -> tuple[Array, Array]:
+        return read_slice(images[z]), read_slice(labels[z])
+
+    coming = pool.submit(read, 0)
+    for z in range(1, len(images)):
+        pair, coming = coming.result(), pool.submit(read, z)
+        yield pair
+    yield coming.result()
 
 
 def _check_pair(image: Array, label: Array, first: Array, image_ref: SliceRef, label_ref: SliceRef, first_ref: SliceRef) -> None:

@@ -16,36 +16,12 @@ from emadapt.config import BackboneSpec
 from emadapt.data.ingest import Volume
 from emadapt.data.labelled import Tile
 from emadapt.data.patches import Draw, Item, Shapes, as_input
+from emadapt.data.splits import check_depth, runs_of
 from emadapt.data.tiles import Grey, geometry_of, label_to_input, to_input
 from emadapt.errors import InputError
 
 Patch = tuple[int, int, int]
 """Voxels (z, y, x)."""
-
-
-def runs_of(slices: Sequence[int]) -> list[list[int]]:
-    """Slices in runs of consecutive numbers: between two runs there is a gap, or a slice of another part."""
-    runs: list[list[int]] = []
-    for z in sorted(slices):
-        if runs and z == runs[-1][-1] + 1:
-            runs[-1].append(z)
-        else:
-            runs.append([z])
-    return runs
-
-
-def check_depth(what: str, slices: Sequence[int], patch: Patch) -> None:
-    """Refuse a patch that fits nowhere into the training slices.
-
-    Raises:
-        InputError: no run of consecutive slices is as deep.
-    """
-    deepest = max((len(run) for run in runs_of(slices)), default=0)
-    if deepest < patch[0]:
-        raise InputError(what, found=f"a volume thinner than the patch: at most {deepest} consecutive training slices",
-                         expected=f"{patch[0]}, the depth of `patch: {list(patch)}`",
-                         do="Lower the first number of the regime's `patch`, or take a thicker volume; `split.kind: random` "
-                            "leaves few slices together.")  # fmt: skip
 
 
 def starts_in(slices: Sequence[int], depth: int, *, apart: bool = False) -> list[int]:

@@ -96,6 +96,7 @@ class Manual:
     settings: str  # of params.yaml
     licence: str
     citation: str
+    doi: str  # of the citation
     voxel_nm: tuple[float, float, float]  # z, y, x
     note: str
 
@@ -113,6 +114,7 @@ MANUAL: dict[str, Manual] = {
         settings='{layout: stack, voxel_nm: [30, 6, 6], foreground: ">0"}',  # every neurite has an id of its own
         licence="ODC-By 1.0 for the volume that it is cut from; see the page",
         citation="Kasthuri et al., Saturated reconstruction of a volume of neocortex, Cell 162 (2015).",
+        doi="10.1016/j.cell.2015.06.054",
         voxel_nm=(30.0, 6.0, 6.0),
         note="Neurites in mouse neocortex, ATUM-SEM, 100 sections of 1024 x 1024; 0 is between them.",
     ),
@@ -130,6 +132,7 @@ MANUAL: dict[str, Manual] = {
             "Zerovnik Mekuc et al., Automatic segmentation of mitochondria and endolysosomes in volumetric electron microscopy "
             "data, Computers in Biology and Medicine 119 (2020), doi 10.1016/j.compbiomed.2020.103693."
         ),
+        doi="10.1016/j.compbiomed.2020.103693",
         voxel_nm=(15.0, 16.0, 16.0),
         note="Mitochondria in mouse urothelial cells, FIB-SEM, volumes of 256 x 256 x 256 as NIfTI.",
     ),
@@ -147,6 +150,7 @@ MANUAL: dict[str, Manual] = {
             "Parlakgul et al., Regulation of liver subcellular architecture controls metabolic homeostasis, Nature 603 (2022). "
             f"Used by {_XIE}"
         ),
+        doi="10.1038/s41586-022-04488-5",
         voxel_nm=(8.0, 8.0, 8.0),
         note="Mitochondria, ER and lipid droplets of mouse hepatocytes, FIB-SEM; the whole entry has terabytes: take a part.",
     ),
@@ -158,6 +162,7 @@ MANUAL: dict[str, Manual] = {
         settings='{layout: stack, voxel_nm: [50, 8, 8], foreground: ">0"}',
         licence="as its Zenodo record says; not checked here",
         citation=_XIE,
+        doi="10.1093/bioadv/vbaf021",
         voxel_nm=(50.0, 8.0, 8.0),
         note="Mitochondria and ER of rat liver, SBF-SEM, 219 sections of 7000 x 7000; not seen here: check the labels' values.",
     ),

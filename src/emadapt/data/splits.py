@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -49,3 +50,28 @@ def split_slices(parts: list[tuple[str, int]], spec: SplitSpec, voxel_z_nm: floa
     if official:
         test = list(range(total, total + n_test))
     return {"train": train, "val": val, "test": test}
+
+
+def runs_of(slices: Sequence[int]) -> list[list[int]]:
+    """Slices in runs of consecutive numbers: between two runs there is a gap, or a slice of another part."""
+    runs: list[list[int]] = []
+    for z in sorted(slices):
+        if runs and z == runs[-1][-1] + 1:
+            runs[-1].append(z)
+        else:
+            runs.append([z])
+    return runs
+
+
+def check_depth(what: str, slices: Sequence[int], patch: tuple[int, int, int]) -> None:
+    """Refuse a patch that fits nowhere into the training slices.
+
+    Raises:
+        InputError: no run of consecutive slices is as deep.
+    """
+    deepest = max((len(run) for run in runs_of(slices)), default=0)
+    if deepest < patch[0]:
+        raise InputError(what, found=f"a volume thinner than the patch: at most {deepest} consecutive training slices",
+                         expected=f"{patch[0]}, the depth of `patch: {list(patch)}`",
+                         do="Lower the first number of the regime's `patch`, or take a thicker volume; `split.kind: random` "
+                            "leaves few slices together.")  # fmt: skip

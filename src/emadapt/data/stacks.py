@@ -57,4 +57,5 @@ def open_stack(path: Path) -> Stack:
     if not path.exists():
         raise InputError(path, found="no such volume", expected="a NIfTI or HDF5 file, or a Zarr", do="Check the path.")
     files = [path, *sorted(path.iterdir())] if path.is_dir() else [path]
-    return _open(path, tuple((f.stat().st_mtime_ns, f.stat().st_size) for f in files))  # never an older one of the same name
+    stats = [f.stat() if f.exists() else f.lstat() for f in files]  # a link may lead nowhere
+    return _open(path, tuple((stat.st_mtime_ns, stat.st_size) for stat in stats))  # never an older one of the same name

@@ -92,7 +92,12 @@ def foreground_mask(label: Array, rule: str | tuple[int, ...], what: str = "labe
     if label.dtype.kind == "f" and (label != np.round(label)).any():
         raise InputError(what, found="label values with fractions", expected=f"whole ids, as foreground is {list(rule)}",
                          do="Use a threshold such as '>0.5' as `foreground`.")  # fmt: skip
-    return np.isin(label, rule).astype(np.uint8)
+    if len(rule) > 16:
+        return np.isin(label, rule).astype(np.uint8)
+    mask = np.zeros(label.shape, bool)  # a comparison an id is faster than `isin` by ten times
+    for value in rule:
+        mask |= label == value
+    return mask.astype(np.uint8)
 
 
 def grey_window(slices: Iterable[Array], what: str | Path) -> tuple[float, float]:

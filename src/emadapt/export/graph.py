@@ -74,6 +74,8 @@ def check_exportable(model: Model) -> None:
     segmenter, reason = model.segmenter, ""
     if segmenter.regime.kind == "knn":
         reason = "regime knn, whose answer is a search among its training tokens"
+    elif segmenter.regime.outside:
+        reason = f"regime {segmenter.regime.kind}, a system of another package, which has exports of its own"
     elif segmenter.domains:
         reason = f"regime with `align: {segmenter.regime.align}`, where a part of the model is chosen for each volume"
     elif segmenter.spec.align not in ("", "voxel"):

@@ -7,8 +7,6 @@ gives one (B, D, h, w) map per chosen block.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,133 +15,19 @@ import torch
 from torch import Tensor, nn
 
 from emadapt.errors import InputError
+from emadapt.models.archs import IMAGENET_MEAN, IMAGENET_STD, Arch, get_arch, resolve_blocks, resolve_stride
 
 if TYPE_CHECKING:
     from emadapt.models.weights import Provenance
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-HALF = (0.5, 0.5, 0.5)
 
 # The attention's input and output projections, as peft matches them (by suffix): the leading "attn." keeps
 # `patch_embed.proj` out.
 LORA_TARGETS = ("attn.qkv", "attn.proj")
 
 
-@dataclass(frozen=True)
-class Arch:
-    """One architecture and the checkpoint it is used with."""
-
-    timm_name: str
-    family: str
-    """dinov2, dinov3 or openclip."""
-    patch: int
-    """Patch side in pixels."""
-    dim: int
-    """Channels of a token."""
-    depth: int
-    """Number of blocks."""
-    mean: tuple[float, float, float]
-    """Mean that the checkpoint was trained with, for images in [0, 1]."""
-    std: tuple[float, float, float]
-    """Standard deviation that the checkpoint was trained with."""
-    hub: str | None
-    """dinov2, dinov3: repository on the Hugging Face hub; openclip: model:tag as open_clip registers it; None: none."""
-    kwargs: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    """Overrides for timm, only of the tiny test architectures."""
-
-
-def _dino(timm_name: str, tag: str, dim: int, depth: int) -> Arch:
-    family, patch = ("dinov2", 14) if "dinov2" in timm_name else ("dinov3", 16)
-    return Arch(timm_name, family, patch, dim, depth, IMAGENET_MEAN, IMAGENET_STD, f"timm/{timm_name}.{tag}")
-
-
-def _tiny(timm_name: str, family: str, patch: int, mean: tuple, std: tuple, **kwargs: Any) -> Arch:
-    kwargs = {"embed_dim": 64, "depth": 4, "num_heads": 2, **kwargs}
-    return Arch(timm_name, family, patch, 64, 4, mean, std, None, kwargs)
-
-
-# Means and standard deviations are those that timm and open_clip register with each checkpoint (a test compares them).
-# Both laion2b towers use exact GELU: only OpenAI's own weights need QuickGELU.
-BACKBONES: dict[str, Arch] = {
-    "dinov2_s": _dino("vit_small_patch14_dinov2", "lvd142m", 384, 12),
-    "dinov2_b": _dino("vit_base_patch14_dinov2", "lvd142m", 768, 12),
-    "dinov2_l": _dino("vit_large_patch14_dinov2", "lvd142m", 1024, 24),
-    "dinov2_g": _dino("vit_giant_patch14_dinov2", "lvd142m", 1536, 40),
-    "dinov2_s_reg": _dino("vit_small_patch14_reg4_dinov2", "lvd142m", 384, 12),
-    "dinov2_b_reg": _dino("vit_base_patch14_reg4_dinov2", "lvd142m", 768, 12),
-    "dinov2_l_reg": _dino("vit_large_patch14_reg4_dinov2", "lvd142m", 1024, 24),
-    "dinov2_g_reg": _dino("vit_giant_patch14_reg4_dinov2", "lvd142m", 1536, 40),
-    "dinov3_s": _dino("vit_small_patch16_dinov3", "lvd1689m", 384, 12),
-    "dinov3_b": _dino("vit_base_patch16_dinov3", "lvd1689m", 768, 12),
-    "dinov3_l": _dino("vit_large_patch16_dinov3", "lvd1689m", 1024, 24),
-    "openclip_b16": Arch("vit_base_patch16_clip_224", "openclip", 16, 768, 12, CLIP_MEAN, CLIP_STD, "ViT-B-16:laion2b_s34b_b88k"),
-    "openclip_l14": Arch("vit_large_patch14_clip_224", "openclip", 14, 1024, 24, HALF, HALF, "ViT-L-14:laion2b_s32b_b82k"),
-    # Random weights only: one of each family, small enough to run a whole study in a test.
-    "tiny_dinov2": _tiny("vit_small_patch14_dinov2", "dinov2", 14, IMAGENET_MEAN, IMAGENET_STD, img_size=112),
-    "tiny_dinov2_reg": _tiny("vit_small_patch14_reg4_dinov2", "dinov2", 14, IMAGENET_MEAN, IMAGENET_STD, img_size=112),
-    "tiny_dinov3": _tiny("vit_small_patch16_dinov3", "dinov3", 16, IMAGENET_MEAN, IMAGENET_STD),
-    "tiny_openclip": _tiny("vit_large_patch14_clip_224", "openclip", 14, HALF, HALF, img_size=112),
-}
-
-
-def get_arch(arch_name: str) -> Arch:
-    """Architecture of that name.
-
-    Raises:
-        InputError: it is not a key of `BACKBONES`.
-    """
-    if arch_name not in BACKBONES:
-        raise InputError(
-            "backbone architecture",
-            found=repr(arch_name),
-            expected="one of " + ", ".join(BACKBONES),
-            do="Correct `arch`.",
-        )
-    return BACKBONES[arch_name]
-
-
 def create_vit(arch: Arch) -> Any:
     """Timm model of an architecture: no classifier, any image size, weights as timm initialises them (global RNG)."""
     return timm.create_model(arch.timm_name, pretrained=False, num_classes=0, dynamic_img_size=True, **arch.kwargs)
-
-
-def resolve_blocks(arch_name: str, blocks: str | tuple[int, ...]) -> tuple[int, ...]:
-    """Block numbers, 1-based and ascending, the last block being the depth.
-
-    Args:
-        arch_name: key of `BACKBONES`.
-        blocks: "auto" for four evenly spaced ones that end with the last (3, 6, 9, 12 of 12), or the numbers.
-
-    Raises:
-        InputError: unknown architecture, or numbers that are repeated, out of order or out of range.
-    """
-    depth = get_arch(arch_name).depth
-    if blocks == "auto":
-        return tuple(depth * i // 4 for i in range(1, 5))
-    numbers = () if isinstance(blocks, str) else tuple(blocks)
-    integers = all(isinstance(b, int) and not isinstance(b, bool) for b in numbers)
-    if not numbers or not integers or list(numbers) != sorted({b for b in numbers if 1 <= b <= depth}):
-        raise InputError(
-            f"blocks of {arch_name}",
-            found=repr(blocks),
-            expected=f'"auto" or ascending block numbers between 1 and {depth}',
-            do="Correct `blocks` of the backbone.",
-        )
-    return numbers
-
-
-def resolve_stride(arch_name: str, stride: int) -> int:
-    """Pixels between two patches; 0 stands for the patch itself.
-
-    Raises:
-        InputError: the patch is no multiple of it.
-    """
-    patch = get_arch(arch_name).patch
-    if stride < 0 or patch % (stride or patch):
-        raise InputError(f"stride of {arch_name}", found=str(stride), expected=f"a divisor of the patch, {patch}, or 0",
-                         do="Correct `stride` of the backbone.")  # fmt: skip
-    return stride or patch
 
 
 class Backbone(nn.Module):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import resource
 import statistics
-import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
@@ -17,10 +16,12 @@ from emadapt.config import BackboneSpec, RegimeSpec, TrainSpec
 from emadapt.data.patches import Cached
 from emadapt.device import autocast, device
 from emadapt.fit import loss_function
-from emadapt.models.backbones import BACKBONES, create_vit, get_arch
+from emadapt.models.archs import BACKBONES, get_arch
+from emadapt.models.backbones import create_vit
 from emadapt.models.heads import HEADS
 from emadapt.models.regimes import parameter_groups
 from emadapt.models.segmenter import build_frozen, build_segmenter
+from emadapt.timing import median_timed
 
 Row = dict[str, Any]
 Logits = Callable[[], torch.Tensor]
@@ -76,20 +77,18 @@ def _measure(name: str, regime: RegimeSpec, arch: str, tile: int, steps: int, th
     labels = (torch.rand(BATCH, 1, *size, device=device()) > 0.9).long()
     logits, optimiser, facts = (_naive if name == NAIVE else _ours)(arch, regime, images)
     loss_of, trained = loss_function("dice_ce"), [p for g in optimiser.param_groups for p in g["params"]]
-    clock, cpu = [], []
-    for _ in range(steps + 1):
-        started, processor = _now()
+
+    def step() -> None:
         loss_of(logits(), labels).backward()
         nn.utils.clip_grad_norm_(trained, 1.0)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
-        ended = _now()
-        clock.append(ended[0] - started)
-        cpu.append(ended[1] - processor)
+
+    seconds, cpu_seconds = median_timed(step, steps)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     if torch.cuda.is_available():
         peak = torch.cuda.max_memory_allocated() / 2**20
-    return {**facts, "seconds": statistics.median(clock[1:]), "cpu_seconds": statistics.median(cpu[1:]), "peak_mb": peak}
+    return {**facts, "seconds": seconds, "cpu_seconds": cpu_seconds, "peak_mb": peak}
 
 
 def _ours(arch: str, regime: RegimeSpec, images: torch.Tensor) -> tuple[Logits, torch.optim.Optimizer, Row]:
@@ -132,10 +131,3 @@ def _naive(arch: str, regime: RegimeSpec, images: torch.Tensor) -> tuple[Logits,
     adapters = sum(p.numel() for p in vit.parameters() if p.requires_grad)
     share = adapters / (sum(p.numel() for p in vit.parameters()) - adapters)
     return logits, torch.optim.AdamW(trained, lr=5e-4), {"trained": sum(p.numel() for p in trained), "share": share}
-
-
-def _now() -> tuple[float, float]:
-    """The clock and the processor's time of this process, with the GPU's work done."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter(), time.process_time()

@@ -15,7 +15,8 @@ from timm.models.vision_transformer import checkpoint_filter_fn as vit_filter
 from torch import Tensor
 
 from emadapt.errors import InputError
-from emadapt.models.backbones import Arch, create_vit
+from emadapt.models.archs import Arch
+from emadapt.models.backbones import create_vit
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
@@ -124,7 +125,12 @@ def to_timm(state: dict[str, Tensor], arch: Arch, what: str | Path) -> dict[str,
         ) from error
     if arch.family == "openclip":  # the projection to the text space is no part of the patch tokens
         state = {k: v for k, v in state.items() if not k.startswith("head.")}
+    _check_fit(state, expected, arch, what)
+    return {k: state[k].detach().to(torch.float32).contiguous() for k in expected}
 
+
+def _check_fit(state: dict[str, Tensor], expected: dict[str, tuple[int, ...]], arch: Arch, what: str | Path) -> None:
+    """Exactly the expected tensors are there, each with its shape."""
     missing = sorted(expected.keys() - state.keys())
     unexpected = sorted(state.keys() - expected.keys())
     shapes = [
@@ -144,7 +150,6 @@ def to_timm(state: dict[str, Tensor], arch: Arch, what: str | Path) -> dict[str,
             expected=f"exactly the {len(expected)} tensors of {arch.timm_name}",
             do="Check that the file belongs to this architecture (`arch`).",
         )
-    return {k: state[k].detach().to(torch.float32).contiguous() for k in expected}
 
 
 _HF_RENAMES = (  # Hugging Face -> Meta, DINOv2 and DINOv3; order matters

@@ -23,14 +23,14 @@ State = dict[str, torch.Tensor]
 def apply_regime(backbone: Backbone, spec: RegimeSpec, datasets: Sequence[str] = ()) -> None:
     """Make the backbone trainable as `spec` says, in place; blocks above the last one that the head sees never are.
 
-    - `frozen`, `ridge`, `knn`, `unet2d`, `resunet3d`: nothing.
+    - `frozen`, `ridge`, `knn`, `unet2d`, `resunet3d`, `sam2`, `mitonet` but for `finetune`: nothing.
     - `lora`: low-rank adapters (Hu et al. 2022, arXiv 2106.09685) on the qkv and output projections of every block's attention,
       A Kaiming-uniform and B zero, so tokens do not change at the start.
     - `lora_last_k`: the same in the last `k` of the blocks that run.
     - `dora`: the same with each weight's direction and magnitude apart (Liu et al. 2024, arXiv 2402.09353).
     - `bitfit`: biases (Ben Zaken et al. 2022, arXiv 2106.10199) and the weights of LayerNorms. Not the LayerScale factors, which
       are neither.
-    - `full`: everything.
+    - `full`, `finetune` of `mitonet`: everything.
 
     With `align: routed`, low-rank adapters are there once for each of `datasets`, alike at the start; `use_adapter` chooses.
 
@@ -38,7 +38,9 @@ def apply_regime(backbone: Backbone, spec: RegimeSpec, datasets: Sequence[str] =
         InputError: the rank is larger than the backbone is wide, or `k` than it is deep.
     """
     backbone.requires_grad_(False)
-    if spec.low_rank:
+    if spec.finetune:
+        backbone.requires_grad_(True)
+    elif spec.low_rank:
         _add_adapters(backbone, spec, [key_of(name) for name in datasets] if spec.align == "routed" else ["default"])
     elif spec.kind in ("bitfit", "full"):
         for name, parameter in _parameters_that_run(backbone).items():
@@ -140,13 +142,13 @@ def pretrained(backbone: Backbone) -> Iterator[None]:
 def parameter_groups(backbone: Backbone, spec: RegimeSpec, rate: float, weight_decay: float) -> list[dict[str, Any]]:
     """Groups for an optimiser: what the regime trains, with learning rates and weight decays.
 
-    Low-rank factors have one rate. In `full` it falls by `layer_decay` from block to block, downwards from the last, which has
-    `rate` (Clark et al. 2020, arXiv 2003.10555). But for LoRA's factors, weights decay and vectors do not: that would pull norms
-    towards zero.
+    Low-rank factors have one rate, and so has MitoNet. In `full` it falls by `layer_decay` from block to block, downwards from
+    the last, which has `rate` (Clark et al. 2020, arXiv 2003.10555). But for LoRA's factors and MitoNet, weights decay and
+    vectors do not: that would pull norms towards zero.
     """
     if not any(p.requires_grad for p in backbone.vit.parameters()):
         return []
-    if spec.kind in ("lora", "lora_last_k"):
+    if spec.kind in ("lora", "lora_last_k", "mitonet"):
         return [{"params": [p for p in backbone.vit.parameters() if p.requires_grad], "lr": rate, "weight_decay": weight_decay}]
     decay = spec.layer_decay if spec.kind == "full" else 1.0
     groups = param_groups_layer_decay(backbone.vit, weight_decay, backbone.vit.no_weight_decay(), layer_decay=decay)

@@ -17,21 +17,27 @@ from torch import nn
 from emadapt.config import BackboneSpec, RegimeSpec
 from emadapt.data.patches import Cached
 from emadapt.errors import InputError
-from emadapt.models.backbones import Backbone, build_backbone, get_arch
+from emadapt.models.archs import get_arch
+from emadapt.models.backbones import Backbone, build_backbone
 from emadapt.models.domain import Copies, give_copies, use
 from emadapt.models.heads import HEADS, needs_image
+from emadapt.models.mitonet import TILE, MitoNet
 from emadapt.models.nearest import Nearest
+from emadapt.models.outside import Outside, Passed
+from emadapt.models.outside import own_spec as outside_spec
 from emadapt.models.regimes import State, adapter_state, apply_regime, cut_of, load_adapter, use_adapter
 from emadapt.models.resunet3d import ResUNet3d
+from emadapt.models.sam2 import Sam2
 from emadapt.models.unet2d import STRIDE, NoBackbone, UNet2d, own_spec
 from emadapt.strict import build
 
 WEIGHTS = Path("scratch/weights")
 BASELINE_HEADS: dict[str, dict[str, Callable[..., nn.Module]]] = {
     "ridge": {"linear": HEADS["linear"]}, "knn": {"knn": Nearest}, "unet2d": {"unet2d": UNet2d},
-    "resunet3d": {"resunet3d": ResUNet3d},
+    "resunet3d": {"resunet3d": ResUNet3d}, "mitonet": {"mitonet": Passed}, "sam2": {"sam2": Passed},
 }  # fmt: skip
 """Regimes that have a head of their own (`RegimeSpec.own_head`)."""
+OUTSIDE: dict[str, Callable[[RegimeSpec], Outside]] = {"mitonet": MitoNet, "sam2": Sam2}
 IMAGE_CHANNELS = (1, 3)
 """Of images, one slice or with its neighbours; tokens have more."""
 
@@ -187,6 +193,8 @@ def build_segmenter(spec: BackboneSpec, regime: RegimeSpec, head: str, seed: int
     if regime.from_scratch:
         side = max(regime.patch[1:]) if regime.is_3d else 2 * STRIDE
         return Segmenter(own_spec(spec, side), regime, head, seed, NoBackbone(), datasets)
+    if regime.outside:
+        return Segmenter(outside_spec(spec, regime, TILE), regime, head, seed, OUTSIDE[regime.kind](regime), datasets)
     return Segmenter(spec, regime, head, seed, build_frozen(spec), datasets)
 
 

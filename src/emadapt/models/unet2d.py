@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from emadapt.config import BackboneSpec
-from emadapt.models.backbones import Arch, Backbone
+from emadapt.models.archs import Arch
+from emadapt.models.backbones import Backbone
 from emadapt.models.weights import Provenance
 
 STRIDE = 16

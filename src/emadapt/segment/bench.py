@@ -6,7 +6,6 @@ import contextlib
 import io
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from emadapt.models.segmenter import Segmenter, build_segmenter, save_segmenter
 from emadapt.predict import BATCH_TILES, foreground
 from emadapt.segment.job import Order, cached_model
 from emadapt.segment.run import segment_volume
+from emadapt.timing import timed
 
 Row = dict[str, Any]
 
@@ -62,7 +62,7 @@ def segment_benchmark(arch: str = "dinov2_s", tile: int = 252, slices: int = 2, 
         taken: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
         for _ in range(repeats):
             for way, run in ways.items():
-                taken[way].append(_timed(run))
+                taken[way].append(timed(run))
     clock, cpu = ({way: statistics.median(pair[i] for pair in pairs) for way, pairs in taken.items()} for i in (0, 1))
     speeds = {f"{way}_per_s": len(tiles) / seconds for way, seconds in clock.items()}
     ratios = {f"of_{way}": clock[way] / clock["segment"] for way in ("model", "monai")}
@@ -94,14 +94,3 @@ def _monai(segmenter: Segmenter, plane: np.ndarray, tile: int) -> np.ndarray:
     image = as_input(plane)[None].to(device)
     found = sliding_window_inference(image, (tile, tile), BATCH_TILES, predict, overlap=0.5, mode="gaussian")
     return np.asarray((found[0, 0] > 0.5).cpu().numpy())  # type: ignore[call-overload]
-
-
-def _timed(run: Callable[[], object]) -> tuple[float, float]:
-    """Seconds by the clock and by the processor."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    started, cpu = time.perf_counter(), time.process_time()
-    run()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - started, time.process_time() - cpu

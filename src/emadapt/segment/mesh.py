@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from emadapt.errors import InputError
 from emadapt.segment.mesh_files import WRITERS, Mesh, area_nm2, volume_nm3, write_mesh
-from emadapt.segment.readers import Source, Voxel, as_voxel, open_source
+from emadapt.segment.readers import Source, Voxel, as_voxel, bare_name, open_source
 
 SLAB = 2**24
 """Grid points of a slab; smoothing takes about 20 bytes for each."""
@@ -78,7 +78,7 @@ def mesh_volume(input_: str, output: str, *, label: int = 0, smooth: float = 1.0
         raise InputError(source.name, found=f"voxels of {voxel} nm" if voxel else "no voxel size in the file",
                          expected="three positive sizes", do="State it: --voxel-nm Z Y X, in nm.")  # fmt: skip
     mesh = surface(source, as_voxel(voxel), label, smooth, step)
-    about = f"{source.name}, {f'label {label}' if label else 'all labels'}"
+    about = f"{bare_name(source.name)}, {f'label {label}' if label else 'all labels'}"
     write_mesh(path, mesh, about)
     area, volume = area_nm2(mesh) / 1e6, volume_nm3(mesh) / 1e9
     print(f"mesh {output}: {len(mesh.faces):,} triangles, area {area:.6g} um2, volume {volume:.6g} um3")

@@ -198,6 +198,14 @@ def as_voxel(values: Sequence[float]) -> Voxel:
     return z, y, x
 
 
+def bare_name(text: str) -> str:
+    """What a volume is called without the folder that it lies in: `em.tif`, `em.h5:/raw`, `em.zarr/0`."""
+    file, colon, inside = text.partition(":/")
+    path = Path(file)
+    first = next((p for p in (path, *path.parents) if p.suffix.lower() == ".zarr"), path)
+    return f"{path.relative_to(first.parent)}{colon}{inside}"
+
+
 def stamp(*paths: Path) -> list[Any]:
     """Sizes and times of files."""
     return [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in paths]

@@ -17,7 +17,7 @@ from rich.progress import track
 from emadapt.errors import InputError
 from emadapt.segment.job import CHUNK, Job
 from emadapt.segment.partial import DTYPES, Partial, create_array
-from emadapt.segment.readers import Voxel
+from emadapt.segment.readers import Voxel, bare_name
 
 TIFF_SUFFIXES = (".ome.tif", ".ome.tiff", ".tif", ".tiff")
 ZARR_SUFFIXES = (".ome.zarr", ".zarr")
@@ -69,13 +69,20 @@ def finish(partial: Partial, kind: str, output: str) -> Path:
 
 
 def provenance(job: Job, kind: str) -> dict[str, Any]:
-    """What an output says of how it was made."""
+    """What an output says of how it was made; of the input its name and size, for a path says who has it, and where."""
     meaning = {"mask": "255 where the probability is above the threshold", "probabilities": "255 times the probability",
                "instances": "number of the connected component"}  # fmt: skip
     known = job.to_json()
-    kept = {k: known[k] for k in ("input", "scale", "voxel_nm", "unit", "weights", "window", "zoom", "dataset", "domain", "sigma",
+    kept = {k: known[k] for k in ("scale", "voxel_nm", "unit", "weights", "window", "zoom", "dataset", "domain", "sigma",
                                   "threshold", "flips", "version")}  # fmt: skip
-    return {"kind": kind, "values": meaning[kind], **kept}
+    return {"kind": kind, "values": meaning[kind], **_named(job), **kept}
+
+
+def _named(job: Job) -> dict[str, Any]:
+    """`input`, and where it is a single file `input_bytes`."""
+    name = bare_name(job.input)
+    sizes = [size for file, size, _ in job.stamp if file == name.partition(":/")[0]]
+    return {"input": name, **({"input_bytes": sizes[0]} if sizes else {})}
 
 
 def write_tiff(path: Path, array: Any, job: Job, kind: str) -> None:
@@ -84,9 +91,10 @@ def write_tiff(path: Path, array: Any, job: Job, kind: str) -> None:
 
     z, y, x = job.shape
     about = json.dumps(provenance(job, kind))
+    unique = hashlib.md5(json.dumps([about, job.stamp]).encode(), usedforsecurity=False).hexdigest()
     um = [round(v / 1e3, 9) for v in job.voxel_nm]
     metadata = {
-        "axes": "ZYX", "Description": about, "Name": kind, "UUID": hashlib.md5(about.encode(), usedforsecurity=False).hexdigest(),
+        "axes": "ZYX", "Description": about, "Name": kind, "UUID": unique,
         **{f"PhysicalSize{a}": v for a, v in zip("ZYX", um, strict=True)}, **{f"PhysicalSize{a}Unit": "µm" for a in "ZYX"},
     }  # fmt: skip
     tiles = (CHUNK, CHUNK) if y * x > TILED else None

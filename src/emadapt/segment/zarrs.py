@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -132,7 +133,7 @@ def _files(array: Any, chunk: Any, parts: dict[int, tuple[int, int]]) -> Iterato
 
 def _check_file(file: Path, name: str, blosc: bool) -> None:
     """A file is one; a chunk of blosc is as long as it says, for numcodecs reads past the end of others."""
-    if file.exists() != file.is_file():  # reading a pipe would wait for ever
+    if os.path.lexists(file) != file.is_file():  # a pipe would be waited for, a link to nothing be read as zeros
         raise InputError(name, found=f"no plain file at {file.name}", expected="files", do="Copy it again.")
     if blosc and file.is_file():
         with file.open("rb") as stream:

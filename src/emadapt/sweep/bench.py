@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from emadapt.config import BackboneSpec, RegimeSpec, TrainSpec, Unit
 from emadapt.data.ingest import Volume
@@ -20,6 +17,7 @@ from emadapt.device import device
 from emadapt.fit import Inputs, fit, score
 from emadapt.models.segmenter import Segmenter, build_frozen
 from emadapt.sweep.fit_stacked import Member, fit_stacked
+from emadapt.timing import timed
 from emadapt.tokens import TokenView
 
 SPEC = BackboneSpec(arch="dinov2_s", source="random", tile=252, overlap=0.4, views=0)
@@ -50,8 +48,8 @@ def stacked_heads_benchmark(members: int = 8, epochs: int = 2, steps: int = 15) 
             for run in (_alone, _stacked):  # what is imported and set up at first use is nobody's time
                 run(inputs, [dataclasses.replace(train, epochs=1, steps_per_epoch=1)], scratch / "warm-up")
             some = settings[: max(1, members // 4)]
-            one, one_cpu = _timed(lambda: _alone(inputs, some, scratch))  # noqa: B023 - called at once
-            every, every_cpu = _timed(lambda: _stacked(inputs, settings, scratch))  # noqa: B023
+            one, one_cpu = timed(lambda: _alone(inputs, some, scratch))  # noqa: B023 - called at once
+            every, every_cpu = timed(lambda: _stacked(inputs, settings, scratch))  # noqa: B023
         ratio = len(settings) / len(some)
         rows.append({"head": head, "members": members, "alone_per_hour": 3600 * len(some) / one,
                      "stacked_per_hour": 3600 * len(settings) / every, "ratio": ratio * one / every,
@@ -69,17 +67,6 @@ def _alone(inputs: Inputs, settings: list[TrainSpec], scratch: Path) -> None:
 
 def _stacked(inputs: Inputs, settings: list[TrainSpec], scratch: Path) -> None:
     fit_stacked(inputs, [Member(s, 0, scratch / f"stacked-{k}", lambda metrics, step: None) for k, s in enumerate(settings)], 0)
-
-
-def _timed(run: Callable[[], object]) -> tuple[float, float]:
-    """Seconds by the clock and by the processor."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    started, cpu = time.perf_counter(), time.process_time()
-    run()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - started, time.process_time() - cpu
 
 
 def _inputs(head: str) -> Inputs:

@@ -48,7 +48,7 @@ def check_target(study: Study, target: Target) -> None:
         if name not in have:
             raise InputError(f"{what} {name!r}", found="a name that params.yaml does not have", expected=", ".join(have),
                              do="Correct the option, or add it to params.yaml.")  # fmt: skip
-    from emadapt.models.backbones import get_arch, resolve_blocks  # torch, which takes seconds
+    from emadapt.models.archs import get_arch, resolve_blocks
     from emadapt.models.heads import HEADS
 
     regime = study.regime_specs[target.regime]

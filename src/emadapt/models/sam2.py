@@ -1,0 +1,191 @@
+"""SAM 2 (Ravi et al. 2024, arXiv 2408.00714) through `transformers`, not trained: automatic, or prompted from the labels.
+
+`automatic` asks at a grid of points and keeps the masks that are predicted to be good, stable and no duplicates, as the automatic
+mask generator of its authors does, with its settings. SAM 2 knows no classes: the union of all masks holds whatever looks like
+an object. `box` and `box+mask` are oracles: the prompts are made of the labels that the result is scored on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from emadapt.config import RegimeSpec
+from emadapt.data.tiles import Grey
+from emadapt.errors import InputError
+from emadapt.models.outside import Outside, check_package, two_classes
+from emadapt.models.weights import Provenance, hub_file, sha256_of
+
+Mask = npt.NDArray[np.bool_]
+
+FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
+POINTS = 32
+"""Points along each side of the grid."""
+AT_ONCE = 32
+"""Prompts that are decoded at once."""
+PREDICTED_IOU, STABILITY, OFFSET, OVERLAP = 0.8, 0.95, 1.0, 0.7
+"""A mask is kept above this predicted IoU, and if its area at logits above OFFSET is at least STABILITY of that above -OFFSET;
+of two whose boxes overlap with an IoU above OVERLAP the one of the better predicted IoU."""
+CERTAIN = float(np.log((1 - 1e-3) / 1e-3))
+"""Logit of a pixel inside an object in a mask prompt, its negative outside (micro-sam, Archit et al. 2025)."""
+NOTHING = -20.0
+"""Logit where there is no mask."""
+DO = (
+    "Download facebook/sam2.1-hiera-tiny (or -small, -base-plus, -large) with `hf download facebook/sam2.1-hiera-tiny "
+    "--local-dir DIR` and give DIR as `weights` of the regime, or the repository's name where the hub can be reached."
+)
+
+
+class Sam2(Outside):
+    """Sam2Model with the weights of `regime.weights`, a folder or a repository of the hub, under `regime.prompts`.
+
+    Raises:
+        InputError: no package, or weights that cannot be had or do not fit.
+    """
+
+    def __init__(self, regime: RegimeSpec) -> None:
+        check_package("sam2")
+        super().__init__("sam2", 1)
+        self.prompts, self.oracle = regime.prompts, regime.oracle
+        folder, source = folder_of(regime.weights)
+        self.vit, self.processor = _load(folder)
+        self.provenance = Provenance(source, regime.weights, sha256_of(folder / "model.safetensors"), "SAM 2, Sam2Model")
+
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """Images (B, 1, H, W) in [0, 1] -> one (B, 2, H, W) of logits; `automatic` alone, others need labels.
+
+        Raises:
+            InputError: another one.
+        """
+        if self.oracle:
+            raise InputError(f"SAM 2 with `prompts: {self.prompts}`", found="images without labels",
+                             expected="labels, of which its prompts are made", do="Use `prompts: automatic`.")  # fmt: skip
+        grey = (images[:, 0] * 255).round().byte().cpu().numpy()
+        return [two_classes(torch.stack([self.union(image, None)[None] for image in grey]))]
+
+    def prompted(self, image: Grey, label: Mask) -> npt.NDArray[np.float32]:
+        """Probability (Y, X) of foreground in a slice (Y, X), the prompts of a regime with an oracle made of its label."""
+        return np.asarray(self.union(image, label).sigmoid().cpu().numpy())
+
+    @torch.inference_mode()
+    def union(self, image: Grey, label: Mask | None) -> torch.Tensor:
+        """Logits (Y, X): at each pixel the largest over all masks."""
+        size = (image.shape[0], image.shape[1])
+        device = next(self.vit.parameters()).device
+        total = torch.full(size, NOTHING, device=device)
+        with torch.autocast(device.type, enabled=False):
+            found = self.processor(images=np.stack([image] * 3, -1), return_tensors="pt")
+            seen = self.vit.get_image_embeddings(found["pixel_values"].to(device))
+            masks = self._automatic(seen, size) if label is None or not self.oracle else self._of_objects(seen, label)
+            for some in masks:
+                total = torch.maximum(total, some.amax(0))
+        return total
+
+    def _of_objects(self, seen: list[torch.Tensor], label: Mask) -> Iterator[torch.Tensor]:
+        """Logits (n, Y, X) of the mask for each object's box, or box and mask, some objects at a time."""
+        objects, boxes = objects_of(label)
+        step = AT_ONCE if self.prompts == "box" else 1  # a mask prompt is one for all boxes
+        for start in range(0, len(boxes), step):
+            prompts = self._placed(label.shape, input_boxes=torch.from_numpy(boxes[None, start : start + step]))
+            if self.prompts == "box+mask":
+                inside = torch.from_numpy(np.where(objects == start + 1, CERTAIN, -CERTAIN).astype(np.float32))
+                prompts["input_masks"] = inside[None, None].to(seen[0].device)
+            out = self.vit(image_embeddings=seen, multimask_output=False, **prompts)
+            yield self._at_native(out.pred_masks[0], label.shape)[:, 0]
+
+    def _automatic(self, seen: list[torch.Tensor], size: tuple[int, int]) -> Iterator[torch.Tensor]:
+        """Logits (1, Y, X) of each mask that is kept, one at a time."""
+        from torchvision.ops import masks_to_boxes, nms
+
+        points, kept, boxes, scores = torch.from_numpy(grid(size, POINTS)), [], [], []
+        for some in points.split(AT_ONCE):
+            out = self.vit(image_embeddings=seen, **self._placed(size, input_points=some[None, :, None]))
+            masks, predicted = out.pred_masks[0].flatten(0, 1), out.iou_scores[0].flatten()
+            masks, predicted = masks[predicted > PREDICTED_IOU], predicted[predicted > PREDICTED_IOU]
+            native = self._at_native(masks[:, None], size)[:, 0]
+            good = (stability(native) > STABILITY) & (native > 0).flatten(1).any(1)
+            kept.append(masks[good])
+            scores.append(predicted[good])
+            boxes.append(masks_to_boxes(native[good] > 0))
+        for i in nms(torch.cat(boxes), torch.cat(scores), OVERLAP):
+            yield self._at_native(torch.cat(kept)[i][None, None], size)[:, 0]
+
+    def _placed(self, size: tuple[int, ...], **prompts: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Prompts in pixels of the slice -> in those of what the network sees, on its device."""
+        placed = self.processor(original_sizes=torch.tensor([size]), return_tensors="pt", **prompts)
+        return {name: placed[name].to(next(self.vit.parameters()).device) for name in prompts}
+
+    def _at_native(self, masks: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
+        """Logits (n, m, h, w) -> (n, m, Y, X)."""
+        if not len(masks):
+            return masks.new_zeros(0, masks.shape[1], *size)
+        return torch.as_tensor(self.processor.post_process_masks(masks[None], [list(size)], binarize=False)[0])
+
+
+def objects_of(label: Mask) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+    """Connected components of a slice: numbered from 1 (Y, X), and their boxes (n, 4): x and y of the first and last pixel."""
+    from scipy import ndimage
+
+    objects, _ = ndimage.label(label)
+    boxes = [(xs.start, ys.start, xs.stop - 1, ys.stop - 1) for ys, xs in ndimage.find_objects(objects)]
+    return objects, np.asarray(boxes, np.float32).reshape(-1, 4)
+
+
+def grid(size: tuple[int, int], n: int) -> npt.NDArray[np.float32]:
+    """Middles (x, y) of n x n equal parts of a slice of that (height, width): (n * n, 2), row by row."""
+    ys, xs = ((np.arange(n) + 0.5) / n * side for side in size)
+    return np.stack(np.meshgrid(xs, ys), -1).reshape(-1, 2).astype(np.float32)
+
+
+def stability(logits: torch.Tensor) -> torch.Tensor:
+    """Of masks (n, Y, X): their area at a higher threshold as a share of that at a lower one; (n,) in [0, 1], 0 of nothing."""
+    inner, outer = ((logits > at).flatten(1).sum(1) for at in (OFFSET, -OFFSET))
+    return inner / outer.clamp_min(1)
+
+
+def folder_of(weights: str, of_hub: tuple[str, ...] = FILES) -> tuple[Path, str]:
+    """The folder with the files of a model, of a repository those in `of_hub`, and where it comes from: `file` or `hub`.
+
+    Raises:
+        InputError: no such folder, files missing in it, or no such repository to be had.
+    """
+    folder, what = Path(weights), f"weights {weights} of regime sam2"
+    if folder.is_dir():
+        if missing := [name for name in FILES if not (folder / name).is_file()]:
+            raise InputError(what, found=f"a folder without {', '.join(missing)}", expected=", ".join(FILES), do=DO)
+        return folder, "file"
+    if folder.is_absolute() or weights.count("/") != 1 or weights.startswith("."):
+        raise InputError(what, found="no such folder", expected=f"one with {', '.join(FILES)}", do=DO)
+    try:
+        return [hub_file(weights, name) for name in of_hub][-1].parent, "hub"
+    except InputError as error:
+        raise InputError(what, found=f"no such folder, and {error.found}", expected="a folder, or that repository in the local "
+                         "cache or on the hub", do=DO) from error  # fmt: skip
+
+
+def check(regime: RegimeSpec) -> None:
+    """Raise what building it would raise, as far as package and files show it; of a repository one small file is had."""
+    check_package("sam2")
+    folder_of(regime.weights, FILES[:1])
+
+
+def _load(folder: Path) -> tuple[Any, Any]:
+    from transformers import Sam2ImageProcessor, Sam2Model, Sam2Processor
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        read: Any = Sam2Model.from_pretrained
+        network, loaded = read(folder, use_safetensors=True, local_files_only=True, output_loading_info=True, dtype=torch.float32)
+        processor = Sam2Processor(Sam2ImageProcessor.from_pretrained(folder, local_files_only=True))
+    except Exception as error:  # transformers raises what the files' readers do: OS, value, key, runtime and safetensors errors
+        raise InputError(folder, found=f"a model that cannot be read ({' '.join(str(error).split())[:200]})",
+                         expected="one of SAM 2 as transformers saves it", do=DO) from error  # fmt: skip
+    if missing := sorted(loaded["missing_keys"]):
+        raise InputError(folder, found=f"{len(missing)} tensors missing, e.g. {missing[0]}", expected="all of Sam2Model", do=DO)
+    return network.eval(), processor
