@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
+from emadapt.check import check_study
 from emadapt.config import Study, TrainSetSpec, Unit, load_study
 from emadapt.data.ingest import open_volume
 from emadapt.data.labelled import amount, choose, few_slices, few_tiles
@@ -73,6 +75,24 @@ def test_more_slices_or_tiles_than_there_are(study: Study) -> None:
 def test_settings_that_cannot_be(tmp_path: Path, own: Any, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         make_study(tmp_path, params(bad=own), ingested=False)
+
+
+@pytest.mark.parametrize("regime", [{"kind": "frozen"}, {"kind": "resunet3d", "patch": [2, 32, 32], "channels": [2, 3, 4, 5, 6]}])
+def test_check_counts_slices_and_tiles_as_training_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, regime: dict) -> None:
+    monkeypatch.chdir(tmp_path)
+    own = settings()
+    own["regimes"], own["train_sets"] = {"r": regime}, {"tiles": {"datasets": ["a", "b"], "crops": 3}}
+    own["study"] |= {"regimes": ["r"], "train_sets": ["tiles"]}
+    study = make_study(tmp_path, own)
+    slices = len(open_volume("a").split["train"])
+    tiles = prepare(study, Unit("t", "r", "tiles", 0)).labelled["crops"][1] // 2  # two datasets of one shape and split
+    for key, total in [("crops", tiles)] + [("slices", slices)] * (regime["kind"] == "frozen"):
+        for n, problems in ((total, 0), (total + 1, 2)):
+            own["train_sets"]["tiles"] = {"datasets": ["a", "b"], key: n}
+            (tmp_path / "params.yaml").write_text(yaml.safe_dump(own))
+            found = check_study(tmp_path / "params.yaml")
+            assert len(found) == problems, (key, n, found)
+            assert all(f"{key} of {d}" in line and f"at most {total}" in line for d, line in zip("ab", found, strict=False))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -7,17 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from scipy.stats import ttest_1samp
 
 from emadapt import figures, pareto, report
-from emadapt.config import Study, TrainSetSpec, load_study
+from emadapt.config import Study, TrainSetSpec
 from emadapt.pareto import against, front, paired, pareto_png, said, trade_offs
 from fakes import SPECS, a_study, few_study, iou_of, transfer_study, write_metrics
-from tiny import blobs, write_stack
 
 REGIMES = ("frozen", "lora", "wise50", "last3")
 
@@ -171,36 +169,3 @@ def test_the_figure_names_every_regime_beside_its_own_point(tmp_path: Path, monk
     for colour in (figures.BLUE, figures.ORANGE, figures.GREEN):
         rgb = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
         assert (np.abs(picture - rgb).sum(-1) < 12).sum() > 100
-
-
-@pytest.mark.slow
-def test_the_shipped_study_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """studies/trade.yaml with a tiny random backbone, short epochs and one seed; all else as it stands."""
-    from emadapt.data.ingest import ingest
-    from emadapt.evaluate import evaluate_unit
-    from emadapt.train import train_unit
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("EMADAPT_TRACKING", "off")
-    params = yaml.safe_load((Path(__file__).parents[1] / "studies/trade.yaml").read_text())
-    params["study"]["seeds"] = [0]
-    params["train"] = {"steps_per_epoch": 1, "warmup_steps": 1, "batch": 2}
-    params["backbones"]["dinov2_s"] |= {"arch": "tiny_dinov2", "source": "random", "tile": 56, "views": 1}
-    for seed, name in enumerate(params["datasets"]):
-        params["datasets"][name] |= {"layout": "stack", "foreground": [1], "voxel_nm": [50, 5, 5]}
-        write_stack(tmp_path / "data" / name, *blobs((10, 70, 80), seed))
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
-    study = load_study()
-    for name in study.datasets:
-        ingest(study, name)
-    for unit in study.units():
-        train_unit(study, unit)
-        evaluate_unit(study, unit)
-    summary = json.loads(report.build_report(tmp_path, study).read_text())
-    assert [(t["a"], t["b"], t["frozen"]) for t in summary["pareto"]] == [
-        ("lucchi", "vnc", "frozen"),
-        ("vnc", "lucchi", "frozen"),
-    ]
-    assert all({p["regime"] for p in t["points"]} == set(study.regimes) for t in summary["pareto"])
-    seconds = {(e["regime"], e["train_set"]): e["seconds"] for e in summary["units"]}
-    assert all(seconds[f"wise{n}", t] == seconds["lora", t] for n in (25, 50, 75) for t in study.train_sets)

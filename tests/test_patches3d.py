@@ -10,8 +10,8 @@ import pytest
 from emadapt.config import BackboneSpec
 from emadapt.data.ingest import Volume
 from emadapt.data.patches import Draw
-from emadapt.data.patches3d import PatchDataset, augment, starts_in
-from emadapt.data.splits import check_depth, runs_of
+from emadapt.data.patches3d import PatchDataset, augment
+from emadapt.data.splits import check_depth, runs_of, starts_in
 from emadapt.errors import InputError
 
 SPEC = BackboneSpec("tiny_dinov2", "random", tile=48)

@@ -1,66 +1,19 @@
-"""End to end: the verbs one after the other, the reference's protocol in small, and DVC around it all."""
+"""End to end: the verbs one after the other, what they refuse, and DVC around it all."""
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-import yaml
 from click.testing import CliRunner
 
 from emadapt.cli import main
-from emadapt.config import Study, load_study
 from emadapt.model_card import EVALUATED
+from shipped import check_summary, emadapt, run_all
 from tiny import blobs, make_study, settings, under_dvc, write_stack
 
 ROOT = Path(__file__).parents[1]
-
-
-def emadapt(*words: str) -> str:
-    result = CliRunner().invoke(main, words, catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return str(result.output)
-
-
-def run_all(study: Study) -> dict:
-    """What `dvc repro` runs, in its order."""
-    for dataset in study.datasets:
-        emadapt("ingest", dataset)
-    for backbone in study.backbones:
-        emadapt("reference", backbone)
-        for dataset in study.datasets:
-            emadapt("tokens", backbone, dataset)
-        for train_set in study.train_sets:
-            emadapt("trainset", backbone, train_set)
-    for regime in study.regimes:
-        emadapt("start", regime)
-    for unit in study.units():
-        emadapt("train", unit.name)
-        emadapt("evaluate", unit.name)
-    for backbone in study.backbones:
-        for regime in study.regimes:
-            emadapt("diagnose", backbone, regime)
-    emadapt("report")
-    return dict(json.loads(Path("reports/summary.json").read_text()))
-
-
-def check_summary(summary: dict, study: Study) -> None:
-    seeds = len(study.seeds)
-    found = {(u["backbone"], u["regime"], u["train_set"], u["test_set"]) for u in summary["units"]}
-    assert found == {(u.backbone, u.regime, u.train_set, d) for u in study.units() for d in study.datasets}
-    for unit in summary["units"]:
-        assert unit["n"] > 0
-        assert unit["trainable_params"] > 0
-        assert unit["seconds"] > 0
-        assert unit["peak_mb"] > 0
-        for metric in ("iou", "dice", "boundary_iou"):
-            assert len(unit[metric]["values"]) == seeds
-            assert all(0 <= v <= 1 for v in unit[metric]["values"])
-            assert unit[metric]["mean"] == pytest.approx(np.mean(unit[metric]["values"]), abs=1e-5)
-            assert unit[metric]["ci95"][0] <= unit[metric]["mean"] + 1e-6
 
 
 def test_the_verbs_one_after_the_other_with_the_lab_book(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,143 +101,6 @@ def test_baselines_in_the_same_grid_leaderboard_and_lab_book(tmp_path: Path, mon
         assert {own[kind], "val/iou", "val/best_iou", "test/iou.a", "test/iou.b"} <= run.data.metrics.keys()
         assert run.data.params["train.head"] == {"ridge": "linear", "frozen": "pyramid"}.get(kind, kind)
         assert run.data.tags["weights.source"] == ("none" if kind == "unet2d" else "random")
-
-
-@pytest.mark.slow
-def test_the_papers_protocol_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """studies/paper.yaml with tiny random backbones of its three families, one epoch and one seed; all else as it stands."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("EMADAPT_TRACKING", "off")
-    params = yaml.safe_load((ROOT / "studies/paper.yaml").read_text())
-    params["study"]["seeds"] = [0]
-    params["train"] = {"preset": "paper", "epochs": 1}
-    params["diagnose"] = {"blocks": 4, "tokens": 200, "permutations": 3, "replicates": 2, "slices": 4}
-    for spec, arch in zip(params["backbones"].values(), ("tiny_dinov2_reg", "tiny_dinov3", "tiny_openclip"), strict=True):
-        spec |= {"arch": arch, "source": "random", "longest_edge": 84}
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
-    write_reference_layouts(tmp_path / "data", slices=4)
-    study = load_study()
-    emadapt("check")
-    check_summary(run_all(study), study)
-    card = json.loads((tmp_path / "build/units/openclip_l14-lora-paired-0/model.json").read_text())
-    assert card["head"] == "deconv"
-    assert card["settings"]["backbone"]["normalisation"] == "imagenet"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["collapse", "collapse_paper"])
-def test_the_crossing_of_pairing_and_joint_training_in_small(tmp_path: Path, monkeypatch, name: str) -> None:
-    """The shipped studies with a tiny random backbone, two regimes, one epoch and one seed; all else as it stands."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("EMADAPT_TRACKING", "off")
-    params = yaml.safe_load((ROOT / f"studies/{name}.yaml").read_text())
-    paper = name == "collapse_paper"
-    two = params["study"]["regimes"][:2]  # others are crossed with other training sets elsewhere
-    params["study"] |= {"seeds": [0], "backbones": params["study"]["backbones"][:1], "regimes": two}
-    params["train"] = {"preset": "paper", "epochs": 1} if paper else {"epochs": 1, "steps_per_epoch": 2}
-    params["diagnose"] = {"blocks": 4, "tokens": 200, "permutations": 3, "replicates": 2, "slices": 4, "controls": False}
-    for regime in params["regimes"].values():
-        regime.pop("epochs", None)
-    for spec in params["backbones"].values():
-        spec |= {"arch": "tiny_dinov2_reg", "source": "random"} | ({"longest_edge": 84} if paper else {"tile": 56})
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
-    write_reference_layouts(tmp_path / "data", slices=12)
-    from PIL import Image
-
-    empty = tmp_path / "data/lucchi/Test_Out/10.png"  # in lists sorted by name the label of slice 2
-    Image.fromarray(np.zeros((72, 96), np.uint8)).save(empty)
-    study = load_study()
-    emadapt("check")
-    summary = run_all(study)
-    check_summary(summary, study)
-    assert {(fit["test_set"], fit["seeds"]) for fit in summary["fits"]} == {("lucchi", 1), ("vnc", 1)}
-    assert 0 < summary["ceiling"]["lucchi_lex"] < 1
-    factors = {c["term"] for c in summary["contrasts"]}
-    assert factors - {"mispaired, lexicographic_165"} == {"several datasets", "mispaired, lexicographic", "drawn by size"}
-    page = Path("reports/index.html").read_text()
-    assert "What each factor does" in page
-    assert page.count("linear model over") == 2 + 1  # a table a test dataset, and how to read them
-
-
-@pytest.mark.slow
-def test_the_headline_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """studies/headline.yaml with a tiny random backbone, one epoch and one seed; all else as it stands."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("EMADAPT_TRACKING", "off")
-    params = yaml.safe_load((ROOT / "studies/headline.yaml").read_text())
-    params["study"]["seeds"] = [0]
-    params["train"] |= {"epochs": 1, "steps_per_epoch": 2}
-    params["diagnose"] = {"blocks": 4, "tokens": 200, "permutations": 3, "replicates": 2, "slices": 4, "controls": False}
-    for regime in params["regimes"].values():
-        regime.pop("epochs", None)
-    params["backbones"]["dinov2_s"] |= {"arch": "tiny_dinov2_reg", "source": "random", "tile": 56}
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
-    write_reference_layouts(tmp_path / "data", slices=16)
-    study = load_study()
-    emadapt("check")
-    summary = run_all(study)
-    check_summary(summary, study)
-    assert {row["regime"] for row in summary["units"]} == {"frozen", "lora", "unet2d"}
-    card = json.loads((tmp_path / "build/units/dinov2_s-lora-lucchi-0/model.json").read_text())
-    assert card["settings"]["regime"]["init_from"] == "frozen"
-
-
-def write_reference_layouts(data: Path, slices: int, sections: int = 10) -> None:
-    """Lucchi and VNC in their public layouts, small: Lucchi 72 x 96, VNC 80 x 80, as their real shapes relate."""
-    from PIL import Image
-
-    from tiny import blobs
-
-    for seed, part in enumerate(("Train", "Test")):
-        image, label = blobs((slices, 72, 96), seed)
-        for folder, name, stack in ((f"{part}_In", "mask{:04d}.png", image), (f"{part}_Out", "{}.png", label * 255)):
-            (data / "lucchi" / folder).mkdir(parents=True)
-            for z, plane in enumerate(stack):
-                Image.fromarray(plane).save(data / "lucchi" / folder / name.format(z))
-    image, label = blobs((sections, 80, 80), 2)
-    for folder, name, stack in (("raw", "{:02d}.tif", image), ("mitochondria", "{:02d}.png", label * 255)):
-        (data / "vnc" / folder).mkdir(parents=True)
-        for z, plane in enumerate(stack):
-            Image.fromarray(plane).save(data / "vnc" / folder / name.format(z))
-
-
-@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "studies").glob("*.yaml")))
-def test_check_finds_nothing_wrong_in_shipped_studies_but_what_is_not_here(tmp_path: Path, monkeypatch, name: str) -> None:
-    """Settings pass; data is given in small; a hub that cannot be reached is said, once per backbone, and nothing else."""
-    monkeypatch.chdir(tmp_path)
-    write_reference_layouts(tmp_path / "data", slices=16, sections=14)
-    study = ROOT / "studies" / f"{name}.yaml"
-    for seed, dataset in enumerate(d for d in load_study(study).datasets if d.startswith(("phantom", "dialled"))):
-        from tiny import blobs
-
-        for part in ("train", "test"):
-            write_stack(tmp_path / "data" / dataset / part, *blobs((16, 72, 96), seed))
-    result = CliRunner().invoke(main, ["check", "--study", str(study)])
-    lines = [line for line in result.output.splitlines() if line.startswith("error")]
-    if name.endswith("paper"):
-        assert result.exit_code == 2, result.output
-        assert len(lines) == len(load_study(study).backbones)
-        assert all("hub" in line.lower() or "reach" in line for line in lines)
-    else:
-        assert result.exit_code == 0, result.output
-        assert not lines
-
-
-def test_use_selects_a_study_and_refuses_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(ROOT / "studies", tmp_path / "studies")
-    assert "study 'cpu' now: 6 units" in emadapt("use", "cpu")
-    assert (tmp_path / "params.yaml").read_text() == (tmp_path / "studies/cpu.yaml").read_text()
-    result = CliRunner().invoke(main, ["use", "nothing"])
-    assert result.exit_code == 2
-    assert (
-        "there are: adapt, collapse, collapse_frozen, collapse_paper, cpu, demo, dose, few_shot, "
-        "few_shot_lucchi, headline, paper, trade, transfer, "
-        "transfer3d" in result.output
-    )
-    (tmp_path / "studies/bad.yaml").write_text("study: {}")
-    assert CliRunner().invoke(main, ["use", "bad"]).exit_code == 2
-    assert load_study().name == "cpu"
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-import yaml
 from click.testing import CliRunner
 from torch import nn
 
 from emadapt.check import check_study
 from emadapt.cli import main
-from emadapt.config import RegimeSpec, Study, Unit, load_study
+from emadapt.config import RegimeSpec, Study, Unit
 from emadapt.data.ingest import open_volume
 from emadapt.data.patches import Draw
 from emadapt.device import emulated, resolve_precision
@@ -29,7 +28,7 @@ from emadapt.models.segmenter import build_segmenter, load_segmenter
 from emadapt.segment.model import open_model
 from emadapt.tokens import run as tokens
 from emadapt.train import label, prepare, train_unit
-from tiny import blobs, make_study, settings, stop_after_an_epoch, write_stack
+from tiny import make_study, settings, stop_after_an_epoch
 
 ROOT = Path(__file__).parents[1]
 NARROW = (4, 5, 6, 7, 8)
@@ -258,34 +257,3 @@ def test_defaults_are_those_of_the_study_that_it_is_from() -> None:
     spec = RegimeSpec("resunet3d")
     assert (spec.patch, spec.channels) == ((18, 160, 160), (28, 36, 48, 64, 80))
     assert np.prod(spec.patch) == 160 * 160 * 18
-
-
-@pytest.mark.slow
-def test_the_shipped_study_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """studies/transfer3d.yaml on small volumes, with narrow channels, one seed, one step: the matrix and its words."""
-    from test_pipeline import check_summary, emadapt, run_all, write_reference_layouts
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("EMADAPT_TRACKING", "off")
-    params = yaml.safe_load((ROOT / "studies/transfer3d.yaml").read_text())
-    params["study"]["seeds"] = [0]
-    params["train"] = {"epochs": 1, "steps_per_epoch": 1, "batch": 1}
-    params["diagnose"] = {"blocks": 4, "tokens": 200, "permutations": 3, "replicates": 2, "controls": False}
-    params["backbones"]["em"] |= {"arch": "tiny_dinov2", "source": "random", "scale": 1.0, "tile": 64}
-    for regime in params["regimes"].values():
-        regime |= {"channels": [2] * 5, "patch": [5, 32, 32]}
-    for name, spec in params["train_sets"].items():
-        spec["crops"] = 2 if name.endswith("_10") else 5
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
-    write_reference_layouts(tmp_path / "data", slices=14, sections=14)
-    write_stack(tmp_path / "data/phantom_fib", *blobs((36, 72, 96), 5))
-    study = load_study()
-    emadapt("check")
-    summary = run_all(study)
-    check_summary(summary, study)
-    compared = {(c["source"], c["target"]) for c in summary["transfer"] if "difference" in c}
-    assert compared == {(f"{source}_100", f"{target}_{n}") for source in ("lucchi", "phantom") for n in (10, 100)
-                        for target in ("lucchi", "vnc", "phantom") if source != target or n == 100}  # fmt: skip
-    assert {c["labelled"]["crops"][0] for c in summary["transfer"]} == {2, 5}
-    assert "random values (scratch)" in Path("reports/leaderboard.md").read_text()
-    assert "scratch has no backbone, so there are no tokens to compare." in Path("reports/index.html").read_text()

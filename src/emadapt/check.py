@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from pathlib import Path
 
 from emadapt.config import PARAMS, Study, load_study
@@ -123,8 +125,39 @@ def _check_data(study: Study, data: Path) -> list[str]:
                 if image.shape != label.shape:
                     raise InputError(part.labels[0].path, found=f"shape {label.shape}", expected=f"{image.shape}, as its image",
                                      do="Export both at the same size.")  # fmt: skip
+            problems += _check_labelled(study, name, image.shape, split["train"])
         except EmadaptError as error:
             problems.append(str(error))
+    return problems
+
+
+def _check_labelled(study: Study, name: str, native: tuple[int, ...], train: list[int]) -> list[str]:
+    """Training sets that want more labelled slices or tiles than the dataset has; a U-Net's tiles are counted at its training."""
+    from emadapt.data.labelled import amount
+    from emadapt.data.splits import starts_in
+    from emadapt.data.tiles import geometry
+    from emadapt.models.archs import get_arch
+
+    problems = []
+    for train_set in (t for t in study.train_sets if name in study.train_set_specs[t].datasets):
+        wanted = study.train_set_specs[train_set]
+        counts = {("slices", "", wanted.slices): len(train)}
+        for backbone, regime in itertools.product(study.backbones, map(study.regime_specs.get, study.regimes)):
+            spec = study.backbone_specs[backbone]
+            if not wanted.crops or regime is None or spec.align == "voxel" or (regime.no_backbone and not regime.is_3d):
+                continue
+            if regime.is_3d:
+                geo = geometry((native[0], native[1]), dataclasses.replace(spec, tile=max(regime.patch[1:])), 1)
+                geo = dataclasses.replace(geo, tile=regime.patch[1:])
+            else:
+                geo = geometry((native[0], native[1]), spec, get_arch(spec.arch).patch)
+            starts = starts_in(train, regime.patch[0] if regime.is_3d else 1, apart=True)
+            counts["crops", f" under {backbone}", wanted.crops] = len(starts) * len(geo.corners(0.0))
+        for (kind, where, n), total in counts.items():
+            try:
+                amount(n, total, f"train_sets.{train_set}.{kind} of {name}{where}")
+            except InputError as error:
+                problems.append(str(error))
     return problems
 
 

@@ -22,8 +22,8 @@ from emadapt.data.align import aligner_of, described
 from emadapt.data.ingest import INGESTED, Volume, open_volume
 from emadapt.data.labelled import Tile, few_slices, few_tiles, with_training
 from emadapt.data.patches import CropDataset, TokenDataset, plan_epoch
-from emadapt.data.patches3d import PatchDataset, starts_in
-from emadapt.data.splits import check_depth
+from emadapt.data.patches3d import PatchDataset
+from emadapt.data.splits import check_depth, starts_in
 from emadapt.data.tiles import geometry_of
 from emadapt.device import check_precision, device, resolve_precision
 from emadapt.errors import InputError

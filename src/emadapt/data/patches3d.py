@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,31 +15,12 @@ from emadapt.config import BackboneSpec
 from emadapt.data.ingest import Volume
 from emadapt.data.labelled import Tile
 from emadapt.data.patches import Draw, Item, Shapes, as_input
-from emadapt.data.splits import check_depth, runs_of
+from emadapt.data.splits import check_depth, starts_in
 from emadapt.data.tiles import Grey, geometry_of, label_to_input, to_input
 from emadapt.errors import InputError
 
 Patch = tuple[int, int, int]
 """Voxels (z, y, x)."""
-
-
-def starts_in(slices: Sequence[int], depth: int, *, apart: bool = False) -> list[int]:
-    """First slices of patches of `depth` that lie in `slices` with all of their slices.
-
-    Args:
-        slices: of one part of the split.
-        depth: slices of a patch.
-        apart: only as many, evenly spaced, as cover each run.
-    """
-    starts = []
-    for run in runs_of(slices):
-        last = len(run) - depth
-        if last < 0:
-            continue
-        n = 1 + math.ceil(last / depth)
-        inside = [round(k) for k in np.linspace(0, last, n)] if apart else range(last + 1)
-        starts += [run[k] for k in inside]
-    return starts
 
 
 @functools.cache

@@ -63,6 +63,25 @@ def runs_of(slices: Sequence[int]) -> list[list[int]]:
     return runs
 
 
+def starts_in(slices: Sequence[int], depth: int, *, apart: bool = False) -> list[int]:
+    """First slices of patches of `depth` that lie in `slices` with all of their slices.
+
+    Args:
+        slices: of one part of the split.
+        depth: slices of a patch.
+        apart: only as many, evenly spaced, as cover each run.
+    """
+    starts = []
+    for run in runs_of(slices):
+        last = len(run) - depth
+        if last < 0:
+            continue
+        n = 1 + math.ceil(last / depth)
+        inside = [round(k) for k in np.linspace(0, last, n)] if apart else range(last + 1)
+        starts += [run[k] for k in inside]
+    return starts
+
+
 def check_depth(what: str, slices: Sequence[int], patch: tuple[int, int, int]) -> None:
     """Refuse a patch that fits nowhere into the training slices.
 
