@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 
@@ -54,3 +55,13 @@ def write_mitonet(file: Path, monkeypatch: Any, kind: str = "DEEPLAB") -> Path:
                 parameter.normal_(std=0.3)
     torch.save(network.state_dict(), file)
     return file
+
+
+def scene(seed: int = 0, shape: tuple[int, int] = (90, 120)) -> tuple[np.ndarray, np.ndarray]:
+    """Bright rectangles on noise, some of which touch: uint8 image and label."""
+    rng = np.random.default_rng(seed)
+    label = np.zeros(shape, bool)
+    for _ in range(6):
+        y, x = rng.integers(0, shape[0] - 8), rng.integers(0, shape[1] - 8)
+        label[y : y + rng.integers(1, 20), x : x + rng.integers(1, 20)] = True
+    return (rng.normal(90, 12, shape) + 90 * label).clip(0, 255).astype(np.uint8), label

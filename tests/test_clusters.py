@@ -25,7 +25,7 @@ import slurm
 from emadapt.cli import main
 from emadapt.config import load_study
 from emadapt.sweep.claims import n_ended
-from test_repository import SAFE_SETTINGS
+from project import SAFE_SETTINGS
 from test_sweep_run import check_lab_book, check_sweep, owners, trials_of
 from tiny import make_study, settings
 

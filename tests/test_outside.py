@@ -1,34 +1,18 @@
-"""SAM 2 and MitoNet as baselines; the latter's own network where empanada-dl is installed, which requirements.lock leaves out."""
+"""Published systems as baselines: what is missing or does not fit is said before anything runs."""
 
-import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import nn
 
 from emadapt.check import check_study
-from emadapt.config import BackboneSpec, ConfigError, RegimeSpec, Unit, load_study
-from emadapt.data.tiles import geometry
+from emadapt.config import ConfigError, RegimeSpec, load_study
 from emadapt.errors import InputError
-from emadapt.evaluate import evaluate_unit
-from emadapt.models import mitonet, outside, sam2
-from emadapt.models.outside import Outside, own_spec, two_classes
-from emadapt.models.segmenter import Segmenter, build_segmenter, load_segmenter
-from emadapt.predict import predict_slice
-from emadapt.recommend import recommend
-from emadapt.report import build_report
-from emadapt.segment.model import open_model
-from emadapt.train import train_unit
-from outside import write_mitonet, write_sam2
+from emadapt.models import mitonet, outside
+from outside import write_sam2
 from tiny import make_study, settings
-
-SPEC = BackboneSpec("tiny_dinov2", "random", tile=64, overlap=0.25, precision="fp32")
-PROMPTS = ("automatic", "box", "box+mask")
 
 
 @pytest.fixture(scope="module")
@@ -40,209 +24,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tracking_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("EMADAPT_TRACKING", "off")
-
-
-def a_segmenter(folder: Path, prompts: Any = "automatic") -> Segmenter:
-    return build_segmenter(SPEC, RegimeSpec("sam2", weights=str(folder), prompts=prompts), "sam2", 0).eval()
-
-
-def scene(seed: int = 0, shape: tuple[int, int] = (90, 120)) -> tuple[np.ndarray, np.ndarray]:
-    """Bright rectangles on noise, some of which touch: uint8 image and label."""
-    rng = np.random.default_rng(seed)
-    label = np.zeros(shape, bool)
-    for _ in range(6):
-        y, x = rng.integers(0, shape[0] - 8), rng.integers(0, shape[1] - 8)
-        label[y : y + rng.integers(1, 20), x : x + rng.integers(1, 20)] = True
-    return (rng.normal(90, 12, shape) + 90 * label).clip(0, 255).astype(np.uint8), label
-
-
-# ---------------------------------------------------------------- SAM 2: before and behind the network
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_boxes_are_those_of_the_connected_components(seed: int) -> None:
-    from skimage.measure import label as numbered
-    from skimage.measure import regionprops
-
-    _, label = scene(seed)
-    objects, boxes = sam2.objects_of(label)
-    regions = regionprops(numbered(label, connectivity=1))
-    assert len(boxes) == len(regions) > 1
-    assert {tuple(box) for box in boxes} == {(r.bbox[1], r.bbox[0], r.bbox[3] - 1, r.bbox[2] - 1) for r in regions}
-    for number, (x0, y0, x1, y1) in enumerate(boxes.astype(int), 1):
-        ys, xs = np.nonzero(objects == number)
-        assert (xs.min(), ys.min(), xs.max(), ys.max()) == (x0, y0, x1, y1)
-
-
-def test_a_slice_without_objects_has_no_boxes_and_no_foreground(folder: Path) -> None:
-    image, label = scene()
-    assert sam2.objects_of(np.zeros_like(label))[1].shape == (0, 4)
-    backbone = a_segmenter(folder, "box").backbone
-    assert isinstance(backbone, sam2.Sam2)
-    assert backbone.prompted(image, np.zeros_like(label)).max() < 1e-6
-
-
-def test_the_grid_is_that_of_transformers() -> None:
-    from transformers.models.sam2.image_processing_sam2 import _build_point_grid
-
-    found = sam2.grid((90, 120), 5) / np.array([120, 90])
-    assert found == pytest.approx(_build_point_grid(5).numpy(), abs=1e-6)
-
-
-def test_stability_counts_areas() -> None:
-    logits = torch.from_numpy(np.random.default_rng(0).normal(0, 2, (3, 20, 30)))
-    expected = [np.sum(mask > 1.0) / np.sum(mask > -1.0) for mask in logits.numpy()]
-    assert sam2.stability(logits).tolist() == pytest.approx(expected)
-    assert sam2.stability(torch.full((1, 4, 4), -5.0)).item() == 0
-
-
-class Discs(nn.Module):
-    """Answers a point with three discs around it, whose sizes, steepness and predicted IoU differ from point to point."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.nothing = nn.Parameter(torch.zeros(1))
-
-    def get_image_embeddings(self, pixels: torch.Tensor) -> list[torch.Tensor]:
-        return [pixels]
-
-    def forward(self, image_embeddings: Any, input_points: torch.Tensor) -> Any:
-        centres = input_points[0]  # n,1,2
-        drawn = [torch.sin(centres @ torch.tensor([7.3, 3.1]) * k + torch.arange(3.0)).abs() for k in (1, 2, 5)]
-        ys, xs = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
-        away = ((xs - centres[..., :1, None]) ** 2 + (ys - centres[..., 1:, None]) ** 2).sqrt()[:, :1]
-        logits = (3 + 12 * drawn[0][..., None, None] - away) * (0.2 + 2 * drawn[1][..., None, None])
-        return SimpleNamespace(pred_masks=logits[None], iou_scores=drawn[2][None])
-
-
-def test_automatic_keeps_the_masks_that_transformers_keeps(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its filters and non-maximum suppression, on run-length codes, are other code."""
-    for name, value in (("POINTS", 8), ("PREDICTED_IOU", 0.3), ("STABILITY", 0.6)):
-        monkeypatch.setattr(sam2, name, value)
-    backbone: Any = a_segmenter(folder).backbone
-    backbone.vit, tool = Discs(), backbone.processor.image_processor
-    image, _ = scene()
-    points = torch.from_numpy(sam2.grid((90, 120), 8) * np.asarray([64 / 120, 64 / 90], np.float32))
-    out = backbone.vit(None, points[None, :, None])
-    native = backbone.processor.post_process_masks(out.pred_masks, [[90, 120]], binarize=False)[0]
-    codes, scores, boxes = tool.filter_masks(native, out.iou_scores[0], (90, 120), [0, 0, 120, 90], 0.3, 0.6)
-    masks, *_ = tool.post_process_for_mask_generation(codes, scores, boxes, sam2.OVERLAP)
-    assert 3 < len(masks) < len(codes) < 3 * len(points)  # the filters and the suppression all do something
-    found = list(backbone._automatic(backbone.vit.get_image_embeddings(native), (90, 120)))
-    assert len(found) == len(masks)
-    for mask in masks:
-        assert max(float(np.mean((own[0] > 0).numpy() == np.asarray(mask, bool))) for own in found) > 0.999
-    union = torch.stack([torch.as_tensor(mask) for mask in masks]).any(0)
-    assert ((backbone.union(image, None) > 0) == union).float().mean() > 0.999
-
-
-class Perfect(nn.Module):
-    """Answers a box with the box, or with what the mask prompt has in it."""
-
-    def __init__(self, side: int) -> None:
-        super().__init__()
-        self.side, self.nothing = side, nn.Parameter(torch.zeros(1))
-
-    def get_image_embeddings(self, pixels: torch.Tensor) -> list[torch.Tensor]:
-        assert pixels.shape == (1, 3, self.side, self.side)
-        return [pixels]
-
-    def forward(self, image_embeddings: Any, multimask_output: bool, input_boxes: torch.Tensor,
-                input_masks: torch.Tensor | None = None) -> Any:  # fmt: skip
-        assert not multimask_output
-        across = torch.arange(self.side)
-        masks = []
-        for x0, y0, x1, y1 in input_boxes[0]:
-            rows, columns = (across >= y0) & (across < y1 + 1), (across >= x0) & (across < x1 + 1)
-            masks.append(rows[:, None] & columns)
-        found = torch.stack(masks)[None, :, None].float() * 2 - 1
-        if input_masks is not None:
-            assert found.shape[1] == 1
-            found = torch.minimum(found, input_masks[None])
-        return SimpleNamespace(pred_masks=found)
-
-
-@pytest.mark.parametrize("prompts", ["box", "box+mask"])
-def test_with_a_perfect_network_the_prompted_foreground_is_the_label(folder: Path, prompts: str) -> None:
-    backbone: Any = a_segmenter(folder, prompts).backbone
-    backbone.vit = Perfect(64)
-    label = np.zeros((64, 64), bool)
-    label[3:20, 5:9], label[30:50, 40:64], label[62:, :2] = True, True, True
-    if prompts == "box+mask":  # these are not their boxes, and a box holds a part of another object
-        label[10:14, 7:30] = True
-        label[22:30, 2:3] = label[22:23, 2:20] = label[25:27, 10:14] = True
-    assert np.array_equal(backbone.prompted(np.zeros((64, 64), np.uint8), label) > 0.5, label)
-
-
-def test_boxes_reach_the_network_in_its_own_pixels(folder: Path) -> None:
-    backbone: Any = a_segmenter(folder, "box").backbone
-    boxes = torch.tensor([[[10.0, 20.0, 60.0, 45.0]]])
-    assert backbone._placed((90, 120), input_boxes=boxes)["input_boxes"][0, 0].tolist() == pytest.approx(
-        [10 * 64 / 120, 20 * 64 / 90, 60 * 64 / 120, 45 * 64 / 90])  # fmt: skip
-
-
-def test_without_labels_only_automatic_prompts_answer(folder: Path) -> None:
-    image, _ = scene()
-    found = predict_slice(a_segmenter(folder), image)
-    assert (found.shape, found.dtype) == (image.shape, np.float32)
-    with pytest.raises(InputError, match=r"images without labels.*automatic"):
-        predict_slice(a_segmenter(folder, "box"), image)
-
-
-# ---------------------------------------------------------------- SAM 2 in a study
-
-
-@pytest.mark.slow
-def test_sam2_in_the_grid_of_a_study(folder: Path, tmp_path: Path, tracking_off: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("POINTS", 3), ("PREDICTED_IOU", 0.0), ("STABILITY", 0.0)):
-        monkeypatch.setattr(sam2, name, value)
-    params = settings()
-    kinds = {"sam2": "automatic", "sam2_oracle_box": "box", "sam2_oracle_both": "box+mask"}
-    params["regimes"] = {name: {"kind": "sam2", "weights": str(folder), "prompts": how} for name, how in kinds.items()}
-    params["study"] |= {"regimes": list(kinds), "train_sets": ["a"]}
-    study = make_study(tmp_path, params)
-    assert check_study(tmp_path / "params.yaml") == []
-    for unit in study.units():
-        trained = train_unit(study, unit)
-        assert (trained / "model.safetensors").stat().st_size < 1000  # nothing was trained
-        card = json.loads((trained / "model.json").read_text())
-        assert card["weights"]["sha256"] == sam2.sha256_of(folder / "model.safetensors")
-        metrics = json.loads(evaluate_unit(study, unit).read_text())
-        assert (metrics["trainable_params"], metrics["train_seconds"]) == (0, 0)
-        told = (tmp_path / "build/evaluate" / unit.name / "model-card.md").read_text()
-        assert ("an oracle: prompted from the labels" in told) == (unit.regime != "sam2")
-        assert "the published system SAM 2" in told
-        assert "DINOv2" not in told
-        if unit.regime != "sam2":
-            image, label = (np.load(f"build/ingest/b/{kind}.npy")[9] for kind in ("image", "label"))
-            segmenter: Any = load_segmenter(trained)[0]
-            found = segmenter.backbone.prompted(image, label > 0) > 0.5
-            iou = (found & (label > 0)).sum() / (found | (label > 0)).sum()
-            assert iou == pytest.approx(metrics["test"]["b"]["per_slice"]["iou"][-1], abs=1e-6)
-            with pytest.raises(InputError, match="prompts made of labels"):
-                open_model(trained)
-    build_report(tmp_path, study)
-    board = (tmp_path / "reports/leaderboard.md").read_text()
-    assert board.count("| oracle prompts |") == 4
-    assert board.count("| zero-shot |") == 2
-    assert "Best: regime sam2, not trained" in " ".join(recommend(tmp_path, study, ["a"]))
-
-
-def test_other_weights_than_it_was_scored_with_are_refused(tmp_path: Path, tracking_off: None) -> None:
-    other = write_sam2(tmp_path / "weights")
-    params = settings()
-    params["regimes"] = {"sam2_oracle": {"kind": "sam2", "weights": str(other), "prompts": "box"}}
-    params["study"] |= {"regimes": ["sam2_oracle"], "train_sets": ["a"]}
-    trained = train_unit(make_study(tmp_path, params), Unit("t", "sam2_oracle", "a", 0))
-    network = sam2._load(other)[0]
-    with torch.no_grad():
-        network.no_memory_embedding.add_(1)
-    network.save_pretrained(other)
-    with pytest.raises(InputError, match="which it was trained on"):
-        load_segmenter(trained)
-
-
-# ---------------------------------------------------------------- what is missing
 
 
 @pytest.mark.parametrize(
@@ -291,22 +72,6 @@ def test_what_is_missing_is_said_before_anything_runs(tmp_path: Path, folder: Pa
     assert ("transformers" in found[0], "--no-deps empanada-dl==0.1.7" in found[3]) == (True, True)
 
 
-def test_damaged_or_other_weights_of_sam2(folder: Path, tmp_path: Path) -> None:
-    for name in sam2.FILES:
-        (tmp_path / name).write_bytes((folder / name).read_bytes())
-    whole = (folder / "model.safetensors").read_bytes()
-    (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(InputError, match="cannot be read"):
-        a_segmenter(tmp_path)
-    from safetensors.torch import load, save_file
-
-    state = load(whole)
-    del state["no_memory_embedding"]
-    save_file(state, tmp_path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(InputError, match="no_memory_embedding"):
-        a_segmenter(tmp_path)
-
-
 def test_a_program_or_another_network_is_not_taken_for_mitonet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(outside.PACKAGES, "mitonet", ("torch", ""))
     torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2)).save(tmp_path / "program.pth")
@@ -315,106 +80,6 @@ def test_a_program_or_another_network_is_not_taken_for_mitonet(tmp_path: Path, m
         with pytest.raises(InputError, match=said) as caught:
             mitonet.check(RegimeSpec("mitonet", weights=str(tmp_path / name)))
         assert "torch.jit.load" in caught.value.do
-
-
-# ---------------------------------------------------------------- MitoNet: before and behind the network
-
-
-class Bright(Outside):
-    """Foreground is where the image, as the network sees it, is bright."""
-
-    def __init__(self) -> None:
-        super().__init__("bright", 16)
-        self.vit, self.seen = nn.Conv2d(1, 1, 1), list[tuple[int, ...]]()
-
-    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
-        self.seen.append(tuple(images.shape))
-        return [two_classes((images - 0.5) * 40)]
-
-
-@pytest.mark.parametrize(("factor", "seen"), [(1, (96, 128)), (2, (48, 64)), (4, (32, 32))])
-def test_slices_are_downsampled_and_probabilities_come_back(factor: Any, seen: tuple[int, int]) -> None:
-    regime = RegimeSpec("mitonet", weights="w", factor=factor)
-    backbone = Bright()
-    segmenter = Segmenter(own_spec(SPEC, regime, 128), regime, "mitonet", 0, backbone).eval()
-    label = np.zeros((90, 120), bool)
-    label[16:48, 20:60], label[64:88, 80:112] = True, True
-    found = predict_slice(segmenter, np.where(label, 220, 30).astype(np.uint8))
-    assert backbone.seen == [(1, 1, *seen)]  # the whole slice at once, padded to multiples of 16
-    assert found.shape == label.shape
-    iou = ((found > 0.5) & label).sum() / ((found > 0.5) | label).sum()
-    assert iou == 1 if factor == 1 else iou > 0.85  # what four pixels in one leave of edges
-
-
-def test_while_trained_it_sees_tiles_of_a_multiple() -> None:
-    regime = RegimeSpec("mitonet", weights="w", finetune=True, factor=2)
-    spec = own_spec(SPEC, regime, 128)
-    assert (spec.tile, spec.scale) == (128, 0.5)
-    assert geometry((90, 100), spec, 16).tile == (128, 128)
-
-
-@pytest.fixture
-def empanada() -> None:
-    pytest.importorskip("empanada", reason="no empanada-dl, which requirements.lock leaves out (docs/how-to.md)")
-
-
-@pytest.mark.usefixtures("empanada")
-@pytest.mark.parametrize(("kind", "factor"), [("DEEPLAB", 1), ("DEEPLAB", 4), ("BIFPN", 2)])
-def test_mitonet_gets_the_slice_as_its_authors_feed_it(tmp_path: Path, monkeypatch, kind: str, factor: Any) -> None:
-    file = write_mitonet(tmp_path / "w.pt", monkeypatch, kind)
-    segmenter = build_segmenter(SPEC, RegimeSpec("mitonet", weights=str(file), factor=factor), "mitonet", 0)
-    segmenter.train()  # it stays as it is
-    image, _ = scene(shape=(128, 256))
-    small = np.asarray(Image.fromarray(image).resize((256 // factor, 128 // factor), Image.Resampling.BICUBIC))
-    multiple = 128 if kind == "BIFPN" else 16
-    down = -small.shape[0] % multiple
-    padded = np.pad(small, ((0, down), (0, 0)), mode="symmetric")
-    network: Any = mitonet._network(kind == "BIFPN").eval()
-    network.load_state_dict(torch.load(file, weights_only=True))
-    with torch.inference_mode():
-        logits = network(((torch.from_numpy(padded) / 255 - 0.57571) / 0.12765)[None, None].float())["sem_logits"]
-    expected = logits[0, 0].sigmoid().numpy()[: small.shape[0]]
-    expected = np.asarray(Image.fromarray(expected).resize((256, 128), Image.Resampling.BILINEAR))
-    found = predict_slice(segmenter, image)
-    assert np.ptp(expected) > 0.05
-    assert found == pytest.approx(expected, abs=1e-5)
-
-
-@pytest.mark.usefixtures("empanada")
-@pytest.mark.slow
-def test_mitonet_zero_shot_and_fine_tuned_in_a_study(tmp_path: Path, tracking_off: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = write_mitonet(tmp_path / "w.pt", monkeypatch)
-    params = settings(epochs=1, steps_per_epoch=3, adapter_lr=1e-3)
-    params["regimes"] = {"zero": {"kind": "mitonet", "weights": str(file), "factor": 2},
-                         "tuned": {"kind": "mitonet", "weights": str(file), "finetune": True}}  # fmt: skip
-    params["study"] |= {"regimes": ["zero", "tuned"], "train_sets": ["a"]}
-    study = make_study(tmp_path, params)
-    assert check_study(tmp_path / "params.yaml") == []
-    before = torch.load(file, weights_only=True)
-    for unit in study.units():
-        segmenter, card = load_segmenter(train_unit(study, unit))
-        metrics = json.loads(evaluate_unit(study, unit).read_text())
-        image, label = (np.load(f"build/ingest/a/{kind}.npy")[9] for kind in ("image", "label"))
-        found = predict_slice(segmenter, image) > 0.5
-        iou = (found & (label > 0)).sum() / (found | (label > 0)).sum()
-        assert iou == pytest.approx(metrics["test"]["a"]["per_slice"]["iou"][-1], abs=1e-3)
-        now = segmenter.backbone.vit.state_dict()
-        same = [torch.equal(now[name], tensor) for name, tensor in before.items() if name.endswith("weight")]
-        assert all(same) if unit.regime == "zero" else sum(same) < len(same) / 2
-        assert (metrics["trainable_params"] == 0) == (unit.regime == "zero")
-        assert all(torch.equal(now[name], before[name]) for name in before if "running" in name)
-    loss = json.loads((tmp_path / "build/units/t-tuned-a-0/history.json").read_text())["epochs"]
-    assert len(loss) == 1
-    assert card["weights"]["note"] == "MitoNet, PanopticDeepLabPR of empanada-dl"
-
-
-@pytest.mark.usefixtures("empanada")
-def test_mitonet_with_tensors_left_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = write_mitonet(tmp_path / "w.pt", monkeypatch)
-    state = torch.load(file, weights_only=True)
-    torch.save(state | {"extra.weight": torch.zeros(1)}, file)
-    with pytest.raises(InputError, match=r"extra\.weight"):
-        build_segmenter(SPEC, RegimeSpec("mitonet", weights=str(file)), "mitonet", 0)
 
 
 def test_seeds_and_backbones_make_one_model_of_what_is_not_trained(tmp_path: Path, folder: Path, tracking_off: None) -> None:

@@ -9,61 +9,17 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
 
 from emadapt import page, report
-from emadapt.config import Study
 from emadapt.errors import InputError
-from fakes import a_study, few_study, transfer_study, write_domain, write_metrics, write_models, write_objects
+from fakes import a_study, few_study, transfer_study, write_metrics, write_models
+from pages import Reader, make
 
 ROOT = Path(__file__).parents[1]
-VOID = {"meta", "link", "img", "br", "path", "circle"}
-
-
-class Reader(HTMLParser):
-    """Tags in order, ids, text by tag, and whether tags nest."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text: dict[str, list[str]] = {}
-        self.open: list[str] = []
-        self.feed(html)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-            self.text.setdefault(tag, []).append("")
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        for tag in set(self.open):
-            self.text[tag][-1] += data
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.tags if name == tag]
-
-
-def make(root: Path, *, diagnosed: bool = True, objects: str = "", study: Study | None = None, **how: Any) -> Path:
-    study = study or a_study(**how)
-    write_metrics(root, study)
-    write_models(root, study)
-    if objects:
-        write_objects(root, study, objects, "vnc")
-    if diagnosed:
-        write_domain(root, study)
-    (root / "params.yaml").write_text("a: 1\n")
-    report.build_report(root, study)
-    return root / "reports/index.html"
 
 
 @pytest.fixture(scope="module")
@@ -295,134 +251,3 @@ def test_the_template_is_in_the_wheel(tmp_path):
     (wheel,) = (tmp_path / "out").glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         assert "emadapt/page.html.jinja" in archive.namelist()
-
-
-# -- in a browser
-
-# Opens the page in a frame of 390 px, as a phone would, uses it and reports what it finds.
-PROBE = """<!DOCTYPE html><html><body><iframe id="f" style="width: 390px; height: 800px; border: 0" src="index.html"></iframe>
-<pre id="found"></pre><script>
-document.getElementById("f").addEventListener("load", ({target}) => {
-  const page = target.contentDocument, view = target.contentWindow, root = page.documentElement;
-  const column = (table, index) => [...table.tBodies[0].rows].map(row => row.cells[index].innerText);
-  const click = button => { button.click(); return button.closest("th").getAttribute("aria-sort"); };
-  const board = page.querySelector("table.sortable"), buttons = [...board.querySelectorAll("thead button")];
-  const found = {width: view.innerWidth, images: page.images.length, sorts: []};
-  found.broken = [...page.images].filter(image => image.naturalWidth === 0).length;
-  found.over = [...page.querySelectorAll("body *")].filter(
-    e => !e.closest(".scroll, .wide, .hidden") && e.getBoundingClientRect().right > 390.5).map(e => e.outerHTML.slice(0, 200));
-  found.wider = root.scrollWidth - root.clientWidth;
-  for (const button of buttons) {
-    const index = button.closest("th").cellIndex, before = button.closest("th").getAttribute("aria-sort");
-    const first = [click(button), column(board, index)], second = [click(button), column(board, index)];
-    button.focus();
-    found.sorts.push({name: button.innerText, before, first, second, focused: page.activeElement === button,
-                      marked: board.querySelectorAll("th:not([aria-sort=none])[aria-sort]").length});
-  }
-  document.getElementById("found").textContent = JSON.stringify(found);
-});
-</script></body></html>
-"""
-
-
-def chromium(folder: Path, file: Path, *flags: str) -> tuple[str, str]:
-    """(stdout, stderr) of a headless run without any network."""
-    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if program is None:
-        pytest.skip("needs Chromium (Debian: apt install chromium)")
-    command = [
-        program, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-        "--disable-background-networking", "--disable-component-update", f"--user-data-dir={folder / 'profile'}",
-        "--host-resolver-rules=MAP * ~NOTFOUND", "--enable-logging=stderr", "--v=0", "--virtual-time-budget=20000", *flags,
-        file.as_uri(),
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=True)
-    return done.stdout, done.stderr
-
-
-@pytest.fixture(scope="module")
-def shown(index, tmp_path_factory):
-    """What the probe found, and what the browser wrote to its console."""
-    folder = tmp_path_factory.mktemp("browser")
-    shutil.copy(index, folder)
-    (folder / "probe.html").write_text(PROBE)
-    html, log = chromium(folder, folder / "probe.html", "--allow-file-access-from-files", "--dump-dom")
-    found = Reader(html).text["pre"][0]
-    assert found, log
-    return json.loads(found), log
-
-
-@pytest.mark.browser
-def test_a_phone_shows_every_picture_and_nothing_runs_over(shown):
-    found, _ = shown
-    assert found["width"] == 390
-    assert (found["images"], found["broken"]) == (10, 0)
-    assert (found["wider"], found["over"]) == (0, [])
-
-
-@pytest.mark.browser
-def test_a_phone_shows_wide_tables_too(transferred, tmp_path):
-    shutil.copy(transferred, tmp_path / "index.html")
-    (tmp_path / "probe.html").write_text(PROBE)
-    html, log = chromium(tmp_path, tmp_path / "probe.html", "--allow-file-access-from-files", "--dump-dom")
-    found = json.loads(Reader(html).text["pre"][0])
-    assert (found["wider"], found["over"], found["broken"]) == (0, [], 0)
-    assert "CONSOLE" not in log
-
-
-@pytest.mark.browser
-def test_headings_sort(shown):
-    found, _ = shown
-
-    def number(text: str) -> float:
-        return float(re.findall(r"^[−+]?[\d.\u202f]+", text)[0].replace("−", "-").replace("\u202f", ""))
-
-    assert {"Trained on", "IoU", "Against frozen", "Seconds"} <= {sort["name"].strip() for sort in found["sorts"]}
-    for sort in found["sorts"]:
-        assert sort["focused"]
-        assert sort["marked"] == 1
-        for direction, cells in (sort["first"], sort["second"]):
-            there = [cell for cell in cells if cell.strip() != "–"]
-            assert cells[: len(there)] == there  # cells without a value are last, whatever the direction
-            values = [number(cell) for cell in there] if re.match(r"[−+]?\d", there[0]) else [cell.casefold() for cell in there]
-            assert values == sorted(values, reverse=direction == "descending"), sort["name"]
-        assert {sort["first"][0], sort["second"][0]} == {"ascending", "descending"}
-        if sort["name"].strip() == "IoU":
-            assert (sort["before"], sort["first"][0]) == ("none", "descending")
-
-
-def asked(folder: Path, file: Path) -> tuple[set[str], str]:
-    """What a page asked the network for (the browser's own requests have no origin), and the log."""
-    net = folder / "net.json"
-    _, log = chromium(folder, file, f"--log-net-log={net}", "--dump-dom")
-    text = net.read_text()
-    events = json.loads(text if text.rstrip().endswith("}") else text.rstrip().rstrip(",") + "]}")["events"]
-    requests = [event["params"] for event in events if "initiator" in event.get("params", {})]
-    return {str(request["url"]) for request in requests if request["initiator"] != "not an origin"}, log
-
-
-@pytest.mark.browser
-def test_no_errors_and_no_requests(index, shown, tmp_path):
-    assert "CONSOLE" not in shown[1]
-    urls, log = asked(tmp_path, index)
-    assert "CONSOLE" not in log
-    assert {url for url in urls if not url.startswith("data:")} == set()
-
-
-@pytest.mark.browser
-def test_a_request_and_an_error_would_be_noticed(tmp_path):
-    (tmp_path / "bad.html").write_text('<img src="http://outside.invalid/a.png"><script>nothing.here</script>')
-    urls, log = asked(tmp_path, tmp_path / "bad.html")
-    assert urls == {"http://outside.invalid/a.png"}
-    assert "CONSOLE" in log
-
-
-@pytest.mark.browser
-def test_it_prints(index, tmp_path):
-    pdf = tmp_path / "page.pdf"
-    chromium(tmp_path, index, "--no-pdf-header-footer", f"--print-to-pdf={pdf}")
-    content = pdf.read_bytes()
-    assert content.startswith(b"%PDF")
-    sizes = re.findall(rb"/MediaBox ?\[0 0 ([\d.]+) ([\d.]+)\]", content)
-    assert sizes
-    assert all(float(width) > float(height) for width, height in sizes)  # landscape, for wide tables

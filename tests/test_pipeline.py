@@ -140,7 +140,10 @@ def test_quick_answers_need_no_heavy_import(tmp_path: Path, verb: str, said: str
 @pytest.mark.slow
 def test_dvc_runs_the_pipeline_in_parallel_then_has_nothing_to_do(tmp_path: Path) -> None:
     """The real dvc.yaml around the tiny study: two stages at a time, a second run that does nothing, one setting changed."""
-    make_study(tmp_path, ingested=False)
+    params = settings()
+    params["study"]["train_sets"] = ["paired"]
+    params["diagnose"]["controls"] = False
+    make_study(tmp_path, params, ingested=False)
     sh = under_dvc(tmp_path)
     out = sh("emadapt", "repro", "--jobs", "2")
     assert (tmp_path / "reports/summary.json").is_file()

@@ -12,7 +12,7 @@ from emadapt.closest import token_facts
 from emadapt.data.ingest import Volume
 from emadapt.models.segmenter import load_segmenter
 from emadapt.segment.domain import Domain
-from test_page import Reader, asked, chromium
+from pages import Reader, asked, chromium
 from tiny import blobs, write_model
 
 # Opens the page in a frame of 390 px, as a phone would, and reports what it finds.

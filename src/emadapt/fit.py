@@ -23,6 +23,7 @@ from emadapt.device import device
 from emadapt.errors import EmadaptError
 from emadapt.joint import ALIGN, Plain
 from emadapt.models.heads import BatchNorm
+from emadapt.models.monai_parts import monai_part
 from emadapt.models.regimes import State, parameter_groups
 from emadapt.models.segmenter import Segmenter
 from emadapt.predict import predict_slices
@@ -47,13 +48,12 @@ class Progress:
 
 def loss_function(name: str) -> nn.Module:
     """MONAI's loss on (B, 2, H, W) logits and (B, 1, H, W) labels; over both classes, as the reference."""
-    from monai.losses import DiceCELoss, DiceLoss, TverskyLoss
-
+    monai = monai_part("losses")
     common: dict[str, Any] = {"softmax": True, "to_onehot_y": True}
     losses: dict[str, Callable[[], nn.Module]] = {
-        "dice_ce": lambda: DiceCELoss(**common),
-        "dice": lambda: DiceLoss(**common),
-        "tversky": lambda: TverskyLoss(**common, alpha=0.3, beta=0.7),  # misses cost more than false alarms
+        "dice_ce": lambda: monai.DiceCELoss(**common),
+        "dice": lambda: monai.DiceLoss(**common),
+        "tversky": lambda: monai.TverskyLoss(**common, alpha=0.3, beta=0.7),  # misses cost more than false alarms
     }
     return losses[name]()
 

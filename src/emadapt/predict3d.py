@@ -16,6 +16,7 @@ from emadapt.data.patches import as_input
 from emadapt.data.splits import runs_of
 from emadapt.data.tiles import Geometry, Grey, geometry, to_input, to_native
 from emadapt.device import autocast
+from emadapt.models.monai_parts import monai_part
 from emadapt.models.segmenter import Segmenter
 
 BATCH = 4
@@ -79,16 +80,13 @@ def z_starts(length: int, depth: int, share: float) -> list[int]:
 
 def gaussian(window: Sequence[int]) -> Weights:
     """MONAI's weight of each voxel of a window of any number of axes, largest in its middle; never 0."""
-    from monai.data.utils import compute_importance_map
-
-    return np.asarray(compute_importance_map(tuple(window), mode="gaussian").numpy(), dtype=np.float32)
+    return np.asarray(monai_part("data.utils").compute_importance_map(tuple(window), mode="gaussian").numpy(), dtype=np.float32)
 
 
 @torch.inference_mode()
 def _slab(segmenter: Segmenter, slab: Grey, window: tuple[int, int], share: float) -> Probability:
     """Probabilities (z, H, W) of one row of windows as deep as the slab (z, H, W)."""
-    from monai.inferers import sliding_window_inference
-
+    sliding_window_inference = monai_part("inferers").sliding_window_inference
     on = next(segmenter.head.parameters()).device
     weights = torch.from_numpy(gaussian(window))[None].expand(len(slab), *window)
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from emadapt.models.heads import BatchNorm
+from emadapt.models.monai_parts import monai_part
 
 STRIDE = 16
 """Of the deepest level, in plane: sides of patches are multiples of it. Along z nothing is pooled."""
@@ -28,9 +29,7 @@ class BatchNorm3d(BatchNorm):
 
 def convolution(into: int, out: int, kernel: tuple[int, int, int]) -> nn.Module:
     """One that keeps the size, without a bias: batch normalisation follows."""
-    from monai.networks.blocks import Convolution  # takes a second
-
-    return Convolution(3, into, out, kernel_size=kernel, bias=False, conv_only=True)
+    return monai_part("networks.blocks").Convolution(3, into, out, kernel_size=kernel, bias=False, conv_only=True)
 
 
 class Block(nn.Module):
@@ -57,17 +56,16 @@ class ResUNet3d(nn.Module):
 
     def __init__(self, dim: int, n_blocks: int, channels: Sequence[int] = (28, 36, 48, 64, 80)) -> None:
         super().__init__()
-        from monai.networks.blocks import Convolution, UpSample
-
+        blocks = monai_part("networks.blocks")
         steps = list(pairwise(channels))
         self.before = nn.Sequential(convolution(dim * n_blocks, channels[0], (1, 5, 5)), BatchNorm3d(channels[0]), nn.ELU())
         self.down = nn.ModuleList([Block(channels[0], channels[0]), *(Block(a, b) for a, b in steps)])
         self.lift = nn.ModuleList(
-            UpSample(3, b, a, scale_factor=(1, 2, 2), mode="nontrainable", interp_mode="trilinear", align_corners=False)
+            blocks.UpSample(3, b, a, scale_factor=(1, 2, 2), mode="nontrainable", interp_mode="trilinear", align_corners=False)
             for a, b in steps
         )
         self.up = nn.ModuleList(Block(a, a) for a, _ in steps)
-        self.after = Convolution(3, channels[0], 2, kernel_size=(1, 5, 5), conv_only=True)
+        self.after = blocks.Convolution(3, channels[0], 2, kernel_size=(1, 5, 5), conv_only=True)
 
     def logits(self, tokens: list[torch.Tensor]) -> torch.Tensor:
         image = torch.cat(tokens, 1)

@@ -15,6 +15,7 @@ from torch import nn
 from emadapt.config import BackboneSpec
 from emadapt.models.archs import Arch
 from emadapt.models.backbones import Backbone
+from emadapt.models.monai_parts import monai_part
 from emadapt.models.weights import Provenance
 
 STRIDE = 16
@@ -48,9 +49,8 @@ class UNet2d(nn.Module):
 
     def __init__(self, dim: int, n_blocks: int) -> None:
         super().__init__()
-        from monai.networks.nets import BasicUNet
-
-        self.net = BasicUNet(spatial_dims=2, in_channels=dim * n_blocks, out_channels=2, features=FEATURES)
+        nets = monai_part("networks.nets")
+        self.net = nets.BasicUNet(spatial_dims=2, in_channels=dim * n_blocks, out_channels=2, features=FEATURES)
 
     def logits(self, tokens: list[torch.Tensor]) -> torch.Tensor:
         image = torch.cat(tokens, 1)

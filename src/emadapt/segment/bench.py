@@ -17,6 +17,7 @@ import emadapt
 from emadapt.config import BackboneSpec, RegimeSpec
 from emadapt.data.patches import as_input
 from emadapt.device import autocast
+from emadapt.models.monai_parts import monai_part
 from emadapt.models.segmenter import Segmenter, build_segmenter, save_segmenter
 from emadapt.predict import BATCH_TILES, foreground
 from emadapt.segment.job import Order, cached_model
@@ -83,8 +84,7 @@ def _order(folder: Path, spec: BackboneSpec, image: np.ndarray) -> Order:
 @torch.inference_mode()
 def _monai(segmenter: Segmenter, plane: np.ndarray, tile: int) -> np.ndarray:
     """A slice as one segments it with MONAI."""
-    from monai.inferers import sliding_window_inference
-
+    sliding_window_inference = monai_part("inferers").sliding_window_inference
     device = next(segmenter.parameters()).device
 
     def predict(batch: torch.Tensor) -> torch.Tensor:
@@ -93,4 +93,4 @@ def _monai(segmenter: Segmenter, plane: np.ndarray, tile: int) -> np.ndarray:
 
     image = as_input(plane)[None].to(device)
     found = sliding_window_inference(image, (tile, tile), BATCH_TILES, predict, overlap=0.5, mode="gaussian")
-    return np.asarray((found[0, 0] > 0.5).cpu().numpy())  # type: ignore[call-overload]
+    return np.asarray((found[0, 0] > 0.5).cpu().numpy())

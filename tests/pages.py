@@ -1,0 +1,82 @@
+"""A report page of fake scores, and what reads it."""
+
+import json
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from emadapt import report
+from emadapt.config import Study
+from fakes import a_study, write_domain, write_metrics, write_models, write_objects
+
+VOID = {"meta", "link", "img", "br", "path", "circle"}
+
+
+class Reader(HTMLParser):
+    """Tags in order, ids, text by tag, and whether tags nest."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: dict[str, list[str]] = {}
+        self.open: list[str] = []
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+            self.text.setdefault(tag, []).append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        for tag in set(self.open):
+            self.text[tag][-1] += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def make(root: Path, *, diagnosed: bool = True, objects: str = "", study: Study | None = None, **how: Any) -> Path:
+    study = study or a_study(**how)
+    write_metrics(root, study)
+    write_models(root, study)
+    if objects:
+        write_objects(root, study, objects, "vnc")
+    if diagnosed:
+        write_domain(root, study)
+    (root / "params.yaml").write_text("a: 1\n")
+    report.build_report(root, study)
+    return root / "reports/index.html"
+
+
+def chromium(folder: Path, file: Path, *flags: str) -> tuple[str, str]:
+    """(stdout, stderr) of a headless run without any network."""
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("needs Chromium (Debian: apt install chromium)")
+    command = [
+        program, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+        "--disable-background-networking", "--disable-component-update", f"--user-data-dir={folder / 'profile'}",
+        "--host-resolver-rules=MAP * ~NOTFOUND", "--enable-logging=stderr", "--v=0", "--virtual-time-budget=20000", *flags,
+        file.as_uri(),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=True)
+    return done.stdout, done.stderr
+
+
+def asked(folder: Path, file: Path) -> tuple[set[str], str]:
+    """What a page asked the network for (the browser's own requests have no origin), and the log."""
+    net = folder / "net.json"
+    _, log = chromium(folder, file, f"--log-net-log={net}", "--dump-dom")
+    text = net.read_text()
+    events = json.loads(text if text.rstrip().endswith("}") else text.rstrip().rstrip(",") + "]}")["events"]
+    requests = [event["params"] for event in events if "initiator" in event.get("params", {})]
+    return {str(request["url"]) for request in requests if request["initiator"] != "not an origin"}, log
