@@ -56,6 +56,7 @@ def test_the_verbs_one_after_the_other_with_the_lab_book(tmp_path: Path, monkeyp
         assert [m.step for m in curve] == [3, 6]
 
 
+@pytest.mark.slow
 def test_baselines_in_the_same_grid_leaderboard_and_lab_book(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ridge and kNN on cached tokens and a U-Net without a backbone, beside a frozen one."""
     monkeypatch.chdir(tmp_path)
