@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from emadapt import comparisons, figures, report
+from emadapt.comparisons import kind_of
 from emadapt.config import DatasetSpec, TrainSetSpec
 from emadapt.errors import InputError
-from emadapt.report import kind_of
 from fakes import DATASETS, SPECS, a_study, write_domain, write_metrics, write_objects
 
 

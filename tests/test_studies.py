@@ -77,6 +77,9 @@ def test_slices_aligned_in_every_way(here: Path) -> None:
     for name in ("histogram", "fda", "voxel"):  # the reference stays as it is, so its own model, tested on it, is that of `none`
         assert cells[name, "ridge", "lucchi", "lucchi"] == cells["none", "ridge", "lucchi", "lucchi"]
     assert cells["histogram", "ridge", "lucchi", "vnc"] != cells["none", "ridge", "lucchi", "vnc"]
+    rows = {(row["align"], row["train_set"], row["test_set"]) for row in summary["aligned"]}
+    assert ("histogram", "lucchi", "vnc") in rows
+    assert ("histogram", "lucchi", "lucchi") not in rows
 
 
 @pytest.mark.slow

@@ -113,6 +113,18 @@ def trained_on(study: Study, entries: Sequence[Entry], test_set: str) -> list[En
     return [e for e in own if not specs[e["train_set"]].few] or own
 
 
+def kind_of(study: Study, train_set: str, test_set: str) -> str:
+    """How a test dataset relates to a training set: "in-domain", "union", "other labels" or "cross-domain".
+
+    "other labels": on the same images (the same folder of raw data), but under other labels, as of a mispaired twin.
+    """
+    trained_on = study.train_set_specs[train_set].datasets
+    if test_set in trained_on:
+        return "union" if len(trained_on) > 1 else "in-domain"
+    images = {study.images_of(name) for name in trained_on}
+    return "other labels" if study.images_of(test_set) in images else "cross-domain"
+
+
 def seen_elsewhere(study: Study, unit: Unit) -> set[str]:
     """Datasets of which the models that a unit starts from saw labels that its own training set lacks.
 

@@ -13,6 +13,7 @@ from typing import Any
 from PIL import Image
 
 import emadapt
+from emadapt.aligned import by_gain
 from emadapt.comparisons import Groups, headline
 from emadapt.config import Study
 from emadapt.errors import InputError
@@ -71,6 +72,7 @@ def build_page(
         transfers=transfer_matrices(summary.get("transfer", [])),
         trades=[{**trade, "said": said(trade)} for trade in summary.get("pareto", [])],
         gives_up=WORDS,
+        aligned=by_gain(summary.get("aligned", [])),
         pareto=picture(root / "reports/figures/pareto.png"),
         domain=[domain_section(root, *key, card) for key, card in cards.items()],
         joined=joined,

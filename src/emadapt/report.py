@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from emadapt.comparisons import COMPARISONS_METHOD, Groups, against_best, compare_regimes, headline, unions
+from emadapt.aligned import ALIGNED_METHOD, aligned_table, compare_aligned
+from emadapt.comparisons import COMPARISONS_METHOD, Groups, against_best, compare_regimes, headline, kind_of, unions
 from emadapt.config import Study, Unit
 from emadapt.dose import dose_response
 from emadapt.errors import InputError
@@ -73,6 +74,8 @@ def build_report(root: Path, study: Study) -> Path:
         summary |= {"transfer_method": TRANSFER_METHOD, "transfer": cells}
     if trades := trade_offs(study, entries):
         summary |= {"pareto_method": PARETO_METHOD, "pareto": trades}
+    if rows := compare_aligned(study, groups):
+        summary |= {"aligned_method": ALIGNED_METHOD, "aligned": rows}
     reports = root / "reports"
     _write(reports / "leaderboard.md", leaderboard(study, summary, kinds))
     _write(reports / "domain-vs-iou.json", json.dumps(joined, indent=1) + "\n")
@@ -176,6 +179,8 @@ def leaderboard(study: Study, summary: Mapping[str, Any], kinds: Sequence[str]) 
             ]
             lines.append(f"| {' | '.join(cells)} |")
     lines += objects_table(entries)
+    if "aligned" in summary:
+        lines += aligned_table(summary["aligned"])
     if "fits" in summary:
         lines += factors_table(summary)
     if "few_shot" in summary:
@@ -255,18 +260,6 @@ def _kind(study: Study, entry: Mapping[str, Any]) -> str:
     if regime.untrained:
         return "oracle prompts" if regime.oracle else "zero-shot"
     return kind_of(study, entry["train_set"], entry["test_set"])
-
-
-def kind_of(study: Study, train_set: str, test_set: str) -> str:
-    """How a test dataset relates to a training set: "in-domain", "union", "other labels" or "cross-domain".
-
-    "other labels": on the same images (the same folder of raw data), but under other labels, as of a mispaired twin.
-    """
-    trained_on = study.train_set_specs[train_set].datasets
-    if test_set in trained_on:
-        return "union" if len(trained_on) > 1 else "in-domain"
-    images = {study.images_of(name) for name in trained_on}
-    return "other labels" if study.images_of(test_set) in images else "cross-domain"
 
 
 def _commit(tags: Mapping[str, str]) -> str | None:

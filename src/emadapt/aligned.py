@@ -1,0 +1,66 @@
+"""What aligning slices does: backbones with `align` against the same backbone without it, on the same test slices."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from emadapt.comparisons import METHOD, Groups, difference, kind_of, with_holm
+from emadapt.config import Study
+
+ALIGNED_METHOD = (
+    "`aligned`: a backbone with `align` against the one that differs in nothing else, same regime and training set; p_holm"
+    " corrected after Holm for all of them. Left out: pairs whose predictions are the same, as of a model that was trained and"
+    f" tested on the reference, which stays as it is. Difference: {METHOD}"
+)
+
+
+def without_align(study: Study, backbone: str) -> str:
+    """The study's backbone that differs from `backbone` in its alignment alone, and has none; "" where there is none."""
+    spec = study.backbone_specs[backbone]
+    plain = dataclasses.replace(spec, align="", reference="")
+    return next((name for name in study.backbones if spec.align and study.backbone_specs[name] == plain), "")
+
+
+def compare_aligned(study: Study, groups: Groups) -> list[dict[str, Any]]:
+    """Every backbone with `align` against the same without, for each regime, training set and test dataset.
+
+    Args:
+        study: the study.
+        groups: metrics of the seeds by (backbone, regime, training set).
+
+    Returns:
+        Differences of foreground IoU with intervals and corrected p; [] in a study without alignment.
+    """
+    found = []
+    for backbone, regime, train_set in groups:
+        if not (plain := without_align(study, backbone)):
+            continue
+        one, other = (backbone, regime, train_set), (plain, regime, train_set)
+        for test_set in study.datasets:
+            a, b = ([run["test"][test_set]["counts"] for run in groups[key]] for key in (one, other))
+            if a != b:
+                found.append({
+                    "backbone": backbone, "align": study.backbone_specs[backbone].align, "against": plain, "regime": regime,
+                    "train_set": train_set, "test_set": test_set, "kind": kind_of(study, train_set, test_set),
+                    **difference(groups, one, other, test_set),
+                })  # fmt: skip
+    return with_holm(found)
+
+
+def aligned_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Markdown lines: a row for each comparison, unseen datasets first, the largest gain first."""
+    lines = [
+        "", "## Slices aligned", "",
+        "Foreground IoU with the alignment minus that without it, same test slices and seeds; p after Holm's correction for all.",
+        "", "| tested on | trained on | | regime | align | difference | 95 % | p |", "|---|---|---|---|---|---:|---:|---:|",
+    ]  # fmt: skip
+    for row in by_gain(rows):
+        cells = [row["test_set"], row["train_set"], row["kind"], row["regime"], row["align"], f"{row['difference']:+.3f}",
+                 f"{row['ci95'][0]:+.3f} to {row['ci95'][1]:+.3f}", f"{row['p_holm']:.3f}"]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def by_gain(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The order that tables have them in: test dataset, unseen before seen, regime, the largest gain first."""
+    return sorted(rows, key=lambda r: (r["test_set"], r["kind"] != "cross-domain", r["train_set"], r["regime"], -r["difference"]))
