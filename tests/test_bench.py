@@ -64,7 +64,8 @@ def test_stacked_heads_in_small() -> None:
 
 def test_the_benchmarks_that_ship() -> None:
     assert set(bench.BENCHMARKS) == {
-        "start", "ingest", "tokens", "cache", "growth", "frechet", "regimes", "segment", "stacked-heads",
+        "start", "stages", "ingest", "tokens", "cache", "augmentation", "scores", "growth", "frechet", "regimes", "segment",
+        "stacked-heads",
     }  # fmt: skip
     assert min(bench.DIMS) == 384
 
@@ -131,4 +132,11 @@ def test_the_pipeline_in_small(monkeypatch: pytest.MonkeyPatch) -> None:
     assert row["ratio"] == row["ingest_mb_per_s"] / row["copy_mb_per_s"]
     rows = pipeline_bench.growth_benchmark((8, 16))
     assert rows[0]["time_of_first"] == 1 < rows[1]["slices"]
+    (row,) = pipeline_bench.stages_benchmark(2)
+    assert row["dvc_repro_s"] > row["alone_s"] > 0
+    (row,) = pipeline_bench.scores_benchmark(8, 64, 2)
+    assert row["difference"] == 0
+    assert row["ratio"] == pytest.approx(row["masks_ms"] / row["counts_ms"])
+    (row,) = pipeline_bench.augmentation_benchmark(128, 64, 4)
+    assert row["plain_per_s"] > row["augmented_per_s"] > 0
     assert "emadapt --help" in [row["command"] for row in pipeline_bench.start_benchmark()]

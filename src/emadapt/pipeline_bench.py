@@ -24,7 +24,9 @@ import torch
 
 from emadapt.config import PAPER_INPUT, BackboneSpec, DatasetSpec, RegimeSpec, SplitSpec, Study, TrainSetSpec, TrainSpec, Unit
 from emadapt.data.ingest import ingest, open_volume
+from emadapt.data.patches import crop
 from emadapt.device import autocast, device, resolve_precision
+from emadapt.evaluate import REPLICATES, block_bootstrap, overlap_counts, pooled
 from emadapt.fit import fit
 from emadapt.models.archs import BACKBONES
 from emadapt.models.segmenter import build_frozen
@@ -141,6 +143,65 @@ def start_benchmark() -> list[Row]:
         seconds, cpu = median_timed(run, REPEATS)
         rows.append({"command": name, "seconds": seconds, "cpu_seconds": cpu})
     return rows
+
+
+def stages_benchmark(stages: int = 6) -> list[Row]:
+    """What `dvc repro` adds to each stage, and what it takes where nothing is to be done: stages that start Python, no more."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = functools.partial(subprocess.run, cwd=folder, capture_output=True, check=True)
+        dvc, command = [sys.executable, "-m", "dvc"], [sys.executable, "-c", "open('out', 'w')"]
+        lines = [f"  s{i}: {{cmd: '{sys.executable} -c \"open(''o{i}'', ''w'')\"', outs: [{{o{i}: {{cache: false}}}}]}}\n"
+                 for i in range(stages)]  # fmt: skip
+        Path(folder, "dvc.yaml").write_text("stages:\n" + "".join(lines))
+        run([*dvc, "init", "--quiet", "--no-scm"])
+        alone = stages * median_timed(lambda: run(command), REPEATS)[0]
+        first, _ = timed(lambda: run([*dvc, "repro", "--quiet"]))
+        again, _ = median_timed(lambda: run([*dvc, "repro", "--quiet"]), REPEATS)
+    return [{"stages": stages, "alone_s": alone, "dvc_repro_s": first, "nothing_to_do_s": again,
+             "overhead_a_stage_s": (first - alone) / stages}]  # fmt: skip
+
+
+def scores_benchmark(slices: int = 16, side: int = 1024, draws: int = 20) -> list[Row]:
+    """The IoU of test slices and its bootstrap interval from counts per slice, against the masks themselves again and again.
+
+    Args:
+        slices: of random masks.
+        side: of a slice.
+        draws: resamples that the way by masks gets; milliseconds a resample are compared.
+
+    Returns:
+        One row: ms a resample of either way, their ratio, and the difference of the two IoUs of all slices, which is 0.
+    """
+    rng, block = np.random.default_rng(0), 4
+    predicted, label = rng.random((2, slices, side, side)) < 0.1
+
+    def by_counts() -> float:
+        counts = np.array([overlap_counts(a, b) for a, b in zip(predicted, label, strict=True)])
+        block_bootstrap(counts, block)
+        return pooled(counts)["iou"]
+
+    def by_masks() -> float:
+        for _ in range(draws):
+            chosen = np.concatenate([np.arange(block) + rng.integers(slices - block + 1) for _ in range(slices // block)])
+            (predicted[chosen] & label[chosen]).sum() / (predicted[chosen] | label[chosen]).sum()
+        return float((predicted & label).sum() / (predicted | label).sum())
+
+    fast, slow = median_timed(by_counts, REPEATS)[0] / REPLICATES, median_timed(by_masks, REPEATS)[0] / draws
+    return [{"slices": slices, "side": side, "counts_ms": 1000 * fast, "masks_ms": 1000 * slow, "ratio": slow / fast,
+             "difference": abs(by_counts() - by_masks())}]  # fmt: skip
+
+
+def augmentation_benchmark(side: int = 1024, tile: int = 252, crops: int = 200) -> list[Row]:
+    """Training crops a second with augmentation and without, as the backbone in the loop takes them."""
+    rng = np.random.default_rng(0)
+    image, label = rng.integers(0, 256, (2, side, side), dtype=np.uint8)
+
+    def draw(augmented: bool) -> None:
+        for seed in range(crops):
+            crop(image, label, (tile, tile), seed, augmented)
+
+    plain, augmented = (crops / median_timed(functools.partial(draw, how), REPEATS)[0] for how in (False, True))
+    return [{"tile": tile, "plain_per_s": plain, "augmented_per_s": augmented, "ms_a_crop": 1000 / augmented}]
 
 
 def growth_benchmark(slices: Sequence[int] = (64, 256, 1024), side: int = 128) -> list[Row]:
