@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from emadapt.comparisons import METHOD, Groups, difference, kind_of, with_holm
@@ -64,3 +65,25 @@ def aligned_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def by_gain(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """The order that tables have them in: test dataset, unseen before seen, regime, the largest gain first."""
     return sorted(rows, key=lambda r: (r["test_set"], r["kind"] != "cross-domain", r["train_set"], r["regime"], -r["difference"]))
+
+
+def aligned_png(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Draws a panel per test dataset: what each alignment changes, on unseen data above, in the order of `rows`.
+
+    Args:
+        path: the PNG to write.
+        rows: of `compare_aligned`.
+    """
+    from matplotlib.figure import Figure  # takes half a second
+
+    from emadapt.figures import BLUE, ORANGE, forest, write_figure
+
+    panels: dict[str, list[tuple[str, float, Sequence[float], str]]] = {}
+    for row in rows:
+        what = f"{row['align']}, {row['regime']}, trained on {row['train_set']}"
+        colour = ORANGE if row["kind"] == "cross-domain" else BLUE
+        panels.setdefault(row["test_set"], []).append((what, row["difference"], row["ci95"], colour))
+    figure = Figure(figsize=(6.2 * len(panels), 0.27 * max(map(len, panels.values())) + 1.2), dpi=110, layout="constrained")
+    for axes, (test_set, own) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        forest(axes, own, f"aligned against not aligned, tested on {test_set} (orange: not trained on it)")
+    write_figure(path, figure)

@@ -66,7 +66,7 @@ def overlay_png(path: Path, image: np.ndarray, label: np.ndarray, prediction: np
         Patch(color=FALSE_NEGATIVE, label=f"false negative ({share[1]:.1f} % of pixels)"),
     ]
     figure.legend(handles=handles, loc="lower right", ncols=3, fontsize=9, frameon=False, borderaxespad=0.3)
-    _write(path, _picture(figure))
+    write_figure(path, figure)
 
 
 def iou_png(path: Path, entries: Sequence[Mapping[str, Any]], kinds: Sequence[str]) -> None:
@@ -118,7 +118,7 @@ def iou_png(path: Path, entries: Sequence[Mapping[str, Any]], kinds: Sequence[st
     if any(len(entry["iou"]["values"]) > 1 for entry in entries):
         handles.append(Line2D([], [], color="black", marker="|", linestyle="", label="one seed"))
     figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=9, frameon=False)
-    _write(path, _picture(figure))
+    write_figure(path, figure)
 
 
 def few_shot_png(path: Path, panels: Sequence[Mapping[str, Any]], looks: Sequence[tuple[str, str]]) -> None:
@@ -176,7 +176,7 @@ def few_shot_png(path: Path, panels: Sequence[Mapping[str, Any]], looks: Sequenc
             Line2D([], [], color="none", marker="o", linestyle="", markersize=13, markeredgecolor="black", label=words)
         )
     figure.legend(handles=handles, loc="outside lower center", ncols=3 * len(panels), fontsize=9, frameon=False)
-    _write(path, _picture(figure))
+    write_figure(path, figure)
 
 
 def stack_png(path: Path, pictures: Sequence[Path]) -> None:
@@ -197,6 +197,11 @@ def _tint(grey: np.ndarray, masks: Mapping[str, np.ndarray], strength: float = 0
     for colour, mask in masks.items():
         picture[mask] = (1 - strength) * picture[mask] + strength * _rgb(colour)
     return picture
+
+
+def write_figure(path: Path, figure: Figure) -> None:
+    """Writes a drawn figure as a PNG, under a temporary name first."""
+    _write(path, _picture(figure))
 
 
 def _picture(figure: Figure) -> Image.Image:
@@ -290,7 +295,7 @@ def scatter_png(path: Path, points: Sequence[Mapping[str, Any]], correlations: M
         for r, regime in enumerate(regimes)
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)), fontsize=9, frameon=False)
-    _write(path, _picture(figure))
+    write_figure(path, figure)
 
 
 def dose_png(
@@ -331,7 +336,7 @@ def dose_png(
         axes.grid(color="0.9")
         axes.spines[["top", "right"]].set_visible(False)
     panels[0, 0].legend(fontsize=8, frameon=False)
-    _write(path, _picture(figure))
+    write_figure(path, figure)
 
 
 def factors_png(path: Path, fits: Sequence[Mapping[str, Any]], contrasts: Sequence[Mapping[str, Any]]) -> None:
@@ -353,19 +358,24 @@ def factors_png(path: Path, fits: Sequence[Mapping[str, Any]], contrasts: Sequen
         panels.append(rows)
     figure = Figure(figsize=(6.2 * len(panels), 0.27 * max(map(len, panels)) + 1.2), dpi=110, layout="constrained")
     for axes, rows, fit in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, fits, strict=True):
-        for y, (_, value, (low, high), shade) in enumerate(rows):
-            axes.plot([low, high], [y, y], color=shade, linewidth=1.6)
-            axes.plot(value, y, "o", color=shade, markersize=5)
-        axes.axvline(0, color="0.6", linewidth=0.8)
+        forest(axes, rows, f"{fit['backbone']}, tested on {fit['test_set']}")
         axes.axhline(len(fit["terms"]) - 0.5, color="0.8", linewidth=0.8)
-        axes.set_yticks(range(len(rows)), [row[0] for row in rows], fontsize=8)
-        axes.set_ylim(len(rows) - 0.5, -0.5)
-        axes.set_title(f"{fit['backbone']}, tested on {fit['test_set']}", fontsize=9)
-        axes.set_xlabel("change of foreground IoU, 95 % interval", fontsize=8)
-        axes.tick_params(axis="x", labelsize=8)
-        axes.grid(axis="x", color="0.9")
-        axes.spines[["top", "right"]].set_visible(False)
-    _write(path, _picture(figure))
+    write_figure(path, figure)
+
+
+def forest(axes: Any, rows: Sequence[tuple[str, float, Sequence[float], str]], title: str) -> None:
+    """Changes of IoU one below the other: what, difference, its 95 % interval, colour."""
+    for y, (_, value, (low, high), shade) in enumerate(rows):
+        axes.plot([low, high], [y, y], color=shade, linewidth=1.6)
+        axes.plot(value, y, "o", color=shade, markersize=5)
+    axes.axvline(0, color="0.6", linewidth=0.8)
+    axes.set_yticks(range(len(rows)), [row[0] for row in rows], fontsize=8)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_title(title, fontsize=9)
+    axes.set_xlabel("change of foreground IoU, 95 % interval", fontsize=8)
+    axes.tick_params(axis="x", labelsize=8)
+    axes.grid(axis="x", color="0.9")
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _doses(axes: Any, points: Sequence[Mapping[str, Any]], colours: Mapping[str, str]) -> None:

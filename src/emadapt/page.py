@@ -72,6 +72,7 @@ def build_page(
         transfers=transfer_matrices(summary.get("transfer", [])),
         trades=[{**trade, "said": said(trade)} for trade in summary.get("pareto", [])],
         gives_up=WORDS,
+        aligned_figure=picture(root / "reports/figures/aligned.png"),
         aligned=by_gain(summary.get("aligned", [])),
         pareto=picture(root / "reports/figures/pareto.png"),
         domain=[domain_section(root, *key, card) for key, card in cards.items()],

@@ -157,7 +157,7 @@ def pareto_png(path: Path, trades: Sequence[Mapping[str, Any]]) -> None:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    from emadapt.figures import BLUE, GREEN, ORANGE, _picture, _write
+    from emadapt.figures import BLUE, GREEN, ORANGE, write_figure
 
     columns = min(2, len(trades))
     rows = -(-len(trades) // columns)
@@ -194,7 +194,7 @@ def pareto_png(path: Path, trades: Sequence[Mapping[str, Any]]) -> None:
     figure.draw_without_rendering()  # places the panels, so that the names' sizes are known
     for axes, trade in zip(figure.axes, trades, strict=False):
         _name(axes, {p["regime"]: (p["in_domain"]["mean"], p["unseen"]["mean"]) for p in trade["points"]})
-    _write(path, _picture(figure))
+    write_figure(path, figure)
 
 
 def _name(axes: Axes, points: Mapping[str, tuple[float, float]]) -> None:

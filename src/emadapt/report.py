@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from emadapt.aligned import ALIGNED_METHOD, aligned_table, compare_aligned
+from emadapt.aligned import ALIGNED_METHOD, aligned_png, aligned_table, by_gain, compare_aligned
 from emadapt.comparisons import COMPARISONS_METHOD, Groups, against_best, compare_regimes, headline, kind_of, unions
 from emadapt.config import Study, Unit
 from emadapt.dose import dose_response
@@ -107,6 +107,10 @@ def _figures(
         figures.factors_png(folder / "factors.png", summary["fits"], summary["contrasts"])
     else:
         (folder / "factors.png").unlink(missing_ok=True)
+    if "aligned" in summary:
+        aligned_png(folder / "aligned.png", by_gain(summary["aligned"]))
+    else:
+        (folder / "aligned.png").unlink(missing_ok=True)
     curves = summary.get("few_shot", [])
     shown, looks = panels(curves), list(dict.fromkeys((curve["backbone"], curve["regime"]) for curve in curves))
     for test_set in study.datasets:
