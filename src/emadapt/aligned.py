@@ -85,5 +85,5 @@ def aligned_png(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         panels.setdefault(row["test_set"], []).append((what, row["difference"], row["ci95"], colour))
     figure = Figure(figsize=(6.2 * len(panels), 0.27 * max(map(len, panels.values())) + 1.2), dpi=110, layout="constrained")
     for axes, (test_set, own) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
-        forest(axes, own, f"aligned against not aligned, tested on {test_set} (orange: not trained on it)")
+        forest(axes, own, f"aligned against not, tested on {test_set} (orange: unseen)")
     write_figure(path, figure)
