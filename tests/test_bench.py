@@ -131,7 +131,8 @@ def test_the_pipeline_in_small(monkeypatch: pytest.MonkeyPatch) -> None:
     (row,) = pipeline_bench.ingest_benchmark(8, 128)
     assert row["ratio"] == row["ingest_mb_per_s"] / row["copy_mb_per_s"]
     rows = pipeline_bench.growth_benchmark((8, 16))
-    assert rows[0]["time_of_first"] == 1 < rows[1]["slices"]
+    assert rows[0]["time_of_first"] == rows[0]["own_of_first"] == 1 < rows[1]["slices"]
+    assert all(0 < row["own_mb"] < row["peak_mb"] for row in rows)
     (row,) = pipeline_bench.stages_benchmark(2)
     assert row["dvc_repro_s"] > row["alone_s"] > 0
     (row,) = pipeline_bench.scores_benchmark(8, 64, 2)
