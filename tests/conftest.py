@@ -1,6 +1,7 @@
 """Settings and fixtures for all tests. Environment variables are set before anything imports what reads them."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -40,3 +41,24 @@ def states(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from studies import make_states  # beside them, and slow to import
 
     return make_states(tmp_path_factory.mktemp("states"))
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory):
+    """One database for all tests, copied into each root: creating one takes seconds."""
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    from emadapt import mlflow_store  # slow to import
+
+    root = tmp_path_factory.mktemp("empty")
+    mlflow_store.client(root)
+    return root / "mlflow.db"
+
+
+@pytest.fixture
+def root(tmp_path, empty_store, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("EMADAPT_TRACKING", raising=False)
+    root = tmp_path / "project"
+    root.mkdir()
+    shutil.copy(empty_store, root / "mlflow.db")
+    return root
