@@ -231,6 +231,23 @@ def test_killed_and_resumed_is_one_run(root, uri, monkeypatch):
     assert spools(root) == []
 
 
+def test_what_a_killed_one_left_does_not_end_a_run_again_that_another_has_ended(root, monkeypatch):
+    """The kernel may hold the dead one's lock a moment longer, so that its spool is found only when the other is done."""
+    process = multiprocessing.get_context("fork").Process(target=killed_training, args=(root, None))
+    process.start()
+    process.join(60)
+    with monkeypatch.context() as patch:
+        patch.setattr(tracking, "_left_over", lambda *_: None)
+        run = tracking.open_run(root, "demo", {**TAGS, "train.key": "k"}, {}, resume_by=("unit", "train.key"))
+        run.log_metrics({"a": 3}, 3)
+        run.end()
+    assert len(spools(root)) == 1
+    assert tracking.sync(root)[1] == 0
+    (stored,) = runs(root)
+    assert (stored.info.status, stored.data.metrics) == ("FINISHED", {"a": 3})
+    assert spools(root) == []
+
+
 def test_killed_and_not_resumed_ends_as_killed(root):
     process = multiprocessing.get_context("fork").Process(target=killed_training, args=(root, None))
     process.start()

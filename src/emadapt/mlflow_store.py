@@ -181,6 +181,8 @@ def send(store: Any, run_id: str, ended_before: int | None, folder: Path, batch:
             store.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", entry["context"])])])
         case "end":
             at = entry["at"]
+            if entry.get("lost") and store.get_run(run_id).info.status != "RUNNING":
+                return  # another process went on with the run of the one that died, and ended it
             if ended_before:  # so that MLflow's duration is the time at work, without the days between
                 at = ended_before + at - entry["began"]
             store.set_terminated(run_id, entry["status"], at)

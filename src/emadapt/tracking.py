@@ -368,7 +368,7 @@ def _left_over(root: Path, file: Path) -> Tracker | None:
         return None
     began, last = tracker._entries[0]["at"], tracker._entries[-1]
     if last["do"] != "end":
-        tracker._entries.append({"do": "end", "at": last["at"], "status": "KILLED", "began": began})
+        tracker._entries.append({"do": "end", "at": last["at"], "status": "KILLED", "began": began, "lost": True})
     tracker._spooled = len(tracker._entries)
     return tracker
 
