@@ -62,3 +62,10 @@ def root(tmp_path, empty_store, monkeypatch):
     root.mkdir()
     shutil.copy(empty_store, root / "mlflow.db")
     return root
+
+
+@pytest.fixture
+def tracking_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of the test's own to work in, and no lab book."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EMADAPT_TRACKING", "off")

@@ -24,13 +24,6 @@ from outside import scene, write_mitonet
 from tiny import make_study, settings
 
 SPEC = BackboneSpec("tiny_dinov2", "random", tile=64, overlap=0.25, precision="fp32")
-PROMPTS = ("automatic", "box", "box+mask")
-
-
-@pytest.fixture
-def tracking_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("EMADAPT_TRACKING", "off")
 
 
 class Bright(Outside):

@@ -20,12 +20,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_sam2(tmp_path_factory.mktemp("sam2"))
 
 
-@pytest.fixture
-def tracking_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("EMADAPT_TRACKING", "off")
-
-
 @pytest.mark.parametrize(
     ("regime", "said"),
     [

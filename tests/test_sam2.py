@@ -33,12 +33,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_sam2(tmp_path_factory.mktemp("sam2"))
 
 
-@pytest.fixture
-def tracking_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("EMADAPT_TRACKING", "off")
-
-
 def a_segmenter(folder: Path, prompts: Any = "automatic") -> Segmenter:
     return build_segmenter(SPEC, RegimeSpec("sam2", weights=str(folder), prompts=prompts), "sam2", 0).eval()
 
