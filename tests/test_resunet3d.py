@@ -54,7 +54,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def refuse(*_: Any, **__: Any) -> None:
         pytest.fail("a U-Net has no backbone")
 
-    for place in ("models.segmenter.build_backbone", "train.token_views", "evaluate.token_views"):
+    for place in ("models.segmenter.build_backbone", "train.plain_view", "evaluate.plain_view"):
         monkeypatch.setattr(f"emadapt.{place}", refuse)
     return tmp_path
 

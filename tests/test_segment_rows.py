@@ -108,7 +108,7 @@ def test_where_the_grid_begins_matters_little() -> None:
     segmenter, _, _ = make(overlap=0.5)
     image = np.random.default_rng(1).integers(0, 256, (180, 180), dtype=np.uint8)
 
-    def foreground(_: Any, batch: torch.Tensor, size: tuple[int, int]) -> np.ndarray:
+    def foreground(_: Any, batch: torch.Tensor, size: tuple[int, int], flips: bool) -> np.ndarray:
         """A model that sees less well towards the borders of a tile: the middle says 0.6, the border 0.5."""
         ramp = np.minimum(np.arange(size[0]), np.arange(size[0])[::-1]) / (size[0] / 2)
         return np.broadcast_to(0.5 + 0.1 * np.minimum.outer(ramp, ramp), (len(batch), *size)).astype(np.float32)
@@ -116,7 +116,7 @@ def test_where_the_grid_begins_matters_little() -> None:
     def run(part: np.ndarray) -> np.ndarray:
         geo = geometry(part.shape, segmenter.spec, 14)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(rows_module, "foreground", foreground)
+            patch.setattr(rows_module, "over_flips", foreground)
             return np.concatenate(list(predict_rows(segmenter, lambda a, b: part[a:b], geo, 0, len(part))))
 
     whole = run(image)

@@ -36,7 +36,7 @@ def no_backbone(tmp_path: Path, narrow: None, monkeypatch: pytest.MonkeyPatch) -
     def refuse(*_: Any, **__: Any) -> None:
         pytest.fail("a U-Net has no backbone")
 
-    for place in ("models.segmenter.build_backbone", "train.token_views", "evaluate.token_views"):
+    for place in ("models.segmenter.build_backbone", "train.plain_view", "evaluate.plain_view"):
         monkeypatch.setattr(f"emadapt.{place}", refuse)
 
 

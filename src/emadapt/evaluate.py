@@ -23,7 +23,7 @@ from emadapt.models import regimes
 from emadapt.models.segmenter import Segmenter, load_segmenter
 from emadapt.objects import beside_headline
 from emadapt.predict import Probability, predict_slices
-from emadapt.tokens import token_views
+from emadapt.tokens import plain_view
 from emadapt.train import UNITS, file_md5, unit_tags
 
 BOUNDARY_NM = 25.0
@@ -56,7 +56,7 @@ def evaluate_unit(study: Study, unit: Unit, out: Path = EVALUATED) -> Path:
     found: dict[str, dict[str, Any]] = {}
     apart = bool(segmenter.domains or segmenter.spec.align or regime.oracle)
     for volumes in _alike([open_volume(name) for name in study.datasets], apart=apart):
-        view = token_views(segmenter.backbone, segmenter.spec, volumes[0], range(1), cut=segmenter.cut)[0] if cached else None
+        view = plain_view(segmenter.backbone, segmenter.spec, volumes[0], cut=segmenter.cut) if cached else None
         regimes.merge(segmenter.backbone)
         scored = score_volumes(segmenter, volumes, view, out / unit.name, unit.name, tuned)
         for volume, scores in zip(volumes, scored, strict=True):

@@ -236,7 +236,7 @@ def score(segmenter: Segmenter, volumes: list[Volume], views: list[list[TokenVie
         shown = mine if every else range(len(slices))  # slices spread over the block have no neighbours to be smoothed with
         shown = range(len(slices)) if in_3d else shown if segmenter.spec.smooth_z_nm else mine
         predicted = predict_slices(segmenter, volume, [slices[k] for k in shown], views[i][0] if views else None, overlap,
-                                   smooth=not every)  # fmt: skip
+                                   averaged=not every)  # fmt: skip
         for k, (z, probability) in zip(shown, predicted, strict=True):
             if k not in mine:
                 continue

@@ -14,7 +14,7 @@ import torch
 from emadapt.data.align import AS_IT_IS, Aligner
 from emadapt.data.patches import as_input
 from emadapt.data.splits import runs_of
-from emadapt.data.tiles import Geometry, Grey, geometry, to_input, to_native
+from emadapt.data.tiles import FLIPS, Geometry, Grey, geometry, to_input, to_native
 from emadapt.device import autocast
 from emadapt.models.monai_parts import monai_part
 from emadapt.models.segmenter import Segmenter
@@ -26,7 +26,7 @@ Weights = npt.NDArray[np.float32]
 
 
 def predict_block(segmenter: Segmenter, image: Grey, slices: Sequence[int], overlap: float | None = None,
-                  aligner: Aligner = AS_IT_IS) -> Iterator[tuple[int, Probability]]:  # fmt: skip
+                  aligner: Aligner = AS_IT_IS, flips: bool = False) -> Iterator[tuple[int, Probability]]:  # fmt: skip
     """Slice number and probability for each of `slices`, each run of consecutive ones by itself: others are not looked at.
 
     A run thinner than the patch is continued by reflection at both ends.
@@ -37,6 +37,7 @@ def predict_block(segmenter: Segmenter, image: Grey, slices: Sequence[int], over
         slices: numbers in z.
         overlap: share of a window that neighbours cover too, on each axis; None: what the segmenter was set up with.
         aligner: of the dataset.
+        flips: mean over the slices and their mirror images, in plane.
 
     Yields:
         The number of a slice and (Y, X) float32 in [0, 1] at the slice's own resolution; numbers rise.
@@ -48,13 +49,13 @@ def predict_block(segmenter: Segmenter, image: Grey, slices: Sequence[int], over
         missing = max(0, depth - len(run))
         before = missing // 2
         shown = np.pad(run, (before, missing - before), mode="symmetric")
-        for at, probability in _blended(segmenter, image, shown, geo, share):
+        for at, probability in _blended(segmenter, image, shown, geo, share, FLIPS if flips else FLIPS[:1]):
             if before <= at < before + len(run):
                 yield run[at - before], to_native(probability, geo)
 
 
 def _blended(segmenter: Segmenter, image: Grey, shown: npt.NDArray[np.int64], geo: Geometry,
-             share: float) -> Iterator[tuple[int, Probability]]:  # fmt: skip
+             share: float, mirrors: Sequence[tuple[int, ...]]) -> Iterator[tuple[int, Probability]]:  # fmt: skip
     """Place in `shown` and (H, W) of each padded slice, as soon as no further window covers it."""
     depth = segmenter.regime.patch[0]
     weight = gaussian((depth,))
@@ -65,7 +66,9 @@ def _blended(segmenter: Segmenter, image: Grey, shown: npt.NDArray[np.int64], ge
         new = start + depth - (first + len(total))
         total = np.concatenate([total, np.zeros((new, *geo.padded), np.float32)])
         weights = np.concatenate([weights, np.zeros(new, np.float32)])
-        total += _slab(segmenter, slab, geo.tile, share) * weight[:, None, None]
+        for axes in mirrors:
+            seen = np.flip(_slab(segmenter, np.flip(slab, axes), geo.tile, share), axes)
+            total += seen * (weight / len(mirrors))[:, None, None]
         weights += weight
         for k in range(following - start):
             yield start + k, total[k] / weights[k]

@@ -94,6 +94,8 @@ class BackboneSpec:
     patch."""
     smooth_z_nm: float = 0.0
     """Standard deviation of a Gaussian along z over the probabilities of neighbouring slices that are predicted; 0: none."""
+    flips: bool = False
+    """Predict each tile and its mirror images in y, in x and in both, and take the mean: four times the work of prediction."""
     context: Literal[0, 1] = 0
     """1: the slices below and above as the first and third of the three input channels (2.5D); 0: the slice as all three."""
     normalisation: Literal["checkpoint", "imagenet"] = "checkpoint"
@@ -106,7 +108,7 @@ class BackboneSpec:
 
     def described(self) -> dict[str, Any]:
         """The settings; those that came later only where they are in use, so that hashes from before them hold."""
-        later = ("align", "reference", "smooth_z_nm", "context")
+        later = ("align", "reference", "smooth_z_nm", "flips", "context")
         return {k: v for k, v in dataclasses.asdict(self).items() if v or k not in later}
 
 

@@ -3,7 +3,8 @@
 A cache entry (a view of a dataset under a backbone) lies in scratch/tokens/<key>/, where the key is a hash over all that
 could change its content. A stale entry can therefore not be read: with another input it has another name. View 0 holds
 the slices as they are (training slices tiled once, validation and test slices with overlap); views from 1 on hold augmented
-crops of the training slices, the same that a backbone in the training loop would be shown.
+crops of the training slices, the same that a backbone in the training loop would be shown. Views -1 to -3, which `flips`
+asks for, hold view 0's tiles of validation and test slices mirrored (`data.tiles.FLIPS`).
 
 Where only the upper blocks are adapted (`lora_last_k`), an entry ends at the cut: it holds what enters the first adapted
 block, and the tokens of the blocks below that the head sees. Both in fp16: what flows between blocks has a few large
@@ -32,7 +33,7 @@ from emadapt.data.align import aligner_of
 from emadapt.data.ingest import Volume, open_volume
 from emadapt.data.labelled import Tile
 from emadapt.data.patches import Cached, Inputs, as_input, crop
-from emadapt.data.tiles import Geometry, geometry_of, label_to_input, to_input, with_neighbours
+from emadapt.data.tiles import FLIPS, Geometry, geometry_of, label_to_input, to_input, with_neighbours
 from emadapt.device import autocast, device, resolve_precision
 from emadapt.errors import InputError
 from emadapt.files import new_array, write_json
@@ -54,6 +55,7 @@ class TokenView:
         split: the dataset's slices by part.
         images: (rows, H, W) uint8, what the backbone was shown; with `context` (rows, H, W, 3).
         entering: (rows, N, D) float16, what leaves the block at the cut: class token, registers, patches; None without a cut.
+        mirrored: of view 0 with `flips` its mirrored views, else none.
         only: training tiles that count as labelled; None: all.
     """
 
@@ -63,6 +65,7 @@ class TokenView:
     split: dict[str, list[int]]
     images: npt.NDArray[np.uint8] | None = None
     entering: npt.NDArray[np.float16] | None = None
+    mirrored: tuple[TokenView, ...] = ()
     only: frozenset[Tile] | None = None
 
     def read(self, rows: int | slice, with_image: bool = False) -> Inputs:
@@ -106,8 +109,8 @@ def _pixels_key(backbone: Backbone, spec: BackboneSpec, volume: Volume, view: in
 
 def _ingredients(backbone: Backbone, spec: BackboneSpec, volume: Volume, view: int, cut: int | None) -> dict[str, Any]:
     settings = dataclasses.asdict(spec)
-    # Hashes of weights and facts stand for sources and alignment; views and smoothing change no entry.
-    for key in ("source", "file", "views", "align", "reference", "smooth_z_nm"):
+    # Hashes of weights and facts stand for sources and alignment; views, smoothing and flips change no entry.
+    for key in ("source", "file", "views", "align", "reference", "smooth_z_nm", "flips"):
         settings.pop(key)
     if not spec.context:
         settings.pop("context")
@@ -148,6 +151,12 @@ def token_views(backbone: Backbone, spec: BackboneSpec, volume: Volume, views: r
     return out
 
 
+def plain_view(backbone: Backbone, spec: BackboneSpec, volume: Volume, cache: Path = CACHE, cut: int | None = None) -> TokenView:
+    """View 0, with its mirrored views where `spec.flips` asks for them; arguments and errors of `token_views`."""
+    plain, *mirrored = token_views(backbone, spec, volume, range(0, -len(FLIPS) if spec.flips else -1, -1), cache, cut)
+    return dataclasses.replace(plain, mirrored=tuple(mirrored))
+
+
 def cache_bytes(folder: Path) -> int:
     """Disk that a folder of the cache takes."""
     return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
@@ -174,7 +183,7 @@ def run(study: Study, backbone_name: str, dataset: str, out: Path = Path("build/
         return path
     backbone = build_frozen(spec).to(device())
     started = time.perf_counter()
-    for view in range(spec.views + 1):
+    for view in (*range(-len(FLIPS) + 1 if spec.flips else 0, 0), *range(spec.views + 1)):
         rows = len(token_views(backbone, spec, volume, range(view, view + 1))[0].index)
         key = token_key(backbone, spec, volume, view)
         entries.append({"view": view, "key": key, "rows": rows, "bytes": cache_bytes(CACHE / key)})
@@ -193,7 +202,7 @@ def _plan(spec: BackboneSpec, volume: Volume, view: int, patch: int) -> list[tup
     split = volume.split
     if view > 0:
         return [(z, -1, n) for z in split["train"] for n in range(len(geo.corners(0.0)))]
-    plan = [(z, y, x) for z in split["train"] for y, x in geo.corners(0.0)]
+    plan = [(z, y, x) for z in split["train"] for y, x in geo.corners(0.0)] if view == 0 else []
     return plan + [(z, y, x) for part in ("val", "test") for z in split[part] for y, x in geo.corners()]
 
 
@@ -214,6 +223,7 @@ def _extract(backbone: Backbone, spec: BackboneSpec, volume: Volume, view: int, 
     arrays = _new_arrays(temporary, backbone, geo, spec.context, len(plan), cut, with_tokens=same is None)
     np.save(temporary / "index.npy", np.asarray([(z, y, x) if y >= 0 else (z, -1, -1) for z, y, x in plan], dtype=np.int32))
     batch = max(1, BATCH_TOKENS // math.prod(geo.grid))
+    mirror = tuple(axis + 2 for axis in FLIPS[-view]) if view < 0 else ()  # of (h, w) or (h, w, 3)
     slice_now, image, label = -1, np.empty(0, np.uint8), np.empty(0, np.uint8)
     for start in track(range(0, len(plan), batch), description=f"tokens {volume.name} view {view}"):
         rows = plan[start : start + batch]
@@ -225,8 +235,8 @@ def _extract(backbone: Backbone, spec: BackboneSpec, volume: Volume, view: int, 
                 seed = int(np.random.default_rng([view, z, x]).integers(2**31))
                 arrays["images"][row], arrays["labels"][row] = crop(image, label, geo.tile, seed, augmented=True)
             else:
-                arrays["images"][row] = image[y : y + geo.tile[0], x : x + geo.tile[1]]
-                arrays["labels"][row] = label[y : y + geo.tile[0], x : x + geo.tile[1]]
+                for name, whole in (("images", image), ("labels", label)):
+                    arrays[name][row] = np.flip(whole[y : y + geo.tile[0], x : x + geo.tile[1]], mirror)
         if same:
             continue
         shown = as_input(arrays["images"][start : start + len(rows)])

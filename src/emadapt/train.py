@@ -33,7 +33,7 @@ from emadapt.models.interpolate import interpolate
 from emadapt.models.regimes import State
 from emadapt.models.segmenter import Segmenter, build_segmenter, save_segmenter
 from emadapt.start import behind_folders, folder_state, load_start
-from emadapt.tokens import TokenView, token_views
+from emadapt.tokens import TokenView, plain_view, token_views
 
 UNITS = Path("build/units")
 UNTRACKED = "untracked"
@@ -273,8 +273,9 @@ def _is_cached(study: Study, unit: Unit) -> bool:
 def _training_views(segmenter: Segmenter, labelled: Labelled, study: Study, unit: Unit) -> list[list[TokenView]]:
     """Cache entries per training volume, of what no step changes; only labelled rows count as training rows."""
     train, spec = study.train_spec(unit), study.backbone_specs[unit.backbone]
-    numbers = range(spec.views + 1 if train.augment and not labelled.tiles else 1)
-    views = [token_views(segmenter.backbone, spec, v, numbers, cut=segmenter.cut) for v in labelled.whole]
+    augmented = range(1, spec.views + 1 if train.augment and not labelled.tiles else 1)
+    views = [[plain_view(segmenter.backbone, spec, v, cut=segmenter.cut),
+              *token_views(segmenter.backbone, spec, v, augmented, cut=segmenter.cut)] for v in labelled.whole]  # fmt: skip
     only = [frozenset(own) if own else None for own in labelled.tiles or [[]] * len(views)]
     return [[dataclasses.replace(view, split=v.split, only=tiles) for view in own]
             for own, v, tiles in zip(views, labelled.volumes, only, strict=True)]  # fmt: skip

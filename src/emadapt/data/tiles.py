@@ -15,6 +15,9 @@ from emadapt.data.ingest import Volume
 
 Grey = npt.NDArray[np.uint8]
 
+FLIPS: tuple[tuple[int, ...], ...] = ((), (-2,), (-1,), (-2, -1))
+"""Axes of tiles (..., h, w) along which `flips` mirrors them; the first is the tile as it is."""
+
 
 @dataclass(frozen=True)
 class Geometry:

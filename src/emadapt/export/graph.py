@@ -186,6 +186,7 @@ def described(model: Model) -> dict[str, str]:
         "pixel_nm": json.dumps(pixels_of(model)),
         "threshold": str(model.card["threshold"]),
         "smooth_z_nm": str(model.segmenter.spec.smooth_z_nm),
+        "flips": str(model.segmenter.spec.flips).lower(),
         "terms": "; ".join(terms_of(model.card, with_backbone=True)),
         "model_sha256": tensors,
     }

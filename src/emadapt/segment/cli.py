@@ -22,7 +22,7 @@ WINDOW = click.option("--window", nargs=2, type=float, metavar="LOW HIGH",
 @click.option("--probabilities", is_flag=True, help="write them, too, as OUTPUT-probabilities; 255 is 1")
 @click.option("--instances", is_flag=True, help="number connected components in OUTPUT-instances, with a table of them as CSV")
 @click.option("--threshold", type=click.FloatRange(0, 1), help="foreground has a higher probability  [default: the model's]")
-@click.option("--flips", is_flag=True, help="mean over mirrored tiles: four times the work")
+@click.option("--flips", is_flag=True, help="mean over mirrored tiles: four times the work; a model with flips: true always does")
 @VOXEL
 @WINDOW
 @click.option("--dask", default="", help="share the work: local:N processes here, or the address of a scheduler")

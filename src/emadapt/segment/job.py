@@ -180,7 +180,7 @@ def settle(order: Order, source: Source, model: Model) -> Job:
     known = dataclasses.asdict(statistics) if statistics else None
     return Job(str(Path(order.input).resolve()), order.scale, source.stamp, source.shape, str(source.dtype), voxel,
                str(model.folder), model.name, *sha256_of(model.folder), window, zoom, dataset, known, domain,
-               spec.smooth_z_nm / voxel[0], threshold, order.flips, kinds, depth, rows)  # fmt: skip
+               spec.smooth_z_nm / voxel[0], threshold, order.flips or spec.flips, kinds, depth, rows)  # fmt: skip
 
 
 def voxel_of(source: Source, model: Model, stated: Voxel | None) -> Voxel:

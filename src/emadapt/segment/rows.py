@@ -20,15 +20,13 @@ from PIL import Image
 from emadapt.data.patches import as_input
 from emadapt.data.tiles import Geometry, Grey, window
 from emadapt.models.segmenter import Segmenter
-from emadapt.predict import BATCH_TILES, Probability, foreground
+from emadapt.predict import BATCH_TILES, Probability, over_flips
 
 Read = Callable[[int, int], Grey]
 """Rows [y0, y1) of a slice as (y1 - y0, X) uint8, at its own resolution, aligned."""
 
 FETCH = 2**22
 """Pixels of a slice that are read and resized at once, where a batch of tiles does not need more."""
-FLIPS: tuple[tuple[int, ...], ...] = ((), (-2,), (-1,), (-2, -1))
-"""Axes of test-time flips; the first is the tile as it is."""
 _BITS = 22  # of Pillow's fixed point numbers for 8-bit images
 
 
@@ -126,8 +124,7 @@ def _merged(segmenter: Segmenter, image: Input, geo: Geometry, a: int, b: int, f
     base, height = batches[0][0][0], max(batch[-1][0] + h - batch[0][0] for batch in batches)
     total, weight = np.zeros((2, height, geo.padded[1]), np.float32)
     for number, batch in enumerate(batches):
-        shown = image.tiles(batch)
-        tiles = _flipped(segmenter, shown, geo.tile) if flips else foreground(segmenter, shown, geo.tile)
+        tiles = over_flips(segmenter, image.tiles(batch), geo.tile, flips)
         for tile, (y, x) in zip(tiles, batch, strict=True):
             total[y - base : y - base + h, x : x + w] += tile * hann
             weight[y - base : y - base + h, x : x + w] += hann
@@ -140,13 +137,6 @@ def _merged(segmenter: Segmenter, image: Input, geo: Geometry, a: int, b: int, f
                 kept = array[after - base :].copy()
                 array[: len(kept)], array[len(kept) :] = kept, 0
             base = after
-
-
-def _flipped(segmenter: Segmenter, batch: torch.Tensor, size: tuple[int, int]) -> Probability:
-    """Mean of a batch's probabilities over `FLIPS`."""
-    seen = [np.flip(foreground(segmenter, batch.flip(axes), size), axes) if axes else foreground(segmenter, batch, size)
-            for axes in FLIPS]  # fmt: skip
-    return np.asarray(sum(seen[1:], seen[0]) / np.float32(len(seen)))
 
 
 class Input:
