@@ -14,7 +14,7 @@ import yaml
 from skimage.exposure import equalize_adapthist, match_histograms
 from skimage.filters import gaussian
 
-from emadapt.config import BackboneSpec, DiagnoseSpec, Study, TrainSetSpec, Unit, digest, load_study
+from emadapt.config import BackboneSpec, DiagnoseSpec, TrainSetSpec, Unit, digest, load_study
 from emadapt.data import align
 from emadapt.data.align import DEVIATION, MEAN, METHODS, aligner_of, statistics
 from emadapt.data.ingest import Volume, ingest, open_volume
@@ -22,17 +22,16 @@ from emadapt.data.labelled import few_slices
 from emadapt.data.patches import CropDataset, Draw, TokenDataset
 from emadapt.data.tiles import geometry_of, label_to_input, to_input
 from emadapt.diagnose.features import computed_features, pixel_features
-from emadapt.diagnose.run import diagnose, lower_contrast
+from emadapt.diagnose.run import lower_contrast
 from emadapt.errors import ConfigError, InputError
-from emadapt.evaluate import evaluate_unit
 from emadapt.fit import Inputs
-from emadapt.models.segmenter import build_frozen, build_segmenter, load_segmenter
+from emadapt.models.segmenter import build_frozen, build_segmenter
 from emadapt.predict import predict_slices
 from emadapt.problems import ALIGNMENTS
-from emadapt.tokens import run, token_key, token_views
-from emadapt.train import train_unit, unit_key
+from emadapt.tokens import token_key, token_views
+from emadapt.train import unit_key
 from emadapt.trainset import record_reference
-from tiny import blobs, make_study, settings, under_dvc
+from tiny import alignment, blobs, make_study, settings
 
 ROOT = Path(__file__).parents[1]
 SPEC = BackboneSpec("tiny_dinov2", "random", blocks=(2, 4), tile=56, overlap=0.25, views=1, precision="fp32")
@@ -230,7 +229,7 @@ def test_unit_keys_follow_what_alignment_uses_also_without_a_backbone(tmp_path: 
     monkeypatch.setattr("emadapt.models.unet2d.FEATURES", (8, 8, 16, 32, 64, 8))
     params = settings()
     plain = params["backbones"]["t"]
-    params["backbones"] |= {m: plain | described(m) for m in ALIGNMENTS}
+    params["backbones"] |= {m: plain | alignment(m) for m in ALIGNMENTS}
     params["datasets"]["b"]["voxel_nm"] = [50, 4, 4]
     params["regimes"] = {"frozen": {"kind": "frozen"}, "unet2d": {"kind": "unet2d", "head": "unet2d"}}
     params["study"] |= {"backbones": list(params["backbones"]), "regimes": list(params["regimes"])}
@@ -257,7 +256,7 @@ def test_unit_keys_follow_what_alignment_uses_also_without_a_backbone(tmp_path: 
 
 def test_the_file_that_stands_for_the_reference_changes_with_it_alone(tmp_path: Path) -> None:
     params = settings()
-    params["backbones"]["h"] = params["backbones"]["t"] | described("histogram")
+    params["backbones"]["h"] = params["backbones"]["t"] | alignment("histogram")
     params["study"]["backbones"] = ["t", "h"]
     study = make_study(tmp_path, params)
     before = {name: record_reference(study, name).read_bytes() for name in study.backbones}
@@ -272,10 +271,6 @@ def test_the_file_that_stands_for_the_reference_changes_with_it_alone(tmp_path: 
 
 
 # ---------------------------------------------------------------- settings
-
-
-def described(method: str, reference: str = "b") -> dict[str, str]:
-    return {"align": method} | ({"reference": reference} if ALIGNMENTS[method] else {})
 
 
 def test_methods_and_their_checks_are_the_same() -> None:
@@ -348,74 +343,3 @@ def test_diagnosis_measures_aligned_slices_and_statistics_of_changed_ones() -> N
     assert np.abs(found["", "dull"] - found["", ""]).mean() > 0.03
     assert np.abs(found["standardise", "dull"] - found["standardise", ""]).mean() < 0.005
     assert np.abs(found["tokens", "standardise", ""] - found["tokens", "", ""]).mean() > 0.01  # not what was kept of the other
-
-
-def aligned_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
-    """A backbone for each method, two datasets of different pixel size."""
-    monkeypatch.setattr("emadapt.models.unet2d.FEATURES", (8, 8, 16, 32, 64, 8))
-    params = settings(epochs=1, steps_per_epoch=1)
-    params["backbones"] = {m: params["backbones"]["t"] | described(m) for m in ALIGNMENTS}
-    params["diagnose"] |= {"controls": False, "permutations": 3, "replicates": 2}
-    params["datasets"]["a"]["voxel_nm"] = [30, 4, 4]
-    params["regimes"] = {"frozen": {"kind": "frozen"}, "unet2d": {"kind": "unet2d"}, "lora": {"kind": "lora", "rank": 2}}
-    params["study"] |= {"backbones": list(ALIGNMENTS), "regimes": list(params["regimes"]), "train_sets": ["paired"]}
-    return make_study(tmp_path, params)
-
-
-def train_and_evaluate(study: Study, unit: Unit) -> None:
-    folder = train_unit(study, unit)
-    assert set(json.loads(evaluate_unit(study, unit).read_text())["test"]) == {"a", "b"}
-    check_card(study, unit.backbone, load_segmenter(folder)[1])
-
-
-def test_a_union_trains_and_evaluates_aligned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    study = aligned_study(tmp_path, monkeypatch)
-    train_and_evaluate(study, Unit("histogram", "frozen", "paired", 0))
-    train_and_evaluate(study, Unit("voxel", "unet2d", "paired", 0))
-
-
-@pytest.mark.slow
-def test_a_study_trains_evaluates_and_diagnoses_with_each_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    study = aligned_study(tmp_path, monkeypatch)
-    for method in ALIGNMENTS:
-        for dataset in study.datasets:
-            run(study, method, dataset)
-        for regime in ("frozen", *(["lora"] if method == "fda" else [])):
-            train_and_evaluate(study, Unit(method, regime, "paired", 0))
-            assert json.loads(diagnose(study, method, regime).read_text())["pairs"]
-
-
-def check_card(study: Study, method: str, card: dict[str, Any]) -> None:
-    """What a model says of its alignment is enough to align other data without the reference's files."""
-    assert (card["backbone"]["align"], card["settings"]["backbone"]["align"]) == (method, method)
-    said, own = card["align"], statistics(open_volume("a"))
-    assert said["datasets"]["a"]["method"] == method
-    reference = align.Statistics(**said["reference"]) if "reference" in said else own
-    shutil.move("build/ingest/b", "elsewhere")
-    again = METHODS[method](own, reference)
-    shutil.move("elsewhere", "build/ingest/b")
-    image = open_volume("a").image[0]
-    expected = aligner_of(open_volume("a"), study.backbone_specs[method])
-    assert again.facts == expected.facts
-    np.testing.assert_array_equal(again(image), expected(image))
-
-
-@pytest.mark.slow
-def test_dvc_makes_aligned_tokens_again_when_the_reference_changes_and_no_others(tmp_path: Path) -> None:
-    params = settings(epochs=1, steps_per_epoch=1)
-    params["backbones"]["h"] = params["backbones"]["t"] | described("histogram")
-    params["study"] |= {"backbones": ["t", "h"], "regimes": ["ridge"], "train_sets": ["a"]}
-    params["regimes"] = {"ridge": {"kind": "ridge"}}
-    make_study(tmp_path, params, ingested=False)
-    sh = under_dvc(tmp_path)
-    trained = ["train@t-ridge-a-0", "train@h-ridge-a-0"]
-    sh("dvc", "repro", *trained)
-    path = tmp_path / "data/b/image.tif"
-    tifffile.imwrite(path, 255 - tifffile.imread(path), photometric="minisblack")
-    sh("dvc", "add", "-q", "data")
-    before = ["trainset@t-a", "trainset@h-a"]
-    ran = {line.split("'")[1] for line in sh("dvc", "repro", *before).splitlines() if line.startswith("Running stage")}
-    assert {"ingest@b", "reference@h", "tokens@h-a", "trainset@h-a"} <= ran
-    assert "tokens@t-a" not in ran  # ingest@a looks at all of data/, and writes the same again
-    stale = {line.rstrip(":") for line in sh("dvc", "status", *trained).splitlines() if line.endswith(":") and line[0] != "\t"}
-    assert stale == {"train@h-ridge-a-0"}

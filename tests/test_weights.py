@@ -21,12 +21,9 @@ from emadapt.models import convert, weights
 from emadapt.models.archs import BACKBONES
 from emadapt.models.backbones import create_vit
 from emadapt.models.weights import Provenance, check_source, load_weights
+from tiny import same_tensors
 
 State = dict[str, torch.Tensor]
-
-
-def _equal(a: State, b: State) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 @pytest.fixture
@@ -46,9 +43,9 @@ def test_random_depends_on_the_seed_alone() -> None:
     torch.manual_seed(6)
     again, same = load_weights("tiny_dinov3", "random", seed=3)
     other, different = load_weights("tiny_dinov3", "random", seed=4)
-    assert _equal(state, again)
+    assert same_tensors(state, again)
     assert same == provenance
-    assert not _equal(state, other)
+    assert not same_tensors(state, other)
     assert different.sha256 != provenance.sha256
     assert "control" in provenance.note
     assert provenance.to_dict() == {
@@ -76,7 +73,7 @@ def test_file_round_trip(suffix: str, tiny: State, tmp_path: Path) -> None:
     else:
         torch.save({"epoch": 3, "state_dict": tiny} if suffix == ".pth" else tiny, path)
     state, provenance = load_weights("tiny_dinov2", "file", file=path)
-    assert _equal(state, tiny)
+    assert same_tensors(state, tiny)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     assert provenance == Provenance("file", str(path), digest)
 
@@ -114,7 +111,7 @@ def test_metas_dinov3_naming_and_its_zero_biases(tmp_path: Path) -> None:
         meta[f"blocks.{i}.attn.qkv.bias_mask"] = torch.full((192,), float("nan"))
     path = tmp_path / "w.safetensors"
     save_file(meta, path)
-    assert _equal(load_weights("tiny_dinov3", "file", file=path)[0], ours)
+    assert same_tensors(load_weights("tiny_dinov3", "file", file=path)[0], ours)
     meta["blocks.2.attn.qkv.bias"][5] = 0.1
     save_file(meta, path)
     with pytest.raises(InputError, match=r"non-zero attention bias \(blocks.2.attn.qkv.bias\)"):
@@ -362,12 +359,12 @@ def test_filled_hub_cache_works_without_a_network(
         save_file(state, path)
     check_source(arch, "hub")
     loaded, provenance = load_weights(arch, "hub")
-    assert _equal(loaded, state)
+    assert same_tensors(loaded, state)
     assert provenance.name == f"{repository}/{file}"
     assert provenance.note == f"revision {revision}"
     assert provenance.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     if path.suffix == ".safetensors":
-        assert _equal(load_file(path), loaded)
+        assert same_tensors(load_file(path), loaded)
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(InputError, match=file):
         check_source(arch, "hub")

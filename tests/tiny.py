@@ -19,7 +19,12 @@ from emadapt import fit as fitting
 from emadapt.config import BackboneSpec, RegimeSpec, Study, Unit, load_study
 from emadapt.data.ingest import ingest
 from emadapt.models.segmenter import build_segmenter, save_segmenter
+from emadapt.problems import ALIGNMENTS
 from emadapt.train import train_unit
+
+
+def same_tensors(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 def blobs(shape: tuple[int, int, int], seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -55,6 +60,10 @@ def settings(arch: str = "tiny_dinov2", **train: Any) -> dict[str, Any]:
         "diagnose": {"blocks": 4, "tokens": 200, "permutations": 9, "replicates": 4},
         "train": {"epochs": 2, "steps_per_epoch": 3, "batch": 2, "warmup_steps": 2, **train},
     }  # fmt: skip
+
+
+def alignment(method: str, reference: str = "b") -> dict[str, str]:
+    return {"align": method} | ({"reference": reference} if ALIGNMENTS[method] else {})
 
 
 def make_study(root: Path, params: dict[str, Any] | None = None, *, ingested: bool = True) -> Study:
