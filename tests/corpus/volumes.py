@@ -118,6 +118,7 @@ HDF5S: dict[str, Write] = {
     "hdf5-axes-of-another-number": with_attributes(axistags=json.dumps({"axes": [{"key": "z"}]})),
     "hdf5-axes-that-are-no-text": with_attributes(axistags=json.dumps({"axes": [{"key": [1]}] * 3})),
     "hdf5-infinite-voxels": with_attributes(element_size_um=[np.inf, 1.0, 1.0]),
+    "hdf5-voxels-of-light-years": with_attributes(element_size_um=[9e74, 1.0, 1.0]),
 }
 
 

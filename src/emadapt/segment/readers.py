@@ -16,6 +16,7 @@ from emadapt.data.pairing import IMAGE_SUFFIXES, SliceRef, list_slices, natural
 from emadapt.data.volume import LARGE, Array, Stack, check_values, open_stack, read_slice
 from emadapt.errors import InputError
 
+METRE_NM = 1e9
 HDF5_SUFFIXES = (".h5", ".hdf5", ".hdf", ".he5")
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 MOST = 2**20
@@ -191,9 +192,13 @@ def stated_voxel(attributes: dict[str, Any]) -> Voxel | None:
 
 
 def as_voxel(values: Sequence[float]) -> Voxel:
-    """Three sizes with the digits that files mean: 0.005 um is 5 nm."""
+    """Three sizes in nm with the digits that files mean: 0.005 um is 5 nm.
+
+    Raises:
+        ValueError: one is not finite, or as large as a metre: a header that is damaged.
+    """
     z, y, x = (float(f"{v:.6g}") for v in values)
-    if not np.isfinite([z, y, x]).all():
+    if not all(abs(v) < METRE_NM for v in (z, y, x)):  # NaN is not
         raise ValueError(f"voxels of {z:g} x {y:g} x {x:g} nm")
     return z, y, x
 
