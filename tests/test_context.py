@@ -11,17 +11,19 @@ import pytest
 import tifffile
 
 from emadapt.config import BackboneSpec, RegimeSpec, Unit
-from emadapt.data.ingest import open_volume
+from emadapt.data.ingest import Volume, open_volume
 from emadapt.data.patches import CropDataset, Draw
 from emadapt.data.tiles import geometry_of, to_input, with_neighbours
-from emadapt.errors import ConfigError, InputError
+from emadapt.errors import ConfigError
 from emadapt.evaluate import evaluate_unit
-from emadapt.models.segmenter import build_segmenter
+from emadapt.models.segmenter import build_segmenter, load_segmenter
 from emadapt.predict import predict_slice, predict_slices
-from emadapt.segment.job import Order, prepare
+from emadapt.segment import job, partial, preview, writers
+from emadapt.segment.job import Order
+from emadapt.segment.run import segment_volume
 from emadapt.tokens import _ingredients, token_views
 from emadapt.train import train_unit
-from tiny import make_study, settings, write_model
+from tiny import blobs, make_study, settings, write_model
 
 SPEC = BackboneSpec("tiny_dinov2", "random", tile=56, overlap=0.25, views=1, precision="fp32", context=1)
 
@@ -90,8 +92,30 @@ def test_studies_train_and_evaluate_with_context(tmp_path: Path, monkeypatch: py
             assert 0 < test["a"]["iou"] <= 1
 
 
-def test_segment_refuses_a_model_with_context(tmp_path: Path) -> None:
-    tifffile.imwrite(tmp_path / "image.tif", np.zeros((3, 60, 60), np.uint8), photometric="minisblack")
-    model = write_model(tmp_path / "model", context=1)
-    with pytest.raises(InputError, match=r"context: 1.*evaluate"):
-        prepare(Order(str(tmp_path / "image.tif"), "mask.tif", str(model), voxel_nm=(30.0, 5.0, 5.0)))
+@pytest.mark.parametrize("change", [{}, {"scale": 0.7, "smooth_z_nm": 30.0}], ids=str)
+def test_segment_shows_the_neighbours_of_each_slice_however_it_is_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
+) -> None:
+    image, label = blobs((7, 90, 60), 2)
+    tifffile.imwrite(tmp_path / "image.tif", image, photometric="minisblack")
+    model = write_model(tmp_path / "model", context=1, **change)
+    volume = Volume("v", image, label, {"split": {"train": [], "val": [], "test": []}, "md5": "", "voxel_nm": [30, 5, 5]})
+    expected = np.stack([p for _, p in predict_slices(load_segmenter(model)[0], volume, list(range(7)))])
+    order = Order(str(tmp_path / "image.tif"), str(tmp_path / "mask.tif"), str(model), voxel_nm=(30.0, 5.0, 5.0),
+                  window=(0.0, 255.0), overwrite=True)  # fmt: skip
+    masks = []
+    for depth, block in ((16, 2**25), (2, 2**25), (16, 1000)):
+        for module in (job, partial, writers):
+            monkeypatch.setattr(module, "CHUNK", 16)
+        monkeypatch.setattr(job, "DEPTH", depth)
+        monkeypatch.setattr(job, "BLOCK", block)
+        segment_volume(order)
+        masks.append(tifffile.imread(order.output))
+    clear = np.abs(expected - 0.5) > (1e-4 if change else 0)
+    for mask in masks:
+        np.testing.assert_array_equal(mask[clear], np.where(expected > 0.5, 255, 0)[clear])
+    np.testing.assert_array_equal(masks[0], masks[1])
+    alone = np.stack([predict_slice(load_segmenter(model)[0], np.repeat(z[..., None], 3, -1)) for z in image])
+    assert ((alone > 0.5) != (expected > 0.5)).any()
+    preview.preview(dataclasses.replace(order, output=str(tmp_path / "page.html")))
+    assert (tmp_path / "page.html").is_file()

@@ -130,6 +130,9 @@ def test_what_is_no_function_of_one_image_is_refused(tmp_path: Path) -> None:
     model.segmenter.domains = {"a": {}}
     with pytest.raises(InputError, match="align: routed"):
         check_exportable(model)
+    write_model(tmp_path / "neighbours", context=1)
+    with pytest.raises(InputError, match="context: 1"):
+        check_exportable(open_model(tmp_path / "neighbours"))
     write_model(tmp_path / "strided", stride=7)
     with pytest.raises(InputError, match="overlapping patches"):
         check_exportable(open_model(tmp_path / "strided"))

@@ -80,6 +80,8 @@ def check_exportable(model: Model) -> None:
         reason = f"regime with `align: {segmenter.regime.align}`, where a part of the model is chosen for each volume"
     elif segmenter.spec.align not in ("", "voxel"):
         reason = f"backbone with `align: {segmenter.spec.align}`, which needs the grey values of the whole volume"
+    elif segmenter.spec.context:
+        reason = "backbone with `context: 1`, which sees a slice and its two neighbours"
     elif segmenter.backbone.stride != segmenter.backbone.arch.patch:
         reason = "overlapping patches (`stride` of the backbone)"
     elif sum(p.numel() for p in segmenter.parameters()) * 4 > LARGEST:

@@ -55,7 +55,7 @@ def domain_of_volume(runner: Runner) -> Domain:
     if not known:
         raise InputError(model.folder / "model.json", found="no token statistics: a model of another version",
                          expected="those of its training data", do="Train the unit again.")  # fmt: skip
-    tiles = spread_tiles(runner.source, runner.job.window, runner.geo, TILES)
+    tiles = spread_tiles(runner.source, runner.job.window, runner.geo, TILES, runner.model.segmenter.spec.context)
     found = statistics_of(model.segmenter, tiles.split(1))
     return Domain({name: shift(found, own) for name, own in known.items()},
                   {name: max(own["usual"]) for name, own in known.items()})  # fmt: skip

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 import emadapt
@@ -155,10 +156,6 @@ def settle(order: Order, source: Source, model: Model) -> Job:
     voxel = voxel_of(source, model, order.voxel_nm)
     dataset, zoom = zoom_for(model, voxel)
     spec = model.segmenter.spec
-    if spec.context:
-        raise InputError(model.folder, found="a model with `context: 1`, which sees three slices at a time",
-                         expected="one that sees a slice by itself: volumes are read as streams of rows of single slices",
-                         do="Use a model of a backbone without `context`; `emadapt evaluate` scores this one.")  # fmt: skip
     if spec.align in WHOLE_SLICE and math.prod(source.shape[1:]) > LARGE:
         raise InputError(source.name, found=f"slices of {source.shape[1]} x {source.shape[2]}",
                          expected=f"at most {LARGE} pixels for a model with `align: {spec.align}`, which sees whole slices",
@@ -172,7 +169,7 @@ def settle(order: Order, source: Source, model: Model) -> Job:
     geo = geometry_for(model, source.shape[1:], dataset, aligner)
     domain = ""
     if model.segmenter.domains:
-        tiles = spread_tiles(source, window, geo, TILES)
+        tiles = spread_tiles(source, window, geo, TILES, spec.context)
         domain, _ = nearest(model.segmenter, statistics_of(model.segmenter, tiles.split(1)), source.name)
     depth, rows = block_size(source, geo)
     kinds = ("mask", *(["probabilities"] if order.probabilities else []), *(["instances"] if order.instances else []))
@@ -231,19 +228,26 @@ def grey_statistics(source: Source, window: tuple[float, float], voxel: Voxel) -
     return statistics_from((to_uint8(image, *window) for image in sampled(source)), min(source.shape[1:]), list(voxel))
 
 
-def spread_tiles(source: Source, window: tuple[float, float], geo: Geometry, n: int) -> torch.Tensor:
-    """About n tiles of the volume as the model sees them, (n, 1, h, w) in [0, 1]: a few of each of up to eight slices."""
+def spread_tiles(source: Source, window: tuple[float, float], geo: Geometry, n: int, context: int = 0) -> torch.Tensor:
+    """About n tiles of the volume as the model sees them, (n, 1 or 3, h, w) in [0, 1]: a few of each of up to eight slices."""
     slices = spread(source.shape[0], 8)
     corners, tiles = geo.corners(0.0), []
     for i, z in enumerate(slices):
-        image = Input(functools.partial(grey_rows_of, source, window, geo, z), geo)
+        image = Input(functools.partial(grey_rows_of, source, window, geo, context, z), geo)
         share = [k for k in range(len(corners)) if k % len(slices) == i] or [i % len(corners)]  # other places in each slice
         tiles += [image.tiles([corners[share[k]]]) for k in spread(len(share), max(1, n // len(slices)))]
     return torch.cat(tiles)
 
 
-def grey_rows_of(source: Source, window: tuple[float, float], geo: Geometry, z: int, y0: int, y1: int) -> Grey:
-    """Rows of a slice of the volume, aligned; of alignments that need a whole slice, that slice's."""
+def grey_rows_of(source: Source, window: tuple[float, float], geo: Geometry, context: int, z: int, y0: int, y1: int) -> Grey:
+    """Rows of a slice of the volume, aligned; of alignments that need a whole slice, that slice's.
+
+    With `context` (n, X, 3): of the slice below, of itself and above; at an end its one neighbour stands on both sides.
+    """
+    if context:
+        last = source.shape[0] - 1
+        below, above = (z - 1 if z else min(1, last)), (z + 1 if z < last else max(last - 1, 0))
+        return np.stack([grey_rows_of(source, window, geo, 0, k, y0, y1) for k in (below, z, above)], -1)
     if geo.aligner.facts.get("method") in WHOLE_SLICE:
         return geo.aligner(to_uint8(source.read(z, z + 1)[0], *window))[y0:y1]
     return geo.aligner(to_uint8(source.read(z, z + 1, y0, y1)[0], *window))
@@ -260,8 +264,12 @@ class Runner:
             model.segmenter.use(job.domain)
 
     def load(self, block: Block) -> Array | None:
-        """What is read of a block of whole slices, at once since it lies together; of a part of a slice nothing yet."""
-        return self.source.read(block.z0, block.z1) if block.y1 - block.y0 == self.job.shape[1] else None
+        """What is read of a block of whole slices, at once since it lies together.
+
+        Nothing yet of a part of a slice, nor where slices are seen with neighbours that may lie in other blocks.
+        """
+        whole = block.y1 - block.y0 == self.job.shape[1] and not self.model.segmenter.spec.context
+        return self.source.read(block.z0, block.z1) if whole else None
 
     def probability(self, block: Block, loaded: Array | None) -> Iterator[tuple[int, int, Probability]]:
         """The block's rows as they are done: number of the slice, number of the first row, (n, X) in [0, 1]."""
@@ -275,7 +283,7 @@ class Runner:
     def reader(self, z: int, image: Array | None) -> Read:
         """Rows of slice z, aligned."""
         if image is None:
-            return functools.partial(grey_rows_of, self.source, self.job.window, self.geo, z)
+            return functools.partial(grey_rows_of, self.source, self.job.window, self.geo, self.model.segmenter.spec.context, z)
         if self.model.segmenter.spec.align in WHOLE_SLICE:
             image = self.geo.aligner(to_uint8(image, *self.job.window))
             return lambda y0, y1: image[y0:y1]

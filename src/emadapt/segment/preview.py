@@ -82,10 +82,11 @@ def field(runner: Runner, number: int) -> Field:
     places = min(FIELDS, job.shape[0])
     z = spread(job.shape[0], places)[number]
     y, x = (round((n - s) * (number + 0.5) / places) for n, s in zip(geo.native, side, strict=True))
-    image = np.ascontiguousarray(grey_rows_of(runner.source, job.window, geo, z, y, y + side[0])[:, x : x + side[1]])
+    context = runner.model.segmenter.spec.context
+    image = np.ascontiguousarray(grey_rows_of(runner.source, job.window, geo, context, z, y, y + side[0])[:, x : x + side[1]])
     own = geometry_for(runner.model, (side[0], side[1]), job.dataset, dataclasses.replace(AS_IT_IS, zoom=job.zoom))
     rows = predict_rows(runner.model.segmenter, lambda a, b: image[a:b], own, 0, side[0], job.flips)
-    return Field(z, y, x, image, np.concatenate(list(rows)))
+    return Field(z, y, x, image[..., 1] if context else image, np.concatenate(list(rows)))
 
 
 def page(order: Order, runner: Runner, fields: list[Field], domain: Domain | None) -> str:

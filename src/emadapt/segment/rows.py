@@ -23,7 +23,7 @@ from emadapt.models.segmenter import Segmenter
 from emadapt.predict import BATCH_TILES, Probability, over_flips
 
 Read = Callable[[int, int], Grey]
-"""Rows [y0, y1) of a slice as (y1 - y0, X) uint8, at its own resolution, aligned."""
+"""Rows [y0, y1) of a slice as (y1 - y0, X) uint8, at its own resolution, aligned; with its neighbours (y1 - y0, X, 3)."""
 
 FETCH = 2**22
 """Pixels of a slice that are read and resized at once, where a batch of tiles does not need more."""
@@ -151,7 +151,7 @@ class Input:
         self.start, self.held = 0, np.empty((0, geo.padded[1]), np.uint8)
 
     def tiles(self, corners: list[tuple[int, int]]) -> torch.Tensor:
-        """Tiles at these corners of the padded slice, (n, 1, h, w) in [0, 1]."""
+        """Tiles at these corners of the padded slice, (n, 1 or 3, h, w) in [0, 1]."""
         h, w = self.geo.tile
         top, bottom = corners[0][0], corners[-1][0] + h
         if top < self.start or bottom > self.start + len(self.held):
@@ -164,13 +164,18 @@ class Input:
         """Rows [top, bottom) of the padded slice."""
         wanted = self.source[top:bottom]
         r0, r1 = int(wanted.min()), int(wanted.max()) + 1
-        if self.taps is None:
-            rows = _resized(self.read(r0, r1), self.geo.resized[1], Image.Resampling.BICUBIC)
+        n0, n1 = (r0, r1) if self.taps is None else (int(self.taps.first[r0]), int(self.taps.stop[r1 - 1]))
+        shown = self.read(n0, n1)
+        if shown.ndim == 2:
+            rows = self._resampled(shown, n0, r0, r1)
         else:
-            n0, n1 = int(self.taps.first[r0]), int(self.taps.stop[r1 - 1])
-            wide = _resized(self.read(n0, n1), self.geo.resized[1], Image.Resampling.BICUBIC)
-            rows = grey_rows(wide, n0, self.taps, r0, r1)
+            rows = np.stack([self._resampled(shown[..., k], n0, r0, r1) for k in range(shown.shape[-1])], -1)
         return np.ascontiguousarray(rows[wanted - r0][:, self.columns])
+
+    def _resampled(self, shown: Grey, start: int, r0: int, r1: int) -> Grey:
+        """Rows [r0, r1) of the resized slice, of which `shown` are the native rows from `start` on."""
+        wide = _resized(shown, self.geo.resized[1], Image.Resampling.BICUBIC)
+        return wide if self.taps is None else grey_rows(wide, start, self.taps, r0, r1)
 
 
 def _reflected(height: int, width: int, padded: tuple[int, int], axis: int) -> npt.NDArray[np.int64]:
