@@ -108,7 +108,7 @@ def test_grey_values_as_ingest_takes_them(tmp_path: Path, monkeypatch: pytest.Mo
     write_model(Path("m"))
     settled, runner = settle(monkeypatch, deep[train])
     assert settled.window == (facts["low"], facts["high"])
-    read = runner.reader(0, runner.source.read(0, 1)[0])
+    read = runner.reader(0, runner.source.read(0, 1), 0)
     np.testing.assert_array_equal(read(0, 90), volume.image[train[0]])
     assert settle(monkeypatch, deep, window=(100.0, 9000.0))[0].window == (100.0, 9000.0)
     assert settle(monkeypatch, IMAGE)[0].window == (0.0, 255.0)

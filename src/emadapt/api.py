@@ -153,7 +153,7 @@ def tokens(image: Array, model: Model, voxel_nm: Voxel, window: tuple[float, flo
     from emadapt.predict import BATCH_TILES
 
     runner = _runner(image, model, voxel_nm, None, False, window)
-    shown, corners, found = Input(runner.reader(0, runner.source.read(0, 1)[0]), runner.geo), runner.geo.corners(0.0), []
+    shown, corners, found = Input(runner.reader(0, runner.source.read(0, 1), 0), runner.geo), runner.geo.corners(0.0), []
     device = next(model.segmenter.buffers()).device
     for start in range(0, len(corners), BATCH_TILES):
         with torch.inference_mode(), autocast(model.segmenter.spec.precision):

@@ -239,15 +239,18 @@ def spread_tiles(source: Source, window: tuple[float, float], geo: Geometry, n: 
     return torch.cat(tiles)
 
 
+def around(z: int, n: int) -> tuple[int, int, int]:
+    """The slices below, itself and above in a volume of n slices, as `data.tiles.with_neighbours` has them."""
+    return z - 1 if z else min(1, n - 1), z, z + 1 if z < n - 1 else max(n - 2, 0)
+
+
 def grey_rows_of(source: Source, window: tuple[float, float], geo: Geometry, context: int, z: int, y0: int, y1: int) -> Grey:
     """Rows of a slice of the volume, aligned; of alignments that need a whole slice, that slice's.
 
     With `context` (n, X, 3): of the slice below, of itself and above; at an end its one neighbour stands on both sides.
     """
     if context:
-        last = source.shape[0] - 1
-        below, above = (z - 1 if z else min(1, last)), (z + 1 if z < last else max(last - 1, 0))
-        return np.stack([grey_rows_of(source, window, geo, 0, k, y0, y1) for k in (below, z, above)], -1)
+        return np.stack([grey_rows_of(source, window, geo, 0, k, y0, y1) for k in around(z, source.shape[0])], -1)
     if geo.aligner.facts.get("method") in WHOLE_SLICE:
         return geo.aligner(to_uint8(source.read(z, z + 1)[0], *window))[y0:y1]
     return geo.aligner(to_uint8(source.read(z, z + 1, y0, y1)[0], *window))
@@ -258,36 +261,49 @@ class Runner:
 
     def __init__(self, job: Job, source: Source, model: Model) -> None:
         self.job, self.source, self.model = job, source, model
+        self.context = model.segmenter.spec.context
         statistics = Statistics(**job.statistics) if job.statistics else None
         self.geo = geometry_for(model, job.shape[1:], job.dataset, aligner_for(model, statistics, job.zoom))
         if job.domain:
             model.segmenter.use(job.domain)
 
     def load(self, block: Block) -> Array | None:
-        """What is read of a block of whole slices, at once since it lies together.
+        """What is read of a block of whole slices, with neighbours where the model sees them, at once since it lies together.
 
-        Nothing yet of a part of a slice, nor where slices are seen with neighbours that may lie in other blocks.
+        Of a part of a slice nothing yet.
         """
-        whole = block.y1 - block.y0 == self.job.shape[1] and not self.model.segmenter.spec.context
-        return self.source.read(block.z0, block.z1) if whole else None
+        if block.y1 - block.y0 < self.job.shape[1]:
+            return None
+        return self.source.read(self._first(block), min(block.z1 + self.context, self.job.shape[0]))
+
+    def _first(self, block: Block) -> int:
+        """The first slice that is read of a block of whole slices."""
+        return max(block.z0 - self.context, 0)
 
     def probability(self, block: Block, loaded: Array | None) -> Iterator[tuple[int, int, Probability]]:
         """The block's rows as they are done: number of the slice, number of the first row, (n, X) in [0, 1]."""
         for z in range(block.z0, block.z1):
             y = block.y0
-            read = self.reader(z, None if loaded is None else loaded[z - block.z0])
+            read = self.reader(z, loaded, self._first(block))
             for rows in predict_rows(self.model.segmenter, read, self.geo, block.y0, block.y1, self.job.flips):
                 yield z, y, rows
                 y += len(rows)
 
-    def reader(self, z: int, image: Array | None) -> Read:
-        """Rows of slice z, aligned."""
-        if image is None:
-            return functools.partial(grey_rows_of, self.source, self.job.window, self.geo, self.model.segmenter.spec.context, z)
+    def reader(self, z: int, loaded: Array | None, first: int) -> Read:
+        """Rows of slice z, aligned, of what is loaded from slice `first` on."""
+        if loaded is None:
+            return functools.partial(grey_rows_of, self.source, self.job.window, self.geo, self.context, z)
+        seen = around(z, self.job.shape[0]) if self.context else (z,)
+        images = [loaded[k - first] for k in seen]
         if self.model.segmenter.spec.align in WHOLE_SLICE:
-            image = self.geo.aligner(to_uint8(image, *self.job.window))
-            return lambda y0, y1: image[y0:y1]
-        return lambda y0, y1: self.geo.aligner(to_uint8(image[y0:y1], *self.job.window))
+            images = [self.geo.aligner(to_uint8(image, *self.job.window)) for image in images]
+            return lambda y0, y1: _channels([image[y0:y1] for image in images])
+        return lambda y0, y1: _channels([self.geo.aligner(to_uint8(image[y0:y1], *self.job.window)) for image in images])
+
+
+def _channels(rows: list[Grey]) -> Grey:
+    """(n, X) of one slice, (n, X, 3) of three."""
+    return rows[0] if len(rows) == 1 else np.stack(rows, -1)
 
 
 def open_runner(job: Job) -> Runner:
