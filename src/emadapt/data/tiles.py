@@ -90,8 +90,13 @@ def with_neighbours(volume: Volume, z: int, context: int) -> Grey:
         return np.asarray(volume.image[z])
     ends = np.cumsum([0, *(n for _, n in volume.manifest.get("parts", [["all", len(volume.image)]]))])
     first, last = int(ends[ends <= z].max()), int(ends[ends > z].min()) - 1
-    below, above = z - 1 if z > first else min(z + 1, last), z + 1 if z < last else max(z - 1, first)
-    return np.stack([volume.image[k] for k in (below, z, above)], -1)
+    return np.stack([volume.image[k] for k in around(z, first, last)], -1)
+
+
+def around(z: int, first: int, last: int) -> tuple[int, int, int]:
+    """The slices below, itself and above in a volume of slices `first` to `last`; at an end its one neighbour stands twice."""
+    below, above = max(z - 1, first), min(z + 1, last)
+    return (below if z > first else above), z, (above if z < last else below)
 
 
 def to_input(image: Grey, geo: Geometry) -> Grey:

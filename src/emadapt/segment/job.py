@@ -17,7 +17,7 @@ import torch
 import emadapt
 from emadapt.closest import nearest, statistics_of
 from emadapt.data.align import Statistics, statistics_from
-from emadapt.data.tiles import Geometry, Grey
+from emadapt.data.tiles import Geometry, Grey, around
 from emadapt.data.volume import Array, grey_window, to_uint8
 from emadapt.errors import InputError
 from emadapt.predict import Probability
@@ -239,18 +239,13 @@ def spread_tiles(source: Source, window: tuple[float, float], geo: Geometry, n: 
     return torch.cat(tiles)
 
 
-def around(z: int, n: int) -> tuple[int, int, int]:
-    """The slices below, itself and above in a volume of n slices, as `data.tiles.with_neighbours` has them."""
-    return z - 1 if z else min(1, n - 1), z, z + 1 if z < n - 1 else max(n - 2, 0)
-
-
 def grey_rows_of(source: Source, window: tuple[float, float], geo: Geometry, context: int, z: int, y0: int, y1: int) -> Grey:
     """Rows of a slice of the volume, aligned; of alignments that need a whole slice, that slice's.
 
     With `context` (n, X, 3): of the slice below, of itself and above; at an end its one neighbour stands on both sides.
     """
     if context:
-        return np.stack([grey_rows_of(source, window, geo, 0, k, y0, y1) for k in around(z, source.shape[0])], -1)
+        return np.stack([grey_rows_of(source, window, geo, 0, k, y0, y1) for k in around(z, 0, source.shape[0] - 1)], -1)
     if geo.aligner.facts.get("method") in WHOLE_SLICE:
         return geo.aligner(to_uint8(source.read(z, z + 1)[0], *window))[y0:y1]
     return geo.aligner(to_uint8(source.read(z, z + 1, y0, y1)[0], *window))
@@ -293,7 +288,7 @@ class Runner:
         """Rows of slice z, aligned, of what is loaded from slice `first` on."""
         if loaded is None:
             return functools.partial(grey_rows_of, self.source, self.job.window, self.geo, self.context, z)
-        seen = around(z, self.job.shape[0]) if self.context else (z,)
+        seen = around(z, 0, self.job.shape[0] - 1) if self.context else (z,)
         images = [loaded[k - first] for k in seen]
         if self.model.segmenter.spec.align in WHOLE_SLICE:
             images = [self.geo.aligner(to_uint8(image, *self.job.window)) for image in images]
