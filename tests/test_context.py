@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
+import torch
 
 from emadapt.config import BackboneSpec, RegimeSpec, Unit
 from emadapt.data.ingest import Volume, open_volume
@@ -87,9 +88,27 @@ def test_studies_train_and_evaluate_with_context(tmp_path: Path, monkeypatch: py
     for regime in study.regimes:
         unit = Unit("t", regime, "a", 0)
         train_unit(study, unit)
-        if regime != "unet":
-            test = json.loads(evaluate_unit(study, unit).read_text())["test"]
-            assert 0 < test["a"]["iou"] <= 1
+        test = json.loads(evaluate_unit(study, unit).read_text())["test"]
+        assert 0 < test["a"]["iou"] <= 1
+
+
+@pytest.mark.parametrize("kind", ["unet2d", "resunet3d"])
+def test_networks_from_scratch(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In 2D three slices enter, and the middle one is not all that counts; a patch in 3D has its own neighbours."""
+    monkeypatch.setattr("emadapt.models.unet2d.FEATURES", (8, 8, 16, 32, 64, 8))
+    regime = RegimeSpec(kind, patch=(6, 64, 64), channels=(4, 4, 4, 4, 4))
+    model = build_segmenter(SPEC, regime, kind, 0).eval()
+    if kind == "resunet3d":
+        assert model.spec.context == 0
+        assert model(torch.rand(1, 1, 6, 64, 64), (64, 64)).shape == (1, 2, 6, 64, 64)
+        return
+    assert model.spec.context == 1
+    images = torch.rand(1, 3, 64, 64)
+    alone = images[:, 1:2].expand(-1, 3, -1, -1)
+    assert not torch.equal(model(images, (64, 64)), model(alone, (64, 64)))
+    plain = build_segmenter(dataclasses.replace(SPEC, context=0), regime, kind, 0)
+    first, ours = (next(m.head.parameters()) for m in (plain, model))
+    assert (first.shape[1], ours.shape[1]) == (1, 3)
 
 
 @pytest.mark.parametrize("change", [{}, {"scale": 0.7, "smooth_z_nm": 30.0}], ids=str)

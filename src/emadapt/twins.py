@@ -29,7 +29,7 @@ def identity(described: dict[str, Any], segmenter: Segmenter) -> dict[str, Any]:
         return described | {"unit": None}
     if segmenter.regime.no_backbone:
         settings = {name: getattr(segmenter.spec, name) for name in INPUT}
-        settings |= {name: value for name in ("smooth_z_nm", "flips") if (value := getattr(segmenter.spec, name))}
+        settings |= {name: value for name in ("smooth_z_nm", "flips", "context") if (value := getattr(segmenter.spec, name))}
         if segmenter.spec.align:
             settings |= {"align": segmenter.spec.align, "reference": segmenter.spec.reference}
         seed = None if segmenter.regime.untrained else described["unit"]["seed"]

@@ -28,7 +28,7 @@ from emadapt.models.outside import own_spec as outside_spec
 from emadapt.models.regimes import State, adapter_state, apply_regime, cut_of, load_adapter, use_adapter
 from emadapt.models.resunet3d import ResUNet3d
 from emadapt.models.sam2 import Sam2
-from emadapt.models.unet2d import STRIDE, NoBackbone, UNet2d, own_spec
+from emadapt.models.unet2d import NoBackbone, UNet2d, own_spec
 from emadapt.strict import build
 
 WEIGHTS = Path("scratch/weights")
@@ -190,9 +190,11 @@ def build_frozen(spec: BackboneSpec) -> Backbone:
 
 def build_segmenter(spec: BackboneSpec, regime: RegimeSpec, head: str, seed: int, datasets: Sequence[str] = ()) -> Segmenter:
     """A fresh segmenter for training on `datasets`."""
+    if regime.is_3d:
+        own = own_spec(dataclasses.replace(spec, context=0), max(regime.patch[1:]))  # its patches hold the neighbours
+        return Segmenter(own, regime, head, seed, NoBackbone(), datasets)
     if regime.from_scratch:
-        side = max(regime.patch[1:]) if regime.is_3d else 2 * STRIDE
-        return Segmenter(own_spec(spec, side), regime, head, seed, NoBackbone(), datasets)
+        return Segmenter(own_spec(spec), regime, head, seed, NoBackbone(3 if spec.context else 1), datasets)
     if regime.outside:
         return Segmenter(outside_spec(spec, regime, TILE), regime, head, seed, OUTSIDE[regime.kind](regime), datasets)
     return Segmenter(spec, regime, head, seed, build_frozen(spec), datasets)

@@ -26,12 +26,12 @@ NONE = Provenance("none", "no pretrained weights", "none", "a U-Net from random 
 
 
 class NoBackbone(Backbone):
-    """Hands images on as they are."""
+    """Hands images on as they are: of one channel, or of three where `context` shows a slice with its neighbours."""
 
-    def __init__(self) -> None:
+    def __init__(self, channels: int = 1) -> None:
         nn.Module.__init__(self)
         self.arch_name = "none"
-        self.arch = Arch("none", "none", STRIDE, 1, 1, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), None)
+        self.arch = Arch("none", "none", STRIDE, channels, 1, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), None)
         self.vit, self.provenance = nn.Identity(), NONE
         self.blocks, self.normalisation, self.stride = (1,), "checkpoint", STRIDE
 
@@ -40,7 +40,7 @@ class NoBackbone(Backbone):
 
 
 class UNet2d(nn.Module):
-    """MONAI's BasicUNet: 5 levels, two 3x3 convolutions each, instance norm, LeakyReLU; images (B, 1, H, W) in [0, 1].
+    """MONAI's BasicUNet: 5 levels, two 3x3 convolutions each, instance norm, LeakyReLU; images (B, `dim`, H, W) in [0, 1].
 
     Depth, 256-pixel crops and widths (16 to 256, doubling downwards) are those of the 2D U-Net that Franco-Barranco et al. (2022,
     Neuroinformatics 20:437) found stable on Lucchi; a first level twice as wide makes a step on a CPU twice as long. Instance
@@ -56,7 +56,7 @@ class UNet2d(nn.Module):
         image = torch.cat(tokens, 1)
         if not len(image):  # one of several processes may get none, and takes part in the backward pass all the same
             return self.logits([image.new_zeros(1, *image.shape[1:])])[:0]
-        return torch.as_tensor(self.net(image))  # B,1,H,W -> B,2,H,W
+        return torch.as_tensor(self.net(image))  # B,C,H,W -> B,2,H,W
 
     def forward(self, tokens: list[torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
         logits = self.logits(tokens).float()
@@ -66,7 +66,6 @@ class UNet2d(nn.Module):
 def own_spec(spec: BackboneSpec, side: int = 2 * STRIDE) -> BackboneSpec:
     """The backbone's input settings for a U-Net: the tile rounded up to a multiple of its stride (252 becomes 256).
 
-    At least `side`, by itself two strides, since one pixel on the deepest level has no statistics; 0 stays the whole slice. It
-    sees one slice.
+    At least `side`, by itself two strides, since one pixel on the deepest level has no statistics; 0 stays the whole slice.
     """
-    return dataclasses.replace(spec, context=0, tile=spec.tile and max(side, -(-spec.tile // STRIDE) * STRIDE))
+    return dataclasses.replace(spec, tile=spec.tile and max(side, -(-spec.tile // STRIDE) * STRIDE))
