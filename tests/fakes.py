@@ -51,7 +51,7 @@ def transfer_study(seeds: tuple[int, ...] = (0, 1, 2)) -> Study:
 def labelled_of(spec: TrainSetSpec) -> dict[str, list[int]]:
     """`labelled` of metrics.json."""
     total = sum(LABELLED[name] for name in spec.datasets)
-    slices, crops = (len(spec.datasets) * int(amount) for amount in (spec.slices, spec.crops))
+    slices, crops = sum(int(spec.slices_of(d)) for d in spec.datasets), len(spec.datasets) * int(spec.crops)
     return {"slices": [slices or min(crops, total) or total, total], "crops": [crops or 4 * (slices or total), 4 * total]}
 
 

@@ -67,6 +67,9 @@ def test_more_slices_or_tiles_than_there_are(study: Study) -> None:
     ({"datasets": ["a"], "slices": "half"}, "found 'half'"),
     ({"datasets": ["a"], "crops": "101%"}, "found '101%'"),
     ({"datasets": ["a"], "crops": 2, "slices": 2}, "expected one of them"),
+    ({"datasets": ["a", "b"], "slices": {"b": -1}}, "slices.b: found -1; expected a number from 1 on"),
+    ({"datasets": ["a"], "slices": {"b": 2}}, "slices: 'b' is not among its datasets"),
+    ({"datasets": ["a", "b"], "slices": {}}, "slices: found {}; expected"),
     ({"datasets": ["a", "a"]}, "a name stands twice"),
     ({"slices": 2}, "'datasets' is missing"),
     ({"datasets": ["a"], "tiles": 2}, "unknown key 'tiles'"),
@@ -151,6 +154,18 @@ def test_seeds_and_amounts_make_other_models(study: Study) -> None:
     drawn = [prepare(study, Unit("t", "frozen", "half", seed)).volumes for seed in (0, 1)]
     assert [len(v.split["train"]) for v in drawn[0]] == [len(v.split["train"]) for v in drawn[1]]
     assert prepare(study, Unit("t", "frozen", "half", 0)).labelled["slices"] == (4, 10)  # of 5 slices each
+
+
+def test_few_labels_of_one_dataset_beside_all_of_another(tmp_path: Path, study: Study) -> None:
+    """A map gives them: the same slices as the dataset alone with so few."""
+    mixed = make_study(tmp_path / "mixed", params(mixed={"datasets": ["a", "b"], "slices": {"b": 2}},
+                                                  few={"datasets": ["b"], "slices": 2}))  # fmt: skip
+    for seed in (0, 1):
+        volumes = {v.name: v for v in prepare(mixed, Unit("t", "frozen", "mixed", seed)).volumes}
+        [alone] = prepare(mixed, Unit("t", "frozen", "few", seed)).volumes
+        assert [len(v.split["train"]) for v in volumes.values()] == [5, 2]
+        assert volumes["b"].split["train"] == alone.split["train"]
+    assert mixed.describe(Unit("t", "frozen", "mixed", 0))["labelled"] == {"slices": {"b": 2}, "crops": 0}
 
 
 def test_the_record_that_training_depends_on_names_the_amount(study: Study, tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def test_tags_nest_and_headings_descend(read):
     ids = [attributes["id"] for _, attributes in read.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
     targets = {attributes["href"] for attributes in read.all("a")} | {f"#{a.get('aria-labelledby')}" for a in read.all("section")}
-    assert targets == {f"#{name}" for name in ("leaderboard", "matrix", "domain", "slices", "provenance")}
+    assert targets == {f"#{name}" for name in ("leaderboard", "matrix", "unions", "domain", "slices", "provenance")}
 
 
 def test_nothing_comes_from_outside(index, read):
@@ -67,8 +67,8 @@ def test_every_picture_can_be_read_and_is_described(read):
 def test_every_table_says_what_it_is(read):
     tables = len(read.all("table"))
     assert tables == len(read.all("caption")) == len([a for a in read.all("div") if a.get("class") == "scroll"])
-    # Two boards, two matrices, for each regime pairs and crossings, controls of one, correlations, units.
-    assert tables == 2 + 2 + 2 * 2 + 1 + 1 + 1
+    # Two boards, two matrices, together or alone, for each regime pairs and crossings, controls of one, correlations, units.
+    assert tables == 2 + 2 + 1 + 2 * 2 + 1 + 1 + 1
     assert all(attributes.get("tabindex") == "0" and attributes.get("aria-label") for attributes in read.all("div")
                if attributes.get("class") == "scroll")  # fmt: skip
     assert all(attributes.get("scope") in ("row", "col") for attributes in read.all("th"))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,7 @@ def test_summary(reported):
 
 def test_leaderboard(reported):
     text = (reported / "reports/leaderboard.md").read_text()
+    text, together = text.split("## Together or alone")
     lucchi, vnc = text.split("## Test dataset")[1:]
     assert lucchi.startswith(" `lucchi` (32 slices)")
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in vnc.splitlines() if line.startswith("| ")][1:]
@@ -57,6 +59,7 @@ def test_leaderboard(reported):
     assert ranks[4:] == [("lora", "lucchi", "cross-domain"), ("frozen", "lucchi", "cross-domain")]
     assert rows[0][5] == "**0.855** ± 0.007"
     assert rows[0][9:] == ["2", "442,368", "100 s"]
+    assert sum(line.startswith(("| lucchi | paired | lucchi |", "| vnc | paired | vnc |")) for line in together.splitlines()) == 4
 
 
 def test_images_under_other_labels_are_no_other_domain():
@@ -99,6 +102,24 @@ def test_every_model_against_the_best_and_unions_against_single_datasets(reporte
     assert {(e["regime"], e["train_set"], e["against"], e["test_set"]) for e in summary["unions"]} == {
         (regime, "paired", single, single) for regime in ("frozen", "lora") for single in ("lucchi", "vnc")
     }
+    assert not any(e["few"] for e in summary["unions"])
+
+
+def test_a_few_labels_beside_another_dataset_meet_the_same_few_alone(tmp_path: Path) -> None:
+    """`slices: {vnc: 2}` beside all of Lucchi: on VNC against two slices of VNC, on Lucchi against all of Lucchi."""
+    sets = {**SPECS, "vnc_2": TrainSetSpec(("vnc",), slices=2), "vnc_4": TrainSetSpec(("vnc",), slices=4),
+            "new": TrainSetSpec(("lucchi", "vnc"), slices={"vnc": 2})}  # fmt: skip
+    study = dataclasses.replace(a_study(), train_set_specs=sets, train_sets=tuple(sets))
+    write_metrics(tmp_path, study)
+    report.build_report(tmp_path, study)
+    summary = json.loads((tmp_path / "reports/summary.json").read_text())
+    few = {(e["regime"], e["against"], e["test_set"]) for e in summary["unions"] if e["few"]}
+    assert few == {(r, against, test) for r in ("frozen", "lora") for against, test in (("vnc_2", "vnc"), ("lucchi", "lucchi"))}
+    panels = {tuple(curve["datasets"]) for curve in summary["few_shot"]}
+    assert panels == {("vnc",)}  # no curve has a place for few of one dataset and all of another
+    page = (tmp_path / "reports/index.html").read_text()
+    assert 'id="unions"' in page
+    assert page.count("<td>new</td><td>vnc_2</td>") == 2
 
 
 def test_a_difference_turned_round(reported):

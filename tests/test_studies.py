@@ -83,6 +83,18 @@ def test_slices_aligned_in_every_way(here: Path) -> None:
 
 
 @pytest.mark.slow
+def test_one_labelled_slice_beside_another_dataset(here: Path) -> None:
+    write_reference_layouts(here / "data", slices=12, sections=12)
+    summary = run_small(in_small("new_data", SHORT, tile=56))
+    rows = {(row["backbone"], row["train_set"], row["against"], row["test_set"]) for row in summary["unions"]}
+    assert rows == {(backbone, *names) for backbone in ("none", "histogram") for names in (
+        ("lucchi_and_vnc_1", "lucchi", "lucchi"), ("lucchi_and_vnc_1", "vnc_1", "vnc"),
+        ("vnc_and_lucchi_1", "vnc", "vnc"), ("vnc_and_lucchi_1", "lucchi_1", "lucchi"))}  # fmt: skip
+    labelled = {row["train_set"]: row["labelled"]["slices"][0] for row in summary["units"]}
+    assert labelled["lucchi_and_vnc_1"] == labelled["lucchi"] + 1
+
+
+@pytest.mark.slow
 def test_pretraining_in_3d(here: Path) -> None:
     params = in_small("transfer3d", {"epochs": 1, "steps_per_epoch": 1, "batch": 1}, arch="tiny_dinov2", scale=1.0, tile=64)
     for regime in params["regimes"].values():

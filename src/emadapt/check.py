@@ -141,7 +141,7 @@ def _check_labelled(study: Study, name: str, native: tuple[int, ...], train: lis
     problems = []
     for train_set in (t for t in study.train_sets if name in study.train_set_specs[t].datasets):
         wanted = study.train_set_specs[train_set]
-        counts = {("slices", "", wanted.slices): len(train)}
+        counts = {("slices", "", wanted.slices_of(name)): len(train)}
         for backbone, regime in itertools.product(study.backbones, map(study.regime_specs.get, study.regimes)):
             spec = study.backbone_specs[backbone]
             if not wanted.crops or regime is None or spec.align == "voxel" or (regime.no_backbone and not regime.is_3d):

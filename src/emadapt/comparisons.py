@@ -21,7 +21,8 @@ METHOD = (
 COMPARISONS_METHOD = (
     f"`comparisons`: `regime` against `against`, same backbone and training set, p_holm corrected after Holm for all of them;"
     " `against_best`: every model that was trained with all labels of the test dataset against the one with the highest IoU;"
-    " `unions`: a training set of several datasets against that of the test dataset alone (these two without correction)."
+    " `unions`: a training set of several datasets against that of the test dataset alone with the same labels of it"
+    " (these two without correction)."
     f" Difference: {METHOD}"
 )
 
@@ -84,21 +85,6 @@ def against_best(study: Study, groups: Groups, entries: Sequence[Entry]) -> list
             if key != best:
                 own = dict(zip(("backbone", "regime", "train_set"), key, strict=True))
                 found.append({**own, "test_set": test_set, "against": against, **difference(groups, key, best, test_set)})
-    return found
-
-
-def unions(study: Study, groups: Groups) -> list[dict[str, Any]]:
-    """Every training set of several datasets against that of the test dataset alone, all labels in both."""
-    whole = [name for name in study.train_sets if not study.train_set_specs[name].few]
-    members = {name: study.train_set_specs[name].datasets for name in whole}
-    found = []
-    for backbone, regime in ((backbone, regime) for backbone in study.backbones for regime in study.regimes):
-        for union in (name for name in whole if len(members[name]) > 1):
-            for test_set in members[union]:
-                for single in [name for name in whole if members[name] == (test_set,)][:1]:
-                    names = {"backbone": backbone, "regime": regime, "train_set": union, "against": single, "test_set": test_set}
-                    one, other = (backbone, regime, union), (backbone, regime, single)
-                    found.append({**names, **difference(groups, one, other, test_set)})
     return found
 
 

@@ -127,11 +127,14 @@ def _cell(point: Mapping[str, Any]) -> str:
 def _kinds(study: Study) -> list[tuple[tuple[str, ...], str]]:
     """(datasets, slices or crops) of the training sets with few labels, each once."""
     few = [study.train_set_specs[name] for name in study.train_sets if study.train_set_specs[name].few]
+    few = [spec for spec in few if not isinstance(spec.slices, dict)]  # of one dataset few, of another all: not on a curve
     return list(dict.fromkeys((tuple(sorted(spec.datasets)), "crops" if spec.crops else "slices") for spec in few))
 
 
 def _is_point(study: Study, name: str, datasets: tuple[str, ...], amount: str) -> bool:
     spec = study.train_set_specs[name]
+    if isinstance(spec.slices, dict):
+        return False
     return tuple(sorted(spec.datasets)) == datasets and (not spec.few or bool(getattr(spec, amount)))
 
 

@@ -23,6 +23,7 @@ from emadapt.pareto import WORDS, said
 from emadapt.transfer import Card, crossing_rows, grouped, pair_rows
 from emadapt.transfer_matrix import labelled_words
 from emadapt.transfer_matrix import matrices as transfer_matrices
+from emadapt.unions import by_test_set
 
 Row = dict[str, Any]
 Cards = Mapping[tuple[str, str], Card]
@@ -74,6 +75,7 @@ def build_page(
         gives_up=WORDS,
         aligned_figure=picture(root / "reports/figures/aligned.png"),
         aligned=by_gain(summary.get("aligned", [])),
+        unions=by_test_set(summary["unions"]),
         pareto=picture(root / "reports/figures/pareto.png"),
         domain=[domain_section(root, *key, card) for key, card in cards.items()],
         joined=joined,

@@ -46,9 +46,13 @@ def _check_train_sets(study: Study) -> list[str]:
             bad.append(f"train_sets.{name}: found slices and crops; expected one of them")
         if train_set.draw and len(train_set.datasets) < 2:
             bad.append(f"train_sets.{name}.draw: found {train_set.draw!r} for one dataset; expected it where there are several")
-        for key in ("slices", "crops"):
-            if not _is_amount(value := getattr(train_set, key)):
-                bad.append(f"train_sets.{name}.{key}: found {value!r}; expected a number from 1 on, or a share such as 25%")
+        amounts = train_set.slices if isinstance(train_set.slices, dict) else {"": train_set.slices}
+        places = {f"slices{dataset and '.'}{dataset}": value for dataset, value in amounts.items()} | {"crops": train_set.crops}
+        for place, value in places.items():
+            if not _is_amount(value):
+                bad.append(f"train_sets.{name}.{place}: found {value!r}; expected a number from 1 on, or a share such as 25%")
+        bad += [f"train_sets.{name}.slices: {dataset!r} is not among its datasets {list(train_set.datasets)}"
+                for dataset in amounts if dataset and dataset not in train_set.datasets]  # fmt: skip
         penalised = any(study.regime_specs[r].penalised for r in study.regimes if r in study.regime_specs)
         if train_set.unlabelled and name in study.train_sets and not penalised:
             bad.append(f"train_sets.{name}.unlabelled: found {list(train_set.unlabelled)}; expected a regime of the study with "

@@ -154,7 +154,7 @@ def _curve(study: Study, curve: Mapping[str, Any]) -> str:
 
 def _one_for_all(study: Study, summary: Summary, datasets: Sequence[str]) -> str:
     """The union that serves the datasets best, dataset by dataset against a model of its own."""
-    unions = [u for u in summary["unions"] if u["test_set"] in datasets]
+    unions = [u for u in summary["unions"] if u["test_set"] in datasets and not u.get("few")]
     if not unions:
         return "One model for several datasets: not measured; it takes a training set of several and one of each alone."
     entries = {(*key_of(entry), entry["test_set"]): entry for entry in summary["units"]}

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from emadapt.aligned import ALIGNED_METHOD, aligned_png, aligned_table, by_gain, compare_aligned
-from emadapt.comparisons import COMPARISONS_METHOD, Groups, against_best, compare_regimes, headline, kind_of, unions
+from emadapt.comparisons import COMPARISONS_METHOD, Groups, against_best, compare_regimes, headline, kind_of
 from emadapt.config import Study, Unit
 from emadapt.dose import dose_response
 from emadapt.errors import InputError
@@ -21,6 +21,7 @@ from emadapt.pareto import PARETO_METHOD, pareto_png, pareto_table, trade_offs
 from emadapt.tracking import provenance_tags
 from emadapt.transfer import domain_vs_iou, read_domain
 from emadapt.transfer_matrix import TRANSFER_METHOD, transfer_cells, transfer_table
+from emadapt.unions import unions, unions_table
 
 METRICS = ("iou", "dice", "boundary_iou")
 CI95_METHOD = (
@@ -185,6 +186,8 @@ def leaderboard(study: Study, summary: Mapping[str, Any], kinds: Sequence[str]) 
     lines += objects_table(entries)
     if "aligned" in summary:
         lines += aligned_table(summary["aligned"])
+    if summary["unions"]:
+        lines += unions_table(summary["unions"])
     if "fits" in summary:
         lines += factors_table(summary)
     if "few_shot" in summary:

@@ -40,8 +40,9 @@ class TrainSetSpec:
     """What a unit trains on: one dataset or a union of several, and how much of it is labelled."""
 
     datasets: tuple[str, ...]
-    slices: int | str = 0
-    """Labelled training slices of each dataset, spread in z, drawn by the unit's seed: a number, or a share (`25%`); 0: all."""
+    slices: int | str | dict[str, int | str] = 0
+    """Labelled training slices of each dataset, spread in z, drawn by the unit's seed: a number, or a share (`25%`); 0: all. A
+    map gives them for some datasets (`{vnc: 2}`); of the others all are labelled."""
     crops: int | str = 0
     """Labelled tiles of each dataset in the place of whole slices, likewise; of a regime in 3D, patches."""
     draw: Literal["", "balanced", "proportional"] = ""
@@ -53,6 +54,10 @@ class TrainSetSpec:
     def few(self) -> bool:
         """Whether only a part of the training slices counts as labelled."""
         return bool(self.slices or self.crops)
+
+    def slices_of(self, dataset: str) -> int | str:
+        """Labelled training slices of one of its datasets."""
+        return self.slices.get(dataset, 0) if isinstance(self.slices, dict) else self.slices
 
 
 @dataclass(frozen=True)

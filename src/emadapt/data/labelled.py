@@ -43,7 +43,7 @@ def few_slices(volume: Volume, spec: TrainSetSpec, seed: int) -> Volume:
         InputError: more slices are wanted than there are.
     """
     slices = volume.split["train"]
-    n = amount(spec.slices, len(slices), f"slices of a training set with {volume.name}")
+    n = amount(spec.slices_of(volume.name), len(slices), f"slices of a training set with {volume.name}")
     return with_training(volume, [slices[i] for i in choose(len(slices), n, seed)])
 
 
