@@ -111,10 +111,14 @@ def test_networks_from_scratch(kind: Any, monkeypatch: pytest.MonkeyPatch) -> No
     assert (first.shape[1], ours.shape[1]) == (1, 3)
 
 
-@pytest.mark.parametrize("change", [{}, {"scale": 0.7, "smooth_z_nm": 30.0}], ids=str)
+UNET = {"regime": RegimeSpec("unet2d"), "head": "unet2d"}
+
+
+@pytest.mark.parametrize("change", [{}, {"scale": 0.7, "smooth_z_nm": 30.0}, UNET], ids=["plain", "scaled", "unet2d"])
 def test_segment_shows_the_neighbours_of_each_slice_however_it_is_cut(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
 ) -> None:
+    monkeypatch.setattr("emadapt.models.unet2d.FEATURES", (8, 8, 16, 32, 64, 8))
     image, label = blobs((7, 90, 60), 2)
     tifffile.imwrite(tmp_path / "image.tif", image, photometric="minisblack")
     model = write_model(tmp_path / "model", context=1, **change)
