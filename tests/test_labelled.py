@@ -68,6 +68,7 @@ def test_more_slices_or_tiles_than_there_are(study: Study) -> None:
     ({"datasets": ["a"], "crops": "101%"}, "found '101%'"),
     ({"datasets": ["a"], "crops": 2, "slices": 2}, "expected one of them"),
     ({"datasets": ["a", "b"], "slices": {"b": -1}}, "slices.b: found -1; expected a number from 1 on"),
+    ({"datasets": ["a", "b"], "slices": {"b": 0}}, "slices.b: found 0; expected a number from 1 on"),
     ({"datasets": ["a"], "slices": {"b": 2}}, "slices: 'b' is not among its datasets"),
     ({"datasets": ["a", "b"], "slices": {}}, "slices: found {}; expected"),
     ({"datasets": ["a", "a"]}, "a name stands twice"),

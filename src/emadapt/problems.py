@@ -49,7 +49,7 @@ def _check_train_sets(study: Study) -> list[str]:
         amounts = train_set.slices if isinstance(train_set.slices, dict) else {"": train_set.slices}
         places = {f"slices{dataset and '.'}{dataset}": value for dataset, value in amounts.items()} | {"crops": train_set.crops}
         for place, value in places.items():
-            if not _is_amount(value):
+            if not _is_amount(value) or (value == 0 and place.startswith("slices.")):  # all labels: leave the dataset out
                 bad.append(f"train_sets.{name}.{place}: found {value!r}; expected a number from 1 on, or a share such as 25%")
         bad += [f"train_sets.{name}.slices: {dataset!r} is not among its datasets {list(train_set.datasets)}"
                 for dataset in amounts if dataset and dataset not in train_set.datasets]  # fmt: skip
