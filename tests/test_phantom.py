@@ -2,6 +2,8 @@
 
 import hashlib
 import itertools
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -222,3 +224,10 @@ def test_dialled_volumes_are_written_under_their_name(tmp_path: Path) -> None:
     for dial, dose in (("colour", 0.5), ("noise", 1.5), ("noise", float("nan"))):
         with pytest.raises(InputError, match="expected contrast, noise"):
             write_dialled(tmp_path, dial, dose)
+
+
+def test_an_option_in_place_of_the_folder_is_answered_and_makes_no_folder(tmp_path: Path) -> None:
+    call = subprocess.run([sys.executable, "-m", "emadapt.data.phantom", "--help"], cwd=tmp_path, capture_output=True, text=True)
+    assert call.returncode == 1
+    assert "usage: python -m emadapt.data.phantom OUT" in call.stderr
+    assert not list(tmp_path.iterdir())

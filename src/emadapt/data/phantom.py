@@ -245,7 +245,7 @@ def _write(folder: Path, arrays: tuple[Array, Array]) -> list[Path]:
 
 
 def _main(words: list[str]) -> None:
-    if not words:
+    if not words or words[0].startswith("-"):  # `--help` is a question, not a folder
         sys.exit("usage: python -m emadapt.data.phantom OUT [organelles | DIAL=DOSE ...]")
     root, *shifts = words
     if shifts in ([], ["organelles"]):
