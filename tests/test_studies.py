@@ -95,6 +95,15 @@ def test_one_labelled_slice_beside_another_dataset(here: Path) -> None:
 
 
 @pytest.mark.slow
+def test_few_labels_of_one_dataset(here: Path) -> None:
+    write_reference_layouts(here / "data", slices=32, sections=12)
+    summary = run_small(in_small("few_shot_lucchi", SHORT, tile=56))
+    curves = {(c["regime"], c["test_set"]): [p["n"] for p in c["points"]] for c in summary["few_shot"]}
+    assert {regime for regime, _ in curves} == {"frozen", "ridge", "lora"}
+    assert all(n[:3] == [1, 4, 16] and n[3] > 16 for n in curves.values())
+
+
+@pytest.mark.slow
 def test_pretraining_in_3d(here: Path) -> None:
     params = in_small("transfer3d", {"epochs": 1, "steps_per_epoch": 1, "batch": 1}, arch="tiny_dinov2", scale=1.0, tile=64)
     for regime in params["regimes"].values():
