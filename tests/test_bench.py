@@ -64,8 +64,8 @@ def test_stacked_heads_in_small() -> None:
 
 def test_the_benchmarks_that_ship() -> None:
     assert set(bench.BENCHMARKS) == {
-        "start", "stages", "ingest", "tokens", "cache", "augmentation", "scores", "growth", "frechet", "regimes", "segment",
-        "stacked-heads",
+        "start", "stages", "ingest", "tokens", "cache", "augmentation", "prepared", "scores", "growth", "frechet", "regimes",
+        "segment", "stacked-heads",
     }  # fmt: skip
     assert min(bench.DIMS) == 384
 
@@ -141,4 +141,7 @@ def test_the_pipeline_in_small(monkeypatch: pytest.MonkeyPatch) -> None:
     (row,) = pipeline_bench.augmentation_benchmark(128, 64, 4)
     assert min(row["plain_per_s"], row["augmented_per_s"]) > 0
     assert row["ms_a_crop"] == pytest.approx(1000 / row["augmented_per_s"])
+    rows = pipeline_bench.prepared_benchmark(256, 4, 8)
+    assert [row["what"] for row in rows] == ["crop", "patch of 4 slices"]
+    assert all(row["ratio"] == pytest.approx(row["anew_ms"] / row["kept_ms"]) for row in rows)
     assert "emadapt --help" in [row["command"] for row in pipeline_bench.start_benchmark()]

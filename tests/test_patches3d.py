@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from emadapt.config import BackboneSpec
+from emadapt.data import prepared
 from emadapt.data.ingest import Volume
 from emadapt.data.patches import Draw
 from emadapt.data.patches3d import PatchDataset, augment
 from emadapt.data.splits import check_depth, runs_of, starts_in
+from emadapt.data.tiles import Geometry, Grey, geometry_of, to_input
 from emadapt.errors import InputError
 
 SPEC = BackboneSpec("tiny_dinov2", "random", tile=48)
@@ -101,3 +103,22 @@ def test_a_patch_that_does_not_fit_is_refused(volume: Volume) -> None:
     with pytest.raises(InputError, match="60 x 70 pixels"):
         PatchDataset([volume], dataclasses.replace(SPEC, tile=0), 16, (4, 96, 96), augmented=False)
     check_depth(str(Path("x")), SPLIT["train"], (8, 32, 32))
+
+
+@pytest.mark.parametrize("kept", [0, 5 * 60 * 70, prepared.KEPT_BYTES])
+def test_slices_are_prepared_once_and_alike(volume: Volume, monkeypatch: pytest.MonkeyPatch, kept: int) -> None:
+    """With room for none, for five of 15 (60 x 70 pixels), and for all of them."""
+    monkeypatch.setattr(prepared, "KEPT_BYTES", kept)
+    geo = geometry_of(volume, SPEC, 16)
+    made: list[int] = []
+
+    def counted(image: Grey, geo: Geometry) -> Grey:
+        made.append(int(image[0, 0]))
+        return to_input(image, geo)
+
+    monkeypatch.setattr(prepared, "to_input", counted)
+    slices = prepared.PreparedSlices(volume, geo)
+    for _ in range(2):
+        for z in range(15):
+            np.testing.assert_array_equal(slices[z], to_input(volume.image[z], geo))
+    assert len(made) == 30 - min(15, kept // (60 * 70))

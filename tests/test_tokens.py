@@ -12,14 +12,14 @@ import torch
 import yaml
 
 from emadapt import tokens
-from emadapt.config import BackboneSpec, Study, Unit, load_study
+from emadapt.config import BackboneSpec, RegimeSpec, Study, Unit, load_study
 from emadapt.data.ingest import Volume, ingest, open_volume
 from emadapt.device import resolve_precision
 from emadapt.errors import InputError
 from emadapt.models.backbones import Backbone, build_backbone
 from emadapt.models.segmenter import build_frozen
 from emadapt.tokens import token_key, token_views
-from emadapt.trainset import record_train_set
+from emadapt.trainset import record_start, record_train_set
 from tiny import blobs, make_study, settings, write_stack
 
 SPEC = BackboneSpec("tiny_dinov2", "random", blocks=(2, 4), tile=56, overlap=0.25, views=2, precision="fp32")
@@ -363,6 +363,15 @@ def test_training_makes_a_deleted_cache_anew(study: Study) -> None:
     shutil.rmtree("scratch")
     assert (train_unit(small, unit) / "model.safetensors").read_bytes() == first
     assert entries() == there
+
+
+def test_what_stands_for_tokens_needs_them(study: Study) -> None:
+    with pytest.raises(InputError, match=r"build/tokens/t/a\.json: found no such file.*emadapt tokens t a"):
+        record_train_set(study, "t", "a")
+    regimes = {**study.regime_specs, "again": RegimeSpec(kind="frozen", init_from="frozen")}
+    started = dataclasses.replace(study, regimes=(*study.regimes, "again"), regime_specs=regimes)
+    with pytest.raises(InputError, match=r"build/tokens/t/a\.json: found no such file"):
+        record_start(started, "again")
 
 
 def test_a_training_set_is_recorded_with_its_members_alone(study: Study, tmp_path: Path) -> None:

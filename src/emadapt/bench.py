@@ -129,7 +129,10 @@ def _pipeline(name: str) -> Callable[[], list[Row]]:
 
 
 BENCHMARKS: dict[str, Callable[[], list[Row]]] = {
-    **{name: _pipeline(name) for name in ("start", "stages", "ingest", "tokens", "cache", "augmentation", "scores", "growth")},
+    **{
+        name: _pipeline(name)
+        for name in ("start", "stages", "ingest", "tokens", "cache", "augmentation", "prepared", "scores", "growth")
+    },
     "frechet": frechet_benchmark,
     "regimes": regimes_benchmark,
     "segment": segment_benchmark,

@@ -25,8 +25,10 @@ import numpy as np
 import torch
 
 from emadapt.config import PAPER_INPUT, BackboneSpec, DatasetSpec, RegimeSpec, SplitSpec, Study, TrainSetSpec, TrainSpec, Unit
-from emadapt.data.ingest import ingest, open_volume
-from emadapt.data.patches import crop
+from emadapt.data import prepared
+from emadapt.data.ingest import Volume, ingest, open_volume
+from emadapt.data.patches import CropDataset, Draw, crop
+from emadapt.data.patches3d import PatchDataset
 from emadapt.device import autocast, device, resolve_precision
 from emadapt.evaluate import REPLICATES, block_bootstrap, overlap_counts, pooled
 from emadapt.fit import fit
@@ -204,6 +206,29 @@ def augmentation_benchmark(side: int = 1024, tile: int = 252, crops: int = 200) 
 
     plain, augmented = (crops / median_timed(functools.partial(draw, how), REPEATS)[0] for how in (False, True))
     return [{"tile": tile, "plain_per_s": plain, "augmented_per_s": augmented, "ms_a_crop": 1000 / augmented}]
+
+
+def prepared_benchmark(side: int = 768, slices: int = 12, draws: int = 200) -> list[Row]:
+    """What training draws from slices with `align: clahe` and `scale: 0.25`: from kept ones, against prepared anew each time."""
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (slices, side, side), dtype=np.uint8)
+    volume = Volume("noise", image, image % 2, {"split": {"train": list(range(slices))}, "voxel_nm": [5, 5, 5], "md5": ""})
+    spec = BackboneSpec("tiny_dinov2", "random", scale=0.25, tile=0, align="clahe")
+    rows = []
+    for what, depth in (("crop", 1), ("patch of 4 slices", 4)):
+        cpu = []
+        for kept in (prepared.KEPT_BYTES, 0):
+            drawn = PatchDataset([volume], spec, 16, (4, 64, 64), True) if depth > 1 else CropDataset([volume], spec, 16, True)
+            for own in drawn.slices:
+                own.free = kept
+            cpu.append(timed(functools.partial(_draw, drawn, slices - depth + 1, draws))[1] / draws)
+        rows.append({"what": what, "kept_ms": 1000 * cpu[0], "anew_ms": 1000 * cpu[1], "ratio": cpu[1] / cpu[0]})
+    return rows
+
+
+def _draw(data: CropDataset | PatchDataset, rows: int, draws: int) -> None:
+    for k in range(draws):
+        data[Draw(0, k % rows, k)]
 
 
 def growth_benchmark(slices: Sequence[int] = (64, 256, 1024), side: int = 128) -> list[Row]:

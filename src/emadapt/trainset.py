@@ -9,6 +9,7 @@ from typing import Any
 
 from emadapt.config import Study, Unit, digest, not_default
 from emadapt.data.align import open_reference, statistics
+from emadapt.errors import InputError
 from emadapt.files import write_json
 
 
@@ -24,21 +25,33 @@ def record_reference(study: Study, backbone_name: str, root: Path = Path("build"
     return path
 
 
+def _tokens(root: Path, backbone_name: str, dataset: str) -> str:
+    """What the `tokens` stage wrote of a dataset."""
+    path = root / "tokens" / backbone_name / f"{dataset}.json"
+    if not path.is_file():
+        raise InputError(path, found="no such file", expected="what the stage `tokens` writes",
+                         do=f"Run `emadapt tokens {backbone_name} {dataset}`, or all: `emadapt repro`.")  # fmt: skip
+    return path.read_text()
+
+
 def record_train_set(study: Study, backbone_name: str, train_set: str, root: Path = Path("build")) -> Path:
     """Write what a training set consists of: its members' data and tokens, and nothing of other datasets.
 
     DVC cannot name a list of dependencies per training set; this small file, whose bytes change only with its own members,
     stands for them.
+
+    Raises:
+        InputError: a member's tokens were not made.
     """
     members: dict[str, Any] = {}
     spec = study.train_set_specs[train_set]
     for name in spec.datasets:
-        manifest = json.loads((root / "tokens" / backbone_name / f"{name}.json").read_text())
+        manifest = json.loads(_tokens(root, backbone_name, name))
         members[name] = {k: manifest[k] for k in ("data_md5", "entries", "weights")}
     if spec.unlabelled:
         members["unlabelled"] = {}
     for name in spec.unlabelled:
-        manifest = json.loads((root / "tokens" / backbone_name / f"{name}.json").read_text())
+        manifest = json.loads(_tokens(root, backbone_name, name))
         members["unlabelled"][name] = {k: manifest[k] for k in ("data_md5", "entries", "weights")}
     if spec.few:
         members["labelled"] = {"slices": spec.slices, "crops": spec.crops}
@@ -52,6 +65,9 @@ def record_start(study: Study, regime: str, root: Path = Path("build")) -> Path:
 
     DVC cannot let one unit depend on another of the same matrix; this small file, on which `train` depends, stands for the
     settings, data and tokens of the sources.
+
+    Raises:
+        InputError: tokens of a source's training set were not made.
     """
     sources: dict[str, Any] = {}
     for unit in study.units():
@@ -60,7 +76,7 @@ def record_start(study: Study, regime: str, root: Path = Path("build")) -> Path:
             source: Unit | None = first
             while source:  # which may itself start from another one
                 names = (*study.train_set_specs[source.train_set].datasets, *study.unlabelled_of(source))
-                tokens += [(root / "tokens" / unit.backbone / f"{name}.json").read_text() for name in names]
+                tokens += [_tokens(root, unit.backbone, name) for name in names]
                 source = study.source_of(source)
             described = not_default(study.describe(first))
             sources[unit.name] = {"source": first.name, "sha256": digest([described, tokens])}

@@ -19,7 +19,8 @@ from torch.utils.data import DataLoader, Dataset
 from emadapt.config import BackboneSpec, TrainSpec
 from emadapt.data.ingest import Volume
 from emadapt.data.labelled import Tile
-from emadapt.data.tiles import Grey, geometry_of, label_to_input, to_input, with_neighbours
+from emadapt.data.prepared import PreparedSlices
+from emadapt.data.tiles import Grey, geometry_of, label_to_input
 
 if TYPE_CHECKING:
     from emadapt.data.patches3d import PatchDataset
@@ -135,6 +136,7 @@ class CropDataset(Dataset[Item]):
         self.volumes, self.augmented, self.tiles, self.n_labelled = [*volumes, *unlabelled], augmented, tiles, len(volumes)
         self.context = spec.context
         self.geos = [geometry_of(v, spec, patch) for v in self.volumes]
+        self.slices = [PreparedSlices(v, geo, spec.context) for v, geo in zip(self.volumes, self.geos, strict=True)]
 
     def rows(self) -> list[npt.NDArray[np.int64]]:
         """Per labelled volume, the rows that may be drawn: its training slices, or numbers of its labelled tiles."""
@@ -156,7 +158,7 @@ class CropDataset(Dataset[Item]):
         volume, geo = self.volumes[draw.member], self.geos[draw.member]
         labelled = draw.member < self.n_labelled
         z, *corner = self.tiles[draw.member][draw.row] if self.tiles and labelled else (draw.row,)
-        image = to_input(with_neighbours(volume, z, self.context), geo)
+        image = self.slices[draw.member][z]
         label = label_to_input(volume.label[z], geo) if labelled else np.zeros(image.shape[:2], np.uint8)
         if corner:
             y, x = corner

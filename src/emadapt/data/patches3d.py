@@ -15,8 +15,9 @@ from emadapt.config import BackboneSpec
 from emadapt.data.ingest import Volume
 from emadapt.data.labelled import Tile
 from emadapt.data.patches import Draw, Item, Shapes, as_input
+from emadapt.data.prepared import PreparedSlices
 from emadapt.data.splits import check_depth, starts_in
-from emadapt.data.tiles import Grey, geometry_of, label_to_input, to_input
+from emadapt.data.tiles import Grey, geometry_of, label_to_input
 from emadapt.errors import InputError
 
 Patch = tuple[int, int, int]
@@ -78,6 +79,7 @@ class PatchDataset(Dataset[Item]):
                 raise InputError(volume.name, found=f"slices of {geo.resized[0]} x {geo.resized[1]} pixels as they enter",
                                  expected=f"at least those of `patch: {list(patch)}`",
                                  do="Make `patch` smaller, or `scale` of the backbone larger.")  # fmt: skip
+        self.slices = [PreparedSlices(v, geo) for v, geo in zip(self.volumes, self.geos, strict=True)]
         self.starts = [np.asarray(starts_in(v.split["train"], patch[0])) for v in self.volumes]
 
     def rows(self) -> list[npt.NDArray[np.int64]]:
@@ -102,7 +104,7 @@ class PatchDataset(Dataset[Item]):
             first = int(self.starts[draw.member][draw.row])
             y, x = (int(rng.integers(0, a - b + 1)) for a, b in zip(geo.padded, self.patch[1:], strict=True))
         block, place = range(first, first + depth), np.s_[y : y + height, x : x + width]
-        image = np.stack([to_input(volume.image[z], geo)[place] for z in block])
+        image = np.stack([self.slices[draw.member][z][place] for z in block])
         label = np.zeros_like(image)
         if draw.member < self.n_labelled:
             label = np.stack([label_to_input(volume.label[z], geo)[place] for z in block])

@@ -1,0 +1,36 @@
+"""Slices as they enter a model, prepared once: alignment and resizing cost more than the step of a small network."""
+
+from __future__ import annotations
+
+from emadapt.data.ingest import Volume
+from emadapt.data.tiles import Geometry, Grey, to_input, with_neighbours
+
+KEPT_BYTES = 256 * 2**20
+"""Memory that a dataset's prepared slices may take in a process; what does not fit is prepared anew each time it is drawn."""
+
+
+class PreparedSlices:
+    """The slices of a dataset, aligned, resized and padded; what `tiles.to_input` gives, at once when asked again.
+
+    Draws are uniform, so slices are kept as they come and never replaced: no other choice would be found there more often.
+
+    Args:
+        volume: ingested dataset.
+        geo: how its slices enter.
+        context: slices on each side that enter as channels.
+    """
+
+    def __init__(self, volume: Volume, geo: Geometry, context: int = 0) -> None:
+        self.volume, self.geo, self.context = volume, geo, context
+        self._kept: dict[int, Grey] = {}
+        self.free = KEPT_BYTES
+
+    def __getitem__(self, z: int) -> Grey:
+        """(H, W), or with `context` (H, W, 3), uint8, read only."""
+        if z in self._kept:
+            return self._kept[z]
+        image = to_input(with_neighbours(self.volume, z, self.context), self.geo)
+        image.setflags(write=False)
+        if image.nbytes <= self.free:
+            self._kept[z], self.free = image, self.free - image.nbytes
+        return image
