@@ -4,12 +4,14 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
-from emadapt import report
+from emadapt import figures, report
 from emadapt.comparisons import seen_elsewhere
 from emadapt.config import RegimeSpec, Unit
-from emadapt.transfer_matrix import base_of, labelled_words, matrices, transfer_cells
+from emadapt.transfer_matrix import base_of, labelled_words, matrices, transfer_cells, transfer_png
 from fakes import few_study, transfer_study, write_metrics
 
 
@@ -63,6 +65,23 @@ def test_the_leaderboard_shows_every_cell(reported: Path) -> None:
             bold = f"**{found}**" if cell["p_holm"] < 0.05 else found
             assert f"{bold} ({cell['ci95'][0]:+.3f} to {cell['ci95'][1]:+.3f})" in text
     assert "(from_lucchi; other epochs)" in text
+
+
+def test_the_figure_has_the_numbers_of_every_cell(reported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = json.loads((reported / "summary.json").read_text())["transfer"]
+    drawn: list[Figure] = []
+    monkeypatch.setattr(figures, "write_figure", lambda path, figure: drawn.append(figure))
+    transfer_png(tmp_path / "transfer.png", cells)
+    (axes,) = (axes for axes in drawn[0].axes if axes.texts)  # the other one is the colour bar
+    texts = [text.get_text() for text in axes.texts]
+    assert len(texts) == len(cells)
+    for text, cell in zip(texts, cells, strict=True):  # both in the order of rows and targets
+        assert text.startswith(f"{cell['iou']['mean']:.3f}")
+        assert ("†" in text) == cell["seen"]
+        assert (f"{cell['difference']:+.3f}" in text) if "difference" in cell else "\n" not in text
+    values: np.ma.MaskedArray = np.ma.masked_invalid(np.ma.asarray(axes.images[0].get_array()).filled(np.nan))
+    assert values.compressed() == pytest.approx([c["difference"] for c in cells if "difference" in c])
+    assert (reported / "figures/transfer.png").stat().st_size > 5000
 
 
 def test_the_base_has_the_same_adapter_and_head_and_the_fewest_other_settings() -> None:

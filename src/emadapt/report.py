@@ -20,7 +20,7 @@ from emadapt.page import build_page
 from emadapt.pareto import PARETO_METHOD, pareto_png, pareto_table, trade_offs
 from emadapt.tracking import provenance_tags
 from emadapt.transfer import domain_vs_iou, read_domain
-from emadapt.transfer_matrix import TRANSFER_METHOD, transfer_cells, transfer_table
+from emadapt.transfer_matrix import TRANSFER_METHOD, transfer_cells, transfer_png, transfer_table
 from emadapt.unions import unions, unions_table
 
 METRICS = ("iou", "dice", "boundary_iou")
@@ -119,6 +119,10 @@ def _figures(
             figures.few_shot_png(folder / f"few-shot-{test_set}.png", own, looks)
         else:
             (folder / f"few-shot-{test_set}.png").unlink(missing_ok=True)
+    if "transfer" in summary:
+        transfer_png(folder / "transfer.png", summary["transfer"])
+    else:
+        (folder / "transfer.png").unlink(missing_ok=True)
     if "pareto" in summary:
         pareto_png(folder / "pareto.png", summary["pareto"])
     else:

@@ -1,7 +1,10 @@
 """Does it pay to start from a model of another training set? IoU by source and target, against starting from nothing."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from emadapt.comparisons import METHOD, Entry, Groups, difference, seen_elsewhere, with_holm
 from emadapt.config import Study, Unit
@@ -111,7 +114,7 @@ def transfer_table(cells: Sequence[Mapping[str, Any]]) -> list[str]:
         "", "## Starting from another model", "",
         "IoU on the target's own test slices with its 95 % interval, then the difference to the first row with its own (paired):",
         "**bold** where it is significant after Holm's correction. †: the source has seen labels of this dataset that the target"
-        " lacks.",
+        " lacks. [Figure](figures/transfer.png).",
     ]  # fmt: skip
     for table in matrices(cells):
         names = [f"`{target}`" + (f" on {test}" if test else "") + _brackets(labelled_words(labelled))
@@ -122,6 +125,47 @@ def transfer_table(cells: Sequence[Mapping[str, Any]]) -> list[str]:
             other = f"; other {', '.join(differs)}" if differs else ""
             lines.append(f"| {start} ({regime}{other}) | {' | '.join(map(_cell, own))} |")
     return lines
+
+
+def transfer_png(path: Path, cells: Sequence[Mapping[str, Any]]) -> None:
+    """Draws the matrices: sources down, targets across, colour the difference to the first row, numbers IoU and difference.
+
+    Args:
+        path: the PNG to write.
+        cells: of `transfer_cells`.
+    """
+    from matplotlib.figure import Figure  # takes half a second
+
+    from emadapt.figures import write_figure
+
+    tables = matrices(cells)
+    largest = max((abs(cell["difference"]) for cell in cells if "difference" in cell), default=0.0) or 1.0
+    wide, high = max(len(table["columns"]) for table in tables), sum(len(table["rows"]) + 1.5 for table in tables)
+    figure = Figure(figsize=(1.45 * wide + 3.2, 0.62 * high + 0.4), dpi=110, layout="constrained")
+    panels = figure.subplots(len(tables), 1, squeeze=False, height_ratios=[len(table["rows"]) + 1.0 for table in tables])[:, 0]
+    for axes, table in zip(panels, tables, strict=True):
+        rows = [own for *_, own in table["rows"]]
+        values = [[cell.get("difference", float("nan")) for cell in own] for own in rows]
+        axes.set_facecolor("0.93")  # nothing to compare
+        shown = axes.imshow(values, cmap="PuOr_r", vmin=-largest, vmax=largest, aspect="auto")
+        for y, x in np.ndindex(len(rows), len(table["columns"])):
+            cell = rows[y][x]
+            text = f"{cell['iou']['mean']:.3f}" + (" †" if cell["seen"] else "")
+            if "difference" in cell:
+                low, high = cell["ci95"]
+                text += f"\n{cell['difference']:+.3f}{'*' if cell['p_holm'] < 0.05 else ''} ({low:+.2f} to {high:+.2f})"
+            dark = abs(cell.get("difference", 0.0)) > 0.7 * largest
+            axes.text(x, y, text, ha="center", va="center", fontsize=7.5, color="white" if dark else "black")
+        axes.set_xticks(range(len(table["columns"])), [f"{target}\n{labelled_words(labelled)}" + (f"\non {test}" if test else "")
+                                                      for target, test, labelled in table["columns"]], fontsize=8)  # fmt: skip
+        axes.set_yticks(
+            range(len(rows)), [f"{own[0]['source'] or own[0]['begins']}\n({own[0]['regime']})" for own in rows], fontsize=8
+        )
+        axes.xaxis.tick_top()
+        axes.tick_params(length=0)
+        axes.set_title(f"{table['backbone']}: from a source (rows) to a target (columns), IoU", fontsize=9)
+    figure.colorbar(shown, ax=list(panels), label="difference in IoU to the first row", fraction=0.04)
+    write_figure(path, figure)
 
 
 def _cell(cell: Mapping[str, Any]) -> str:
