@@ -140,8 +140,8 @@ def transfer_png(path: Path, cells: Sequence[Mapping[str, Any]]) -> None:
 
     tables = matrices(cells)
     largest = max((abs(cell["difference"]) for cell in cells if "difference" in cell), default=0.0) or 1.0
-    wide, high = max(len(table["columns"]) for table in tables), sum(len(table["rows"]) + 1.5 for table in tables)
-    figure = Figure(figsize=(1.45 * wide + 3.2, 0.62 * high + 0.4), dpi=110, layout="constrained")
+    columns, lines = max(len(table["columns"]) for table in tables), sum(len(table["rows"]) + 1.5 for table in tables)
+    figure = Figure(figsize=(1.45 * columns + 3.2, 0.62 * lines + 0.4), dpi=110, layout="constrained")
     panels = figure.subplots(len(tables), 1, squeeze=False, height_ratios=[len(table["rows"]) + 1.0 for table in tables])[:, 0]
     for axes, table in zip(panels, tables, strict=True):
         rows = [own for *_, own in table["rows"]]
