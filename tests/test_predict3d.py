@@ -10,7 +10,7 @@ from monai.inferers import sliding_window_inference
 from emadapt.config import BackboneSpec, RegimeSpec
 from emadapt.data.splits import runs_of
 from emadapt.models.segmenter import Segmenter, build_segmenter
-from emadapt.predict3d import gaussian, predict_block, z_starts
+from emadapt.predict3d import gaussian, predict_block, window_starts
 
 
 def a_model(depth: int, tile: int) -> Segmenter:
@@ -77,7 +77,7 @@ def test_other_slices_are_not_looked_at() -> None:
 
 @pytest.mark.parametrize(("length", "depth", "share"), [(11, 4, 0.5), (4, 4, 0.5), (33, 6, 0.2), (7, 6, 0.0), (9, 1, 0.5)])
 def test_windows_cover_every_slice_and_keep_inside(length: int, depth: int, share: float) -> None:
-    starts = z_starts(length, depth, share)
+    starts = window_starts(length, depth, share)
     assert starts == sorted(set(starts))
     assert (starts[0], starts[-1]) == (0, length - depth)
     assert {z for s in starts for z in range(s, s + depth)} == set(range(length))
@@ -85,14 +85,19 @@ def test_windows_cover_every_slice_and_keep_inside(length: int, depth: int, shar
 
 
 def test_memory_holds_one_row_of_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    segmenter, concatenate = a_model(4, 32), np.concatenate
-    kept: list[int] = []
+    """Slices are read a window's depth at a time, and a slice is given as soon as no later window covers it."""
+    segmenter, asked = a_model(4, 32), []
 
-    def counted(parts: list[np.ndarray]) -> np.ndarray:
-        kept.append(sum(len(part) for part in parts))
-        return concatenate(parts)
+    class Volume:
+        shape = IMAGE.shape
 
-    monkeypatch.setattr(np, "concatenate", counted)
-    assert len(list(predict_block(segmenter, IMAGE, range(11), 0.5))) == 11
-    assert kept
-    assert max(kept) <= 4
+        def __getitem__(self, z: int) -> np.ndarray:
+            asked.append(int(z))
+            return IMAGE[z]
+
+    given = []
+    for z, _ in predict_block(segmenter, Volume(), range(11), 0.5):  # type: ignore[arg-type]
+        given.append(z)
+        assert max(asked) - z <= 4
+    assert given == list(range(11))
+    assert len(asked) == 4 * len(window_starts(11, 4, 0.5))

@@ -95,6 +95,15 @@ def test_one_labelled_slice_beside_another_dataset(here: Path) -> None:
 
 
 @pytest.mark.slow
+def test_ways_to_bring_two_datasets_together(here: Path) -> None:
+    write_reference_layouts(here / "data", slices=12, sections=12)
+    params = in_small("joint", SHORT, tile=56)
+    summary = run_small(params)
+    rows = {(row["regime"], row["test_set"]) for row in summary["units"]}
+    assert rows == {(regime, dataset) for regime in params["regimes"] for dataset in ("lucchi", "vnc")}
+
+
+@pytest.mark.slow
 def test_few_labels_of_one_dataset(here: Path) -> None:
     write_reference_layouts(here / "data", slices=32, sections=12)
     summary = run_small(in_small("few_shot_lucchi", SHORT, tile=56))
@@ -139,9 +148,9 @@ def test_pretraining_on_another_organelle(here: Path) -> None:
     write_organelles(here / "data/organelles_5nm")
     summary = run_small(params)
     compared = {(c["source"], c["target"]) for c in summary["transfer"] if "difference" in c}
-    assert compared == {(source, target) for source in ("mito", "er") for target in params["train_sets"]}
-    manifests = {task: json.loads((here / f"build/ingest/{task}/manifest.json").read_text()) for task in ("mito", "er")}
-    assert [manifests[task]["organelle"] for task in ("mito", "er")] == ["mitochondria", "er"]
+    assert compared == {(source, target) for source in ("mito", "lipid") for target in params["train_sets"]}
+    manifests = {task: json.loads((here / f"build/ingest/{task}/manifest.json").read_text()) for task in ("mito", "lipid")}
+    assert [manifests[task]["organelle"] for task in ("mito", "lipid")] == ["mitochondria", "lipid_droplets"]
 
 
 @pytest.mark.slow

@@ -5,6 +5,8 @@ The examples are run by the tests, one after the other, with a small model in th
 
 from __future__ import annotations
 
+import itertools
+import operator
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from emadapt.config import PARAMS, Study
 from emadapt.config import load_study as _load_study
 from emadapt.predict import smooth_z
 from emadapt.segment.domain import Domain, domain_of_volume
-from emadapt.segment.job import Block, Order, Runner, settle, spread
+from emadapt.segment.job import Block, Order, Runner, runner_for, settle, spread
 from emadapt.segment.model import Model, open_model
 from emadapt.segment.readers import Source, Voxel, array_source, as_voxel, open_source
 from emadapt.segment.rows import Input
@@ -233,10 +235,13 @@ def find_instances(mask: Array, voxel_nm: Voxel) -> tuple[npt.NDArray[np.uint32]
 
 
 def _slices(runner: Runner) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
-    """Slices one after the other, whatever the blocks."""
-    for z in range(runner.job.shape[0]):
-        whole = Block(z, z + 1, 0, runner.job.shape[1])
-        yield z, np.concatenate([rows for _, _, rows in runner.probability(whole, runner.load(whole))])
+    """Slices one after the other; of a model in 3D a block at a time, since neighbours share windows."""
+    depth = runner.job.depth if runner.model.segmenter.regime.is_3d else 1
+    z, y, _ = runner.job.shape
+    for z0 in range(0, z, depth):
+        whole = Block(z0, min(z0 + depth, z), 0, y)
+        for at, parts in itertools.groupby(runner.probability(whole, runner.load(whole)), key=operator.itemgetter(0)):
+            yield at, np.concatenate([rows for _, _, rows in parts])
 
 
 def _same_shape(one: Source, other: Source) -> None:
@@ -251,4 +256,4 @@ def _runner(volume: Any, model: Model, voxel_nm: Voxel, threshold: float | None,
     lazy = len(getattr(volume, "shape", ())) == 3 and hasattr(volume, "dtype")
     source = array_source(volume if lazy else np.asarray(volume), as_voxel(voxel_nm))
     order = Order("array", "", "", threshold=threshold, flips=flips, voxel_nm=as_voxel(voxel_nm), window=window)
-    return Runner(settle(order, source, model), source, model)
+    return runner_for(settle(order, source, model), source, model)

@@ -5,7 +5,9 @@ In plane MONAI slides the window; along z it is done here, so that memory holds 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -37,7 +39,7 @@ def predict_block(segmenter: Segmenter, image: Grey, slices: Sequence[int], over
         slices: numbers in z.
         overlap: share of a window that neighbours cover too, on each axis; None: what the segmenter was set up with.
         aligner: of the dataset.
-        flips: mean over the slices and their mirror images, in plane.
+        flips: mean over each window and its mirror images, in plane.
 
     Yields:
         The number of a slice and (Y, X) float32 in [0, 1] at the slice's own resolution; numbers rise.
@@ -46,39 +48,58 @@ def predict_block(segmenter: Segmenter, image: Grey, slices: Sequence[int], over
     share = segmenter.spec.overlap if overlap is None else overlap
     depth = segmenter.regime.patch[0]
     for run in runs_of(slices):
-        missing = max(0, depth - len(run))
-        before = missing // 2
-        shown = np.pad(run, (before, missing - before), mode="symmetric")
-        for at, probability in _blended(segmenter, image, shown, geo, share, FLIPS if flips else FLIPS[:1]):
+        shown, before = continued(run, depth)
+        read = functools.partial(_entering, image, geo, shown)
+        for at, probability in blended(segmenter, read, window_starts(len(shown), depth, share), geo.tile, share, flips):
             if before <= at < before + len(run):
                 yield run[at - before], to_native(probability, geo)
 
 
-def _blended(segmenter: Segmenter, image: Grey, shown: npt.NDArray[np.int64], geo: Geometry,
-             share: float, mirrors: Sequence[tuple[int, ...]]) -> Iterator[tuple[int, Probability]]:  # fmt: skip
-    """Place in `shown` and (H, W) of each padded slice, as soon as no further window covers it."""
-    depth = segmenter.regime.patch[0]
+def _entering(image: Grey, geo: Geometry, shown: npt.NDArray[np.int64], at: int) -> Grey:
+    return to_input(np.asarray(image[shown[at]]), geo)
+
+
+def continued(run: Sequence[int], depth: int) -> tuple[npt.NDArray[np.int64], int]:
+    """A run of slices, reflected at both ends until it is as long as a patch is deep, and how many come before its first."""
+    missing = max(0, depth - len(run))
+    return np.pad(np.asarray(run, np.int64), (missing // 2, missing - missing // 2), mode="symmetric"), missing // 2
+
+
+def blended(segmenter: Segmenter, read: Callable[[int], Grey], starts: Sequence[int], window: tuple[int, int], share: float,
+            flips: bool = False) -> Iterator[tuple[int, Probability]]:  # fmt: skip
+    """Slice after slice as soon as no further window covers it, of windows along z that begin at `starts`.
+
+    Args:
+        segmenter: of a regime in 3D, in eval mode.
+        read: (h, w) uint8 of a slice as the model sees it, by its number; h and w are at least those of the window.
+        starts: the windows' first slices, rising, without gaps between windows.
+        window: (h, w) in plane.
+        share: of a window that its neighbours in plane cover too.
+        flips: mean over each window and its mirror images.
+
+    Yields:
+        The number of a slice and (h, w) float32 in [0, 1].
+    """
+    depth, mirrors = segmenter.regime.patch[0], FLIPS if flips else FLIPS[:1]
     weight = gaussian((depth,))
-    first, starts = 0, z_starts(len(shown), depth, share)
-    total, weights = np.zeros((0, *geo.padded), np.float32), np.zeros(0, np.float32)
-    for start, following in zip(starts, [*starts[1:], len(shown)], strict=True):
-        slab = np.stack([to_input(np.asarray(image[z]), geo) for z in shown[start : start + depth]])
-        new = start + depth - (first + len(total))
-        total = np.concatenate([total, np.zeros((new, *geo.padded), np.float32)])
-        weights = np.concatenate([weights, np.zeros(new, np.float32)])
-        for axes in mirrors:
-            seen = np.flip(_slab(segmenter, np.flip(slab, axes), geo.tile, share), axes)
-            total += seen * (weight / len(mirrors))[:, None, None]
+    total: Probability | None = None
+    weights = np.zeros(depth, np.float32)
+    for start, following in itertools.pairwise([*starts, starts[-1] + depth]):
+        slab = np.stack([read(z) for z in range(start, start + depth)])
+        total = np.zeros(slab.shape, np.float32) if total is None else total
+        total += _slab(segmenter, slab, window, share, mirrors) * weight[:, None, None]
         weights += weight
-        for k in range(following - start):
+        done = following - start
+        for k in range(done):
             yield start + k, total[k] / weights[k]
-        total, weights, first = total[following - start :], weights[following - start :], following
+        for array in (total, weights):  # what is left moves to the front
+            array[: depth - done], array[depth - done :] = array[done:].copy(), 0
 
 
-def z_starts(length: int, depth: int, share: float) -> list[int]:
-    """First slices of the windows that cover `length` slices, as MONAI's `sliding_window_inference` places them."""
-    step = max(1, int(depth * (1 - share)))
-    return [*range(0, length - depth, step), length - depth]
+def window_starts(length: int, side: int, share: float) -> list[int]:
+    """Where windows of `side` begin that cover an axis of `length`, as MONAI's `sliding_window_inference` places them."""
+    step = max(1, int(side * (1 - share)))
+    return [*range(0, length - side, step), length - side]
 
 
 def gaussian(window: Sequence[int]) -> Weights:
@@ -87,16 +108,20 @@ def gaussian(window: Sequence[int]) -> Weights:
 
 
 @torch.inference_mode()
-def _slab(segmenter: Segmenter, slab: Grey, window: tuple[int, int], share: float) -> Probability:
+def _slab(segmenter: Segmenter, slab: Grey, window: tuple[int, int], share: float,
+          mirrors: Sequence[tuple[int, ...]]) -> Probability:  # fmt: skip
     """Probabilities (z, H, W) of one row of windows as deep as the slab (z, H, W)."""
     sliding_window_inference = monai_part("inferers").sliding_window_inference
     on = next(segmenter.head.parameters()).device
     weights = torch.from_numpy(gaussian(window))[None].expand(len(slab), *window)
 
     def foreground(batch: torch.Tensor) -> torch.Tensor:
-        with autocast(segmenter.spec.precision):
-            logits = segmenter(batch, window)
-        return logits.float().softmax(1)[:, 1:]
+        found = []
+        for axes in mirrors:
+            with autocast(segmenter.spec.precision):
+                logits = segmenter(batch.flip(axes), window)
+            found.append(logits.float().softmax(1)[:, 1:].flip(axes))
+        return torch.stack(found).mean(0) if len(found) > 1 else found[0]
 
     found = sliding_window_inference(
         as_input(slab).transpose(0, 1)[None], (len(slab), *window), BATCH, foreground, overlap=(0.0, share, share),

@@ -76,6 +76,8 @@ def check_exportable(model: Model) -> None:
         reason = "regime knn, whose answer is a search among its training tokens"
     elif segmenter.regime.outside:
         reason = f"regime {segmenter.regime.kind}, a system of another package, which has exports of its own"
+    elif segmenter.regime.is_3d:
+        reason = f"regime {segmenter.regime.kind}, which sees neighbouring slices together"
     elif segmenter.domains:
         reason = f"regime with `align: {segmenter.regime.align}`, where a part of the model is chosen for each volume"
     elif segmenter.spec.align not in ("", "voxel"):

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,12 @@ BLOCK = 2**25
 """Voxels of a block, unless a slice, or `TILE_ROWS` of it, has more."""
 TILE_ROWS = 8
 """Tiles above each other that a part of a slice holds at least: those at its borders are segmented for both its neighbours."""
+BLOCK_3D = 2**27
+"""The same for models in 3D, of which a patch as deep as the model's is held in numbers of 4 bytes."""
+WINDOWS = 4
+"""Windows of a model in 3D that a block has along z, at most: those at its ends are segmented for both its neighbours."""
+APART = 1.5
+"""A model in 3D is told of slices so many times nearer or farther apart than those of training."""
 CHUNK = 512
 """Side of the chunks that are written."""
 
@@ -160,6 +167,10 @@ def settle(order: Order, source: Source, model: Model) -> Job:
         raise InputError(source.name, found=f"slices of {source.shape[1]} x {source.shape[2]}",
                          expected=f"at most {LARGE} pixels for a model with `align: {spec.align}`, which sees whole slices",
                          do="Cut it up, or use a model without.")  # fmt: skip
+    apart = model.voxels[dataset][0] / voxel[0]
+    if model.segmenter.regime.is_3d and not 1 / APART <= apart <= APART:
+        print(f"slices {voxel[0]:g} nm apart, in training {model.voxels[dataset][0]:g} nm ({dataset}): a model in 3D learned from"
+              " neighbours at that distance, so look at the result with care", file=sys.stderr)  # fmt: skip
     window = order.window or grey_window(sampled(source), source.name)
     if not window[0] < window[1]:
         raise InputError("grey values", found=f"{window[0]:g} to {window[1]:g}", expected="the lower before the higher",
@@ -171,7 +182,7 @@ def settle(order: Order, source: Source, model: Model) -> Job:
     if model.segmenter.domains:
         tiles = spread_tiles(source, window, geo, TILES, spec.context)
         domain, _ = nearest(model.segmenter, statistics_of(model.segmenter, tiles.split(1)), source.name)
-    depth, rows = block_size(source, geo)
+    depth, rows = block_size_3d(source, geo, model) if model.segmenter.regime.is_3d else block_size(source, geo)
     kinds = ("mask", *(["probabilities"] if order.probabilities else []), *(["instances"] if order.instances else []))
     threshold = float(model.card["threshold"] if order.threshold is None else order.threshold)
     known = dataclasses.asdict(statistics) if statistics else None
@@ -207,6 +218,15 @@ def block_size(source: Source, geo: Geometry) -> tuple[int, int]:
     elif source.depth > 1:
         most = most // source.depth * source.depth
     return most, y
+
+
+def block_size_3d(source: Source, geo: Geometry, model: Model) -> tuple[int, int]:
+    """The same for a model in 3D: a few windows along z, and whole slices unless a patch's depth of them exceeds `BLOCK_3D`."""
+    _, y, x = source.shape
+    deep, tile = model.segmenter.regime.patch[0], math.ceil(geo.tile[0] * geo.native[0] / geo.resized[0])
+    step = max(1, int(deep * (1 - geo.overlap)))
+    rows = min(y, math.ceil(max(BLOCK_3D // (deep * x), 2 * tile) / CHUNK) * CHUNK)
+    return step * max(1, min(WINDOWS, 2 * BLOCK_3D // (step * rows * x))), rows
 
 
 def sampled(source: Source, most: int = SLICES) -> Iterator[Array]:
@@ -311,6 +331,15 @@ def open_runner(job: Job) -> Runner:
     if (source.stamp, *sha256_of(model.folder)) != (job.stamp, job.weights, job.card):
         raise InputError(job.input if source.stamp != job.stamp else job.model, found="another content than when the run began",
                          expected="the same files for all of a run", do="Start over with --overwrite.")  # fmt: skip
+    return runner_for(job, source, model)
+
+
+def runner_for(job: Job, source: Source, model: Model) -> Runner:
+    """The runner of the model's kind."""
+    if model.segmenter.regime.is_3d:
+        from emadapt.segment.rows3d import Runner3d  # which builds on this file
+
+        return Runner3d(job, source, model)
     return Runner(job, source, model)
 
 

@@ -81,9 +81,6 @@ def open_model(text: str | Path) -> Model:
     """
     folder = find_model(str(text))
     segmenter, card = load_segmenter(folder)
-    if segmenter.regime.is_3d:
-        raise InputError(folder, found=f"a model in 3D ({segmenter.regime.kind})", expected="one that sees slice by slice",
-                         do="Take a unit of another regime; models in 3D are scored by `emadapt evaluate`.")  # fmt: skip
     if segmenter.regime.oracle:
         raise InputError(folder, found=f"SAM 2 with prompts made of labels ({segmenter.regime.prompts})", do="Take another unit.",
                          expected="a model that needs no labels to predict")  # fmt: skip

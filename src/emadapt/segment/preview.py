@@ -20,9 +20,10 @@ from emadapt.data.tiles import Grey
 from emadapt.errors import InputError
 from emadapt.figures import FOREGROUND
 from emadapt.segment.domain import Domain, domain_of_volume
-from emadapt.segment.job import Order, Runner, grey_rows_of, open_runner, prepare, spread
+from emadapt.segment.job import Block, Order, Runner, grey_rows_of, open_runner, prepare, spread
 from emadapt.segment.model import Model, geometry_for, said
 from emadapt.segment.rows import predict_rows
+from emadapt.segment.rows3d import predict_rows_3d
 
 FIELDS = 3
 SIDE = 2
@@ -82,11 +83,23 @@ def field(runner: Runner, number: int) -> Field:
     places = min(FIELDS, job.shape[0])
     z = spread(job.shape[0], places)[number]
     y, x = (round((n - s) * (number + 0.5) / places) for n, s in zip(geo.native, side, strict=True))
-    context = runner.model.segmenter.spec.context
-    image = np.ascontiguousarray(grey_rows_of(runner.source, job.window, geo, context, z, y, y + side[0])[:, x : x + side[1]])
+    segmenter, context = runner.model.segmenter, runner.model.segmenter.spec.context
     own = geometry_for(runner.model, (side[0], side[1]), job.dataset, dataclasses.replace(AS_IT_IS, zoom=job.zoom))
-    rows = predict_rows(runner.model.segmenter, lambda a, b: image[a:b], own, 0, side[0], job.flips)
-    return Field(z, y, x, image[..., 1] if context else image, np.concatenate(list(rows)))
+
+    def shown(k: int) -> Grey:
+        rows = grey_rows_of(runner.source, job.window, geo, context, k, y, y + side[0])
+        return np.ascontiguousarray(rows[:, x : x + side[1]])
+
+    image = shown(z)
+    if segmenter.regime.is_3d:  # the slices of one window around it
+        deep = min(segmenter.regime.patch[0], job.shape[0])
+        first = min(max(z - deep // 2, 0), job.shape[0] - deep)
+        near = [image if k == z else shown(k) for k in range(first, first + deep)]
+        block = Block(z - first, z - first + 1, 0, side[0])
+        rows = predict_rows_3d(segmenter, lambda k, a, b: near[k][a:b], own, block, deep, job.flips)
+        return Field(z, y, x, image, np.concatenate([found for _, found in rows]))
+    found = predict_rows(segmenter, lambda a, b: image[a:b], own, 0, side[0], job.flips)
+    return Field(z, y, x, image[..., 1] if context else image, np.concatenate(list(found)))
 
 
 def page(order: Order, runner: Runner, fields: list[Field], domain: Domain | None) -> str:
@@ -112,8 +125,12 @@ def page(order: Order, runner: Runner, fields: list[Field], domain: Domain | Non
 
 
 def regime_to_tune(model: Model) -> str:
-    """Settings of a regime that can start from the model: its own adapter, or a new one on top of its head."""
+    """Settings of a regime that can start from the model: its own kind, or an adapter on top of its head."""
     regime, head = model.segmenter.regime, model.segmenter.head_name
+    if regime.is_3d:
+        return f"kind: {regime.kind}, patch: {list(regime.patch)}, channels: {list(regime.channels)}"
+    if regime.from_scratch:
+        return f"kind: {regime.kind}"
     settings = {"kind": regime.kind if regime.low_rank else "lora", "rank": regime.rank, "alpha": regime.alpha}
     settings |= {"k": regime.k} if regime.kind == "lora_last_k" else {}
     return ", ".join(f"{key}: {value}" for key, value in {**settings, "head": head}.items())

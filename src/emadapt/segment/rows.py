@@ -100,7 +100,7 @@ def predict_rows(segmenter: Segmenter, read: Read, geo: Geometry, y0: int, y1: i
     """
     back = taps(geo.resized[0], geo.native[0], Image.Resampling.BILINEAR) if geo.resized[0] != geo.native[0] else None
     a, b = (int(back.first[y0]), int(back.stop[y1 - 1])) if back else (y0, y1)
-    merged = ((start, _resized(rows, geo.native[1], Image.Resampling.BILINEAR))
+    merged = ((start, resized_along_x(rows, geo.native[1], Image.Resampling.BILINEAR))
               for start, rows in _merged(segmenter, Input(read, geo), geo, a, b, flips))  # fmt: skip
     if back is None:
         yield from (rows for _, rows in merged)
@@ -156,15 +156,20 @@ class Input:
         top, bottom = corners[0][0], corners[-1][0] + h
         if top < self.start or bottom > self.start + len(self.held):
             more = max(bottom, min(self.geo.padded[0], top + FETCH // self.geo.padded[1]))
-            self.start, self.held = top, self._rows(top, more)
+            self.start, self.held = top, self.rows(top, more)
         y0 = self.start
         return torch.stack([as_input(self.held[y - y0 : y - y0 + h, x : x + w]) for y, x in corners])
 
-    def _rows(self, top: int, bottom: int) -> Grey:
+    def native(self, top: int, bottom: int) -> tuple[int, int]:
+        """Rows of the slice itself that rows [top, bottom) of the padded slice are made of."""
+        r0, r1 = self._resized_rows(top, bottom)
+        return (r0, r1) if self.taps is None else (int(self.taps.first[r0]), int(self.taps.stop[r1 - 1]))
+
+    def rows(self, top: int, bottom: int) -> Grey:
         """Rows [top, bottom) of the padded slice."""
         wanted = self.source[top:bottom]
-        r0, r1 = int(wanted.min()), int(wanted.max()) + 1
-        n0, n1 = (r0, r1) if self.taps is None else (int(self.taps.first[r0]), int(self.taps.stop[r1 - 1]))
+        r0, r1 = self._resized_rows(top, bottom)
+        n0, n1 = self.native(top, bottom)
         shown = self.read(n0, n1)
         if shown.ndim == 2:
             rows = self._resampled(shown, n0, r0, r1)
@@ -172,9 +177,13 @@ class Input:
             rows = np.stack([self._resampled(shown[..., k], n0, r0, r1) for k in range(shown.shape[-1])], -1)
         return np.ascontiguousarray(rows[wanted - r0][:, self.columns])
 
+    def _resized_rows(self, top: int, bottom: int) -> tuple[int, int]:
+        wanted = self.source[top:bottom]
+        return int(wanted.min()), int(wanted.max()) + 1
+
     def _resampled(self, shown: Grey, start: int, r0: int, r1: int) -> Grey:
         """Rows [r0, r1) of the resized slice, of which `shown` are the native rows from `start` on."""
-        wide = _resized(shown, self.geo.resized[1], Image.Resampling.BICUBIC)
+        wide = resized_along_x(shown, self.geo.resized[1], Image.Resampling.BICUBIC)
         return wide if self.taps is None else grey_rows(wide, start, self.taps, r0, r1)
 
 
@@ -184,7 +193,7 @@ def _reflected(height: int, width: int, padded: tuple[int, int], axis: int) -> n
     return np.pad(np.arange(n), (0, padded[axis] - n), mode="symmetric")
 
 
-def _resized(rows: npt.NDArray[Any], width: int, how: Image.Resampling) -> npt.NDArray[Any]:
+def resized_along_x(rows: npt.NDArray[Any], width: int, how: Image.Resampling) -> npt.NDArray[Any]:
     """Rows (n, X) resized along x alone."""
     if rows.shape[1] == width:
         return rows
