@@ -84,7 +84,7 @@ def test_windows_cover_every_slice_and_keep_inside(length: int, depth: int, shar
     assert all(b - a <= max(1, depth * (1 - share)) for a, b in pairwise(starts))
 
 
-def test_memory_holds_one_row_of_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_holds_one_row_of_windows() -> None:
     """Slices are read a window's depth at a time, and a slice is given as soon as no later window covers it."""
     segmenter, asked = a_model(4, 32), []
 

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from emadapt.errors import InputError
 from emadapt.export.graph import check_exportable
 from emadapt.models.segmenter import Segmenter, build_segmenter, load_segmenter
 from emadapt.predict3d import predict_block
-from emadapt.segment import job, partial
+from emadapt.segment import job, partial, run
 from emadapt.segment.job import Block, Order
 from emadapt.segment.model import open_model
 from emadapt.segment.preview import regime_to_tune
@@ -132,7 +133,7 @@ def test_segment_writes_what_evaluate_predicts_whatever_the_blocks(
             monkeypatch.setattr(job, "BLOCK_3D", 4 * 60 * 8)
         monkeypatch.setattr(job, "WINDOWS", 2)
         settled = job.prepare(order)
-        assert (settled.depth, settled.rows < 90) == (4 if rows == 90 else settled.depth, rows < 90)
+        assert settled.rows < 90 if rows < 90 else (settled.depth, settled.rows) == (4, 90)
         assert len(settled.blocks()) > 3
         segment_volume(order)
         found = tifffile.imread(folder / "out-probabilities.tif")
@@ -164,7 +165,7 @@ def test_alignment_sees_whole_slices_of_the_volume(tmp_path: Path, order: Order)
     assert np.abs(got - plain).max() > 1e-4
 
 
-def test_preview_register_and_export(order: Order, model: Path) -> None:
+def test_preview_and_export(order: Order, model: Path) -> None:
     page = str(Path(order.output).with_suffix(".html"))
     found = CliRunner().invoke(main, ["preview", order.input, page, "--model", str(model), "--voxel-nm", "90", "5", "5"])
     assert found.exit_code == 0, found.output
@@ -172,5 +173,45 @@ def test_preview_register_and_export(order: Order, model: Path) -> None:
     assert Path(page).read_text().count("data:image/png") == 9
     opened = open_model(model)
     assert regime_to_tune(opened) == "kind: resunet3d, patch: [4, 32, 32], channels: [2, 2, 2, 2, 2]"
+    flat = write_model(Path(order.output).parent / "flat", regime=RegimeSpec("unet2d"), head="unet2d")
+    assert regime_to_tune(open_model(flat)) == "kind: unet2d"
     with pytest.raises(InputError, match=r"resunet3d, which sees neighbouring slices together"):
         check_exportable(opened)
+
+
+def test_slices_of_another_shape_than_the_whole_ones_of_training_get_windows_that_overlap(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "whole", regime=KIND, head="resunet3d", tile=0, overlap=0.0, scale=0.5)
+    model, source = open_model(folder), api.array_source(IMAGE, VOXEL)
+    geo = job.runner_for(job.settle(Order("array", "", ""), source, model), source, model).geo
+    assert (geo.tile, geo.overlap) == ((48, 48), BackboneSpec.overlap)
+    own = dataclasses.replace(model.segmenter.spec, tile=48, overlap=BackboneSpec.overlap)
+    segmenter, _ = load_segmenter(folder)
+    segmenter.spec = own
+    expected = np.stack([p for _, p in predict_block(segmenter, IMAGE, range(13))])
+    np.testing.assert_allclose(api.segment(IMAGE, model, VOXEL, probabilities=True), expected, atol=3e-3)
+
+
+def test_stopped_and_repeated_it_gives_the_same_smoothed_along_z(
+    order: Order, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_model(tmp_path / "smooth", regime=KIND, head="resunet3d", tile=32, overlap=0.5, smooth_z_nm=30.0)
+    order = dataclasses.replace(order, model=str(folder), probabilities=True)
+    undisturbed = dataclasses.replace(order, output=str(tmp_path / "undisturbed.tif"))
+    segment_volume(undisturbed)
+    monkeypatch.setattr(job, "WINDOWS", 1)
+    segment_block = partial.segment_block
+    done: list[None] = []
+
+    def stop(*given: Any, **named: Any) -> None:
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        segment_block(*given, **named)
+        done.append(None)
+
+    monkeypatch.setattr(run, "segment_block", stop)
+    with pytest.raises(KeyboardInterrupt):
+        segment_volume(order)
+    monkeypatch.setattr(run, "segment_block", segment_block)
+    assert len(list((tmp_path / "out.tif.partial/done").iterdir())) == 2
+    segment_volume(order)
+    assert (tmp_path / "out-probabilities.tif").read_bytes() == (tmp_path / "undisturbed-probabilities.tif").read_bytes()

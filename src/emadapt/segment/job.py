@@ -221,7 +221,10 @@ def block_size(source: Source, geo: Geometry) -> tuple[int, int]:
 
 
 def block_size_3d(source: Source, geo: Geometry, model: Model) -> tuple[int, int]:
-    """The same for a model in 3D: a few windows along z, and whole slices unless a patch's depth of them exceeds `BLOCK_3D`."""
+    """Slices and rows of a block for a model in 3D: up to `WINDOWS` windows along z.
+
+    Slices are whole unless as many of them as a patch is deep have more than `BLOCK_3D` voxels.
+    """
     _, y, x = source.shape
     deep, tile = model.segmenter.regime.patch[0], math.ceil(geo.tile[0] * geo.native[0] / geo.resized[0])
     step = max(1, int(deep * (1 - geo.overlap)))

@@ -45,7 +45,7 @@ class Reach:
 
 def reach_of(segmenter: Segmenter, geo: Geometry, block: Block, length: int) -> Reach:
     """What a block of a volume of `length` slices needs."""
-    depth, share = segmenter.regime.patch[0], segmenter.spec.overlap
+    depth, share = segmenter.regime.patch[0], geo.overlap  # more than in training where slices of training entered whole
     shown, before = continued(range(length), depth)
     starts = _over(window_starts(len(shown), depth, share), depth, block.z0 + before, block.z1 + before)
     seen = shown[starts[0] : starts[-1] + depth]
@@ -79,7 +79,7 @@ def predict_rows_3d(segmenter: Segmenter, read: Read, geo: Geometry, block: Bloc
     def entering(at: int) -> Grey:
         return Input(functools.partial(read, int(shown[at])), geo).rows(*reach.padded)
 
-    for at, found in blended(segmenter, entering, reach.starts, geo.tile, segmenter.spec.overlap, flips):
+    for at, found in blended(segmenter, entering, reach.starts, geo.tile, geo.overlap, flips):
         if block.z0 <= at - before < block.z1:
             own = found[first - reach.padded[0] : stop - reach.padded[0], : geo.resized[1]]
             wide = resized_along_x(own, geo.native[1], Image.Resampling.BILINEAR)
