@@ -59,6 +59,22 @@ def test_pairing_and_joint_training_crossed(here: Path, name: str) -> None:
 
 
 @pytest.mark.slow
+def test_pairing_crossed_with_regimes(here: Path) -> None:
+    write_reference_layouts(here / "data", slices=12)
+    summary = run_small(in_small("collapse_crossed", SHORT, tile=56))
+    terms = {fit["test_set"]: [term["term"] for term in fit["terms"]] for fit in summary["fits"]}
+    crossed = (
+        "mispaired, lexicographic_165",
+        "mispaired, lexicographic_165, under last3",
+        "mispaired, lexicographic_165, under unet2d",
+    )
+    assert all(term in terms[dataset] for term in crossed for dataset in ("lucchi", "vnc"))
+    assert ("several datasets, under unet2d" in terms["lucchi"], "several datasets" in terms["vnc"]) == (True, False)
+    assert {(c["regime"], c["train_set"]) for c in summary["contrasts"] if c["term"] == crossed[0]} == {
+        (regime, name) for regime in ("frozen", "last3", "unet2d") for name in ("lucchi_far", "paired_far")}  # fmt: skip
+
+
+@pytest.mark.slow
 def test_the_headline(here: Path) -> None:
     write_reference_layouts(here / "data", slices=16)
     summary = run_small(in_small("headline", SHORT | {"average": 0.99}, tile=56))

@@ -21,12 +21,13 @@ from emadapt.config import Study
 
 METHOD = (
     "`fits`: ordinary least squares per backbone and test dataset over all units that were trained on it (or on its mispaired"
-    " twin): foreground IoU = regime + several datasets + mispaired + both + drawn by size + seed (a block); regimes against"
-    " the first. Intervals: Student's t on the residuals, and the moving-block bootstrap over test slices (the same slices for"
-    " every unit, widened for few blocks as Student's t is), in quadrature. Residuals hold what the factors do not explain,"
-    " interactions with the regime included. `contrasts`: two training sets that differ in one factor, under each regime,"
-    " difference as in `comparisons`, p_holm over all of them. `pooled`: IoU over the summed pixels of all rightly paired test"
-    " datasets. `ceiling`: IoU of the right labels themselves against the mispaired ones, the score of a model without errors."
+    " twin): foreground IoU = regime * (several datasets + mispaired + both + drawn by size) + seed (a block). Regimes against"
+    " the first, factors under the first, and `under` another regime what they do there beyond that. Intervals: Student's t on"
+    " the residuals, and the moving-block bootstrap over test slices (the same slices for every unit, widened for few blocks"
+    " as Student's t is), in quadrature. Residuals hold what the factors do not explain. `contrasts`: two training sets that"
+    " differ in one factor, under each regime, difference as in `comparisons`, p_holm over all of them. `pooled`: IoU over the"
+    " summed pixels of all rightly paired test datasets. `ceiling`: IoU of the right labels themselves against the mispaired"
+    " ones, the score of a model without errors."
 )
 Floats = npt.NDArray[np.float64]
 
@@ -159,12 +160,15 @@ def _fit(study: Study, groups: Groups, cells: Mapping[str, Cell], backbone: str,
         for run in runs:
             scores = run["test"][test]
             n, block = scores["n"], scores["block_slices"]
-            rows.append({f"regime {regime}": 1.0} | cells[train_set].columns())
+            factor = cells[train_set].columns()
+            rows.append({f"regime {regime}": 1.0} | factor | {f"{name}, under {regime}": 1.0 for name in factor})
             iou.append(scores["iou"])
             seeds.append(run["seed"])
             draws.append(block_bootstrap(np.array(scores["counts"], np.int64), block)[:, 0])
     names = [f"regime {name}" for name in study.regimes[1:]]
-    names += sorted({name for row in rows for name in row if not name.startswith("regime")}, key=lambda name: (len(name), name))
+    factor_names = {name for train_set in cells for name in cells[train_set].columns()}
+    single = sorted(factor_names, key=lambda name: (len(name), name))
+    names += single + [f"{name}, under {regime}" for regime in study.regimes[1:] for name in single]
     columns: dict[str, Floats] = {}
     for name in names:
         values = np.array([row.get(name, 0.0) for row in rows], float)
