@@ -9,8 +9,7 @@ import pytest
 from PIL import Image
 
 from emadapt.config import RegimeSpec, Study, TrainSetSpec
-from emadapt.dose import dose_response
-from emadapt.figures import dose_png
+from emadapt.dose import dose_png, dose_response
 from emadapt.transfer import DISTANCES
 from fakes import a_study
 

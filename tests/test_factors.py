@@ -10,8 +10,7 @@ from PIL import Image
 from scipy import stats
 
 from emadapt.config import DatasetSpec, RegimeSpec, Study, TrainSetSpec
-from emadapt.factors import cells_of, effects, factors, factors_table
-from emadapt.figures import factors_png
+from emadapt.factors import cells_of, effects, factors, factors_png, factors_table
 from fakes import a_study
 
 SETS = {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from emadapt.config import Study
@@ -64,3 +65,60 @@ def _correlations(points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 found.append({**dict(zip(("backbone", "regime", "train_set"), key, strict=True)), "dial": dial,
                               "distance": name, **rho})  # fmt: skip
     return found
+
+
+def dose_png(
+    path: Path, response: Mapping[str, Any], shown: Sequence[str] = ("fd_token", "outlier_auroc", "knn_iou_loss")
+) -> None:
+    """Draws a row per backbone, regime and training set: IoU over dose for each dial, and the loss against some distances.
+
+    Args:
+        path: the PNG to write.
+        response: of `dose.dose_response`.
+        shown: keys of `transfer.DISTANCES`.
+    """
+    from matplotlib.figure import Figure  # takes half a second
+
+    from emadapt.figures import BLUE, GREEN, ORANGE, write_figure
+
+    points = response["points"]
+    rows = list(dict.fromkeys((p["backbone"], p["regime"], p["train_set"]) for p in points))
+    dials = list(dict.fromkeys(p["dial"] for p in points if p["dial"]))
+    figure = Figure(figsize=(3.4 * (1 + len(shown)), 2.9 * len(rows) + 0.4), dpi=110, layout="constrained")
+    panels = figure.subplots(len(rows), 1 + len(shown), squeeze=False)
+    colours = dict(zip(dials, (BLUE, ORANGE, GREEN, "black", "0.55"), strict=False))
+    for row, key in zip(panels, rows, strict=True):
+        own = [p for p in points if (p["backbone"], p["regime"], p["train_set"]) == key]
+        _doses(row[0], own, colours)
+        row[0].set_title(" ".join(key), fontsize=9)
+        for axes, name in zip(row[1:], shown, strict=True):
+            for p in own:
+                if (x := p["distances"][name]) is None:
+                    continue
+                axes.plot(x, p["loss"], "o" if p["dial"] else "D", color=colours.get(p["dial"], "black"), markersize=4)
+                if not p["dial"]:
+                    axes.annotate(p["dataset"], (x, p["loss"]), (4, 3), textcoords="offset points", fontsize=7)
+            of = next(c for c in response["correlations"] if (c["backbone"], c["regime"], c["train_set"]) == key
+                      and (c["dial"], c["distance"]) == (None, name))  # fmt: skip
+            axes.set_title(f"ρ = {of['rho']:.2f}, n = {of['n']}" if of["rho"] is not None else f"n = {of['n']}, no ρ", fontsize=9)
+            axes.set(xlabel=DISTANCES[name], ylabel="IoU lost")
+    for axes in panels.flat:
+        axes.tick_params(labelsize=8)
+        axes.xaxis.label.set_size(8)
+        axes.yaxis.label.set_size(8)
+        axes.grid(color="0.9")
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0, 0].legend(fontsize=8, frameon=False)
+    write_figure(path, figure)
+
+
+def _doses(axes: Any, points: Sequence[Mapping[str, Any]], colours: Mapping[str, str]) -> None:
+    """IoU over dose, a line a dial from the volume as it is, with intervals."""
+    base = next(p for p in points if p["dose"] == 0.0)
+    for dial, colour in colours.items():
+        curve = [base, *sorted((p for p in points if p["dial"] == dial), key=lambda p: p["dose"])]
+        low, high = zip(*(p["ci95"] for p in curve), strict=True)
+        doses = [p["dose"] for p in curve]
+        axes.plot(doses, [p["iou"] for p in curve], "o-", color=colour, label=dial, markersize=4)
+        axes.fill_between(doses, low, high, color=colour, alpha=0.12, linewidth=0)
+    axes.set(xlabel="dose", ylabel="foreground IoU", ylim=(0, 1))

@@ -139,6 +139,34 @@ def factors_table(summary: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def factors_png(path: Path, fits: Sequence[Mapping[str, Any]], contrasts: Sequence[Mapping[str, Any]]) -> None:
+    """Draws a panel per backbone and test dataset: effects of the linear model, and under each the contrasts by regime.
+
+    Args:
+        path: the PNG to write.
+        fits: of `factors.factors`.
+        contrasts: of `factors.factors`.
+    """
+    from matplotlib.figure import Figure  # takes half a second
+
+    from emadapt.figures import BLUE, GREEN, ORANGE, forest, write_figure
+
+    colour = dict(zip(dict.fromkeys(c["regime"] for c in contrasts), (BLUE, ORANGE, GREEN, "0.45", "0.7"), strict=False))
+    panels: list[list[tuple[str, float, Sequence[float], str]]] = []
+    for fit in fits:
+        rows = [(t["term"], t["estimate"], t["ci95"], "black") for t in fit["terms"]]
+        own = [c for c in contrasts if (c["backbone"], c["test_set"]) == (fit["backbone"], fit["test_set"])]
+        for c in sorted(own, key=lambda c: (c["term"], c["train_set"])):
+            what = f"{c['train_set']} - {c['against']}: {c['regime']}"
+            rows.append((what, c["difference"], c["ci95"], colour.get(c["regime"], "0.45")))
+        panels.append(rows)
+    figure = Figure(figsize=(6.2 * len(panels), 0.27 * max(map(len, panels)) + 1.2), dpi=110, layout="constrained")
+    for axes, rows, fit in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, fits, strict=True):
+        forest(axes, rows, f"{fit['backbone']}, tested on {fit['test_set']}")
+        axes.axhline(len(fit["terms"]) - 0.5, color="0.8", linewidth=0.8)
+    write_figure(path, figure)
+
+
 def _head(*columns: str) -> list[str]:
     """Head of a Markdown table; a colon aligns to the right."""
     rule = ["---:" if name.endswith(":") else "---" for name in columns]

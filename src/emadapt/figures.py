@@ -15,8 +15,6 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from PIL import Image
 
-from emadapt.transfer import DISTANCES
-
 ORANGE, BLUE, GREEN, PINK = "#E69F00", "#0072B2", "#009E73", "#CC79A7"
 FALSE_POSITIVE, FALSE_NEGATIVE, FOREGROUND = ORANGE, BLUE, GREEN
 KINDS = {"in-domain": (BLUE, "o"), "union": (GREEN, "s"), "other labels": (PINK, "D"), "cross-domain": (ORANGE, "^"),
@@ -298,71 +296,6 @@ def scatter_png(path: Path, points: Sequence[Mapping[str, Any]], correlations: M
     write_figure(path, figure)
 
 
-def dose_png(
-    path: Path, response: Mapping[str, Any], shown: Sequence[str] = ("fd_token", "outlier_auroc", "knn_iou_loss")
-) -> None:
-    """Draws a row per backbone, regime and training set: IoU over dose for each dial, and the loss against some distances.
-
-    Args:
-        path: the PNG to write.
-        response: of `dose.dose_response`.
-        shown: keys of `transfer.DISTANCES`.
-    """
-    points = response["points"]
-    rows = list(dict.fromkeys((p["backbone"], p["regime"], p["train_set"]) for p in points))
-    dials = list(dict.fromkeys(p["dial"] for p in points if p["dial"]))
-    figure = Figure(figsize=(3.4 * (1 + len(shown)), 2.9 * len(rows) + 0.4), dpi=110, layout="constrained")
-    panels = figure.subplots(len(rows), 1 + len(shown), squeeze=False)
-    colours = dict(zip(dials, (BLUE, ORANGE, GREEN, "black", "0.55"), strict=False))
-    for row, key in zip(panels, rows, strict=True):
-        own = [p for p in points if (p["backbone"], p["regime"], p["train_set"]) == key]
-        _doses(row[0], own, colours)
-        row[0].set_title(" ".join(key), fontsize=9)
-        for axes, name in zip(row[1:], shown, strict=True):
-            for p in own:
-                if (x := p["distances"][name]) is None:
-                    continue
-                axes.plot(x, p["loss"], "o" if p["dial"] else "D", color=colours.get(p["dial"], "black"), markersize=4)
-                if not p["dial"]:
-                    axes.annotate(p["dataset"], (x, p["loss"]), (4, 3), textcoords="offset points", fontsize=7)
-            of = next(c for c in response["correlations"] if (c["backbone"], c["regime"], c["train_set"]) == key
-                      and (c["dial"], c["distance"]) == (None, name))  # fmt: skip
-            axes.set_title(f"ρ = {of['rho']:.2f}, n = {of['n']}" if of["rho"] is not None else f"n = {of['n']}, no ρ", fontsize=9)
-            axes.set(xlabel=DISTANCES[name], ylabel="IoU lost")
-    for axes in panels.flat:
-        axes.tick_params(labelsize=8)
-        axes.xaxis.label.set_size(8)
-        axes.yaxis.label.set_size(8)
-        axes.grid(color="0.9")
-        axes.spines[["top", "right"]].set_visible(False)
-    panels[0, 0].legend(fontsize=8, frameon=False)
-    write_figure(path, figure)
-
-
-def factors_png(path: Path, fits: Sequence[Mapping[str, Any]], contrasts: Sequence[Mapping[str, Any]]) -> None:
-    """Draws a panel per backbone and test dataset: effects of the linear model, and under each the contrasts by regime.
-
-    Args:
-        path: the PNG to write.
-        fits: of `factors.factors`.
-        contrasts: of `factors.factors`.
-    """
-    colour = dict(zip(dict.fromkeys(c["regime"] for c in contrasts), (BLUE, ORANGE, GREEN, "0.45", "0.7"), strict=False))
-    panels: list[list[tuple[str, float, Sequence[float], str]]] = []
-    for fit in fits:
-        rows = [(t["term"], t["estimate"], t["ci95"], "black") for t in fit["terms"]]
-        own = [c for c in contrasts if (c["backbone"], c["test_set"]) == (fit["backbone"], fit["test_set"])]
-        for c in sorted(own, key=lambda c: (c["term"], c["train_set"])):
-            what = f"{c['train_set']} - {c['against']}: {c['regime']}"
-            rows.append((what, c["difference"], c["ci95"], colour.get(c["regime"], "0.45")))
-        panels.append(rows)
-    figure = Figure(figsize=(6.2 * len(panels), 0.27 * max(map(len, panels)) + 1.2), dpi=110, layout="constrained")
-    for axes, rows, fit in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, fits, strict=True):
-        forest(axes, rows, f"{fit['backbone']}, tested on {fit['test_set']}")
-        axes.axhline(len(fit["terms"]) - 0.5, color="0.8", linewidth=0.8)
-    write_figure(path, figure)
-
-
 def forest(axes: Any, rows: Sequence[tuple[str, float, Sequence[float], str]], title: str) -> None:
     """Changes of IoU one below the other: what, difference, its 95 % interval, colour."""
     for y, (_, value, (low, high), shade) in enumerate(rows):
@@ -376,15 +309,3 @@ def forest(axes: Any, rows: Sequence[tuple[str, float, Sequence[float], str]], t
     axes.tick_params(axis="x", labelsize=8)
     axes.grid(axis="x", color="0.9")
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def _doses(axes: Any, points: Sequence[Mapping[str, Any]], colours: Mapping[str, str]) -> None:
-    """IoU over dose, a line a dial from the volume as it is, with intervals."""
-    base = next(p for p in points if p["dose"] == 0.0)
-    for dial, colour in colours.items():
-        curve = [base, *sorted((p for p in points if p["dial"] == dial), key=lambda p: p["dose"])]
-        low, high = zip(*(p["ci95"] for p in curve), strict=True)
-        doses = [p["dose"] for p in curve]
-        axes.plot(doses, [p["iou"] for p in curve], "o-", color=colour, label=dial, markersize=4)
-        axes.fill_between(doses, low, high, color=colour, alpha=0.12, linewidth=0)
-    axes.set(xlabel="dose", ylabel="foreground IoU", ylim=(0, 1))

@@ -10,9 +10,9 @@ import numpy as np
 from emadapt.aligned import ALIGNED_METHOD, aligned_png, aligned_table, by_gain, compare_aligned
 from emadapt.comparisons import COMPARISONS_METHOD, Groups, against_best, compare_regimes, headline, kind_of
 from emadapt.config import Study, Unit
-from emadapt.dose import dose_response
+from emadapt.dose import dose_png, dose_response
 from emadapt.errors import InputError
-from emadapt.factors import factors, factors_table
+from emadapt.factors import factors, factors_png, factors_table
 from emadapt.few_shot import FEW_SHOT_METHOD, few_shot_curves, few_shot_table, panels
 from emadapt.files import write_text
 from emadapt.objects import objects_table, of_seeds
@@ -101,11 +101,11 @@ def _figures(
     folder, rows = root / "reports/figures", headline(study, summary["units"], kinds)
     figures.iou_png(folder / "iou.png", [entry for entry, _ in rows], [kind for _, kind in rows])
     if "dose_response" in summary:
-        figures.dose_png(folder / "dose.png", summary["dose_response"])
+        dose_png(folder / "dose.png", summary["dose_response"])
     else:
         (folder / "dose.png").unlink(missing_ok=True)  # of an earlier report
     if "fits" in summary:
-        figures.factors_png(folder / "factors.png", summary["fits"], summary["contrasts"])
+        factors_png(folder / "factors.png", summary["fits"], summary["contrasts"])
     else:
         (folder / "factors.png").unlink(missing_ok=True)
     if "aligned" in summary:
