@@ -32,10 +32,8 @@ def planted(regime: str, train_set: str, seed: int) -> float:
     """Effects: LoRA 0.1, several datasets -0.02, mispaired -0.4 and 0.2 less of it under LoRA, several and mispaired 0.05
     more, drawn by size 0.03; seeds 0.01."""
     several, wrong = train_set in ("paired", "paired_lex", "by_size"), train_set in ("lex", "paired_lex")
-    effect = (
-        0.1 * (regime == "lora") - 0.02 * several - 0.4 * wrong + 0.05 * (several and wrong) + 0.03 * (train_set == "by_size")
-    )
-    effect += 0.2 * (wrong and regime == "lora")
+    effect = 0.1 * (regime == "lora") - 0.02 * several + 0.03 * (train_set == "by_size")
+    effect += wrong * (-0.4 + 0.2 * (regime == "lora") + 0.05 * several)
     return 0.7 + effect + 0.01 * seed
 
 
