@@ -230,6 +230,7 @@ def test_provenance(tmp_path):
     (tmp_path / "params.yaml").write_text("a: 1\n")
     (tmp_path / "data.dvc").write_text("outs:\n- md5: 0123456789abcdef0123456789abcdef.dir\n  path: data\n")
     (tmp_path / "dvc.lock").write_text("1")
+    (tmp_path / "code.py").write_text("1")
 
     def git(*args):
         command = ["git", "-c", "user.name=a", "-c", "user.email=a@b", *args]
@@ -247,6 +248,7 @@ def test_provenance(tmp_path):
     }
     (tmp_path / "dvc.lock").write_text("2")  # every stage rewrites it
     assert tracking.provenance_tags(tmp_path)["git.dirty"] == "false"
-    (tmp_path / "params.yaml").write_text("a: 2\n")
+    (tmp_path / "params.yaml").write_text("a: 2\n")  # another study: it has a tag of its own
+    assert tracking.provenance_tags(tmp_path) == tags | {"params.sha256": hashlib.sha256(b"a: 2\n").hexdigest()}
+    (tmp_path / "code.py").write_text("2")
     assert tracking.provenance_tags(tmp_path)["git.dirty"] == "true"
-    assert tracking.provenance_tags(tmp_path)["params.sha256"] != tags["params.sha256"]

@@ -44,10 +44,15 @@ SPOOL = Path("scratch/track")
 FIRST_WAIT, LONGEST_WAIT = 60.0, 600.0  # s between tries of a dead store: one that hangs costs at most 5 s in 60
 
 
+NOT_CODE = [f":!{name}" for name in ("dvc.lock", "reports", "params.yaml", "data.dvc")]
+"""What may differ from the commit that results name, as git's patterns."""
+
+
 def provenance_tags(root: Path) -> dict[str, str]:
     """Tags for what a run was made from: git.commit, git.dirty, params.sha256, data.md5; a missing source leaves its tag out.
 
-    dvc.lock and reports/ change with every stage that runs, so they do not make a commit dirty.
+    dvc.lock and reports/ change with every stage that runs, so they do not make a commit dirty; nor do params.yaml and data.dvc,
+    which the other two tags name: whoever selects a committed study or fetches public data has changed no code.
     """
 
     def git(*args: str) -> str | None:
@@ -59,7 +64,7 @@ def provenance_tags(root: Path) -> dict[str, str]:
 
     tags = {}
     if commit := git("rev-parse", "HEAD"):
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock", ":!reports")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", *NOT_CODE)
         tags = {"git.commit": commit, "git.dirty": "unknown" if changed is None else str(bool(changed)).lower()}
     if (params := root / "params.yaml").is_file():
         tags["params.sha256"] = hashlib.sha256(params.read_bytes()).hexdigest()
