@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from emadapt.errors import InputError
+from emadapt.models import backbones
 from emadapt.models.archs import BACKBONES, Arch, get_arch, resolve_blocks
 from emadapt.models.backbones import Backbone, build_backbone, create_vit
 
@@ -321,15 +322,29 @@ def test_any_choice_of_blocks_gives_the_same_tokens(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_autocast_and_fused_attention(name: str) -> None:
+def test_autocast_and_fused_attention(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fused in fp32 and for many tokens, plain products for few in bf16: the same tokens but for rounding."""
     backbone = build_backbone(name, "random")
-    assert all(block.attn.fused_attn for block in backbone.vit.blocks)
     images = _images(1, 1, 4 * backbone.arch.patch, 4 * backbone.arch.patch)
-    plain = backbone(images)
+
+    def fused() -> set[bool]:
+        return {block.attn.fused_attn for block in backbone.vit.blocks}
+
+    exact = backbone(images)
+    assert fused() == {True}
     with torch.autocast("cpu", torch.bfloat16):
-        half = backbone(images)
-    for a, b in zip(plain, half, strict=True):
+        plain = backbone(images)
+        assert fused() == {False}
+        below, entering = backbone.entering(images, 2)
+        resumed = backbone.resume(below, entering, 2, (4, 4))
+        assert all(torch.equal(a, b) for a, b in zip(plain, resumed, strict=True))
+        monkeypatch.setattr(backbones, "PLAIN_TOKENS", 15)
+        many = backbone(images)
+        assert fused() == {True}
+    for a, b, c in zip(exact, plain, many, strict=True):
         assert (a - b.float()).norm() < 0.05 * a.norm()
+        assert (c - b.float()).norm() < 0.05 * a.norm()
+    assert all(torch.equal(a, b) for a, b in zip(exact, backbone(images), strict=True))  # as before, not as bf16 left it
 
 
 def test_normalisation() -> None:

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 # `patch_embed.proj` out.
 LORA_TARGETS = ("attn.qkv", "attn.proj")
 
+PLAIN_TOKENS = 512
+"""Up to as many tokens attention on a CPU in bf16 is plain products: oneDNN multiplies in bf16, torch's fused kernel does not in
+its backward pass. With more, the memory of the products counts."""
+
 
 def create_vit(arch: Arch) -> Any:
     """Timm model of an architecture: no classifier, any image size, weights as timm initialises them (global RNG)."""
@@ -101,6 +105,7 @@ class Backbone(nn.Module):
         Raises:
             InputError: not grey floating-point images, or sides that are not multiples of the patch.
         """
+        self._choose_attention(self.grid(images))
         maps = self.vit.forward_intermediates(
             self._normalised(images),
             indices=[b - 1 for b in self.blocks],
@@ -123,6 +128,7 @@ class Backbone(nn.Module):
             enters the next block: class token, registers and patches, without the final norm.
         """
         below = []
+        self._choose_attention(self.grid(images))
         with torch.no_grad():
             found, rope = self.vit._pos_embed(self.vit.patch_embed(self._normalised(images))), self._rope(self.grid(images))
             x = self.vit.norm_pre(found[0] if isinstance(found, tuple) else found)  # DINOv3's gives the rotation, too
@@ -145,6 +151,7 @@ class Backbone(nn.Module):
             What `forward` gives for the same images.
         """
         tokens, rope = list(below), self._rope(grid)
+        self._choose_attention(grid)
         for number in range(max(cut, 1), self.blocks[-1] + 1):
             if number > cut:
                 x = self.vit.blocks[number - 1](x, **rope)
@@ -156,6 +163,13 @@ class Backbone(nn.Module):
         """Rows and columns of tokens (h, w) that images (B, 1, H, W) become."""
         height, width = ((side - self.arch.patch) // self.stride + 1 for side in images.shape[-2:])
         return height, width
+
+    def _choose_attention(self, grid: tuple[int, int]) -> None:
+        """Attention as products of matrices where that is faster than the fused kernel; the same but for rounding."""
+        bf16 = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+        plain = bf16 and self.mean.device.type == "cpu" and grid[0] * grid[1] <= PLAIN_TOKENS
+        for block in self.vit.blocks:
+            block.attn.fused_attn = not plain
 
     def _rope(self, grid: tuple[int, int]) -> dict[str, Tensor]:
         """The rotary position embedding as DINOv3's blocks take it; the others' take none."""
