@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from emadapt.cli import main
 from emadapt.config import load_study
 from emadapt.errors import ConfigError, EmadaptError, InputError
-from emadapt.replicate import chosen, compare, describe, read_claims, steps
+from emadapt.replicate import chosen, compare, describe, kept_table, read_claims, steps
 
 ROOT = Path(__file__).parents[1]
 CHECK = {"list": "units", "where": {"regime": "lora", "test_set": "a"}, "value": "iou.mean", "is": 0.8, "within": 0.02}
@@ -55,6 +55,22 @@ def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:
         claims(tmp_path / "c.yaml", needs="patience")
     with pytest.raises(EmadaptError, match="there are: mine"):
         chosen({"mine": own}, ["yours"])
+
+
+def test_kept_reports_are_listed(tmp_path: Path) -> None:
+    unit = {"backbone": "b", "train_set": "t", "n": 4, "peak_mb": 1500.0, "iou": {"values": [0.5, 0.6]}}
+    units = [unit | {"regime": regime, "test_set": test, "seconds": seconds}
+             for regime, seconds in (("frozen", 900.0), ("lora", 2700.0)) for test in ("a", "b")]  # fmt: skip
+    folder = tmp_path / "reports/studies/mine"
+    folder.mkdir(parents=True)
+    with pytest.raises(InputError, match=r"mine.*no summary.json"):
+        kept_table(tmp_path)
+    (folder / "summary.json").write_text(json.dumps({"units": units, "git": "0123456789-dirty"}))
+    assert [cell.strip() for cell in kept_table(tmp_path)[2].split("|")[2:-1]] == ["2 x 2", "a 4, b 4", "2.0", "1.5", "0123456*"]
+
+
+def test_the_table_of_kept_reports_in_the_results_is_what_the_command_prints() -> None:
+    assert "\n".join(kept_table(ROOT)) in (ROOT / "docs/results.md").read_text()
 
 
 def test_the_projects_own_claims_name_studies_and_results_that_are_there() -> None:

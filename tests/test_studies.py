@@ -77,6 +77,17 @@ def test_pairing_crossed_with_regimes(here: Path) -> None:
 
 
 @pytest.mark.slow
+def test_pairing_crossed_with_the_heads_normalisation(here: Path) -> None:
+    write_reference_layouts(here / "data", slices=12)
+    summary = run_small(in_small("collapse_heads", SHORT, tile=56))
+    terms = {term["term"] for fit in summary["fits"] for term in fit["terms"]}
+    assert {"regime frozen_bn", "several datasets, under frozen_bn", "mispaired, lexicographic_165, under frozen_bn"} <= terms
+    heads = {r: json.loads((here / f"build/units/dinov2_s-{r}-paired-0/model.json").read_text())["head"]
+             for r in ("frozen", "frozen_bn")}  # fmt: skip
+    assert heads == {"frozen": "pyramid", "frozen_bn": "pyramid_bn"}
+
+
+@pytest.mark.slow
 def test_the_headline(here: Path) -> None:
     write_reference_layouts(here / "data", slices=16)
     summary = run_small(in_small("headline", SHORT | {"average": 0.99}, tile=56))
@@ -119,6 +130,16 @@ def test_ways_to_bring_two_datasets_together(here: Path) -> None:
     summary = run_small(params)
     rows = {(row["regime"], row["test_set"]) for row in summary["units"]}
     assert rows == {(regime, dataset) for regime in params["regimes"] for dataset in ("lucchi", "vnc")}
+
+
+@pytest.mark.slow
+def test_images_without_labels_of_the_dataset_to_come(here: Path) -> None:
+    write_reference_layouts(here / "data", slices=12, sections=12)
+    summary = run_small(in_small("unseen", SHORT, tile=56))
+    compared = {(c["regime"], c["train_set"], c["test_set"]): c["difference"] for c in summary["comparisons"]}
+    assert compared.keys() == {(regime, name, dataset) for regime in ("coral", "adversarial") for name in ("to_vnc", "to_lucchi")
+                               for dataset in ("lucchi", "vnc")}  # fmt: skip
+    assert all(compared[regime, "to_vnc", "vnc"] for regime in ("coral", "adversarial")), "the penalty changes the model"
 
 
 @pytest.mark.slow

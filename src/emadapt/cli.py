@@ -232,13 +232,16 @@ def repro(jobs: int, gpus: str) -> None:
 @click.argument("names", metavar="[CLAIM]...", nargs=-1)
 @click.option("--run", "mode", flag_value="run", help="run their studies here (those that need no GPU), and compare")
 @click.option("--compare", "mode", flag_value="compare", help="compare with the report that is here")
+@click.option("--kept", "mode", flag_value="kept", help="list the reports in reports/studies: models, hours, commit")
 @click.option("--jobs", default=2, show_default=True, type=click.IntRange(1), help="stages that run at once")
 def replicate(names: tuple[str, ...], mode: str | None, jobs: int) -> None:
     """Say what to run for each claim of docs/results.md; run it and see whether it comes out."""
     from emadapt import replicate as claims
 
     own = claims.chosen(claims.read_claims(), names)
-    if mode is None:
+    if mode == "kept":
+        click.echo("\n".join(claims.kept_table()))
+    elif mode is None:
         click.echo("\n".join(claims.describe(own)))
     elif mode == "compare":
         here = load_study().name

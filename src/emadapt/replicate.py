@@ -1,7 +1,7 @@
 """What a third party must run for each claim of docs/results.md, and whether it comes out again.
 
 Claims stand in docs/claims.yaml: a sentence, the study that shows it, what that needs, and values of reports/summary.json
-with the tolerance within which another machine is to find them.
+with the tolerance within which another machine is to find them. Reports of studies on real data are kept in reports/studies.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from emadapt.strict import read_yaml, specs_of
 
 CLAIMS = Path("docs/claims.yaml")
 SUMMARY = Path("reports/summary.json")
+KEPT = Path("reports/studies")
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,35 @@ def describe(claims: dict[str, Claim]) -> list[str]:
         lines += [f"study {study}: {machine}, {f'about {first.hours:g} h' if first.hours else 'not run yet'}"]
         lines += [f"  {name}: {' '.join(claim.says.split())}" for name, claim in own.items()]
         lines += [f"    $ {step}" for step in steps(first)]
+    return lines
+
+
+def kept_table(root: Path = Path(".")) -> list[str]:
+    """Lines of Markdown: what was run for each kept report, for how long, and from which commit.
+
+    Args:
+        root: the project root.
+
+    Raises:
+        InputError: a kept report has no summary that can be read.
+    """
+    lines = ["| study | models x seeds | test slices | training of all, h | peak, GB | commit |", "|---|---:|---|---:|---:|---|"]
+    for folder in sorted(path for path in (root / KEPT).iterdir() if path.is_dir()):
+        try:
+            summary = json.loads((folder / "summary.json").read_text())
+        except (OSError, ValueError) as error:
+            raise InputError(folder, found=f"no summary.json that can be read ({error})", expected="a report as `emadapt report`"
+                             " writes it", do="Copy reports/summary.json of that study there.") from None  # fmt: skip
+        units = summary["units"]
+        models = {(u["backbone"], u["regime"], u["train_set"]): (u["seconds"], len(u["iou"]["values"])) for u in units}
+        seeds = "/".join(str(n) for n in sorted({n for _, n in models.values()}))
+        tests = [f"{name} {n}" for name, n in {u["test_set"]: u["n"] for u in units}.items()]
+        tested = ", ".join(tests[:4]) + (f", {len(tests) - 4} more" if len(tests) > 4 else "")
+        hours, peak = sum(seconds * n for seconds, n in models.values()) / 3600, max(u["peak_mb"] for u in units) / 1000
+        commit, _, dirty = (summary["git"] or "not known").partition("-")
+        cells = (f"[{folder.name}](../{KEPT}/{folder.name}/leaderboard.md)", f"{len(models)} x {seeds}", tested, f"{hours:.1f}",
+                 f"{peak:.1f}", f"{commit[:7]}{'*' * bool(dirty)}")  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 
