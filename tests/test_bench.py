@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from emadapt import bench, pipeline_bench
 from emadapt.cli import main
 from emadapt.config import BackboneSpec, RegimeSpec
+from emadapt.models import backbones
 from emadapt.models import bench as regimes_bench
 from emadapt.models.segmenter import Segmenter, build_frozen, build_segmenter
 from emadapt.predict import predict_slice
@@ -73,10 +74,11 @@ def test_the_benchmarks_that_ship() -> None:
 def test_a_step_of_each_regime_and_of_peft_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """In this process, where a new one would only cost time: counts and ratios, and that both LoRA loops are the same model."""
     monkeypatch.setattr(regimes_bench, "PATCH", (2, 32, 32))
+    monkeypatch.setattr(backbones, "PLAIN_TOKENS", backbones.PLAIN_TOKENS)  # one row sets it
     monkeypatch.setattr(regimes_bench, "ProcessPoolExecutor", lambda *_, **__: ThreadPoolExecutor(1))
     rows = {row["regime"]: row for row in regimes_bench.regimes_benchmark("tiny_dinov2", tile=28, steps=1, repeats=1)}
     assert set(rows) == {"frozen", "lora", "lora_last_k", "dora", "bitfit", "full", "full, checkpointing", "resunet3d",
-                         regimes_bench.NAIVE}  # fmt: skip
+                         regimes_bench.FUSED, regimes_bench.NAIVE}  # fmt: skip
     assert rows["lora"]["ratio"] == 1
     assert rows[regimes_bench.NAIVE]["trained"] == rows["lora"]["trained"]
     assert rows["frozen"]["share"] == 0 < rows["lora_last_k"]["share"] == rows["lora"]["share"] / 4

@@ -16,6 +16,7 @@ from emadapt.config import BackboneSpec, RegimeSpec, TrainSpec
 from emadapt.data.patches import Cached
 from emadapt.device import autocast, device
 from emadapt.fit import loss_function
+from emadapt.models import backbones
 from emadapt.models.archs import BACKBONES, get_arch
 from emadapt.models.backbones import create_vit
 from emadapt.models.heads import HEADS
@@ -27,6 +28,7 @@ Row = dict[str, Any]
 Logits = Callable[[], torch.Tensor]
 
 NAIVE = "lora, peft alone"
+FUSED = "lora, fused attention"
 BATCH, TILE = 4, 252
 PATCH = (6, 64, 64)
 
@@ -35,8 +37,9 @@ def regimes_benchmark(arch: str = "dinov2_s", tile: int = TILE, steps: int = 5, 
     """A step of forward, loss, backward, clipping and AdamW on a batch of 4 tiles that is at hand, with the head `pyramid`.
 
     `resunet3d` has no backbone and sees 4 patches of 6 x 64 x 64 voxels, 0.4 times as many as the others pixels.
-    `lora_last_k` adapts the last quarter of the blocks and starts from what is cached, `frozen` from cached tokens. The last row
-    is `lora` as one writes it with timm and peft: fp32, the whole model in one loop.
+    `lora_last_k` adapts the last quarter of the blocks and starts from what is cached, `frozen` from cached tokens. The last rows
+    are `lora` with torch's fused attention, which is not used on a CPU in bf16 for few tokens (`backbones.PLAIN_TOKENS`), and as
+    one writes it with timm and peft: fp32, the whole model in one loop.
 
     Args:
         arch: of the backbone; its weights are random.
@@ -53,7 +56,7 @@ def regimes_benchmark(arch: str = "dinov2_s", tile: int = TILE, steps: int = 5, 
     kinds = {k: RegimeSpec(k) for k in ("frozen", "lora", "dora", "bitfit", "full")}
     kinds["resunet3d"] = RegimeSpec("resunet3d", patch=PATCH)
     kinds |= {"lora_last_k": RegimeSpec("lora_last_k", k=quarter), "full, checkpointing": RegimeSpec("full", checkpointing=True)}
-    jobs = [(name, kinds.get(name, kinds["lora"])) for name in (*kinds, NAIVE)]
+    jobs = [(name, kinds.get(name, kinds["lora"])) for name in (*kinds, FUSED, NAIVE)]
     threads = torch.get_num_threads()
     found: dict[str, list[Row]] = {name: [] for name, _ in jobs}
     for _ in range(repeats):
@@ -72,6 +75,8 @@ def regimes_benchmark(arch: str = "dinov2_s", tile: int = TILE, steps: int = 5, 
 def _measure(name: str, regime: RegimeSpec, arch: str, tile: int, steps: int, threads: int) -> Row:
     torch.set_num_threads(threads)
     torch.manual_seed(0)
+    if name == FUSED:  # in this process alone
+        backbones.PLAIN_TOKENS = 0
     size = regime.patch if regime.is_3d else (tile, tile)
     images = torch.rand(BATCH, 1, *size, device=device())
     labels = (torch.rand(BATCH, 1, *size, device=device()) > 0.9).long()
