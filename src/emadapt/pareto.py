@@ -175,7 +175,8 @@ def pareto_png(path: Path, trades: Sequence[Mapping[str, Any]]) -> None:
                 axes.axhline(y, color=GREEN, linestyle=":", linewidth=1, zorder=0)
         best = sorted((p["in_domain"]["mean"], p["unseen"]["mean"]) for p in trade["points"] if p["front"])
         axes.plot(*zip(*best, strict=True), color=BLUE, linewidth=1.4, drawstyle="steps-pre", zorder=2)
-        axes.margins(0.12)
+        axes.set_xlim(*_around([x for x, _ in means(trade)]))
+        axes.set_ylim(*_around([y for _, y in means(trade)]))
         axes.set_title(f"{trade['backbone']}, trained on {trade['a']}", fontsize=10)
         axes.set_xlabel(f"foreground IoU on {trade['a']}, in domain")
         axes.set_ylabel(f"foreground IoU on {trade['b']}, unseen")
@@ -189,12 +190,23 @@ def pareto_png(path: Path, trades: Sequence[Mapping[str, Any]]) -> None:
     )  # fmt: skip
     handles = [Line2D([], [], color=colour, marker=marker, linestyle=line, markeredgecolor="white", label=label)
                for colour, marker, line, label in looks]  # fmt: skip
-    handles.append(Line2D([], [], color="0.8", label="95 % interval"))
+    handles.append(Line2D([], [], color="0.8", label="95 % interval, as far as it is on the panel"))
     figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=9, frameon=False)
     figure.draw_without_rendering()  # places the panels, so that the names' sizes are known
     for axes, trade in zip(figure.axes, trades, strict=False):
         _name(axes, {p["regime"]: (p["in_domain"]["mean"], p["unseen"]["mean"]) for p in trade["points"]})
     write_figure(path, figure)
+
+
+def means(trade: Mapping[str, Any]) -> list[tuple[float, float]]:
+    """In-domain and unseen IoU of each point of a trade."""
+    return [(p["in_domain"]["mean"], p["unseen"]["mean"]) for p in trade["points"]]
+
+
+def _around(values: Sequence[float]) -> tuple[float, float]:
+    """Limits of an axis that show the points apart; intervals, which slices make wide and regimes share, may run off it."""
+    pad = max(0.3 * (max(values) - min(values)), 0.005)
+    return min(values) - pad, max(values) + pad
 
 
 def _name(axes: Axes, points: Mapping[str, tuple[float, float]]) -> None:
