@@ -136,12 +136,13 @@ def test_a_stacked_fit_is_the_fits_alone(tiny: Study, tmp_path: Path) -> None:
         assert member.scored == pytest.approx(final, abs=0.02)
 
 
-def test_scores_of_equal_heads_are_equal_to_the_digit(tiny: Study) -> None:
+def test_scores_of_equal_heads_are_equal_but_for_pixels_at_the_threshold(tiny: Study) -> None:
     inputs = prepare(tiny, UNIT)
     stack = Stack("pyramid", inputs.segmenter.backbone.arch.dim, 4, [tiny.train_spec(UNIT)] * 2, [0, 0])
     expected = score(inputs.segmenter, inputs.volumes, inputs.views, every=2, loss_of=loss_function("dice_ce"))
     for found in score_stacked(stack, inputs, every=2, loss=True):
-        assert found == pytest.approx(expected, rel=1e-4)
+        assert found["loss"] == pytest.approx(expected["loss"], rel=1e-4)
+        assert found == pytest.approx(expected, abs=1e-3)  # in which order a processor adds moves single pixels of a random head
 
 
 def test_a_member_that_diverges_fails_alone(tiny: Study, tmp_path: Path) -> None:

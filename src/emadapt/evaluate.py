@@ -205,8 +205,9 @@ def boundary_band(mask: Mask, width: float) -> Mask:
 
     if mask.all() or not mask.any():
         return np.zeros_like(mask)
-    inside = cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)  # float32, to the nearest 0
-    return np.asarray(mask & (inside <= np.float32(width)))
+    inside = cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE).astype(np.float64)
+    squared = np.rint(inside * inside)  # whole numbers, which float32 distances leave by rounding
+    return np.asarray(mask & (np.sqrt(squared) <= width))
 
 
 def pooled(counts: Counts) -> dict[str, float]:

@@ -175,8 +175,8 @@ def pareto_png(path: Path, trades: Sequence[Mapping[str, Any]]) -> None:
                 axes.axhline(y, color=GREEN, linestyle=":", linewidth=1, zorder=0)
         best = sorted((p["in_domain"]["mean"], p["unseen"]["mean"]) for p in trade["points"] if p["front"])
         axes.plot(*zip(*best, strict=True), color=BLUE, linewidth=1.4, drawstyle="steps-pre", zorder=2)
-        axes.set_xlim(*_around([x for x, _ in means(trade)]))
-        axes.set_ylim(*_around([y for _, y in means(trade)]))
+        axes.set_xlim(*_around([point["in_domain"]["mean"] for point in trade["points"]]))
+        axes.set_ylim(*_around([point["unseen"]["mean"] for point in trade["points"]]))
         axes.set_title(f"{trade['backbone']}, trained on {trade['a']}", fontsize=10)
         axes.set_xlabel(f"foreground IoU on {trade['a']}, in domain")
         axes.set_ylabel(f"foreground IoU on {trade['b']}, unseen")
@@ -196,11 +196,6 @@ def pareto_png(path: Path, trades: Sequence[Mapping[str, Any]]) -> None:
     for axes, trade in zip(figure.axes, trades, strict=False):
         _name(axes, {p["regime"]: (p["in_domain"]["mean"], p["unseen"]["mean"]) for p in trade["points"]})
     write_figure(path, figure)
-
-
-def means(trade: Mapping[str, Any]) -> list[tuple[float, float]]:
-    """In-domain and unseen IoU of each point of a trade."""
-    return [(p["in_domain"]["mean"], p["unseen"]["mean"]) for p in trade["points"]]
 
 
 def _around(values: Sequence[float]) -> tuple[float, float]:
