@@ -142,14 +142,28 @@ def test_several_channels_and_not_an_image(tmp_path: Path) -> None:
 
 @given(arrays(np.uint8, (4, 5)), st.integers(0, 254), st.sets(st.integers(0, 255), min_size=1))
 def test_foreground_rules_against_python(label: np.ndarray, threshold: int, ids: set[int]) -> None:
+    label[0, :3] = 255, 254, 0
     above, chosen = foreground_mask(label, f">{threshold}"), foreground_mask(label, tuple(ids))
     for y, x in np.ndindex(label.shape):
         assert above[y, x] == (int(label[y, x]) > threshold)
         assert chosen[y, x] == (int(label[y, x]) in ids)
 
 
-def test_ids_of_fractions_are_refused() -> None:
-    with pytest.raises(InputError, match="fractions"):
+@pytest.mark.parametrize("rule", [">127", ">0", ">0.5", (1,)])
+@pytest.mark.parametrize("ending", ["png", "tif"])
+def test_white_of_a_file_of_1_bit_a_pixel_is_foreground(tmp_path: Path, rule: str | tuple[int, ...], ending: str) -> None:
+    mask = np.random.default_rng(0).random((9, 13)) > 0.6
+    Image.fromarray(mask).save(tmp_path / f"a.{ending}")
+    label = read_slice(SliceRef(tmp_path / f"a.{ending}"))
+    assert Image.open(tmp_path / f"a.{ending}").mode == "1"
+    np.testing.assert_array_equal(foreground_mask(label, rule), mask)
+
+
+def test_a_mask_of_0_and_1_among_those_of_0_and_255_is_refused() -> None:
+    mask = np.eye(5, dtype=np.uint8)
+    with pytest.raises(InputError, match=r"label: found a label of the values 0, 1; .* >127 leaves none"):
+        foreground_mask(mask, ">127")
+    for fine in (np.zeros((5, 5), np.uint8), mask * 255, faint):
         foreground_mask(np.full((2, 2), 0.5), (1,))
 
 

@@ -77,18 +77,26 @@ def foreground_mask(label: Array, rule: str | tuple[int, ...], what: str = "labe
     """Turn label values into 0 (background) and 1 (foreground).
 
     Args:
-        label: (Y, X) values of any numeric dtype.
+        label: (Y, X) values of any numeric dtype, or bool from a file of 1 bit a pixel.
         rule: ">N" (greater than N) or ids, e.g. (1, 7).
         what: what to call the label in an error.
 
     Returns:
-        (Y, X) uint8 of 0 and 1.
+        (Y, X) uint8 of 0 and 1. Under ">N" the white of a file of 1 bit a pixel is foreground, whatever N: image stacks mix
+        such files with 8-bit ones (three of VNC's twenty labels), where white is 255.
 
     Raises:
-        InputError: ids asked of a label with fractions.
+        InputError: ids asked of a label with fractions; a label of one value beside 0 that ">N" leaves out.
     """
     if isinstance(rule, str):
-        return (label > float(rule[1:])).astype(np.uint8)
+        if label.dtype == bool:
+            return label.astype(np.uint8)
+        mask = label > float(rule[1:])
+        if not mask.any() and label.any() and len(values := np.unique(label)) <= 2:
+            raise InputError(what, found=f"a label of the values {', '.join(f'{v:g}' for v in values)}",
+                             expected=f"some foreground where there are labels, and {rule} leaves none",
+                             do="Save it with the values that the other labels have, or change `foreground`.")  # fmt: skip
+        return mask.astype(np.uint8)
     if label.dtype.kind == "f" and (label != np.round(label)).any():
         raise InputError(what, found="label values with fractions", expected=f"whole ids, as foreground is {list(rule)}",
                          do="Use a threshold such as '>0.5' as `foreground`.")  # fmt: skip
