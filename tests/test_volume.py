@@ -163,7 +163,13 @@ def test_a_mask_of_0_and_1_among_those_of_0_and_255_is_refused() -> None:
     mask = np.eye(5, dtype=np.uint8)
     with pytest.raises(InputError, match=r"label: found a label of the values 0, 1; .* >127 leaves none"):
         foreground_mask(mask, ">127")
+    faint = mask * 7 + mask[::-1] * 9  # edges of a smooth mask
     for fine in (np.zeros((5, 5), np.uint8), mask * 255, faint):
+        np.testing.assert_array_equal(foreground_mask(fine, ">127"), fine > 127)
+
+
+def test_ids_of_fractions_are_refused() -> None:
+    with pytest.raises(InputError, match="fractions"):
         foreground_mask(np.full((2, 2), 0.5), (1,))
 
 
