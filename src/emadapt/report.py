@@ -25,7 +25,8 @@ from emadapt.unions import unions, unions_table
 
 METRICS = ("iou", "dice", "boundary_iou")
 CI95_METHOD = (
-    "one seed: percentile bootstrap over blocks of test slices; several seeds: the half-widths of that, averaged over seeds,"
+    "one seed: bootstrap over blocks of test slices, widened for few blocks as Student's t is; several seeds: the half-widths of"
+    " that, averaged over seeds,"
     " and of Student's t interval of the mean over seeds, added in quadrature and clipped to [0, 1]"
 )
 

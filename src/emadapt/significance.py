@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from emadapt.errors import InputError
 from emadapt.evaluate import REPLICATES as DRAWS  # block_bootstrap draws this many
-from emadapt.evaluate import Counts, block_bootstrap, pooled
+from emadapt.evaluate import Counts, block_bootstrap, pooled, widened
 
 REPLICATES = 10_000
 
@@ -54,9 +54,7 @@ def paired_bootstrap(a: Counts, b: Counts, block: int, *, replicates: int = REPL
     low, high, p = -1.0, 1.0, 1.0  # one block says nothing about others
     if (blocks := a.shape[1] // block) > 1:
         draws = _slice_draws(a, block, replicates, seed) - _slice_draws(b, block, replicates, seed)
-        draws -= draws.mean()
-        draws *= np.sqrt(blocks / rng.chisquare(blocks - 1, replicates))  # unbiased variance, and t instead of normal
-        draws += difference + _seed_noise(_iou(a), _iou(b), replicates, rng)
+        draws = widened(draws, blocks, rng) + difference + _seed_noise(_iou(a), _iou(b), replicates, rng)
         low, high = np.clip(np.percentile(draws, [2.5, 97.5]), -1, 1)
         p = min(1.0, max(2 * min((draws <= 0).mean(), (draws >= 0).mean()), 1 / replicates))
     return Comparison(difference, (float(low), float(high)), float(p), n=a.shape[1], seeds=(len(a), len(b)))
