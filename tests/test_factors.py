@@ -86,6 +86,14 @@ def test_a_single_factor_is_students_t_test() -> None:
     assert term["estimate"] == pytest.approx((low + high) / 2, abs=1e-6)
 
 
+def test_as_many_terms_as_units_are_no_fit(tmp_path: Path) -> None:
+    """Nothing is left over to read an interval from; contrasts, which slices have one for, stay."""
+    own = dataclasses.replace(study(), seeds=(0,))
+    found = factors(tmp_path, own, groups(own))
+    assert found["fits"] == []
+    assert found["contrasts"]
+
+
 def test_slices_widen_an_interval_by_how_much_the_effect_varies_over_them() -> None:
     rng = np.random.default_rng(1)
     group, shift = np.array([0.0, 0, 1, 1]), rng.normal(0, 0.03, 4000)

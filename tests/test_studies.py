@@ -43,12 +43,12 @@ def test_pairing_and_joint_training_crossed(here: Path, name: str) -> None:
     paper = name == "collapse_paper"
     train = {"preset": "paper", "epochs": 1} if paper else SHORT
     params = in_small(name, train, **({"longest_edge": 84} if paper else {"tile": 56}))
-    params["study"] |= {"backbones": params["study"]["backbones"][:1], "regimes": params["study"]["regimes"][:1]}  # others below
+    params["study"] |= {"backbones": params["study"]["backbones"][:1], "regimes": params["study"]["regimes"][:1], "seeds": [0, 1]}
     write_reference_layouts(here / "data", slices=12)
     empty = here / "data/lucchi/Test_Out/10.png"  # in lists sorted by name the label of slice 2
     Image.fromarray(np.zeros((72, 96), np.uint8)).save(empty)
     summary = run_small(params)
-    assert {(fit["test_set"], fit["seeds"]) for fit in summary["fits"]} == {("lucchi", 1), ("vnc", 1)}
+    assert {(fit["test_set"], fit["seeds"]) for fit in summary["fits"]} == {("lucchi", 2), ("vnc", 2)}
     assert 0 < summary["ceiling"]["lucchi_lex"] < 1
     factors = {c["term"] for c in summary["contrasts"]}
     assert factors - {"mispaired, lexicographic_165"} == {"several datasets", "mispaired, lexicographic", "drawn by size"}
@@ -60,7 +60,9 @@ def test_pairing_and_joint_training_crossed(here: Path, name: str) -> None:
 @pytest.mark.slow
 def test_pairing_crossed_with_regimes(here: Path) -> None:
     write_reference_layouts(here / "data", slices=12)
-    summary = run_small(in_small("collapse", SHORT, tile=56))
+    params = in_small("collapse", SHORT, tile=56)
+    params["study"]["seeds"] = [0, 1]  # with one there would be as many terms as units
+    summary = run_small(params)
     terms = {fit["test_set"]: [term["term"] for term in fit["terms"]] for fit in summary["fits"]}
     crossed = (
         "mispaired, lexicographic_165",

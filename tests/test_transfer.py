@@ -1,5 +1,6 @@
 """IoU lost against distance: the points, the distances they take, and the rank correlation by hand."""
 
+import dataclasses
 import itertools
 import json
 
@@ -8,7 +9,7 @@ import pytest
 
 from emadapt.errors import InputError
 from emadapt.transfer import DISTANCES, domain_vs_iou, rank_correlation, read_domain, relative
-from fakes import a_card, a_study, iou_of, pair_entry, write_domain
+from fakes import a_card, a_study, iou_of, pair_entry, transfer_study, write_domain
 
 
 def entries(study):
@@ -48,6 +49,18 @@ def test_points_and_their_distances(tmp_path):
     assert lora["fd_token"] == pytest.approx(np.mean([0.41 - 0.06, 0.41 - 0.09]))
     assert lora["outlier_auroc"] == pytest.approx(np.mean([0.92, 0.93]))
     assert lora["knn_iou_loss"] == pytest.approx(1 - np.mean([0.38, 0.37]))
+
+
+def test_points_are_of_models_that_never_saw_the_other_datasets_labels_and_of_right_labels():
+    study = transfer_study((0,))
+    seen = {(p["regime"], p["a"], p["b"]) for p in domain_vs_iou(study, entries(study), {})["points"]}
+    assert ("from_lucchi", "lucchi", "vnc") in seen
+    assert ("from_lucchi", "vnc", "lucchi") not in seen
+    assert ("lpft", "vnc", "lucchi") in seen  # it starts from a head of its own training set
+    study = a_study(seeds=(0,))
+    wrong = dataclasses.replace(study.dataset_specs["lucchi"], pairing="lexicographic")
+    study = dataclasses.replace(study, dataset_specs=study.dataset_specs | {"lucchi": wrong})
+    assert domain_vs_iou(study, entries(study), {})["points"] == []
 
 
 def test_without_diagnose_there_are_points_and_reasons():

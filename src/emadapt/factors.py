@@ -24,7 +24,9 @@ METHOD = (
     " twin): foreground IoU = regime * (several datasets + mispaired + both + drawn by size) + seed (a block). Regimes against"
     " the first, factors under the first, and `under` another regime what they do there beyond that. Intervals: Student's t on"
     " the residuals, and the moving-block bootstrap over test slices (the same slices for every unit, widened for few blocks"
-    " as Student's t is), in quadrature. Residuals hold what the factors do not explain. `contrasts`: two training sets that"
+    " as Student's t is), in quadrature. Residuals hold what the factors do not explain, with one variance for"
+    " all regimes; intervals of `fits` are not corrected for their number, and with a single block of slices they are of the"
+    " residuals alone. `contrasts`: two training sets that"
     " differ in one factor, under each regime, difference as in `comparisons`, p_holm over all of them. `pooled`: IoU over the"
     " summed pixels of all rightly paired test datasets. `ceiling`: IoU of the right labels themselves against the mispaired"
     " ones, the score of a model without errors."
@@ -91,7 +93,7 @@ def effects(iou: Floats, columns: Mapping[str, Floats], seeds: Sequence[int], dr
     """Least-squares effects with their intervals.
 
     Args:
-        iou: (units,) pooled over the test slices.
+        iou: (units,) pooled over the test slices; more units than columns and seeds.
         columns: (units,) of each factor; one that is constant, or that others make up, must not be among them.
         seeds: (units,) of the block effect.
         draws: (replicates, units) IoU under resampled slices.
@@ -108,9 +110,7 @@ def effects(iou: Floats, columns: Mapping[str, Floats], seeds: Sequence[int], dr
     inverse = np.linalg.pinv(design)
     beta, freedom = inverse @ iou, len(iou) - np.linalg.matrix_rank(design)
     residual = iou - design @ beta
-    half = np.full(len(beta), np.inf)
-    if freedom > 0:
-        half = t.ppf(0.975, freedom) * np.sqrt(residual @ residual / freedom * np.diag(inverse @ inverse.T))
+    half = t.ppf(0.975, freedom) * np.sqrt(residual @ residual / freedom * np.diag(inverse @ inverse.T))
     if blocks > 1:
         spread = (draws @ inverse.T).std(0) * np.sqrt(blocks / (blocks - 1))
         half = np.hypot(half, t.ppf(0.975, blocks - 1) * spread)
@@ -178,7 +178,7 @@ def _effect(value: float, ci95: Sequence[float]) -> str:
 
 
 def _fit(study: Study, groups: Groups, cells: Mapping[str, Cell], backbone: str, test: str) -> dict[str, Any] | None:
-    """The linear model of one backbone on one test dataset; None where no factor varies."""
+    """The linear model of one backbone on one test dataset; None where no factor varies, or as many do as there are units."""
     from emadapt.evaluate import block_bootstrap
 
     rows, iou, seeds, draws, n, block = [], [], [], [], 0, 1
@@ -203,7 +203,7 @@ def _fit(study: Study, groups: Groups, cells: Mapping[str, Cell], backbone: str,
         others = np.column_stack([np.ones(len(rows)), *columns.values()])
         if np.linalg.matrix_rank(np.column_stack([others, values])) > others.shape[1]:
             columns[name] = values
-    if not columns:
+    if not columns or len(rows) <= len(columns) + len(set(seeds)):  # nothing to read, or no residual to read an interval from
         return None
     terms = effects(np.array(iou), columns, seeds, np.column_stack(draws), n // block)
     first = {"backbone": backbone, "test_set": test, "units": len(rows), "seeds": len(set(seeds)), "n": n, "blocks": n // block}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from emadapt.comparisons import Entry, seen_elsewhere
+from emadapt.comparisons import Entry, Groups, Key, difference, seen_elsewhere
 from emadapt.config import Study, Unit
 
 if TYPE_CHECKING:
@@ -20,19 +20,19 @@ FEWEST = 3
 PARETO_METHOD = (
     "units trained on all labels of one dataset; in domain: its test slices; unseen: those of a dataset of which neither the unit"
     " nor a unit that it started from has seen labels. On the front: no other regime has at least this mean IoU on both and more"
-    f" on one. `against`: differences to the study's first frozen regime, seed by seed, mean with Student's t interval ({FEWEST}"
-    " seeds or more); `gives_up`: nothing, where both intervals lie at or above 0; something, where one lies below; else open."
-    " The test slices are the same for every seed, so these intervals do not say what other slices or volumes would give, and"
-    " they are not corrected for their number."
+    " on one. `against`: differences to the study's first frozen regime with the intervals of `comparisons`, over test slices and"
+    " seeds; `gives_up`: nothing, where both intervals lie at or above 0; something, where one lies below; else open; not said"
+    f" below {FEWEST} seeds. They are not corrected for their number."
 )
 WORDS = {"nothing": "nothing", "something": "something", "open": "open", "too few seeds": f"not known below {FEWEST} seeds"}
 
 
-def trade_offs(study: Study, entries: Sequence[Entry]) -> list[dict[str, Any]]:
+def trade_offs(study: Study, groups: Groups, entries: Sequence[Entry]) -> list[dict[str, Any]]:
     """In-domain against unseen IoU of every regime, for each backbone and ordered pair of datasets with at least three regimes.
 
     Args:
         study: names the training sets; of those with all labels of a single dataset, the first counts.
+        groups: metrics of the seeds by (backbone, regime, training set).
         entries: "units" of the summary.
 
     Returns:
@@ -58,7 +58,8 @@ def trade_offs(study: Study, entries: Sequence[Entry]) -> list[dict[str, Any]]:
         points = [
             {
                 "regime": r, "in_domain": iou[r][0], "unseen": iou[r][1], "front": on,
-                **({"against": against(iou[r], iou[frozen])} if frozen and r != frozen else {}),
+                **({"against": against(groups, (backbone, r, train_set), (backbone, frozen, train_set), (a, b))}
+                   if frozen and r != frozen else {}),
             }
             for r, on in zip(regimes, on_front, strict=True)
         ]  # fmt: skip
@@ -83,27 +84,19 @@ def front(points: Sequence[tuple[float, float]]) -> list[bool]:
     return kept
 
 
-def against(own: Sequence[Mapping[str, Any]], frozen: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Differences (in domain, unseen) of two regimes' `iou` entries, and whether the first gives anything up."""
-    in_domain, unseen = (paired(one["values"], other["values"]) for one, other in zip(own, frozen, strict=True))
-    ends = [d["ci95"] for d in (in_domain, unseen)]
-    if None in ends:
-        gives_up = "too few seeds"
-    else:
-        gives_up = "nothing" if min(e[0] for e in ends) >= 0 else "something" if min(e[1] for e in ends) < 0 else "open"
-    return {"in_domain": in_domain, "unseen": unseen, "gives_up": gives_up}
+def against(groups: Groups, one: Key, frozen: Key, tests: tuple[str, str]) -> dict[str, Any]:
+    """Differences of two regimes on the datasets `tests` (in domain, unseen), and whether the first gives anything up."""
+    in_domain, unseen = (difference(groups, one, frozen, test) for test in tests)
+    return {"in_domain": in_domain, "unseen": unseen, "gives_up": verdict([in_domain["ci95"], unseen["ci95"]], len(groups[one]))}
 
 
-def paired(one: Sequence[float], other: Sequence[float]) -> dict[str, Any]:
-    """Mean difference over seeds and its 95 % interval (Student's t of the differences; None with too few seeds)."""
-    from scipy.stats import t
-
-    differences, ci95 = np.subtract(one, other), None
-    mean, n = float(differences.mean()), len(differences)
-    if n >= FEWEST:
-        half = float(t.ppf(0.975, n - 1) * differences.std(ddof=1) / n**0.5)
-        ci95 = [round(mean - half, 6), round(mean + half, 6)]
-    return {"difference": round(mean, 6), "ci95": ci95}
+def verdict(intervals: Sequence[Sequence[float]], seeds: int) -> str:
+    """What two intervals of differences say is given up: a key of WORDS."""
+    if seeds < FEWEST:
+        return "too few seeds"
+    if min(low for low, _ in intervals) >= 0:
+        return "nothing"
+    return "something" if min(high for _, high in intervals) < 0 else "open"
 
 
 def said(trade: Mapping[str, Any]) -> str:
@@ -124,7 +117,7 @@ def pareto_table(trades: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = [
         "", "## In domain against unseen", "",
         "IoU with its 95 % interval on the dataset trained on, and on one whose labels were never seen. ●: on the Pareto front",
-        "(no other regime is as good on both and better on one). Differences to the frozen regime: seed by seed, with intervals.",
+        "(no other regime is as good on both and better on one). Differences to the frozen regime: over test slices and seeds.",
         "[Figure](figures/pareto.png).",
     ]  # fmt: skip
     for trade in trades:
@@ -143,8 +136,7 @@ def pareto_table(trades: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _difference(found: Mapping[str, Any]) -> str:
-    interval = f" ({found['ci95'][0]:+.3f} to {found['ci95'][1]:+.3f})" if found["ci95"] else ""
-    return f"{found['difference']:+.3f}{interval}"
+    return f"{found['difference']:+.3f} ({found['ci95'][0]:+.3f} to {found['ci95'][1]:+.3f})"
 
 
 def pareto_png(path: Path, trades: Sequence[Mapping[str, Any]]) -> None:

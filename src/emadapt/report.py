@@ -74,7 +74,7 @@ def build_report(root: Path, study: Study) -> Path:
         summary |= {"few_shot_method": FEW_SHOT_METHOD, "few_shot": curves}
     if cells := transfer_cells(study, groups, entries):
         summary |= {"transfer_method": TRANSFER_METHOD, "transfer": cells}
-    if trades := trade_offs(study, entries):
+    if trades := trade_offs(study, groups, entries):
         summary |= {"pareto_method": PARETO_METHOD, "pareto": trades}
     if rows := compare_aligned(study, groups):
         summary |= {"aligned_method": ALIGNED_METHOD, "aligned": rows}

@@ -1,5 +1,6 @@
 """What crossing from one dataset to another costs in IoU, against how far apart the model sees them: domain-vs-iou.json."""
 
+import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -7,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from emadapt.config import Study
+from emadapt.comparisons import seen_elsewhere
+from emadapt.config import Study, Unit
 from emadapt.errors import InputError
 
 Card = Mapping[str, Any]
@@ -30,6 +32,7 @@ FEWEST = 4
 PERMUTATIONS = 50_000  # exact up to 8! = 40320
 MEANING = (
     "the loss of a point a→b is the mean IoU on b of the models trained on b alone minus that of those trained on a alone."
+    " Left out: regimes without training, mispaired datasets, and models that started from one that has seen b's labels."
     " Fréchet distances are divided by the mean trace of the two covariances, so that features of different size compare."
     " rho: Spearman's over all points, p two-sided from permutations; points share datasets and models, so p is optimistic."
 )
@@ -72,13 +75,18 @@ def domain_vs_iou(study: Study, entries: Sequence[Mapping[str, Any]], cards: Map
     """
     iou = {(e["backbone"], e["regime"], e["train_set"], e["test_set"]): e["iou"]["mean"] for e in entries}
     single: dict[str, str] = {}
+    right = {name for name in study.datasets if not study.dataset_specs[name].pairing.startswith("lexicographic")}
     for name in sorted(study.train_sets, key=lambda name: study.train_set_specs[name].few):  # with all labels if there is one
-        if len(members := study.train_set_specs[name].datasets) == 1 and not study.train_set_specs[name].unlabelled:
-            single.setdefault(members[0], name)
+        spec = study.train_set_specs[name]
+        if len(spec.datasets) == 1 and not spec.unlabelled and right.issuperset(spec.datasets):
+            single.setdefault(spec.datasets[0], name)
     points = []
-    for backbone, regime in ((backbone, regime) for backbone in study.backbones for regime in study.regimes):
+    trained = [regime for regime in study.regimes if not study.regime_specs[regime].untrained]
+    for backbone, regime in itertools.product(study.backbones, trained):
         frozen = study.regime_specs[regime].pretrained_tokens
-        for a, b in ((a, b) for a in single for b in single if a != b):
+        for a, b in itertools.permutations(single, 2):
+            if b in seen_elsewhere(study, Unit(backbone, regime, single[a], study.seeds[0])):
+                continue
             within, across = (iou[backbone, regime, single[trained_on], b] for trained_on in (b, a))
             card = cards.get((backbone, study.tokens_of(regime)))
             points.append({
