@@ -38,6 +38,16 @@ def test_the_volume_is_what_was_written_and_the_manifest_says_so(study: Study, t
     assert (run(study, tmp_path).md5, (tmp_path / "build/a/manifest.json").read_bytes()) == (volume.md5, before)
 
 
+def test_slices_without_foreground_are_named(study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    label = blobs((10, 90, 100), 0)[1]
+    run(study, tmp_path)
+    assert "without foreground" not in capsys.readouterr().err
+    label[[2, 7]] = 0
+    tifffile.imwrite(tmp_path / "data/a/label.tif", label)
+    run(study, tmp_path)
+    assert "ingest a: 2 of 10 slices without foreground: 2, 7\n" in capsys.readouterr().err
+
+
 def test_the_md5_follows_every_ingredient(study: Study, tmp_path: Path) -> None:
     seen = {run(study, tmp_path).md5}
     image, label = blobs((10, 90, 100), 0)

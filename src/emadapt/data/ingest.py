@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import numpy.typing as npt
 
@@ -94,6 +95,9 @@ def ingest(study: Study, name: str, data: Path = Path("data"), out: Path = INGES
         if per_slice[split["train"]].sum() == 0:
             raise InputError(root, found="no foreground in the training slices", expected=f"labels with values {spec.rule}",
                              do="Check the labels and the dataset's `organelle` or `foreground` rule.")  # fmt: skip
+        if len(empty := np.flatnonzero(per_slice == 0)):  # labels that are lost look like this
+            numbers = ", ".join(map(str, empty[:10])) + (", ..." if len(empty) > 10 else "")
+            click.echo(f"ingest {name}: {len(empty)} of {len(per_slice)} slices without foreground: {numbers}", err=True)
         manifest = {
             "name": name, "shape": facts["shape"], "dtype": "uint8", "source_dtype": dtype,
             "voxel_nm": list(spec.voxel_nm), "layout": spec.layout, "pairing": spec.pairing,
