@@ -78,6 +78,7 @@ def test_pairing_crossed_with_regimes(here: Path) -> None:
     for regime in ("frozen", "frozen_bn", "last3", "unet2d"):
         wrong = {row[2:] for row in apart if row[:2] == (crossed[0], regime)}
         assert wrong == {("lucchi_far", "lucchi"), ("paired_far", "paired")}
+        assert {row[2:] for row in apart if row[:2] == ("drawn by size", regime)} == {("paired_by_size", "paired")}
     heads = {r: json.loads((here / f"build/units/dinov2_s-{r}-paired-0/model.json").read_text())["head"]
              for r in ("frozen", "frozen_bn")}  # fmt: skip
     assert heads == {"frozen": "pyramid", "frozen_bn": "pyramid_bn"}
