@@ -249,6 +249,9 @@ def widened(draws: Floats, blocks: int, rng: np.random.Generator) -> Floats:
         draws: (replicates,).
         blocks: that were drawn from, at least 2.
         rng: of the chi-square.
+
+    Returns:
+        (replicates,) around 0.
     """
     return np.asarray((draws - draws.mean()) * np.sqrt(blocks / rng.chisquare(blocks - 1, len(draws))))
 
@@ -257,6 +260,14 @@ def interval95(value: float, draws: Floats, blocks: int) -> list[float]:
     """95 % interval of a metric between 0 and 1 from its bootstrap draws; a single block says nothing about others: [0, 1].
 
     Plain percentiles of four blocks hold the true value four times in five, even where slices are independent.
+
+    Args:
+        value: the metric, 0 to 1.
+        draws: (replicates,) of it, from `block_bootstrap`.
+        blocks: of slices that were drawn from.
+
+    Returns:
+        Low and high, 0 to 1, rounded to 6 digits.
     """
     if blocks < 2:
         return [0.0, 1.0]

@@ -54,7 +54,7 @@ class Cell:
 def twins_of(study: Study) -> dict[str, str]:
     """Mispaired dataset -> the one with the same files, rightly paired."""
     folder = {name: study.dataset_specs[name].path or f"data/{name}" for name in study.datasets}
-    wrong = [name for name in study.datasets if study.dataset_specs[name].pairing.startswith("lexicographic")]
+    wrong = [name for name in study.datasets if study.dataset_specs[name].mispaired]
     pairs = ((name, other) for name in wrong for other in study.datasets if other not in wrong and folder[other] == folder[name])
     return dict(pairs)
 

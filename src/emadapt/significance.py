@@ -5,15 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from emadapt.errors import InputError
 from emadapt.evaluate import REPLICATES as DRAWS  # block_bootstrap draws this many
-from emadapt.evaluate import Counts, block_bootstrap, pooled, widened
+from emadapt.evaluate import Counts, Floats, block_bootstrap, pooled, widened
 
 REPLICATES = 10_000
-
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,11 @@ class DatasetSpec:
     """Which of `organelles` is what is segmented, in the place of `foreground`."""
 
     @property
+    def mispaired(self) -> bool:
+        """Whether images have other slices' labels, as two sorted lists pair them."""
+        return self.pairing.startswith("lexicographic")
+
+    @property
     def rule(self) -> str | tuple[int, ...]:
         """Which label values are what is segmented, as `foreground` has it."""
         return self.organelles[self.organelle] if self.organelle else self.foreground

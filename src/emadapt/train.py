@@ -213,7 +213,7 @@ def unit_tags(study: Study, unit: Unit, stage: str) -> dict[str, str]:
     spec = {name: study.dataset_specs[name] for name in study.train_set_specs[unit.train_set].datasets}
     tags = {"unit": unit.name, "backbone": unit.backbone, "regime": unit.regime, "train_set": unit.train_set,
             "seed": str(unit.seed), "study": study.name, "stage": stage, **tracking.provenance_tags(Path())}  # fmt: skip
-    if wrong := [name for name, data in spec.items() if data.pairing.startswith("lexicographic")]:
+    if wrong := [name for name, data in spec.items() if data.mispaired]:
         tags["pairing.lexicographic"] = ",".join(wrong)
     return tags
 

@@ -75,7 +75,7 @@ def domain_vs_iou(study: Study, entries: Sequence[Mapping[str, Any]], cards: Map
     """
     iou = {(e["backbone"], e["regime"], e["train_set"], e["test_set"]): e["iou"]["mean"] for e in entries}
     single: dict[str, str] = {}
-    right = {name for name in study.datasets if not study.dataset_specs[name].pairing.startswith("lexicographic")}
+    right = {name for name in study.datasets if not study.dataset_specs[name].mispaired}
     for name in sorted(study.train_sets, key=lambda name: study.train_set_specs[name].few):  # with all labels if there is one
         spec = study.train_set_specs[name]
         if len(spec.datasets) == 1 and not spec.unlabelled and right.issuperset(spec.datasets):
