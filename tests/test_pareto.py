@@ -73,8 +73,8 @@ def test_single_datasets_with_all_labels_against_each_unseen_one() -> None:
         assert "against" not in points["frozen"]
         for name, test in (("in_domain", trade["a"]), ("unseen", trade["b"])):
             found = points["lora"]["against"][name]
-            keys = [("dinov2_s", regime, trade["train_set"]) for regime in ("lora", "frozen")]
-            assert found == difference(groups(study), *keys, test)
+            lora, frozen = (("dinov2_s", regime, trade["train_set"]) for regime in ("lora", "frozen"))
+            assert found == difference(groups(study), lora, frozen, test)
             assert found["difference"] == pytest.approx(0.05, abs=0.01)
         assert [p["regime"] for p in trade["points"] if p["front"]] == ["lora"]
         assert said(trade) == "Settings that give up nothing against frozen: lora. Open: wise50, last3."
