@@ -99,7 +99,7 @@ def test_slices_aligned_in_every_way(here: Path) -> None:
     summary = run_small(params)
     cells = {(row["backbone"], row["regime"], row["train_set"], row["test_set"]): row["iou"]["mean"] for row in summary["units"]}
     assert len(cells) == len(params["backbones"]) * 2 * 2 * 2
-    for name in ("histogram", "fda", "voxel"):  # the reference stays as it is, so its own model, tested on it, is that of no alignment
+    for name in ("histogram", "fda", "voxel"):  # the reference stays as it is, and so does its own model, tested on it
         assert cells[name, "ridge", "lucchi", "lucchi"] == cells["dinov2_s", "ridge", "lucchi", "lucchi"]
     assert cells["histogram", "ridge", "lucchi", "vnc"] != cells["dinov2_s", "ridge", "lucchi", "vnc"]
     rows = {(row["align"], row["train_set"], row["test_set"]) for row in summary["aligned"]}
