@@ -12,8 +12,9 @@ from sklearn.metrics import f1_score, jaccard_score
 from emadapt import evaluate
 from emadapt.config import Unit, load_study
 from emadapt.errors import InputError
-from emadapt.evaluate import block_bootstrap, boundary_band, evaluate_unit, overlap_counts, pooled, summarise
+from emadapt.evaluate import evaluate_unit
 from emadapt.models.segmenter import load_segmenter
+from emadapt.pixel_metrics import block_bootstrap, boundary_band, overlap_counts, pooled, summarise
 from emadapt.predict import predict_slice, predict_slices
 from emadapt.train import train_unit
 from tiny import make_study, settings

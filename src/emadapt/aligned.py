@@ -1,4 +1,4 @@
-"""What aligning slices does: backbones with `align` against the same backbone without it, on the same test slices."""
+"""What aligning slices does: backbones with `align` against the same backbone without it, on the same slices."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -52,7 +52,8 @@ def aligned_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Markdown lines: a row for each comparison, unseen datasets first, the largest gain first."""
     lines = [
         "", "## Slices aligned", "",
-        "Foreground IoU with the alignment minus that without it, same test slices and seeds; p after Holm's correction for all.",
+        "Foreground IoU with the alignment minus that without it, same slices (of unseen data all of it) and seeds; p after"
+        " Holm's correction for all.",
         "", "| tested on | trained on | | regime | align | difference | 95 % | p |", "|---|---|---|---|---|---:|---:|---:|",
     ]  # fmt: skip
     for row in by_gain(rows):

@@ -202,7 +202,8 @@ def evaluate_masks(predicted: Array, label: Array, voxel_nm: Voxel) -> dict[str,
         `n` slices; `iou`, `dice` and `boundary_iou` pooled over them, each with `<metric>_ci95` from a bootstrap over blocks of
         slices; `per_slice` values.
     """
-    from emadapt.evaluate import BOUNDARY_NM, boundary_band, overlap_counts, summarise
+    from emadapt.evaluate import BOUNDARY_NM
+    from emadapt.pixel_metrics import boundary_band, overlap_counts, summarise
 
     one, other = (array_source(np.asarray(a) != 0, voxel_nm) for a in (predicted, label))
     _same_shape(one, other)

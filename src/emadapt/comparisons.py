@@ -1,4 +1,4 @@
-"""Which models of a study differ: paired comparisons of foreground IoU on the same test slices."""
+"""Which models of a study differ: paired comparisons of foreground IoU on the same slices."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +14,8 @@ Groups = Mapping[Key, Sequence[Mapping[str, Any]]]
 Entry = Mapping[str, Any]
 
 METHOD = (
-    "mean foreground IoU of the first minus that of the other on the same test slices; paired bootstrap over blocks of test"
+    "mean foreground IoU of the first minus that of the other on the same slices, `n` of them: the test slices, or, where neither"
+    " has seen a label of the dataset, slices of all of it; paired bootstrap over blocks of"
     " slices, widened for few blocks as Student's t is, with Welch's t noise of the means over seeds where there are several;"
     " p_value two-sided"
 )
@@ -28,15 +29,20 @@ COMPARISONS_METHOD = (
 
 
 def difference(groups: Groups, one: Key, other: Key, test_set: str) -> dict[str, Any]:
-    """Mean IoU of `one` minus that of `other` on the test slices of a dataset, with its interval, rounded to 6 digits.
+    """Mean IoU of `one` minus that of `other` on a dataset, with its interval, rounded to 6 digits.
+
+    On slices of all of the dataset where both were scored on these (`emadapt.unseen`), else on the test slices.
 
     Raises:
         InputError: the two were not tested on the same slices.
     """
     from emadapt.significance import REPLICATES, paired_bootstrap  # torch comes along
 
-    a, b = (np.array([run["test"][test_set]["counts"] for run in groups[key]], np.int64) for key in (one, other))
-    block = groups[one][0]["test"][test_set]["block_slices"]
+    scores = [[run["test"][test_set] for run in groups[key]] for key in (one, other)]
+    if all("unseen" in own for runs in scores for own in runs):
+        scores = [[own["unseen"] for own in runs] for runs in scores]
+    a, b = (np.array([own["counts"] for own in runs], np.int64) for runs in scores)
+    block = scores[0][0]["block_slices"]
     result = paired_bootstrap(a, b, block)
     return {
         "n": result.n, "block_slices": block, "seeds": list(result.seeds), "replicates": REPLICATES,

@@ -179,7 +179,7 @@ def _effect(value: float, ci95: Sequence[float]) -> str:
 
 def _fit(study: Study, groups: Groups, cells: Mapping[str, Cell], backbone: str, test: str) -> dict[str, Any] | None:
     """The linear model of one backbone on one test dataset; None where no factor varies, or as many do as there are units."""
-    from emadapt.evaluate import block_bootstrap
+    from emadapt.pixel_metrics import block_bootstrap
 
     rows, iou, seeds, draws, n, block = [], [], [], [], 0, 1
     for (own, regime, train_set), runs in groups.items():
@@ -236,7 +236,7 @@ def _more(a: Cell, b: Cell, factor: str) -> bool:
 
 def _pooled(runs: Sequence[Mapping[str, Any]], tests: Sequence[str]) -> dict[str, Any]:
     """IoU over all pixels of the test datasets, as the reference scores a union, of each seed."""
-    from emadapt.evaluate import pooled
+    from emadapt.pixel_metrics import pooled
 
     values = [pooled(np.concatenate([np.array(run["test"][t]["counts"], np.int64) for t in tests]))["iou"] for run in runs]
     return {"mean": round(float(np.mean(values)), 6), "values": [round(v, 6) for v in values]}
@@ -245,7 +245,7 @@ def _pooled(runs: Sequence[Mapping[str, Any]], tests: Sequence[str]) -> dict[str
 def _agreement(root: Path, right: str, wrong: str) -> float | None:
     """IoU of two datasets' labels over the test slices; None where they are not ingested."""
     from emadapt.data.ingest import INGESTED, open_volume
-    from emadapt.evaluate import overlap_counts, pooled
+    from emadapt.pixel_metrics import overlap_counts, pooled
 
     if not all((root / INGESTED / name / "manifest.json").is_file() for name in (right, wrong)):
         return None

@@ -18,11 +18,12 @@ if TYPE_CHECKING:
 FEWEST = 3
 """Regimes below which there is no trade to show, and seeds below which an interval of a difference means nothing."""
 PARETO_METHOD = (
-    "units trained on all labels of one dataset; in domain: its test slices; unseen: those of a dataset of which neither the unit"
-    " nor a unit that it started from has seen labels. On the front: no other regime has at least this mean IoU on both and more"
-    " on one. `against`: differences to the study's first frozen regime with the intervals of `comparisons`, over test slices and"
-    " seeds; `gives_up`: nothing, where both intervals lie at or above 0; something, where one lies below; else open; not said"
-    f" below {FEWEST} seeds. They are not corrected for their number."
+    "units trained on all labels of one dataset; in domain: its test slices; unseen: slices of all of a dataset of which neither"
+    " the unit nor a unit that it started from has seen labels (its test slices, where not all regimes have the others). On the"
+    " front: no other regime has at least this mean IoU on both and more on one. `against`: differences to the study's first"
+    " frozen regime with the intervals of `comparisons`, over slices and seeds; `gives_up`: nothing, where both intervals lie at"
+    f" or above 0; something, where one lies below; else open; not said below {FEWEST} seeds. They are not corrected for their"
+    " number."
 )
 WORDS = {"nothing": "nothing", "something": "something", "open": "open", "too few seeds": f"not known below {FEWEST} seeds"}
 
@@ -36,7 +37,7 @@ def trade_offs(study: Study, groups: Groups, entries: Sequence[Entry]) -> list[d
         entries: "units" of the summary.
 
     Returns:
-        For each `backbone`, `train_set`, `a` and `b` (trained on a alone, b unseen): `n` test slices of both, `seeds`, `frozen`
+        For each `backbone`, `train_set`, `a` and `b` (trained on a alone, b unseen): `n` slices of both, `seeds`, `frozen`
         (the regime that others are compared with, None without one) and `points`, the best in domain first.
     """
     found = {(e["backbone"], e["regime"], e["train_set"], e["test_set"]): e for e in entries}
@@ -52,7 +53,10 @@ def trade_offs(study: Study, groups: Groups, entries: Sequence[Entry]) -> list[d
         regimes = [r for r in fair if b not in seen_elsewhere(study, Unit(backbone, r, train_set, study.seeds[0]))]
         if a == b or len(regimes) < FEWEST:
             continue
-        iou = {r: tuple(found[backbone, r, train_set, test]["iou"] for test in (a, b)) for r in regimes}
+        rows = {r: (found[backbone, r, train_set, a], found[backbone, r, train_set, b]) for r in regimes}
+        if all("unseen" in other for _, other in rows.values()):
+            rows = {r: (own, other["unseen"]) for r, (own, other) in rows.items()}
+        iou = {r: (own["iou"], other["iou"]) for r, (own, other) in rows.items()}
         frozen = next((r for r in regimes if study.regime_specs[r].kind == "frozen"), None)
         on_front = front([(own["mean"], other["mean"]) for own, other in iou.values()])
         points = [
@@ -65,7 +69,7 @@ def trade_offs(study: Study, groups: Groups, entries: Sequence[Entry]) -> list[d
         ]  # fmt: skip
         trades.append({
             "backbone": backbone, "train_set": train_set, "a": a, "b": b, "seeds": len(study.seeds), "frozen": frozen,
-            "n": [found[backbone, regimes[0], train_set, test]["n"] for test in (a, b)],
+            "n": [row["n"] for row in rows[regimes[0]]],
             "points": sorted(points, key=lambda point: -point["in_domain"]["mean"]),
         })  # fmt: skip
     return trades
@@ -117,7 +121,7 @@ def pareto_table(trades: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = [
         "", "## In domain against unseen", "",
         "IoU with its 95 % interval on the dataset trained on, and on one whose labels were never seen. ●: on the Pareto front",
-        "(no other regime is as good on both and better on one). Differences to the frozen regime: over test slices and seeds.",
+        "(no other regime is as good on both and better on one). Differences to the frozen regime: over slices and seeds.",
         "[Figure](figures/pareto.png).",
     ]  # fmt: skip
     for trade in trades:

@@ -30,10 +30,10 @@ from emadapt.data.ingest import Volume, ingest, open_volume
 from emadapt.data.patches import CropDataset, Draw, crop
 from emadapt.data.patches3d import PatchDataset
 from emadapt.device import autocast, device, resolve_precision
-from emadapt.evaluate import REPLICATES, block_bootstrap, overlap_counts, pooled
 from emadapt.fit import fit
 from emadapt.models.archs import BACKBONES
 from emadapt.models.segmenter import build_frozen
+from emadapt.pixel_metrics import REPLICATES, block_bootstrap, overlap_counts, pooled
 from emadapt.predict import predict_slices
 from emadapt.timing import median_timed, timed
 from emadapt.tokens import token_views

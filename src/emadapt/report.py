@@ -1,7 +1,7 @@
 """What a study found: reports/summary.json, the leaderboard, the figures and the page, from the metrics of its units."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,18 +101,18 @@ def _figures(
 
     folder, rows = root / "reports/figures", headline(study, summary["units"], kinds)
     figures.iou_png(folder / "iou.png", [entry for entry, _ in rows], [kind for _, kind in rows])
-    if "dose_response" in summary:
-        dose_png(folder / "dose.png", summary["dose_response"])
-    else:
-        (folder / "dose.png").unlink(missing_ok=True)  # of an earlier report
-    if "fits" in summary:
-        factors_png(folder / "factors.png", summary["fits"], summary["contrasts"])
-    else:
-        (folder / "factors.png").unlink(missing_ok=True)
-    if "aligned" in summary:
-        aligned_png(folder / "aligned.png", by_gain(summary["aligned"]))
-    else:
-        (folder / "aligned.png").unlink(missing_ok=True)
+    draw: dict[str, tuple[str, Callable[[Path], None]]] = {
+        "dose.png": ("dose_response", lambda path: dose_png(path, summary["dose_response"])),
+        "factors.png": ("fits", lambda path: factors_png(path, summary["fits"], summary["contrasts"])),
+        "aligned.png": ("aligned", lambda path: aligned_png(path, by_gain(summary["aligned"]))),
+        "transfer.png": ("transfer", lambda path: transfer_png(path, summary["transfer"])),
+        "pareto.png": ("pareto", lambda path: pareto_png(path, summary["pareto"])),
+    }
+    for name, (key, drawn) in draw.items():
+        if key in summary:
+            drawn(folder / name)
+        else:
+            (folder / name).unlink(missing_ok=True)  # of an earlier report
     curves = summary.get("few_shot", [])
     shown, looks = panels(curves), list(dict.fromkeys((curve["backbone"], curve["regime"]) for curve in curves))
     for test_set in study.datasets:
@@ -120,14 +120,6 @@ def _figures(
             figures.few_shot_png(folder / f"few-shot-{test_set}.png", own, looks)
         else:
             (folder / f"few-shot-{test_set}.png").unlink(missing_ok=True)
-    if "transfer" in summary:
-        transfer_png(folder / "transfer.png", summary["transfer"])
-    else:
-        (folder / "transfer.png").unlink(missing_ok=True)
-    if "pareto" in summary:
-        pareto_png(folder / "pareto.png", summary["pareto"])
-    else:
-        (folder / "pareto.png").unlink(missing_ok=True)  # of an earlier report
     if any(value is not None for point in joined["points"] for value in point["distances"].values()):
         figures.scatter_png(folder / "domain-vs-iou.png", joined["points"], joined["correlations"])
     else:
@@ -159,6 +151,7 @@ def leaderboard(study: Study, summary: Mapping[str, Any], kinds: Sequence[str]) 
         "Foreground metrics at native resolution, pooled over the test slices; mean over seeds with its 95 % interval.",
         "in-domain: trained on this dataset alone; union: on it and others; other labels: on its images under other labels;",
         "cross-domain: on others only.",
+        "All slices, unseen: IoU over the whole of a dataset of which the model has seen no label, and how many slices that are.",
         "Parameters are the trainable ones; time is that of training one seed. Figures: [IoU](figures/iou.png).",
         *few,
     ]
@@ -169,8 +162,9 @@ def leaderboard(study: Study, summary: Mapping[str, Any], kinds: Sequence[str]) 
             "",
             f"## Test dataset `{test_set}` ({rows[0][0]['n']} slices)",
             "",
-            "| | backbone | regime | trained on | | IoU | 95 % | Dice | boundary IoU | seeds | parameters | time |",
-            "|---:|---|---|---|---|---:|---:|---:|---:|---:|---:|---:|",
+            "| | backbone | regime | trained on | | IoU | 95 % | Dice | boundary IoU | seeds | parameters | time"
+            " | all slices, unseen |",
+            "|---:|---|---|---|---|---:|---:|---:|---:|---:|---:|---:|---|",
         ]
         for rank, (entry, kind) in enumerate(rows, 1):
             iou, seeds = entry["iou"], len(entry["iou"]["values"])
@@ -186,6 +180,7 @@ def leaderboard(study: Study, summary: Mapping[str, Any], kinds: Sequence[str]) 
                 str(seeds),
                 f"{entry['trainable_params']:,}",
                 f"{entry['seconds']:,.0f} s",
+                _unseen_cell(entry),
             ]
             lines.append(f"| {' | '.join(cells)} |")
     lines += objects_table(entries)
@@ -202,6 +197,13 @@ def leaderboard(study: Study, summary: Mapping[str, Any], kinds: Sequence[str]) 
     if "pareto" in summary:
         lines += pareto_table(summary["pareto"])
     return "\n".join(lines) + "\n"
+
+
+def _unseen_cell(entry: Mapping[str, Any]) -> str:
+    if "unseen" not in entry:
+        return ""
+    iou, n = entry["unseen"]["iou"], entry["unseen"]["n"]
+    return f"{iou['mean']:.3f} ({iou['ci95'][0]:.3f} to {iou['ci95'][1]:.3f}), {n}"
 
 
 def combine(values: Sequence[float], intervals: Sequence[Sequence[float]]) -> dict[str, Any]:
@@ -258,12 +260,22 @@ def _entry(backbone: str, regime: str, train_set: str, test_set: str, runs: Sequ
         "test_set": test_set,
         "n": tests[0]["n"],
         **{name: combine([test[name] for test in tests], [test[f"{name}_ci95"] for test in tests]) for name in METRICS},
+        **_of_all_slices(tests),
         **of_seeds(tests, combine),
         "labelled": runs[0].get("labelled"),
         "trainable_params": runs[0]["trainable_params"],
         "seconds": _round(np.mean([run["train_seconds"] for run in runs])),
         "peak_mb": _round(max(run["peak_mb"] for run in runs)),
     }
+
+
+def _of_all_slices(tests: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """`unseen`, the IoU over slices of the whole dataset, where every seed has seen none of its labels (`emadapt.unseen`)."""
+    whole = [test["unseen"] for test in tests if "unseen" in test]
+    if len(whole) < len(tests):
+        return {}
+    iou = combine([own["iou"] for own in whole], [own["iou_ci95"] for own in whole])
+    return {"unseen": {"n": whole[0]["n"], "iou": iou}}
 
 
 def _kind(study: Study, entry: Mapping[str, Any]) -> str:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from emadapt.errors import InputError
-from emadapt.evaluate import REPLICATES as DRAWS  # block_bootstrap draws this many
-from emadapt.evaluate import Counts, Floats, block_bootstrap, pooled, widened
+from emadapt.pixel_metrics import REPLICATES as DRAWS  # block_bootstrap draws this many
+from emadapt.pixel_metrics import Counts, Floats, block_bootstrap, pooled, widened
 
 REPLICATES = 10_000
 

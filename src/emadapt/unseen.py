@@ -1,0 +1,74 @@
+"""IoU of a model over the whole of a dataset whose labels it has never seen, not only over that dataset's test slices.
+
+Test slices are few because a dataset's other slices train and validate. To a model that saw none of its labels these are as new
+as the test slices, and four sections of a volume say much less about it than twenty.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from emadapt.config import Study, Unit
+from emadapt.data.ingest import Volume
+from emadapt.models.segmenter import Segmenter
+from emadapt.pixel_metrics import BLOCK_NM, block_bootstrap, interval95, overlap_counts, pooled
+from emadapt.predict import predict_slices
+
+SPACING_NM = 20.0
+"""Thickness from one scored slice to the next, at least one slice: nearer ones of FIB-SEM are almost copies and cost as much."""
+
+
+def unseen_by(study: Study, unit: Unit) -> list[str]:
+    """Datasets of the study of which neither `unit` nor a unit that it starts from saw the labels of any slice.
+
+    Images without labels may have been seen (`unlabelled`, the reference of an alignment). A dataset on the same images counts as
+    seen. None where that is not known (a start from a folder, a published system), where slices must be neighbours (a regime in
+    3D), and of mispaired datasets.
+    """
+    spec = study.regime_specs[unit.regime]
+    if spec.untrained or spec.is_3d:
+        return []
+    seen, at = set[str](), unit
+    while True:
+        seen |= {study.images_of(name) for name in study.train_set_specs[at.train_set].datasets}
+        source = study.source_of(at)
+        if source is None:
+            break
+        at = source
+    if study.regime_specs[at.regime].init_from:  # a folder
+        return []
+    return [name for name in study.datasets if study.images_of(name) not in seen and not study.dataset_specs[name].mispaired]
+
+
+def spread(slices: int, voxel_z_nm: float) -> list[int]:
+    """Slice numbers from 0, SPACING_NM apart."""
+    return list(range(0, slices, max(1, math.ceil(SPACING_NM / voxel_z_nm))))
+
+
+def score_unseen(segmenter: Segmenter, volume: Volume, slices: Sequence[int], counts: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """IoU pooled over slices of the whole volume.
+
+    Args:
+        segmenter: as `predict_slices` takes it, backbone in the loop.
+        volume: of which it has not seen labels.
+        slices: that were scored already (the test slices).
+        counts: theirs, (in both, predicted, labelled) each; not predicted again.
+
+    Returns:
+        `n`, `slices`, `block_slices`, `iou`, `iou_ci95` and `counts`, as for test slices.
+    """
+    voxel_z_nm = float(volume.manifest["voxel_nm"][0])
+    chosen, known = spread(len(volume.image), voxel_z_nm), dict(zip(slices, counts, strict=True))
+    found = {z: list(known[z]) for z in chosen if z in known}
+    for z, probability in predict_slices(segmenter, volume, [z for z in chosen if z not in known]):
+        found[z] = list(overlap_counts(probability > 0.5, np.asarray(volume.label[z]) > 0))
+    ordered = np.array([found[z] for z in chosen], np.int64)
+    apart = voxel_z_nm * (chosen[1] - chosen[0] if len(chosen) > 1 else 1)
+    block = max(1, min(math.ceil(BLOCK_NM / apart), len(chosen) // 4))
+    iou, draws = pooled(ordered)["iou"], block_bootstrap(ordered, block)[:, 0]
+    return {"n": len(chosen), "slices": chosen, "block_slices": block, "iou": round(iou, 6),
+            "iou_ci95": interval95(iou, draws, len(chosen) // block), "counts": ordered.tolist()}  # fmt: skip
