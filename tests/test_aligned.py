@@ -11,6 +11,7 @@ from emadapt import report
 from emadapt.aligned import by_gain, compare_aligned, without_align
 from emadapt.config import BackboneSpec, Study
 from emadapt.evaluate import EVALUATED
+from emadapt.specs import RegimeSpec
 from fakes import a_study, write_metrics
 from pages import Reader
 
@@ -36,8 +37,28 @@ def study(tmp_path: Path) -> Study:
     return study
 
 
-def test_only_a_backbone_that_differs_in_nothing_else_is_compared_with(study: Study) -> None:
-    assert {name: without_align(study, name) for name in SPECS} == {"plain": "", "hist": "plain", "other": ""}
+def test_only_what_differs_in_nothing_else_is_compared_with(study: Study) -> None:
+    specs = {"frozen": RegimeSpec("frozen"), "coral": RegimeSpec("frozen", align="coral", align_weight=9.0),
+             "longer": RegimeSpec("frozen", align="coral", epochs=9)}  # fmt: skip
+    study = dataclasses.replace(study, regimes=tuple(specs), regime_specs=specs)
+    found = {(name, regime): without_align(study, name, regime) for name in SPECS for regime in specs}
+    control = ("plain", "frozen")
+    assert {key: against for key, against in found.items() if against} == {
+        ("hist", "frozen"): control, ("plain", "coral"): control, ("hist", "coral"): control}  # fmt: skip
+
+
+def test_of_features_and_of_both(study: Study, tmp_path: Path) -> None:
+    regimes = {"frozen": RegimeSpec("frozen"), "coral": RegimeSpec("frozen", align="coral")}
+    study = dataclasses.replace(study, regimes=tuple(regimes), regime_specs=regimes, backbones=("plain", "hist"))
+    groups: dict[tuple[str, str, str], list] = {}
+    for unit in study.units():
+        source = tmp_path / EVALUATED / dataclasses.replace(unit, regime="lora" if unit.regime == "coral" else "frozen").name
+        metrics = json.loads((source / "metrics.json").read_text())
+        groups.setdefault((unit.backbone, unit.regime, unit.train_set), []).append(metrics)
+    rows = {(r["align"], r["train_set"], r["test_set"]): r for r in compare_aligned(study, groups)}
+    assert {key[0] for key in rows} == {"coral", "histogram", "histogram + coral"}
+    assert all((r["against"], r["against_regime"]) == ("plain", "frozen") for r in rows.values())
+    assert rows["histogram", "lucchi", "vnc"]["difference"] < 0 < rows["coral", "lucchi", "vnc"]["difference"]
 
 
 def test_differences_are_those_of_pooled_iou_and_same_predictions_are_left_out(study: Study, tmp_path: Path) -> None:
@@ -63,12 +84,12 @@ def test_differences_are_those_of_pooled_iou_and_same_predictions_are_left_out(s
 def test_report_and_page_have_a_row_each(study: Study, tmp_path: Path) -> None:
     summary = json.loads(report.build_report(tmp_path, study).read_text())
     assert summary["aligned_method"].startswith("`aligned`")
-    board = (tmp_path / "reports/leaderboard.md").read_text().partition("## Slices aligned")[2]
+    board = (tmp_path / "reports/leaderboard.md").read_text().partition("## Aligned")[2]
     assert board.count("| histogram |") == len(summary["aligned"]) == 6
     html = (tmp_path / "reports/index.html").read_text()
     read = Reader(html)
     assert read.open == []
-    assert "Slices aligned" in read.text["h2"]
+    assert "Aligned" in read.text["h2"]
     assert html.count("<td>histogram</td>") == 6
 
 
@@ -77,4 +98,4 @@ def test_without_alignment_nothing_is_said(tmp_path: Path) -> None:
     write_metrics(tmp_path, plain)
     summary = json.loads(report.build_report(tmp_path, plain).read_text())
     assert "aligned" not in summary
-    assert "Slices aligned" not in (tmp_path / "reports/index.html").read_text()
+    assert "Aligned" not in (tmp_path / "reports/index.html").read_text()

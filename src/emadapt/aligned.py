@@ -1,49 +1,58 @@
-"""What aligning slices does: backbones with `align` against the same backbone without it, on the same slices."""
+"""What alignment does: models with `align`, of slices (a backbone's) or of features (a regime's), against the same without."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from emadapt.comparisons import METHOD, Groups, difference, kind_of, with_holm
+from emadapt.comparisons import METHOD, Groups, Key, difference, kind_of, with_holm
 from emadapt.config import Study
+from emadapt.specs import RegimeSpec
 
 ALIGNED_METHOD = (
-    "`aligned`: a backbone with `align` against the one that differs in nothing else, same regime and training set; p_holm"
-    " corrected after Holm for all of them. Left out: pairs whose predictions are the same, as of a model that was trained and"
-    f" tested on the reference, which stays as it is. Difference: {METHOD}"
+    "`aligned`: models whose backbone or regime has `align`, or both, against those of the study that differ in nothing else and"
+    " have neither, same training set; p_holm corrected after Holm for all of them. Left out: pairs whose predictions are the"
+    f" same, as of a model that was trained and tested on the reference, which stays as it is. Difference: {METHOD}"
 )
 
 
-def without_align(study: Study, backbone: str) -> str:
-    """The study's backbone that differs from `backbone` in its alignment alone, and has none; "" where there is none."""
-    spec = study.backbone_specs[backbone]
+def without_align(study: Study, backbone: str, regime: str) -> tuple[str, str] | None:
+    """The study's backbone and regime that differ from these in their alignment alone, and have none; None where they lack."""
+    spec, own = study.backbone_specs[backbone], study.regime_specs[regime]
+    if not spec.align and not own.align:
+        return None
     plain = dataclasses.replace(spec, align="", reference="")
-    return next((name for name in study.backbones if spec.align and study.backbone_specs[name] == plain), "")
+    control = dataclasses.replace(own, align="", align_weight=RegimeSpec.align_weight)
+    backbones = [name for name in study.backbones if study.backbone_specs[name] == plain]
+    regimes = [name for name in study.regimes if study.regime_specs[name] == control]
+    return (backbones[0], regimes[0]) if backbones and regimes else None
 
 
 def compare_aligned(study: Study, groups: Groups) -> list[dict[str, Any]]:
-    """Every backbone with `align` against the same without, for each regime, training set and test dataset.
+    """Every model with an alignment against the same with none, for each training set and test dataset.
 
     Args:
         study: the study.
         groups: metrics of the seeds by (backbone, regime, training set).
 
     Returns:
-        Differences of foreground IoU with intervals and corrected p; [] in a study without alignment.
+        Differences of foreground IoU with intervals and corrected p; [] in a study without alignment. `align` names that of the
+        slices, then that of the features.
     """
     found = []
-    for backbone, regime, train_set in groups:
-        if not (plain := without_align(study, backbone)):
+    for one in groups:
+        backbone, regime, train_set = one
+        if not (plain := without_align(study, backbone, regime)):
             continue
-        one, other = (backbone, regime, train_set), (plain, regime, train_set)
+        other: Key = (*plain, train_set)
+        slices, features = study.backbone_specs[backbone].align, regime if study.regime_specs[regime].align else ""
         for test_set in study.datasets:
             a, b = ([run["test"][test_set]["counts"] for run in groups[key]] for key in (one, other))
             if a != b:
                 found.append({
-                    "backbone": backbone, "align": study.backbone_specs[backbone].align, "against": plain, "regime": regime,
-                    "train_set": train_set, "test_set": test_set, "kind": kind_of(study, train_set, test_set),
-                    **difference(groups, one, other, test_set),
+                    "backbone": backbone, "align": " + ".join(filter(None, (slices, features))), "against": plain[0],
+                    "regime": regime, "against_regime": plain[1], "train_set": train_set, "test_set": test_set,
+                    "kind": kind_of(study, train_set, test_set), **difference(groups, one, other, test_set),
                 })  # fmt: skip
     return with_holm(found)
 
@@ -51,13 +60,14 @@ def compare_aligned(study: Study, groups: Groups) -> list[dict[str, Any]]:
 def aligned_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Markdown lines: a row for each comparison, unseen datasets first, the largest gain first."""
     lines = [
-        "", "## Slices aligned", "",
+        "", "## Aligned", "",
         "Foreground IoU with the alignment minus that without it, same slices (of unseen data all of it) and seeds; p after"
         " Holm's correction for all.",
-        "", "| tested on | trained on | | regime | align | difference | 95 % | p |", "|---|---|---|---|---|---:|---:|---:|",
+        "", "| tested on | trained on | | against regime | align | difference | 95 % | p |",
+        "|---|---|---|---|---|---:|---:|---:|",
     ]  # fmt: skip
     for row in by_gain(rows):
-        cells = [row["test_set"], row["train_set"], row["kind"], row["regime"], row["align"], f"{row['difference']:+.3f}",
+        cells = [row["test_set"], row["train_set"], row["kind"], row["against_regime"], row["align"], f"{row['difference']:+.3f}",
                  f"{row['ci95'][0]:+.3f} to {row['ci95'][1]:+.3f}", f"{row['p_holm']:.3f}"]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     return lines
@@ -81,7 +91,7 @@ def aligned_png(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
     panels: dict[str, list[tuple[str, float, Sequence[float], str]]] = {}
     for row in rows:
-        what = f"{row['align']}, {row['regime']}, trained on {row['train_set']}"
+        what = f"{row['align']}, against {row['against_regime']}, trained on {row['train_set']}"
         colour = ORANGE if row["kind"] == "cross-domain" else BLUE
         panels.setdefault(row["test_set"], []).append((what, row["difference"], row["ci95"], colour))
     figure = Figure(figsize=(6.2 * len(panels), 0.27 * max(map(len, panels.values())) + 1.2), dpi=110, layout="constrained")
