@@ -145,26 +145,25 @@ def leaderboard(study: Study, summary: Mapping[str, Any], kinds: Sequence[str]) 
             "zero-shot: a published system, not trained here; oracle prompts: one that is told by the labels of the test slices",
             "where the objects are, not to be compared with the others.",
         ]
+    if unseen := any("unseen" in entry for entry in entries):
+        few += ["All slices, unseen: IoU over the whole of a dataset of which no label was seen, and how many slices that are."]
     lines = [
         f"# Leaderboard of study `{study.name}`",
         "",
         "Foreground metrics at native resolution, pooled over the test slices; mean over seeds with its 95 % interval.",
         "in-domain: trained on this dataset alone; union: on it and others; other labels: on its images under other labels;",
         "cross-domain: on others only.",
-        "All slices, unseen: IoU over the whole of a dataset of which the model has seen no label, and how many slices that are.",
         "Parameters are the trainable ones; time is that of training one seed. Figures: [IoU](figures/iou.png).",
         *few,
     ]
     for test_set in dict.fromkeys(entry["test_set"] for entry in entries):
         rows = [row for row in shown if row[0]["test_set"] == test_set]
         rows.sort(key=lambda row: -row[0]["iou"]["mean"])
+        lines += ["", f"## Test dataset `{test_set}` ({rows[0][0]['n']} slices)", ""]
         lines += [
-            "",
-            f"## Test dataset `{test_set}` ({rows[0][0]['n']} slices)",
-            "",
-            "| | backbone | regime | trained on | | IoU | 95 % | Dice | boundary IoU | seeds | parameters | time"
-            " | all slices, unseen |",
-            "|---:|---|---|---|---|---:|---:|---:|---:|---:|---:|---:|---|",
+            "| | backbone | regime | trained on | | IoU | 95 % | Dice | boundary IoU | seeds | parameters | time |"
+            + " all slices, unseen |" * unseen,
+            "|---:|---|---|---|---|---:|---:|---:|---:|---:|---:|---:|" + "---|" * unseen,
         ]
         for rank, (entry, kind) in enumerate(rows, 1):
             iou, seeds = entry["iou"], len(entry["iou"]["values"])
@@ -180,7 +179,7 @@ def leaderboard(study: Study, summary: Mapping[str, Any], kinds: Sequence[str]) 
                 str(seeds),
                 f"{entry['trainable_params']:,}",
                 f"{entry['seconds']:,.0f} s",
-                _unseen_cell(entry),
+                *([_unseen_cell(entry)] if unseen else []),
             ]
             lines.append(f"| {' | '.join(cells)} |")
     lines += objects_table(entries)
