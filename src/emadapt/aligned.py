@@ -74,8 +74,10 @@ def aligned_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def by_gain(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The order that tables have them in: test dataset, unseen before seen, regime, the largest gain first."""
-    return sorted(rows, key=lambda r: (r["test_set"], r["kind"] != "cross-domain", r["train_set"], r["regime"], -r["difference"]))
+    """The order that tables have them in: test dataset, unseen before seen, regime without, the largest gain first."""
+    return sorted(
+        rows, key=lambda r: (r["test_set"], r["kind"] != "cross-domain", r["train_set"], r["against_regime"], -r["difference"])
+    )
 
 
 def aligned_png(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -91,10 +93,10 @@ def aligned_png(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
     panels: dict[str, list[tuple[str, float, Sequence[float], str]]] = {}
     for row in rows:
-        what = f"{row['align']}, against {row['against_regime']}, trained on {row['train_set']}"
+        what = f"{row['align']} ({row['against_regime']}, {row['train_set']})"
         colour = ORANGE if row["kind"] == "cross-domain" else BLUE
         panels.setdefault(row["test_set"], []).append((what, row["difference"], row["ci95"], colour))
     figure = Figure(figsize=(6.2 * len(panels), 0.27 * max(map(len, panels.values())) + 1.2), dpi=110, layout="constrained")
     for axes, (test_set, own) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
-        forest(axes, own, f"aligned against not, tested on {test_set} (orange: unseen)")
+        forest(axes, own, f"tested on {test_set} (orange: unseen)")
     write_figure(path, figure)
