@@ -37,7 +37,7 @@ def compare_aligned(study: Study, groups: Groups) -> list[dict[str, Any]]:
 
     Returns:
         Differences of foreground IoU with intervals and corrected p; [] in a study without alignment. `align` names that of the
-        slices, then that of the features.
+        slices, then the regime whose features are aligned.
     """
     found = []
     for one in groups:

@@ -122,12 +122,11 @@ def seen_elsewhere(study: Study, unit: Unit) -> set[str]:
 
     What a model in a folder was trained on is not known here and counts as nothing.
     """
-    found: set[str] = set()
-    own, source = study.train_set_specs[unit.train_set], study.source_of(unit)
-    while source:
-        if source.train_set != unit.train_set:
-            found |= set(study.train_set_specs[source.train_set].datasets)
-        source = study.source_of(source)
+    own, others = (
+        study.train_set_specs[unit.train_set],
+        {source.train_set for source in study.sources_of(unit)} - {unit.train_set},
+    )
+    found = {dataset for train_set in others for dataset in study.train_set_specs[train_set].datasets}
     return found if own.few else found - set(own.datasets)
 
 

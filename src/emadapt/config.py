@@ -112,6 +112,14 @@ class Study:
         regime, _, train_set = start.partition("-")
         return Unit(unit.backbone, regime, train_set or unit.train_set, unit.seed)
 
+    def sources_of(self, unit: Unit) -> list[Unit]:
+        """The units whose models `unit` starts from, one through another, the nearest first."""
+        found, source = list[Unit](), self.source_of(unit)
+        while source:
+            found.append(source)
+            source = self.source_of(source)
+        return found
+
     def images_of(self, dataset: str) -> str:
         """The folder of a dataset's raw data: datasets that share it are the same images under other labels."""
         return str(Path(self.dataset_specs[dataset].path or f"data/{dataset}"))

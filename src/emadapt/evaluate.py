@@ -20,7 +20,7 @@ from emadapt.model_card import EVALUATED, model_card
 from emadapt.models import regimes
 from emadapt.models.segmenter import Segmenter, load_segmenter
 from emadapt.objects import beside_headline
-from emadapt.pixel_metrics import Mask, block_bootstrap, boundary_band, interval95, overlap_counts, pooled, summarise
+from emadapt.pixel_metrics import Mask, boundary_band, iou_with_interval, overlap_counts, pooled, summarise
 from emadapt.predict import Probability, predict_slices
 from emadapt.tokens import plain_view
 from emadapt.train import UNITS, file_md5, unit_tags
@@ -32,6 +32,8 @@ BOUNDARY_NM = 25.0
 
 def evaluate_unit(study: Study, unit: Unit, out: Path = EVALUATED) -> Path:
     """Score `unit` on every dataset of the study and write metrics.json, model-card.md and three overlays per dataset.
+
+    A dataset of which it has seen no label is scored on slices of all of it as well (`unseen`).
 
     Raises:
         InputError: the unit was not trained, or a dataset not ingested.
@@ -185,8 +187,6 @@ class Scores:
         if instances := self.instances.summary():
             scores["instances"] = instances
         if self.tuned is not None:
-            counts = np.asarray(self.at_tuned)
-            draws, blocks = block_bootstrap(counts, scores["block_slices"])[:, 0], len(counts) // scores["block_slices"]
-            iou = pooled(counts)["iou"]
-            scores["tuned"] = {"threshold": self.tuned, "iou": round(iou, 6), "iou_ci95": interval95(iou, draws, blocks)}
+            own = iou_with_interval(np.asarray(self.at_tuned), scores["block_slices"])
+            scores["tuned"] = {"threshold": self.tuned, **own}
         return scores

@@ -97,10 +97,26 @@ def interval95(value: float, draws: Floats, blocks: int) -> list[float]:
     return [round(max(0.0, float(low)), 6), round(min(1.0, float(high)), 6)]
 
 
+def block_slices(n: int, spacing_nm: float) -> int:
+    """Slices a block of the bootstrap over `n` slices that are `spacing_nm` apart: BLOCK_NM, or a quarter; at least one."""
+    return max(1, min(math.ceil(BLOCK_NM / spacing_nm), n // 4))
+
+
+def iou_with_interval(counts: Counts, block: int) -> dict[str, Any]:
+    """`iou` pooled over the slices, 0 to 1, and `iou_ci95` from a bootstrap over blocks, rounded to 6 digits.
+
+    Args:
+        counts: (slices, 3) from `overlap_counts`, in the order of z.
+        block: slices a block.
+    """
+    iou, draws = pooled(counts)["iou"], block_bootstrap(counts, block)[:, 0]
+    return {"iou": round(iou, 6), "iou_ci95": interval95(iou, draws, len(counts) // block)}
+
+
 def summarise(area: Counts, boundary: Counts, voxel_z_nm: float, slices: list[int]) -> dict[str, Any]:
     """Pooled metrics with 95 % intervals, and per slice the values and pixels that are (in both, predicted, labelled)."""
     n = len(slices)
-    block = max(1, min(math.ceil(BLOCK_NM / voxel_z_nm), n // 4))
+    block = block_slices(n, voxel_z_nm)
     draws, boundary_draws = block_bootstrap(area, block), block_bootstrap(boundary, block)
     whole = pooled(area)
     values = {"iou": whole["iou"], "dice": whole["dice"], "boundary_iou": pooled(boundary)["iou"]}

@@ -61,12 +61,10 @@ def behind_folders(study: Study, unit: Unit) -> list[dict[str, str]]:
         `name` of each in its study, and `path`: the public dataset that it is, or empty.
     """
     found: dict[str, str] = {}
-    chain: Unit | None = unit
-    while chain:
-        if "/" in (start := study.regime_specs[chain.regime].init_from):
+    for at in (unit, *study.sources_of(unit)):
+        if "/" in (start := study.regime_specs[at.regime].init_from):
             card = json.loads((Path(start) / "model.json").read_text())
             found |= {data.name: data.source.name if data.source else "" for data in datasets_behind(card)}
-        chain = study.source_of(chain)
     return [{"name": name, "path": path} for name, path in found.items()]
 
 

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from emadapt.config import Study, Unit, digest, not_default
+from emadapt.config import Study, digest, not_default
 from emadapt.data.align import open_reference, statistics
 from emadapt.errors import InputError
 from emadapt.files import write_json
@@ -71,15 +71,13 @@ def record_start(study: Study, regime: str, root: Path = Path("build")) -> Path:
     """
     sources: dict[str, Any] = {}
     for unit in study.units():
-        if unit.regime == regime and (first := study.source_of(unit)):
+        if unit.regime == regime and (chain := study.sources_of(unit)):
             tokens: list[str] = []
-            source: Unit | None = first
-            while source:  # which may itself start from another one
+            for source in chain:
                 names = (*study.train_set_specs[source.train_set].datasets, *study.unlabelled_of(source))
                 tokens += [_tokens(root, unit.backbone, name) for name in names]
-                source = study.source_of(source)
-            described = not_default(study.describe(first))
-            sources[unit.name] = {"source": first.name, "sha256": digest([described, tokens])}
+            described = not_default(study.describe(chain[0]))
+            sources[unit.name] = {"source": chain[0].name, "sha256": digest([described, tokens])}
     folder = study.regime_specs[regime].init_from
     if "/" in folder and (file := Path(folder) / "model.json").is_file():
         sources[folder] = {"sha256": digest(json.loads(file.read_text()))}

@@ -15,7 +15,7 @@ import numpy as np
 from emadapt.config import Study, Unit
 from emadapt.data.ingest import Volume
 from emadapt.models.segmenter import Segmenter
-from emadapt.pixel_metrics import BLOCK_NM, block_bootstrap, interval95, overlap_counts, pooled
+from emadapt.pixel_metrics import block_slices, iou_with_interval, overlap_counts
 from emadapt.predict import predict_slices
 
 SPACING_NM = 20.0
@@ -32,19 +32,14 @@ def unseen_by(study: Study, unit: Unit) -> list[str]:
     spec = study.regime_specs[unit.regime]
     if spec.untrained or spec.is_3d:
         return []
-    seen, at = set[str](), unit
-    while True:
-        seen |= {study.images_of(name) for name in study.train_set_specs[at.train_set].datasets}
-        source = study.source_of(at)
-        if source is None:
-            break
-        at = source
-    if study.regime_specs[at.regime].init_from:  # a folder
+    chain = [unit, *study.sources_of(unit)]
+    if study.regime_specs[chain[-1].regime].init_from:  # a folder
         return []
+    seen = {study.images_of(name) for at in chain for name in study.train_set_specs[at.train_set].datasets}
     return [name for name in study.datasets if study.images_of(name) not in seen and not study.dataset_specs[name].mispaired]
 
 
-def spread(slices: int, voxel_z_nm: float) -> list[int]:
+def spaced(slices: int, voxel_z_nm: float) -> list[int]:
     """Slice numbers from 0, SPACING_NM apart."""
     return list(range(0, slices, max(1, math.ceil(SPACING_NM / voxel_z_nm))))
 
@@ -62,13 +57,12 @@ def score_unseen(segmenter: Segmenter, volume: Volume, slices: Sequence[int], co
         `n`, `slices`, `block_slices`, `iou`, `iou_ci95` and `counts`, as for test slices.
     """
     voxel_z_nm = float(volume.manifest["voxel_nm"][0])
-    chosen, known = spread(len(volume.image), voxel_z_nm), dict(zip(slices, counts, strict=True))
+    chosen, known = spaced(len(volume.image), voxel_z_nm), dict(zip(slices, counts, strict=True))
     found = {z: list(known[z]) for z in chosen if z in known}
     for z, probability in predict_slices(segmenter, volume, [z for z in chosen if z not in known]):
         found[z] = list(overlap_counts(probability > 0.5, np.asarray(volume.label[z]) > 0))
     ordered = np.array([found[z] for z in chosen], np.int64)
     apart = voxel_z_nm * (chosen[1] - chosen[0] if len(chosen) > 1 else 1)
-    block = max(1, min(math.ceil(BLOCK_NM / apart), len(chosen) // 4))
-    iou, draws = pooled(ordered)["iou"], block_bootstrap(ordered, block)[:, 0]
-    return {"n": len(chosen), "slices": chosen, "block_slices": block, "iou": round(iou, 6),
-            "iou_ci95": interval95(iou, draws, len(chosen) // block), "counts": ordered.tolist()}  # fmt: skip
+    block = block_slices(len(chosen), apart)
+    return {"n": len(chosen), "slices": chosen, "block_slices": block, **iou_with_interval(ordered, block),
+            "counts": ordered.tolist()}  # fmt: skip
