@@ -67,7 +67,7 @@ def test_slices_to_label_become_a_dataset_of_a_study(here: Path) -> None:
     names = sorted(p.name for p in Path("data/mine/labels").iterdir())
     assert names == sorted(p.name for p in Path("data/mine/images").iterdir())
     assert len(names) == LABEL == 10
-    (study_text,) = blocks("yaml")
+    study_text, _ = blocks("yaml")
     Path("params.yaml").write_text(study_text)
     study = load_study(Path("params.yaml"))
     ingest(study, "mine", Path("data"), Path("build/ingest"))
@@ -79,3 +79,15 @@ def test_slices_to_label_become_a_dataset_of_a_study(here: Path) -> None:
     meta = {"axes": "ZYX", **{f"PhysicalSize{a}": v / 1e3 for a, v in zip("ZYX", VOXEL, strict=True)}}
     tifffile.imwrite("volume.ome.tif", volume.image[:3], photometric="minisblack", metadata=meta)
     exec(compile(notebook, "notebook", "exec"), {})
+
+
+def test_a_volume_without_labels_has_a_study_too(here: Path) -> None:
+    Path("params.yaml").write_text(blocks("yaml")[1])
+    study = load_study(Path("params.yaml"))
+    assert study.tested == ("lucchi",)
+    Path("data/mine_raw").mkdir(parents=True)
+    Path("volume.zarr").rename("data/mine_raw/image.zarr")
+    ingest(study, "mine_raw", Path("data"), Path("build/ingest"))
+    assert len(open_volume("mine_raw").split["train"]) == 30
+    (model,) = {words[5] for words in calls("\n".join(blocks("bash"))) if "onto_mine" in " ".join(words)}
+    assert model in {unit.name for unit in study.units()}

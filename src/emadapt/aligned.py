@@ -46,7 +46,7 @@ def compare_aligned(study: Study, groups: Groups) -> list[dict[str, Any]]:
             continue
         other: Key = (*plain, train_set)
         slices, features = study.backbone_specs[backbone].align, regime if study.regime_specs[regime].align else ""
-        for test_set in study.datasets:
+        for test_set in study.tested:
             a, b = ([run["test"][test_set]["counts"] for run in groups[key]] for key in (one, other))
             if a != b:
                 found.append({

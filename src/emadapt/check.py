@@ -102,8 +102,9 @@ def _check_precision(study: Study) -> list[str]:
 
 def _check_data(study: Study, data: Path) -> list[str]:
     """Pair the files, split the slices and read the first pair of each dataset; `ingest` reads the rest."""
+    from emadapt.data.ingest import split_of
     from emadapt.data.pairing import find_parts
-    from emadapt.data.splits import check_depth, split_slices
+    from emadapt.data.splits import check_depth
     from emadapt.data.volume import foreground_mask, read_slice
 
     problems = []
@@ -111,8 +112,8 @@ def _check_data(study: Study, data: Path) -> list[str]:
         spec = study.dataset_specs[name]
         root = Path(spec.path) if spec.path else data / name
         try:
-            parts = find_parts(root, spec.layout, spec.pairing)
-            split = split_slices([(p.name, len(p.images)) for p in parts], study.split, spec.voxel_nm[0], str(root))
+            parts = find_parts(root, spec.layout, spec.pairing, labelled=spec.labelled)
+            split = split_of(study, name, parts, str(root))
             if (slices := sum(map(len, split.values()))) < study.diagnose.blocks:
                 raise InputError(root, found=f"{slices} slices in train, val and test", do="Lower `diagnose.blocks`.",
                                  expected=f"at least {study.diagnose.blocks}, one for each block of diagnose")  # fmt: skip
@@ -120,7 +121,10 @@ def _check_data(study: Study, data: Path) -> list[str]:
                 if study.regime_specs[regime].is_3d:
                     check_depth(f"{root}, regime {regime}", split["train"], study.regime_specs[regime].patch)
             for part in parts:
-                image, label = read_slice(part.images[0]), read_slice(part.labels[0])
+                image = read_slice(part.images[0])
+                if not part.labels:
+                    continue
+                label = read_slice(part.labels[0])
                 foreground_mask(label, spec.rule, str(part.labels[0].path))
                 if image.shape != label.shape:
                     raise InputError(part.labels[0].path, found=f"shape {label.shape}", expected=f"{image.shape}, as its image",

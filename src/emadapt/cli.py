@@ -209,10 +209,10 @@ def recommend(dataset: str) -> None:
     """Say in plain words what the report recommends: model, regime, head, labels, and what is not known."""
     study = load_study()
     if dataset:
-        _known(dataset, study.datasets, "datasets")
+        _known(dataset, study.tested, "labelled datasets")
     from emadapt.recommend import recommend as run
 
-    for line in run(Path(), study, (dataset,) if dataset else study.datasets):
+    for line in run(Path(), study, (dataset,) if dataset else study.tested):
         click.echo(line)
 
 

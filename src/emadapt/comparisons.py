@@ -70,7 +70,7 @@ def compare_regimes(study: Study, groups: Groups) -> list[dict[str, Any]]:
             names = {"backbone": backbone, "regime": regime, "against": first, "train_set": train_set}
             one, other = (backbone, regime, train_set), (backbone, first, train_set)
             seen = [seen_elsewhere(study, Unit(*key, study.seeds[0])) for key in (one, other)]
-            fair = [name for name in study.datasets if (name in seen[0]) == (name in seen[1])]
+            fair = [name for name in study.tested if (name in seen[0]) == (name in seen[1])]
             found += [{**names, "test_set": name, **difference(groups, one, other, name)} for name in fair]
     return with_holm(found)
 
@@ -81,7 +81,7 @@ def against_best(study: Study, groups: Groups, entries: Sequence[Entry]) -> list
     The highest of many is too high by chance, so these differences are too low rather than too high.
     """
     found = []
-    for test_set in study.datasets:
+    for test_set in study.tested:
         iou = {key_of(e): e["iou"]["mean"] for e in trained_on(study, entries, test_set)}
         if not iou:
             continue

@@ -124,6 +124,11 @@ class Study:
         """The folder of a dataset's raw data: datasets that share it are the same images under other labels."""
         return str(Path(self.dataset_specs[dataset].path or f"data/{dataset}"))
 
+    @property
+    def tested(self) -> tuple[str, ...]:
+        """The study's datasets that have labels to be scored on."""
+        return tuple(name for name in self.datasets if self.dataset_specs[name].labelled)
+
     def unlabelled_of(self, unit: Unit) -> tuple[str, ...]:
         """Datasets that `unit` sees the images of, without labels."""
         return self.train_set_specs[unit.train_set].unlabelled if self.regime_specs[unit.regime].penalised else ()

@@ -30,7 +30,7 @@ def dose_response(study: Study, entries: Sequence[Mapping[str, Any]], cards: Map
         entries: "units" of the summary.
         cards: from `transfer.read_domain`; points without one have no distances.
     """
-    dialled = {name: match for name in study.datasets if (match := DIALLED.fullmatch(name))}
+    dialled = {name: match for name in study.tested if (match := DIALLED.fullmatch(name))}
     if not dialled:
         return {}
     iou = {(e["backbone"], e["regime"], e["train_set"], e["test_set"]): e["iou"] for e in entries}
@@ -42,7 +42,7 @@ def dose_response(study: Study, entries: Sequence[Mapping[str, Any]], cards: Map
         card = cards.get((backbone, study.tokens_of(regime)))
         model = None if study.regime_specs[regime].pretrained_tokens else train_set
         own = iou[backbone, regime, train_set, base]["mean"]
-        for name in [base, *(n for n in study.datasets if n != base)]:
+        for name in [base, *(n for n in study.tested if n != base)]:
             found, match = iou[backbone, regime, train_set, name], dialled.get(name)
             far = distances(card, model, base, name) if card and name != base else dict.fromkeys(DISTANCES)
             points.append({

@@ -52,7 +52,7 @@ def evaluate_unit(study: Study, unit: Unit, out: Path = EVALUATED) -> Path:
     found: dict[str, dict[str, Any]] = {}
     unseen = unseen_by(study, unit)
     apart = bool(segmenter.domains or segmenter.spec.align or regime.oracle)
-    for volumes in _alike([open_volume(name) for name in study.datasets], apart=apart):
+    for volumes in _alike([open_volume(name) for name in study.tested], apart=apart):
         view = plain_view(segmenter.backbone, segmenter.spec, volumes[0], cut=segmenter.cut) if cached else None
         regimes.merge(segmenter.backbone)
         scored = score_volumes(segmenter, volumes, view, out / unit.name, unit.name, tuned)
@@ -61,7 +61,7 @@ def evaluate_unit(study: Study, unit: Unit, out: Path = EVALUATED) -> Path:
             if volume.name in unseen:
                 found[volume.name]["unseen"] = score_unseen(segmenter, volume, scores["slices"], scores["counts"])
         regimes.unmerge(segmenter.backbone)
-    results = {name: found[name] for name in study.datasets}
+    results = {name: found[name] for name in study.tested}
     for name, scores in results.items():
         (low, high), iou, n = scores["iou_ci95"], scores["iou"], scores["n"]
         whole = f"; all of it, unseen: {scores['unseen']['iou']:.4f}, n = {scores['unseen']['n']}" if "unseen" in scores else ""

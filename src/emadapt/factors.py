@@ -53,9 +53,9 @@ class Cell:
 
 def twins_of(study: Study) -> dict[str, str]:
     """Mispaired dataset -> the one with the same files, rightly paired."""
-    folder = {name: study.dataset_specs[name].path or f"data/{name}" for name in study.datasets}
-    wrong = [name for name in study.datasets if study.dataset_specs[name].mispaired]
-    pairs = ((name, other) for name in wrong for other in study.datasets if other not in wrong and folder[other] == folder[name])
+    folder = {name: study.dataset_specs[name].path or f"data/{name}" for name in study.tested}
+    wrong = [name for name in study.tested if study.dataset_specs[name].mispaired]
+    pairs = ((name, other) for name in wrong for other in study.tested if other not in wrong and folder[other] == folder[name])
     return dict(pairs)
 
 
@@ -82,7 +82,7 @@ def factors(root: Path, study: Study, groups: Groups) -> dict[str, Any]:
     twin, cells = twins_of(study), cells_of(study)
     if not twin:
         return {}
-    tests = [name for name in study.datasets if name not in twin]
+    tests = [name for name in study.tested if name not in twin]
     fits = [fit for backbone in study.backbones for test in tests if (fit := _fit(study, groups, cells, backbone, test))]
     pooled = [_pooled(groups[key], tests) | dict(zip(("backbone", "regime", "train_set"), key, strict=True)) for key in groups]
     found = {"factors_method": METHOD, "fits": fits, "contrasts": _contrasts(study, groups, cells, tests), "pooled": pooled}

@@ -134,9 +134,9 @@ def matrices(study: Study, summary: Mapping[str, Any], kinds: Sequence[str]) -> 
         {
             "backbone": backbone,
             "regime": regime,
-            "tests": [(test, cell[backbone, regime, study.train_sets[0], test]["n"]) for test in study.datasets],
+            "tests": [(test, cell[backbone, regime, study.train_sets[0], test]["n"]) for test in study.tested],
             "rows": [
-                (name, study.train_set_specs[name].few, [cell[backbone, regime, name, test] for test in study.datasets])
+                (name, study.train_set_specs[name].few, [cell[backbone, regime, name, test] for test in study.tested])
                 for name in study.train_sets
             ],
         }
@@ -171,7 +171,7 @@ def findings(study: Study, summary: Mapping[str, Any], boards: Sequence[Row], ca
     """What was found, in sentences."""
     one_of = ((study.backbones, "backbone"), (study.regimes, "regime"), (study.train_sets, "training set"), (study.seeds, "seed"))
     sizes = ", ".join(f"{len(some)} {word}{'s' * (len(some) > 1)}" for some, word in one_of)
-    said = [f"Study {study.name} trained {len(study.units())} models ({sizes}), each tested on {' and '.join(study.datasets)}."]
+    said = [f"Study {study.name} trained {len(study.units())} models ({sizes}), each tested on {' and '.join(study.tested)}."]
     for board in boards:
         best = board["rows"][0]
         low, high = best["iou"]["ci95"]

@@ -42,7 +42,7 @@ def trade_offs(study: Study, groups: Groups, entries: Sequence[Entry]) -> list[d
     """
     found = {(e["backbone"], e["regime"], e["train_set"], e["test_set"]): e for e in entries}
     specs, single = study.train_set_specs, dict[str, str]()
-    paired_rightly = [name for name in study.datasets if not study.dataset_specs[name].mispaired]
+    paired_rightly = [name for name in study.tested if not study.dataset_specs[name].mispaired]
     for name in study.train_sets:
         if len(specs[name].datasets) == 1 and not specs[name].few and not specs[name].unlabelled:
             single.setdefault(specs[name].datasets[0], name)

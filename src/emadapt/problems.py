@@ -42,6 +42,8 @@ def _check_train_sets(study: Study) -> list[str]:
     for name, train_set in study.train_set_specs.items():
         if len(set(members := (*train_set.datasets, *train_set.unlabelled))) < len(members):
             bad.append(f"train_sets.{name}: a name stands twice in {list(members)}")
+        without = [d for d in train_set.datasets if d in study.dataset_specs and not study.dataset_specs[d].labelled]
+        bad += [f"train_sets.{name}: {d!r} has no labels (`labelled: false`); expected it in `unlabelled`" for d in without]
         if train_set.slices and train_set.crops:
             bad.append(f"train_sets.{name}: found slices and crops; expected one of them")
         if train_set.draw and len(train_set.datasets) < 2:
@@ -67,6 +69,10 @@ def _check_datasets(study: Study) -> list[str]:
         if isinstance(data.foreground, str) and not re.fullmatch(r">\d+(\.\d+)?", data.foreground):
             bad.append(f"datasets.{name}.foreground: found {data.foreground!r}; expected '>N' or a list of label ids")
         bad += _check_organelles(study, name)
+        if not data.labelled and data.mispaired:
+            bad.append(
+                f"datasets.{name}.pairing: found {data.pairing!r}; expected number or stem, a dataset without labels has no pairs"
+            )
         if min(data.voxel_nm) <= 0:
             bad.append(f"datasets.{name}.voxel_nm: found {data.voxel_nm}; expected three positive sizes (z, y, x) in nm")
     return bad

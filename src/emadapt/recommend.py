@@ -76,7 +76,7 @@ def read_summary(root: Path, study: Study) -> Summary:
         raise InputError(file, found=f"that of study {summary.get('study')}", expected=expected, do=do)
     if missing := [name for name in ("against_best", "unions") if name not in summary]:
         raise InputError(file, found=f"no {missing[0]}: an older report wrote it", expected=expected, do=do)
-    units = {(unit.backbone, unit.regime, unit.train_set, test) for unit in study.units() for test in study.datasets}
+    units = {(unit.backbone, unit.regime, unit.train_set, test) for unit in study.units() for test in study.tested}
     if odd := units ^ {(*key_of(entry), entry["test_set"]) for entry in summary["units"]}:
         named = "-".join(min(odd)[:3]) + f" on {min(odd)[3]}"
         where = "params.yaml" if min(odd) in units else "the summary"
@@ -206,7 +206,7 @@ def unknowns(root: Path, study: Study, summary: Summary, datasets: Sequence[str]
 def _one_of_a_kind(study: Study) -> list[str]:
     """Kinds of imaging (sections thicker than two pixels, or not) of which there is one dataset."""
     kinds: dict[str, list[str]] = {}
-    for name in study.datasets:
+    for name in study.tested:
         z, _, x = study.dataset_specs[name].voxel_nm
         kinds.setdefault("thick sections" if z > 2 * x else "near-isotropic voxels", []).append(name)
     alone = [f"{names[0]} is the only one with {kind}" for kind, names in kinds.items() if len(names) == 1]

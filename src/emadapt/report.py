@@ -49,8 +49,8 @@ def build_report(root: Path, study: Study) -> Path:
     """
     groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for unit in study.units():
-        groups.setdefault((unit.backbone, unit.regime, unit.train_set), []).append(_metrics(root, unit, study.datasets))
-    entries = [_entry(*key, test_set, runs) for key, runs in groups.items() for test_set in study.datasets]
+        groups.setdefault((unit.backbone, unit.regime, unit.train_set), []).append(_metrics(root, unit, study.tested))
+    entries = [_entry(*key, test_set, runs) for key, runs in groups.items() for test_set in study.tested]
     kinds = [_kind(study, entry) for entry in entries]
     cards = read_domain(root, study)
     joined = domain_vs_iou(study, entries, cards)
@@ -115,7 +115,7 @@ def _figures(
             (folder / name).unlink(missing_ok=True)  # of an earlier report
     curves = summary.get("few_shot", [])
     shown, looks = panels(curves), list(dict.fromkeys((curve["backbone"], curve["regime"]) for curve in curves))
-    for test_set in study.datasets:
+    for test_set in study.tested:
         if own := [panel for panel in shown if panel["test_set"] == test_set]:
             figures.few_shot_png(folder / f"few-shot-{test_set}.png", own, looks)
         else:
@@ -124,7 +124,7 @@ def _figures(
         figures.scatter_png(folder / "domain-vs-iou.png", joined["points"], joined["correlations"])
     else:
         (folder / "domain-vs-iou.png").unlink(missing_ok=True)  # of an earlier report
-    for test_set in study.datasets:
+    for test_set in study.tested:
         # The best of each kind, so that one figure shows what crossing domains costs.
         worst_first = sorted(rows, key=lambda pair: pair[0]["iou"]["mean"])
         best = {kind: entry for entry, kind in worst_first if entry["test_set"] == test_set}

@@ -24,6 +24,8 @@ class DatasetSpec:
     """What the label's ids are, e.g. `{mitochondria: [1], er: [2]}`."""
     organelle: str = ""
     """Which of `organelles` is what is segmented, in the place of `foreground`."""
+    labelled: bool = True
+    """False: images alone, to be `unlabelled` in training sets, a `reference`, or diagnosed; no model is scored on them."""
 
     @property
     def mispaired(self) -> bool:
@@ -36,8 +38,9 @@ class DatasetSpec:
         return self.organelles[self.organelle] if self.organelle else self.foreground
 
     def described(self) -> dict[str, Any]:
-        """The settings; those of organelles only where there are any, so that hashes from before them hold."""
-        return {k: v for k, v in dataclasses.asdict(self).items() if v or k not in ("organelles", "organelle")}
+        """The settings; those of organelles and `labelled` only where they are in use, so that hashes from before them hold."""
+        later = {"organelles": {}, "organelle": "", "labelled": True}
+        return {k: v for k, v in dataclasses.asdict(self).items() if k not in later or v != later[k]}
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ def domain_vs_iou(study: Study, entries: Sequence[Mapping[str, Any]], cards: Map
     """
     iou = {(e["backbone"], e["regime"], e["train_set"], e["test_set"]): e["iou"]["mean"] for e in entries}
     single: dict[str, str] = {}
-    right = {name for name in study.datasets if not study.dataset_specs[name].mispaired}
+    right = {name for name in study.tested if not study.dataset_specs[name].mispaired}
     for name in sorted(study.train_sets, key=lambda name: study.train_set_specs[name].few):  # with all labels if there is one
         spec = study.train_set_specs[name]
         if len(spec.datasets) == 1 and not spec.unlabelled and right.issuperset(spec.datasets):
@@ -157,18 +157,24 @@ def pair_rows(pairs: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def crossing_rows(card: Card) -> list[dict[str, Any]]:
-    """What labelled tokens of one dataset say about another, and how far outside it lies; seeds averaged."""
+    """What labelled tokens of one dataset say about another, and how far outside it lies; seeds averaged.
+
+    Of a dataset without labels the latter alone.
+    """
+    say = {
+        (e[0]["train_set"], e[0]["train"], e[0]["test"]): e for e in grouped(card["segmentation"], "train_set", "train", "test")
+    }
     far = {(e[0]["train_set"], e[0]["train"], e[0]["test"]): e for e in grouped(card["outliers"], "train_set", "train", "test")}
     alike = {
         (e[0]["train_set"], e[0]["dataset"], e[0]["dataset"]): e for e in grouped(card.get("cka", []), "train_set", "dataset")
     }
     rows = []
-    for several in grouped(card["segmentation"], "train_set", "train", "test"):
-        first, probes = several[0], [e.get("probe") or {} for e in several]
-        key = (first["train_set"], first["train"], first["test"])
+    for key in dict.fromkeys([*say, *far]):
+        several = say.get(key, [])
+        probes = [e.get("probe") or {} for e in several]
         rows.append({
-            "train_set": first["train_set"], "train": first["train"], "test": first["test"], "n": first.get("n"),
-            "models": len(several), "knn_iou": mean(e.get("knn_iou") for e in several),
+            **dict(zip(("train_set", "train", "test"), key, strict=True)), "n": several[0].get("n") if several else None,
+            "models": len(several or far[key]), "knn_iou": mean(e.get("knn_iou") for e in several),
             "probe": mean(p.get("balanced_accuracy") for p in probes),
             "probe_p": max((p["p_value"] for p in probes if p.get("p_value") is not None), default=None),
             **{name: mean(e.get(name) for e in far.get(key, [])) for name in ("auroc_token", "auroc_slice")},

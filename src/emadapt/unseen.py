@@ -36,7 +36,7 @@ def unseen_by(study: Study, unit: Unit) -> list[str]:
     if study.regime_specs[chain[-1].regime].init_from:  # a folder
         return []
     seen = {study.images_of(name) for at in chain for name in study.train_set_specs[at.train_set].datasets}
-    return [name for name in study.datasets if study.images_of(name) not in seen and not study.dataset_specs[name].mispaired]
+    return [name for name in study.tested if study.images_of(name) not in seen and not study.dataset_specs[name].mispaired]
 
 
 def spaced(slices: int, voxel_z_nm: float) -> list[int]:

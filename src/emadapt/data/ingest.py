@@ -31,7 +31,7 @@ class Volume:
 
     Attributes:
         image: (Z, Y, X) uint8.
-        label: (Z, Y, X) uint8, 0 background and 1 foreground.
+        label: (Z, Y, X) uint8, 0 background and 1 foreground; of a dataset without labels 0 throughout, which means nothing.
         manifest: what `ingest` wrote: shape, voxel size, md5s, split, foreground fractions, intensity mapping, pairs.
     """
 
@@ -43,6 +43,11 @@ class Volume:
     @property
     def split(self) -> Split:
         return dict(self.manifest["split"])
+
+    @property
+    def labelled(self) -> bool:
+        """Whether `label` is one."""
+        return bool(self.manifest.get("labelled", True))
 
     @property
     def training_images(self) -> list[int]:
@@ -71,6 +76,8 @@ def open_volume(name: str, root: Path = INGESTED) -> Volume:
 def ingest(study: Study, name: str, data: Path = Path("data"), out: Path = INGESTED) -> Path:
     """Make the canonical volume of dataset `name` under `out`; slice by slice, so memory does not grow with z.
 
+    Of a dataset without labels (`labelled: false`) every slice is a training slice, since nothing is validated or tested on it.
+
     Returns:
         The folder written, complete or not at all.
 
@@ -79,10 +86,10 @@ def ingest(study: Study, name: str, data: Path = Path("data"), out: Path = INGES
     """
     spec = study.dataset_specs[name]
     root = Path(spec.path) if spec.path else data / name
-    parts = find_parts(root, spec.layout, spec.pairing)
+    parts = find_parts(root, spec.layout, spec.pairing, labelled=spec.labelled)
     images = [r for p in parts for r in p.images]
     labels = [r for p in parts for r in p.labels]
-    split = split_slices([(p.name, len(p.images)) for p in parts], study.split, spec.voxel_nm[0], str(root))
+    split = split_of(study, name, parts, str(root))
     low, high, dtype = _intensity(images, split["train"])
     folder = out / name
     temporary = out / f".{name}.part"
@@ -91,11 +98,11 @@ def ingest(study: Study, name: str, data: Path = Path("data"), out: Path = INGES
     try:
         facts = _write(temporary, images, labels, spec, (low, high))
         per_slice = facts.pop("per_slice")
-        foreground = {k: round(float(per_slice[v].mean()), 6) for k, v in split.items()}
-        if per_slice[split["train"]].sum() == 0:
+        foreground = {k: round(float(per_slice[v].mean()), 6) for k, v in split.items()} if spec.labelled else {}
+        if spec.labelled and per_slice[split["train"]].sum() == 0:
             raise InputError(root, found="no foreground in the training slices", expected=f"labels with values {spec.rule}",
                              do="Check the labels and the dataset's `organelle` or `foreground` rule.")  # fmt: skip
-        if len(empty := np.flatnonzero(per_slice == 0)):  # labels that are lost look like this
+        if spec.labelled and len(empty := np.flatnonzero(per_slice == 0)):  # labels that are lost look like this
             numbers = ", ".join(map(str, empty[:10])) + (", ..." if len(empty) > 10 else "")
             click.echo(f"ingest {name}: {len(empty)} of {len(per_slice)} slices without foreground: {numbers}", err=True)
         manifest = {
@@ -106,6 +113,7 @@ def ingest(study: Study, name: str, data: Path = Path("data"), out: Path = INGES
             "foreground_fraction": foreground, "image_md5": facts["image_md5"], "label_md5": facts["label_md5"],
             "pairs": _pairs(parts, root),
             **({"organelle": spec.organelle, "organelles": spec.organelles} if spec.organelle else {}),
+            **({} if spec.labelled else {"labelled": False}),
         }  # fmt: skip
         manifest["md5"] = hashlib.md5(json.dumps(manifest, sort_keys=True).encode(), usedforsecurity=False).hexdigest()
         (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
@@ -114,6 +122,14 @@ def ingest(study: Study, name: str, data: Path = Path("data"), out: Path = INGES
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
+
+
+def split_of(study: Study, name: str, parts: list[Part], what: str) -> Split:
+    """Training, validation and test slices of a dataset; `what` names it in an error (see `split_slices`)."""
+    sizes, spec = [(p.name, len(p.images)) for p in parts], study.dataset_specs[name]
+    if not spec.labelled:
+        return {"train": list(range(sum(n for _, n in sizes))), "val": [], "test": []}
+    return split_slices(sizes, study.split, spec.voxel_nm[0], what)
 
 
 def _intensity(images: list[SliceRef], train: list[int]) -> tuple[float, float, str]:
@@ -133,12 +149,18 @@ def _write(
     image_out = new_array(folder / "image.npy", np.uint8, shape)
     label_out = new_array(folder / "label.npy", np.uint8, shape)
     hashes = {"image": hashlib.md5(usedforsecurity=False), "label": hashlib.md5(usedforsecurity=False)}
-    per_slice, missing = np.zeros(len(images)), set() if isinstance(spec.rule, str) else set(spec.rule)
+    per_slice, missing = np.zeros(len(images)), set(spec.rule) if labels and not isinstance(spec.rule, str) else set()
     name, numbers = folder.name.strip(".").removesuffix(".part"), range(len(images))
     with ThreadPoolExecutor(2) as pool:  # reading lets other threads run, and so does hashing
         for z, (image, label) in zip(track(numbers, description=f"ingest {name}"), _ahead(pool, images, labels), strict=True):
-            _check_pair(image, label, first, images[z], labels[z], images[0])
-            kept, mask = to_uint8(image, *window), foreground_mask(label, spec.rule, str(labels[z].path))
+            _check_slice(image, first, images[z], images[0])
+            kept = to_uint8(image, *window)
+            if label is None:
+                image_out[z] = kept
+                hashes["image"].update(np.ascontiguousarray(kept).data)
+                continue
+            _check_pair(image, label, images[z], labels[z])
+            mask = foreground_mask(label, spec.rule, str(labels[z].path))
             hashing = [pool.submit(hashes["image"].update, np.ascontiguousarray(kept).data),
                        pool.submit(hashes["label"].update, mask.data)]  # fmt: skip
             image_out[z], label_out[z] = kept, mask
@@ -155,11 +177,11 @@ def _write(
     return {"shape": list(shape), "per_slice": per_slice, **{f"{k}_md5": h.hexdigest() for k, h in hashes.items()}}
 
 
-def _ahead(pool: ThreadPoolExecutor, images: list[SliceRef], labels: list[SliceRef]) -> Iterator[tuple[Array, Array]]:
-    """Slices with their labels, the next pair being read while one is used."""
+def _ahead(pool: ThreadPoolExecutor, images: list[SliceRef], labels: list[SliceRef]) -> Iterator[tuple[Array, Array | None]]:
+    """Slices with their labels, if there are any, the next being read while one is used."""
 
-    def read(z: int) -> tuple[Array, Array]:
-        return read_slice(images[z]), read_slice(labels[z])
+    def read(z: int) -> tuple[Array, Array | None]:
+        return read_slice(images[z]), read_slice(labels[z]) if labels else None
 
     coming = pool.submit(read, 0)
     for z in range(1, len(images)):
@@ -168,11 +190,14 @@ def _ahead(pool: ThreadPoolExecutor, images: list[SliceRef], labels: list[SliceR
     yield coming.result()
 
 
-def _check_pair(image: Array, label: Array, first: Array, image_ref: SliceRef, label_ref: SliceRef, first_ref: SliceRef) -> None:
+def _check_pair(image: Array, label: Array, image_ref: SliceRef, label_ref: SliceRef) -> None:
     if image.shape != label.shape:
         raise InputError(label_ref.path, found=f"a label of shape {label.shape}",
                          expected=f"{image.shape}, as its image {image_ref.path.name}",
                          do="Export both at the same size.")  # fmt: skip
+
+
+def _check_slice(image: Array, first: Array, image_ref: SliceRef, first_ref: SliceRef) -> None:
     if image.shape != first.shape or image.dtype != first.dtype:
         raise InputError(image_ref.path, found=f"a slice of shape {image.shape}, {image.dtype}",
                          expected=f"{first.shape}, {first.dtype}, as {first_ref.path.name}",
@@ -183,4 +208,5 @@ def _pairs(parts: list[Part], root: Path) -> list[list[str]]:
     def name(ref: SliceRef) -> str:
         return ref.path.relative_to(root).as_posix() + (f"#{ref.page}" if ref.page else "")
 
-    return [[name(i), name(lab)] for p in parts for i, lab in zip(p.images, p.labels, strict=True)]
+    pairs = [zip(p.images, p.labels, strict=True) if p.labels else ((i,) for i in p.images) for p in parts]
+    return [[name(ref) for ref in refs] for several in pairs for refs in several]

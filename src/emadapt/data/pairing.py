@@ -28,14 +28,14 @@ class SliceRef:
 
 @dataclass(frozen=True)
 class Part:
-    """A volume with its labels: `train`, `test`, or `all` where the split has yet to make them."""
+    """A volume with its labels, if it has any: `train`, `test`, or `all` where the split has yet to make them."""
 
     name: str
     images: tuple[SliceRef, ...]
     labels: tuple[SliceRef, ...]
 
 
-def find_parts(root: Path, layout: str, pairing: str) -> list[Part]:
+def find_parts(root: Path, layout: str, pairing: str, *, labelled: bool = True) -> list[Part]:
     """Pair the files of a dataset's folder.
 
     Args:
@@ -45,6 +45,7 @@ def find_parts(root: Path, layout: str, pairing: str) -> list[Part]:
             `root`/train and `root`/test.
         pairing: `number` (the last number in the file's name), `stem` (equal names but for the suffix), `lexicographic` or
             `lexicographic_165`; stacks pair page by page.
+        labelled: False: images alone, in the order that `pairing` gives them; label files are not looked for.
 
     Returns:
         One part per volume, slices in the order of z.
@@ -55,29 +56,35 @@ def find_parts(root: Path, layout: str, pairing: str) -> list[Part]:
     if not root.is_dir():
         raise InputError(root, found="no such folder", expected=f"a dataset in layout `{layout}`",
                          do="Run `dvc pull`, or `emadapt fetch` for a public dataset.")  # fmt: skip
+    folders = _pair_folders if labelled else _images_alone
     if layout == "lucchi":
-        return [_pair_folders(n.lower(), root / f"{n}_In", root / f"{n}_Out", pairing) for n in ("Train", "Test")]
+        return [folders(n.lower(), root / f"{n}_In", root / f"{n}_Out", pairing) for n in ("Train", "Test")]
     if layout == "vnc":
-        return [_pair_folders("all", root / "raw", root / "mitochondria", pairing)]
+        return [folders("all", root / "raw", root / "mitochondria", pairing)]
     places = [("all", root)]
     if (root / "train").is_dir() or (root / "test").is_dir():
         places = [("train", root / "train"), ("test", root / "test")]
     if layout == "folders":
-        return [_pair_folders(name, folder / "images", folder / "labels", pairing) for name, folder in places]
-    return [_pair_stack(name, folder) for name, folder in places]
+        return [folders(name, folder / "images", folder / "labels", pairing) for name, folder in places]
+    return [_pair_stack(name, folder, labelled=labelled) for name, folder in places]
 
 
-def _pair_stack(name: str, folder: Path) -> Part:
+def _stack(folder: Path, kind: str) -> tuple[SliceRef, ...]:
+    """The slices of the one volume called `kind`."""
     from emadapt.data.volume import count_slices
 
-    refs = []
-    for kind in ("image", "label"):
-        found = [p for p in (folder / f"{kind}{s}" for s in STACK_SUFFIXES) if p.exists()]
-        if len(found) != 1:
-            raise InputError(folder, found=f"{len(found)} volumes called {kind} with {', '.join(STACK_SUFFIXES)}",
-                             expected="exactly one", do=f"Put the {kind} stack there.")  # fmt: skip
-        refs.append(tuple(SliceRef(found[0], page) for page in range(count_slices(found[0]))))
-    images, labels = refs
+    found = [p for p in (folder / f"{kind}{s}" for s in STACK_SUFFIXES) if p.exists()]
+    if len(found) != 1:
+        raise InputError(folder, found=f"{len(found)} volumes called {kind} with {', '.join(STACK_SUFFIXES)}",
+                         expected="exactly one", do=f"Put the {kind} stack there.")  # fmt: skip
+    return tuple(SliceRef(found[0], page) for page in range(count_slices(found[0])))
+
+
+def _pair_stack(name: str, folder: Path, *, labelled: bool) -> Part:
+    images = _stack(folder, "image")
+    if not labelled:
+        return Part(name, images, ())
+    labels = _stack(folder, "label")
     if len(images) != len(labels):
         raise InputError(labels[0].path, found=f"{len(labels)} slices", expected=f"{len(images)}, as {images[0].path.name} has",
                          do="Give every slice of the image a slice of labels (empty where nothing is labelled).")  # fmt: skip
@@ -100,8 +107,18 @@ def _pair_folders(name: str, image_dir: Path, label_dir: Path, pairing: str) -> 
     if lonely:
         raise InputError(label_dir, found=_some(lonely), expected=f"one label per image of {image_dir}, paired by {pairing}",
                          do="Add the missing files, remove the extra ones, or set the dataset's `pairing`.")  # fmt: skip
-    order = sorted(by_image, key=lambda k: (_number(by_image[k]), k) if pairing == "number" else natural(str(k)))
+    order = _in_z(by_image, pairing)
     return Part(name, tuple(SliceRef(by_image[k]) for k in order), tuple(SliceRef(by_label[k]) for k in order))
+
+
+def _images_alone(name: str, image_dir: Path, _: Path, pairing: str) -> Part:
+    by_image = _by_key(list_slices(image_dir), _number if pairing == "number" else (lambda path: path.stem))
+    return Part(name, tuple(SliceRef(by_image[k]) for k in _in_z(by_image, pairing)), ())
+
+
+def _in_z(by_image: dict, pairing: str) -> list:
+    """Keys of the images in the order of z."""
+    return sorted(by_image, key=lambda k: (_number(by_image[k]), k) if pairing == "number" else natural(str(k)))
 
 
 def _as_of_165(images: int, labels: int) -> list[int]:

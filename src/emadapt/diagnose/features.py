@@ -55,6 +55,7 @@ class Features:
         at: (n,) the place in `slices` of each token's slice.
         where: (n, 2) their centres (y, x) in input pixels.
         grids: place in `slices` -> (h, w, D) float16 tokens of a whole slice, to be looked at.
+        labelled: whether the dataset has labels; without them `foreground` is False throughout and means nothing.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Features:
     at: npt.NDArray[np.int64]
     where: Floats
     grids: dict[int, npt.NDArray[np.float16]]
+    labelled: bool = True
 
     def of(self, slices: npt.NDArray[np.int64], name: str) -> Features:
         """The same for some places in `slices` only."""
@@ -74,7 +76,7 @@ class Features:
         place[slices] = np.arange(len(slices))
         moments = Moments(self.moments.count[slices], self.moments.total[slices], self.moments.outer[slices])
         return Features(name, self.slices[slices], self.parts[slices], moments, self.tokens[keep], self.foreground[keep],
-                        place[self.at[keep]], self.where[keep], {})  # fmt: skip
+                        place[self.at[keep]], self.where[keep], {}, self.labelled)  # fmt: skip
 
     def places(self, *parts: str) -> npt.NDArray[np.int64]:
         """Places in `slices` that belong to these parts."""
@@ -191,7 +193,8 @@ def _kept(volume: Volume, spec: DiagnoseSpec, geo: Geometry, name: str, tiles: C
     arrays = {k: np.load(folder / f"{k}.npy") for k in ("count", "total", "tokens", "foreground", "at", "where")}
     moments = Moments(arrays["count"], arrays["total"], np.load(folder / "outer.npy", mmap_mode="r"))
     grids = {int(f.stem[5:]): np.load(f) for f in sorted(folder.glob("grid-*.npy"))}
-    return Features(name, slices, parts, moments, arrays["tokens"], arrays["foreground"], arrays["at"], arrays["where"], grids)
+    return Features(name, slices, parts, moments, arrays["tokens"], arrays["foreground"], arrays["at"], arrays["where"], grids,
+                    volume.labelled)  # fmt: skip
 
 
 def _pass(volume: Volume, slices: npt.NDArray[np.int64], spec: DiagnoseSpec, geo: Geometry,

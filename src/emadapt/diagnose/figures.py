@@ -45,8 +45,10 @@ def pca_figure(title: str, models: Models) -> Figure:
     for (name, features), (left, right) in zip(models.items(), rows, strict=True):
         components, shares = pca.fit(features, 2)
         for colour, (dataset, f) in zip(COLOURS, features.items(), strict=False):
-            at = components.project(f.moments.slice_means())
-            left.scatter(*at.T, s=28, color=colour, edgecolor="white", linewidth=0.6, label=f"{dataset}, n = {len(at)}")
+            at, no_labels = components.project(f.moments.slice_means()), "" if f.labelled else " (no labels)"
+            left.scatter(
+                *at.T, s=28, color=colour, edgecolor="white", linewidth=0.6, label=f"{dataset}, n = {len(at)}" + no_labels
+            )
             some = np.linspace(0, len(f.tokens) - 1, min(SHOWN_TOKENS, len(f.tokens))).round().astype(int)
             at, true = components.project(f.tokens[some]), f.foreground[some]
             right.scatter(*at[~true].T, s=5, color=colour, alpha=0.35, linewidth=0)
@@ -89,7 +91,8 @@ def maps_figure(title: str, models: Models) -> Figure:
         if f.grids:
             volume, z = open_volume(dataset), int(f.slices[next(iter(f.grids))])
             _show(panels[row, 0], _small(np.asarray(volume.image[z])), f"{dataset}, slice {z}", cmap="gray", vmin=0, vmax=255)
-            _show(panels[row, 1], _small(np.asarray(volume.label[z])), "label", cmap="gray", vmin=0, vmax=1)
+            if volume.labelled:
+                _show(panels[row, 1], _small(np.asarray(volume.label[z])), "label", cmap="gray", vmin=0, vmax=1)
     figure.suptitle(f"{title}: components 1 to 3 of the tokens as red, green, blue (one scale for all datasets)",
                     fontsize=10, weight="bold")  # fmt: skip
     return figure

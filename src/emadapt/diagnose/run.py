@@ -120,18 +120,23 @@ def _adapted(study: Study, backbone: str, regime: str, volumes: list[Volume]) ->
         found = {}
         for v in volumes:
             if segmenter.regime.align == "routed":
-                segmenter.use(*domain_of(segmenter, v, v.split["test"]))  # the adapter that it is scored with
+                # the adapter that it is scored with, or that a volume without labels would get
+                segmenter.use(*domain_of(segmenter, v, v.split["test"] or v.split["train"]))
             found[v.name] = computed_features(segmenter.backbone, segmenter.spec, v, study.diagnose, weights)
         yield Model(unit.name, unit.train_set, unit.seed, found)
 
 
 def _measure(model: Model, before: Model, own: DiagnoseSpec, result: dict[str, Any]) -> None:
-    """Everything about one model: pairs of datasets, and each dataset by itself."""
-    levels = [("token", "all"), ("token", "foreground"), ("token", "background"), ("image", "all")]
+    """Everything about one model: pairs of datasets, and each dataset by itself; without labels, what needs none."""
+
+    def levels(*some: Features) -> list[tuple[str, str]]:
+        classes = [("token", "foreground"), ("token", "background")] if all(f.labelled for f in some) else []
+        return [("token", "all"), *classes, ("image", "all")]
+
     nulls = {(d, level, cls): compare.split_half_null(f, level, cls, own)
-             for d, f in model.features.items() for level, cls in levels}  # fmt: skip
+             for d, f in model.features.items() for level, cls in levels(f)}  # fmt: skip
     for one, other in _pairs(model.features, own):
-        for level, cls in levels:
+        for level, cls in levels(one, other):
             two = {each.name: nulls[each.name, level, cls] for each in (one, other)}
             entry = compare.compare(one, other, level, cls, own, two)
             result["pairs"].append(model.tags | entry)
@@ -139,7 +144,10 @@ def _measure(model: Model, before: Model, own: DiagnoseSpec, result: dict[str, A
         if own.against not in ("", a, b) and a != b:
             continue
         fa, fb = model.features[a], model.features[b]
-        result["segmentation"].append(model.tags | compare.segmentation(fa, fb, own))
+        if fa.labelled and fb.labelled:
+            result["segmentation"].append(model.tags | compare.segmentation(fa, fb, own))
+        if a != b and not fa.labelled:
+            continue  # all its slices are training slices: none is held out for the comparison
         if a != b:
             result["outliers"].append(model.tags | compare.outlyingness(fa, fb))
         elif model is not before:

@@ -1,0 +1,151 @@
+"""A dataset of images alone: read, looked at by penalties and diagnostics, never scored."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+
+from emadapt.check import check_study
+from emadapt.config import Study, Unit
+from emadapt.data.ingest import ingest, open_volume
+from emadapt.data.pairing import find_parts
+from emadapt.diagnose.run import diagnose
+from emadapt.errors import ConfigError, InputError
+from emadapt.evaluate import evaluate_unit
+from emadapt.recommend import recommend
+from emadapt.report import build_report
+from emadapt.specs import DatasetSpec
+from emadapt.tokens import run
+from emadapt.train import train_unit
+from emadapt.trainset import record_train_set
+from emadapt.unseen import unseen_by
+from tiny import blobs, make_study, settings, write_stack
+
+
+@pytest.fixture(autouse=True)
+def place(tracking_off: None) -> None:
+    """A folder of its own."""
+
+
+def params(train_set: Any = None, **regimes: Any) -> dict[str, Any]:
+    """Trained on a and b with labels, while c has images alone."""
+    own = settings(epochs=1, steps_per_epoch=2)
+    own["datasets"]["c"] = {"layout": "stack", "voxel_nm": [40, 5, 5], "labelled": False}
+    own["study"]["datasets"] = ["a", "b", "c"]
+    own["regimes"] |= {"dann": {"kind": "frozen", "align": "adversarial"}, **regimes}
+    own["train_sets"] = {"onto_c": train_set or {"datasets": ["a", "b"], "unlabelled": ["c"]}}
+    own["study"] |= {"regimes": ["dann", *regimes], "train_sets": ["onto_c"]}
+    own["diagnose"] |= {"controls": False}
+    return own
+
+
+def study_of(root: Path, own: dict[str, Any], *, ingested: bool = True) -> Study:
+    write_stack(root / "data/c", *blobs((7, 80, 90), 2))
+    (root / "data/c/label.tif").unlink()
+    return make_study(root, own, ingested=ingested)
+
+
+@pytest.mark.parametrize("layout", ["lucchi", "vnc", "folders", "stack"])
+@pytest.mark.parametrize("pairing", ["number", "stem"])
+def test_images_come_in_the_order_that_they_have_with_labels(layout: str, pairing: str, tmp_path: Path) -> None:
+    image, label = blobs((11, 30, 30), 0)
+    if layout == "stack":
+        write_stack(tmp_path / "d", image, label)
+        labels = [tmp_path / "d/label.tif"]
+    else:
+        names = {"lucchi": ["Train_In Train_Out", "Test_In Test_Out"], "vnc": ["raw mitochondria"], "folders": ["images labels"]}
+        labels = []
+        for both in names[layout]:
+            for folder, stack in zip(both.split(), (image, label), strict=True):
+                (tmp_path / "d" / folder).mkdir(parents=True)
+                for z, plane in enumerate(stack):
+                    tifffile.imwrite(tmp_path / "d" / folder / f"s{z}.tif", plane)
+            labels += sorted((tmp_path / "d" / both.split()[1]).iterdir())
+    with_labels = find_parts(tmp_path / "d", layout, pairing)
+    for file in labels:
+        file.unlink()
+    alone = find_parts(tmp_path / "d", layout, pairing, labelled=False)
+    assert [(p.name, p.images) for p in alone] == [(p.name, p.images) for p in with_labels]
+    assert all(p.labels == () for p in alone)
+    with pytest.raises(InputError):
+        find_parts(tmp_path / "d", layout, pairing)
+
+
+def test_every_slice_is_a_training_slice(tmp_path: Path) -> None:
+    study = study_of(tmp_path, params())
+    volume = open_volume("c")
+    assert volume.split == {"train": list(range(7)), "val": [], "test": []}
+    assert not volume.labelled
+    assert open_volume("a").labelled
+    np.testing.assert_array_equal(volume.image, blobs((7, 80, 90), 2)[0])
+    assert volume.manifest["pairs"][3] == ["image.tif#3"]
+    assert not volume.label.any()
+    first = volume.md5
+    tifffile.imwrite(tmp_path / "data/c/label.tif", np.ones((7, 80, 90), np.uint8), photometric="minisblack")
+    ingest(study, "c", tmp_path / "data")
+    assert open_volume("c").md5 == first
+    assert not open_volume("c").label.any(), "labels that lie there are not looked at"
+
+
+def test_from_images_to_the_report(tmp_path: Path) -> None:
+    study = study_of(tmp_path, params(routed={"kind": "lora", "rank": 2, "alpha": 4, "align": "routed"}))
+    assert study.tested == ("a", "b")
+    assert check_study(tmp_path / "params.yaml") == []
+    for name in study.datasets:
+        run(study, "t", name)
+    record_train_set(study, "t", "onto_c")
+    for unit in study.units():
+        train_unit(study, unit)
+        metrics = json.loads(evaluate_unit(study, unit).read_text())
+        assert set(metrics["test"]) == {"a", "b"}
+        assert unseen_by(study, unit) == []
+    card = json.loads(Path("build/units/t-dann-onto_c-0/model.json").read_text())
+    assert set(card["unlabelled_md5"]) == {"c"}
+    for regime in study.regimes:
+        found = json.loads(diagnose(study, "t", regime).read_text())
+        pairs = {(e["a"], e["b"], e["level"], e["class"]) for e in found["pairs"]}
+        assert {(level, cls) for a, b, level, cls in pairs if "c" in (a, b)} == {("token", "all"), ("image", "all")}
+        assert {cls for a, b, _, cls in pairs if "c" not in (a, b)} == {"all", "foreground", "background"}
+        assert {(e["train"], e["test"]) for e in found["segmentation"]} == {(x, y) for x in "ab" for y in "ab"}
+        assert {(e["train"], e["test"]) for e in found["outliers"]} == {(x, y) for x in "ab" for y in "abc" if x != y}
+    summary = json.loads(build_report(tmp_path, study).read_text())
+    assert {e["test_set"] for e in summary["units"]} == {"a", "b"}
+    page = (tmp_path / "reports/index.html").read_text()
+    assert "<td>a</td><td>c</td>" in page.replace("\n", "")
+    assert recommend(tmp_path, study, study.tested)
+
+
+def test_its_images_count(tmp_path: Path) -> None:
+    unit = Unit("t", "dann", "onto_c", 0)
+    first = (train_unit(study := study_of(tmp_path, params()), unit) / "model.safetensors").read_bytes()
+    tifffile.imwrite(tmp_path / "data/c/image.tif", 255 - blobs((7, 80, 90), 2)[0], photometric="minisblack")
+    ingest(study, "c", tmp_path / "data")
+    assert (train_unit(study, unit) / "model.safetensors").read_bytes() != first
+
+
+def test_settings_that_cannot_be(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"train_sets.onto_c: 'c' has no labels \(`labelled: false`\); expected it in `unlabelled`"
+    ):
+        study_of(tmp_path, params(["a", "c"]), ingested=False)
+    own = params()
+    own["datasets"]["c"]["pairing"] = "lexicographic"
+    with pytest.raises(ConfigError, match=r"datasets\.c\.pairing: found 'lexicographic'; expected number or stem"):
+        study_of(tmp_path / "other", own, ingested=False)
+
+
+def test_missing_labels_are_still_an_error_where_they_are_expected(tmp_path: Path) -> None:
+    own = params()
+    del own["datasets"]["c"]["labelled"]
+    study = study_of(tmp_path, own, ingested=False)
+    assert any("label" in problem and "exactly one" in problem for problem in check_study(tmp_path / "params.yaml"))
+    with pytest.raises(InputError, match="0 volumes called label"):
+        ingest(study, "c", tmp_path / "data")
+
+
+def test_what_was_described_before_there_was_the_setting_is_described_so_still() -> None:
+    assert "labelled" not in DatasetSpec("stack", (30, 5, 5)).described()
+    assert DatasetSpec("stack", (30, 5, 5), labelled=False).described()["labelled"] is False
