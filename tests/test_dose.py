@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from emadapt.config import RegimeSpec, Study, TrainSetSpec
+from emadapt.config import DatasetSpec, RegimeSpec, Study, TrainSetSpec
 from emadapt.dose import dose_png, dose_response
 from emadapt.transfer import DISTANCES
 from fakes import a_study
@@ -21,6 +21,7 @@ DATASETS = ("fib", "lucchi", *(f"dialled_{dial}_{dose}" for dial in DIALS for do
 def study() -> Study:
     sets = {"fib": TrainSetSpec(("fib",)), "few": TrainSetSpec(("fib",), slices=2), "both": TrainSetSpec(("fib", "lucchi"))}
     return dataclasses.replace(a_study(seeds=(0,), regimes=("frozen", "lora")), datasets=DATASETS, train_sets=tuple(sets),
+                               dataset_specs={name: DatasetSpec("stack", (5, 5, 5)) for name in DATASETS},
                                train_set_specs=sets, regime_specs={n: RegimeSpec(n) for n in ("frozen", "lora")})  # fmt: skip
 
 
