@@ -93,7 +93,7 @@ def maps_figure(title: str, models: Models) -> Figure:
             _show(panels[row, 0], _small(np.asarray(volume.image[z])), f"{dataset}, slice {z}", cmap="gray", vmin=0, vmax=255)
             if volume.labelled:
                 _show(panels[row, 1], _small(np.asarray(volume.label[z])), "label", cmap="gray", vmin=0, vmax=1)
-    figure.suptitle(f"{title}: components 1 to 3 of the tokens as red, green, blue (one scale for all datasets)",
+    figure.suptitle(f"{title}: components 1 to 3 of the tokens\nas red, green, blue (one scale for all datasets)",
                     fontsize=10, weight="bold")  # fmt: skip
     return figure
 
