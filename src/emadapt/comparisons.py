@@ -122,10 +122,8 @@ def seen_elsewhere(study: Study, unit: Unit) -> set[str]:
 
     What a model in a folder was trained on is not known here and counts as nothing.
     """
-    own, others = (
-        study.train_set_specs[unit.train_set],
-        {source.train_set for source in study.sources_of(unit)} - {unit.train_set},
-    )
+    own = study.train_set_specs[unit.train_set]
+    others = {source.train_set for source in study.sources_of(unit)} - {unit.train_set}
     found = {dataset for train_set in others for dataset in study.train_set_specs[train_set].datasets}
     return found if own.few else found - set(own.datasets)
 

@@ -161,10 +161,10 @@ def crossing_rows(card: Card) -> list[dict[str, Any]]:
 
     Of a dataset without labels the latter alone.
     """
-    say = {
-        (e[0]["train_set"], e[0]["train"], e[0]["test"]): e for e in grouped(card["segmentation"], "train_set", "train", "test")
-    }
-    far = {(e[0]["train_set"], e[0]["train"], e[0]["test"]): e for e in grouped(card["outliers"], "train_set", "train", "test")}
+    say, far = (
+        {(e[0]["train_set"], e[0]["train"], e[0]["test"]): e for e in grouped(card[section], "train_set", "train", "test")}
+        for section in ("segmentation", "outliers")
+    )
     alike = {
         (e[0]["train_set"], e[0]["dataset"], e[0]["dataset"]): e for e in grouped(card.get("cka", []), "train_set", "dataset")
     }

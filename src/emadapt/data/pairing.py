@@ -100,8 +100,7 @@ def _pair_folders(name: str, image_dir: Path, label_dir: Path, pairing: str) -> 
         labels = sorted(labels, key=_number)
         pairs = list(zip(sorted(images, key=_number), (labels[k] for k in _as_of_165(len(images), len(labels))), strict=True))
         return Part(name, tuple(SliceRef(i) for i, _ in pairs), tuple(SliceRef(lab) for _, lab in pairs))
-    key = _number if pairing == "number" else (lambda path: path.stem)
-    by_image, by_label = _by_key(images, key), _by_key(labels, key)
+    by_image, by_label = _by_key(images, pairing), _by_key(labels, pairing)
     lonely = [f"{by_image[k].name} has no label" for k in by_image.keys() - by_label.keys()]
     lonely += [f"label {by_label[k].name} has no image" for k in by_label.keys() - by_image.keys()]
     if lonely:
@@ -112,7 +111,7 @@ def _pair_folders(name: str, image_dir: Path, label_dir: Path, pairing: str) -> 
 
 
 def _images_alone(name: str, image_dir: Path, _: Path, pairing: str) -> Part:
-    by_image = _by_key(list_slices(image_dir), _number if pairing == "number" else (lambda path: path.stem))
+    by_image = _by_key(list_slices(image_dir), pairing)
     return Part(name, tuple(SliceRef(by_image[k]) for k in _in_z(by_image, pairing)), ())
 
 
@@ -149,10 +148,11 @@ def list_slices(folder: Path) -> list[Path]:
     return entries
 
 
-def _by_key(paths: list[Path], key) -> dict:  # type: ignore[no-untyped-def]
+def _by_key(paths: list[Path], pairing: str) -> dict:
+    """Files by what `pairing` goes by: their number, or their stem."""
     out: dict = {}
     for path in paths:
-        if (k := key(path)) in out:
+        if (k := _number(path) if pairing == "number" else path.stem) in out:
             raise InputError(path.parent, found=f"{out[k].name} and {path.name}, which both read as {k!r}",
                              expected="one file per slice", do="Remove one, or set the dataset's `pairing`.")  # fmt: skip
         out[k] = path
