@@ -100,7 +100,7 @@ def test_check_counts_slices_and_tiles_as_training_does(tmp_path: Path, monkeypa
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("train_set", ["two", "tiles"])
+@pytest.mark.parametrize("train_set", ["two", pytest.param("tiles", marks=pytest.mark.slow)])
 def test_a_unit_sees_nothing_but_what_is_labelled(study: Study, kind: str, train_set: str) -> None:
     """Another label, or image, anywhere else in the training part changes nothing."""
     unit = Unit("t", kind, train_set, 0)

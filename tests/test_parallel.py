@@ -102,6 +102,7 @@ def steps(name: str) -> dict[str, torch.Tensor]:
 BEFORE_NORM = ("project.0.bias", "fuse.0.0.running_mean")
 
 
+@pytest.mark.slow
 def test_two_processes_take_the_steps_of_one_through_every_head(tmp_path: Path) -> None:
     launch([sys.executable, __file__, str(tmp_path)], ["cpu", "cpu"], tmp_path)
     for name in HEADS:

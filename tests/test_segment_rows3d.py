@@ -66,7 +66,7 @@ def order(tmp_path: Path, model: Path) -> Order:
     return Order(str(tmp_path / "in.tif"), str(tmp_path / "out.tif"), str(model), voxel_nm=VOXEL)
 
 
-@pytest.mark.parametrize("change", [{}, {"overlap": 0.2}, {"scale": 0.5}, {"scale": 1.3}])
+@pytest.mark.parametrize("change", [{}, {"overlap": 0.2}, {"scale": 0.5}, pytest.param({"scale": 1.3}, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("flips", [False, True])
 def test_blocks_are_cut_from_one_volume(change: dict, flips: bool) -> None:
     segmenter = a_segmenter(**change)

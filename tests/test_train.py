@@ -45,7 +45,7 @@ def test_a_repeated_unit_gives_the_same_bytes_and_another_seed_others(tmp_path: 
     assert trained(study, Unit(unit.backbone, unit.regime, unit.train_set, 1)) != first
 
 
-@pytest.mark.parametrize("unit", [FROZEN, LORA], ids=lambda u: u.name)
+@pytest.mark.parametrize("unit", [FROZEN, pytest.param(LORA, marks=pytest.mark.slow)], ids=lambda u: u.name)
 def test_killed_in_the_middle_and_run_again_gives_the_bytes_of_an_undisturbed_run(tmp_path: Path, unit: Unit) -> None:
     params = settings(epochs=6, steps_per_epoch=8)
     params["regimes"]["lora"]["dropout"] = 0.1  # random numbers inside the model must resume too
