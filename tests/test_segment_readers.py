@@ -231,3 +231,13 @@ def test_a_single_slice_is_a_volume(tmp_path: Path) -> None:
     source: Source = open_source(tiff(tmp_path, "one.tif", VOLUME[0]))
     assert source.shape == (1, 31, 44)
     assert open_source(str(write_png(tmp_path / "one.png", VOLUME[0]))).shape == (1, 31, 44)
+
+
+@pytest.mark.parametrize("first", ["0.png", "1.png"])
+def test_slices_of_one_bit_beside_those_of_eight(tmp_path: Path, first: str) -> None:
+    mask = VOLUME[:2] > 30000
+    Image.fromarray(mask[0]).save(tmp_path / first)  # mode 1
+    Image.fromarray(mask[1].astype(np.uint8) * 255).save(tmp_path / ("1.png" if first == "0.png" else "0.png"))
+    source = open_source(str(tmp_path))
+    expected = mask if first == "0.png" else mask[::-1]
+    np.testing.assert_array_equal(source.read(0, 2), expected * np.uint8(255), strict=True)

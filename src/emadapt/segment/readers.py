@@ -286,16 +286,22 @@ def _folder(path: Path) -> Source:
 
 
 def _slices(path: Path, files: list[Path]) -> Source:
-    first = read_slice(SliceRef(files[0]))
+    first = _grey(files[0])
     for file in files:
         if file.suffix.lower() != ".png" and (n := open_stack(file).n_slices) > 1:
             raise InputError(file, found=f"a stack of {n} slices in a folder of slices", expected="one slice a file",
                              do="Pass the stack itself.")  # fmt: skip
 
     def cut(z0: int, z1: int, y0: int, y1: int) -> Array:
-        return np.stack([_alike(read_slice(SliceRef(f)), first, f)[y0:y1] for f in files[z0:z1]])
+        return np.stack([_alike(_grey(f), first, f)[y0:y1] for f in files[z0:z1]])
 
     return Source(str(path), (len(files), *first.shape), first.dtype, None, 1, cut, stamp(*files))
+
+
+def _grey(file: Path) -> Array:
+    """A slice; of 1 bit a pixel as 0 and 255, for stacks mix such files with 8-bit ones (three of VNC's twenty labels)."""
+    array = read_slice(SliceRef(file))
+    return array.astype(np.uint8) * 255 if array.dtype == bool else array
 
 
 def _alike(array: Array, first: Array, file: Path) -> Array:
