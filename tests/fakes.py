@@ -94,7 +94,7 @@ def write_metrics(root: Path, study: Study) -> None:
             for which in ("", "-best", "-worst"):
                 noise.save(folder / f"overlay-{dataset}{which}.png")
         metrics = {
-            "unit": unit.name, "model_md5": "0" * 32, "trainable_params": 442368, "peak_mb": 900 + unit.seed,
+            "unit": unit.name, "seed": unit.seed, "model_md5": "0" * 32, "trainable_params": 442368, "peak_mb": 900 + unit.seed,
             "train_seconds": (3.0 if unit.regime == "ridge" else 100.0) + unit.seed,
             "labelled": labelled_of(study.train_set_specs[unit.train_set]),
         }  # fmt: skip

@@ -28,9 +28,9 @@ from emadapt.fit import Inputs
 from emadapt.models.segmenter import build_frozen, build_segmenter
 from emadapt.predict import predict_slices
 from emadapt.problems import ALIGNMENTS
-from emadapt.tokens import token_key, token_views
+from emadapt.tokens import run, token_key, token_views
 from emadapt.train import unit_key
-from emadapt.trainset import record_reference
+from emadapt.trainset import record_reference, record_train_set
 from tiny import alignment, blobs, make_study, settings
 
 ROOT = Path(__file__).parents[1]
@@ -172,6 +172,9 @@ def test_the_reference_stays_as_it_is(method: str) -> None:
     reference = put("b", texture(1, 150, 40))
     assert aligner_of(reference, with_method(method)).facts == {}
     np.testing.assert_array_equal(aligned(reference, with_method(method)), reference.image)
+    twin = put("c", texture(1, 150, 40))  # the same images under other labels
+    twin = dataclasses.replace(twin, manifest=twin.manifest | {"md5": "of other labels"})
+    assert aligner_of(twin, with_method(method)).facts == {}
 
 
 def test_statistics_come_from_training_slices_labelled_or_not() -> None:
@@ -268,6 +271,24 @@ def test_the_file_that_stands_for_the_reference_changes_with_it_alone(tmp_path: 
         ingest(study, dataset)
         assert (record_reference(study, "h").read_bytes() == before["h"]) == same
         assert record_reference(study, "t").read_bytes() == before["t"]
+
+
+def test_without_a_backbone_training_depends_on_the_reference_all_the_same(tmp_path: Path) -> None:
+    params = settings()
+    params["backbones"]["t"] |= alignment("histogram")
+    params["regimes"] = {"unet2d": {"kind": "unet2d"}}
+    params["study"]["regimes"] = ["unet2d"]
+    study = make_study(tmp_path, params)
+
+    def recorded() -> str:
+        run(study, "t", "a")
+        return record_train_set(study, "t", "a").read_text()
+
+    before = recorded()
+    path = tmp_path / "data/b/image.tif"
+    tifffile.imwrite(path, 255 - tifffile.imread(path), photometric="minisblack")
+    ingest(study, "b")
+    assert recorded() != before
 
 
 # ---------------------------------------------------------------- settings

@@ -65,6 +65,11 @@ def test_a_study_without_dialled_datasets_has_none() -> None:
     assert dose_response(a_study(), [], {}) == {}
 
 
+def test_nor_has_one_whose_models_make_no_curve() -> None:
+    own = dataclasses.replace(study(), train_sets=("both",), train_set_specs={"both": TrainSetSpec(DATASETS[:2])})
+    assert dose_response(own, entries(own), {}) == {}
+
+
 def test_the_figure_has_a_row_per_model_and_the_same_bytes_again(tmp_path: Path) -> None:
     own = study()
     response = dose_response(own, entries(own), {("dinov2_s", "frozen"): card(None)})

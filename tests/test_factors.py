@@ -9,8 +9,10 @@ import pytest
 from PIL import Image
 from scipy import stats
 
+import fakes
 from emadapt.config import DatasetSpec, RegimeSpec, Study, TrainSetSpec
 from emadapt.factors import cells_of, effects, factors, factors_png, factors_table
+from emadapt.report import build_report
 from fakes import a_study
 
 SETS = {
@@ -86,12 +88,18 @@ def test_a_single_factor_is_students_t_test() -> None:
     assert term["estimate"] == pytest.approx((low + high) / 2, abs=1e-6)
 
 
-def test_as_many_terms_as_units_are_no_fit(tmp_path: Path) -> None:
+def test_as_many_terms_as_units_are_no_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is left over to read an interval from; contrasts, which slices have one for, stay."""
     own = dataclasses.replace(study(), seeds=(0,))
     found = factors(tmp_path, own, groups(own))
     assert found["fits"] == []
     assert found["contrasts"]
+    monkeypatch.setitem(fakes.SLICES, "lex", 32)
+    monkeypatch.setitem(fakes.LABELLED, "lex", 48)
+    fakes.write_metrics(tmp_path, own)
+    build_report(tmp_path, own)
+    assert "One factor changed" in (tmp_path / "reports/leaderboard.md").read_text()
+    assert not (tmp_path / "reports/figures/factors.png").exists()
 
 
 def test_slices_widen_an_interval_by_how_much_the_effect_varies_over_them() -> None:

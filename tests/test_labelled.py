@@ -1,5 +1,6 @@
 """Few labels: what is drawn, and that a unit sees nothing else."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -176,5 +177,9 @@ def test_the_record_that_training_depends_on_names_the_amount(study: Study, tmp_
     run(study, "t", "b")
     texts = [record_train_set(study, "t", name).read_text() for name in ("a", "two", "tiles")]
     assert len(set(texts)) == 3
+    union = TrainSetSpec(("a", "b"))
+    draws = [dataclasses.replace(study, train_set_specs={"both": dataclasses.replace(union, draw=draw)})
+             for draw in ("", "balanced", "proportional")]  # fmt: skip
+    assert len({record_train_set(own, "t", "both").read_text() for own in draws}) == 3
     again = load_study(tmp_path / "params.yaml")
     assert record_train_set(again, "t", "two").read_text() == texts[1]

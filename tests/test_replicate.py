@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from emadapt.cli import main
 from emadapt.config import load_study
 from emadapt.errors import ConfigError, EmadaptError, InputError
-from emadapt.replicate import chosen, compare, describe, kept_table, read_claims, steps
+from emadapt.replicate import chosen, compare, describe, kept_table, read_claims, report, steps
 
 ROOT = Path(__file__).parents[1]
 CHECK = {"list": "units", "where": {"regime": "lora", "test_set": "a"}, "value": "iou.mean", "is": 0.8, "within": 0.02}
@@ -130,3 +130,23 @@ def test_running_keeps_settings_that_no_study_holds(tmp_path: Path, monkeypatch:
     result = CliRunner().invoke(main, ["replicate", "--run"])
     assert result.exit_code == 2, "no data here: said before anything runs"
     assert "data" in result.output
+    claims = yaml.safe_load(Path("docs/claims.yaml").read_text())
+    later = {name: claim | {"study": "later", "needs": "cpu"} for name, claim in list(claims.items())[-1:]}
+    Path("docs/claims.yaml").write_text(yaml.safe_dump({"first": next(iter(claims.values())) | {"study": "demo"}, **later}))
+    shutil.copy("studies/demo.yaml", "studies/later.yaml")
+    said = CliRunner().invoke(main, ["replicate", "--run"]).output
+    assert all(f"study {name}: " in said for name in ("demo", "later")), "all are checked before the hours of the first"
+
+
+def test_a_claim_that_cannot_be_compared_does_not_hide_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "reports").mkdir()
+    (tmp_path / "reports/summary.json").write_text(json.dumps(summary()))
+    absent = claims(tmp_path / "c.yaml", checks=[CHECK | {"value": "unseen.iou"}])["mine"]
+    right = claims(tmp_path / "c.yaml")["mine"]
+    assert report({"absent": absent, "right": right}) == 1
+    said = capsys.readouterr().out
+    assert "DIFFERS  absent" in said
+    assert "holds  right" in said

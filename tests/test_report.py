@@ -11,7 +11,7 @@ from PIL import Image
 
 from emadapt import comparisons, figures, report
 from emadapt.comparisons import kind_of
-from emadapt.config import DatasetSpec, TrainSetSpec
+from emadapt.config import DatasetSpec, RegimeSpec, TrainSetSpec
 from emadapt.errors import InputError
 from fakes import DATASETS, SPECS, a_study, write_domain, write_metrics, write_objects
 
@@ -67,13 +67,16 @@ def test_images_under_other_labels_are_no_other_domain():
     twin = DatasetSpec("lucchi", (5.0, 5.0, 5.0), path="data/lucchi", pairing="lexicographic")
     sets = {**SPECS, "twin": TrainSetSpec(("twin",)), "both": TrainSetSpec(("twin", "vnc"))}
     study = dataclasses.replace(study, dataset_specs={**DATASETS, "twin": twin}, train_set_specs=sets)
-    kinds = {(own, test): kind_of(study, own, test) for own in sets for test in ("lucchi", "twin", "vnc")}
+    kinds = {(own, test): kind_of(study, "frozen", own, test) for own in sets for test in ("lucchi", "twin", "vnc")}
     for pair in (("twin", "lucchi"), ("lucchi", "twin"), ("both", "lucchi"), ("paired", "twin")):
         assert kinds[pair] == "other labels"
     assert kinds["twin", "twin"] == kinds["lucchi", "lucchi"] == "in-domain"
     assert kinds["both", "twin"] == kinds["both", "vnc"] == "union"
     assert kinds["twin", "vnc"] == kinds["vnc", "twin"] == kinds["vnc", "lucchi"] == "cross-domain"
-    assert set(kinds.values()) | {"zero-shot", "oracle prompts"} == set(figures.KINDS)
+    began = dataclasses.replace(study, regime_specs=study.regime_specs | {"began": RegimeSpec("lora", init_from="lora-vnc")})
+    assert kind_of(began, "began", "lucchi", "vnc") == "seen at the start"
+    assert kind_of(began, "began", "lucchi", "lucchi") == "in-domain"
+    assert set(kinds.values()) | {"zero-shot", "oracle prompts", "seen at the start"} == set(figures.KINDS)
 
 
 def test_every_regime_against_the_first(reported):

@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 
 from emadapt import figures, report
 from emadapt.comparisons import seen_elsewhere
-from emadapt.config import RegimeSpec, Unit
+from emadapt.config import RegimeSpec, TrainSetSpec, Unit
 from emadapt.transfer_matrix import base_of, labelled_words, matrices, transfer_cells, transfer_png
-from fakes import few_study, transfer_study, write_metrics
+from fakes import a_study, few_study, transfer_study, write_metrics
 
 
 @pytest.fixture(scope="module")
@@ -130,3 +130,21 @@ def test_what_was_seen_is_found_through_a_chain() -> None:
 def test_amounts_in_words(slices: tuple[int, int], crops: tuple[int, int], words: str) -> None:
     assert labelled_words({"slices": slices, "crops": crops}) == words
     assert labelled_words(None) == ""
+
+
+def test_few_labels_of_one_dataset_beside_all_of_another(tmp_path: Path) -> None:
+    """What a source has seen counts dataset by dataset, and cells stand under their own test dataset."""
+    few: dict[str, int | str] = {"vnc": 1}
+    both, turned = (TrainSetSpec(names, slices=few) for names in (("lucchi", "vnc"), ("vnc", "lucchi")))
+    sets = {"vnc": TrainSetSpec(("vnc",)), "lucchi": TrainSetSpec(("lucchi",)), "both": both, "turned": turned}
+    specs = {"lora": RegimeSpec("lora"), "from_vnc": RegimeSpec("lora", init_from="lora-vnc"),
+             "from_lucchi": RegimeSpec("lora", init_from="lora-lucchi")}  # fmt: skip
+    study = dataclasses.replace(a_study((0,)), regimes=tuple(specs), regime_specs=specs, train_set_specs=sets,
+                                train_sets=tuple(sets))  # fmt: skip
+    write_metrics(tmp_path, study)
+    cells = json.loads(report.build_report(tmp_path, study).read_text())["transfer"]
+    seen = {(c["regime"], c["target"], c["test_set"]) for c in cells if c["seen"]}
+    assert seen == {("from_vnc", "both", "vnc"), ("from_vnc", "turned", "vnc")}
+    for table in matrices(cells):
+        expected = [(target, test) for target, spec in sets.items() for test in spec.datasets]
+        assert all([(c["target"], c["test_set"]) for c in own] == expected for *_, own in table["rows"])

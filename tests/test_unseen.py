@@ -13,11 +13,12 @@ from emadapt.data.ingest import open_volume
 from emadapt.evaluate import evaluate_unit
 from emadapt.models import regimes
 from emadapt.models.segmenter import load_segmenter
-from emadapt.predict import predict_slice
+from emadapt.pixel_metrics import overlap_counts
+from emadapt.predict import predict_slice, predict_slices
 from emadapt.report import build_report
 from emadapt.specs import DatasetSpec, RegimeSpec, TrainSetSpec
 from emadapt.train import train_unit
-from emadapt.unseen import spaced, unseen_by
+from emadapt.unseen import score_unseen, spaced, unseen_by
 from fakes import a_study, write_metrics
 from tiny import make_study, settings
 
@@ -37,9 +38,10 @@ def test_which_datasets_are_unseen() -> None:
         "from_vnc": RegimeSpec("lora", init_from="frozen-vnc"), "after": RegimeSpec("lora", init_from="from_vnc"),
         "folder": RegimeSpec("lora", init_from="models/some"), "after_folder": RegimeSpec("lora", init_from="folder"),
         "deep": RegimeSpec("resunet3d"), "given": RegimeSpec("mitonet"),
+        "tuned": RegimeSpec("mitonet", finetune=True),
     }  # fmt: skip
     study = dataclasses.replace(study, regime_specs=specs)
-    for regime in ("from_vnc", "after", "folder", "after_folder", "deep", "given"):
+    for regime in ("from_vnc", "after", "folder", "after_folder", "deep", "given", "tuned"):
         assert unseen_by(study, Unit("dinov2_s", regime, "lucchi", first)) == [], regime
     twin = DatasetSpec("lucchi", (5, 5, 5), path="data/lucchi", pairing="lexicographic")
     study = dataclasses.replace(
@@ -119,3 +121,32 @@ def test_models_of_an_earlier_version_are_compared_on_test_slices(tmp_path: Path
     n = next(u["n"] for u in summary["units"] if u["test_set"] == "vnc")
     assert {c["n"] for c in summary["comparisons"] if c["test_set"] == "vnc"} == {n}
     assert {trade["n"][1] for trade in summary["pareto"]} == {n}
+
+
+def test_where_a_regime_lacks_the_whole_all_of_a_trade_are_of_the_test_slices(tmp_path: Path) -> None:
+    study = a_study((0, 1, 2), ("frozen", "lora", "deep"))
+    study = dataclasses.replace(study, regime_specs=study.regime_specs | {"deep": RegimeSpec("resunet3d")})
+    with_unseen(tmp_path, study, -0.1)
+    for trade in json.loads(build_report(tmp_path, study).read_text())["pareto"]:
+        points = {p["regime"]: p for p in trade["points"]}
+        found = points["lora"]["against"]["unseen"]
+        assert found["n"] == trade["n"][1] != 24
+        assert found["difference"] == pytest.approx(
+            points["lora"]["unseen"]["mean"] - points["frozen"]["unseen"]["mean"], abs=0.01
+        )
+
+
+def test_slices_are_smoothed_with_all_of_their_neighbours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EMADAPT_TRACKING", "off")
+    params = settings(epochs=1, steps_per_epoch=2)
+    params["backbones"]["t"]["smooth_z_nm"] = 20.0
+    params["datasets"]["b"]["voxel_nm"] = [10, 4, 4]
+    study = make_study(tmp_path, params)
+    unit, volume = Unit("t", "frozen", "a", 0), open_volume("b")
+    segmenter, _ = load_segmenter(train_unit(study, unit))
+    whole = dict(predict_slices(segmenter, volume, list(range(len(volume.image)))))
+    own = score_unseen(segmenter, volume, [], [])
+    assert own["slices"] == [0, 2, 4, 6, 8]
+    expected = [overlap_counts(whole[z] > 0.5, np.asarray(volume.label[z]) > 0) for z in own["slices"]]
+    np.testing.assert_array_equal(own["counts"], expected)

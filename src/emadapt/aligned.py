@@ -52,7 +52,7 @@ def compare_aligned(study: Study, groups: Groups) -> list[dict[str, Any]]:
                 found.append({
                     "backbone": backbone, "align": " + ".join(filter(None, (slices, features))), "against": plain[0],
                     "regime": regime, "against_regime": plain[1], "train_set": train_set, "test_set": test_set,
-                    "kind": kind_of(study, train_set, test_set), **difference(groups, one, other, test_set),
+                    "kind": kind_of(study, regime, train_set, test_set), **difference(groups, one, other, test_set),
                 })  # fmt: skip
     return with_holm(found)
 

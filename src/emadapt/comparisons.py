@@ -28,10 +28,10 @@ COMPARISONS_METHOD = (
 )
 
 
-def difference(groups: Groups, one: Key, other: Key, test_set: str) -> dict[str, Any]:
+def difference(groups: Groups, one: Key, other: Key, test_set: str, *, whole: bool = True) -> dict[str, Any]:
     """Mean IoU of `one` minus that of `other` on a dataset, with its interval, rounded to 6 digits.
 
-    On slices of all of the dataset where both were scored on these (`emadapt.unseen`), else on the test slices.
+    On slices of all of the dataset where both were scored on these (`emadapt.unseen`) and `whole`, else on the test slices.
 
     Raises:
         InputError: the two were not tested on the same slices.
@@ -39,7 +39,7 @@ def difference(groups: Groups, one: Key, other: Key, test_set: str) -> dict[str,
     from emadapt.significance import REPLICATES, paired_bootstrap  # torch comes along
 
     scores = [[run["test"][test_set] for run in groups[key]] for key in (one, other)]
-    if all("unseen" in own for runs in scores for own in runs):
+    if whole and all("unseen" in own for runs in scores for own in runs):
         scores = [[own["unseen"] for own in runs] for runs in scores]
     a, b = (np.array([own["counts"] for own in runs], np.int64) for runs in scores)
     block = scores[0][0]["block_slices"]
@@ -105,14 +105,17 @@ def trained_on(study: Study, entries: Sequence[Entry], test_set: str) -> list[En
     return [e for e in own if not specs[e["train_set"]].few] or own
 
 
-def kind_of(study: Study, train_set: str, test_set: str) -> str:
-    """How a test dataset relates to a training set: "in-domain", "union", "other labels" or "cross-domain".
+def kind_of(study: Study, regime: str, train_set: str, test_set: str) -> str:
+    """How a test dataset relates to what a model saw: "in-domain", "union", "seen at the start", "other labels", "cross-domain".
 
-    "other labels": on the same images (the same folder of raw data), but under other labels, as of a mispaired twin.
+    "seen at the start": not of its training set, but of a model that it starts from. "other labels": on the same images (the same
+    folder of raw data), but under other labels, as of a mispaired twin.
     """
     trained_on = study.train_set_specs[train_set].datasets
     if test_set in trained_on:
         return "union" if len(trained_on) > 1 else "in-domain"
+    if test_set in seen_elsewhere(study, Unit(study.backbones[0], regime, train_set, study.seeds[0])):
+        return "seen at the start"
     images = {study.images_of(name) for name in trained_on}
     return "other labels" if study.images_of(test_set) in images else "cross-domain"
 
@@ -125,7 +128,7 @@ def seen_elsewhere(study: Study, unit: Unit) -> set[str]:
     own = study.train_set_specs[unit.train_set]
     others = {source.train_set for source in study.sources_of(unit)} - {unit.train_set}
     found = {dataset for train_set in others for dataset in study.train_set_specs[train_set].datasets}
-    return found if own.few else found - set(own.datasets)
+    return found - {dataset for dataset in own.datasets if not own.slices_of(dataset) and not own.crops}
 
 
 def headline(study: Study, entries: Sequence[Entry], kinds: Sequence[str]) -> list[tuple[Entry, str]]:

@@ -23,7 +23,7 @@ MEANING = (
 
 
 def dose_response(study: Study, entries: Sequence[Mapping[str, Any]], cards: Mapping[tuple[str, str], Card]) -> dict[str, Any]:
-    """Curves of IoU over dose and rank correlations of the loss with each distance; {} for a study without dialled datasets.
+    """Curves of IoU over dose and rank correlations of the loss with each distance; {} for a study without such curves.
 
     Args:
         study: training sets of one dataset that is not dialled, with all labels, make curves.
@@ -50,6 +50,8 @@ def dose_response(study: Study, entries: Sequence[Mapping[str, Any]], cards: Map
                 "dial": match[1] if match else None, "dose": int(match[2]) / 100 if match else 0.0 if name == base else None,
                 "iou": found["mean"], "ci95": found["ci95"], "loss": round(own - found["mean"], 6), "distances": far,
             })  # fmt: skip
+    if not points:
+        return {}
     return {"study": study.name, "meaning": MEANING, "points": points, "correlations": _correlations(points)}
 
 

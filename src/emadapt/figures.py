@@ -18,7 +18,7 @@ from PIL import Image
 ORANGE, BLUE, GREEN, PINK = "#E69F00", "#0072B2", "#009E73", "#CC79A7"
 FALSE_POSITIVE, FALSE_NEGATIVE, FOREGROUND = ORANGE, BLUE, GREEN
 KINDS = {"in-domain": (BLUE, "o"), "union": (GREEN, "s"), "other labels": (PINK, "D"), "cross-domain": (ORANGE, "^"),
-         "zero-shot": ("0.45", "v"), "oracle prompts": ("black", "*")}  # fmt: skip
+         "seen at the start": ("0.7", "P"), "zero-shot": ("0.45", "v"), "oracle prompts": ("black", "*")}  # fmt: skip
 PANEL = 420  # px, the longer side of a panel of an overlay
 LIMIT = 1_000_000  # bytes of a figure that goes into git
 

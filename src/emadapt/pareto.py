@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 FEWEST = 3
 """Regimes below which there is no trade to show, and seeds below which an interval of a difference means nothing."""
 PARETO_METHOD = (
-    "units trained on all labels of one dataset; in domain: its test slices; unseen: slices of all of a dataset of which neither"
+    "units trained on all labels of one dataset, without published systems; in domain: its test slices; unseen: slices of all of"
+    " a dataset of which neither"
     " the unit nor a unit that it started from has seen labels (its test slices, where not all regimes have the others). On the"
     " front: no other regime has at least this mean IoU on both and more on one. `against`: differences to the study's first"
     " frozen regime with the intervals of `comparisons`, over slices and seeds; `gives_up`: nothing, where both intervals lie at"
@@ -49,12 +50,13 @@ def trade_offs(study: Study, groups: Groups, entries: Sequence[Entry]) -> list[d
     trades = []
     for backbone, a, b in itertools.product(study.backbones, (d for d in single if d in paired_rightly), paired_rightly):
         train_set = single[a]
-        fair = [r for r in study.regimes if not study.regime_specs[r].oracle]
-        regimes = [r for r in fair if b not in seen_elsewhere(study, Unit(backbone, r, train_set, study.seeds[0]))]
+        own = [r for r in study.regimes if not study.regime_specs[r].outside]  # what those saw before is not known
+        regimes = [r for r in own if b not in seen_elsewhere(study, Unit(backbone, r, train_set, study.seeds[0]))]
         if a == b or len(regimes) < FEWEST:
             continue
         rows = {r: (found[backbone, r, train_set, a], found[backbone, r, train_set, b]) for r in regimes}
-        if all("unseen" in other for _, other in rows.values()):
+        whole = all("unseen" in other for _, other in rows.values())
+        if whole:
             rows = {r: (own, other["unseen"]) for r, (own, other) in rows.items()}
         iou = {r: (own["iou"], other["iou"]) for r, (own, other) in rows.items()}
         frozen = next((r for r in regimes if study.regime_specs[r].kind == "frozen"), None)
@@ -62,7 +64,7 @@ def trade_offs(study: Study, groups: Groups, entries: Sequence[Entry]) -> list[d
         points = [
             {
                 "regime": r, "in_domain": iou[r][0], "unseen": iou[r][1], "front": on,
-                **({"against": against(groups, (backbone, r, train_set), (backbone, frozen, train_set), (a, b))}
+                **({"against": against(groups, (backbone, r, train_set), (backbone, frozen, train_set), (a, b), whole)}
                    if frozen and r != frozen else {}),
             }
             for r, on in zip(regimes, on_front, strict=True)
@@ -88,9 +90,12 @@ def front(points: Sequence[tuple[float, float]]) -> list[bool]:
     return kept
 
 
-def against(groups: Groups, one: Key, frozen: Key, tests: tuple[str, str]) -> dict[str, Any]:
-    """Differences of two regimes on the datasets `tests` (in domain, unseen), and whether the first gives anything up."""
-    in_domain, unseen = (difference(groups, one, frozen, test) for test in tests)
+def against(groups: Groups, one: Key, frozen: Key, tests: tuple[str, str], whole: bool) -> dict[str, Any]:
+    """Differences of two regimes on the datasets `tests` (in domain, unseen), and whether the first gives anything up.
+
+    `whole`: unseen on slices of all of the dataset, which both then have, else on its test slices.
+    """
+    in_domain, unseen = (difference(groups, one, frozen, test, whole=whole) for test in tests)
     return {"in_domain": in_domain, "unseen": unseen, "gives_up": verdict([in_domain["ci95"], unseen["ci95"]], len(groups[one]))}
 
 

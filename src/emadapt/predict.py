@@ -106,8 +106,7 @@ def smooth_z(slices: Iterable[tuple[int, Probability]], sigma: float) -> Iterato
         slices: number and probability, numbers rising.
         sigma: standard deviation in slices; the window reaches three of it to each side. Below a sixth, slices stay as they are.
     """
-    reach = int(3 * sigma + 0.5)
-    if not reach:
+    if not (reach := smoothing_reach(sigma)):
         yield from slices
         return
     window: deque[tuple[int, Probability]] = deque()
@@ -126,6 +125,11 @@ def smooth_z(slices: Iterable[tuple[int, Probability]], sigma: float) -> Iterato
         waiting.append(z)
     while waiting:
         yield mean(waiting.popleft())
+
+
+def smoothing_reach(sigma: float) -> int:
+    """Slices to each side of which `smooth_z` takes the mean."""
+    return int(3 * sigma + 0.5)
 
 
 def over_flips(segmenter: Segmenter, images: torch.Tensor, size: tuple[int, int], flips: bool) -> Probability:

@@ -123,7 +123,9 @@ def _compare(check: dict[str, Any], summary: dict[str, Any]) -> tuple[bool, str]
         raise InputError(SUMMARY, found=f"{len(found)} entries for {what}", expected="one", do="Rebuild the report.")
     value: Any = found[0]
     for key in check["value"].split("."):
-        value = value[int(key)] if isinstance(value, list) else value[key]
+        value = value[int(key)] if isinstance(value, list) else (value or {}).get(key)
+    if value is None:
+        raise InputError(SUMMARY, found=f"no value of {what}", expected="a number", do="Rebuild the report.")
     right, wanted = True, []
     if "is" in check:
         right &= abs(value - check["is"]) <= check.get("within", 0.0)
@@ -151,9 +153,10 @@ def replicate(claims: dict[str, Claim], jobs: int) -> int:
         raise InputError(PARAMS, found="settings that no file of studies/ holds", expected="a study, since this selects others",
                          do="Keep them: cp params.yaml studies/mine.yaml")  # fmt: skip
     wrong = 0
-    for study in dict.fromkeys(claim.study for claim in claims.values()):
-        if problems := check_study(Path("studies") / f"{study}.yaml"):
-            raise ConfigError(problems)
+    studies = dict.fromkeys(claim.study for claim in claims.values())
+    if problems := [f"study {study}: {line}" for study in studies for line in check_study(Path("studies") / f"{study}.yaml")]:
+        raise ConfigError(problems)  # of all, before the hours of the first
+    for study in studies:
         use_study(study)
         if run_pipeline(jobs, []):
             return 1
@@ -165,7 +168,10 @@ def report(claims: dict[str, Claim]) -> int:
     """Print how the claims compare with reports/summary.json; the number that did not come out."""
     summary, wrong = json.loads(SUMMARY.read_text()), 0
     for name, claim in claims.items():
-        results = compare(claim, summary)
+        try:
+            results = compare(claim, summary)
+        except InputError as error:  # the others are compared all the same
+            results = [(False, str(error))]
         wrong += not all(right for right, _ in results)
         for right, text in results:
             print(f"{'holds' if right else 'DIFFERS'}  {name}: {text}")

@@ -109,7 +109,7 @@ def _figures(
         "pareto.png": ("pareto", lambda path: pareto_png(path, summary["pareto"])),
     }
     for name, (key, drawn) in draw.items():
-        if key in summary:
+        if summary.get(key):
             drawn(folder / name)
         else:
             (folder / name).unlink(missing_ok=True)  # of an earlier report
@@ -152,7 +152,7 @@ def leaderboard(study: Study, summary: Mapping[str, Any], kinds: Sequence[str]) 
         "",
         "Foreground metrics at native resolution, pooled over the test slices; mean over seeds with its 95 % interval.",
         "in-domain: trained on this dataset alone; union: on it and others; other labels: on its images under other labels;",
-        "cross-domain: on others only.",
+        "seen at the start: on others, begun from a model that was trained on it; cross-domain: on others only.",
         "Parameters are the trainable ones; time is that of training one seed. Figures: [IoU](figures/iou.png).",
         *few,
     ]
@@ -282,7 +282,7 @@ def _kind(study: Study, entry: Mapping[str, Any]) -> str:
     regime = study.regime_specs[entry["regime"]]
     if regime.untrained:
         return "oracle prompts" if regime.oracle else "zero-shot"
-    return kind_of(study, entry["train_set"], entry["test_set"])
+    return kind_of(study, entry["regime"], entry["train_set"], entry["test_set"])
 
 
 def _commit(tags: Mapping[str, str]) -> str | None:

@@ -176,6 +176,8 @@ def run(study: Study, backbone_name: str, dataset: str, out: Path = Path("build/
     path = out / backbone_name / f"{dataset}.json"
     entries: list[dict[str, Any]] = []
     if all(study.regime_specs[name].no_backbone for name in study.regimes):
+        if facts := aligner_of(volume, spec).facts:
+            entries.append({"align": digest(facts)})  # a reference that changes is another training all the same
         manifest = {"backbone": backbone_name, "dataset": dataset, "data_md5": volume.md5, "entries": entries,
                     "weights": NONE.to_dict()}  # fmt: skip
         write_json(path, manifest)

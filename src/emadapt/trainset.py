@@ -55,6 +55,8 @@ def record_train_set(study: Study, backbone_name: str, train_set: str, root: Pat
         members["unlabelled"][name] = {k: manifest[k] for k in ("data_md5", "entries", "weights")}
     if spec.few:
         members["labelled"] = {"slices": spec.slices, "crops": spec.crops}
+    if spec.draw:
+        members["draw"] = spec.draw
     path = root / "trainsets" / backbone_name / f"{train_set}.json"
     write_json(path, members)
     return path

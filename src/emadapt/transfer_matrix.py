@@ -67,8 +67,9 @@ def transfer_cells(study: Study, groups: Groups, entries: Sequence[Entry]) -> li
             else:
                 plain.append(cell)
     order = {regime: at for at, regime in enumerate(rows)}
-    return sorted([*plain, *with_holm(compared)], key=lambda c: (study.backbones.index(c["backbone"]), order[c["regime"]],
-                                                                 study.train_sets.index(c["target"])))  # fmt: skip
+    return sorted([*plain, *with_holm(compared)], key=lambda c: (
+        study.backbones.index(c["backbone"]), order[c["regime"]], study.train_sets.index(c["target"]),
+        study.train_set_specs[c["target"]].datasets.index(c["test_set"])))  # fmt: skip
 
 
 def matrices(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from emadapt.config import Study, Unit
 from emadapt.data.ingest import Volume
 from emadapt.models.segmenter import Segmenter
 from emadapt.pixel_metrics import block_slices, iou_with_interval, overlap_counts
-from emadapt.predict import predict_slices
+from emadapt.predict import predict_slices, smoothing_reach
 
 SPACING_NM = 20.0
 """Thickness from one scored slice to the next, at least one slice: nearer ones of FIB-SEM are almost copies and cost as much."""
@@ -30,7 +30,7 @@ def unseen_by(study: Study, unit: Unit) -> list[str]:
     3D), and of mispaired datasets.
     """
     spec = study.regime_specs[unit.regime]
-    if spec.untrained or spec.is_3d:
+    if spec.outside or spec.is_3d:
         return []
     chain = [unit, *study.sources_of(unit)]
     if study.regime_specs[chain[-1].regime].init_from:  # a folder
@@ -59,8 +59,11 @@ def score_unseen(segmenter: Segmenter, volume: Volume, slices: Sequence[int], co
     voxel_z_nm = float(volume.manifest["voxel_nm"][0])
     chosen, known = spaced(len(volume.image), voxel_z_nm), dict(zip(slices, counts, strict=True))
     found = {z: list(known[z]) for z in chosen if z in known}
-    for z, probability in predict_slices(segmenter, volume, [z for z in chosen if z not in known]):
-        found[z] = list(overlap_counts(probability > 0.5, np.asarray(volume.label[z]) > 0))
+    wanted, reach = {z for z in chosen if z not in known}, smoothing_reach(segmenter.spec.smooth_z_nm / voxel_z_nm)
+    near = {other for z in wanted for other in range(max(0, z - reach), min(len(volume.image), z + reach + 1))}
+    for z, probability in predict_slices(segmenter, volume, sorted(near)):
+        if z in wanted:  # the others are there for `smooth_z_nm`, as in a volume that is segmented
+            found[z] = list(overlap_counts(probability > 0.5, np.asarray(volume.label[z]) > 0))
     ordered = np.array([found[z] for z in chosen], np.int64)
     apart = voxel_z_nm * (chosen[1] - chosen[0] if len(chosen) > 1 else 1)
     block = block_slices(len(chosen), apart)
