@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from emadapt.check import check_study
 from emadapt.closed_form import BANK, EDGES, KS, choose, draw_bank, ridge_path
 from emadapt.config import Study, TrainSpec, Unit
 from emadapt.evaluate import evaluate_unit
@@ -140,6 +141,14 @@ def logits(study: Study, unit: Unit) -> torch.Tensor:
     segmenter = prepare(study, unit).segmenter.eval()
     with torch.inference_mode():
         return segmenter(torch.rand(1, 1, 56, 56, generator=torch.Generator().manual_seed(0)), (56, 56))
+
+
+def test_patches_that_overlap_have_no_labels_of_their_own(tmp_path: Path) -> None:
+    params = baselines(warm={"kind": "lora", "head": "linear", "init": "ridge"})
+    params["backbones"]["t"]["stride"] = 7
+    make_study(tmp_path, params, ingested=False)
+    found = [line for line in check_study(tmp_path / "params.yaml", tmp_path / "data") if "stride: found 7" in line]
+    assert {name for name in params["regimes"] for line in found if f"; {name} is fitted" in line} == {"ridge", "knn", "warm"}
 
 
 def test_training_starts_at_what_ridge_says(tmp_path: Path) -> None:

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from emadapt.config import digest, load_study
+from emadapt.config import Unit, digest, load_study, not_default
 from emadapt.errors import ConfigError
+from emadapt.sweep.space import Target, definition_hash
 from tiny import settings
 
 STUDIES = Path(__file__).parents[1] / "studies"
@@ -74,6 +75,18 @@ def test_paper_presets_are_the_reference_protocol() -> None:
         (lambda p: p["regimes"].update(r={"kind": "ridge", "head": "pyramid"}), "ridge has a head of its own"),
         (lambda p: p["regimes"].update(r={"kind": "frozen", "init": "ridge"}), "add `head: linear`"),
         (lambda p: p["regimes"].update(r={"kind": "unet2d", "init": "ridge"}), "regimes.r.init"),
+        (
+            lambda p: p["regimes"].update(r={"kind": "lora_last_k", "k": 2, "head": "linear", "init": "ridge"}),
+            "regimes.r.init: found ridge; its weights are of blocks",
+        ),
+        (
+            lambda p: (
+                p["study"].update(datasets=["a"], train_sets=["a"]),
+                p["train_sets"].update(b=["b"]),
+                p["regimes"]["lora"].update(init_from="frozen-b"),
+            ),
+            "regimes.lora.init_from: 'b', of its training set, is not in study.datasets",
+        ),
         (lambda p: p["regimes"]["lora"].update(kind="lora_last_k"), "regimes.lora.k: found 0; expected a number of blocks"),
         (lambda p: p["regimes"]["lora"].update(k=2), "regimes.lora.k: found 2"),
         (
@@ -173,3 +186,19 @@ def test_whatever_stands_in_a_study_it_is_read_or_refused_as_settings_are(tmp_pa
     for unit in study.units():  # what is accepted can be written into a run, and compared
         assert json.loads(json.dumps(study.describe(unit))) == study.describe(unit)
         assert study.unit(unit.name) == unit
+
+
+def test_where_files_lie_and_how_many_processes_load_change_no_weights(tmp_path: Path) -> None:
+    keys, swept = [], []
+    for n, change in enumerate((
+        lambda p: None, lambda p: p["train"].update(workers=2), lambda p: p["datasets"]["a"].update(path="elsewhere/a"),
+        lambda p: p["backbones"]["t"].update(file="weights.safetensors"), lambda p: p["train"].update(head_lr=0.5),
+    )):  # fmt: skip
+        params = settings()
+        change(params)
+        (file := tmp_path / f"{n}.yaml").write_text(yaml.safe_dump(params))
+        study = load_study(file)
+        keys.append(digest(not_default(study.describe(Unit("t", "frozen", "a", 0)))))
+        swept.append(definition_hash(study, Target("t", "lora", "a")))
+    assert len(set(keys[:4])) == len(set(swept[:4])) == 1
+    assert keys[4] != keys[0]

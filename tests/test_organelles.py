@@ -39,8 +39,20 @@ def test_the_volume_has_the_organelle_that_was_chosen(tmp_path: Path, organelle:
     ingest(study, "a", tmp_path / "data", tmp_path / "build")
     volume = open_volume("a", tmp_path / "build")
     np.testing.assert_array_equal(volume.label > 0, np.isin(label, IDS[organelle]))
-    assert (volume.manifest["organelle"], volume.manifest["organelles"]) == (organelle, IDS)
+    assert (volume.manifest["organelle"], volume.manifest["foreground"]) == (organelle, list(IDS[organelle]))
     assert volume.manifest["foreground"] == IDS[organelle]
+
+
+def test_other_organelles_ids_are_not_part_of_the_task(tmp_path: Path) -> None:
+    study = make_study(tmp_path, organelle_settings(), ingested=False)
+    write_labels(tmp_path, [1, 2, 3])
+    ingest(study, "a", tmp_path / "data", tmp_path / "build")
+    before, described = open_volume("a", tmp_path / "build").md5, study.dataset_specs["a"].described()
+    more = organelle_settings(organelles=IDS | {"vesicles": [9]})
+    (tmp_path / "params.yaml").write_text(json.dumps(more))
+    study = load_study(tmp_path / "params.yaml")
+    ingest(study, "a", tmp_path / "data", tmp_path / "build")
+    assert (open_volume("a", tmp_path / "build").md5, study.dataset_specs["a"].described()) == (before, described)
 
 
 def test_an_id_that_no_slice_has_is_an_error_that_names_it(tmp_path: Path) -> None:
@@ -75,7 +87,7 @@ def test_datasets_without_organelles_are_described_as_before(tmp_path: Path) -> 
                                                "pairing": "number", "path": ""})  # fmt: skip
     study = make_study(tmp_path, organelle_settings(), ingested=False)
     described = study.describe(study.unit("t-frozen-a-0"))["datasets"]["a"]
-    assert (described["organelle"], described["organelles"]) == ("er", json.loads(json.dumps(IDS)))
+    assert (described["organelle"], described["organelles"]) == ("er", {"er": IDS["er"]})
     assert load_study(tmp_path / "params.yaml").dataset_specs["a"].rule == (2,)
 
 

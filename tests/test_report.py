@@ -13,6 +13,7 @@ from emadapt import comparisons, figures, report
 from emadapt.comparisons import kind_of
 from emadapt.config import DatasetSpec, RegimeSpec, TrainSetSpec
 from emadapt.errors import InputError
+from emadapt.unions import unions
 from fakes import DATASETS, SPECS, a_study, write_domain, write_metrics, write_objects
 
 
@@ -106,6 +107,14 @@ def test_every_model_against_the_best_and_unions_against_single_datasets(reporte
         (regime, "paired", single, single) for regime in ("frozen", "lora") for single in ("lucchi", "vnc")
     }
     assert not any(e["few"] for e in summary["unions"])
+
+
+def test_systems_that_were_not_trained_are_no_model_for_several_datasets() -> None:
+    study, kinds = a_study(), {"frozen": RegimeSpec("frozen"), "given": RegimeSpec("mitonet", weights="w")}
+    study = dataclasses.replace(study, regimes=tuple(kinds), regime_specs=kinds)
+    test = {name: {"counts": [[5, 6, 7]] * 4, "block_slices": 1} for name in study.datasets}
+    groups = {("dinov2_s", regime, name): [{"test": test}] for regime in kinds for name in SPECS}
+    assert {row["regime"] for row in unions(study, groups)} == {"frozen"}
 
 
 def test_a_few_labels_beside_another_dataset_meet_the_same_few_alone(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from emadapt.check import check_study
 from emadapt.config import Study, Unit, load_study
 from emadapt.errors import ConfigError, InputError
 from emadapt.evaluate import evaluate_unit
@@ -112,6 +113,23 @@ def test_the_record_changes_with_the_source_alone(study: Study, tmp_path: Path) 
 def test_settings_that_cannot_be(tmp_path: Path, own: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         make_study(tmp_path, params(bad=own), ingested=False)
+
+
+def test_the_record_holds_the_folder_that_a_source_began_from(study: Study, tmp_path: Path) -> None:
+    from emadapt.tokens import run
+
+    for name in study.datasets:
+        run(study, "t", name)
+    (folder := tmp_path / "models/mine").mkdir(parents=True)
+    own = params(mine=TUNED | {"init_from": "models/mine"}, then=TUNED | {"init_from": "mine"})
+    (tmp_path / "params.yaml").write_text(json.dumps(own))
+    assert any("models/mine: found no model" in line for line in check_study(tmp_path / "params.yaml"))
+    study, records = load_study(tmp_path / "params.yaml"), []
+    for said in ("one", "another"):
+        (folder / "model.json").write_text(json.dumps({"head": "linear", "said": said}))
+        records.append([record_start(study, regime).read_text() for regime in ("mine", "then", "from_b")])
+    assert [a != b for a, b in zip(*records, strict=True)] == [True, True, False]
+    assert any("found a head linear; expected pyramid" in line for line in check_study(tmp_path / "params.yaml"))
 
 
 def test_a_folder_and_what_is_wrong_with_it(study: Study, tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from emadapt.fit import fit, loss_function, score
 from emadapt.models.heads import HEADS
 from emadapt.sweep.fit_stacked import Member, fit_stacked, score_stacked
 from emadapt.sweep.stacked import Stack, loss_and_gradient, spread
+from emadapt.sweep.trial import _fits_a_stack
 from emadapt.train import prepare
 from tiny import make_study, settings
 
@@ -134,6 +137,31 @@ def test_a_stacked_fit_is_the_fits_alone(tiny: Study, tmp_path: Path) -> None:
         final = score(inputs.segmenter, inputs.volumes, inputs.views, every=0)
         assert member.scored.keys() == final.keys()
         assert member.scored == pytest.approx(final, abs=0.02)
+
+
+def test_heads_that_share_batch_statistics_are_scored_with_those_of_their_own_best(tiny: Study, tmp_path: Path) -> None:
+    study = dataclasses.replace(tiny, train=dataclasses.replace(tiny.train, head="linear"))
+    together = crew(study, tmp_path / "stack", [1e-3, 3.0])
+    fit_stacked(prepare(study, UNIT), together, 0)
+    inputs = prepare(study, UNIT)
+    backbone = inputs.segmenter.backbone
+    for n, member in enumerate(together):
+        stack = Stack("linear", backbone.arch.dim, len(backbone.blocks), [member.train], [0])
+        stack.load(0, member.best, 0)
+        assert member.scored == score_stacked(stack, inputs, every=0)[0], n
+
+
+@pytest.mark.parametrize(("change", "fits"), [
+    ({}, True), ({"backbones": {"stride": 7}}, False), ({"backbones": {"smooth_z_nm": 30.0}}, False),
+    ({"backbones": {"flips": True}}, False), ({"train": {"average": 0.9}}, False), ({"train_sets": {"crops": 2}}, False),
+])  # fmt: skip
+def test_what_only_a_fit_alone_does_is_not_stacked(tiny: Study, change: dict[str, dict[str, Any]], fits: bool) -> None:
+    sets = {"paired": dataclasses.replace(tiny.train_set_specs["paired"], **change.get("train_sets", {}))}
+    backbones = {"t": dataclasses.replace(tiny.backbone_specs["t"], **change.get("backbones", {}))}
+    own = dataclasses.replace(tiny, train_set_specs=tiny.train_set_specs | sets, backbone_specs=backbones,
+                              train=dataclasses.replace(tiny.train, **change.get("train", {})))  # fmt: skip
+    attempt: Any = SimpleNamespace(config=own, unit=UNIT, train=own.train_spec(UNIT))
+    assert _fits_a_stack(attempt) == fits
 
 
 def test_scores_of_equal_heads_are_equal_but_for_pixels_at_the_threshold(tiny: Study) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 from pathlib import Path
 
 from emadapt.config import PARAMS, Study, load_study
@@ -27,7 +28,7 @@ def check_study(path: Path, data: Path = Path("data")) -> list[str]:
     except ConfigError as error:
         return error.problems
     settings = [*_check_sections(path), *_check_models(study, path), *_check_precision(study)]
-    return [*settings, *_check_data(study, data), *_check_weights(study), *_check_outside(study)]
+    return [*settings, *_check_starts(study), *_check_data(study, data), *_check_weights(study), *_check_outside(study)]
 
 
 def use_study(name: str) -> Study:
@@ -64,9 +65,12 @@ def _check_models(study: Study, path: Path) -> list[str]:
         try:
             arch = get_arch(spec.arch)
             last = arch.depth if spec.blocks == "last" else resolve_blocks(spec.arch, spec.blocks)[-1]
-            resolve_stride(spec.arch, spec.stride)
+            overlapping = resolve_stride(spec.arch, spec.stride) != arch.patch
             for regime in study.regimes:
                 adapter = study.regime_specs[regime]
+                if overlapping and (adapter.kind in ("ridge", "knn") or adapter.init == "ridge"):
+                    problems.append(f"{path}: backbones.{name}.stride: found {spec.stride}; {regime} is fitted to a label for "
+                                    f"each patch of {arch.patch} pixels, leave it out")  # fmt: skip
                 if adapter.low_rank and adapter.rank > arch.dim:
                     width = f"{arch.dim}, the width of {name}"
                     problems.append(f"{path}: regimes.{regime}.rank: found {adapter.rank}; expected at most {width}")
@@ -79,6 +83,25 @@ def _check_models(study: Study, path: Path) -> list[str]:
         head = study.regime_specs[regime].head or study.train.head
         if head not in HEAD_NAMES:
             problems.append(f"{path}: head {head!r} of regime {regime!r} is unknown; known are {', '.join(HEAD_NAMES)}")
+    return problems
+
+
+def _check_starts(study: Study) -> list[str]:
+    """Models in folders that regimes start from; whether their tensors fit is seen when they are loaded."""
+    problems = []
+    for name in study.regimes:
+        folder = Path(study.regime_specs[name].init_from)
+        if "/" not in study.regime_specs[name].init_from:
+            continue
+        try:
+            card = json.loads((folder / "model.json").read_text())
+            found, expected = card["head"], study.head_of(name)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            problems.append(f"regimes.{name}.init_from: {folder}: found no model that can be read ({type(error).__name__}: "
+                            f"{error}); expected model.json and model.safetensors, as `train` writes them")  # fmt: skip
+            continue
+        if found != expected:
+            problems.append(f"regimes.{name}.init_from: {folder}: found a head {found}; expected {expected}")
     return problems
 
 

@@ -171,8 +171,24 @@ class Study:
         return typing.cast(dict[str, Any], json.loads(json.dumps(described)))
 
 
+def without_places(described: dict[str, Any]) -> dict[str, Any]:
+    """What `Study.describe` gave with settings that change no weights at their default: where files lie, how many processes load.
+
+    What the files hold stands beside them in every key, as hashes.
+    """
+    nowhere = {"backbone": described["backbone"] | {"file": ""}, "train": described["train"] | {"workers": 0}}
+    for part in ("datasets", "unlabelled"):
+        if part in described:
+            nowhere[part] = {name: own | {"path": ""} for name, own in described[part].items()}
+    return described | nowhere
+
+
 def not_default(described: dict[str, Any]) -> dict[str, Any]:
-    """What `Study.describe` gave without the settings at their default: a setting that a later version adds changes nothing."""
+    """What `Study.describe` gave without the settings at their default: a setting that a later version adds changes nothing.
+
+    Nor do those that change no weights (`without_places`).
+    """
+    described = without_places(described)
     kinds = {"backbone": BackboneSpec, "regime": RegimeSpec, "train": TrainSpec, "split": SplitSpec}
     kept = dict(described)
     for section, kind in kinds.items():

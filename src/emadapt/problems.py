@@ -33,6 +33,10 @@ def _check_names(study: Study) -> list[str]:
         spec = study.train_set_specs.get(name)
         members = (*spec.datasets, *spec.unlabelled) if spec else ()
         bad += [f"train_sets.{name}: {m!r} is not in study.datasets" for m in members if m not in study.datasets]
+    for name in (name for name in study.regimes if name in study.regime_specs):
+        begins = study.train_set_specs.get(study.regime_specs[name].init_from.partition("-")[2])
+        bad += [f"regimes.{name}.init_from: {m!r}, of its training set, is not in study.datasets"
+                for m in (begins.datasets if begins else ()) if m not in study.datasets]  # fmt: skip
     return bad
 
 
@@ -106,6 +110,8 @@ def _check_regimes(study: Study) -> list[str]:
             bad.append(f"regimes.{name}.head: found {regime.head!r}; {regime.kind} has a head of its own, leave this out")
         if regime.init == "ridge" and (regime.own_head or (regime.head or study.train.head) != "linear"):
             bad.append(f"regimes.{name}.init: ridge gives a `linear` head its first weights; add `head: linear`")
+        if regime.init == "ridge" and regime.kind == "lora_last_k":
+            bad.append(f"regimes.{name}.init: found ridge; its weights are of blocks that lora_last_k does not cache, use lora")
         if not 0 < regime.layer_decay <= 1:
             bad.append(f"regimes.{name}.layer_decay: found {regime.layer_decay}; expected a factor above 0, at most 1")
         if regime.is_3d:

@@ -40,7 +40,8 @@ class DatasetSpec:
     def described(self) -> dict[str, Any]:
         """The settings; those of organelles and `labelled` only where they are in use, so that hashes from before them hold."""
         later = {"organelles": {}, "organelle": "", "labelled": True}
-        return {k: v for k, v in dataclasses.asdict(self).items() if k not in later or v != later[k]}
+        used = {"organelles": {self.organelle: self.rule} if self.organelle else {}}  # other organelles' ids change nothing
+        return {k: v for k, v in (dataclasses.asdict(self) | used).items() if k not in later or v != later[k]}
 
 
 @dataclass(frozen=True)

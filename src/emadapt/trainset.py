@@ -80,9 +80,10 @@ def record_start(study: Study, regime: str, root: Path = Path("build")) -> Path:
                 tokens += [_tokens(root, unit.backbone, name) for name in names]
             described = not_default(study.describe(chain[0]))
             sources[unit.name] = {"source": chain[0].name, "sha256": digest([described, tokens])}
-    folder = study.regime_specs[regime].init_from
-    if "/" in folder and (file := Path(folder) / "model.json").is_file():
-        sources[folder] = {"sha256": digest(json.loads(file.read_text()))}
+    behind = {regime, *(source.regime for unit in study.units() if unit.regime == regime for source in study.sources_of(unit))}
+    for folder in sorted({study.regime_specs[name].init_from for name in behind}):
+        if "/" in folder and (file := Path(folder) / "model.json").is_file():
+            sources[folder] = {"sha256": digest(json.loads(file.read_text()))}
     path = root / "starts" / f"{regime}.json"
     write_json(path, sources)
     return path

@@ -23,8 +23,9 @@ def unions(study: Study, groups: Groups) -> list[dict[str, Any]]:
         Differences of foreground IoU, union minus alone, with intervals and p; `few`: whether not all labels are used.
     """
     specs = {name: study.train_set_specs[name] for name in study.train_sets}
+    trained = [regime for regime in study.regimes if not study.regime_specs[regime].untrained]
     found = []
-    for backbone, regime in ((backbone, regime) for backbone in study.backbones for regime in study.regimes):
+    for backbone, regime in ((backbone, regime) for backbone in study.backbones for regime in trained):
         for union, spec in ((name, spec) for name, spec in specs.items() if len(spec.datasets) > 1):
             for test_set in spec.datasets:
                 labels = (spec.slices_of(test_set), spec.crops)

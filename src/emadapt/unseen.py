@@ -6,6 +6,7 @@ as the test slices, and four sections of a volume say much less about it than tw
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -60,10 +61,14 @@ def score_unseen(segmenter: Segmenter, volume: Volume, slices: Sequence[int], co
     chosen, known = spaced(len(volume.image), voxel_z_nm), dict(zip(slices, counts, strict=True))
     found = {z: list(known[z]) for z in chosen if z in known}
     wanted, reach = {z for z in chosen if z not in known}, smoothing_reach(segmenter.spec.smooth_z_nm / voxel_z_nm)
-    near = {other for z in wanted for other in range(max(0, z - reach), min(len(volume.image), z + reach + 1))}
-    for z, probability in predict_slices(segmenter, volume, sorted(near)):
-        if z in wanted:  # the others are there for `smooth_z_nm`, as in a volume that is segmented
-            found[z] = list(overlap_counts(probability > 0.5, np.asarray(volume.label[z]) > 0))
+    parts = volume.manifest.get("parts", [["all", len(volume.image)]])  # volumes that lie one after the other
+    ends = np.cumsum([0, *(n for _, n in parts)]).tolist()
+    for first, end in itertools.pairwise(ends):
+        inside = {z for z in wanted if first <= z < end}
+        near = {other for z in inside for other in range(max(first, z - reach), min(end, z + reach + 1))}
+        for z, probability in predict_slices(segmenter, volume, sorted(near)):
+            if z in inside:  # the others are there for `smooth_z_nm`, as in a volume that is segmented
+                found[z] = list(overlap_counts(probability > 0.5, np.asarray(volume.label[z]) > 0))
     ordered = np.array([found[z] for z in chosen], np.int64)
     apart = voxel_z_nm * (chosen[1] - chosen[0] if len(chosen) > 1 else 1)
     block = block_slices(len(chosen), apart)

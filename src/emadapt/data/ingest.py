@@ -112,7 +112,7 @@ def ingest(study: Study, name: str, data: Path = Path("data"), out: Path = INGES
             "parts": [[p.name, len(p.images)] for p in parts], "split": split, "split_kind": study.split.kind,
             "foreground_fraction": foreground, "image_md5": facts["image_md5"], "label_md5": facts["label_md5"],
             "pairs": _pairs(parts, root),
-            **({"organelle": spec.organelle, "organelles": spec.organelles} if spec.organelle else {}),
+            **({"organelle": spec.organelle} if spec.organelle else {}),
             **({} if spec.labelled else {"labelled": False}),
         }  # fmt: skip
         manifest["md5"] = hashlib.md5(json.dumps(manifest, sort_keys=True).encode(), usedforsecurity=False).hexdigest()

@@ -61,11 +61,13 @@ def fit_stacked(inputs: Inputs, members: list[Member], seed: int) -> None:
     for epoch in sorted({s["progress"]["epoch"] if s else 0 for s in saved}):  # members at different epochs see different data
         group = [(m, s) for m, s in zip(members, saved, strict=True) if (s["progress"]["epoch"] if s else 0) == epoch]
         _fit_group(inputs, [m for m, _ in group], [s for _, s in group], seed)
-    if done := [m for m in members if m.error is None]:
-        stack = _stack(inputs, done)
-        for i, member in enumerate(done):
+    done = [m for m in members if m.error is None]
+    shared = inputs.segmenter.head_name == "linear"  # one BatchNorm for all, while each has its best at an epoch of its own
+    for together in [[m] for m in done] if shared else [done] if done else []:
+        stack = _stack(inputs, together)
+        for i, member in enumerate(together):
             stack.load(i, member.best, 0)
-        for member, scored in zip(done, score_stacked(stack, inputs, every=0), strict=True):
+        for member, scored in zip(together, score_stacked(stack, inputs, every=0), strict=True):
             member.scored = scored
 
 

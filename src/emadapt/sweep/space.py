@@ -14,7 +14,7 @@ from optuna.distributions import (
     distribution_to_json,
 )
 
-from emadapt.config import BackboneSpec, RegimeSpec, Study, Unit, digest
+from emadapt.config import BackboneSpec, RegimeSpec, Study, Unit, digest, without_places
 from emadapt.errors import InputError
 
 Space = dict[str, BaseDistribution]
@@ -157,7 +157,7 @@ def definition(study: Study, target: Target) -> dict[str, Any]:
     anywhere = {name: _any(choices) for name, choices in space.items()}  # takes searched settings out of the comparison
     changed, unit = study_at(study, target, anywhere)
     said = {name: json.loads(distribution_to_json(choices))["attributes"] for name, choices in space.items()}
-    return {"space": said, "fixed": changed.describe(unit)}
+    return {"space": said, "fixed": without_places(changed.describe(unit))}
 
 
 def definition_hash(study: Study, target: Target) -> str:

@@ -144,10 +144,14 @@ def run_trials(sweep: Sweep, trials: list[Trial]) -> None:
 
 
 def _fits_a_stack(attempt: Attempt) -> bool:
-    """Its head sees cached tokens and nothing else; no scaled loss and no averaged weights, which `fit` alone has."""
-    frozen, train = attempt.config.regime_specs[attempt.unit.regime].kind == "frozen", attempt.train
-    alone = train.precision == "fp16" or bool(train.average) or needs_image(train.head)
-    return frozen and train.cached and not alone
+    """Its head sees cached tokens and nothing else; nothing that `fit`, `score` and `Segmenter` alone have.
+
+    Those are a scaled loss, averaged weights, means over slices or mirror images, and patches that overlap.
+    """
+    config, unit, train = attempt.config, attempt.unit, attempt.train
+    frozen, spec = config.regime_specs[unit.regime].kind == "frozen", config.backbone_specs[unit.backbone]
+    alone = train.precision == "fp16" or train.average or needs_image(train.head) or config.train_set_specs[unit.train_set].crops
+    return frozen and train.cached and not (alone or spec.smooth_z_nm or spec.flips or spec.stride)
 
 
 def _stackable(one: Attempt, other: Attempt) -> bool:
