@@ -1,5 +1,6 @@
 """The diagnose stage on tiny studies: what the file holds, what the controls read, what is refused."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from emadapt.data.ingest import ingest
 from emadapt.diagnose import compare, features
 from emadapt.diagnose.features import Features
 from emadapt.diagnose.moments import Moments, slice_moments
-from emadapt.diagnose.run import diagnose
+from emadapt.diagnose.run import diagnose, halves
 from emadapt.errors import ConfigError, InputError
 from emadapt.tokens import run
 from emadapt.train import train_unit
@@ -76,6 +77,42 @@ def test_a_class_without_tokens_is_refused() -> None:
     few.foreground[few.at > 2] = False
     with pytest.raises(InputError, match=r"dataset few: found foreground tokens in 3 slices.*at least 4"):
         compare.compare(few, b, "token", "foreground", OWN)
+
+
+def test_a_class_in_fewer_slices_than_blocks_is_compared_on_those() -> None:
+    own = dataclasses.replace(OWN, blocks=8)
+    a, b = gaussian("a", 0, 12, 0), gaussian("b", 2, 12, 1)
+    for places, enough in ((np.arange(12) % 2 > 0, True), (np.arange(12) < 2, False)):  # 6 slices, and one block of 2
+        lacking = ~places
+        a.foreground[np.isin(a.at, np.flatnonzero(lacking))] = False
+        for whole in (a.moments.count, a.moments.total, a.moments.outer):
+            whole[lacking, 1] = 0
+        assert compare.measurable(a, "foreground", own) == enough
+        if enough:
+            found = compare.compare(a, b, "token", "foreground", own)
+            assert found["reads_as"] == "different"
+            assert found["ci95"][0] <= found["frechet"] <= found["ci95"][1] < 10 * found["frechet"]
+            assert found["probe"]["n"][0] == a.foreground.sum()
+
+
+def test_few_slices_with_foreground_do_not_end_the_stage(
+    study: Study, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(compare, "FEWEST", 100)
+    found = read(diagnose(study, "t", "frozen"))
+    assert {(e["level"], e["class"]) for e in found["pairs"]} == {("token", "all"), ("image", "all")}
+    assert not found["segmentation"]
+    assert "a has background and foreground in too few of its 8 slices" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("slices", "blocks"), [(9, 8), (11, 8), (24, 5), (24, 7)])
+def test_the_control_halves_a_volume_as_the_null_does(slices: int, blocks: int) -> None:
+    own = dataclasses.replace(OWN, blocks=blocks)
+    volume = gaussian("a", 0, slices, 0, drift=1.0)
+    lower, upper = halves(volume, own)
+    null = compare.split_half_null(volume, "token", "all", own)
+    found = compare.compare(lower, upper, "token", "all", dataclasses.replace(own, blocks=blocks // 2), {"a": null})
+    assert found["reads_as"] == "same"
 
 
 @pytest.fixture

@@ -205,6 +205,22 @@ def refused(order: Order) -> str:
     return str(error.value)
 
 
+def test_what_is_made_is_published_from_another_folder_too(order: Order, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rename = run.publish
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run, "publish", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+    near = dataclasses.replace(order, input="in.tif", output="out.tif")
+    with pytest.raises(KeyboardInterrupt):
+        segment_volume(near)
+    monkeypatch.setattr(run, "publish", rename)
+    (tmp_path / "sub").mkdir()
+    monkeypatch.chdir(tmp_path / "sub")
+    segment_volume(dataclasses.replace(order, input="../in.tif", output="../out.tif"))
+    assert tifffile.imread(tmp_path / "out.tif").shape == IMAGE.shape
+    with pytest.raises(InputError, match="what was made"):
+        rename({tmp_path / "gone": tmp_path / "nowhere"}, tmp_path / "aside")
+
+
 def test_nothing_is_overwritten_unasked(order: Order) -> None:
     Path(order.output).write_text("precious")
     assert "--overwrite" in refused(order)
@@ -215,6 +231,11 @@ def test_nothing_is_overwritten_unasked(order: Order) -> None:
     assert "out-instances.csv" in refused(dataclasses.replace(order, instances=True))
     assert not Path(f"{order.output}.partial").exists()
     assert "the input itself" in refused(dataclasses.replace(order, output=order.input, overwrite=True))
+    volume = Path(order.output).with_name("v.zarr")
+    (volume / "raw").mkdir(parents=True)
+    inside = dataclasses.replace(order, input=str(volume / "raw"), output=str(volume), overwrite=True)
+    assert "a part of it" in refused(inside)
+    assert (volume / "raw").is_dir()
     segment_volume(dataclasses.replace(order, instances=True, overwrite=True))
     assert table.read_text().startswith("id,voxels")
 

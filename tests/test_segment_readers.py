@@ -233,6 +233,12 @@ def test_a_single_slice_is_a_volume(tmp_path: Path) -> None:
     assert open_source(str(write_png(tmp_path / "one.png", VOLUME[0]))).shape == (1, 31, 44)
 
 
+def test_rows_of_huge_slices_in_the_other_order_of_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readers, "LARGE", 100)
+    source = open_source(tiff(tmp_path, byteorder=">"))
+    np.testing.assert_array_equal(source.read(2, 4, 7, 30), VOLUME[2:4, 7:30], strict=True)
+
+
 @pytest.mark.parametrize("first", ["0.png", "1.png"])
 def test_slices_of_one_bit_beside_those_of_eight(tmp_path: Path, first: str) -> None:
     mask = VOLUME[:2] > 30000

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -175,6 +176,11 @@ def test_preview_and_export(order: Order, model: Path) -> None:
     assert regime_to_tune(opened) == "kind: resunet3d, patch: [4, 32, 32], channels: [2, 2, 2, 2, 2]"
     flat = write_model(Path(order.output).parent / "flat", regime=RegimeSpec("unet2d"), head="unet2d")
     assert regime_to_tune(open_model(flat)) == "kind: unet2d"
+    for regime, said in ((RegimeSpec("full"), "kind: full, head: pyramid"), (RegimeSpec("knn"), ""),
+                         (RegimeSpec("frozen"), "kind: lora, rank: 16, alpha: 32.0, head: pyramid"),
+                         (RegimeSpec("frozen", align="norm"), "")):  # fmt: skip
+        other: Any = SimpleNamespace(segmenter=SimpleNamespace(regime=regime, head_name="pyramid"))
+        assert regime_to_tune(other) == said
     with pytest.raises(InputError, match=r"resunet3d, which sees neighbouring slices together"):
         check_exportable(opened)
 

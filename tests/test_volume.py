@@ -191,3 +191,10 @@ def test_threads_that_read_one_stack_at_once_get_its_slices(tmp_path: Path) -> N
             found = pool.map(lambda z: (z, read_slice(SliceRef(tmp_path / "s.tif", int(z)))), order)
             for z, image in found:
                 np.testing.assert_array_equal(image, stack[z])
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, bool])
+def test_values_that_are_shown_inverted_are_refused(tmp_path: Path, dtype: type) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", np.eye(20).astype(dtype), photometric="miniswhite")
+    with pytest.raises(InputError, match=r"a\.tif.*WhiteIsZero.*Invert LUT"):
+        read_slice(SliceRef(tmp_path / "a.tif"))

@@ -156,6 +156,10 @@ class Stack:
         self.planar = "S" in axes and axes.index("S") < axes.index("Y")  # one plane a channel
         if max(series.sizes.values() if hasattr(series, "sizes") else shape) > MAX_SIDE:
             raise InputError(path, found=f"shape {shape}", expected=f"sides up to {MAX_SIDE}", do="Check the file's header.")
+        if series.keyframe.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
+            raise InputError(path, found="values that are shown inverted (WhiteIsZero)", expected="0 for black",
+                             do="Save it without an inverting lookup table (Fiji: Image > Lookup Tables > Invert LUT, then save;"
+                             " Edit > Invert first, if what you see is what counts).")  # fmt: skip
         self._check_complete()
         self._check_size()
         self._check_description()

@@ -28,6 +28,8 @@ FRACTIONS = (0.4, 0.5, 0.65, 0.8, 1.0)
 """Shares of the slices from which the distance is extrapolated to infinitely many."""
 DRAWS = 4
 """Random choices of slices per share."""
+FEWEST = 4
+"""Slices with a class below which nothing is said of it."""
 PROBE_TOKENS = 1500
 MMD_TOKENS = 1000
 
@@ -49,16 +51,17 @@ def compare(a: Features, b: Features, level: str, cls: str, spec: DiagnoseSpec,
         nulls: of whole datasets, where `a` and `b` are parts of one; None: split halves of `a` and `b`.
 
     Raises:
-        InputError: a class has no tokens, or they lie in fewer slices than there are blocks.
+        InputError: a class is in too few slices (see `measurable`).
     """
     n = [_count(f, level, cls) for f in (a, b)]
     between = _distance(a, b, level, cls)
-    every = tuple(np.arange(len(f.slices)) for f in (a, b))
+    every = tuple(_places(f, level, cls) for f in (a, b))
     found = between(*every)
     if nulls is None:
         nulls = {f.name: split_half_null(f, level, cls, spec) for f in (a, b)}
     null = max(value["max"] for value in nulls.values())
-    xa, xb = (_sample(f, level, cls, PROBE_TOKENS, spec) for f in (a, b))
+    blocks = min(spec.blocks, *(len(np.unique(_tokens(f, cls)[1])) for f in (a, b))) if level != "image" else spec.blocks
+    xa, xb = (_sample(f, level, cls, PROBE_TOKENS, blocks) for f in (a, b))
     separated = probe.domain_probe(xa[0], xa[1], xb[0], xb[1], permutations=spec.permutations, seed=spec.seed,
                                    names=(a.name, b.name))  # fmt: skip
     few = 5 if level == "image" else 10
@@ -106,7 +109,7 @@ def segmentation(a: Features, b: Features, spec: DiagnoseSpec) -> dict[str, Any]
     Linear probe of foreground against background: within a dataset cross-validated over z-blocks, across fitted on all of
     `a`. kNN: tokens of val and test slices, labelled by training tokens.
     """
-    a_x, a_blocks, a_y = _sample(a, "token", "all", len(a.tokens), spec, labels=True)
+    a_x, a_blocks, a_y = _sample(a, "token", "all", len(a.tokens), spec.blocks, labels=True)
     seeded: dict[str, Any] = {"permutations": spec.permutations, "seed": spec.seed, "names": (a.name, b.name)}
     if a is b:
         found = probe.foreground_probe(a_x, a_y, a_blocks, **seeded)
@@ -183,26 +186,44 @@ def _interval(between: Distance, every: tuple[Numbers, ...], found: float, spec:
         starts = rng.integers(0, n - length + 1, -(-n // length))
         return np.asarray((starts[:, None] + np.arange(length)).ravel()[:n])
 
-    draws = [tuple(moving_blocks(len(e)) for e in every) for _ in range(spec.replicates)]
+    draws = [tuple(e[moving_blocks(len(e))] for e in every) for _ in range(spec.replicates)]
     low, high = np.percentile(_each(between, draws), [2.5, 97.5])
     return [_round(max(0.0, 2 * found - high)), _round(max(0.0, 2 * found - low))]
 
 
-def _sample(f: Features, level: str, cls: str, most: int, spec: DiagnoseSpec, labels: bool = False) -> Any:
+def measurable(f: Features, cls: str, spec: DiagnoseSpec) -> bool:
+    """Whether a class is in so many slices, and in so many z-blocks, that halves can be compared and a block held out."""
+    places = np.unique(_tokens(f, cls)[1])
+    return len(places) >= FEWEST and len(np.unique(z_blocks(len(f.slices), spec.blocks)[places])) > 1
+
+
+def _tokens(f: Features, cls: str) -> tuple[Numbers, Numbers]:
+    """Which tokens of the subsample are of a class, and the places of their slices."""
+    chosen = np.flatnonzero(np.isin(f.foreground, CLASSES[cls]))
+    return chosen, f.at[chosen]
+
+
+def _places(f: Features, level: str, cls: str) -> Numbers:
+    """Places of the slices that have the class; a draw of others alone would have no tokens."""
+    if level == "image":
+        return np.arange(len(f.slices))
+    return np.flatnonzero(f.moments.count[:, CLASSES[cls]].sum(1) > 0)
+
+
+def _sample(f: Features, level: str, cls: str, most: int, blocks: int, labels: bool = False) -> Any:
     """(n, D) vectors and (n,) z-blocks of a class, thinned evenly to at most `most`; with labels (n,) where asked for.
 
     Blocks are of the slices that have the class at all: a block of slices without foreground could not be held out.
     """
     if level == "image":
-        return f.moments.slice_means().astype(np.float32), z_blocks(len(f.slices), spec.blocks)
-    chosen = np.flatnonzero(np.isin(f.foreground, CLASSES[cls]))
-    slices, place = np.unique(f.at[chosen], return_inverse=True)
-    if len(slices) < spec.blocks:
+        return f.moments.slice_means().astype(np.float32), z_blocks(len(f.slices), blocks)
+    chosen, at = _tokens(f, cls)
+    slices, place = np.unique(at, return_inverse=True)
+    if len(slices) < (least := blocks if cls == "all" else FEWEST):
         raise InputError(f"dataset {f.name}", found=f"{cls} tokens in {len(slices)} slices of the subsample",
-                         expected=f"in at least {spec.blocks}, one for each block of `diagnose.blocks`",
-                         do="Raise `diagnose.tokens` or `diagnose.slices`, or lower `diagnose.blocks`.")  # fmt: skip
+                         expected=f"in at least {least}", do="Raise `diagnose.tokens` or `diagnose.slices`.")  # fmt: skip
     thin = np.linspace(0, len(chosen) - 1, min(most, len(chosen))).round().astype(int)
-    block = z_blocks(len(slices), spec.blocks)[place]
+    block = z_blocks(len(slices), blocks)[place]
     out = f.tokens[chosen[thin]], block[thin]
     return (*out, f.foreground[chosen[thin]]) if labels else out
 

@@ -44,15 +44,17 @@ def pca_figure(title: str, models: Models) -> Figure:
     rows = figure.subplots(len(models), 2, squeeze=False)
     for (name, features), (left, right) in zip(models.items(), rows, strict=True):
         components, shares = pca.fit(features, 2)
-        for colour, (dataset, f) in zip(COLOURS, features.items(), strict=False):
+        for number, (dataset, f) in enumerate(features.items()):
+            colour, marker = COLOURS[number % len(COLOURS)], "os^D"[number // len(COLOURS) % 4]
             at, no_labels = components.project(f.moments.slice_means()), "" if f.labelled else " (no labels)"
             left.scatter(
-                *at.T, s=28, color=colour, edgecolor="white", linewidth=0.6, label=f"{dataset}, n = {len(at)}" + no_labels
-            )
+                *at.T, s=28, color=colour, marker=marker, edgecolor="white", linewidth=0.6,
+                label=f"{dataset}, n = {len(at)}" + no_labels,
+            )  # fmt: skip
             some = np.linspace(0, len(f.tokens) - 1, min(SHOWN_TOKENS, len(f.tokens))).round().astype(int)
             at, true = components.project(f.tokens[some]), f.foreground[some]
-            right.scatter(*at[~true].T, s=5, color=colour, alpha=0.35, linewidth=0)
-            right.scatter(*at[true].T, s=16, color=colour, edgecolor="black", linewidth=0.6)
+            right.scatter(*at[~true].T, s=5, color=colour, marker=marker, alpha=0.35, linewidth=0)
+            right.scatter(*at[true].T, s=16, color=colour, marker=marker, edgecolor="black", linewidth=0.6)
         left.set_title(f"{name}: one point per slice (mean token)", fontsize=10)
         right.set_title(f"{name}: up to {SHOWN_TOKENS} tokens per dataset", fontsize=10)
         left.legend(fontsize=8, frameon=False)

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import resource
 import shutil
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from emadapt.data.tiles import Grey
 from emadapt.device import device
 from emadapt.diagnose import compare, figures, pca
 from emadapt.diagnose.features import Features, computed_features, pixel_features, pretrained_features
+from emadapt.diagnose.moments import z_blocks
 from emadapt.files import write_json
 from emadapt.models import regimes
 from emadapt.models.backbones import Backbone
@@ -127,10 +129,19 @@ def _adapted(study: Study, backbone: str, regime: str, volumes: list[Volume]) ->
 
 
 def _measure(model: Model, before: Model, own: DiagnoseSpec, result: dict[str, Any]) -> None:
-    """Everything about one model: pairs of datasets, and each dataset by itself; without labels, what needs none."""
+    """Everything about one model: pairs of datasets, and each dataset by itself.
+
+    Without labels what needs none; of a class that too few slices have, nothing, which is said and does not end the stage.
+    """
+    there = {name: [cls for cls in ("foreground", "background") if f.labelled and compare.measurable(f, cls, own)]
+             for name, f in model.features.items()}  # fmt: skip
+    for name, f in model.features.items():
+        if f.labelled and (lacking := {"foreground", "background"} - set(there[name])):
+            print(f"diagnose: {name} has {' and '.join(sorted(lacking))} in too few of its {len(f.slices)} slices to be compared:"
+                  " nothing is said of it", file=sys.stderr)  # fmt: skip
 
     def levels(*some: Features) -> list[tuple[str, str]]:
-        classes = [("token", "foreground"), ("token", "background")] if all(f.labelled for f in some) else []
+        classes = [("token", cls) for cls in ("foreground", "background") if all(cls in there[f.name] for f in some)]
         return [("token", "all"), *classes, ("image", "all")]
 
     nulls = {(d, level, cls): compare.split_half_null(f, level, cls, own)
@@ -144,7 +155,7 @@ def _measure(model: Model, before: Model, own: DiagnoseSpec, result: dict[str, A
         if own.against not in ("", a, b) and a != b:
             continue
         fa, fb = model.features[a], model.features[b]
-        if fa.labelled and fb.labelled:
+        if len(there[a]) == len(there[b]) == 2:
             result["segmentation"].append(model.tags | compare.segmentation(fa, fb, own))
         if a != b and not fa.labelled:
             continue  # all its slices are training slices: none is held out for the comparison
@@ -164,14 +175,12 @@ def _controls(spec: BackboneSpec, backbone: Backbone, before: Model, volumes: li
     names = [v.name for v in volumes]
     pixels = [pixel_features(spec, backbone.arch.patch, v, own) for v in volumes]
     noise = [computed_features(untrained, random, v, own, seed_hash) for v in volumes]
-    halves, contrast = [], []
+    halved, contrast = [], []
     for volume, pixel in zip(volumes, pixels, strict=True):
         whole = before.features[volume.name]
-        middle = len(whole.slices) // 2
-        lower, upper = (whole.of(np.arange(*ends), f"{volume.name} ({part})")
-                        for ends, part in (((0, middle), "lower"), ((middle, len(whole.slices)), "upper")))  # fmt: skip
+        lower, upper = halves(whole, own)
         null = {volume.name: compare.split_half_null(whole, "token", "all", own)}
-        halves.append(compare.compare(lower, upper, "token", "all", dataclasses.replace(own, blocks=own.blocks // 2), null))
+        halved.append(compare.compare(lower, upper, "token", "all", dataclasses.replace(own, blocks=own.blocks // 2), null))
         name, train = f"{volume.name} (contrast {CONTRAST})", whole.places("train")
         changed = computed_features(backbone, spec, volume, own, backbone.provenance.sha256, lower_contrast, name)
         changed_pixels = pixel_features(spec, backbone.arch.patch, volume, own, lower_contrast, name)
@@ -180,13 +189,21 @@ def _controls(spec: BackboneSpec, backbone: Backbone, before: Model, volumes: li
             # Training slices alone: both tile them alike, so that nothing but the contrast differs.
             contrast.append(compare.compare(one.of(train, volume.name), other.of(train, name), level, "all", fewer))
     return {
-        "halves": halves,
+        "halves": halved,
         "contrast": contrast,
         "random": [compare.compare(a, b, "token", "all", own)
                    for a, b in _pairs(dict(zip(names, noise, strict=True)), own)],
         "pixels": [compare.compare(a, b, "pixel", "all", own)
                    for a, b in _pairs(dict(zip(names, pixels, strict=True)), own)],
     }  # fmt: skip
+
+
+def halves(whole: Features, own: DiagnoseSpec) -> tuple[Features, Features]:
+    """The lower and the upper half of a volume's blocks, which is one of the ways in which the null halves it."""
+    first = z_blocks(len(whole.slices), own.blocks) < own.blocks // 2
+    lower, upper = (whole.of(np.flatnonzero(places), f"{whole.name} ({part})")
+                    for places, part in ((first, "lower"), (~first, "upper")))  # fmt: skip
+    return lower, upper
 
 
 def _pairs(found: Mapping[str, Features], own: DiagnoseSpec) -> list[tuple[Features, Features]]:

@@ -52,7 +52,7 @@ BLOCK_3D = 2**27
 WINDOWS = 4
 """Windows of a model in 3D that a block has along z, at most: those at its ends are segmented for both its neighbours."""
 APART = 1.5
-"""A model in 3D is told of slices so many times nearer or farther apart than those of training."""
+"""Whoever uses a model that sees neighbouring slices is told of slices so many times nearer or farther than those of training."""
 CHUNK = 512
 """Side of the chunks that are written."""
 
@@ -168,8 +168,8 @@ def settle(order: Order, source: Source, model: Model) -> Job:
                          expected=f"at most {LARGE} pixels for a model with `align: {spec.align}`, which sees whole slices",
                          do="Cut it up, or use a model without.")  # fmt: skip
     apart = model.voxels[dataset][0] / voxel[0]
-    if model.segmenter.regime.is_3d and not 1 / APART <= apart <= APART:
-        print(f"slices {voxel[0]:g} nm apart, in training {model.voxels[dataset][0]:g} nm ({dataset}): a model in 3D learned from"
+    if (model.segmenter.regime.is_3d or spec.context) and not 1 / APART <= apart <= APART:
+        print(f"slices {voxel[0]:g} nm apart, in training {model.voxels[dataset][0]:g} nm ({dataset}): this model learned from"
               " neighbours at that distance, so look at the result with care", file=sys.stderr)  # fmt: skip
     window = order.window or grey_window(sampled(source), source.name)
     if not window[0] < window[1]:

@@ -125,13 +125,16 @@ def page(order: Order, runner: Runner, fields: list[Field], domain: Domain | Non
 
 
 def regime_to_tune(model: Model) -> str:
-    """Settings of a regime that can start from the model: its own kind, or an adapter on top of its head."""
+    """Settings of a regime that can start from the model: its own kind, or an adapter on top of its head; "" where none can."""
     regime, head = model.segmenter.regime, model.segmenter.head_name
+    if regime.kind == "knn" or regime.outside or regime.per_dataset:
+        return ""
     if regime.is_3d:
         return f"kind: {regime.kind}, patch: {list(regime.patch)}, channels: {list(regime.channels)}"
     if regime.from_scratch:
         return f"kind: {regime.kind}"
-    settings = {"kind": regime.kind if regime.low_rank else "lora", "rank": regime.rank, "alpha": regime.alpha}
+    settings: dict[str, Any] = {"kind": regime.kind if regime.low_rank or regime.kind in ("bitfit", "full") else "lora"}
+    settings |= {"rank": regime.rank, "alpha": regime.alpha} if regime.low_rank or settings["kind"] == "lora" else {}
     settings |= {"k": regime.k} if regime.kind == "lora_last_k" else {}
     return ", ".join(f"{key}: {value}" for key, value in {**settings, "head": head}.items())
 

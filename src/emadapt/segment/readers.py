@@ -250,7 +250,8 @@ def _rows_of_large(stack: Stack, z0: int, z1: int, y0: int, y1: int) -> Array:
                   else zarr.open_array(series.aszarr(), mode="r"))  # fmt: skip
     named = [a if a in "YXS" or n == 1 else "Z" for a, n in zip(series.axes, series.shape, strict=True)]  # I, Q, T: a stack
     with stack.lock:
-        return region(array, spatial(series.shape, named, str(stack.path)), z0, z1, y0, y1)
+        rows = region(array, spatial(series.shape, named, str(stack.path)), z0, z1, y0, y1)
+    return rows.astype(series.dtype, copy=False)  # in the machine's order of bytes
 
 
 def _tiff_voxel(tif: Any) -> Voxel | None:

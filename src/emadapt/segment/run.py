@@ -32,7 +32,7 @@ def segment_volume(order: Order) -> Path:
     Raises:
         InputError: anything wrong with the input, the model or the output. What is done until then is kept in OUTPUT.partial.
     """
-    output = Path(order.output)
+    output = Path(order.output).absolute()  # a run may be gone on with from another folder, and workers have one of their own
     folder = output.with_name(f"{output.name}.partial")
     kinds = ("mask", *(["probabilities"] if order.probabilities else []), *(["instances"] if order.instances else []))
     _check_output(order, targets(order.output, kinds), folder)
@@ -45,7 +45,7 @@ def segment_volume(order: Order) -> Path:
                     seconds = _run(partial, order, each)
                 _say(partial, order, seconds, time.perf_counter() - started)
             publish(_made(folder), folder / "aside")
-        shutil.rmtree(folder)
+        shutil.rmtree(folder)  # what was made is in its place: `publish` has looked
     except OSError as error:
         if error.errno not in (*FULL, *REFUSED):
             raise
@@ -70,8 +70,10 @@ def _check_output(order: Order, named: dict[str, Path], folder: Path) -> None:
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise InputError(order.output, found=f"no folder {parent} that can be written to", expected="one",
                          do="Make it, or choose another output.")  # fmt: skip
-    if Path(order.input.partition(":/")[0]).resolve() in [p.resolve() for p in named.values()]:
-        raise InputError(order.output, found="the input itself", expected="another file", do="Choose another output.")
+    source, places = Path(order.input.partition(":/")[0]).resolve(), [p.resolve() for p in named.values()]
+    if any(source == p or p in source.parents or source in p.parents for p in places):
+        raise InputError(order.output, found="the input itself, or a part of it or around it", expected="another file",
+                         do="Choose another output.")  # fmt: skip
     there = [str(p) for p in named.values() if p.exists()]
     if there and not order.overwrite and not (folder / "made.json").is_file():
         raise InputError(", ".join(there), found="an output of that name", expected="none",

@@ -185,10 +185,16 @@ def _multiscale(job: Job, kind: str, factors: list[list[int]]) -> dict[str, Any]
 
 
 def publish(made: dict[Path, Path], aside: Path) -> None:
-    """Rename what is made to where it belongs; what is there is put aside first, so that a name never holds half of each."""
+    """Rename what is made to where it belongs; what is there is put aside first, so that a name never holds half of each.
+
+    Raises:
+        InputError: what was made is gone, here and where it belongs.
+    """
     aside.mkdir(exist_ok=True)
     for source, target in made.items():
         if not source.exists():
+            if not target.exists():
+                raise InputError(source, found="nothing", expected="what was made, or it in its place", do="Run it again.")
             continue  # renamed before an interruption
         if target.exists():
             shutil.rmtree(aside / target.name, ignore_errors=True)
