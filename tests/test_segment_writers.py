@@ -111,6 +111,7 @@ def test_what_is_replaced_is_put_aside_first(tmp_path: Path) -> None:
     for name in ("new", "out"):
         (tmp_path / name).mkdir()
         (tmp_path / name / name).touch()
+    (tmp_path / "kept").touch()  # renamed before an interruption
     publish({tmp_path / "new": tmp_path / "out", tmp_path / "gone": tmp_path / "kept"}, tmp_path / "aside")
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["new"]
     assert (tmp_path / "aside/out/out").exists()
