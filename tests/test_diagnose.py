@@ -153,6 +153,7 @@ def test_a_frozen_backbone(study: Study) -> None:
     assert pictures == ["distances.png", "maps.png", "pca.png"]
 
 
+@pytest.mark.slow
 def test_pairs_with_one_dataset_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("EMADAPT_TRACKING", "off")
@@ -173,6 +174,7 @@ def test_pairs_with_one_dataset_alone(tmp_path: Path, monkeypatch: pytest.Monkey
         make_study(tmp_path / "other", params, ingested=False)
 
 
+@pytest.mark.slow
 def test_adapted_models_one_by_one_and_a_second_run_reads_what_was_kept(study: Study, monkeypatch) -> None:
     with pytest.raises(InputError, match=r"no model.*dvc repro train"):
         diagnose(study, "t", "lora")

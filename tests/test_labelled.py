@@ -100,7 +100,7 @@ def test_check_counts_slices_and_tiles_as_training_does(tmp_path: Path, monkeypa
             assert all(f"{key} of {d}" in line and f"at most {total}" in line for d, line in zip("ab", found, strict=False))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [k if k in ("frozen", "ridge") else pytest.param(k, marks=pytest.mark.slow) for k in KINDS])
 @pytest.mark.parametrize("train_set", ["two", pytest.param("tiles", marks=pytest.mark.slow)])
 def test_a_unit_sees_nothing_but_what_is_labelled(study: Study, kind: str, train_set: str) -> None:
     """Another label, or image, anywhere else in the training part changes nothing."""
