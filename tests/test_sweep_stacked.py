@@ -140,9 +140,10 @@ def test_a_stacked_fit_is_the_fits_alone(tiny: Study, tmp_path: Path) -> None:
 
 
 def test_heads_that_share_batch_statistics_are_scored_with_those_of_their_own_best(tiny: Study, tmp_path: Path) -> None:
-    study = dataclasses.replace(tiny, train=dataclasses.replace(tiny.train, head="linear"))
-    together = crew(study, tmp_path / "stack", [1e-3, 3.0])
+    study = dataclasses.replace(tiny, train=dataclasses.replace(tiny.train, head="linear", monitor="val_loss"))
+    together = crew(study, tmp_path / "stack", [3.0, 1e-2])
     fit_stacked(prepare(study, UNIT), together, 0)
+    assert len({member.progress.best_epoch for member in together}) == 2, "or there is nothing to tell apart"
     inputs = prepare(study, UNIT)
     backbone = inputs.segmenter.backbone
     for n, member in enumerate(together):

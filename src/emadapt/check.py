@@ -89,19 +89,16 @@ def _check_models(study: Study, path: Path) -> list[str]:
 def _check_starts(study: Study) -> list[str]:
     """Models in folders that regimes start from; whether their tensors fit is seen when they are loaded."""
     problems = []
-    for name in study.regimes:
-        folder = Path(study.regime_specs[name].init_from)
-        if "/" not in study.regime_specs[name].init_from:
-            continue
+    folders = {name: study.regime_specs[name].init_from for name in study.regimes}
+    for name, folder in ((name, folder) for name, folder in folders.items() if "/" in folder):
         try:
-            card = json.loads((folder / "model.json").read_text())
-            found, expected = card["head"], study.head_of(name)
+            found, expected = json.loads(Path(folder, "model.json").read_text())["head"], study.head_of(name)
         except (OSError, ValueError, KeyError, TypeError) as error:
             problems.append(f"regimes.{name}.init_from: {folder}: found no model that can be read ({type(error).__name__}: "
                             f"{error}); expected model.json and model.safetensors, as `train` writes them")  # fmt: skip
-            continue
-        if found != expected:
-            problems.append(f"regimes.{name}.init_from: {folder}: found a head {found}; expected {expected}")
+        else:
+            if found != expected:
+                problems.append(f"regimes.{name}.init_from: {folder}: found a head {found}; expected {expected}")
     return problems
 
 

@@ -180,6 +180,8 @@ def without_places(described: dict[str, Any]) -> dict[str, Any]:
     for part in ("datasets", "unlabelled"):
         if part in described:
             nowhere[part] = {name: own | {"path": ""} for name, own in described[part].items()}
+    if "source" in described:
+        nowhere["source"] = without_places(described["source"])
     return described | nowhere
 
 

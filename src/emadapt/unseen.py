@@ -61,9 +61,7 @@ def score_unseen(segmenter: Segmenter, volume: Volume, slices: Sequence[int], co
     chosen, known = spaced(len(volume.image), voxel_z_nm), dict(zip(slices, counts, strict=True))
     found = {z: list(known[z]) for z in chosen if z in known}
     wanted, reach = {z for z in chosen if z not in known}, smoothing_reach(segmenter.spec.smooth_z_nm / voxel_z_nm)
-    parts = volume.manifest.get("parts", [["all", len(volume.image)]])  # volumes that lie one after the other
-    ends = np.cumsum([0, *(n for _, n in parts)]).tolist()
-    for first, end in itertools.pairwise(ends):
+    for first, end in itertools.pairwise(volume.ends):
         inside = {z for z in wanted if first <= z < end}
         near = {other for z in inside for other in range(max(first, z - reach), min(end, z + reach + 1))}
         for z, probability in predict_slices(segmenter, volume, sorted(near)):

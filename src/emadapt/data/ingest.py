@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import shutil
 from collections.abc import Iterator
@@ -53,6 +54,11 @@ class Volume:
     def training_images(self) -> list[int]:
         """Training slices, labelled or not: what needs no labels may look at all of them."""
         return list(self.manifest.get("training_images", self.split["train"]))
+
+    @property
+    def ends(self) -> list[int]:
+        """Where the volumes that lie one after the other (`train`, `test`) begin, and the number of all slices."""
+        return [0, *itertools.accumulate(n for _, n in self.manifest.get("parts", [["all", len(self.image)]]))]
 
     @property
     def md5(self) -> str:

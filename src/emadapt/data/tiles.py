@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, field
 
@@ -88,9 +89,8 @@ def with_neighbours(volume: Volume, z: int, context: int) -> Grey:
     """
     if not context:
         return np.asarray(volume.image[z])
-    ends = np.cumsum([0, *(n for _, n in volume.manifest.get("parts", [["all", len(volume.image)]]))])
-    first, last = int(ends[ends <= z].max()), int(ends[ends > z].min()) - 1
-    return np.stack([volume.image[k] for k in around(z, first, last)], -1)
+    first, end = next(pair for pair in itertools.pairwise(volume.ends) if z < pair[1])
+    return np.stack([volume.image[k] for k in around(z, first, end - 1)], -1)
 
 
 def around(z: int, first: int, last: int) -> tuple[int, int, int]:

@@ -133,8 +133,9 @@ def regime_to_tune(model: Model) -> str:
         return f"kind: {regime.kind}, patch: {list(regime.patch)}, channels: {list(regime.channels)}"
     if regime.from_scratch:
         return f"kind: {regime.kind}"
-    settings: dict[str, Any] = {"kind": regime.kind if regime.low_rank or regime.kind in ("bitfit", "full") else "lora"}
-    settings |= {"rank": regime.rank, "alpha": regime.alpha} if regime.low_rank or settings["kind"] == "lora" else {}
+    kind = "lora" if regime.pretrained_tokens else regime.kind
+    settings: dict[str, Any] = {"kind": kind}
+    settings |= {"rank": regime.rank, "alpha": regime.alpha} if kind not in ("bitfit", "full") else {}
     settings |= {"k": regime.k} if regime.kind == "lora_last_k" else {}
     return ", ".join(f"{key}: {value}" for key, value in {**settings, "head": head}.items())
 

@@ -62,7 +62,7 @@ def fit_stacked(inputs: Inputs, members: list[Member], seed: int) -> None:
         group = [(m, s) for m, s in zip(members, saved, strict=True) if (s["progress"]["epoch"] if s else 0) == epoch]
         _fit_group(inputs, [m for m, _ in group], [s for _, s in group], seed)
     done = [m for m in members if m.error is None]
-    shared = inputs.segmenter.head_name == "linear"  # one BatchNorm for all, while each has its best at an epoch of its own
+    shared = inputs.segmenter.head_name == "linear"  # `Stack.shared_norm`, while each has its best at its own epoch
     for together in [[m] for m in done] if shared else [done] if done else []:
         stack = _stack(inputs, together)
         for i, member in enumerate(together):
