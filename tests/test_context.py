@@ -3,7 +3,6 @@
 import dataclasses
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -31,7 +30,7 @@ SPEC = BackboneSpec("tiny_dinov2", "random", tile=56, overlap=0.25, views=1, pre
 
 def test_ends_of_each_volume_reflect_and_nothing_is_read_across() -> None:
     image = np.arange(7, dtype=np.uint8)[:, None, None] * np.ones((1, 2, 2), np.uint8)
-    volume: Any = SimpleNamespace(image=image, manifest={"parts": [["train", 4], ["test", 2], ["all", 1]]})
+    volume = Volume("v", image, image, {"parts": [["train", 4], ["test", 2], ["all", 1]]})
     seen = [with_neighbours(volume, z, 1)[0, 0].tolist() for z in range(7)]
     assert seen == [[1, 0, 1], [0, 1, 2], [1, 2, 3], [2, 3, 2], [5, 4, 5], [4, 5, 4], [6, 6, 6]]
     np.testing.assert_array_equal(with_neighbours(volume, 3, 0), image[3])
