@@ -141,3 +141,13 @@ def test_segment_shows_the_neighbours_of_each_slice_however_it_is_cut(
     assert ((alone > 0.5) != (expected > 0.5)).any()
     preview.preview(dataclasses.replace(order, output=str(tmp_path / "page.html")))
     assert (tmp_path / "page.html").is_file()
+
+
+@pytest.mark.parametrize(("context", "z_nm", "warned"), [(1, 30.0, False), (1, 300.0, True), (0, 300.0, False)])
+def test_models_of_neighbours_say_so_where_slices_lie_farther_apart_than_in_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], context: int, z_nm: float, warned: bool
+) -> None:
+    tifffile.imwrite(tmp_path / "image.tif", blobs((4, 60, 60), 2)[0], photometric="minisblack")
+    model = write_model(tmp_path / "model", context=context)
+    job.prepare(Order(str(tmp_path / "image.tif"), str(tmp_path / "mask.tif"), str(model), voxel_nm=(z_nm, 5.0, 5.0)))
+    assert ("slices 300 nm apart, in training 30 nm" in capsys.readouterr().err) == warned

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+from dask.distributed import Client, LocalCluster
 
 from emadapt.errors import InputError
 from emadapt.segment import cluster, job
@@ -69,6 +70,18 @@ def children() -> list[int]:
 
 def command(pid: int) -> str:
     return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+
+
+@pytest.mark.slow
+def test_workers_of_another_folder_find_what_was_named_from_this_one(order: Order, monkeypatch: pytest.MonkeyPatch) -> None:
+    segment_volume(order)
+    monkeypatch.chdir(Path(order.output).parent)
+    here = dataclasses.replace(order, input="in.tif", output="shared.tif", model="m")
+    with LocalCluster(host="127.0.0.1", n_workers=1, threads_per_worker=1, dashboard_address=None) as workers:
+        with Client(workers) as client:
+            client.run(os.chdir, "/")
+        segment_volume(dataclasses.replace(here, dask=workers.scheduler_address))
+    assert Path("shared.tif").read_bytes() == Path("out.tif").read_bytes()
 
 
 @pytest.mark.slow
