@@ -89,8 +89,8 @@ def _check_models(study: Study, path: Path) -> list[str]:
 def _check_starts(study: Study) -> list[str]:
     """Models in folders that regimes start from; whether their tensors fit is seen when they are loaded."""
     problems = []
-    folders = {name: study.regime_specs[name].init_from for name in study.regimes}
-    for name, folder in ((name, folder) for name, folder in folders.items() if "/" in folder):
+    folders = {name: where for name in study.regimes if "/" in (where := study.regime_specs[name].init_from)}
+    for name, folder in folders.items():
         try:
             found, expected = json.loads(Path(folder, "model.json").read_text())["head"], study.head_of(name)
         except (OSError, ValueError, KeyError, TypeError) as error:
