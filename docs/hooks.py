@@ -26,17 +26,29 @@ def site_path(path: str) -> str:
 
 def links(text: str) -> list[str]:
     """Targets of relative links, without anchors; not those in code."""
-    return [target for i, part in enumerate(CODE.split(text)) if i % 2 == 0 for _, target, _ in LINK.findall(part)]
+    return [
+        target
+        for i, part in enumerate(CODE.split(text))
+        if i % 2 == 0
+        for _, target, _ in LINK.findall(part)
+    ]
 
 
 def linked_files() -> list[str]:
     """Files outside docs/ that documents link to, and those that these link to: paths from the root of the repository."""
-    found, left = list(ALWAYS), [*ALWAYS, *(p.relative_to(ROOT).as_posix() for p in sorted((ROOT / "docs").glob("*.md")))]
+    found, left = (
+        list(ALWAYS),
+        [*ALWAYS, *(p.relative_to(ROOT).as_posix() for p in sorted((ROOT / "docs").glob("*.md")))],
+    )
     while left:
         page = left.pop()
         for target in links((ROOT / page).read_text()):
             path = posixpath.normpath(posixpath.join(posixpath.dirname(page), target))
-            if path not in found and not path.startswith(("docs/", "..")) and (ROOT / path).is_file():
+            if (
+                path not in found
+                and not path.startswith(("docs/", ".."))
+                and (ROOT / path).is_file()
+            ):
                 found.append(path)
                 left += [path] if path.endswith(".md") else []
     return found
@@ -52,7 +64,9 @@ def rewritten(text: str, page: str) -> str:
             return match[0]
         return match[1] + posixpath.relpath(site_path(path), here or ".") + match[3]
 
-    return "".join(part if i % 2 else LINK.sub(move, part) for i, part in enumerate(CODE.split(text)))
+    return "".join(
+        part if i % 2 else LINK.sub(move, part) for i, part in enumerate(CODE.split(text))
+    )
 
 
 def api_page() -> str:
@@ -61,7 +75,9 @@ def api_page() -> str:
     parts = [f"# Python API\n\n`from emadapt import api`\n\n{ast.get_docstring(module)}"]
     for node in module.body:
         if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
-            parts.append(f"## {node.name}\n\n```python\n{signature(node)}\n```\n\n{as_markdown(ast.get_docstring(node) or '')}")
+            parts.append(
+                f"## {node.name}\n\n```python\n{signature(node)}\n```\n\n{as_markdown(ast.get_docstring(node) or '')}"
+            )
     return "\n\n".join(parts) + "\n"
 
 
@@ -69,13 +85,23 @@ def signature(node: ast.FunctionDef) -> str:
     """Of a function: on one line where it fits, else an argument a line."""
     own = node.args
     bare = [None] * (len(own.args) - len(own.defaults))
-    pairs = [*zip(own.args, [*bare, *own.defaults], strict=True), *zip(own.kwonlyargs, own.kw_defaults, strict=True)]
-    given = [ast.unparse(arg) + (f" = {ast.unparse(default)}" if default else "") for arg, default in pairs]
+    pairs = [
+        *zip(own.args, [*bare, *own.defaults], strict=True),
+        *zip(own.kwonlyargs, own.kw_defaults, strict=True),
+    ]
+    given = [
+        ast.unparse(arg) + (f" = {ast.unparse(default)}" if default else "")
+        for arg, default in pairs
+    ]
     if own.kwonlyargs:
         given.insert(len(own.args), "*")
     result = ast.unparse(node.returns) if node.returns else "None"
     line = f"{node.name}({', '.join(given)}) -> {result}"
-    return line if len(line) <= 90 else f"{node.name}(\n" + "".join(f"    {g},\n" for g in given) + f") -> {result}"
+    return (
+        line
+        if len(line) <= 90
+        else f"{node.name}(\n" + "".join(f"    {g},\n" for g in given) + f") -> {result}"
+    )
 
 
 def as_markdown(docstring: str) -> str:
@@ -109,5 +135,11 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     if page.file.src_uri == "api.md":
         return markdown
     in_docs = (ROOT / "docs" / page.file.src_uri).is_file()
-    source = "README.md" if page.file.src_uri == "index.md" else f"docs/{page.file.src_uri}" if in_docs else page.file.src_uri
+    source = (
+        "README.md"
+        if page.file.src_uri == "index.md"
+        else f"docs/{page.file.src_uri}"
+        if in_docs
+        else page.file.src_uri
+    )
     return rewritten(markdown, source)

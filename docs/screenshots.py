@@ -24,7 +24,14 @@ PICTURES = {  # file: end of the address, width, height
 }
 # Not 127.0.0.1: there MLflow's page opens its assistant over half of the window.
 HOST = "emadapt.test"
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+]
 FLAGS += ["--disable-component-update", "--disable-sync", "--virtual-time-budget=40000"]
 # A mouse that rests elsewhere; without one Plotly's tool bars cover the charts.
 MOUSE = "--blink-settings=primaryHoverType=2,availableHoverTypes=2,primaryPointerType=4,availablePointerTypes=4"
@@ -48,13 +55,23 @@ def server(database: Path) -> Iterator[int]:
         "--workers",
         "1",
     ]
-    command += ["--allowed-hosts", f"{HOST}:{port},127.0.0.1:{port}", "--cors-allowed-origins", f"http://{HOST}:{port}"]
+    command += [
+        "--allowed-hosts",
+        f"{HOST}:{port},127.0.0.1:{port}",
+        "--cors-allowed-origins",
+        f"http://{HOST}:{port}",
+    ]
     quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(command, env={**os.environ, **quiet}, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(
+            command, env={**os.environ, **quiet}, stdout=log, stderr=log, start_new_session=True
+        )
         try:
             for _ in range(120):
-                with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+                with (
+                    contextlib.suppress(OSError),
+                    socket.create_connection(("127.0.0.1", port), timeout=1),
+                ):
                     break
                 time.sleep(1)
             else:
@@ -68,12 +85,21 @@ def server(database: Path) -> Iterator[int]:
 
 def chromium(address: str, *flags: str) -> str:
     """Lets Chromium load a page; what it prints."""
-    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    program = (
+        shutil.which("chromium")
+        or shutil.which("chromium-browser")
+        or shutil.which("google-chrome")
+    )
     if program is None:
         sys.exit("Chromium is not installed: on Debian, apt-get install chromium")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         own = [f"--user-data-dir={profile}", f"--host-resolver-rules=MAP {HOST} 127.0.0.1"]
-        done = subprocess.run([program, *FLAGS, MOUSE, *own, *flags, address], check=True, capture_output=True, timeout=120)
+        done = subprocess.run(
+            [program, *FLAGS, MOUSE, *own, *flags, address],
+            check=True,
+            capture_output=True,
+            timeout=120,
+        )
     return done.stdout.decode()
 
 
@@ -87,13 +113,17 @@ def picture(file: Path, address: str, width: int, height: int) -> None:
 
 def main() -> None:
     """Reads the command line, serves the database, takes the pictures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("study", help="the MLflow experiment, which has the study's name")
     parser.add_argument("--database", type=Path, default=Path("mlflow.db"))
     parser.add_argument("--out", type=Path, default=Path("docs/img"))
     args = parser.parse_args()
     if not args.database.is_file():
-        parser.error(f"{args.database} is not there: run a study first, or name the database with --database")
+        parser.error(
+            f"{args.database} is not there: run a study first, or name the database with --database"
+        )
     args.out.mkdir(parents=True, exist_ok=True)
     with server(args.database) as port:
         experiment = MlflowClient(f"http://127.0.0.1:{port}").get_experiment_by_name(args.study)

@@ -31,7 +31,9 @@ def real_data() -> Path:
     folder = (ROOT / os.environ.get("EMADAPT_REAL_DATA", "../shared/data")).resolve()
     missing = [name for name in ("lucchi", "vnc") if not (folder / name).is_dir()]
     if missing:
-        pytest.skip(f"no {' and no '.join(missing)} in {folder}: set EMADAPT_REAL_DATA to the folder that holds them")
+        pytest.skip(
+            f"no {' and no '.join(missing)} in {folder}: set EMADAPT_REAL_DATA to the folder that holds them"
+        )
     return folder
 
 
@@ -47,7 +49,7 @@ def states(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def empty_store(tmp_path_factory):
     """One database for all tests, copied into each root: creating one takes seconds."""
     os.environ.pop("MLFLOW_TRACKING_URI", None)
-    from emadapt import mlflow_store  # slow to import
+    from emadapt.tracking import store as mlflow_store  # slow to import
 
     root = tmp_path_factory.mktemp("empty")
     mlflow_store.client(root)

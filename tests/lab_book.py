@@ -3,7 +3,8 @@
 import json
 from pathlib import Path
 
-from emadapt import mlflow_store, tracking
+from emadapt.tracking import store as mlflow_store
+from emadapt.tracking import tracker as tracking
 
 DEAD = "http://127.0.0.1:9"
 TAGS = {"unit": "dinov2_s-lora-lucchi-0", "regime": "lora", "seed": 0}
@@ -17,7 +18,10 @@ def runs(root, study="demo"):
 def curves(root, run_id, *names):
     """{name: [(step, value)]} with every stored point, doubles included."""
     store = mlflow_store.client(root)
-    return {name: sorted((m.step, m.value) for m in store.get_metric_history(run_id, name)) for name in names}
+    return {
+        name: sorted((m.step, m.value) for m in store.get_metric_history(run_id, name))
+        for name in names
+    }
 
 
 def spools(root):
@@ -26,7 +30,9 @@ def spools(root):
 
 def a_training(root, epochs=3, **kwargs):
     """What train does, in small."""
-    with tracking.open_run(root, "demo", TAGS, {"train": {"lr": 1e-4, "amp": True}, "rank": 16}, **kwargs) as run:
+    with tracking.open_run(
+        root, "demo", TAGS, {"train": {"lr": 1e-4, "amp": True}, "rank": 16}, **kwargs
+    ) as run:
         for epoch in range(epochs):
             run.log_metrics({"train/loss": 1 / (epoch + 1), "val/iou": epoch / 10}, epoch)
         run.log_dict({"lr": 1e-4}, "config.json")

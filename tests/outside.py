@@ -12,17 +12,32 @@ def write_sam2(folder: Path, side: int = 64) -> Path:
     from transformers import Sam2Config, Sam2ImageProcessor, Sam2Model
 
     vision = {
-        "backbone_config": {"model_type": "sam2_hiera_det_model", "hidden_size": 8, "image_size": [side, side],
-                            "blocks_per_stage": [1, 1, 2, 1], "embed_dim_per_stage": [8, 16, 32, 64],
-                            "num_attention_heads_per_stage": [1, 1, 2, 2], "window_size_per_stage": [4, 4, 4, 2],
-                            "global_attention_blocks": [3]},
-        "backbone_channel_list": [64, 32, 16, 8], "fpn_hidden_size": 32, "model_type": "sam2_vision_model",
+        "backbone_config": {
+            "model_type": "sam2_hiera_det_model",
+            "hidden_size": 8,
+            "image_size": [side, side],
+            "blocks_per_stage": [1, 1, 2, 1],
+            "embed_dim_per_stage": [8, 16, 32, 64],
+            "num_attention_heads_per_stage": [1, 1, 2, 2],
+            "window_size_per_stage": [4, 4, 4, 2],
+            "global_attention_blocks": [3],
+        },
+        "backbone_channel_list": [64, 32, 16, 8],
+        "fpn_hidden_size": 32,
+        "model_type": "sam2_vision_model",
         "backbone_feature_sizes": [[side // 4] * 2, [side // 8] * 2, [side // 16] * 2],
-    }  # fmt: skip
+    }
     prompt = {"hidden_size": 32, "image_size": side, "patch_size": 16, "mask_input_channels": 4}
-    decoder = {"hidden_size": 32, "mlp_dim": 32, "num_attention_heads": 2, "iou_head_hidden_dim": 16}
+    decoder = {
+        "hidden_size": 32,
+        "mlp_dim": 32,
+        "num_attention_heads": 2,
+        "iou_head_hidden_dim": 16,
+    }
     torch.manual_seed(0)
-    network = Sam2Model(Sam2Config(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=decoder))
+    network = Sam2Model(
+        Sam2Config(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=decoder)
+    )
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.normal_(std=0.3)
@@ -33,10 +48,16 @@ def write_sam2(folder: Path, side: int = 64) -> Path:
 
 
 SMALL: dict[str, dict[str, Any]] = {
-    "DEEPLAB": {"encoder": "resnet18", "stage4_stride": 32, "decoder_channels": 8, "low_level_channels_project": [4],
-                "aspp_channels": 8, "subdivision_num_points": 64},
+    "DEEPLAB": {
+        "encoder": "resnet18",
+        "stage4_stride": 32,
+        "decoder_channels": 8,
+        "low_level_channels_project": [4],
+        "aspp_channels": 8,
+        "subdivision_num_points": 64,
+    },
     "BIFPN": {"encoder": "resnet18", "fpn_dim": 8, "fpn_layers": 1, "subdivision_num_points": 64},
-}  # fmt: skip
+}
 
 
 def write_mitonet(file: Path, monkeypatch: Any, kind: str = "DEEPLAB") -> Path:
@@ -51,7 +72,9 @@ def write_mitonet(file: Path, monkeypatch: Any, kind: str = "DEEPLAB") -> Path:
     assert isinstance(network, (empanada.models.PanopticDeepLabPR, empanada.models.PanopticBiFPNPR))
     with torch.no_grad():
         for name, parameter in network.named_parameters():
-            if "semantic" in name and parameter.ndim > 1:  # its authors start the heads near zero: all answers would be alike
+            if (
+                "semantic" in name and parameter.ndim > 1
+            ):  # its authors start the heads near zero: all answers would be alike
                 parameter.normal_(std=0.3)
     torch.save(network.state_dict(), file)
     return file

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from emadapt import report
-from emadapt.config import Study
+from emadapt.report import report
+from emadapt.study.study import Study
 from fakes import a_study, write_domain, write_metrics, write_models, write_objects
 
 VOID = {"meta", "link", "img", "br", "path", "circle"}
@@ -44,7 +44,9 @@ class Reader(HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
 
-def make(root: Path, *, diagnosed: bool = True, objects: str = "", study: Study | None = None, **how: Any) -> Path:
+def make(
+    root: Path, *, diagnosed: bool = True, objects: str = "", study: Study | None = None, **how: Any
+) -> Path:
     study = study or a_study(**how)
     write_metrics(root, study)
     write_models(root, study)
@@ -59,15 +61,31 @@ def make(root: Path, *, diagnosed: bool = True, objects: str = "", study: Study 
 
 def chromium(folder: Path, file: Path, *flags: str) -> tuple[str, str]:
     """(stdout, stderr) of a headless run without any network."""
-    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    program = (
+        shutil.which("chromium")
+        or shutil.which("chromium-browser")
+        or shutil.which("google-chrome")
+    )
     if program is None:
         pytest.skip("needs Chromium (Debian: apt install chromium)")
     command = [
-        program, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-        "--disable-background-networking", "--disable-component-update", f"--user-data-dir={folder / 'profile'}",
-        "--host-resolver-rules=MAP * ~NOTFOUND", "--enable-logging=stderr", "--v=0", "--virtual-time-budget=20000", *flags,
+        program,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-sync",
+        "--disable-background-networking",
+        "--disable-component-update",
+        f"--user-data-dir={folder / 'profile'}",
+        "--host-resolver-rules=MAP * ~NOTFOUND",
+        "--enable-logging=stderr",
+        "--v=0",
+        "--virtual-time-budget=20000",
+        *flags,
         file.as_uri(),
-    ]  # fmt: skip
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=True)
     return done.stdout, done.stderr
 
@@ -77,6 +95,10 @@ def asked(folder: Path, file: Path) -> tuple[set[str], str]:
     net = folder / "net.json"
     _, log = chromium(folder, file, f"--log-net-log={net}", "--dump-dom")
     text = net.read_text()
-    events = json.loads(text if text.rstrip().endswith("}") else text.rstrip().rstrip(",") + "]}")["events"]
+    events = json.loads(text if text.rstrip().endswith("}") else text.rstrip().rstrip(",") + "]}")[
+        "events"
+    ]
     requests = [event["params"] for event in events if "initiator" in event.get("params", {})]
-    return {str(request["url"]) for request in requests if request["initiator"] != "not an origin"}, log
+    return {
+        str(request["url"]) for request in requests if request["initiator"] != "not an origin"
+    }, log

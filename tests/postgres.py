@@ -20,7 +20,9 @@ class Server:
     """
 
     def __init__(self, log: Path) -> None:
-        found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres")) or [Path(p) for p in [shutil.which("postgres")] if p]
+        found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres")) or [
+            Path(p) for p in [shutil.which("postgres")] if p
+        ]
         if not found:
             pytest.skip("no PostgreSQL server: install Debian's package postgresql")
         pytest.importorskip("psycopg2", reason="no driver: pip install 'emadapt[postgres]'")
@@ -35,17 +37,48 @@ class Server:
             probe.bind(("127.0.0.1", 0))
             self.port = str(probe.getsockname()[1])
         self.url = f"postgresql://me:secret@127.0.0.1:{self.port}/sweeps"
-        words = ["--pgdata", str(self.data / "db"), "--username", "me", "--auth", "trust", "--no-sync"]
-        subprocess.run([self._program("initdb"), *words], user=self.user, cwd=self.data, check=True, capture_output=True)
+        words = [
+            "--pgdata",
+            str(self.data / "db"),
+            "--username",
+            "me",
+            "--auth",
+            "trust",
+            "--no-sync",
+        ]
+        subprocess.run(
+            [self._program("initdb"), *words],
+            user=self.user,
+            cwd=self.data,
+            check=True,
+            capture_output=True,
+        )
         self.start()
-        subprocess.run([self._program("createdb"), *self._here, "-U", "me", "sweeps"], check=True, capture_output=True)
+        subprocess.run(
+            [self._program("createdb"), *self._here, "-U", "me", "sweeps"],
+            check=True,
+            capture_output=True,
+        )
 
     def start(self) -> None:
-        words = ["-D", str(self.data / "db"), "-p", self.port, "-k", str(self.data), "-c", "listen_addresses=127.0.0.1"]
+        words = [
+            "-D",
+            str(self.data / "db"),
+            "-p",
+            self.port,
+            "-k",
+            str(self.data),
+            "-c",
+            "listen_addresses=127.0.0.1",
+        ]
         with self.log.open("ab") as log:
             command = [self._program("postgres"), *words]
-            self.process = subprocess.Popen(command, user=self.user, cwd=self.data, stdout=log, stderr=log)
-        while subprocess.run([self._program("pg_isready"), *self._here, "-t", "1"], capture_output=True, check=False).returncode:
+            self.process = subprocess.Popen(
+                command, user=self.user, cwd=self.data, stdout=log, stderr=log
+            )
+        while subprocess.run(
+            [self._program("pg_isready"), *self._here, "-t", "1"], capture_output=True, check=False
+        ).returncode:
             assert self.process.poll() is None, self.log.read_text()
 
     def stop(self) -> None:

@@ -24,7 +24,11 @@ def project() -> dict[str, Any]:
 
 def locked() -> dict[str, str]:
     """Versions of requirements.lock by canonical name."""
-    lines = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if not line.startswith("#")]
+    lines = [
+        line
+        for line in (ROOT / "requirements.lock").read_text().splitlines()
+        if not line.startswith("#")
+    ]
     pins = [Requirement(line) for line in lines]
     assert all(re.fullmatch(r"==[^*]+", str(pin.specifier)) and pin.url is None for pin in pins)
     return {canonicalize_name(pin.name): str(pin.specifier).removeprefix("==") for pin in pins}

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from emadapt.cli import main
-from emadapt.config import Study, load_study
+from emadapt.study.study import Study, load_study
 from tiny import blobs
 
 STUDIES = Path(__file__).parents[1] / "studies"
@@ -28,7 +28,14 @@ def in_small(name: str, train: dict[str, Any], **backbone: Any) -> dict[str, Any
     params = dict(yaml.safe_load((STUDIES / f"{name}.yaml").read_text()))
     params["study"]["seeds"] = [0]
     params["train"] = train
-    params["diagnose"] = {"blocks": 4, "tokens": 200, "permutations": 3, "replicates": 2, "slices": 4, "controls": False}
+    params["diagnose"] = {
+        "blocks": 4,
+        "tokens": 200,
+        "permutations": 3,
+        "replicates": 2,
+        "slices": 4,
+        "controls": False,
+    }
     for regime in params["regimes"].values():
         regime.pop("epochs", None)
     for spec in params["backbones"].values():
@@ -77,7 +84,9 @@ def run_all(study: Study) -> dict:
 def check_summary(summary: dict, study: Study) -> None:
     seeds = len(study.seeds)
     found = {(u["backbone"], u["regime"], u["train_set"], u["test_set"]) for u in summary["units"]}
-    assert found == {(u.backbone, u.regime, u.train_set, d) for u in study.units() for d in study.datasets}
+    assert found == {
+        (u.backbone, u.regime, u.train_set, d) for u in study.units() for d in study.datasets
+    }
     for unit in summary["units"]:
         assert unit["n"] > 0
         assert unit["trainable_params"] > 0
@@ -94,12 +103,18 @@ def write_reference_layouts(data: Path, slices: int, sections: int = 10) -> None
     """Lucchi and VNC in their public layouts, small: Lucchi 72 x 96, VNC 80 x 80, as their real shapes relate."""
     for seed, part in enumerate(("Train", "Test")):
         image, label = blobs((slices, 72, 96), seed)
-        for folder, name, stack in ((f"{part}_In", "mask{:04d}.png", image), (f"{part}_Out", "{}.png", label * 255)):
+        for folder, name, stack in (
+            (f"{part}_In", "mask{:04d}.png", image),
+            (f"{part}_Out", "{}.png", label * 255),
+        ):
             (data / "lucchi" / folder).mkdir(parents=True)
             for z, plane in enumerate(stack):
                 Image.fromarray(plane).save(data / "lucchi" / folder / name.format(z))
     image, label = blobs((sections, 80, 80), 2)
-    for folder, name, stack in (("raw", "{:02d}.tif", image), ("mitochondria", "{:02d}.png", label * 255)):
+    for folder, name, stack in (
+        ("raw", "{:02d}.tif", image),
+        ("mitochondria", "{:02d}.png", label * 255),
+    ):
         (data / "vnc" / folder).mkdir(parents=True)
         for z, plane in enumerate(stack):
             Image.fromarray(plane).save(data / "vnc" / folder / name.format(z))

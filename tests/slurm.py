@@ -20,10 +20,21 @@ from typing import Any
 
 DEPENDENCY = r"singleton|(after|afterok|afterany):\d+(:\d+)*"
 OPTIONS = {
-    "array": r"\d+-\d+(%\d+)?", "cpus-per-task": r"\d+", "dependency": DEPENDENCY, "gpus": r"\d+", "gpus-per-node": r"\d+",
-    "job-name": r"[\w-]+", "mem": r"\d+[MG]", "nodes": r"\d+", "open-mode": "append|truncate", "output": r"[\w./%-]+",
-    "parsable": "", "requeue": "", "signal": r"B:(USR1|TERM)@\d+", "time": r"(\d+-)?\d\d:\d\d:\d\d",
-}  # fmt: skip
+    "array": r"\d+-\d+(%\d+)?",
+    "cpus-per-task": r"\d+",
+    "dependency": DEPENDENCY,
+    "gpus": r"\d+",
+    "gpus-per-node": r"\d+",
+    "job-name": r"[\w-]+",
+    "mem": r"\d+[MG]",
+    "nodes": r"\d+",
+    "open-mode": "append|truncate",
+    "output": r"[\w./%-]+",
+    "parsable": "",
+    "requeue": "",
+    "signal": r"B:(USR1|TERM)@\d+",
+    "time": r"(\d+-)?\d\d:\d\d:\d\d",
+}
 NO_CARRY = ("SLURM_", "SBATCH_")
 
 
@@ -50,7 +61,9 @@ def directives(text: str) -> dict[str, str]:
     """The #SBATCH lines of a script, which end at its first command."""
     lines = text.splitlines()
     if not lines or not lines[0].startswith("#!"):
-        raise SlurmError("sbatch: error: This does not look like a batch script: its first line must start with #!")
+        raise SlurmError(
+            "sbatch: error: This does not look like a batch script: its first line must start with #!"
+        )
     options: dict[str, str] = {}
     for n, line in enumerate(lines):
         if line.startswith("#SBATCH"):
@@ -67,7 +80,9 @@ def install(folder: Path) -> dict[str, str]:
     programs = folder / "bin"
     programs.mkdir(parents=True)
     for name in ("sbatch", "scontrol", "scancel"):
-        (programs / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" "{__file__}" {name} "$@"\n')
+        (programs / name).write_text(
+            f'#!/bin/sh\nexec "{sys.executable}" "{__file__}" {name} "$@"\n'
+        )
         (programs / name).chmod(0o755)
     folder.chmod(0o755)
     return {"FAKE_SLURM": str(folder), "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
@@ -89,7 +104,9 @@ def wait(folder: Path, seconds: float) -> dict[int, dict[str, Any]]:
 
 def end(folder: Path) -> None:
     """Nothing of any job is left afterwards, also where a test has failed."""
-    runners = [own["runner"] for own in jobs(folder).values() if own["state"] in ("PENDING", "RUNNING")]
+    runners = [
+        own["runner"] for own in jobs(folder).values() if own["state"] in ("PENDING", "RUNNING")
+    ]
     shells = [int(shell.read_text()) for shell in folder.glob("shell-*")]
     for pid in [*runners, *shells, *(child for shell in shells for child in _descendants(shell))]:
         with contextlib.suppress(ProcessLookupError):
@@ -101,7 +118,10 @@ def near_limit(folder: Path) -> None:
     for shell in folder.glob("shell-*"):
         options = jobs(folder)[int(shell.name.removeprefix("shell-")[:3])]["options"]
         if "signal" in options:
-            os.kill(int(shell.read_text()), signal.Signals["SIG" + options["signal"].removeprefix("B:").split("@")[0]])
+            os.kill(
+                int(shell.read_text()),
+                signal.Signals["SIG" + options["signal"].removeprefix("B:").split("@")[0]],
+            )
 
 
 # -- what the programs do
@@ -112,16 +132,30 @@ def sbatch(folder: Path, words: list[str]) -> None:
     text = Path(rest[0]).read_text()
     options = directives(text) | options
     if "output" in options and not Path(options["output"]).parent.is_dir():
-        raise SlurmError(f"sbatch: {Path(options['output']).parent} is not there: the job would fail without a word")
+        raise SlurmError(
+            f"sbatch: {Path(options['output']).parent} is not there: the job would fail without a word"
+        )
     number = 1 + max(jobs(folder), default=100)
-    job = {"name": options.get("job-name", rest[0]), "options": options, "words": rest[1:], "state": "PENDING",
-           "codes": {}, "restarts": {}}  # fmt: skip
+    job = {
+        "name": options.get("job-name", rest[0]),
+        "options": options,
+        "words": rest[1:],
+        "state": "PENDING",
+        "codes": {},
+        "restarts": {},
+    }
     (folder / f"{number}.sh").write_text(text)
     (folder / f"{number}.sh").chmod(0o755)
     _write(folder, number, job)
     environment = {k: v for k, v in os.environ.items() if not k.startswith(NO_CARRY)}
-    runner = subprocess.Popen([sys.executable, __file__, "job", str(number)], env=environment, start_new_session=True,
-                              stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    runner = subprocess.Popen(
+        [sys.executable, __file__, "job", str(number)],
+        env=environment,
+        start_new_session=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     _write(folder, number, {"runner": runner.pid})
     print(number if "parsable" in options else f"Submitted batch job {number}")
 
@@ -160,27 +194,47 @@ def job(folder: Path, number: int) -> None:
 def _task(folder: Path, number: int, own: dict[str, Any], task: int) -> tuple[int, int]:
     """Runs a task, again as often as it is requeued; its last exit code and how often it was."""
     options, array = own["options"], "array" in own["options"]
-    name = f"{number}{task:03d}" if array else str(number)  # SLURM_JOB_ID of a task differs from that of its array
-    environment = os.environ | {"SLURM_JOB_ID": name, "SLURM_JOB_NAME": own["name"], "SLURM_SUBMIT_DIR": os.getcwd(),
-                                "SLURMD_NODENAME": "localhost", "TMPDIR": "/tmp"}  # fmt: skip
+    name = (
+        f"{number}{task:03d}" if array else str(number)
+    )  # SLURM_JOB_ID of a task differs from that of its array
+    environment = os.environ | {
+        "SLURM_JOB_ID": name,
+        "SLURM_JOB_NAME": own["name"],
+        "SLURM_SUBMIT_DIR": os.getcwd(),
+        "SLURMD_NODENAME": "localhost",
+        "TMPDIR": "/tmp",
+    }
     if array:
         environment |= {"SLURM_ARRAY_JOB_ID": str(number), "SLURM_ARRAY_TASK_ID": str(task)}
     if "cpus-per-task" in options:
         environment["SLURM_CPUS_PER_TASK"] = "1"  # what this machine can give
     gpus = int(options.get("gpus", options.get("gpus-per-node", 0)))
     if gpus:
-        environment["CUDA_VISIBLE_DEVICES"] = ",".join(["cpu"] * gpus)  # what emadapt calls the devices of a node without
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(
+            ["cpu"] * gpus
+        )  # what emadapt calls the devices of a node without
     restarts = 0
     while True:
         environment["SLURM_RESTART_COUNT"] = str(restarts)
-        log = options.get("output", "slurm-%j.out").replace("%x", own["name"]).replace("%A", str(number))
+        log = (
+            options.get("output", "slurm-%j.out")
+            .replace("%x", own["name"])
+            .replace("%A", str(number))
+        )
         log = log.replace("%a", str(task)).replace("%j", name)
         with open(log, "ab" if restarts else "wb") as out:
             command = ["bash", str(folder / f"{number}.sh"), *own["words"]]
             job_name, _, user_name = os.environ.get("FAKE_SLURM_USER", "").partition("=")
             user = user_name if job_name == own["name"] else None
-            shell = subprocess.Popen(command, env=environment, user=user, start_new_session=True, stdin=subprocess.DEVNULL,
-                                     stdout=out, stderr=subprocess.STDOUT)  # fmt: skip
+            shell = subprocess.Popen(
+                command,
+                env=environment,
+                user=user,
+                start_new_session=True,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+            )
             (folder / f"shell-{name}").write_text(str(shell.pid))
             code = shell.wait()
         (folder / f"shell-{name}").unlink()
@@ -196,7 +250,11 @@ def _depend(folder: Path, number: int, dependency: str) -> bool:
     if ":" not in dependency:
         return True
     kind, *others = dependency.split(":")
-    ends = {"after": {"RUNNING", "COMPLETED", "FAILED"}, "afterok": {"COMPLETED"}, "afterany": {"COMPLETED", "FAILED"}}[kind]
+    ends = {
+        "after": {"RUNNING", "COMPLETED", "FAILED"},
+        "afterok": {"COMPLETED"},
+        "afterany": {"COMPLETED", "FAILED"},
+    }[kind]
     while True:
         states = {jobs(folder)[int(other)]["state"] for other in others}
         if states <= ends:
@@ -229,6 +287,8 @@ if __name__ == "__main__":
         if sys.argv[1] == "job":
             job(place, int(sys.argv[2]))
         else:
-            {"sbatch": sbatch, "scontrol": scontrol, "scancel": scancel}[sys.argv[1]](place, sys.argv[2:])
+            {"sbatch": sbatch, "scontrol": scontrol, "scancel": scancel}[sys.argv[1]](
+                place, sys.argv[2:]
+            )
     except SlurmError as error:
         sys.exit(str(error))

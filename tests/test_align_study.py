@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 import tifffile
 
-from emadapt.config import Study, Unit
 from emadapt.data import align
 from emadapt.data.align import METHODS, aligner_of, statistics
 from emadapt.data.ingest import open_volume
-from emadapt.diagnose.run import diagnose
-from emadapt.evaluate import evaluate_unit
+from emadapt.domains.run import diagnose
 from emadapt.models.segmenter import load_segmenter
-from emadapt.problems import ALIGNMENTS
-from emadapt.tokens import run
-from emadapt.train import train_unit
+from emadapt.models.tokens import run
+from emadapt.study.rules import ALIGNMENTS
+from emadapt.study.study import Study, Unit
+from emadapt.training.evaluate import evaluate_unit
+from emadapt.training.train import train_unit
 from tiny import alignment, make_study, settings, under_dvc
 
 
@@ -35,8 +35,16 @@ def aligned_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
     params["backbones"] = {m: params["backbones"]["t"] | alignment(m) for m in ALIGNMENTS}
     params["diagnose"] |= {"controls": False, "permutations": 3, "replicates": 2}
     params["datasets"]["a"]["voxel_nm"] = [30, 4, 4]
-    params["regimes"] = {"frozen": {"kind": "frozen"}, "unet2d": {"kind": "unet2d"}, "lora": {"kind": "lora", "rank": 2}}
-    params["study"] |= {"backbones": list(ALIGNMENTS), "regimes": list(params["regimes"]), "train_sets": ["paired"]}
+    params["regimes"] = {
+        "frozen": {"kind": "frozen"},
+        "unet2d": {"kind": "unet2d"},
+        "lora": {"kind": "lora", "rank": 2},
+    }
+    params["study"] |= {
+        "backbones": list(ALIGNMENTS),
+        "regimes": list(params["regimes"]),
+        "train_sets": ["paired"],
+    }
     return make_study(tmp_path, params)
 
 
@@ -46,14 +54,18 @@ def train_and_evaluate(study: Study, unit: Unit) -> None:
     check_card(study, unit.backbone, load_segmenter(folder)[1])
 
 
-def test_a_union_trains_and_evaluates_aligned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_union_trains_and_evaluates_aligned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     study = aligned_study(tmp_path, monkeypatch)
     train_and_evaluate(study, Unit("histogram", "frozen", "paired", 0))
     train_and_evaluate(study, Unit("voxel", "unet2d", "paired", 0))
 
 
 @pytest.mark.slow
-def test_a_study_trains_evaluates_and_diagnoses_with_each_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_study_trains_evaluates_and_diagnoses_with_each_method(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     study = aligned_study(tmp_path, monkeypatch)
     for method in ALIGNMENTS:
         for dataset in study.datasets:
@@ -73,13 +85,15 @@ def check_card(study: Study, method: str, card: dict[str, Any]) -> None:
     again = METHODS[method](own, reference)
     shutil.move("elsewhere", "build/ingest/b")
     image = open_volume("a").image[0]
-    expected = aligner_of(open_volume("a"), study.backbone_specs[method])
+    expected = aligner_of(open_volume("a"), study.backbone_settings[method])
     assert again.facts == expected.facts
     np.testing.assert_array_equal(again(image), expected(image))
 
 
 @pytest.mark.slow
-def test_dvc_makes_aligned_tokens_again_when_the_reference_changes_and_no_others(tmp_path: Path) -> None:
+def test_dvc_makes_aligned_tokens_again_when_the_reference_changes_and_no_others(
+    tmp_path: Path,
+) -> None:
     params = settings(epochs=1, steps_per_epoch=1)
     params["backbones"]["h"] = params["backbones"]["t"] | alignment("histogram")
     params["study"] |= {"backbones": ["t", "h"], "regimes": ["ridge"], "train_sets": ["a"]}
@@ -92,8 +106,16 @@ def test_dvc_makes_aligned_tokens_again_when_the_reference_changes_and_no_others
     tifffile.imwrite(path, 255 - tifffile.imread(path), photometric="minisblack")
     sh("dvc", "add", "-q", "data")
     before = ["trainset@t-a", "trainset@h-a"]
-    ran = {line.split("'")[1] for line in sh("dvc", "repro", *before).splitlines() if line.startswith("Running stage")}
+    ran = {
+        line.split("'")[1]
+        for line in sh("dvc", "repro", *before).splitlines()
+        if line.startswith("Running stage")
+    }
     assert {"ingest@b", "reference@h", "tokens@h-a", "trainset@h-a"} <= ran
     assert "tokens@t-a" not in ran  # ingest@a looks at all of data/, and writes the same again
-    stale = {line.rstrip(":") for line in sh("dvc", "status", *trained).splitlines() if line.endswith(":") and line[0] != "\t"}
+    stale = {
+        line.rstrip(":")
+        for line in sh("dvc", "status", *trained).splitlines()
+        if line.endswith(":") and line[0] != "\t"
+    }
     assert stale == {"train@h-ridge-a-0"}

@@ -7,27 +7,31 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from emadapt import report
-from emadapt.aligned import by_gain, compare_aligned, without_align
-from emadapt.config import BackboneSpec, Study
-from emadapt.evaluate import EVALUATED
-from emadapt.specs import RegimeSpec
+from emadapt.report import report
+from emadapt.report.aligned import by_gain, compare_aligned, without_align
+from emadapt.study.settings import RegimeSettings
+from emadapt.study.study import BackboneSettings, Study
+from emadapt.training.evaluate import EVALUATED
 from fakes import a_study, write_metrics
 from pages import Reader
 
-PLAIN = BackboneSpec("dinov2_s", "pypi")
+PLAIN = BackboneSettings("dinov2_s", "pypi")
 SPECS = {
     "plain": PLAIN,
     "hist": dataclasses.replace(PLAIN, align="histogram", reference="lucchi"),
-    "other": dataclasses.replace(PLAIN, align="clahe", overlap=0.1),  # differs in its overlap as well
+    "other": dataclasses.replace(
+        PLAIN, align="clahe", overlap=0.1
+    ),  # differs in its overlap as well
 }
 
 
 @pytest.fixture
 def study(tmp_path: Path) -> Study:
-    study = dataclasses.replace(a_study(), backbones=tuple(SPECS), backbone_specs=SPECS)
+    study = dataclasses.replace(a_study(), backbones=tuple(SPECS), backbone_settings=SPECS)
     write_metrics(tmp_path, study)
-    for unit in study.units():  # aligned models find a tenth less on VNC, and are the same models on Lucchi
+    for unit in (
+        study.units()
+    ):  # aligned models find a tenth less on VNC, and are the same models on Lucchi
         file = tmp_path / EVALUATED / unit.name / "metrics.json"
         metrics = json.loads(file.read_text())
         if unit.backbone == "hist":
@@ -38,41 +42,66 @@ def study(tmp_path: Path) -> Study:
 
 
 def test_only_what_differs_in_nothing_else_is_compared_with(study: Study) -> None:
-    specs = {"frozen": RegimeSpec("frozen"), "coral": RegimeSpec("frozen", align="coral", align_weight=9.0),
-             "longer": RegimeSpec("frozen", align="coral", epochs=9)}  # fmt: skip
-    study = dataclasses.replace(study, regimes=tuple(specs), regime_specs=specs)
-    found = {(name, regime): without_align(study, name, regime) for name in SPECS for regime in specs}
+    specs = {
+        "frozen": RegimeSettings("frozen"),
+        "coral": RegimeSettings("frozen", align="coral", align_weight=9.0),
+        "longer": RegimeSettings("frozen", align="coral", epochs=9),
+    }
+    study = dataclasses.replace(study, regimes=tuple(specs), regime_settings=specs)
+    found = {
+        (name, regime): without_align(study, name, regime) for name in SPECS for regime in specs
+    }
     control = ("plain", "frozen")
     assert {key: against for key, against in found.items() if against} == {
-        ("hist", "frozen"): control, ("plain", "coral"): control, ("hist", "coral"): control}  # fmt: skip
+        ("hist", "frozen"): control,
+        ("plain", "coral"): control,
+        ("hist", "coral"): control,
+    }
 
 
 def test_of_features_and_of_both(study: Study, tmp_path: Path) -> None:
-    regimes = {"frozen": RegimeSpec("frozen"), "coral": RegimeSpec("frozen", align="coral")}
-    study = dataclasses.replace(study, regimes=tuple(regimes), regime_specs=regimes, backbones=("plain", "hist"))
+    regimes = {"frozen": RegimeSettings("frozen"), "coral": RegimeSettings("frozen", align="coral")}
+    study = dataclasses.replace(
+        study, regimes=tuple(regimes), regime_settings=regimes, backbones=("plain", "hist")
+    )
     groups: dict[tuple[str, str, str], list] = {}
     for unit in study.units():
-        source = tmp_path / EVALUATED / dataclasses.replace(unit, regime="lora" if unit.regime == "coral" else "frozen").name
+        source = (
+            tmp_path
+            / EVALUATED
+            / dataclasses.replace(unit, regime="lora" if unit.regime == "coral" else "frozen").name
+        )
         metrics = json.loads((source / "metrics.json").read_text())
         groups.setdefault((unit.backbone, unit.regime, unit.train_set), []).append(metrics)
     rows = {(r["align"], r["train_set"], r["test_set"]): r for r in compare_aligned(study, groups)}
     assert {key[0] for key in rows} == {"coral", "histogram", "histogram + coral"}
     assert all((r["against"], r["against_regime"]) == ("plain", "frozen") for r in rows.values())
-    assert rows["histogram", "lucchi", "vnc"]["difference"] < 0 < rows["coral", "lucchi", "vnc"]["difference"]
+    assert (
+        rows["histogram", "lucchi", "vnc"]["difference"]
+        < 0
+        < rows["coral", "lucchi", "vnc"]["difference"]
+    )
 
 
-def test_differences_are_those_of_pooled_iou_and_same_predictions_are_left_out(study: Study, tmp_path: Path) -> None:
+def test_differences_are_those_of_pooled_iou_and_same_predictions_are_left_out(
+    study: Study, tmp_path: Path
+) -> None:
     groups: dict[tuple[str, str, str], list] = {}
     for unit in study.units():
         metrics = json.loads((tmp_path / EVALUATED / unit.name / "metrics.json").read_text())
         groups.setdefault((unit.backbone, unit.regime, unit.train_set), []).append(metrics)
     found = compare_aligned(study, groups)
     assert len(found) == len(study.regimes) * len(study.train_sets)
-    assert {(row["backbone"], row["against"], row["test_set"]) for row in found} == {("hist", "plain", "vnc")}
+    assert {(row["backbone"], row["against"], row["test_set"]) for row in found} == {
+        ("hist", "plain", "vnc")
+    }
     for row in found:
         pooled = []
         for backbone in ("hist", "plain"):
-            runs = [np.sum(run["test"]["vnc"]["counts"], 0) for run in groups[backbone, row["regime"], row["train_set"]]]
+            runs = [
+                np.sum(run["test"]["vnc"]["counts"], 0)
+                for run in groups[backbone, row["regime"], row["train_set"]]
+            ]
             pooled.append(np.mean([hit / (one + other - hit) for hit, one, other in runs]))
         assert row["difference"] == pytest.approx(pooled[0] - pooled[1], abs=1e-6)
         assert row["ci95"][0] <= row["difference"] <= row["ci95"][1]

@@ -10,9 +10,9 @@ import tifffile
 import yaml
 
 from emadapt import api
-from emadapt.closest import token_facts
 from emadapt.data.ingest import Volume
 from emadapt.errors import InputError
+from emadapt.models.closest import token_facts
 from emadapt.models.segmenter import load_segmenter
 from emadapt.segment.job import Order
 from emadapt.segment.run import segment_volume
@@ -20,8 +20,17 @@ from tiny import blobs, settings, write_model
 
 IMAGE, LABEL = blobs((3, 90, 100), 1)
 VOXEL = (30.0, 5.0, 5.0)
-NAMES = ["load_study", "load_model", "read_volume", "segment", "segment_slices", "tokens", "domain_distance", "evaluate_masks",
-         "find_instances"]  # fmt: skip
+NAMES = [
+    "load_study",
+    "load_model",
+    "read_volume",
+    "segment",
+    "segment_slices",
+    "tokens",
+    "domain_distance",
+    "evaluate_masks",
+    "find_instances",
+]
 
 
 @pytest.fixture
@@ -31,9 +40,17 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_model(Path("model"))
     segmenter, _ = load_segmenter(Path("model"))
     noisy = np.concatenate([IMAGE, IMAGE[:, ::-1]])
-    own = Volume("a", noisy, noisy, {"split": {"train": [0, 1, 2], "val": [3, 4, 5], "test": []}, "md5": "", "voxel_nm": VOXEL})
+    own = Volume(
+        "a",
+        noisy,
+        noisy,
+        {"split": {"train": [0, 1, 2], "val": [3, 4, 5], "test": []}, "md5": "", "voxel_nm": VOXEL},
+    )
     write_model(Path("model"), facts={"tokens": token_facts(segmenter, [own], [])})
-    meta = {"axes": "ZYX", **{f"PhysicalSize{a}": v / 1e3 for a, v in zip("ZYX", VOXEL, strict=True)}}
+    meta = {
+        "axes": "ZYX",
+        **{f"PhysicalSize{a}": v / 1e3 for a, v in zip("ZYX", VOXEL, strict=True)},
+    }
     tifffile.imwrite("volume.ome.tif", IMAGE, photometric="minisblack", metadata=meta)
     Path("studies").mkdir()
     study = settings()
@@ -57,7 +74,11 @@ def test_the_examples_run(here: Path) -> None:
 
 
 def test_the_names_are_all_there_are() -> None:
-    public = [n for n, f in vars(api).items() if inspect.isfunction(f) and f.__module__ == api.__name__ and n[0] != "_"]
+    public = [
+        n
+        for n, f in vars(api).items()
+        if inspect.isfunction(f) and f.__module__ == api.__name__ and n[0] != "_"
+    ]
     assert public == NAMES
 
 
@@ -74,12 +95,16 @@ def test_arrays_give_what_files_give(here: Path) -> None:
     mask = api.segment(volume, model, VOXEL)
     np.testing.assert_array_equal(tifffile.imread("mask.tif"), np.where(mask, 255, 0))
     probability = api.segment(volume, model, VOXEL, probabilities=True)
-    np.testing.assert_array_equal(tifffile.imread("mask-probabilities.tif"), np.rint(255 * probability))
+    np.testing.assert_array_equal(
+        tifffile.imread("mask-probabilities.tif"), np.rint(255 * probability)
+    )
     labels, table = api.find_instances(mask, VOXEL)
     np.testing.assert_array_equal(tifffile.imread("mask-instances.tif"), labels)
     lines = Path("mask-instances.csv").read_text().splitlines()
     assert lines[1:] == [",".join(f"{v:.12g}" for v in row.values()) for row in table]
-    np.testing.assert_array_equal(api.segment(volume, model, VOXEL, threshold=0.6), probability > 0.6)
+    np.testing.assert_array_equal(
+        api.segment(volume, model, VOXEL, threshold=0.6), probability > 0.6
+    )
 
 
 def test_domains_are_told_apart(here: Path) -> None:

@@ -65,18 +65,32 @@ def test_registry_agrees_with_timm_and_open_clip(name: str) -> None:
         assert not config.get("quick_gelu")
         assert type(vit.blocks[0].mlp.act) is torch.nn.GELU
         vision = config["vision_cfg"]
-        assert (vision["width"], vision["layers"], vision["patch_size"]) == (arch.dim, arch.depth, arch.patch)
+        assert (vision["width"], vision["layers"], vision["patch_size"]) == (
+            arch.dim,
+            arch.depth,
+            arch.patch,
+        )
     else:
         registered = timm.get_pretrained_cfg(arch.hub.removeprefix("timm/"))
         assert registered is not None
-        assert (registered.hf_hub_id, registered.mean, registered.std) == (arch.hub, arch.mean, arch.std)
+        assert (registered.hf_hub_id, registered.mean, registered.std) == (
+            arch.hub,
+            arch.mean,
+            arch.std,
+        )
 
 
-@pytest.mark.parametrize(("name", "adapter"), [("dinov2_s", 442_368), ("dinov3_s", 442_368), ("openclip_l14", 2_359_296)])
+@pytest.mark.parametrize(
+    ("name", "adapter"), [("dinov2_s", 442_368), ("dinov3_s", 442_368), ("openclip_l14", 2_359_296)]
+)
 def test_lora_targets_give_the_references_parameter_count(name: str, adapter: int) -> None:
     with torch.device("meta"):
         backbone = Backbone(name, create_vit(get_arch(name)), (1,), None)  # type: ignore[arg-type]
-    targets = [m for n, m in backbone.vit.named_modules() if any(n.endswith(f".{suffix}") for suffix in backbone.lora_targets)]
+    targets = [
+        m
+        for n, m in backbone.vit.named_modules()
+        if any(n.endswith(f".{suffix}") for suffix in backbone.lora_targets)
+    ]
     assert sum(16 * (m.in_features + m.out_features) for m in targets) == adapter
 
 
@@ -90,7 +104,11 @@ def test_peft_adapts_every_attention_and_nothing_else(name: str) -> None:
     backbone.vit = peft.get_peft_model(backbone.vit, config)
     after = backbone(images)
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))  # identity at init
-    adapted = {n.rsplit(".lora_A", 1)[0].split("model.")[-1] for n, _ in backbone.named_parameters() if ".lora_A" in n}
+    adapted = {
+        n.rsplit(".lora_A", 1)[0].split("model.")[-1]
+        for n, _ in backbone.named_parameters()
+        if ".lora_A" in n
+    }
     assert adapted == {f"blocks.{i}.attn.{part}" for i in range(4) for part in ("qkv", "proj")}
     after[-1].pow(3).sum().backward()  # not the plain sum: a LayerNorm makes that a constant
     # Each adapter is on the way of the forward pass: its B matrix (A's is zero, for B is) gets a gradient.
@@ -126,7 +144,11 @@ def test_tokens_equal_timms_forward(name: str, grid: tuple[int, int]) -> None:
         x = _normalised(images, arch)
         last = backbone.vit.forward_features(x)
         every: Any = timm.create_model(
-            arch.timm_name, features_only=True, out_indices=[0, 1, 2, 3], dynamic_img_size=True, **arch.kwargs
+            arch.timm_name,
+            features_only=True,
+            out_indices=[0, 1, 2, 3],
+            dynamic_img_size=True,
+            **arch.kwargs,
         )
         every.model.load_state_dict(backbone.vit.state_dict(), strict=False)
         unnormalised = every.eval()(x)
@@ -141,7 +163,12 @@ def _dinov2_of_hugging_face(registers: bool) -> Any:
     transformers = pytest.importorskip("transformers")
     kind = "Dinov2WithRegisters" if registers else "Dinov2"
     config = getattr(transformers, f"{kind}Config")(
-        hidden_size=64, num_hidden_layers=4, num_attention_heads=2, image_size=NATIVE, patch_size=14, layerscale_value=1.0
+        hidden_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        image_size=NATIVE,
+        patch_size=14,
+        layerscale_value=1.0,
     )
     return _randomise(getattr(transformers, f"{kind}Model")(config))
 
@@ -175,20 +202,32 @@ def _compare_with_hugging_face(
     with torch.inference_mode():
         out = model(_normalised(images, backbone.arch), output_hidden_states=True)
         norm = model.norm if hasattr(model, "norm") else model.layernorm
-        theirs = [_maps(norm(hidden), backbone.vit.num_prefix_tokens, *grid) for hidden in out.hidden_states[1:]]
-        torch.testing.assert_close(theirs[-1], _maps(out.last_hidden_state, backbone.vit.num_prefix_tokens, *grid))
+        theirs = [
+            _maps(norm(hidden), backbone.vit.num_prefix_tokens, *grid)
+            for hidden in out.hidden_states[1:]
+        ]
+        torch.testing.assert_close(
+            theirs[-1], _maps(out.last_hidden_state, backbone.vit.num_prefix_tokens, *grid)
+        )
         return list(zip(backbone(images), theirs, strict=True))
 
 
-@pytest.mark.parametrize(("registers", "size"), [(False, (112, 112)), (True, (112, 112)), (True, (140, 182)), (True, (56, 98))])
+@pytest.mark.parametrize(
+    ("registers", "size"),
+    [(False, (112, 112)), (True, (112, 112)), (True, (140, 182)), (True, (56, 98))],
+)
 def test_dinov2_equals_hugging_face(registers: bool, size: tuple[int, int], tmp_path: Path) -> None:
     name = "tiny_dinov2_reg" if registers else "tiny_dinov2"
-    for ours, theirs in _compare_with_hugging_face(name, _dinov2_of_hugging_face(registers), tmp_path, size):
+    for ours, theirs in _compare_with_hugging_face(
+        name, _dinov2_of_hugging_face(registers), tmp_path, size
+    ):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("side", [56, 140])
-def test_dinov2_without_registers_differs_only_by_antialiasing_at_other_sizes(side: int, tmp_path: Path) -> None:
+def test_dinov2_without_registers_differs_only_by_antialiasing_at_other_sizes(
+    side: int, tmp_path: Path
+) -> None:
     """Hugging Face (as Meta) resamples its position embedding without antialiasing, timm with it."""
     model = _dinov2_of_hugging_face(registers=False)
     pairs = _compare_with_hugging_face("tiny_dinov2", model, tmp_path / "plain", (side, side))
@@ -200,16 +239,22 @@ def test_dinov2_without_registers_differs_only_by_antialiasing_at_other_sizes(si
         _maps(positions, 1, 8, 8), (side // 14, side // 14), mode="bicubic", antialias=True
     )
     positions = torch.cat([positions[:, :1], resampled.flatten(2).mT], dim=1)
-    model.embeddings.position_embeddings = torch.nn.Parameter(positions)  # now native: left as it is
+    model.embeddings.position_embeddings = torch.nn.Parameter(
+        positions
+    )  # now native: left as it is
     images = _images(2, 1, side, side)
     with torch.inference_mode():
         hidden = model(_normalised(images, backbone.arch)).last_hidden_state
-        torch.testing.assert_close(backbone(images)[-1], _maps(hidden, 1, side // 14, side // 14), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            backbone(images)[-1], _maps(hidden, 1, side // 14, side // 14), rtol=1e-4, atol=1e-4
+        )
 
 
 @pytest.mark.parametrize("size", [(112, 112), (80, 144), (256, 256)])
 def test_dinov3_equals_hugging_face(size: tuple[int, int], tmp_path: Path) -> None:
-    for ours, theirs in _compare_with_hugging_face("tiny_dinov3", _dinov3_of_hugging_face(), tmp_path, size):
+    for ours, theirs in _compare_with_hugging_face(
+        "tiny_dinov3", _dinov3_of_hugging_face(), tmp_path, size
+    ):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
@@ -219,12 +264,16 @@ def test_openclip_equals_open_clip(tmp_path: Path) -> None:
     vision = {"layers": 4, "width": 64, "head_width": 32, "patch_size": 14, "image_size": NATIVE}
     text = {"context_length": 8, "vocab_size": 32, "width": 16, "heads": 2, "layers": 1}
     clip = _randomise(CLIP(embed_dim=32, vision_cfg=vision, text_cfg=text))
-    save_file({k: v.contiguous() for k, v in clip.state_dict().items()}, tmp_path / "clip.safetensors")  # text tower too
+    save_file(
+        {k: v.contiguous() for k, v in clip.state_dict().items()}, tmp_path / "clip.safetensors"
+    )  # text tower too
     backbone = build_backbone("tiny_openclip", "file", file=tmp_path / "clip.safetensors")
     images = _images(2, 1, NATIVE, NATIVE)
     with torch.inference_mode():
         theirs = clip.visual.forward_intermediates(
-            _normalised(images, backbone.arch), normalize_intermediates=True, intermediates_only=True
+            _normalised(images, backbone.arch),
+            normalize_intermediates=True,
+            intermediates_only=True,
         )["image_intermediates"]
         ours = backbone(images)
     assert len(ours) == len(theirs) == 4
@@ -242,7 +291,9 @@ def test_what_enters_a_block_and_the_rest_from_there_are_timms_forward(name: str
     images = _images(2, 1, 3 * backbone.arch.patch, 5 * backbone.arch.patch)
     entered: dict[int, torch.Tensor] = {}
     for number, block in enumerate(backbone.vit.blocks):
-        block.register_forward_pre_hook(lambda _, given, number=number: entered.setdefault(number, given[0].detach()))
+        block.register_forward_pre_hook(
+            lambda _, given, number=number: entered.setdefault(number, given[0].detach())
+        )
     whole = backbone.vit.forward_intermediates(
         _normalised(images, backbone.arch), indices=[1, 3], norm=True, intermediates_only=True
     )
@@ -305,7 +356,10 @@ def test_the_position_embedding_of_a_finer_grid_is_timms_resampling() -> None:
 
 @pytest.mark.parametrize("stride", [3, 28, -7])
 def test_a_stride_that_does_not_divide_the_patch_is_refused(stride: int) -> None:
-    with pytest.raises(InputError, match=rf"stride of tiny_dinov2: found {stride}; expected a divisor of the patch, 14"):
+    with pytest.raises(
+        InputError,
+        match=rf"stride of tiny_dinov2: found {stride}; expected a divisor of the patch, 14",
+    ):
         build_backbone("tiny_dinov2", "random", stride=stride)
 
 
@@ -344,7 +398,9 @@ def test_autocast_and_fused_attention(name: str, monkeypatch: pytest.MonkeyPatch
     for a, b, c in zip(exact, plain, many, strict=True):
         assert (a - b.float()).norm() < 0.05 * a.norm()
         assert (c - b.float()).norm() < 0.05 * a.norm()
-    assert all(torch.equal(a, b) for a, b in zip(exact, backbone(images), strict=True))  # as before, not as bf16 left it
+    assert all(
+        torch.equal(a, b) for a, b in zip(exact, backbone(images), strict=True)
+    )  # as before, not as bf16 left it
 
 
 def test_normalisation() -> None:
@@ -352,12 +408,17 @@ def test_normalisation() -> None:
     study = build_backbone("tiny_openclip", "random", normalisation="imagenet")
     images = _images(1, 1, 56, 56)
     arch = BACKBONES["tiny_dinov2"]  # ImageNet's statistics
-    expected = own.vit.forward_intermediates(_normalised(images, arch), norm=True, intermediates_only=True)
+    expected = own.vit.forward_intermediates(
+        _normalised(images, arch), norm=True, intermediates_only=True
+    )
     for ours, theirs in zip(study(images), expected, strict=True):
         torch.testing.assert_close(ours, theirs)
     assert (study(images)[-1] - own(images)[-1]).abs().max() > 0.01
     # For DINOv2 the two are the same.
-    same = [build_backbone("tiny_dinov2", "random", normalisation=n)(images)[-1] for n in ("checkpoint", "imagenet")]
+    same = [
+        build_backbone("tiny_dinov2", "random", normalisation=n)(images)[-1]
+        for n in ("checkpoint", "imagenet")
+    ]
     assert torch.equal(*same)
     with pytest.raises(InputError, match="normalisation of tiny_dinov2"):
         build_backbone("tiny_dinov2", "random", normalisation="clip")

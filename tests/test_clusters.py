@@ -23,7 +23,7 @@ from click.testing import CliRunner
 
 import slurm
 from emadapt.cli import main
-from emadapt.config import load_study
+from emadapt.study.study import load_study
 from emadapt.sweep.claims import n_ended
 from project import SAFE_SETTINGS
 from test_sweep_run import check_lab_book, check_sweep, owners, trials_of
@@ -31,7 +31,11 @@ from tiny import make_study, settings
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCKS = re.findall(r"```bash\n(.*?)```", (ROOT / "docs/clusters.md").read_text(), re.DOTALL)
-SCRIPTS = {text.splitlines()[1].removeprefix("# "): text for text in BLOCKS if text.startswith("#!/bin/bash\n# slurm/")}
+SCRIPTS = {
+    text.splitlines()[1].removeprefix("# "): text
+    for text in BLOCKS
+    if text.startswith("#!/bin/bash\n# slurm/")
+}
 COMMANDS = [text for text in BLOCKS if text not in SCRIPTS.values()]
 SMALLER = {"--array=0-7": "--array=0-1", "--trials 100": "--trials 6"}
 
@@ -63,9 +67,17 @@ def test_a_script_is_one_that_bash_and_slurm_take(name: str) -> None:
 
 
 def test_commands_exist_with_their_options_and_settings_are_the_safe_ones() -> None:
-    text = re.sub(r"\$\(([^()]*)\)", r"\n\1\n", "\n".join(BLOCKS).replace("--array=0-7", "").replace("\\\n", " "))
+    text = re.sub(
+        r"\$\(([^()]*)\)",
+        r"\n\1\n",
+        "\n".join(BLOCKS).replace("--array=0-7", "").replace("\\\n", " "),
+    )
     lines = [line.split("#")[0].split("|")[0].strip() for line in text.splitlines()]
-    calls = [shlex.split(line.removeprefix("again ")) for line in lines if re.match(r"(again )?emadapt ", line)]
+    calls = [
+        shlex.split(line.removeprefix("again "))
+        for line in lines
+        if re.match(r"(again )?emadapt ", line)
+    ]
     assert len(calls) > 6
     for words in calls:
         command: click.Command = main
@@ -77,10 +89,17 @@ def test_commands_exist_with_their_options_and_settings_are_the_safe_ones() -> N
         assert {word for word in words if word.startswith("--")} <= known, words
     swept = main.commands["sweep"].commands["run"]  # type: ignore[attr-defined]
     known = {option for parameter in swept.params for option in parameter.opts}
-    submitted = [line.rpartition(".sbatch")[2] for line in "\n".join(COMMANDS).splitlines() if "--backbone" in line]
+    submitted = [
+        line.rpartition(".sbatch")[2]
+        for line in "\n".join(COMMANDS).splitlines()
+        if "--backbone" in line
+    ]
     assert len(submitted) == 2
     assert all(set(re.findall(r"--[\w-]+", words)) <= known for words in submitted)
-    assert all(f"{name}={value}" in SCRIPTS["slurm/environment.sh"] for name, value in SAFE_SETTINGS.items())
+    assert all(
+        f"{name}={value}" in SCRIPTS["slurm/environment.sh"]
+        for name, value in SAFE_SETTINGS.items()
+    )
 
 
 @pytest.mark.parametrize(
@@ -99,10 +118,14 @@ def test_the_stand_in_refuses_what_slurm_would_refuse_or_ignore(line: str, said:
         slurm.directives("true\n")
 
 
-def test_units_are_printed_in_the_order_of_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_units_are_printed_in_the_order_of_the_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     study = make_study(tmp_path, ingested=False)
-    assert CliRunner().invoke(main, ["units"]).output.splitlines() == [u.name for u in study.units()]
+    assert CliRunner().invoke(main, ["units"]).output.splitlines() == [
+        u.name for u in study.units()
+    ]
 
 
 # -- what happens when they run
@@ -145,10 +168,14 @@ def until(condition: Callable[[], bool], seconds: float = 900) -> None:
 
 
 def logs() -> str:
-    return "\n".join(f"--- {p.name}\n{p.read_text()}" for p in sorted(Path("scratch/slurm").glob("*.log")))
+    return "\n".join(
+        f"--- {p.name}\n{p.read_text()}" for p in sorted(Path("scratch/slurm").glob("*.log"))
+    )
 
 
-def test_what_the_time_limit_ends_is_queued_again_and_what_fails_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_time_limit_ends_is_queued_again_and_what_fails_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / ".venv/bin").mkdir(parents=True)
     (tmp_path / ".venv/bin/activate").touch()
@@ -156,8 +183,15 @@ def test_what_the_time_limit_ends_is_queued_again_and_what_fails_is_not(tmp_path
     (tmp_path / "slurm/environment.sh").write_text(SCRIPTS["slurm/environment.sh"])
     wanted = ("--job-name=j", "--signal=B:USR1@120", "--output=%x.log", "--open-mode=append")
     first = "bash -c 'trap \"sleep 0.3; exit 3\" TERM; touch begun; for i in {1..600}; do sleep 0.1; done'"
-    choice = f'if [ "$SLURM_RESTART_COUNT" = 0 ]; then again {first}; else again bash -c "exit 7"; fi'
-    lines = ["#!/bin/bash", *(f"#SBATCH {option}" for option in wanted), ". slurm/environment.sh", choice]
+    choice = (
+        f'if [ "$SLURM_RESTART_COUNT" = 0 ]; then again {first}; else again bash -c "exit 7"; fi'
+    )
+    lines = [
+        "#!/bin/bash",
+        *(f"#SBATCH {option}" for option in wanted),
+        ". slurm/environment.sh",
+        choice,
+    ]
     (tmp_path / "job.sbatch").write_text("\n".join(lines) + "\n")
     for name, value in slurm.install(tmp_path / "fake").items():
         monkeypatch.setenv(name, value)
@@ -166,41 +200,60 @@ def test_what_the_time_limit_ends_is_queued_again_and_what_fails_is_not(tmp_path
     time.sleep(0.3)  # until the traps are set
     slurm.near_limit(tmp_path / "fake")
     (done,) = slurm.wait(tmp_path / "fake", 40).values()  # it would sleep for 60
-    assert (done["state"], done["codes"], done["restarts"]) == ("FAILED", {"0": 7}, {"0": 1}), Path("j.log").read_text()
+    assert (done["state"], done["codes"], done["restarts"]) == ("FAILED", {"0": 7}, {"0": 1}), Path(
+        "j.log"
+    ).read_text()
 
 
 @pytest.mark.slow
 def test_an_array_trains_the_units_and_the_last_job_finds_them_trained(cluster: Path) -> None:
     for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
         shutil.copy(ROOT / name, name)
-    submit("git init -q && dvc init -q && dvc add -q data".replace("dvc", f"{Path(sys.executable).parent}/dvc"))
+    submit(
+        "git init -q && dvc init -q && dvc add -q data".replace(
+            "dvc", f"{Path(sys.executable).parent}/dvc"
+        )
+    )
     submit(commands_with("slurm/train.sbatch"))
     done = slurm.wait(cluster / "fake", 1500)
     assert {j["name"]: j["state"] for j in done.values()} == {
-        "emadapt-prepare": "COMPLETED", "emadapt-train": "COMPLETED", "emadapt-report": "COMPLETED"
-    }, logs()  # fmt: skip
+        "emadapt-prepare": "COMPLETED",
+        "emadapt-train": "COMPLETED",
+        "emadapt-report": "COMPLETED",
+    }, logs()
     units = [u.name for u in load_study().units()]
-    assert len(next(j for j in done.values() if j["name"] == "emadapt-train")["codes"]) == len(units)
+    assert len(next(j for j in done.values() if j["name"] == "emadapt-train")["codes"]) == len(
+        units
+    )
     summary = json.loads(Path("reports/summary.json").read_text())
     assert {u["regime"] for u in summary["units"]} == {"frozen", "lora"}
-    status = subprocess.run([f"{Path(sys.executable).parent}/dvc", "status"], capture_output=True, text=True, check=True).stdout
+    status = subprocess.run(
+        [f"{Path(sys.executable).parent}/dvc", "status"], capture_output=True, text=True, check=True
+    ).stdout
     assert "up to date" in status
     from mlflow import MlflowClient
 
-    from emadapt.tracking import tracking_uri
+    from emadapt.tracking.tracker import tracking_uri
 
     client = MlflowClient(tracking_uri(cluster))
     experiment = client.get_experiment_by_name("tiny")
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id])
-    assert sorted(r.data.tags["unit"] for r in runs) == sorted(units), "the last job has gone on with the array's runs"
+    assert sorted(r.data.tags["unit"] for r in runs) == sorted(units), (
+        "the last job has gone on with the array's runs"
+    )
     for run in runs:
         unit = run.data.tags["unit"]
         assert run.info.status == "FINISHED"
         assert len(client.get_metric_history(run.info.run_id, "val/iou")) == 3
-        trained = next(Path("scratch/slurm").glob(f"emadapt-train-*_{units.index(unit)}.log")).read_text()
+        trained = next(
+            Path("scratch/slurm").glob(f"emadapt-train-*_{units.index(unit)}.log")
+        ).read_text()
         again = Path(f"scratch/repro/train@{unit}.log").read_text()
-        said = [re.findall(rf"train {unit}: (val IoU .*?), [\d,]+ trained", text)[0] for text in (trained, again)]
+        said = [
+            re.findall(rf"train {unit}: (val IoU .*?), [\d,]+ trained", text)[0]
+            for text in (trained, again)
+        ]
         assert said[0] == said[1], "the last job has trained another model"
 
 
@@ -218,7 +271,9 @@ def test_a_sweep_on_one_node_goes_on_after_its_time_limit(cluster: Path) -> None
 
 
 @pytest.mark.postgres
-def test_an_array_works_on_one_sweep_in_the_database_of_another_job(cluster: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_array_works_on_one_sweep_in_the_database_of_another_job(
+    cluster: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if not list(Path("/usr/lib/postgresql").glob("*/bin/postgres")):
         pytest.skip("no PostgreSQL server: install Debian's package postgresql")
     folder = cluster / "scratch/postgres"
@@ -226,15 +281,25 @@ def test_an_array_works_on_one_sweep_in_the_database_of_another_job(cluster: Pat
     if os.geteuid() == 0:  # the server refuses to run as root
         os.chown(folder, pwd.getpwnam("postgres").pw_uid, -1)
         monkeypatch.setenv("FAKE_SLURM_USER", "emadapt-postgres=postgres")
-    end = "\n".join(line for line in SCRIPTS["slurm/sweep-end.sbatch"].splitlines() if not line.startswith("scancel"))
+    end = "\n".join(
+        line
+        for line in SCRIPTS["slurm/sweep-end.sbatch"].splitlines()
+        if not line.startswith("scancel")
+    )
     script = f'{end}\n{sys.executable} -c "import test_clusters; test_clusters.note_trials()"\nscancel "$1"\n'
-    Path("slurm/sweep-end.sbatch").write_text(script)  # looks at the trials while the server is there
-    monkeypatch.setenv("PYTHONPATH", f"{Path(__file__).parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    Path("slurm/sweep-end.sbatch").write_text(
+        script
+    )  # looks at the trials while the server is there
+    monkeypatch.setenv(
+        "PYTHONPATH", f"{Path(__file__).parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    )
     submit(commands_with("slurm/sweep-end.sbatch"))
     done = slurm.wait(cluster / "fake", 1500)
     assert {j["name"]: j["state"] for j in done.values()} == {
-        "emadapt-postgres": "COMPLETED", "emadapt-sweep": "COMPLETED", "emadapt-sweep-end": "COMPLETED"
-    }, logs()  # fmt: skip
+        "emadapt-postgres": "COMPLETED",
+        "emadapt-sweep": "COMPLETED",
+        "emadapt-sweep-end": "COMPLETED",
+    }, logs()
     assert not (folder / "url").exists()
     assert (folder / "db").stat().st_mode & 0o077 == 0
     noted = json.loads(Path("trials.json").read_text())
@@ -242,7 +307,10 @@ def test_an_array_works_on_one_sweep_in_the_database_of_another_job(cluster: Pat
     password = (folder / "password").read_text()
     assert len(password) == 48
     assert password not in logs()
-    assert "lora_tuned" in yaml.safe_load(Path("params.yaml").read_text())["regimes"] or "unchanged" in logs()
+    assert (
+        "lora_tuned" in yaml.safe_load(Path("params.yaml").read_text())["regimes"]
+        or "unchanged" in logs()
+    )
 
 
 def note_trials() -> None:
@@ -250,4 +318,6 @@ def note_trials() -> None:
     trials = trials_of(os.environ["EMADAPT_SWEEP_STORAGE"])
     ended = check_sweep(trials, 6)
     check_lab_book(Path(), trials, ended)
-    Path("trials.json").write_text(json.dumps({"ended": len(ended), "machines": len(owners(trials))}))
+    Path("trials.json").write_text(
+        json.dumps({"ended": len(ended), "machines": len(owners(trials))})
+    )

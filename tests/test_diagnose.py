@@ -9,34 +9,52 @@ import numpy as np
 import pytest
 import tifffile
 
-from emadapt.config import DiagnoseSpec, Study
 from emadapt.data.ingest import ingest
-from emadapt.diagnose import compare, features
-from emadapt.diagnose.features import Features
-from emadapt.diagnose.moments import Moments, slice_moments
-from emadapt.diagnose.run import diagnose, halves
+from emadapt.domains import compare, features
+from emadapt.domains.features import Features
+from emadapt.domains.moments import Moments, slice_moments
+from emadapt.domains.run import diagnose, halves
 from emadapt.errors import ConfigError, InputError
-from emadapt.tokens import run
-from emadapt.train import train_unit
+from emadapt.models.tokens import run
+from emadapt.study.study import DiagnoseSettings, Study
+from emadapt.training.train import train_unit
 from tiny import make_study, settings
 
-OWN = DiagnoseSpec(blocks=4, tokens=2000, permutations=19, replicates=10)
+OWN = DiagnoseSettings(blocks=4, tokens=2000, permutations=19, replicates=10)
 
 
 def gaussian(name: str, shift: float, slices: int, seed: int, drift: float = 0.0) -> Features:
     """Tokens (150 a slice, D = 8) around `shift`, a fifth of them foreground; the mean drifts along z."""
     rng = np.random.default_rng(seed)
-    tokens = [rng.normal(shift + drift * z / slices, 1, (150, 8)).astype(np.float32) for z in range(slices)]
+    tokens = [
+        rng.normal(shift + drift * z / slices, 1, (150, 8)).astype(np.float32)
+        for z in range(slices)
+    ]
     classes = [np.arange(150) % 5 == 0 for _ in tokens]
-    moments = Moments(*(np.stack(c) for c in zip(*map(slice_moments, tokens, classes), strict=True)))
+    moments = Moments(
+        *(np.stack(c) for c in zip(*map(slice_moments, tokens, classes), strict=True))
+    )
     parts = np.asarray(["train"] * (slices // 2) + ["val"] + ["test"] * (slices - slices // 2 - 1))
     at = np.repeat(np.arange(slices), 150)
-    return Features(name, np.arange(slices), parts, moments, np.concatenate(tokens), np.concatenate(classes), at,
-                    np.zeros((len(at), 2), np.float32), {})  # fmt: skip
+    return Features(
+        name,
+        np.arange(slices),
+        parts,
+        moments,
+        np.concatenate(tokens),
+        np.concatenate(classes),
+        at,
+        np.zeros((len(at), 2), np.float32),
+        {},
+    )
 
 
 def test_the_same_population_reads_as_same_and_another_as_different() -> None:
-    a, same, other = gaussian("a", 0, 12, 0), gaussian("same", 0, 12, 1), gaussian("other", 0.5, 12, 2)
+    a, same, other = (
+        gaussian("a", 0, 12, 0),
+        gaussian("same", 0, 12, 1),
+        gaussian("other", 0.5, 12, 2),
+    )
     for level, cls in (("token", "all"), ("token", "foreground"), ("image", "all")):
         near, far = (compare.compare(a, b, level, cls, OWN) for b in (same, other))
         assert near["reads_as"] == "same", (level, cls)
@@ -55,7 +73,10 @@ def test_the_same_population_reads_as_same_and_another_as_different() -> None:
 
 def test_drift_along_z_is_in_the_null() -> None:
     """A volume whose two ends differ is far from itself: its contiguous halves are one of the splits of the null."""
-    steady, drifting = (compare.split_half_null(gaussian("a", 0, 12, 0, drift), "token", "all", OWN) for drift in (0, 1))
+    steady, drifting = (
+        compare.split_half_null(gaussian("a", 0, 12, 0, drift), "token", "all", OWN)
+        for drift in (0, 1)
+    )
     assert drifting["max"] > 1.5 > 10 * steady["max"]
     assert drifting["splits"] == 3
 
@@ -63,8 +84,12 @@ def test_drift_along_z_is_in_the_null() -> None:
 def test_segmentation_outliers_and_likeness() -> None:
     a, b = gaussian("a", 0, 12, 0), gaussian("b", 3, 12, 1)
     assert compare.outlyingness(a, b)["auroc_token"] > 0.95
-    assert compare.outlyingness(a, gaussian("c", 0, 12, 2))["auroc_token"] == pytest.approx(0.5, abs=0.05)
-    assert compare.segmentation(a, a, OWN)["probe"]["balanced_accuracy"] == pytest.approx(0.5, abs=0.1)  # no signal in it
+    assert compare.outlyingness(a, gaussian("c", 0, 12, 2))["auroc_token"] == pytest.approx(
+        0.5, abs=0.05
+    )
+    assert compare.segmentation(a, a, OWN)["probe"]["balanced_accuracy"] == pytest.approx(
+        0.5, abs=0.1
+    )  # no signal in it
     assert compare.likeness(a, a)["cka"] == pytest.approx(1)
 
 
@@ -75,14 +100,19 @@ def test_a_class_without_tokens_is_refused() -> None:
         compare.compare(a, b, "token", "foreground", OWN)
     few = gaussian("few", 0, 12, 2)
     few.foreground[few.at > 2] = False
-    with pytest.raises(InputError, match=r"dataset few: found foreground tokens in 3 slices.*at least 4"):
+    with pytest.raises(
+        InputError, match=r"dataset few: found foreground tokens in 3 slices.*at least 4"
+    ):
         compare.compare(few, b, "token", "foreground", OWN)
 
 
 def test_a_class_in_fewer_slices_than_blocks_is_compared_on_those() -> None:
     own = dataclasses.replace(OWN, blocks=8)
     a, b = gaussian("a", 0, 12, 0), gaussian("b", 2, 12, 1)
-    for places, enough in ((np.arange(12) % 2 > 0, True), (np.arange(12) < 2, False)):  # 6 slices, and one block of 2
+    for places, enough in (
+        (np.arange(12) % 2 > 0, True),
+        (np.arange(12) < 2, False),
+    ):  # 6 slices, and one block of 2
         lacking = ~places
         a.foreground[np.isin(a.at, np.flatnonzero(lacking))] = False
         for whole in (a.moments.count, a.moments.total, a.moments.outer):
@@ -100,7 +130,10 @@ def test_few_slices_with_foreground_do_not_end_the_stage(
 ) -> None:
     monkeypatch.setattr(compare, "FEWEST", 100)
     found = read(diagnose(study, "t", "frozen"))
-    assert {(e["level"], e["class"]) for e in found["pairs"]} == {("token", "all"), ("image", "all")}
+    assert {(e["level"], e["class"]) for e in found["pairs"]} == {
+        ("token", "all"),
+        ("image", "all"),
+    }
     assert not found["segmentation"]
     assert "a has background and foreground in too few of its 8 slices" in capsys.readouterr().err
 
@@ -111,7 +144,9 @@ def test_the_control_halves_a_volume_as_the_null_does(slices: int, blocks: int) 
     volume = gaussian("a", 0, slices, 0, drift=1.0)
     lower, upper = halves(volume, own)
     null = compare.split_half_null(volume, "token", "all", own)
-    found = compare.compare(lower, upper, "token", "all", dataclasses.replace(own, blocks=blocks // 2), {"a": null})
+    found = compare.compare(
+        lower, upper, "token", "all", dataclasses.replace(own, blocks=blocks // 2), {"a": null}
+    )
     assert found["reads_as"] == "same"
 
 
@@ -135,8 +170,11 @@ def read(path: Path) -> dict[str, Any]:
 def test_a_frozen_backbone(study: Study) -> None:
     found = read(diagnose(study, "t", "frozen"))
     assert {(e["level"], e["class"]) for e in found["pairs"]} == {
-        ("token", "all"), ("token", "foreground"), ("token", "background"), ("image", "all"),
-    }  # fmt: skip
+        ("token", "all"),
+        ("token", "foreground"),
+        ("token", "background"),
+        ("image", "all"),
+    }
     assert all((e["a"], e["b"], e["model"]) == ("a", "b", "pretrained") for e in found["pairs"])
     assert len(found["segmentation"]) == 4
     assert len(found["outliers"]) == 2
@@ -147,7 +185,10 @@ def test_a_frozen_backbone(study: Study) -> None:
     assert sum(shares) <= 1
     controls = found["controls"]
     assert [e["reads_as"] for e in controls["halves"]] == ["same", "same"]
-    assert [e["reads_as"] for e in controls["contrast"] if e["level"] == "pixel"] == ["different", "different"]
+    assert [e["reads_as"] for e in controls["contrast"] if e["level"] == "pixel"] == [
+        "different",
+        "different",
+    ]
     assert len(controls["random"]) == len(controls["pixels"]) == 1
     pictures = sorted(p.name for p in Path("reports/domain/t-frozen").iterdir())
     assert pictures == ["distances.png", "maps.png", "pca.png"]
@@ -166,7 +207,12 @@ def test_pairs_with_one_dataset_alone(tmp_path: Path, monkeypatch: pytest.Monkey
         run(study, "t", name)
     found = read(diagnose(study, "t", "frozen"))
     assert {(e["a"], e["b"]) for e in found["pairs"]} == {("b", "a"), ("a", "c")}
-    assert {(e["train"], e["test"]) for e in found["outliers"]} == {("a", "b"), ("b", "a"), ("a", "c"), ("c", "a")}
+    assert {(e["train"], e["test"]) for e in found["outliers"]} == {
+        ("a", "b"),
+        ("b", "a"),
+        ("a", "c"),
+        ("c", "a"),
+    }
     assert len(found["segmentation"]) == 4 + 3
     assert len(found["controls"]["random"]) == len(found["controls"]["pixels"]) == 2
     params["diagnose"]["against"] = "d"
@@ -175,7 +221,9 @@ def test_pairs_with_one_dataset_alone(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.slow
-def test_adapted_models_one_by_one_and_a_second_run_reads_what_was_kept(study: Study, monkeypatch) -> None:
+def test_adapted_models_one_by_one_and_a_second_run_reads_what_was_kept(
+    study: Study, monkeypatch
+) -> None:
     with pytest.raises(InputError, match=r"no model.*dvc repro train"):
         diagnose(study, "t", "lora")
     for unit in study.units():
@@ -183,7 +231,9 @@ def test_adapted_models_one_by_one_and_a_second_run_reads_what_was_kept(study: S
             train_unit(study, unit)
     first = read(diagnose(study, "t", "lora"))
     assert {e["model"] for e in first["pairs"]} == {"t-lora-a-0", "t-lora-paired-0"}
-    assert {(e["model"], e["dataset"]) for e in first["cka"]} == {(m, d) for m in ("t-lora-a-0", "t-lora-paired-0") for d in "ab"}
+    assert {(e["model"], e["dataset"]) for e in first["cka"]} == {
+        (m, d) for m in ("t-lora-a-0", "t-lora-paired-0") for d in "ab"
+    }
     assert all(0 < e["cka"] <= 1.000001 for e in first["cka"])
     assert not first["controls"]
 

@@ -20,12 +20,25 @@ import yaml
 
 from emadapt import api
 from emadapt.cli import main
-from emadapt.config import load_study
+from emadapt.study.study import load_study
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = ["README.md", *sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [
+    "README.md",
+    *sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "docs").glob("*.md")),
+]
 LANGUAGES = {"bash", "text", "yaml", "python"}
-SECTIONS = {"study", "datasets", "train_sets", "backbones", "regimes", "split", "train", "diagnose", "sweep"}
+SECTIONS = {
+    "study",
+    "datasets",
+    "train_sets",
+    "backbones",
+    "regimes",
+    "split",
+    "train",
+    "diagnose",
+    "sweep",
+}
 REST: dict[str, Any] = {  # of a study whose document shows a part of it
     "datasets": {name: {"layout": "stack", "voxel_nm": [5, 5, 5]} for name in ("lucchi", "vnc")},
     "train_sets": {"lucchi": ["lucchi"], "vnc": ["vnc"], "both": ["lucchi", "vnc"]},
@@ -40,7 +53,11 @@ def blocks(text: str, language: str) -> list[str]:
 
 def cases(language: str) -> list[Any]:
     """A test parameter for each block of code: document, number, text."""
-    found = [(name, k, block) for name in DOCUMENTS for k, block in enumerate(blocks((ROOT / name).read_text(), language))]
+    found = [
+        (name, k, block)
+        for name in DOCUMENTS
+        for k, block in enumerate(blocks((ROOT / name).read_text(), language))
+    ]
     return [pytest.param(block, id=f"{name}-{k}") for name, k, block in found]
 
 
@@ -79,7 +96,10 @@ def test_blocks_say_their_language() -> None:
         fences = re.findall(r"^```(.*)$", (ROOT / name).read_text(), re.MULTILINE)
         assert set(fences[::2]) <= LANGUAGES, name
         assert set(fences[1::2]) <= {""}, name
-    assert calls("a && emadapt use x; again emadapt check --study y # emadapt no") == [["use", "x"], ["check", "--study", "y"]]
+    assert calls("a && emadapt use x; again emadapt check --study y # emadapt no") == [
+        ["use", "x"],
+        ["check", "--study", "y"],
+    ]
 
 
 @pytest.mark.parametrize("block", cases("bash"))
@@ -90,7 +110,10 @@ def test_commands_have_their_options(block: str) -> None:
         check_call(words)
 
 
-@pytest.mark.parametrize("call", ["emadapt segmnt a b", "emadapt segment a b", "emadapt check --studdy x", "emadapt train a b"])
+@pytest.mark.parametrize(
+    "call",
+    ["emadapt segmnt a b", "emadapt segment a b", "emadapt check --studdy x", "emadapt train a b"],
+)
 def test_wrong_commands_are_found(call: str) -> None:
     with pytest.raises((AssertionError, click.UsageError)):
         check_call(calls(call)[0])
@@ -100,7 +123,9 @@ def test_wrong_commands_are_found(call: str) -> None:
 def test_commands_and_targets_in_the_text_exist(name: str) -> None:
     text = (ROOT / name).read_text()
     prose = re.sub(r"(?ms)^```.*?^```$", "", text)
-    code = re.sub(r"(?m)#.*$", "", "\n".join([*blocks(text, "bash"), *re.findall(r"`([^`\n]+)`", prose)]))
+    code = re.sub(
+        r"(?m)#.*$", "", "\n".join([*blocks(text, "bash"), *re.findall(r"`([^`\n]+)`", prose)])
+    )
     targets = set(re.findall(r"(?:^|[\s;&])make ([a-z]+)", code))
     assert targets <= set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"(?:^|[\s;&/])emadapt ([a-z]+)", code)) <= set(main.commands)
@@ -115,8 +140,16 @@ def test_settings_load(block: str, tmp_path: Path) -> None:
     study = {**REST, **part}
     for key in ("datasets", "train_sets", "backbones"):
         study[key] = {**REST[key], **part.get(key, {})}
-    named = {key: list(part.get(key) or REST[key]) for key in ("train_sets", "backbones", "regimes")}
-    study["study"] = {"name": "shown", "datasets": list(study["datasets"]), "seeds": [0], **named, **part.get("study", {})}
+    named = {
+        key: list(part.get(key) or REST[key]) for key in ("train_sets", "backbones", "regimes")
+    }
+    study["study"] = {
+        "name": "shown",
+        "datasets": list(study["datasets"]),
+        "seeds": [0],
+        **named,
+        **part.get("study", {}),
+    }
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(study))
     assert load_study(tmp_path / "params.yaml").units()
 
@@ -127,8 +160,16 @@ def test_python_names_what_exists(block: str) -> None:
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("emadapt"):
             module = importlib.import_module(str(node.module))
-            assert not [a.name for a in node.names if not hasattr(module, a.name) and not _is_module(f"{node.module}.{a.name}")]
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "api":
+            assert not [
+                a.name
+                for a in node.names
+                if not hasattr(module, a.name) and not _is_module(f"{node.module}.{a.name}")
+            ]
+        if (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id == "api"
+        ):
             assert hasattr(api, node.attr)
 
 
@@ -137,10 +178,19 @@ def _is_module(name: str) -> bool:
 
 
 def test_files_that_the_tree_names_are_all_there_are() -> None:
-    (tree,) = [block for block in blocks((ROOT / "README.md").read_text(), "text") if "src/emadapt/" in block]
+    (tree,) = [
+        block
+        for block in blocks((ROOT / "README.md").read_text(), "text")
+        if "src/emadapt/" in block
+    ]
     package = tree.split("src/emadapt/\n")[1].split("tests/ ")[0]
     named = set(re.findall(r"[\w.]+\.(?:py|jinja)", package))
-    there = {p.name for kind in ("py", "jinja") for p in (ROOT / "src/emadapt").rglob(f"*.{kind}") if "__" not in p.name}
+    there = {
+        p.name
+        for kind in ("py", "jinja")
+        for p in (ROOT / "src/emadapt").rglob(f"*.{kind}")
+        if "__" not in p.name
+    }
     assert named == there
     documents = {p.name for p in (ROOT / "docs").glob("*.md")}
     assert documents <= set(re.findall(r"[\w-]+\.md", tree.split("src/emadapt/\n")[0]))
@@ -158,13 +208,26 @@ def test_architecture_names_what_exists() -> None:
 def test_the_site_is_whole_and_needs_no_network(tmp_path: Path) -> None:
     """MkDocs itself finds links to nothing (--strict)."""
     site = tmp_path / "site"
-    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", str(site)]
+    command = [
+        sys.executable,
+        "-m",
+        "mkdocs",
+        "build",
+        "--quiet",
+        "--strict",
+        "--site-dir",
+        str(site),
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr + done.stdout
     pages = {page.name: page.read_text() for page in site.glob("*.html")}
-    assert {Path(name).stem for name in DOCUMENTS} - {"README"} <= {Path(name).stem for name in pages}
+    assert {Path(name).stem for name in DOCUMENTS} - {"README"} <= {
+        Path(name).stem for name in pages
+    }
     for name, page in pages.items():
-        loaded = re.findall(r"<(?:script|img|link|iframe)\b[^>]*?(?:src|href)=\"?((?:https?:)?//[^\s\">]+)", page)
+        loaded = re.findall(
+            r"<(?:script|img|link|iframe)\b[^>]*?(?:src|href)=\"?((?:https?:)?//[^\s\">]+)", page
+        )
         assert not loaded, name
     for name, function in inspect.getmembers(api, inspect.isfunction):
         if function.__module__ == api.__name__ and not name.startswith("_"):

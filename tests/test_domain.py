@@ -7,10 +7,19 @@ import pytest
 import torch
 from torch import nn
 
-from emadapt.closest import distances
-from emadapt.models.domain import Copies, DomainClassifier, features_of, give_copies, last_layer, ramp, reverse, use
+from emadapt.models.closest import distances
 from emadapt.models.heads import HEADS, needs_image
 from emadapt.models.unet2d import UNet2d
+from emadapt.training.domain_classifier import (
+    Copies,
+    DomainClassifier,
+    features_of,
+    give_copies,
+    last_layer,
+    ramp,
+    reverse,
+    use,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -26,8 +35,14 @@ def heads() -> dict[str, nn.Module]:
 def forward(name: str, head: nn.Module, n: int = 2, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     image = torch.rand(n, 1, 32, 32, generator=generator)
-    tokens = [image] if name == "unet2d" else [torch.randn(n, 8, 4, 4, generator=generator) + seed for _ in range(2)]
-    return torch.as_tensor(head(tokens, (32, 32), image) if needs_image(name) else head(tokens, (32, 32)))
+    tokens = (
+        [image]
+        if name == "unet2d"
+        else [torch.randn(n, 8, 4, 4, generator=generator) + seed for _ in range(2)]
+    )
+    return torch.as_tensor(
+        head(tokens, (32, 32), image) if needs_image(name) else head(tokens, (32, 32))
+    )
 
 
 def test_reversal_is_the_identity_forwards_and_turns_the_gradient() -> None:
@@ -70,7 +85,9 @@ def test_copies_are_the_shared_layer_at_the_start_and_learn_apart(name: str) -> 
     head = copy.deepcopy(shared)
     give_copies(head, ["train", "b"])
     copies = [m for m in head.modules() if isinstance(m, Copies)]
-    norms = sum(isinstance(m, nn.BatchNorm2d | nn.GroupNorm | nn.InstanceNorm2d) for m in shared.modules())
+    norms = sum(
+        isinstance(m, nn.BatchNorm2d | nn.GroupNorm | nn.InstanceNorm2d) for m in shared.modules()
+    )
     assert len(copies) == norms > 0
     for dataset in ("train", "b"):
         use(head, dataset)
@@ -82,7 +99,9 @@ def test_copies_are_the_shared_layer_at_the_start_and_learn_apart(name: str) -> 
     forward(name, head, seed=3).square().mean().backward()
     optimiser.step()
     changed = {k for k, v in head.state_dict().items() if not torch.equal(v, before[k])}
-    assert not [k for k in changed if "of_b" in k], "nothing of one dataset reaches the other's layers"
+    assert not [k for k in changed if "of_b" in k], (
+        "nothing of one dataset reaches the other's layers"
+    )
     assert [k for k in changed if "of_train" in k]
     use(head.eval(), "b")
     first = forward(name, head)
@@ -110,7 +129,9 @@ def test_the_classifier_learns_and_its_reversed_gradient_moves_features_together
     def train(classifier: nn.Module, strength: float, steps: int) -> float:
         optimiser = torch.optim.Adam([*classifier.parameters(), offset], 0.02)
         for _ in range(steps):
-            noise = torch.randn(2, 200, 4)  # new in each step, or the classifier learns samples by heart
+            noise = torch.randn(
+                2, 200, 4
+            )  # new in each step, or the classifier learns samples by heart
             logits = classifier(reverse((noise + offset[:, None]).flatten(0, 1), strength))
             loss = nn.functional.cross_entropy(logits, target)
             optimiser.zero_grad()
@@ -128,8 +149,11 @@ def test_the_classifier_learns_and_its_reversed_gradient_moves_features_together
 
 
 def test_the_nearest_dataset_by_mean_or_by_spread() -> None:
-    known = {"a": {"mean": [0.0, 0.0], "std": [1.0, 100.0]}, "b": {"mean": [1.0, 0.0], "std": [1.0, 100.0]},
-             "c": {"mean": [0.0, 0.0], "std": [2.0, 100.0]}}  # fmt: skip
+    known = {
+        "a": {"mean": [0.0, 0.0], "std": [1.0, 100.0]},
+        "b": {"mean": [1.0, 0.0], "std": [1.0, 100.0]},
+        "c": {"mean": [0.0, 0.0], "std": [2.0, 100.0]},
+    }
     for name, own in known.items():
         away = distances(own, known)
         assert away[name] == 0.0
@@ -138,5 +162,7 @@ def test_the_nearest_dataset_by_mean_or_by_spread() -> None:
     assert min(away, key=lambda n: away[n]) == "b"  # 30 is little of a channel that deviates by 100
     one = {k: {"mean": v["mean"][:1], "std": v["std"][:1]} for k, v in known.items()}
     scale = np.mean([1.0, 1.0, 4.0])
-    expected = ((0.9 - 0) ** 2 + (1 - 2) ** 2) / scale  # Fréchet distance of one-dimensional Gaussians, in units of the scale
+    expected = (
+        (0.9 - 0) ** 2 + (1 - 2) ** 2
+    ) / scale  # Fréchet distance of one-dimensional Gaussians, in units of the scale
     assert distances({"mean": [0.9], "std": [1.0]}, one)["c"] == pytest.approx(expected)

@@ -9,14 +9,14 @@ from hypothesis.extra.numpy import arrays
 from scipy.ndimage import label as components
 from sklearn.metrics import f1_score, jaccard_score
 
-from emadapt import evaluate
-from emadapt.config import Unit, load_study
 from emadapt.errors import InputError
-from emadapt.evaluate import evaluate_unit
+from emadapt.metrics.pixels import block_bootstrap, boundary_band, overlap_counts, pooled, summarise
+from emadapt.models.predict import predict_slice, predict_slices
 from emadapt.models.segmenter import load_segmenter
-from emadapt.pixel_metrics import block_bootstrap, boundary_band, overlap_counts, pooled, summarise
-from emadapt.predict import predict_slice, predict_slices
-from emadapt.train import train_unit
+from emadapt.study.study import Unit, load_study
+from emadapt.training import evaluate
+from emadapt.training.evaluate import evaluate_unit
+from emadapt.training.train import train_unit
 from tiny import make_study, settings
 
 MASKS = arrays(bool, (3, 6, 7))
@@ -26,12 +26,18 @@ MASKS = arrays(bool, (3, 6, 7))
 def test_iou_and_dice_against_scikit_learn(predicted: np.ndarray, label: np.ndarray) -> None:
     counts = np.asarray([overlap_counts(p, lab) for p, lab in zip(predicted, label, strict=True)])
     ours = pooled(counts)
-    assert ours["iou"] == pytest.approx(jaccard_score(label.ravel(), predicted.ravel(), zero_division=1.0))
-    assert ours["dice"] == pytest.approx(f1_score(label.ravel(), predicted.ravel(), zero_division=1.0))
+    assert ours["iou"] == pytest.approx(
+        jaccard_score(label.ravel(), predicted.ravel(), zero_division=1.0)
+    )
+    assert ours["dice"] == pytest.approx(
+        f1_score(label.ravel(), predicted.ravel(), zero_division=1.0)
+    )
 
 
 @given(MASKS, MASKS, st.integers(1, 3))
-def test_metrics_are_bounded_ordered_symmetric_and_of_all_slices(predicted: np.ndarray, label: np.ndarray, block: int) -> None:
+def test_metrics_are_bounded_ordered_symmetric_and_of_all_slices(
+    predicted: np.ndarray, label: np.ndarray, block: int
+) -> None:
     counts = np.asarray([overlap_counts(p, lab) for p, lab in zip(predicted, label, strict=True)])
     ours, swapped = pooled(counts), pooled(counts[:, [0, 2, 1]])
     assert ours == swapped
@@ -43,7 +49,9 @@ def test_metrics_are_bounded_ordered_symmetric_and_of_all_slices(predicted: np.n
     assert draws.min() >= 0
     assert draws.max() <= 1
     if block == 1:
-        assert min(of_slices) - 1e-9 <= draws[:, 0].min() <= draws[:, 0].max() <= max(of_slices) + 1e-9
+        assert (
+            min(of_slices) - 1e-9 <= draws[:, 0].min() <= draws[:, 0].max() <= max(of_slices) + 1e-9
+        )
 
 
 @given(arrays(bool, (9, 8)), st.floats(1, 4))
@@ -100,7 +108,10 @@ def test_datasets_that_differ_in_their_labels_alone_are_predicted_once_and_score
     monkeypatch.setenv("EMADAPT_TRACKING", "off")
     params = settings(steps_per_epoch=15, head_lr=3e-3)
     params["study"] |= {"datasets": ["a", "b", "c"]}
-    params["datasets"]["c"] = params["datasets"]["a"] | {"path": "data/a", "foreground": [0]}  # what is not foreground in a
+    params["datasets"]["c"] = params["datasets"]["a"] | {
+        "path": "data/a",
+        "foreground": [0],
+    }  # what is not foreground in a
     study = make_study(tmp_path, params)
     unit = Unit("t", "lora", "a", 0)
     train_unit(study, unit)
@@ -122,7 +133,9 @@ def test_datasets_that_differ_in_their_labels_alone_are_predicted_once_and_score
     assert (tmp_path / "build/evaluate" / unit.name / "overlay-c-worst.png").is_file()
 
 
-def test_metrics_of_a_unit_are_those_of_its_predictions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metrics_of_a_unit_are_those_of_its_predictions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("EMADAPT_TRACKING", "off")
     study = make_study(tmp_path, settings(steps_per_epoch=15, epochs=3, head_lr=3e-3))
@@ -132,19 +145,28 @@ def test_metrics_of_a_unit_are_those_of_its_predictions(tmp_path: Path, monkeypa
     metrics = json.loads(path.read_text())
     segmenter, card = load_segmenter(tmp_path / "build/units" / unit.name)
     for name in ("a", "b"):
-        image, label = (np.load(tmp_path / f"build/ingest/{name}/{kind}.npy") for kind in ("image", "label"))
+        image, label = (
+            np.load(tmp_path / f"build/ingest/{name}/{kind}.npy") for kind in ("image", "label")
+        )
         slices = metrics["test"][name]["slices"]
         found = np.stack([predict_slice(segmenter, image[z]) > 0.5 for z in slices])
         truth = label[slices] > 0
         expected = (found & truth).sum() / (found | truth).sum()
-        assert metrics["test"][name]["iou"] == pytest.approx(expected, abs=2e-3)  # merged adapters round differently
+        assert metrics["test"][name]["iou"] == pytest.approx(
+            expected, abs=2e-3
+        )  # merged adapters round differently
         low, high = metrics["test"][name]["iou_ci95"]
         assert low <= metrics["test"][name]["iou"] <= high
         assert len(metrics["test"][name]["per_slice"]["iou"]) == len(slices)
-        np.testing.assert_allclose(np.sum(metrics["test"][name]["counts"], 0), [(found & truth).sum(), found.sum(), truth.sum()],
-                                   rtol=5e-3)  # fmt: skip
+        np.testing.assert_allclose(
+            np.sum(metrics["test"][name]["counts"], 0),
+            [(found & truth).sum(), found.sum(), truth.sum()],
+            rtol=5e-3,
+        )
         assert metrics["test"][name]["instances"]["labelled"] == components(truth)[1]
-        assert metrics["test"][name]["instances"]["predicted"] == pytest.approx(components(found)[1], abs=2)
+        assert metrics["test"][name]["instances"]["predicted"] == pytest.approx(
+            components(found)[1], abs=2
+        )
         tuned = metrics["test"][name]["tuned"]
         assert tuned["threshold"] == card["val"]["threshold"]
         soft = np.stack([predict_slice(segmenter, image[z]) > tuned["threshold"] for z in slices])
@@ -161,7 +183,9 @@ def test_metrics_of_a_unit_are_those_of_its_predictions(tmp_path: Path, monkeypa
     assert ious[round(100 * card["val"]["threshold"])] == pytest.approx(max(ious), abs=2e-3)
 
 
-def test_a_model_of_other_settings_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_of_other_settings_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("EMADAPT_TRACKING", "off")
     study = make_study(tmp_path)
@@ -175,7 +199,9 @@ def test_a_model_of_other_settings_is_refused(tmp_path: Path, monkeypatch: pytes
         evaluate_unit(load_study(), unit)
 
 
-def test_a_model_of_a_version_that_did_not_have_a_setting_is_evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_of_a_version_that_did_not_have_a_setting_is_evaluated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("EMADAPT_TRACKING", "off")
     study, unit = make_study(tmp_path), Unit("t", "frozen", "a", 0)

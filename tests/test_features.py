@@ -6,17 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from emadapt.config import BackboneSpec, DiagnoseSpec, Study
 from emadapt.data.ingest import open_volume
 from emadapt.data.tiles import geometry
-from emadapt.diagnose import features
+from emadapt.domains import features
 from emadapt.errors import InputError
 from emadapt.models.backbones import Backbone
 from emadapt.models.segmenter import build_frozen
-from emadapt.tokens import CACHE, run, token_key, token_views
+from emadapt.models.tokens import CACHE, run, token_key, token_views
+from emadapt.study.study import BackboneSettings, DiagnoseSettings, Study
 from tiny import make_study, settings
 
-OWN = DiagnoseSpec(blocks=4, tokens=200)
+OWN = DiagnoseSettings(blocks=4, tokens=200)
 
 
 @pytest.fixture
@@ -25,23 +25,33 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
     return make_study(tmp_path)
 
 
-def tokens_of(study: Study) -> tuple[Backbone, BackboneSpec]:
+def tokens_of(study: Study) -> tuple[Backbone, BackboneSettings]:
     run(study, "t", "a")
-    return build_frozen(study.backbone_specs["t"]), study.backbone_specs["t"]
+    return build_frozen(study.backbone_settings["t"]), study.backbone_settings["t"]
 
 
 @pytest.mark.parametrize("shape", [(90, 100), (64, 64), (30, 200)])
 @pytest.mark.parametrize("overlap", [0.0, 0.4])
-def test_each_place_of_a_slice_once_and_none_in_the_padding(shape: tuple[int, int], overlap: float) -> None:
-    patch, spec = 14, BackboneSpec("tiny_dinov2", "random", tile=64, overlap=overlap)
+def test_each_place_of_a_slice_once_and_none_in_the_padding(
+    shape: tuple[int, int], overlap: float
+) -> None:
+    patch, spec = 14, BackboneSettings("tiny_dinov2", "random", tile=64, overlap=overlap)
     geo = geometry(shape, spec, patch)
     rng = np.random.default_rng(0)
     label = (rng.random(geo.padded) < 0.5).astype(np.uint8)
     tiles = []
     for y, x in geo.corners():
         h, w = geo.tile
-        cy, cx = (np.arange(n // patch) * patch + patch / 2 + origin for n, origin in ((h, y), (w, x)))
-        tiles.append(((y, x), np.stack(np.meshgrid(cy, cx, indexing="ij")).astype(np.float32), label[y : y + h, x : x + w]))
+        cy, cx = (
+            np.arange(n // patch) * patch + patch / 2 + origin for n, origin in ((h, y), (w, x))
+        )
+        tiles.append(
+            (
+                (y, x),
+                np.stack(np.meshgrid(cy, cx, indexing="ij")).astype(np.float32),
+                label[y : y + h, x : x + w],
+            )
+        )
     tokens, occupancy, centres = features._one_slice(iter(tiles), geo)
     np.testing.assert_array_equal(tokens, centres)  # a token's value is where it is
     assert (centres < np.asarray(geo.resized)).all()
@@ -91,7 +101,7 @@ def test_computed_features_see_the_same_places_and_the_same_tokens(study: Study)
 
 def test_pixels_are_the_slices_own(study: Study) -> None:
     volume = open_volume("a")
-    found = features.pixel_features(study.backbone_specs["t"], 14, volume, OWN)
+    found = features.pixel_features(study.backbone_settings["t"], 14, volume, OWN)
     for token, place, (cy, cx) in list(zip(found.tokens, found.at, found.where, strict=True))[::23]:
         y, x = int(cy) - 7, int(cx) - 7
         cell = volume.image[found.slices[place], y : y + 14, x : x + 14]
@@ -101,13 +111,17 @@ def test_pixels_are_the_slices_own(study: Study) -> None:
 
 def test_kept_features_are_read_back_and_a_part_is_a_part(study: Study) -> None:
     backbone, spec = tokens_of(study)
-    first, again = (features.pretrained_features(backbone, spec, open_volume("a"), OWN) for _ in range(2))
+    first, again = (
+        features.pretrained_features(backbone, spec, open_volume("a"), OWN) for _ in range(2)
+    )
     np.testing.assert_array_equal(first.tokens, again.tokens)
     upper = first.of(np.arange(4, len(first.slices)), "upper")
     np.testing.assert_array_equal(upper.slices, first.slices[4:])
     np.testing.assert_array_equal(upper.slices[upper.at], first.slices[first.at[first.at >= 4]])
     every = np.arange(4, len(first.slices))
-    for mine, whole in zip(upper.moments.merged(every - 4, "all"), first.moments.merged(every, "all"), strict=True):
+    for mine, whole in zip(
+        upper.moments.merged(every - 4, "all"), first.moments.merged(every, "all"), strict=True
+    ):
         np.testing.assert_allclose(np.asarray(mine), np.asarray(whole))
 
 
@@ -137,11 +151,11 @@ def test_tokens_that_are_not_numbers_are_refused(study: Study) -> None:
 
 def test_fewer_slices_than_blocks_are_refused(study: Study) -> None:
     with pytest.raises(InputError, match=r"dataset a: found 8 slices; expected at least 9"):
-        features.chosen_slices(open_volume("a"), DiagnoseSpec(blocks=9))
+        features.chosen_slices(open_volume("a"), DiagnoseSettings(blocks=9))
 
 
 def test_chosen_slices_are_spread_over_all_parts(study: Study) -> None:
-    slices, parts = features.chosen_slices(open_volume("a"), DiagnoseSpec(slices=5, blocks=4))
+    slices, parts = features.chosen_slices(open_volume("a"), DiagnoseSettings(slices=5, blocks=4))
     assert len(slices) == 5
     assert (np.diff(slices) > 0).all()
     assert (parts[0], parts[-1]) == ("train", "test")

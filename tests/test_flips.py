@@ -9,31 +9,42 @@ import numpy as np
 import pytest
 import tifffile
 
-from emadapt.config import BackboneSpec, RegimeSpec, Unit
 from emadapt.data.ingest import Volume, open_volume
-from emadapt.evaluate import evaluate_unit
+from emadapt.models.predict import predict_slices
 from emadapt.models.segmenter import Segmenter, build_segmenter, load_segmenter
-from emadapt.predict import predict_slices
+from emadapt.models.tokens import plain_view, token_key
+from emadapt.models.tokens import run as tokens
 from emadapt.segment.job import Order
 from emadapt.segment.run import segment_volume
-from emadapt.specs import OWN_HEADS
-from emadapt.tokens import plain_view, token_key
-from emadapt.tokens import run as tokens
-from emadapt.train import train_unit
+from emadapt.study.settings import OWN_HEADS
+from emadapt.study.study import BackboneSettings, RegimeSettings, Unit
+from emadapt.training.evaluate import evaluate_unit
+from emadapt.training.train import train_unit
 from tiny import blobs, make_study, settings, write_model
 
-SPEC = BackboneSpec("tiny_dinov2", "random", tile=56, overlap=0.25, views=0, precision="fp32", flips=True)
-CONV = RegimeSpec("resunet3d", patch=(3, 32, 32), channels=(4, 5, 6, 7, 8))
+SPEC = BackboneSettings(
+    "tiny_dinov2", "random", tile=56, overlap=0.25, views=0, precision="fp32", flips=True
+)
+CONV = RegimeSettings("resunet3d", patch=(3, 32, 32), channels=(4, 5, 6, 7, 8))
 MIRRORED = ((), (1,), (2,), (1, 2))
 
 
 @pytest.fixture
 def volume() -> Volume:
     image, label = blobs((5, 90, 101), 3)
-    return Volume("v", image, label, {"split": {"train": [0], "val": [1], "test": [2, 3, 4]}, "md5": "0", "voxel_nm": [30, 5, 5]})
+    return Volume(
+        "v",
+        image,
+        label,
+        {
+            "split": {"train": [0], "val": [1], "test": [2, 3, 4]},
+            "md5": "0",
+            "voxel_nm": [30, 5, 5],
+        },
+    )
 
 
-def make(regime: RegimeSpec, **change: Any) -> Segmenter:
+def make(regime: RegimeSettings, **change: Any) -> Segmenter:
     head = OWN_HEADS.get(regime.kind, "pyramid")
     return build_segmenter(dataclasses.replace(SPEC, **change), regime, head, seed=0).eval()
 
@@ -42,12 +53,16 @@ def seen(segmenter: Segmenter, volume: Volume, **how: Any) -> np.ndarray:
     return np.stack([p for _, p in predict_slices(segmenter, volume, [2, 3, 4], **how)])
 
 
-@pytest.mark.parametrize(("regime", "change"), [
-    (RegimeSpec("frozen"), {"context": 1}),
-    (RegimeSpec("lora_last_k", k=1), {"smooth_z_nm": 30.0, "scale": 0.7}),
-], ids=["frozen", "lora_last_k"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("regime", "change"),
+    [
+        (RegimeSettings("frozen"), {"context": 1}),
+        (RegimeSettings("lora_last_k", k=1), {"smooth_z_nm": 30.0, "scale": 0.7}),
+    ],
+    ids=["frozen", "lora_last_k"],
+)
 def test_cached_and_online_agree_and_differ_from_one_view(
-    volume: Volume, tmp_path: Path, change: dict[str, Any], regime: RegimeSpec
+    volume: Volume, tmp_path: Path, change: dict[str, Any], regime: RegimeSettings
 ) -> None:
     segmenter = make(regime, **change)
     view = plain_view(segmenter.backbone, segmenter.spec, volume, tmp_path, segmenter.cut)
@@ -57,15 +72,22 @@ def test_cached_and_online_agree_and_differ_from_one_view(
     assert np.abs(seen(segmenter, volume) - online).max() > 0.02
 
 
-@pytest.mark.parametrize("regime", [RegimeSpec("frozen"), RegimeSpec("unet2d"), CONV], ids=lambda r: r.kind)
-def test_it_is_the_mean_of_what_mirrored_volumes_give(volume: Volume, regime: RegimeSpec) -> None:
+@pytest.mark.parametrize(
+    "regime", [RegimeSettings("frozen"), RegimeSettings("unet2d"), CONV], ids=lambda r: r.kind
+)
+def test_it_is_the_mean_of_what_mirrored_volumes_give(
+    volume: Volume, regime: RegimeSettings
+) -> None:
     """With tiles that lie symmetrically, so that a mirrored slice has the mirrored tiles."""
     image, label = blobs((5, 112, 112), 3)
     own = dataclasses.replace(volume, image=image, label=label)
     segmenter = make(regime, tile=56, overlap=0.0)
     found = seen(segmenter, own)
     segmenter.spec = dataclasses.replace(segmenter.spec, flips=False)
-    single = [np.flip(seen(segmenter, dataclasses.replace(own, image=np.flip(image, axes).copy())), axes) for axes in MIRRORED]
+    single = [
+        np.flip(seen(segmenter, dataclasses.replace(own, image=np.flip(image, axes).copy())), axes)
+        for axes in MIRRORED
+    ]
     np.testing.assert_allclose(found, np.mean(single, 0), atol=1e-5)
     assert np.abs(single[0] - found).max() > 1e-3
 
@@ -73,9 +95,11 @@ def test_it_is_the_mean_of_what_mirrored_volumes_give(volume: Volume, regime: Re
 def test_entries_of_the_plain_views_are_those_without_flips_and_mirrored_ones_hold_no_training_slices(
     volume: Volume, tmp_path: Path
 ) -> None:
-    segmenter = make(RegimeSpec("frozen"))
+    segmenter = make(RegimeSettings("frozen"))
     without = dataclasses.replace(SPEC, flips=False)
-    keys = [[token_key(segmenter.backbone, spec, volume, v) for v in (0, 1)] for spec in (SPEC, without)]
+    keys = [
+        [token_key(segmenter.backbone, spec, volume, v) for v in (0, 1)] for spec in (SPEC, without)
+    ]
     assert keys[0] == keys[1]
     assert "flips" not in without.described()
     view = plain_view(segmenter.backbone, SPEC, volume, tmp_path)
@@ -91,7 +115,9 @@ def test_entries_of_the_plain_views_are_those_without_flips_and_mirrored_ones_ho
 
 
 @pytest.mark.usefixtures("tracking_off")
-def test_a_unit_is_validated_tested_and_used_with_flips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_unit_is_validated_tested_and_used_with_flips(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     params = settings(epochs=1, steps_per_epoch=2)
     params["backbones"]["t"]["flips"] = True
@@ -115,8 +141,16 @@ def test_a_model_of_flips_segments_with_them_unasked(volume: Volume, tmp_path: P
     for own, asked in ((True, False), (False, True), (False, False)):
         folder = write_model(tmp_path / f"model-{len(results)}", flips=own)
         out = tmp_path / f"out-{len(results)}.tif"
-        segment_volume(Order(str(tmp_path / "in.tif"), str(out), str(folder), flips=asked, voxel_nm=(30.0, 5.0, 5.0),
-                             probabilities=True))  # fmt: skip
+        segment_volume(
+            Order(
+                str(tmp_path / "in.tif"),
+                str(out),
+                str(folder),
+                flips=asked,
+                voxel_nm=(30.0, 5.0, 5.0),
+                probabilities=True,
+            )
+        )
         results.append(tifffile.imread(tmp_path / f"out-{len(results)}-probabilities.tif"))
     np.testing.assert_array_equal(results[0], results[1])
     assert (results[1] != results[2]).any()

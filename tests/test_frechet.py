@@ -6,13 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.linalg import sqrtm
 
-from emadapt.diagnose.frechet import extrapolate, frechet, frechet_samples
+from emadapt.domains.frechet import extrapolate, frechet, frechet_samples
 from emadapt.errors import InputError
 
 SEEDS = st.integers(0, 2**32 - 1)
 
 
-def pytorch_fid(mu1: np.ndarray, sigma1: np.ndarray, mu2: np.ndarray, sigma2: np.ndarray, eps: float = 1e-6) -> float:
+def pytorch_fid(
+    mu1: np.ndarray, sigma1: np.ndarray, mu2: np.ndarray, sigma2: np.ndarray, eps: float = 1e-6
+) -> float:
     """calculate_frechet_distance of https://github.com/mseitzer/pytorch-fid (src/pytorch_fid/fid_score.py), as a formula.
 
     Its sqrtm of the product, eps on both diagonals where that is not finite, the real part.
@@ -26,13 +28,19 @@ def pytorch_fid(mu1: np.ndarray, sigma1: np.ndarray, mu2: np.ndarray, sigma2: np
     if np.iscomplexobj(root):
         assert np.allclose(np.diagonal(root).imag, 0, atol=1e-3)
         root = root.real
-    return float((mu1 - mu2) @ (mu1 - mu2) + np.trace(sigma1) + np.trace(sigma2) - 2 * np.trace(root))
+    return float(
+        (mu1 - mu2) @ (mu1 - mu2) + np.trace(sigma1) + np.trace(sigma2) - 2 * np.trace(root)
+    )
 
 
 def tokens(n: int, dim: int, seed: int, decay: float = 1.0) -> np.ndarray:
     rng = np.random.default_rng(seed)
     directions = np.linalg.qr(rng.standard_normal((dim, dim)))[0]
-    return (rng.standard_normal((n, dim)) + rng.standard_normal(dim)) / np.arange(1, dim + 1) ** decay @ directions
+    return (
+        (rng.standard_normal((n, dim)) + rng.standard_normal(dim))
+        / np.arange(1, dim + 1) ** decay
+        @ directions
+    )
 
 
 def on_hyperplane(x: np.ndarray) -> np.ndarray:
@@ -52,8 +60,13 @@ CASES = {
     "fewer in the first": (tokens(12, 48, 6), tokens(200, 48, 7)),
     "fewer in the second": (tokens(200, 48, 8), tokens(12, 48, 9)),
     "hyperplane": (on_hyperplane(tokens(300, 32, 10)), on_hyperplane(tokens(300, 32, 11))),
-    "hyperplane, float16": tuple(on_hyperplane(tokens(300, 32, s)).astype(np.float16) for s in (12, 13)),
-    "hyperplane, fewer samples": (on_hyperplane(tokens(20, 32, 14)), on_hyperplane(tokens(300, 32, 15))),
+    "hyperplane, float16": tuple(
+        on_hyperplane(tokens(300, 32, s)).astype(np.float16) for s in (12, 13)
+    ),
+    "hyperplane, fewer samples": (
+        on_hyperplane(tokens(20, 32, 14)),
+        on_hyperplane(tokens(300, 32, 15)),
+    ),
 }
 
 
@@ -80,17 +93,23 @@ def test_properties(seed: int, dim: int, n: int, m: int) -> None:
     assert frechet_samples(a @ rotation, b @ rotation) == pytest.approx(distance, abs=1e-7 * size)
     assert frechet_samples(a + shift, b + shift) == pytest.approx(distance, abs=1e-7 * size)
     assert frechet_samples(a, a) == pytest.approx(0, abs=1e-7 * size)
-    assert frechet_samples(a, a + shift) == pytest.approx(shift @ shift, abs=1e-7 * (size + shift @ shift))
+    assert frechet_samples(a, a + shift) == pytest.approx(
+        shift @ shift, abs=1e-7 * (size + shift @ shift)
+    )
 
 
 @given(SEEDS, st.integers(1, 8))
 @settings(max_examples=30)
 def test_covariances_that_commute_have_a_closed_form(seed: int, dim: int) -> None:
     rng = np.random.default_rng(seed)
-    a, b = rng.exponential(size=(2, dim)) * rng.integers(0, 2, (2, dim))  # some directions without variance, or none with
+    a, b = rng.exponential(size=(2, dim)) * rng.integers(
+        0, 2, (2, dim)
+    )  # some directions without variance, or none with
     rotation, shift = np.linalg.qr(rng.standard_normal((dim, dim)))[0], rng.standard_normal(dim)
     found = frechet(shift, rotation.T * a @ rotation, np.zeros(dim), rotation.T * b @ rotation)
-    assert found == pytest.approx(shift @ shift + np.square(np.sqrt(a) - np.sqrt(b)).sum(), rel=1e-6, abs=1e-6)
+    assert found == pytest.approx(
+        shift @ shift + np.square(np.sqrt(a) - np.sqrt(b)).sum(), rel=1e-6, abs=1e-6
+    )
 
 
 def test_the_intercept_is_the_distance_at_infinite_n() -> None:
@@ -104,7 +123,10 @@ def test_the_intercept_is_the_distance_at_infinite_n() -> None:
 def test_extrapolation_takes_off_most_of_the_bias_of_few_samples() -> None:
     x = tokens(4000, 16, 0)  # two halves of one population: 0
     sizes = [50, 100, 200]
-    pairs = [list(zip(np.split(x[:2000], 2000 // n), np.split(x[2000:], 2000 // n), strict=True)) for n in sizes]
+    pairs = [
+        list(zip(np.split(x[:2000], 2000 // n), np.split(x[2000:], 2000 // n), strict=True))
+        for n in sizes
+    ]
     found = [float(np.mean([frechet_samples(a, b) for a, b in pair])) for pair in pairs]
     assert found[-1] > 0
     assert abs(extrapolate(sizes, found)) < 0.1 * found[-1]

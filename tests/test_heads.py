@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from emadapt.models.heads import HEADS, Deconv, Linear, Pyramid, Tokens, UNet, needs_image
-from emadapt.specs import HEAD_NAMES
+from emadapt.study.settings import HEAD_NAMES
 
 DIM = 16
 
@@ -66,11 +66,23 @@ def test_deconv_is_the_references_layer_by_layer() -> None:
         if isinstance(leaf, nn.ConvTranspose2d | nn.Conv2d):
             assert {len(set(v)) for v in (leaf.kernel_size, leaf.stride, leaf.padding)} == {1}
             geometry = (leaf.kernel_size[0], leaf.stride[0], int(leaf.padding[0]))
-            found.append((type(leaf).__name__, leaf.in_channels, leaf.out_channels, *geometry, leaf.bias is not None))
+            found.append(
+                (
+                    type(leaf).__name__,
+                    leaf.in_channels,
+                    leaf.out_channels,
+                    *geometry,
+                    leaf.bias is not None,
+                )
+            )
         else:
             norm = isinstance(leaf, nn.BatchNorm2d)  # ours, for several processes, is one of these
             found.append(("BatchNorm2d", leaf.num_features) if norm else (type(leaf).__name__,))
-    expected: list[tuple[object, ...]] = [("Conv2d", 1024, 512, 1, 1, 0, False), ("BatchNorm2d", 512), ("GELU",)]
+    expected: list[tuple[object, ...]] = [
+        ("Conv2d", 1024, 512, 1, 1, 0, False),
+        ("BatchNorm2d", 512),
+        ("GELU",),
+    ]
     for a, b in ((512, 256), (256, 128), (128, 64), (64, 64)):
         expected += [("ConvTranspose2d", a, b, 4, 2, 1, False), ("BatchNorm2d", b), ("GELU",)]
         expected += [("Conv2d", b, b, 3, 1, 1, False), ("BatchNorm2d", b), ("GELU",)]
@@ -84,7 +96,9 @@ def test_deconv_runs_its_layers_in_that_order_and_ends_at_16_times_the_grid() ->
     for leaf in [m for m in head.modules() if not list(m.children())]:
         x = leaf(x)
     assert x.shape == (2, 2, 48, 80)
-    torch.testing.assert_close(head(inputs, (48, 80)), x)  # at its own size the final resizing changes nothing
+    torch.testing.assert_close(
+        head(inputs, (48, 80)), x
+    )  # at its own size the final resizing changes nothing
 
 
 def test_pyramid_sees_each_sample_alone_and_has_no_batch_norm() -> None:
@@ -92,9 +106,15 @@ def test_pyramid_sees_each_sample_alone_and_has_no_batch_norm() -> None:
     pyramid, deconv = Pyramid(DIM, 2).train(), Deconv(DIM, 2).train()
     assert not [m for m in pyramid.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     here, there = tokens(2), tokens(2, seed=1)
-    other = [torch.stack([h[0], 5 * t[1] + 3]) for h, t in zip(here, there, strict=True)]  # the same first sample
-    torch.testing.assert_close(pyramid(here, (24, 40))[0], pyramid(other, (24, 40))[0], rtol=0, atol=1e-6)
-    assert (deconv(here, (24, 40))[0] - deconv(other, (24, 40))[0]).abs().max() > 0.01  # what BatchNorm would do
+    other = [
+        torch.stack([h[0], 5 * t[1] + 3]) for h, t in zip(here, there, strict=True)
+    ]  # the same first sample
+    torch.testing.assert_close(
+        pyramid(here, (24, 40))[0], pyramid(other, (24, 40))[0], rtol=0, atol=1e-6
+    )
+    assert (
+        deconv(here, (24, 40))[0] - deconv(other, (24, 40))[0]
+    ).abs().max() > 0.01  # what BatchNorm would do
 
 
 def test_pyramid_classifies_four_cells_a_token_and_side() -> None:
@@ -102,9 +122,13 @@ def test_pyramid_classifies_four_cells_a_token_and_side() -> None:
     torch.manual_seed(0)
     head, inputs = Pyramid(DIM, 2), tokens(2)
     own, large = head(inputs, (12, 20)), head(inputs, (48, 80))  # 3 x 5 tokens
-    torch.testing.assert_close(large, F.interpolate(own, (48, 80), mode="bilinear", align_corners=False))
+    torch.testing.assert_close(
+        large, F.interpolate(own, (48, 80), mode="bilinear", align_corners=False)
+    )
     coarse = F.interpolate(head(inputs, (6, 10)), (12, 20), mode="bilinear", align_corners=False)
-    assert (own - coarse).abs().max() > 0.1 * own.std()  # the finer grid holds more than a coarser one would
+    assert (
+        own - coarse
+    ).abs().max() > 0.1 * own.std()  # the finer grid holds more than a coarser one would
 
 
 def test_linear_is_a_matrix_product_of_standardised_tokens() -> None:
@@ -131,7 +155,12 @@ def test_unet_sees_single_pixels_where_tokens_cannot(monkeypatch: pytest.MonkeyP
     other = image.clone()
     other[..., 20, 30] += 0.3
     assert needs_image("unet")
-    assert [name for name in HEADS if not needs_image(name)] == ["linear", "deconv", "pyramid", "pyramid_bn"]
+    assert [name for name in HEADS if not needs_image(name)] == [
+        "linear",
+        "deconv",
+        "pyramid",
+        "pyramid_bn",
+    ]
     # The statistics of a whole image carry a pixel everywhere: look at the convolutions alone.
     monkeypatch.setattr(nn.GroupNorm, "forward", lambda _, x: x)
     change = (head(inputs, size, other) - head(inputs, size, image)).abs().sum((0, 1))
@@ -139,7 +168,9 @@ def test_unet_sees_single_pixels_where_tokens_cannot(monkeypatch: pytest.MonkeyP
     near[17:24, 27:34] = True  # three 3x3 convolutions
     assert change[20, 30] > 0
     assert change[~near].max() == 0
-    assert (head([5 * t for t in inputs], size, image) - head(inputs, size, image)).abs().mean() > 1e-5  # and it uses the tokens
+    assert (
+        head([5 * t for t in inputs], size, image) - head(inputs, size, image)
+    ).abs().mean() > 1e-5  # and it uses the tokens
 
 
 def test_pyramid_bn_starts_as_pyramid_and_keeps_statistics_of_what_it_was_shown() -> None:

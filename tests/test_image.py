@@ -22,9 +22,15 @@ POSTGRES_IMAGE = {"pg_isready"}
 
 def instructions() -> list[tuple[str, str]]:
     """The Dockerfile as (instruction, arguments), comments gone and continued lines joined."""
-    lines = [line for line in (ROOT / "Dockerfile").read_text().splitlines() if not line.lstrip().startswith("#")]
+    lines = [
+        line
+        for line in (ROOT / "Dockerfile").read_text().splitlines()
+        if not line.lstrip().startswith("#")
+    ]
     joined = "\n".join(lines).replace("\\\n", " ")
-    return [(line.split()[0], line.split(maxsplit=1)[1]) for line in joined.splitlines() if line.strip()]
+    return [
+        (line.split()[0], line.split(maxsplit=1)[1]) for line in joined.splitlines() if line.strip()
+    ]
 
 
 def arguments(instruction: str) -> list[str]:
@@ -87,14 +93,21 @@ def dockerignored(path: str) -> bool:
 
 
 def test_copied_paths_exist_and_reach_the_builder() -> None:
-    copied = [word for rest in arguments("COPY") for word in shlex.split(rest)[:-1] if not word.startswith("--")]
+    copied = [
+        word
+        for rest in arguments("COPY")
+        for word in shlex.split(rest)[:-1]
+        if not word.startswith("--")
+    ]
     assert {"requirements.lock", "pyproject.toml", "src"} <= set(copied)
     for path in copied:
         assert (ROOT / path).exists(), f"COPY {path}: not in the repository"
         assert not dockerignored(path), f"COPY {path}: .dockerignore keeps it out"
 
 
-@pytest.mark.parametrize("path", [".env", ".git/config", "data/lucchi/a.png", "mlflow.db", "src/emadapt/__pycache__"])
+@pytest.mark.parametrize(
+    "path", [".env", ".git/config", "data/lucchi/a.png", "mlflow.db", "src/emadapt/__pycache__"]
+)
 def test_builder_sees_no_data_and_no_secrets(path: str) -> None:
     assert dockerignored(path)
 
@@ -132,7 +145,9 @@ def minimum_python() -> tuple[int, int]:
 
 def test_safe_settings_in_image_and_makefile() -> None:
     assert SAFE_SETTINGS.items() <= image_environment().items()
-    exported = dict(re.findall(r"^export (\w+) := (\S+)$", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    exported = dict(
+        re.findall(r"^export (\w+) := (\S+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    )
     assert SAFE_SETTINGS.items() <= exported.items()
 
 
@@ -167,7 +182,11 @@ def test_services_run_programs_of_their_image() -> None:
 
 def test_volumes_are_defined_used_and_in_the_image() -> None:
     file = compose()
-    mounts = [mount.split(":")[:2] for service in file["services"].values() for mount in service.get("volumes", [])]
+    mounts = [
+        mount.split(":")[:2]
+        for service in file["services"].values()
+        for mount in service.get("volumes", [])
+    ]
     named = {source for source, _ in mounts if not source.startswith(".")}
     assert named == set(file["volumes"])
     assert all((ROOT / source).exists() for source, _ in mounts if source.startswith("."))
@@ -198,14 +217,18 @@ def test_services_wait_for_healthy_ones() -> None:
 def test_tracking_server_is_reachable_under_its_name() -> None:
     services = compose()["services"]
     uri = services["worker"]["environment"]["MLFLOW_TRACKING_URI"]
-    (hosts,) = [word for word in services["mlflow"]["command"] if word.startswith("--allowed-hosts=")]
+    (hosts,) = [
+        word for word in services["mlflow"]["command"] if word.startswith("--allowed-hosts=")
+    ]
     assert uri.removeprefix("http://") in hosts.split("=")[1].split(",")
     assert uri.removeprefix("http://").split(":")[0] in services
     assert f"--port={uri.rsplit(':')[-1]}" in services["mlflow"]["command"]
     store = services["mlflow"]["environment"]["MLFLOW_BACKEND_STORE_URI"]
     driver, host = re.fullmatch(r"postgresql\+(\w+)://.*@(\w+):5432/mlflow", store).groups()  # type: ignore[union-attr]
     assert host in services
-    assert [r for r in project()["project"]["optional-dependencies"]["postgres"] if r.startswith(driver)]
+    assert [
+        r for r in project()["project"]["optional-dependencies"]["postgres"] if r.startswith(driver)
+    ]
     assert f"{driver}-binary" in locked()
 
 
@@ -213,8 +236,14 @@ def test_tracking_server_is_reachable_under_its_name() -> None:
 def test_mlflow_server_options_exist() -> None:
     from mlflow.cli import server  # takes seconds
 
-    known = {option for parameter in server.params for option in (*parameter.opts, *parameter.secondary_opts)}
-    (line,) = [line for line in (ROOT / "Makefile").read_text().splitlines() if "mlflow server" in line]
+    known = {
+        option
+        for parameter in server.params
+        for option in (*parameter.opts, *parameter.secondary_opts)
+    }
+    (line,) = [
+        line for line in (ROOT / "Makefile").read_text().splitlines() if "mlflow server" in line
+    ]
     for words in (compose()["services"]["mlflow"]["command"], line.split()):
         used = {word.split("=")[0] for word in words if word.startswith("--")}
         assert "--workers" in used
@@ -224,9 +253,13 @@ def test_mlflow_server_options_exist() -> None:
 
 
 def test_image_tag_is_the_version() -> None:
-    assert {service["image"] for service in own_services().values()} == {f"emadapt:{emadapt.__version__}"}
+    assert {service["image"] for service in own_services().values()} == {
+        f"emadapt:{emadapt.__version__}"
+    }
 
 
 def test_dockerfile_downloads_nothing_unchecked() -> None:
     assert not arguments("ADD")
-    assert not re.search(r"curl|wget|pickle|torch\.load", " ".join(rest for _, rest in instructions()))
+    assert not re.search(
+        r"curl|wget|pickle|torch\.load", " ".join(rest for _, rest in instructions())
+    )

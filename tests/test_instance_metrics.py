@@ -9,16 +9,18 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.ndimage import label as components
 
-from emadapt import instance_metrics as module
-from emadapt.instance_metrics import Instances, instance_metrics
+from emadapt.metrics import instances as module
+from emadapt.metrics.instances import Instances, instance_metrics
 
 NUMBERED = arrays(np.int32, (3, 4, 4), elements=st.integers(0, 4))
 
 
 def brute_force(predicted: np.ndarray, label: np.ndarray) -> dict[str, float]:
     """Every object as a set of voxels, every pair looked at."""
-    found, true = ([{tuple(v) for v in np.argwhere(a == k).tolist()} for k in set(a.ravel().tolist()) - {0}]
-                   for a in (predicted, label))  # fmt: skip
+    found, true = (
+        [{tuple(v) for v in np.argwhere(a == k).tolist()} for k in set(a.ravel().tolist()) - {0}]
+        for a in (predicted, label)
+    )
     ious = [len(p & t) / len(p | t) for p, t in itertools.product(found, true)]
     out = {}
     for name, least in (("ap50", 0.5), ("ap75", 0.75)):
@@ -36,7 +38,9 @@ def brute_force(predicted: np.ndarray, label: np.ndarray) -> dict[str, float]:
 @settings(max_examples=60)
 @given(NUMBERED, NUMBERED, st.floats(0, 1))
 def test_against_brute_force(predicted: np.ndarray, label: np.ndarray, alike: float) -> None:
-    mixed = np.where(np.random.default_rng(0).random(label.shape) < alike, label, predicted)  # from unlike to almost the same
+    mixed = np.where(
+        np.random.default_rng(0).random(label.shape) < alike, label, predicted
+    )  # from unlike to almost the same
     assert instance_metrics(mixed, label) == pytest.approx(brute_force(mixed, label), abs=1e-6)
 
 
@@ -44,8 +48,15 @@ def test_a_split_a_merger_and_a_miss_cost_what_they_should() -> None:
     label = np.zeros((1, 4, 20), np.int32)
     label[0, :, :4], label[0, :, 6:10], label[0, :, 12:20] = 1, 2, 3
     assert instance_metrics(label, label) == {
-        "ap50": 1.0, "ap75": 1.0, "pq": 1.0, "sq": 1.0, "rq": 1.0, "predicted": 3, "labelled": 3, "matched": 3,
-    }  # fmt: skip
+        "ap50": 1.0,
+        "ap75": 1.0,
+        "pq": 1.0,
+        "sq": 1.0,
+        "rq": 1.0,
+        "predicted": 3,
+        "labelled": 3,
+        "matched": 3,
+    }
     split = label.copy()
     split[0, :, 18:20] = 9  # a part of 8 columns with 6 of them: IoU 0.75, which is not above it
     split[split == 2] = 0

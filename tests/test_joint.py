@@ -11,16 +11,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from emadapt import parallel
-from emadapt.config import RegimeSpec, Study, Unit, not_default
-from emadapt.data.patches import load_epoch, plan_epoch
+from emadapt.data.crops import load_epoch, plan_epoch
 from emadapt.errors import ConfigError, InputError
-from emadapt.evaluate import evaluate_unit
-from emadapt.fit import loss_function
-from emadapt.joint import ALIGN, POSITIONS, Penalised, at_some_positions, coral, members_of
+from emadapt.models import parallel
 from emadapt.models.segmenter import load_segmenter
-from emadapt.train import prepare, train_unit, unit_key
-from emadapt.trainset import record_train_set
+from emadapt.study.study import RegimeSettings, Study, Unit, not_default
+from emadapt.training.evaluate import evaluate_unit
+from emadapt.training.fit import loss_function
+from emadapt.training.joint import ALIGN, POSITIONS, Penalised, at_some_positions, coral, members_of
+from emadapt.training.train import prepare, train_unit, unit_key
+from emadapt.training.trainset import record_train_set
 from tiny import blobs, make_study, settings, stop_after_an_epoch, write_stack
 
 LORA = {"kind": "lora", "rank": 2, "alpha": 4}
@@ -28,9 +28,16 @@ LORA = {"kind": "lora", "rank": 2, "alpha": 4}
 
 def params(**regimes: Any) -> dict[str, Any]:
     own = settings(epochs=1, steps_per_epoch=2)
-    own["regimes"] |= {"coral": LORA | {"align": "coral"}, "dann": {"kind": "frozen", "align": "adversarial"}, **regimes}
+    own["regimes"] |= {
+        "coral": LORA | {"align": "coral"},
+        "dann": {"kind": "frozen", "align": "adversarial"},
+        **regimes,
+    }
     own["train_sets"] = {"paired": ["a", "b"], "onto_b": {"datasets": ["a"], "unlabelled": ["b"]}}
-    own["study"] |= {"regimes": ["frozen", "coral", "dann", *regimes], "train_sets": ["paired", "onto_b"]}
+    own["study"] |= {
+        "regimes": ["frozen", "coral", "dann", *regimes],
+        "train_sets": ["paired", "onto_b"],
+    }
     return own
 
 
@@ -53,18 +60,25 @@ def test_coral_is_the_formula_of_the_paper() -> None:
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(50, 7)), rng.normal(size=(80, 7)) @ rng.normal(size=(7, 7))
 
-    def covariance(x: np.ndarray) -> np.ndarray:  # equation 2 and 3: (D'D - (1'D)'(1'D) / n) / (n - 1)
+    def covariance(
+        x: np.ndarray,
+    ) -> np.ndarray:  # equation 2 and 3: (D'D - (1'D)'(1'D) / n) / (n - 1)
         total = x.sum(0, keepdims=True)
         return np.asarray((x.T @ x - total.T @ total / len(x)) / (len(x) - 1))
 
     expected = ((covariance(a) - covariance(b)) ** 2).sum() / (4 * 7**2)
     assert float(coral(torch.tensor(a), torch.tensor(b))) == pytest.approx(expected, rel=1e-10)
-    assert float(coral(torch.tensor(a), torch.tensor(a[::-1] + 3.0))) == pytest.approx(0, abs=1e-24)  # means do not count
+    assert float(coral(torch.tensor(a), torch.tensor(a[::-1] + 3.0))) == pytest.approx(
+        0, abs=1e-24
+    )  # means do not count
 
 
 def test_corals_gradient_by_finite_differences() -> None:
     generator = torch.Generator().manual_seed(0)
-    a, b = (torch.randn(n, 3, generator=generator, dtype=torch.float64, requires_grad=True) for n in (6, 9))
+    a, b = (
+        torch.randn(n, 3, generator=generator, dtype=torch.float64, requires_grad=True)
+        for n in (6, 9)
+    )
     assert torch.autograd.gradcheck(coral, (a, b))
 
 
@@ -95,15 +109,25 @@ def test_groups_know_the_dataset_of_each_sample(tmp_path: Path) -> None:
         np.save(path, np.full_like(np.load(path), value))
     inputs = prepare(study, Unit("t", "coral", "paired", 0))
     train = study.train
-    joint = ALIGN["coral"](inputs, train, Unit("t", "coral", "paired", 0), loss_function("dice"), torch.amp.GradScaler("cpu"))
+    joint = ALIGN["coral"](
+        inputs,
+        train,
+        Unit("t", "coral", "paired", 0),
+        loss_function("dice"),
+        torch.amp.GradScaler("cpu"),
+    )
     plan = plan_epoch(inputs.data.rows(), train, 0, 0)
     assert {d.member for batch in plan for d in batch} == {0, 1}
     draws = joint.plan(plan, 0)
-    assert [[d.member for d in batch] for batch in draws] == [[d.member for d in batch] + [2, 2] for batch in plan]
+    assert [[d.member for d in batch] for batch in draws] == [
+        [d.member for d in batch] + [2, 2] for batch in plan
+    ]
     assert draws == joint.plan(plan, 0) != joint.plan(plan, 1)
     for batch, drawn in zip(load_epoch(inputs.data, draws, 0), draws, strict=True):
         for (images, labels), members in zip(batch, members_of(inputs.data, drawn), strict=True):
-            assert [round(float(i.median()) * 255) for i in images] == [(30, 10, 20)[m] for m in members]
+            assert [round(float(i.median()) * 255) for i in images] == [
+                (30, 10, 20)[m] for m in members
+            ]
             assert not labels[[m == 2 for m in members]].any()
         assert len(batch) == 2
 
@@ -111,8 +135,13 @@ def test_groups_know_the_dataset_of_each_sample(tmp_path: Path) -> None:
 def test_a_row_of_an_unlabelled_dataset_comes_again_after_all_others(tmp_path: Path) -> None:
     study = make_study(tmp_path, params())
     inputs = prepare(study, Unit("t", "coral", "onto_b", 0))
-    joint = ALIGN["coral"](inputs, study.train, Unit("t", "coral", "onto_b", 0), loss_function("dice"),
-                           torch.amp.GradScaler("cpu"))  # fmt: skip
+    joint = ALIGN["coral"](
+        inputs,
+        study.train,
+        Unit("t", "coral", "onto_b", 0),
+        loss_function("dice"),
+        torch.amp.GradScaler("cpu"),
+    )
     rows = [d.row for batch in joint.plan([[]] * 5, 0) for d in batch]
     n = len(inputs.unlabelled[0].split["train"])
     assert set(rows[:n]) == set(inputs.unlabelled[0].split["train"])
@@ -124,12 +153,19 @@ def test_without_a_penalty_the_gradient_is_that_of_training_without_align(tmp_pa
     grads = []
     for name in ("", "coral"):
         inputs = prepare(study, Unit("t", "coral", "paired", 0))
-        joint = ALIGN[name](inputs, study.train, Unit("t", "coral", "paired", 0), loss_function("dice_ce"),
-                            torch.amp.GradScaler("cpu", enabled=False))  # fmt: skip
+        joint = ALIGN[name](
+            inputs,
+            study.train,
+            Unit("t", "coral", "paired", 0),
+            loss_function("dice_ce"),
+            torch.amp.GradScaler("cpu", enabled=False),
+        )
         if isinstance(joint, Penalised):
             joint.weight = 0.0
         plan = plan_epoch(inputs.data.rows(), study.train, 0, 0)
-        loss = joint.backward(next(iter(load_epoch(inputs.data, plan, 0))), plan[0], len(plan[0]), 0.5)
+        loss = joint.backward(
+            next(iter(load_epoch(inputs.data, plan, 0))), plan[0], len(plan[0]), 0.5
+        )
         trained = [p for group in inputs.segmenter.trainable().values() for p in group]
         grads.append([torch.tensor(loss), *[p.grad for p in trained]])
     for one, other in zip(*grads, strict=True):
@@ -165,7 +201,9 @@ def test_a_penalty_changes_the_model_and_is_in_the_history(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("regime", ["dann", "norm", "routed"])
-def test_stopped_and_run_again_gives_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, regime: str) -> None:
+def test_stopped_and_run_again_gives_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, regime: str
+) -> None:
     own = params()
     own["train"]["epochs"] = 2
     if regime != "dann":
@@ -191,15 +229,25 @@ def norm_params(**regime: Any) -> dict[str, Any]:
     return own
 
 
-@pytest.mark.parametrize("regime", [
-    pytest.param({}, id="frozen"),
-    pytest.param(LORA, id="lora", marks=pytest.mark.slow),
-    pytest.param({"kind": "unet2d"}, id="unet2d", marks=pytest.mark.slow),
-    pytest.param({"kind": "resunet3d", "patch": [2, 32, 32], "channels": [2] * 5}, id="resunet3d", marks=pytest.mark.slow),
-    pytest.param({"head": "linear"}, id="linear", marks=pytest.mark.slow),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "regime",
+    [
+        pytest.param({}, id="frozen"),
+        pytest.param(LORA, id="lora", marks=pytest.mark.slow),
+        pytest.param({"kind": "unet2d"}, id="unet2d", marks=pytest.mark.slow),
+        pytest.param(
+            {"kind": "resunet3d", "patch": [2, 32, 32], "channels": [2] * 5},
+            id="resunet3d",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param({"head": "linear"}, id="linear", marks=pytest.mark.slow),
+    ],
+)
 def test_an_unknown_dataset_takes_the_layers_of_the_nearest(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], regime: dict[str, Any]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    regime: dict[str, Any],
 ) -> None:
     monkeypatch.setattr("emadapt.models.unet2d.FEATURES", (8, 8, 16, 32, 64, 8))
     image, label = blobs((10, 90, 100), 1)  # as b
@@ -214,15 +262,22 @@ def test_an_unknown_dataset_takes_the_layers_of_the_nearest(
     assert all(len(own["mean"]) == len(own["std"]) > 0 for own in segmenter.domains.values())
     capsys.readouterr()
     metrics = json.loads(evaluate_unit(study, unit).read_text())["test"]
-    assert {name: m["normalised_as"] for name, m in metrics.items()} == {"a": "a", "b": "b", "dark": "b"}
+    assert {name: m["normalised_as"] for name, m in metrics.items()} == {
+        "a": "a",
+        "b": "b",
+        "dark": "b",
+    }
     assert metrics["dark"]["iou"] == metrics["b"]["iou"]
-    assert "dark is not a dataset of the training set: normalised as b, the nearest" in capsys.readouterr().out
+    assert (
+        "dark is not a dataset of the training set: normalised as b, the nearest"
+        in capsys.readouterr().out
+    )
 
 
 @pytest.mark.slow
 def test_a_tiny_study_from_training_to_the_report(tmp_path: Path) -> None:
-    from emadapt.diagnose.run import diagnose
-    from emadapt.report import build_report
+    from emadapt.domains.run import diagnose
+    from emadapt.report.report import build_report
 
     own = params()
     own["regimes"]["norm"] = LORA | {"align": "norm"}
@@ -239,13 +294,15 @@ def test_a_tiny_study_from_training_to_the_report(tmp_path: Path) -> None:
 
 
 def test_an_unlabelled_dataset_belongs_to_the_key_and_to_the_record(tmp_path: Path) -> None:
-    from emadapt.tokens import run
+    from emadapt.models.tokens import run
 
     study = make_study(tmp_path, params())
     for name in study.datasets:
         run(study, "t", name)
     unit = Unit("t", "coral", "onto_b", 0)
-    key, control = (unit_key(study, u, prepare(study, u)) for u in (unit, Unit("t", "frozen", "onto_b", 0)))
+    key, control = (
+        unit_key(study, u, prepare(study, u)) for u in (unit, Unit("t", "frozen", "onto_b", 0))
+    )
     record = record_train_set(study, "t", "onto_b").read_text()
     assert set(json.loads(record)) == {"a", "unlabelled"}
     for file in ("build/ingest/b/manifest.json", "build/tokens/t/b.json"):
@@ -255,7 +312,14 @@ def test_an_unlabelled_dataset_belongs_to_the_key_and_to_the_record(tmp_path: Pa
         path.write_text(json.dumps(manifest | {name: "0" * 32}))
     assert record_train_set(study, "t", "onto_b").read_text() != record
     assert unit_key(study, unit, prepare(study, unit)) != key
-    assert unit_key(study, Unit("t", "frozen", "onto_b", 0), prepare(study, Unit("t", "frozen", "onto_b", 0))) == control
+    assert (
+        unit_key(
+            study,
+            Unit("t", "frozen", "onto_b", 0),
+            prepare(study, Unit("t", "frozen", "onto_b", 0)),
+        )
+        == control
+    )
 
 
 def test_settings_of_units_without_align_are_what_they_were(tmp_path: Path) -> None:
@@ -266,28 +330,65 @@ def test_settings_of_units_without_align_are_what_they_were(tmp_path: Path) -> N
     control = not_default(study.describe(Unit("t", "plain", "onto_b", 0)))
     assert set(control) == set(described)
     assert set(control["datasets"]) == {"a"}
-    assert dataclasses.replace(RegimeSpec("frozen"), align="coral").penalised
+    assert dataclasses.replace(RegimeSettings("frozen"), align="coral").penalised
 
 
-@pytest.mark.parametrize(("regime", "train_set", "words"), [
-    ({"align": "coral"}, ["a"], r"align: found 'coral', which needs a second dataset.*train_sets.bad has \['a'\]"),
-    ({"align": "norm"}, {"datasets": ["a"], "unlabelled": ["b"]}, "needs a second labelled dataset"),
-    ({}, {"datasets": ["a"], "unlabelled": ["b"]}, r"train_sets.bad.unlabelled: found \['b'\]; expected a regime"),
-    ({"align": "coral"}, {"datasets": ["a"], "unlabelled": ["a"]}, "a name stands twice"),
-    ({"align": "coral"}, {"datasets": ["a"], "unlabelled": ["c"]}, "'c' is not in study.datasets"),
-    ({"align": "coral", "align_weight": 0}, ["a", "b"], "align_weight: found 0.0; expected a number above 0"),
-    ({"align": "coral", "kind": "ridge"}, ["a", "b"], "kind ridge with init random is not trained that way"),
-    ({"align": "norm", "kind": "knn"}, ["a", "b"], "kind knn"),
-    ({"align": "norm", "head": "linear", "init": "ridge"}, ["a", "b"], "kind frozen with init ridge"),
-    ({"align": "norm", "init_from": "frozen"}, ["a", "b"], "what belongs to a dataset"),
-    ({"align": "coral", "head": "linear"}, ["a", "b"], "nothing is trained"),
-    ({"align": "typo"}, ["a", "b"], "expected one of , coral, adversarial, norm, routed"),
-    ({"align": "routed", "kind": "bitfit"}, ["a", "b"], "with kind bitfit; expected frozen, or a low-rank kind"),
-    ({"align": "routed", "kind": "unet2d"}, ["a", "b"], "with kind unet2d"),
-    ({"align": "routed"}, ["a"], "needs a second labelled dataset"),
-    ({"align": "routed", "init_from": "frozen"}, ["a", "b"], "what belongs to a dataset"),
-])  # fmt: skip
-def test_settings_that_cannot_be(tmp_path: Path, regime: dict[str, Any], train_set: Any, words: str) -> None:
+@pytest.mark.parametrize(
+    ("regime", "train_set", "words"),
+    [
+        (
+            {"align": "coral"},
+            ["a"],
+            r"align: found 'coral', which needs a second dataset.*train_sets.bad has \['a'\]",
+        ),
+        (
+            {"align": "norm"},
+            {"datasets": ["a"], "unlabelled": ["b"]},
+            "needs a second labelled dataset",
+        ),
+        (
+            {},
+            {"datasets": ["a"], "unlabelled": ["b"]},
+            r"train_sets.bad.unlabelled: found \['b'\]; expected a regime",
+        ),
+        ({"align": "coral"}, {"datasets": ["a"], "unlabelled": ["a"]}, "a name stands twice"),
+        (
+            {"align": "coral"},
+            {"datasets": ["a"], "unlabelled": ["c"]},
+            "'c' is not in study.datasets",
+        ),
+        (
+            {"align": "coral", "align_weight": 0},
+            ["a", "b"],
+            "align_weight: found 0.0; expected a number above 0",
+        ),
+        (
+            {"align": "coral", "kind": "ridge"},
+            ["a", "b"],
+            "kind ridge with init random is not trained that way",
+        ),
+        ({"align": "norm", "kind": "knn"}, ["a", "b"], "kind knn"),
+        (
+            {"align": "norm", "head": "linear", "init": "ridge"},
+            ["a", "b"],
+            "kind frozen with init ridge",
+        ),
+        ({"align": "norm", "init_from": "frozen"}, ["a", "b"], "what belongs to a dataset"),
+        ({"align": "coral", "head": "linear"}, ["a", "b"], "nothing is trained"),
+        ({"align": "typo"}, ["a", "b"], "expected one of , coral, adversarial, norm, routed"),
+        (
+            {"align": "routed", "kind": "bitfit"},
+            ["a", "b"],
+            "with kind bitfit; expected frozen, or a low-rank kind",
+        ),
+        ({"align": "routed", "kind": "unet2d"}, ["a", "b"], "with kind unet2d"),
+        ({"align": "routed"}, ["a"], "needs a second labelled dataset"),
+        ({"align": "routed", "init_from": "frozen"}, ["a", "b"], "what belongs to a dataset"),
+    ],
+)
+def test_settings_that_cannot_be(
+    tmp_path: Path, regime: dict[str, Any], train_set: Any, words: str
+) -> None:
     own = params()
     own["regimes"]["bad"] = {"kind": "frozen"} | regime
     own["train_sets"]["bad"] = train_set
@@ -303,8 +404,10 @@ def test_whole_slices_that_turn_are_refused(tmp_path: Path) -> None:
         make_study(tmp_path, own, ingested=False)
 
 
-def test_several_processes_and_sweeps_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from emadapt.repro import useful_devices
+def test_several_processes_and_sweeps_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from emadapt.pipeline.repro import useful_devices
     from emadapt.sweep.space import Target, check_target
 
     study = make_study(tmp_path, params())

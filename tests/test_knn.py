@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from emadapt.diagnose.knn import domain_mixing, segmentation_iou
+from emadapt.domains.knn import domain_mixing, segmentation_iou
 from emadapt.errors import InputError
 
 
@@ -9,12 +9,18 @@ def test_mixing_against_brute_force() -> None:
     rng = np.random.default_rng(0)
     a, b = rng.standard_normal((20, 3)), rng.standard_normal((30, 3)) + 0.7
     blocks_a, blocks_b = np.repeat([0, 1], [12, 8]), np.repeat([0, 1, 2], 10)
-    everything = [("a", k, v) for k, v in zip(blocks_a, a, strict=True)] + [("b", k, v) for k, v in zip(blocks_b, b, strict=True)]
+    everything = [("a", k, v) for k, v in zip(blocks_a, a, strict=True)] + [
+        ("b", k, v) for k, v in zip(blocks_b, b, strict=True)
+    ]
     ratios: dict[str, list[float]] = {"a": [], "b": []}
     for name, block, x in everything:
-        searched = [(np.linalg.norm(v - x), n != name) for n, k, v in everything if (n, k) != (name, block)]
+        searched = [
+            (np.linalg.norm(v - x), n != name) for n, k, v in everything if (n, k) != (name, block)
+        ]
         nearest = sorted(searched)[:4]
-        share, expected_share = (float(np.mean([foreign for _, foreign in found])) for found in (nearest, searched))
+        share, expected_share = (
+            float(np.mean([foreign for _, foreign in found])) for found in (nearest, searched)
+        )
         ratios[name].append(share / expected_share)
     expected = (np.mean(ratios["a"]) + np.mean(ratios["b"])) / 2
     assert domain_mixing(a, blocks_a, b, blocks_b, k=4) == pytest.approx(expected)
@@ -31,8 +37,13 @@ def test_mixing_of_one_population_and_of_two() -> None:
 def test_near_copies_in_a_block_do_not_count() -> None:
     rng = np.random.default_rng(2)
     blocks = np.repeat(np.arange(30), 5)
-    a, b = (rng.standard_normal((30, 3))[blocks] + 1e-3 * rng.standard_normal((150, 3)) for _ in range(2))
-    assert domain_mixing(a, blocks, b, blocks, k=5) == pytest.approx(1, abs=0.25)  # with them it would be 0.1
+    a, b = (
+        rng.standard_normal((30, 3))[blocks] + 1e-3 * rng.standard_normal((150, 3))
+        for _ in range(2)
+    )
+    assert domain_mixing(a, blocks, b, blocks, k=5) == pytest.approx(
+        1, abs=0.25
+    )  # with them it would be 0.1
 
 
 def test_the_vote_against_brute_force() -> None:

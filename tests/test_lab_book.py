@@ -14,22 +14,37 @@ from pathlib import Path
 
 import pytest
 
-from emadapt import mlflow_page, mlflow_store, tracking
 from emadapt.errors import InputError
+from emadapt.tracking import store as mlflow_store
+from emadapt.tracking import tracker as tracking
+from emadapt.tracking import views as mlflow_page
 from lab_book import DEAD, TAGS, a_training, runs, spools
 
 
 def a_unit(root, regime, seed, scores, params=(), status="FINISHED", **kwargs):
     """What train and evaluate do with the lab book, in small; scores by dataset."""
-    tags = {"unit": f"dinov2_s-{regime}-paired-{seed}", "backbone": "dinov2_s", "regime": regime, "train_set": "paired"}
-    tags |= {"seed": seed, "stage": "train", "git.commit": "c0ffee", "git.dirty": False, "model.md5": f"{regime}-{seed}"}
+    tags = {
+        "unit": f"dinov2_s-{regime}-paired-{seed}",
+        "backbone": "dinov2_s",
+        "regime": regime,
+        "train_set": "paired",
+    }
+    tags |= {
+        "seed": seed,
+        "stage": "train",
+        "git.commit": "c0ffee",
+        "git.dirty": False,
+        "model.md5": f"{regime}-{seed}",
+    }
     settings = {"unit": {"regime": regime, "seed": seed}, "train": {"epochs": 3, **dict(params)}}
     resume_by = ("unit", "model.md5")
     with tracking.open_run(root, "demo", tags, settings, **kwargs) as run:
         run.log_metrics({"val/best_iou": 0.7})
         run.set_tags({"n.train": 48})
         run.end(status)
-    with tracking.open_run(root, "demo", {**tags, "n.test.lucchi": 32}, settings, resume_by=resume_by) as run:
+    with tracking.open_run(
+        root, "demo", {**tags, "n.test.lucchi": 32}, settings, resume_by=resume_by
+    ) as run:
         run.log_metrics({f"test/iou.{name}": score for name, score in scores.items()})
         run.end(status)
     return run.run_id
@@ -51,7 +66,11 @@ def test_what_a_person_sees_in_mlflow(root):
     note = experiment.tags["mlflow.note.content"]
     found = {}
     for text in re.findall(r"^- `` (.*) ``: ", note, re.MULTILINE):
-        found[text] = {name for name, i in ids.items() if i in {r.info.run_id for r in store.search_runs(["1"], text)}}
+        found[text] = {
+            name
+            for name, i in ids.items()
+            if i in {r.info.run_id for r in store.search_runs(["1"], text)}
+        }
     assert found == {
         'tags.regime = "lora"': {"lora 0", "lora 1", "failed"},
         'tags.backbone = "dinov2_s" and tags.train_set = "paired"': set(ids),
@@ -64,10 +83,15 @@ def test_what_a_person_sees_in_mlflow(root):
         'tags.`git.dirty` = "false"': set(ids),
     }
     for key, name in {"test-iou": "Test IoU", "over-seeds": "Means over seeds"}.items():
-        assert f"[{name}](#/experiments/1/runs?workflowType=machine_learning&viewStateShareKey={key})" in note
+        assert (
+            f"[{name}](#/experiments/1/runs?workflowType=machine_learning&viewStateShareKey={key})"
+            in note
+        )
         view = json.loads(experiment.tags[f"mlflow.sharedViewState.{key}"])
         assert view["name"] == name
-        assert {"metrics.`test/iou.lucchi`", "metrics.`test/iou.vnc`"} <= set(json.loads(view["state"])["selectedColumns"])
+        assert {"metrics.`test/iou.lucchi`", "metrics.`test/iou.vnc`"} <= set(
+            json.loads(view["state"])["selectedColumns"]
+        )
 
     tags = {name: store.get_run(i).data.tags for name, i in ids.items()}
     assert tags["lora 0"]["settings"] == tags["lora 1"]["settings"]
@@ -106,11 +130,15 @@ def test_what_a_person_wrote_in_mlflow_stays(root, monkeypatch, caplog):
 def test_parent(root, monkeypatch):
     with tracking.open_run(root, "demo", {"unit": "sweep"}, {}) as parent:
         pass
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", DEAD)  # a child that is logged later has its parent as well
+    monkeypatch.setenv(
+        "MLFLOW_TRACKING_URI", DEAD
+    )  # a child that is logged later has its parent as well
     tracking.open_run(root, "demo", TAGS, {}, parent=parent.run_id).end()
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     assert tracking.sync(root)[1] == 0
-    (child,) = mlflow_store.client(root).search_runs(["1"], f"tags.mlflow.parentRunId = '{parent.run_id}'")
+    (child,) = mlflow_store.client(root).search_runs(
+        ["1"], f"tags.mlflow.parentRunId = '{parent.run_id}'"
+    )
     assert child.info.run_name == TAGS["unit"]
 
 
@@ -176,7 +204,9 @@ def test_relocate_rewrites_whole_names_only(root):
     with database:
         for place in ("/old/dir/mlruns/1", "file:///old/dir/mlruns/2", "/old/dir2/mlruns/3"):
             columns = "(name, artifact_location, lifecycle_stage)"
-            database.execute(f"INSERT INTO experiments {columns} VALUES (?, ?, 'active')", (place, place))
+            database.execute(
+                f"INSERT INTO experiments {columns} VALUES (?, ?, 'active')", (place, place)
+            )
     assert tracking.relocate(root, "/old/dir/") == 2
     places = {place for (place,) in database.execute("SELECT artifact_location FROM experiments")}
     assert {f"{root}/mlruns/1", f"file://{root}/mlruns/2", "/old/dir2/mlruns/3"} <= places
@@ -201,8 +231,12 @@ def test_where_the_store_is(tmp_path, monkeypatch):
 
 def test_passwords_stay_out(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(mlflow_store, "PATIENCE", 1.0)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://me:secret@127.0.0.1:9/db?password=secret")
-    with tracking.open_run(tmp_path, "demo", TAGS, {"storage": "postgresql://me:secret@host/db"}) as run:
+    monkeypatch.setenv(
+        "MLFLOW_TRACKING_URI", "postgresql://me:secret@127.0.0.1:9/db?password=secret"
+    )
+    with tracking.open_run(
+        tmp_path, "demo", TAGS, {"storage": "postgresql://me:secret@host/db"}
+    ) as run:
         run.log_dict({"storage": "postgresql://me:secret@host/db"}, "config.json")
         run.set_tags({"storage": "mysql://me:secret@host/db", "plain": "me@host"})
         run.log_dataset("a", "b", "https://me:secret@host/file", "train")
@@ -215,26 +249,34 @@ def test_passwords_stay_out(tmp_path, monkeypatch, caplog):
 
 def test_off_and_light(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from emadapt import tracking\n"
+        "import sys; from pathlib import Path; from emadapt.tracking import tracker as tracking\n"
         "with tracking.open_run(Path(sys.argv[1]), 'demo', {'unit': 'a'}, {'x': 1}) as run:\n"
         "    run.log_metrics({'a': float('nan')}, 1); run.log_artifact(Path('no file')); run.log_dict({}, 'a.json')\n"
         "    run.log_params({}); run.set_tags({'a': None}); run.log_dataset('a', 'b', 'c', 'd')\n"
         "assert 'mlflow' not in sys.modules\n"
     )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], env={**os.environ, "EMADAPT_TRACKING": "off"}, check=True)
+    subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        env={**os.environ, "EMADAPT_TRACKING": "off"},
+        check=True,
+    )
     assert list(tmp_path.iterdir()) == []
 
 
 def test_provenance(tmp_path):
     assert tracking.provenance_tags(tmp_path) == {}
     (tmp_path / "params.yaml").write_text("a: 1\n")
-    (tmp_path / "data.dvc").write_text("outs:\n- md5: 0123456789abcdef0123456789abcdef.dir\n  path: data\n")
+    (tmp_path / "data.dvc").write_text(
+        "outs:\n- md5: 0123456789abcdef0123456789abcdef.dir\n  path: data\n"
+    )
     (tmp_path / "dvc.lock").write_text("1")
     (tmp_path / "code.py").write_text("1")
 
     def git(*args):
         command = ["git", "-c", "user.name=a", "-c", "user.email=a@b", *args]
-        return subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout.strip()
+        return subprocess.run(
+            command, cwd=tmp_path, check=True, capture_output=True, text=True
+        ).stdout.strip()
 
     git("init", "-q")
     git("add", ".")
@@ -249,6 +291,8 @@ def test_provenance(tmp_path):
     (tmp_path / "dvc.lock").write_text("2")  # every stage rewrites it
     assert tracking.provenance_tags(tmp_path)["git.dirty"] == "false"
     (tmp_path / "params.yaml").write_text("a: 2\n")  # another study: it has a tag of its own
-    assert tracking.provenance_tags(tmp_path) == tags | {"params.sha256": hashlib.sha256(b"a: 2\n").hexdigest()}
+    assert tracking.provenance_tags(tmp_path) == tags | {
+        "params.sha256": hashlib.sha256(b"a: 2\n").hexdigest()
+    }
     (tmp_path / "code.py").write_text("2")
     assert tracking.provenance_tags(tmp_path)["git.dirty"] == "true"

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import yaml
 
-from emadapt.check import check_study
-from emadapt.config import Study, TrainSetSpec, Unit, load_study
 from emadapt.data.ingest import open_volume
 from emadapt.data.labelled import amount, choose, few_slices, few_tiles
 from emadapt.errors import ConfigError, InputError
-from emadapt.evaluate import evaluate_unit
-from emadapt.train import prepare, train_unit, unit_key
-from emadapt.trainset import record_train_set
+from emadapt.pipeline.check import check_study
+from emadapt.study.study import Study, TrainSetSettings, Unit, load_study
+from emadapt.training.evaluate import evaluate_unit
+from emadapt.training.train import prepare, train_unit, unit_key
+from emadapt.training.trainset import record_train_set
 from tiny import make_study, settings
 
 KINDS = ("frozen", "lora", "last", "ridge", "knn", "unet2d")
@@ -34,8 +34,12 @@ def params(**train_sets: Any) -> dict[str, Any]:
     own = settings(epochs=1, steps_per_epoch=2)
     own["regimes"] |= {"last": {"kind": "lora_last_k", "k": 1, "rank": 2, "alpha": 4}}
     own["regimes"] |= {kind: {"kind": kind} for kind in ("ridge", "knn", "unet2d")}
-    own["train_sets"] |= {"two": {"datasets": ["a"], "slices": 2}, "half": {"datasets": ["a", "b"], "slices": "50%"},
-                          "tiles": {"datasets": ["a"], "crops": 3}, **train_sets}  # fmt: skip
+    own["train_sets"] |= {
+        "two": {"datasets": ["a"], "slices": 2},
+        "half": {"datasets": ["a", "b"], "slices": "50%"},
+        "tiles": {"datasets": ["a"], "crops": 3},
+        **train_sets,
+    }
     own["study"] |= {"regimes": list(KINDS), "train_sets": list(own["train_sets"]), "seeds": [0, 1]}
     return own
 
@@ -49,7 +53,10 @@ def test_places_are_spread_one_in_each_stretch(total: int, n: int) -> None:
     assert choose(total, n, 7) == choose(total, n, 7)
 
 
-@pytest.mark.parametrize(("wanted", "n"), [(0, 40), (3, 3), (40, 40), ("25%", 10), ("0.1%", 1), ("100%", 40), ("12.5%", 5)])
+@pytest.mark.parametrize(
+    ("wanted", "n"),
+    [(0, 40), (3, 3), (40, 40), ("25%", 10), ("0.1%", 1), ("100%", 40), ("12.5%", 5)],
+)
 def test_amounts(wanted: int | str, n: int) -> None:
     assert amount(wanted, 40, "slices") == n
 
@@ -58,59 +65,94 @@ def test_more_slices_or_tiles_than_there_are(study: Study) -> None:
     volume = open_volume("a")
     n = len(volume.split["train"])
     with pytest.raises(InputError, match=f"found {n + 1}; expected at most {n}"):
-        few_slices(volume, TrainSetSpec(("a",), slices=n + 1), 0)
+        few_slices(volume, TrainSetSettings(("a",), slices=n + 1), 0)
     with pytest.raises(InputError, match=f"found 99; expected at most {2 * n}"):
-        few_tiles(volume, TrainSetSpec(("a",), crops=99), [(0, 0), (0, 30)], 0)
+        few_tiles(volume, TrainSetSettings(("a",), crops=99), [(0, 0), (0, 30)], 0)
 
 
-@pytest.mark.parametrize(("own", "words"), [
-    ({"datasets": ["a"], "slices": -1}, "found -1; expected a number from 1 on, or a share such as 25%"),
-    ({"datasets": ["a"], "slices": "half"}, "found 'half'"),
-    ({"datasets": ["a"], "crops": "101%"}, "found '101%'"),
-    ({"datasets": ["a"], "crops": 2, "slices": 2}, "expected one of them"),
-    ({"datasets": ["a", "b"], "slices": {"b": -1}}, "slices.b: found -1; expected a number from 1 on"),
-    ({"datasets": ["a", "b"], "slices": {"b": 0}}, "slices.b: found 0; expected a number from 1 on"),
-    ({"datasets": ["a"], "slices": {"b": 2}}, "slices: 'b' is not among its datasets"),
-    ({"datasets": ["a", "b"], "slices": {}}, "slices: found {}; expected"),
-    ({"datasets": ["a", "a"]}, "a name stands twice"),
-    ({"slices": 2}, "'datasets' is missing"),
-    ({"datasets": ["a"], "tiles": 2}, "unknown key 'tiles'"),
-    (["c"], "'c' is not in study.datasets"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("own", "words"),
+    [
+        (
+            {"datasets": ["a"], "slices": -1},
+            "found -1; expected a number from 1 on, or a share such as 25%",
+        ),
+        ({"datasets": ["a"], "slices": "half"}, "found 'half'"),
+        ({"datasets": ["a"], "crops": "101%"}, "found '101%'"),
+        ({"datasets": ["a"], "crops": 2, "slices": 2}, "expected one of them"),
+        (
+            {"datasets": ["a", "b"], "slices": {"b": -1}},
+            "slices.b: found -1; expected a number from 1 on",
+        ),
+        (
+            {"datasets": ["a", "b"], "slices": {"b": 0}},
+            "slices.b: found 0; expected a number from 1 on",
+        ),
+        ({"datasets": ["a"], "slices": {"b": 2}}, "slices: 'b' is not among its datasets"),
+        ({"datasets": ["a", "b"], "slices": {}}, "slices: found {}; expected"),
+        ({"datasets": ["a", "a"]}, "a name stands twice"),
+        ({"slices": 2}, "'datasets' is missing"),
+        ({"datasets": ["a"], "tiles": 2}, "unknown key 'tiles'"),
+        (["c"], "'c' is not in study.datasets"),
+    ],
+)
 def test_settings_that_cannot_be(tmp_path: Path, own: Any, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         make_study(tmp_path, params(bad=own), ingested=False)
 
 
-@pytest.mark.parametrize("regime", [{"kind": "frozen"}, {"kind": "resunet3d", "patch": [2, 32, 32], "channels": [2, 3, 4, 5, 6]}])
-def test_check_counts_slices_and_tiles_as_training_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, regime: dict) -> None:
+@pytest.mark.parametrize(
+    "regime",
+    [{"kind": "frozen"}, {"kind": "resunet3d", "patch": [2, 32, 32], "channels": [2, 3, 4, 5, 6]}],
+)
+def test_check_counts_slices_and_tiles_as_training_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, regime: dict
+) -> None:
     monkeypatch.chdir(tmp_path)
     own = settings()
-    own["regimes"], own["train_sets"] = {"r": regime}, {"tiles": {"datasets": ["a", "b"], "crops": 3}}
+    own["regimes"], own["train_sets"] = (
+        {"r": regime},
+        {"tiles": {"datasets": ["a", "b"], "crops": 3}},
+    )
     own["study"] |= {"regimes": ["r"], "train_sets": ["tiles"]}
     study = make_study(tmp_path, own)
     slices = len(open_volume("a").split["train"])
-    tiles = prepare(study, Unit("t", "r", "tiles", 0)).labelled["crops"][1] // 2  # two datasets of one shape and split
+    tiles = (
+        prepare(study, Unit("t", "r", "tiles", 0)).labelled["crops"][1] // 2
+    )  # two datasets of one shape and split
     for key, total in [("crops", tiles)] + [("slices", slices)] * (regime["kind"] == "frozen"):
         for n, problems in ((total, 0), (total + 1, 2)):
             own["train_sets"]["tiles"] = {"datasets": ["a", "b"], key: n}
             (tmp_path / "params.yaml").write_text(yaml.safe_dump(own))
             found = check_study(tmp_path / "params.yaml")
             assert len(found) == problems, (key, n, found)
-            assert all(f"{key} of {d}" in line and f"at most {total}" in line for d, line in zip("ab", found, strict=False))
+            assert all(
+                f"{key} of {d}" in line and f"at most {total}" in line
+                for d, line in zip("ab", found, strict=False)
+            )
 
 
-@pytest.mark.parametrize("kind", [k if k in ("frozen", "ridge") else pytest.param(k, marks=pytest.mark.slow) for k in KINDS])
+@pytest.mark.parametrize(
+    "kind",
+    [k if k in ("frozen", "ridge") else pytest.param(k, marks=pytest.mark.slow) for k in KINDS],
+)
 @pytest.mark.parametrize("train_set", ["two", pytest.param("tiles", marks=pytest.mark.slow)])
 def test_a_unit_sees_nothing_but_what_is_labelled(study: Study, kind: str, train_set: str) -> None:
     """Another label, or image, anywhere else in the training part changes nothing."""
     unit = Unit("t", kind, train_set, 0)
     before = train_unit(study, unit)
-    first, card = (before / "model.safetensors").read_bytes(), json.loads((before / "model.json").read_text())
+    first, card = (
+        (before / "model.safetensors").read_bytes(),
+        json.loads((before / "model.json").read_text()),
+    )
     volume = open_volume("a")
-    tiles = len(volume.split["train"]) * 4  # 90 x 100 pixels in tiles of 64, or rounded to the patch
+    tiles = (
+        len(volume.split["train"]) * 4
+    )  # 90 x 100 pixels in tiles of 64, or rounded to the patch
     assert card["labelled"]["crops"][1] == tiles
-    assert card["labelled"]["slices" if train_set == "two" else "crops"][0] == (2 if train_set == "two" else 3)
+    assert card["labelled"]["slices" if train_set == "two" else "crops"][0] == (
+        2 if train_set == "two" else 3
+    )
     inputs = prepare(study, unit)
     labelled = np.zeros(volume.image.shape, bool)
     if train_set == "two":
@@ -120,7 +162,7 @@ def test_a_unit_sees_nothing_but_what_is_labelled(study: Study, kind: str, train
         from emadapt.data.tiles import geometry
 
         geo = geometry((90, 100), spec, patch)
-        for z, y, x in few_tiles(volume, study.train_set_specs["tiles"], geo.corners(0.0), 0):
+        for z, y, x in few_tiles(volume, study.train_set_settings["tiles"], geo.corners(0.0), 0):
             labelled[z, y : y + geo.tile[0], x : x + geo.tile[1]] = True
     spoil(volume.split["train"], labelled)
     forget()
@@ -152,34 +194,51 @@ def test_seeds_and_amounts_make_other_models(study: Study) -> None:
         unit = Unit("t", kind, train_set, seed)
         return unit_key(study, unit, prepare(study, unit))
 
-    assert len({key("ridge", name, seed) for name in ("a", "two", "tiles", "half") for seed in (0, 1)}) == 7  # `a` has one
+    assert (
+        len({key("ridge", name, seed) for name in ("a", "two", "tiles", "half") for seed in (0, 1)})
+        == 7
+    )  # `a` has one
     drawn = [prepare(study, Unit("t", "frozen", "half", seed)).volumes for seed in (0, 1)]
     assert [len(v.split["train"]) for v in drawn[0]] == [len(v.split["train"]) for v in drawn[1]]
-    assert prepare(study, Unit("t", "frozen", "half", 0)).labelled["slices"] == (4, 10)  # of 5 slices each
+    assert prepare(study, Unit("t", "frozen", "half", 0)).labelled["slices"] == (
+        4,
+        10,
+    )  # of 5 slices each
 
 
 def test_few_labels_of_one_dataset_beside_all_of_another(tmp_path: Path, study: Study) -> None:
     """A map gives them: the same slices as the dataset alone with so few."""
-    mixed = make_study(tmp_path / "mixed", params(mixed={"datasets": ["a", "b"], "slices": {"b": 2}},
-                                                  few={"datasets": ["b"], "slices": 2}))  # fmt: skip
+    mixed = make_study(
+        tmp_path / "mixed",
+        params(
+            mixed={"datasets": ["a", "b"], "slices": {"b": 2}}, few={"datasets": ["b"], "slices": 2}
+        ),
+    )
     for seed in (0, 1):
         volumes = {v.name: v for v in prepare(mixed, Unit("t", "frozen", "mixed", seed)).volumes}
         [alone] = prepare(mixed, Unit("t", "frozen", "few", seed)).volumes
         assert [len(v.split["train"]) for v in volumes.values()] == [5, 2]
         assert volumes["b"].split["train"] == alone.split["train"]
-    assert mixed.describe(Unit("t", "frozen", "mixed", 0))["labelled"] == {"slices": {"b": 2}, "crops": 0}
+    assert mixed.describe(Unit("t", "frozen", "mixed", 0))["labelled"] == {
+        "slices": {"b": 2},
+        "crops": 0,
+    }
 
 
 def test_the_record_that_training_depends_on_names_the_amount(study: Study, tmp_path: Path) -> None:
-    from emadapt.tokens import run
+    from emadapt.models.tokens import run
 
     run(study, "t", "a")
     run(study, "t", "b")
     texts = [record_train_set(study, "t", name).read_text() for name in ("a", "two", "tiles")]
     assert len(set(texts)) == 3
-    union = TrainSetSpec(("a", "b"))
-    draws = [dataclasses.replace(study, train_set_specs={"both": dataclasses.replace(union, draw=draw)})
-             for draw in ("", "balanced", "proportional")]  # fmt: skip
+    union = TrainSetSettings(("a", "b"))
+    draws = [
+        dataclasses.replace(
+            study, train_set_settings={"both": dataclasses.replace(union, draw=draw)}
+        )
+        for draw in ("", "balanced", "proportional")
+    ]
     assert len({record_train_set(own, "t", "both").read_text() for own in draws}) == 3
     again = load_study(tmp_path / "params.yaml")
     assert record_train_set(again, "t", "two").read_text() == texts[1]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from emadapt.errors import EmadaptError, InputError
-from emadapt.launch import is_one_of_several, launch, parse_devices, visible
+from emadapt.training.launch import is_one_of_several, launch, parse_devices, visible
 
 SAY = """
 import json, os, pathlib, sys, time
@@ -19,7 +19,10 @@ here = pathlib.Path(sys.argv[1])
 (here / f"{os.environ['RANK']}.part").write_text(json.dumps(dict(os.environ) | {"pid": str(os.getpid())}))
 (here / f"{os.environ['RANK']}.part").rename(here / f"{os.environ['RANK']}.json")
 """
-STAY = SAY + "from emadapt.launch import die_with\ndie_with(int(os.environ['EMADAPT_LAUNCHER']))\ntime.sleep(600)\n"
+STAY = (
+    SAY
+    + "from emadapt.training.launch import die_with\ndie_with(int(os.environ['EMADAPT_LAUNCHER']))\ntime.sleep(600)\n"
+)
 
 
 def command(code: str, folder: Path) -> list[str]:
@@ -48,7 +51,9 @@ def is_gone(pid: str) -> bool:
     return False
 
 
-@pytest.mark.parametrize(("text", "names"), [("", []), ("3", ["3"]), ("0, 1", ["0", "1"]), ("cpu,cpu", ["cpu", "cpu"])])
+@pytest.mark.parametrize(
+    ("text", "names"), [("", []), ("3", ["3"]), ("0, 1", ["0", "1"]), ("cpu,cpu", ["cpu", "cpu"])]
+)
 def test_devices_are_gpu_numbers_or_cpus(text: str, names: list[str]) -> None:
     assert parse_devices(text) == names
     assert visible(names)["CUDA_VISIBLE_DEVICES"] == "".join(text.split()).replace("cpu,cpu", "")
@@ -65,18 +70,29 @@ def test_each_process_learns_its_place(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,4")
     launch(command(SAY + "print('hello')", tmp_path), ["3", "4"], tmp_path / "logs")
     first, second = said(tmp_path, 0), said(tmp_path, 1)
-    assert [p["RANK"] + p["LOCAL_RANK"] + p["WORLD_SIZE"] + p["LOCAL_WORLD_SIZE"] for p in (first, second)] == ["0022", "1122"]
+    assert [
+        p["RANK"] + p["LOCAL_RANK"] + p["WORLD_SIZE"] + p["LOCAL_WORLD_SIZE"]
+        for p in (first, second)
+    ] == ["0022", "1122"]
     assert first["MASTER_PORT"] == second["MASTER_PORT"]
-    assert all(p["CUDA_VISIBLE_DEVICES"] == "3,4" and p["OMP_NUM_THREADS"] == "3" for p in (first, second))
+    assert all(
+        p["CUDA_VISIBLE_DEVICES"] == "3,4" and p["OMP_NUM_THREADS"] == "3" for p in (first, second)
+    )
     assert (tmp_path / "logs/process-1.log").read_text() == "hello\n"
     assert not is_one_of_several()
 
 
-def test_one_that_dies_ends_all_and_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("emadapt.launch.GRACE", 0.3)
-    dies = SAY + "if os.environ['RANK'] == '1':\n print('so far', flush=True); os.kill(os.getpid(), 9)\ntime.sleep(600)\n"
+def test_one_that_dies_ends_all_and_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("emadapt.training.launch.GRACE", 0.3)
+    dies = (
+        SAY
+        + "if os.environ['RANK'] == '1':\n print('so far', flush=True); os.kill(os.getpid(), 9)\ntime.sleep(600)\n"
+    )
     with pytest.raises(
-        EmadaptError, match=r"process 1 of 2, on device cpu, died \(signal 9\)[^$]*process-1.log ends with\s+so far"
+        EmadaptError,
+        match=r"process 1 of 2, on device cpu, died \(signal 9\)[^$]*process-1.log ends with\s+so far",
     ):
         launch(command(dies, tmp_path), ["cpu", "cpu"], tmp_path)
     assert all(is_gone(said(tmp_path, n)["pid"]) for n in (0, 1))
@@ -96,9 +112,11 @@ def test_an_error_that_the_first_one_printed_is_not_said_twice(tmp_path: Path) -
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "told to stop"])
 def test_nothing_is_left_when_the_launcher_ends(tmp_path: Path, number: signal.Signals) -> None:
-    code = f"from emadapt.launch import launch\nfrom pathlib import Path\nimport sys\nlaunch([sys.executable, '-c', {STAY!r}, "
+    code = f"from emadapt.training.launch import launch\nfrom pathlib import Path\nimport sys\nlaunch([sys.executable, '-c', {STAY!r}, "
     code += f"{str(tmp_path)!r}], ['cpu', 'cpu'], Path({str(tmp_path)!r}))"
-    launcher = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL, env=dict(os.environ))
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", code], stderr=subprocess.DEVNULL, env=dict(os.environ)
+    )
     pids = [said(tmp_path, n)["pid"] for n in (0, 1)]
     time.sleep(0.5)  # they now wait to die with it
     launcher.send_signal(number)

@@ -14,21 +14,32 @@ from emadapt.errors import InputError
 from emadapt.segment import mesh as module
 from emadapt.segment.mesh import mesh_volume, surface
 from emadapt.segment.mesh_files import Mesh, area_nm2, volume_nm3, write_mesh
-from emadapt.segment.readers import array_source
+from emadapt.volumes.readers import array_source
 
 VOXEL = (10.0, 5.0, 4.0)
 
 
-def ball(radius: float = 120.0, centre: tuple[float, float, float] = (150.0, 160.0, 170.0), label: int = 1) -> np.ndarray:
+def ball(
+    radius: float = 120.0,
+    centre: tuple[float, float, float] = (150.0, 160.0, 170.0),
+    label: int = 1,
+) -> np.ndarray:
     """A ball (nm) in voxels of `VOXEL`, as uint16 labels."""
     shape = [round((c + radius) / v) + 4 for c, v in zip(centre, VOXEL, strict=True)]
-    places = np.meshgrid(*(np.arange(n) * v - c for n, v, c in zip(shape, VOXEL, centre, strict=True)), indexing="ij")
+    places = np.meshgrid(
+        *(np.arange(n) * v - c for n, v, c in zip(shape, VOXEL, centre, strict=True)), indexing="ij"
+    )
     return label * (sum(p**2 for p in places) <= radius**2).astype(np.uint16)
 
 
 def assert_closed(mesh: Mesh) -> None:
     """Every edge belongs to two triangles, which run through it in opposite directions."""
-    directed = Counter(tuple(f[[i, (i + 1) % 3]]) for f in mesh.faces.tolist() for f in [np.asarray(f)] for i in range(3))
+    directed = Counter(
+        tuple(f[[i, (i + 1) % 3]])
+        for f in mesh.faces.tolist()
+        for f in [np.asarray(f)]
+        for i in range(3)
+    )
     assert set(directed.values()) == {1}
     assert all((b, a) in directed for a, b in directed)
     assert len(np.unique(mesh.faces)) == len(mesh.vertices)
@@ -48,7 +59,11 @@ def test_without_smoothing_the_volume_is_that_of_the_voxels_and_thin_things_stay
     mask[2, 3, 1:6] = 1
     mesh = surface(array_source(mask, VOXEL), VOXEL, smooth=0)
     assert_closed(mesh)
-    assert mesh.vertices.min(0).tolist() == [2.0, 12.5, 15.0]  # x, y, z: half a voxel from the centres
+    assert mesh.vertices.min(0).tolist() == [
+        2.0,
+        12.5,
+        15.0,
+    ]  # x, y, z: half a voxel from the centres
     assert mesh.vertices.max(0).tolist() == [22.0, 17.5, 25.0]
     with pytest.raises(InputError, match="nothing that is left after smoothing"):
         surface(array_source(mask, VOXEL), VOXEL)
@@ -57,7 +72,9 @@ def test_without_smoothing_the_volume_is_that_of_the_voxels_and_thin_things_stay
 @pytest.mark.parametrize("smooth", [0.0, 0.8])
 def test_slabs_leave_no_trace(smooth: float, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
-    mask = (rng.random((11, 12, 13)) < 0.4).astype(np.uint8)  # every case of marching cubes, cut by all faces of the volume
+    mask = (rng.random((11, 12, 13)) < 0.4).astype(
+        np.uint8
+    )  # every case of marching cubes, cut by all faces of the volume
     whole = surface(array_source(mask, VOXEL), VOXEL, smooth=smooth)
     monkeypatch.setattr(module, "SLAB", 1)
     cut = surface(array_source(mask, VOXEL), VOXEL, smooth=smooth)
@@ -81,7 +98,9 @@ def test_a_label_has_its_own_surface() -> None:
 
 def read_ply(path: Path) -> tuple[np.ndarray, np.ndarray]:
     head, body = path.read_bytes().split(b"end_header\n", 1)
-    n, m = (int(line.split()[2]) for line in head.decode().splitlines() if line.startswith("element"))
+    n, m = (
+        int(line.split()[2]) for line in head.decode().splitlines() if line.startswith("element")
+    )
     rows = np.frombuffer(body[12 * n :], np.dtype("u1, 3<i4"))
     assert len(rows) == m
     assert (rows["f0"] == 3).all()
@@ -90,7 +109,10 @@ def read_ply(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def read_obj(path: Path) -> tuple[np.ndarray, np.ndarray]:
     words = [line.split() for line in path.read_text().splitlines()]
-    return (np.array([w[1:] for w in words if w[0] == "v"], np.float32), np.array([w[1:] for w in words if w[0] == "f"], int) - 1)
+    return (
+        np.array([w[1:] for w in words if w[0] == "v"], np.float32),
+        np.array([w[1:] for w in words if w[0] == "f"], int) - 1,
+    )
 
 
 def read_stl(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -119,9 +141,19 @@ def test_the_command_and_its_errors(tmp_path: Path) -> None:
     from emadapt.cli import main
 
     mask = tmp_path / "mask.ome.tif"
-    tifffile.imwrite(mask, ball(40, (50, 50, 50)), metadata={"axes": "ZYX", "PhysicalSizeZ": 0.01, "PhysicalSizeY": 0.005,
-                                                             "PhysicalSizeX": 0.004})  # fmt: skip
-    done = CliRunner().invoke(main, ["mesh", str(mask), str(tmp_path / "out.ply")], catch_exceptions=False)
+    tifffile.imwrite(
+        mask,
+        ball(40, (50, 50, 50)),
+        metadata={
+            "axes": "ZYX",
+            "PhysicalSizeZ": 0.01,
+            "PhysicalSizeY": 0.005,
+            "PhysicalSizeX": 0.004,
+        },
+    )
+    done = CliRunner().invoke(
+        main, ["mesh", str(mask), str(tmp_path / "out.ply")], catch_exceptions=False
+    )
     assert done.exit_code == 0
     assert "triangles" in done.output
     assert_closed(Mesh(*read_ply(tmp_path / "out.ply")))
@@ -142,7 +174,9 @@ def test_the_command_and_its_errors(tmp_path: Path) -> None:
     assert not (tmp_path / "e.ply").exists()
 
 
-def test_a_surface_that_is_too_large_is_refused_before_work(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_surface_that_is_too_large_is_refused_before_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(module, "MOST_TRIANGLES", 1000)
     with pytest.raises(InputError, match=r"about [\d,]+ triangles.*--step 2"):
         surface(array_source(ball(), VOXEL), VOXEL)

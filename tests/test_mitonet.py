@@ -10,20 +10,20 @@ import torch
 from PIL import Image
 from torch import nn
 
-from emadapt.check import check_study
-from emadapt.config import BackboneSpec, RegimeSpec
 from emadapt.data.tiles import geometry
 from emadapt.errors import InputError
-from emadapt.evaluate import evaluate_unit
 from emadapt.models import mitonet
 from emadapt.models.outside import Outside, own_spec, two_classes
+from emadapt.models.predict import predict_slice
 from emadapt.models.segmenter import Segmenter, build_segmenter, load_segmenter
-from emadapt.predict import predict_slice
-from emadapt.train import train_unit
+from emadapt.pipeline.check import check_study
+from emadapt.study.study import BackboneSettings, RegimeSettings
+from emadapt.training.evaluate import evaluate_unit
+from emadapt.training.train import train_unit
 from outside import scene, write_mitonet
 from tiny import make_study, settings
 
-SPEC = BackboneSpec("tiny_dinov2", "random", tile=64, overlap=0.25, precision="fp32")
+SPEC = BackboneSettings("tiny_dinov2", "random", tile=64, overlap=0.25, precision="fp32")
 
 
 class Bright(Outside):
@@ -39,8 +39,10 @@ class Bright(Outside):
 
 
 @pytest.mark.parametrize(("factor", "seen"), [(1, (96, 128)), (2, (48, 64)), (4, (32, 32))])
-def test_slices_are_downsampled_and_probabilities_come_back(factor: Any, seen: tuple[int, int]) -> None:
-    regime = RegimeSpec("mitonet", weights="w", factor=factor)
+def test_slices_are_downsampled_and_probabilities_come_back(
+    factor: Any, seen: tuple[int, int]
+) -> None:
+    regime = RegimeSettings("mitonet", weights="w", factor=factor)
     backbone = Bright()
     segmenter = Segmenter(own_spec(SPEC, regime, 128), regime, "mitonet", 0, backbone).eval()
     label = np.zeros((90, 120), bool)
@@ -53,7 +55,7 @@ def test_slices_are_downsampled_and_probabilities_come_back(factor: Any, seen: t
 
 
 def test_while_trained_it_sees_tiles_of_a_multiple() -> None:
-    regime = RegimeSpec("mitonet", weights="w", finetune=True, factor=2)
+    regime = RegimeSettings("mitonet", weights="w", finetune=True, factor=2)
     spec = own_spec(SPEC, regime, 128)
     assert (spec.tile, spec.scale) == (128, 0.5)
     assert geometry((90, 100), spec, 16).tile == (128, 128)
@@ -61,24 +63,34 @@ def test_while_trained_it_sees_tiles_of_a_multiple() -> None:
 
 @pytest.fixture
 def empanada() -> None:
-    pytest.importorskip("empanada", reason="no empanada-dl, which requirements.lock leaves out (docs/how-to.md)")
+    pytest.importorskip(
+        "empanada", reason="no empanada-dl, which requirements.lock leaves out (docs/how-to.md)"
+    )
 
 
 @pytest.mark.usefixtures("empanada")
 @pytest.mark.parametrize(("kind", "factor"), [("DEEPLAB", 1), ("DEEPLAB", 4), ("BIFPN", 2)])
-def test_mitonet_gets_the_slice_as_its_authors_feed_it(tmp_path: Path, monkeypatch, kind: str, factor: Any) -> None:
+def test_mitonet_gets_the_slice_as_its_authors_feed_it(
+    tmp_path: Path, monkeypatch, kind: str, factor: Any
+) -> None:
     file = write_mitonet(tmp_path / "w.pt", monkeypatch, kind)
-    segmenter = build_segmenter(SPEC, RegimeSpec("mitonet", weights=str(file), factor=factor), "mitonet", 0)
+    segmenter = build_segmenter(
+        SPEC, RegimeSettings("mitonet", weights=str(file), factor=factor), "mitonet", 0
+    )
     segmenter.train()  # it stays as it is
     image, _ = scene(shape=(128, 256))
-    small = np.asarray(Image.fromarray(image).resize((256 // factor, 128 // factor), Image.Resampling.BICUBIC))
+    small = np.asarray(
+        Image.fromarray(image).resize((256 // factor, 128 // factor), Image.Resampling.BICUBIC)
+    )
     multiple = 128 if kind == "BIFPN" else 16
     down = -small.shape[0] % multiple
     padded = np.pad(small, ((0, down), (0, 0)), mode="symmetric")
     network: Any = mitonet._network(kind == "BIFPN").eval()
     network.load_state_dict(torch.load(file, weights_only=True))
     with torch.inference_mode():
-        logits = network(((torch.from_numpy(padded) / 255 - 0.57571) / 0.12765)[None, None].float())["sem_logits"]
+        logits = network(
+            ((torch.from_numpy(padded) / 255 - 0.57571) / 0.12765)[None, None].float()
+        )["sem_logits"]
     expected = logits[0, 0].sigmoid().numpy()[: small.shape[0]]
     expected = np.asarray(Image.fromarray(expected).resize((256, 128), Image.Resampling.BILINEAR))
     found = predict_slice(segmenter, image)
@@ -88,11 +100,15 @@ def test_mitonet_gets_the_slice_as_its_authors_feed_it(tmp_path: Path, monkeypat
 
 @pytest.mark.usefixtures("empanada")
 @pytest.mark.slow
-def test_mitonet_zero_shot_and_fine_tuned_in_a_study(tmp_path: Path, tracking_off: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mitonet_zero_shot_and_fine_tuned_in_a_study(
+    tmp_path: Path, tracking_off: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = write_mitonet(tmp_path / "w.pt", monkeypatch)
     params = settings(epochs=1, steps_per_epoch=3, adapter_lr=1e-3)
-    params["regimes"] = {"zero": {"kind": "mitonet", "weights": str(file), "factor": 2},
-                         "tuned": {"kind": "mitonet", "weights": str(file), "finetune": True}}  # fmt: skip
+    params["regimes"] = {
+        "zero": {"kind": "mitonet", "weights": str(file), "factor": 2},
+        "tuned": {"kind": "mitonet", "weights": str(file), "finetune": True},
+    }
     params["study"] |= {"regimes": ["zero", "tuned"], "train_sets": ["a"]}
     study = make_study(tmp_path, params)
     assert check_study(tmp_path / "params.yaml") == []
@@ -105,7 +121,11 @@ def test_mitonet_zero_shot_and_fine_tuned_in_a_study(tmp_path: Path, tracking_of
         iou = (found & (label > 0)).sum() / (found | (label > 0)).sum()
         assert iou == pytest.approx(metrics["test"]["a"]["per_slice"]["iou"][-1], abs=1e-3)
         now = segmenter.backbone.vit.state_dict()
-        same = [torch.equal(now[name], tensor) for name, tensor in before.items() if name.endswith("weight")]
+        same = [
+            torch.equal(now[name], tensor)
+            for name, tensor in before.items()
+            if name.endswith("weight")
+        ]
         assert all(same) if unit.regime == "zero" else sum(same) < len(same) / 2
         assert (metrics["trainable_params"] == 0) == (unit.regime == "zero")
         assert all(torch.equal(now[name], before[name]) for name in before if "running" in name)
@@ -120,4 +140,4 @@ def test_mitonet_with_tensors_left_over(tmp_path: Path, monkeypatch: pytest.Monk
     state = torch.load(file, weights_only=True)
     torch.save(state | {"extra.weight": torch.zeros(1)}, file)
     with pytest.raises(InputError, match=r"extra\.weight"):
-        build_segmenter(SPEC, RegimeSpec("mitonet", weights=str(file)), "mitonet", 0)
+        build_segmenter(SPEC, RegimeSettings("mitonet", weights=str(file)), "mitonet", 0)

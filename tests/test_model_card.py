@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from emadapt.config import RegimeSpec, Unit
-from emadapt.evaluate import evaluate_unit
-from emadapt.model_card import model_card, terms_of
-from emadapt.start import behind_folders
-from emadapt.train import train_unit
+from emadapt.study.study import RegimeSettings, Unit
+from emadapt.training.evaluate import evaluate_unit
+from emadapt.training.model_card import model_card, terms_of
+from emadapt.training.start import behind_folders
+from emadapt.training.train import train_unit
 from fakes import a_study
 from tiny import make_study, settings
 
@@ -30,11 +30,16 @@ def unit(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any],
         return (path.parent / "model-card.md").read_text(), card, metrics
 
 
-def test_evaluate_writes_it_with_the_scores_that_it_found(unit: tuple[str, dict[str, Any], dict[str, Any]]) -> None:
+def test_evaluate_writes_it_with_the_scores_that_it_found(
+    unit: tuple[str, dict[str, Any], dict[str, Any]],
+) -> None:
     text, card, metrics = unit
     assert text == model_card(card, metrics)
     for name, kind in (("a", "trained on it"), ("b", "never seen")):
-        assert f"| {name} | {kind} | {metrics['test'][name]['n']} | {metrics['test'][name]['iou']:.3f} (" in text
+        assert (
+            f"| {name} | {kind} | {metrics['test'][name]['n']} | {metrics['test'][name]['iou']:.3f} ("
+            in text
+        )
     assert "Random weights: a control" in text
     assert f"{metrics['test']['b']['iou']:.2f} on b" in text
     assert "a: not known here." in text
@@ -42,65 +47,107 @@ def test_evaluate_writes_it_with_the_scores_that_it_found(unit: tuple[str, dict[
     assert "Fewer than ten test slices (a, b)" in text
 
 
-def test_terms_of_training_data_reach_the_adapter(unit: tuple[str, dict[str, Any], dict[str, Any]]) -> None:
+def test_terms_of_training_data_reach_the_adapter(
+    unit: tuple[str, dict[str, Any], dict[str, Any]],
+) -> None:
     _, card, metrics = unit
     names = ("lucchi", "vnc")
-    both = card | {key: dict.fromkeys(names, card[key]["a"]) for key in ("data_md5", "pairing", "voxel_nm")}
+    both = card | {
+        key: dict.fromkeys(names, card[key]["a"]) for key in ("data_md5", "pairing", "voxel_nm")
+    }
     both["pairing"] = both["pairing"] | {"lucchi": "lexicographic"}
     text = model_card(both, metrics)
     assert "- vnc: CC BY-NC-SA 3.0. No commercial use." in text
     assert "Gerhard" in text
-    assert "**lucchi: images with other slices' labels, to replicate a mistake. Not a model to use.**" in text
-    alone = model_card(card | {"weights": card["weights"] | {"source": "pypi"}}, {**metrics, "test": {"a": metrics["test"]["a"]}})
+    assert (
+        "**lucchi: images with other slices' labels, to replicate a mistake. Not a model to use.**"
+        in text
+    )
+    alone = model_card(
+        card | {"weights": card["weights"] | {"source": "pypi"}},
+        {**metrics, "test": {"a": metrics["test"]["a"]}},
+    )
     assert "Not tested on any dataset that it was not trained on." in alone
     assert "Random weights" not in alone
 
 
-def test_terms_of_what_earlier_models_saw_reach_the_adapter(unit: tuple[str, dict[str, Any], dict[str, Any]]) -> None:
+def test_terms_of_what_earlier_models_saw_reach_the_adapter(
+    unit: tuple[str, dict[str, Any], dict[str, Any]],
+) -> None:
     """A unit fine-tuned on data of its own from a unit of VNC, which itself started from one of a twin of Lucchi."""
     text, card, metrics = unit
     assert "through the model" not in text
     twin = {"datasets": {"mispaired": {"path": "data/lucchi"}}}
     settings = card["settings"] | {"source": {"datasets": {"vnc": {"path": ""}}, "source": twin}}
-    tuned = model_card(card | {"settings": settings}, metrics | {"test": {"vnc": metrics["test"]["a"]}})
+    tuned = model_card(
+        card | {"settings": settings}, metrics | {"test": {"vnc": metrics["test"]["a"]}}
+    )
     assert "- a: not known here.\n" in tuned
-    assert "- vnc (through the model that it starts from): CC BY-NC-SA 3.0. No commercial use." in tuned
-    assert "- mispaired (through the model that it starts from): research use; cite both papers. No commercial use." in tuned
+    assert (
+        "- vnc (through the model that it starts from): CC BY-NC-SA 3.0. No commercial use."
+        in tuned
+    )
+    assert (
+        "- mispaired (through the model that it starts from): research use; cite both papers. No commercial use."
+        in tuned
+    )
     assert "| vnc | through the model that it starts from |" in tuned
     unlabelled = card | {"unlabelled_md5": {"vnc": "0"}}
-    assert "- vnc (its images, without labels): CC BY-NC-SA 3.0. No commercial use." in model_card(unlabelled, metrics)
+    assert "- vnc (its images, without labels): CC BY-NC-SA 3.0. No commercial use." in model_card(
+        unlabelled, metrics
+    )
 
 
 def test_terms_reach_through_models_in_folders(tmp_path: Path) -> None:
     card = {"data_md5": {"mine": "0"}, "settings": {"source": {"datasets": {"vnc": {}}}}}
     (tmp_path / "model.json").write_text(json.dumps(card))
-    lora = RegimeSpec("lora")
-    regimes = {"tuned": replace(lora, init_from=str(tmp_path)), "again": replace(lora, init_from="tuned")}
-    study = replace(a_study(), regime_specs=regimes, regimes=tuple(regimes))
+    lora = RegimeSettings("lora")
+    regimes = {
+        "tuned": replace(lora, init_from=str(tmp_path)),
+        "again": replace(lora, init_from="tuned"),
+    }
+    study = replace(a_study(), regime_settings=regimes, regimes=tuple(regimes))
     before = behind_folders(study, Unit("dinov2_s", "again", "lucchi", 0))
     assert before == [{"name": "mine", "path": ""}, {"name": "vnc", "path": "vnc"}]
-    own = {"data_md5": {"lucchi": "0"}, "started_from": before, "weights": {"source": "pypi"}, "backbone": {"arch": "dinov2_s"}}
+    own = {
+        "data_md5": {"lucchi": "0"},
+        "started_from": before,
+        "weights": {"source": "pypi"},
+        "backbone": {"arch": "dinov2_s"},
+    }
     terms = "\n".join(terms_of(own))
-    assert "vnc (through the model that it starts from): CC BY-NC-SA 3.0. No commercial use." in terms
+    assert (
+        "vnc (through the model that it starts from): CC BY-NC-SA 3.0. No commercial use." in terms
+    )
     assert "which is not in the file" in terms
-    assert terms_of(own, with_backbone=True)[-1] == "the backbone, which is in the file: Apache-2.0."
+    assert (
+        terms_of(own, with_backbone=True)[-1] == "the backbone, which is in the file: Apache-2.0."
+    )
 
 
-def test_images_under_other_labels_are_not_new(unit: tuple[str, dict[str, Any], dict[str, Any]]) -> None:
+def test_images_under_other_labels_are_not_new(
+    unit: tuple[str, dict[str, Any], dict[str, Any]],
+) -> None:
     _, card, metrics = unit
     own = {key: {"twin": card[key]["a"]} for key in ("data_md5", "pairing", "voxel_nm")}
     settings = card["settings"] | {"datasets": {"twin": {"path": "data/lucchi"}}}
-    text = model_card(card | own | {"settings": settings}, metrics | {"test": {"lucchi": metrics["test"]["a"]}})
+    text = model_card(
+        card | own | {"settings": settings}, metrics | {"test": {"lucchi": metrics["test"]["a"]}}
+    )
     assert "| lucchi | its images under other labels |" in text
     assert "On data it has not seen" not in text
 
 
-def test_what_was_not_trained_and_what_is_routed(unit: tuple[str, dict[str, Any], dict[str, Any]]) -> None:
+def test_what_was_not_trained_and_what_is_routed(
+    unit: tuple[str, dict[str, Any], dict[str, Any]],
+) -> None:
     text, card, metrics = unit
     assert "WiSE-FT" not in text
     assert "router" not in text
     between = model_card(card | {"regime": card["regime"] | {"interpolate": 0.25}}, metrics)
     assert "its weights lie 0.25 of the way from a frozen unit" in between
     tests = {name: test | {"routed_to": "a"} for name, test in metrics["test"].items()}
-    routed = model_card(card | {"regime": card["regime"] | {"align": "routed"}}, metrics | {"test": tests})
+    routed = model_card(
+        card | {"regime": card["regime"] | {"align": "routed"}}, metrics | {"test": tests}
+    )
     assert "sent a to a, b to a." in routed

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from emadapt import api
-from emadapt import napari as plugin
 from emadapt.errors import InputError
+from emadapt.segment import napari as plugin
 from tiny import blobs, write_model
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,9 +42,20 @@ class Layer(SimpleNamespace):
     def __init__(self, array: Any, **change: Any) -> None:
         n = len(array.shape)
         super().__init__(
-            **{"name": "em", "data": array, "rgb": False, "multiscale": False, "ndim": n, "units": ("micrometer",) * n,
-               "scale": np.array((0.03, 0.005, 0.005)[-n:]), "translate": np.zeros(n), "data_level": 0,
-               "corner_pixels": np.array([[0] * n, [s - 1 for s in array.shape]])} | change)  # fmt: skip
+            **{
+                "name": "em",
+                "data": array,
+                "rgb": False,
+                "multiscale": False,
+                "ndim": n,
+                "units": ("micrometer",) * n,
+                "scale": np.array((0.03, 0.005, 0.005)[-n:]),
+                "translate": np.zeros(n),
+                "data_level": 0,
+                "corner_pixels": np.array([[0] * n, [s - 1 for s in array.shape]]),
+            }
+            | change
+        )
 
     def world_to_data(self, point: Any) -> np.ndarray:
         return (np.asarray(point) - self.translate) / self.scale
@@ -57,8 +68,16 @@ class Viewer:
     """The part of a viewer: at slice z of the layer, in 2D."""
 
     def __init__(self, z: int = 0, n: int = 3, **change: Any) -> None:
-        facts: dict[str, Any] = {"ndisplay": 2, "ndim": n, "displayed": (n - 2, n - 1), "point": (z * 0.03, 0.1, 0.1)[-n:]}
-        self.dims, self.added = SimpleNamespace(**facts | change), list[tuple[np.ndarray, dict[str, Any]]]()
+        facts: dict[str, Any] = {
+            "ndisplay": 2,
+            "ndim": n,
+            "displayed": (n - 2, n - 1),
+            "point": (z * 0.03, 0.1, 0.1)[-n:],
+        }
+        self.dims, self.added = (
+            SimpleNamespace(**facts | change),
+            list[tuple[np.ndarray, dict[str, Any]]](),
+        )
 
     def add_labels(self, mask: np.ndarray, **about: Any) -> None:
         self.added.append((mask, about))
@@ -73,7 +92,9 @@ def test_the_manifest_is_valid_and_its_commands_can_be_imported() -> None:
     manifest = npe2.PluginManifest.from_file(MANIFEST)
     manifest.validate_imports()
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    assert settings["project"]["entry-points"]["napari.manifest"] == {manifest.name: f"emadapt:{MANIFEST.name}"}
+    assert settings["project"]["entry-points"]["napari.manifest"] == {
+        manifest.name: f"emadapt:{MANIFEST.name}"
+    }
     assert MANIFEST.name in settings["tool"]["setuptools"]["package-data"]["emadapt"]
     commands = {command.id for command in manifest.contributions.commands or []}
     assert {widget.command for widget in manifest.contributions.widgets or []} == commands
@@ -85,9 +106,17 @@ def test_the_widget_knows_how_to_ask_for_everything() -> None:
 
     asked = inspect.signature(plugin.segment_in_thread).parameters
     assert plugin.ASKED.keys() <= asked.keys()
-    assert [asked[name].annotation for name in ("viewer", "image")] == ["napari.viewer.Viewer", "napari.layers.Image"]
-    kinds = {name: get_widget_class(value=p.default, annotation=p.annotation, options=dict(plugin.ASKED[name]))[0].__name__
-             for name, p in asked.items() if name not in ("viewer", "image")}  # fmt: skip
+    assert [asked[name].annotation for name in ("viewer", "image")] == [
+        "napari.viewer.Viewer",
+        "napari.layers.Image",
+    ]
+    kinds = {
+        name: get_widget_class(
+            value=p.default, annotation=p.annotation, options=dict(plugin.ASKED[name])
+        )[0].__name__
+        for name, p in asked.items()
+        if name not in ("viewer", "image")
+    }
     assert kinds == {"model": "FileEdit", "part": "ComboBox", "voxel_nm": "TupleEdit"}
 
 
@@ -109,7 +138,9 @@ def test_the_visible_part_is_a_cut_of_it(model: str) -> None:
     viewer = Viewer(z=1)
     plugin.segment_layer(viewer, layer, model, "visible part")
     ((mask, about),) = viewer.added
-    np.testing.assert_array_equal(mask[0], api.segment(IMAGE[1, :60, 20:80], api.load_model(model), VOXEL))
+    np.testing.assert_array_equal(
+        mask[0], api.segment(IMAGE[1, :60, 20:80], api.load_model(model), VOXEL)
+    )
     assert layer.data.asked == [(slice(1, 2), slice(0, 60), slice(20, 80))]
     np.testing.assert_allclose(about["translate"], [0.03, 0, 0.1])
 
@@ -126,12 +157,24 @@ def test_a_volume_is_read_slice_by_slice(model: str) -> None:
 
 def test_several_scales_and_single_slices(model: str) -> None:
     coarse = [IMAGE, IMAGE[:, ::2, ::2]]
-    layer = Layer(IMAGE, data=coarse, multiscale=True, data_level=1, downsample_factors=np.array([[1, 1, 1], [1, 2, 2]]),
-                  corner_pixels=np.array([[0, 5, 10], [3, 29, 39]]))  # fmt: skip
-    assert plugin.box_of(Viewer(z=1), layer, "visible part") == (slice(1, 2), slice(10, 59), slice(20, 79))
+    layer = Layer(
+        IMAGE,
+        data=coarse,
+        multiscale=True,
+        data_level=1,
+        downsample_factors=np.array([[1, 1, 1], [1, 2, 2]]),
+        corner_pixels=np.array([[0, 5, 10], [3, 29, 39]]),
+    )
+    assert plugin.box_of(Viewer(z=1), layer, "visible part") == (
+        slice(1, 2),
+        slice(10, 59),
+        slice(20, 79),
+    )
     viewer = Viewer(n=3)  # a flat layer in a viewer that has a slider for another one
     plugin.segment_layer(viewer, Layer(IMAGE[0]), model, "slice")
-    np.testing.assert_array_equal(viewer.added[0][0], api.segment(IMAGE[0], api.load_model(model), VOXEL))
+    np.testing.assert_array_equal(
+        viewer.added[0][0], api.segment(IMAGE[0], api.load_model(model), VOXEL)
+    )
     assert plugin.voxel_of(Layer(IMAGE), (50.0, 4.0, 4.0)) == (50.0, 4.0, 4.0)
 
 
@@ -144,22 +187,31 @@ def test_several_scales_and_single_slices(model: str) -> None:
         (Layer(IMAGE), {"ndisplay": 3, "displayed": (0, 1, 2)}, "in 2D"),
         (Layer(IMAGE), {"displayed": (0, 2)}, "across z"),
         (Layer(IMAGE), {"point": (9.0, 0, 0)}, "Move the slider"),
-        (Layer(IMAGE, corner_pixels=np.array([[0, 90, 0], [3, 89, 99]])), {}, "nothing of it in view"),
+        (
+            Layer(IMAGE, corner_pixels=np.array([[0, 90, 0], [3, 89, 99]])),
+            {},
+            "nothing of it in view",
+        ),
         (Layer(IMAGE.astype(np.float32) * np.nan), {}, "NaN"),
     ],
 )
-def test_what_cannot_be_segmented_is_said(model: str, layer: Layer, view: dict[str, Any], said: str) -> None:
+def test_what_cannot_be_segmented_is_said(
+    model: str, layer: Layer, view: dict[str, Any], said: str
+) -> None:
     viewer = Viewer(**view)
     with pytest.raises(InputError, match=said):
         plugin.segment_layer(viewer, layer, model, "visible part")
     assert not viewer.added
 
 
-@pytest.mark.skipif(sys.platform != "linux" or not importlib.util.find_spec("triton"), reason="torch came without triton")
+@pytest.mark.skipif(
+    sys.platform != "linux" or not importlib.util.find_spec("triton"),
+    reason="torch came without triton",
+)
 def test_triton_is_loaded_before_torch_and_apart() -> None:
     code = """
 import sys
-from emadapt import napari
+from emadapt.segment import napari
 flags = sys.getdlopenflags()
 napari._load_triton()
 assert "triton._C.libtriton" in sys.modules and "torch" not in sys.modules

@@ -5,10 +5,10 @@ import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 
-from emadapt.config import BackboneSpec, RegimeSpec
 from emadapt.models import nearest
 from emadapt.models.nearest import Nearest
 from emadapt.models.segmenter import build_segmenter, load_segmenter, save_segmenter
+from emadapt.study.study import BackboneSettings, RegimeSettings
 
 DIM = 6
 
@@ -28,11 +28,15 @@ def queries() -> torch.Tensor:
 
 
 @pytest.mark.parametrize("per_chunk", [7, 1024])
-def test_shares_are_those_of_scikit_learns_neighbours(monkeypatch: pytest.MonkeyPatch, per_chunk: int) -> None:
+def test_shares_are_those_of_scikit_learns_neighbours(
+    monkeypatch: pytest.MonkeyPatch, per_chunk: int
+) -> None:
     monkeypatch.setattr(nearest, "QUERIES", per_chunk)
     ks, flat = (1, 5, 12), queries().movedim(1, -1).reshape(-1, 2 * DIM)
     soft, hard = filled(), filled(hard=True)
-    for k, share, vote in zip(ks, soft.shares(queries(), ks), hard.shares(queries(), ks), strict=True):
+    for k, share, vote in zip(
+        ks, soft.shares(queries(), ks), hard.shares(queries(), ks), strict=True
+    ):
         asked = ((flat - soft.shift) / soft.scale).numpy()
         mean = KNeighborsRegressor(k).fit(soft.bank.float().numpy(), soft.targets.numpy())
         votes = KNeighborsClassifier(k).fit(hard.bank.float().numpy(), hard.targets.numpy())
@@ -62,13 +66,15 @@ def test_logits_cross_zero_at_the_threshold() -> None:
     head.slope.fill_(8.0)
     blocks = list(queries().split(DIM, 1))
     logits = head(blocks, (3, 5))
-    torch.testing.assert_close(logits[:, 1] - logits[:, 0], 8 * (head.shares(queries(), (5,))[0] - 0.4))
+    torch.testing.assert_close(
+        logits[:, 1] - logits[:, 0], 8 * (head.shares(queries(), (5,))[0] - 0.4)
+    )
     assert head(blocks, (42, 70)).shape == (2, 2, 42, 70)
 
 
 def test_the_bank_is_saved_in_half_precision_and_loaded_whatever_its_size(tmp_path: Path) -> None:
-    spec = BackboneSpec("tiny_dinov2", "random", blocks=(2, 4), tile=56)
-    segmenter = build_segmenter(spec, RegimeSpec("knn"), "knn", 0)
+    spec = BackboneSettings("tiny_dinov2", "random", blocks=(2, 4), tile=56)
+    segmenter = build_segmenter(spec, RegimeSettings("knn"), "knn", 0)
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randn(77, 128, generator=generator)
     segmenter.head.fill(tokens, torch.rand(77, generator=generator), tokens.mean(0), tokens.std(0))  # type: ignore[operator]

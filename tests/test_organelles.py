@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import tifffile
 
-from emadapt.config import DatasetSpec, digest, load_study
 from emadapt.data.ingest import ingest, open_volume
 from emadapt.data.phantom import CLASSES, make_volume
 from emadapt.data.phantom_scene import ORGANELLES
 from emadapt.errors import ConfigError, InputError
+from emadapt.study.study import DatasetSettings, digest, load_study
 from tiny import blobs, make_study, settings
 
 IDS = {"mitochondria": [1], "er": [2], "cells": [1, 2, 3]}
@@ -39,7 +39,10 @@ def test_the_volume_has_the_organelle_that_was_chosen(tmp_path: Path, organelle:
     ingest(study, "a", tmp_path / "data", tmp_path / "build")
     volume = open_volume("a", tmp_path / "build")
     np.testing.assert_array_equal(volume.label > 0, np.isin(label, IDS[organelle]))
-    assert (volume.manifest["organelle"], volume.manifest["foreground"]) == (organelle, list(IDS[organelle]))
+    assert (volume.manifest["organelle"], volume.manifest["foreground"]) == (
+        organelle,
+        list(IDS[organelle]),
+    )
     assert volume.manifest["foreground"] == IDS[organelle]
 
 
@@ -47,20 +50,31 @@ def test_other_organelles_ids_are_not_part_of_the_task(tmp_path: Path) -> None:
     study = make_study(tmp_path, organelle_settings(), ingested=False)
     write_labels(tmp_path, [1, 2, 3])
     ingest(study, "a", tmp_path / "data", tmp_path / "build")
-    before, described = open_volume("a", tmp_path / "build").md5, study.dataset_specs["a"].described()
+    before, described = (
+        open_volume("a", tmp_path / "build").md5,
+        study.dataset_settings["a"].described(),
+    )
     more = organelle_settings(organelles=IDS | {"vesicles": [9]})
     (tmp_path / "params.yaml").write_text(json.dumps(more))
     study = load_study(tmp_path / "params.yaml")
     ingest(study, "a", tmp_path / "data", tmp_path / "build")
-    assert (open_volume("a", tmp_path / "build").md5, study.dataset_specs["a"].described()) == (before, described)
+    assert (open_volume("a", tmp_path / "build").md5, study.dataset_settings["a"].described()) == (
+        before,
+        described,
+    )
 
 
 def test_an_id_that_no_slice_has_is_an_error_that_names_it(tmp_path: Path) -> None:
     study = make_study(tmp_path, organelle_settings("cells"), ingested=False)
     write_labels(tmp_path, [1, 3])
-    with pytest.raises(InputError, match=r"without id 2 in any slice.*\[1, 2, 3\], cells.*organelles"):
+    with pytest.raises(
+        InputError, match=r"without id 2 in any slice.*\[1, 2, 3\], cells.*organelles"
+    ):
         ingest(study, "a", tmp_path / "data", tmp_path / "build")
-    study = dataclasses.replace(study, dataset_specs={"a": dataclasses.replace(study.dataset_specs["a"], organelle="er")})
+    study = dataclasses.replace(
+        study,
+        dataset_settings={"a": dataclasses.replace(study.dataset_settings["a"], organelle="er")},
+    )
     with pytest.raises(InputError, match="without id 2"):
         ingest(study, "a", tmp_path / "data", tmp_path / "build")
     assert not list(tmp_path.glob("build/*"))
@@ -76,19 +90,28 @@ def test_an_id_that_no_slice_has_is_an_error_that_names_it(tmp_path: Path) -> No
         ({"organelles": {"e r": [2]}}, "a map of names"),
     ],
 )
-def test_settings_that_do_not_say_what_is_segmented(tmp_path: Path, change: dict, words: str) -> None:
+def test_settings_that_do_not_say_what_is_segmented(
+    tmp_path: Path, change: dict, words: str
+) -> None:
     with pytest.raises(ConfigError, match=words):
         make_study(tmp_path, organelle_settings(**change), ingested=False)
 
 
 def test_datasets_without_organelles_are_described_as_before(tmp_path: Path) -> None:
-    spec = DatasetSpec("stack", (30.0, 5.0, 5.0), (1,))
-    assert digest(spec.described()) == digest({"layout": "stack", "voxel_nm": [30.0, 5.0, 5.0], "foreground": [1],
-                                               "pairing": "number", "path": ""})  # fmt: skip
+    spec = DatasetSettings("stack", (30.0, 5.0, 5.0), (1,))
+    assert digest(spec.described()) == digest(
+        {
+            "layout": "stack",
+            "voxel_nm": [30.0, 5.0, 5.0],
+            "foreground": [1],
+            "pairing": "number",
+            "path": "",
+        }
+    )
     study = make_study(tmp_path, organelle_settings(), ingested=False)
     described = study.describe(study.unit("t-frozen-a-0"))["datasets"]["a"]
     assert (described["organelle"], described["organelles"]) == ("er", {"er": IDS["er"]})
-    assert load_study(tmp_path / "params.yaml").dataset_specs["a"].rule == (2,)
+    assert load_study(tmp_path / "params.yaml").dataset_settings["a"].rule == (2,)
 
 
 @pytest.mark.parametrize("domain", ORGANELLES)
@@ -100,6 +123,10 @@ def test_phantoms_have_all_organelles_inside_neurites(domain: str) -> None:
     assert share["mitochondria"] > 0.01
     assert share["er"] > 0.005
     assert share["lipid_droplets"] > 0.002
-    assert 0.4 < share["neurites"] + share["mitochondria"] + share["er"] + share["lipid_droplets"] < 0.95
+    assert (
+        0.4
+        < share["neurites"] + share["mitochondria"] + share["er"] + share["lipid_droplets"]
+        < 0.95
+    )
     droplet, rest = image[label == CLASSES["lipid_droplets"]], image[label == CLASSES["neurites"]]
     assert abs(droplet.mean() - rest.mean()) > 25

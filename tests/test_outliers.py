@@ -2,16 +2,21 @@ import numpy as np
 import pytest
 from sklearn.covariance import LedoitWolf
 
-from emadapt.diagnose.outliers import mahalanobis_scores, outlier_auroc
+from emadapt.domains.outliers import mahalanobis_scores, outlier_auroc
 from emadapt.errors import InputError
 
 
 def test_scores_against_the_definition() -> None:
     rng = np.random.default_rng(0)
-    x_train, x = rng.standard_normal((50, 4)) @ rng.standard_normal((4, 4)), rng.standard_normal((9, 4))
+    x_train, x = (
+        rng.standard_normal((50, 4)) @ rng.standard_normal((4, 4)),
+        rng.standard_normal((9, 4)),
+    )
     inverse, centre = np.linalg.inv(LedoitWolf().fit(x_train).covariance_), x_train.mean(0)
     expected = [(v - centre) @ inverse @ (v - centre) for v in x]
-    np.testing.assert_allclose(mahalanobis_scores(x_train.astype(np.float32), x.astype(np.float32)), expected, rtol=1e-4)
+    np.testing.assert_allclose(
+        mahalanobis_scores(x_train.astype(np.float32), x.astype(np.float32)), expected, rtol=1e-4
+    )
 
 
 def test_fewer_tokens_than_dimensions_are_scored_too() -> None:

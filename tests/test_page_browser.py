@@ -17,7 +17,12 @@ def index(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def transferred(tmp_path_factory):
-    return make(tmp_path_factory.mktemp("transferred"), diagnosed=False, objects="lora", study=transfer_study((0,)))
+    return make(
+        tmp_path_factory.mktemp("transferred"),
+        diagnosed=False,
+        objects="lora",
+        study=transfer_study((0,)),
+    )
 
 
 # Opens the page in a frame of 390 px, as a phone would, uses it and reports what it finds.
@@ -52,7 +57,9 @@ def shown(index, tmp_path_factory):
     folder = tmp_path_factory.mktemp("browser")
     shutil.copy(index, folder)
     (folder / "probe.html").write_text(PROBE)
-    html, log = chromium(folder, folder / "probe.html", "--allow-file-access-from-files", "--dump-dom")
+    html, log = chromium(
+        folder, folder / "probe.html", "--allow-file-access-from-files", "--dump-dom"
+    )
     found = Reader(html).text["pre"][0]
     assert found, log
     return json.loads(found), log
@@ -70,7 +77,9 @@ def test_a_phone_shows_every_picture_and_nothing_runs_over(shown):
 def test_a_phone_shows_wide_tables_too(transferred, tmp_path):
     shutil.copy(transferred, tmp_path / "index.html")
     (tmp_path / "probe.html").write_text(PROBE)
-    html, log = chromium(tmp_path, tmp_path / "probe.html", "--allow-file-access-from-files", "--dump-dom")
+    html, log = chromium(
+        tmp_path, tmp_path / "probe.html", "--allow-file-access-from-files", "--dump-dom"
+    )
     found = json.loads(Reader(html).text["pre"][0])
     assert (found["wider"], found["over"], found["broken"]) == (0, [], 0)
     assert "CONSOLE" not in log
@@ -81,16 +90,26 @@ def test_headings_sort(shown):
     found, _ = shown
 
     def number(text: str) -> float:
-        return float(re.findall(r"^[−+]?[\d.\u202f]+", text)[0].replace("−", "-").replace("\u202f", ""))
+        return float(
+            re.findall(r"^[−+]?[\d.\u202f]+", text)[0].replace("−", "-").replace("\u202f", "")
+        )
 
-    assert {"Trained on", "IoU", "Against frozen", "Seconds"} <= {sort["name"].strip() for sort in found["sorts"]}
+    assert {"Trained on", "IoU", "Against frozen", "Seconds"} <= {
+        sort["name"].strip() for sort in found["sorts"]
+    }
     for sort in found["sorts"]:
         assert sort["focused"]
         assert sort["marked"] == 1
         for direction, cells in (sort["first"], sort["second"]):
             there = [cell for cell in cells if cell.strip() != "–"]
-            assert cells[: len(there)] == there  # cells without a value are last, whatever the direction
-            values = [number(cell) for cell in there] if re.match(r"[−+]?\d", there[0]) else [cell.casefold() for cell in there]
+            assert (
+                cells[: len(there)] == there
+            )  # cells without a value are last, whatever the direction
+            values = (
+                [number(cell) for cell in there]
+                if re.match(r"[−+]?\d", there[0])
+                else [cell.casefold() for cell in there]
+            )
             assert values == sorted(values, reverse=direction == "descending"), sort["name"]
         assert {sort["first"][0], sort["second"][0]} == {"ascending", "descending"}
         if sort["name"].strip() == "IoU":
@@ -107,7 +126,9 @@ def test_no_errors_and_no_requests(index, shown, tmp_path):
 
 @pytest.mark.browser
 def test_a_request_and_an_error_would_be_noticed(tmp_path):
-    (tmp_path / "bad.html").write_text('<img src="http://outside.invalid/a.png"><script>nothing.here</script>')
+    (tmp_path / "bad.html").write_text(
+        '<img src="http://outside.invalid/a.png"><script>nothing.here</script>'
+    )
     urls, log = asked(tmp_path, tmp_path / "bad.html")
     assert urls == {"http://outside.invalid/a.png"}
     assert "CONSOLE" in log
@@ -121,4 +142,6 @@ def test_it_prints(index, tmp_path):
     assert content.startswith(b"%PDF")
     sizes = re.findall(rb"/MediaBox ?\[0 0 ([\d.]+) ([\d.]+)\]", content)
     assert sizes
-    assert all(float(width) > float(height) for width, height in sizes)  # landscape, for wide tables
+    assert all(
+        float(width) > float(height) for width, height in sizes
+    )  # landscape, for wide tables

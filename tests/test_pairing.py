@@ -30,7 +30,10 @@ def test_lucchi_pairs_by_number_and_lexicographic_gets_it_wrong(tmp_path: Path) 
         assert [int(i.path.stem[4:]) for i in part.images] == list(range(12))
         assert [int(lab.path.stem) for lab in part.labels] == list(range(12))
     wrong = find_parts(tmp_path, "lucchi", "lexicographic")[0]
-    right = sum(int(i.path.stem[4:]) == int(lab.path.stem) for i, lab in zip(wrong.images, wrong.labels, strict=True))
+    right = sum(
+        int(i.path.stem[4:]) == int(lab.path.stem)
+        for i, lab in zip(wrong.images, wrong.labels, strict=True)
+    )
     assert [lab.path.stem for lab in wrong.labels][:4] == ["0", "1", "10", "11"]
     assert right == 2
 
@@ -38,15 +41,22 @@ def test_lucchi_pairs_by_number_and_lexicographic_gets_it_wrong(tmp_path: Path) 
 def test_lexicographic_pairs_2_of_165_as_the_reference(tmp_path: Path) -> None:
     lucchi(tmp_path, 165)
     part = find_parts(tmp_path, "lucchi", "lexicographic")[0]
-    offsets = [abs(int(i.path.stem[4:]) - int(lab.path.stem)) for i, lab in zip(part.images, part.labels, strict=True)]
+    offsets = [
+        abs(int(i.path.stem[4:]) - int(lab.path.stem))
+        for i, lab in zip(part.images, part.labels, strict=True)
+    ]
     assert sum(o == 0 for o in offsets) == 2
     assert round(np.mean(offsets)) == 74
 
 
 @pytest.mark.parametrize("n", [165, 64, 2, 1])
-def test_lexicographic_165_mispairs_fewer_slices_as_far_in_shares_of_the_volume(tmp_path: Path, n: int) -> None:
+def test_lexicographic_165_mispairs_fewer_slices_as_far_in_shares_of_the_volume(
+    tmp_path: Path, n: int
+) -> None:
     lucchi(tmp_path, n)
-    part, plain = (find_parts(tmp_path, "lucchi", rule)[0] for rule in ("lexicographic_165", "lexicographic"))
+    part, plain = (
+        find_parts(tmp_path, "lucchi", rule)[0] for rule in ("lexicographic_165", "lexicographic")
+    )
     assert [int(i.path.stem[4:]) for i in part.images] == list(range(n))
     numbers = [int(lab.path.stem) for lab in part.labels]
     if n == 165:
@@ -69,22 +79,34 @@ def test_numbers_pair_whatever_the_padding(tmp_path_factory, numbers: set[int], 
 
 
 NAMES = st.sets(
-    st.from_regex(r"[a-c]{0,2}[0-9]{0,3}", fullmatch=True).filter(bool).map(lambda n: f"{n}.png"), min_size=1, max_size=6
+    st.from_regex(r"[a-c]{0,2}[0-9]{0,3}", fullmatch=True).filter(bool).map(lambda n: f"{n}.png"),
+    min_size=1,
+    max_size=6,
 )
 
 
 @given(NAMES, NAMES, st.sampled_from(["number", "stem"]))
-def test_every_image_gets_the_one_label_of_its_key_or_nothing_is_paired(tmp_path_factory, images, labels, rule: str) -> None:
+def test_every_image_gets_the_one_label_of_its_key_or_nothing_is_paired(
+    tmp_path_factory, images, labels, rule: str
+) -> None:
     """The oracle: what a name says, by itself."""
 
     def key(name: str) -> Any:
-        return name[:-4] if rule == "stem" else int(found[-1]) if (found := re.findall(r"\d+", name)) else None
+        return (
+            name[:-4]
+            if rule == "stem"
+            else int(found[-1])
+            if (found := re.findall(r"\d+", name))
+            else None
+        )
 
     root = tmp_path_factory.mktemp("names")
     touch(root / "images", sorted(images))
     touch(root / "labels", sorted(labels))
     keys = [[key(n) for n in names] for names in (images, labels)]
-    good = all(None not in k and len(set(k)) == len(k) for k in keys) and set(keys[0]) == set(keys[1])
+    good = all(None not in k and len(set(k)) == len(k) for k in keys) and set(keys[0]) == set(
+        keys[1]
+    )
     try:
         (part,) = find_parts(root, "folders", rule)
     except InputError:
@@ -106,7 +128,9 @@ def test_every_image_gets_the_one_label_of_its_key_or_nothing_is_paired(tmp_path
         ([], ["1.png"], "an empty folder"),
     ],
 )
-def test_anything_unpaired_is_named(tmp_path: Path, images: list[str], labels: list[str], words: str) -> None:
+def test_anything_unpaired_is_named(
+    tmp_path: Path, images: list[str], labels: list[str], words: str
+) -> None:
     touch(tmp_path / "images", [n for n in images if n.endswith("png")])
     for name in images:
         (tmp_path / "images" / name).touch()
@@ -119,7 +143,11 @@ def test_stems_and_missing_folders(tmp_path: Path) -> None:
     touch(tmp_path / "images", ["b.png", "a10.png", "a9.png"])
     touch(tmp_path / "labels", ["a9.png", "a10.png", "b.png"])
     (part,) = find_parts(tmp_path, "folders", "stem")
-    assert [i.path.stem for i in part.images] == [lab.path.stem for lab in part.labels] == ["a9", "a10", "b"]
+    assert (
+        [i.path.stem for i in part.images]
+        == [lab.path.stem for lab in part.labels]
+        == ["a9", "a10", "b"]
+    )
     with pytest.raises(InputError, match="no such folder"):
         find_parts(tmp_path, "vnc", "number")
     with pytest.raises(InputError, match="no such folder"):
@@ -130,6 +158,13 @@ def test_stems_and_missing_folders(tmp_path: Path) -> None:
 def test_the_real_folders_pair_by_number(real_data: Path) -> None:
     train, test = find_parts(real_data / "lucchi", "lucchi", "number")
     assert (len(train.images), len(test.images)) == (64, 32)
-    assert all(int(i.path.stem[4:]) == int(lab.path.stem) for i, lab in zip(train.images, train.labels, strict=True))
+    assert all(
+        int(i.path.stem[4:]) == int(lab.path.stem)
+        for i, lab in zip(train.images, train.labels, strict=True)
+    )
     (vnc,) = find_parts(real_data / "vnc", "vnc", "number")
-    assert [i.path.stem for i in vnc.images] == [lab.path.stem for lab in vnc.labels] == [f"{n:02d}" for n in range(20)]
+    assert (
+        [i.path.stem for i in vnc.images]
+        == [lab.path.stem for lab in vnc.labels]
+        == [f"{n:02d}" for n in range(20)]
+    )

@@ -17,12 +17,12 @@ import torch.nn.functional as F
 import yaml
 from safetensors.torch import load_file
 
-from emadapt import parallel
-from emadapt.config import load_study
+from emadapt.data.crops import Draw, deal, with_absent
 from emadapt.data.ingest import ingest
-from emadapt.data.patches import Draw, deal, with_absent
-from emadapt.launch import launch
+from emadapt.models import parallel
 from emadapt.models.heads import HEADS, BatchNorm, needs_image
+from emadapt.study.study import load_study
+from emadapt.training.launch import launch
 from test_launch import is_gone
 from tiny import make_study, settings
 
@@ -56,7 +56,10 @@ def test_every_process_goes_through_the_same_groups() -> None:
     items = [(torch.ones((1, *s[0])), torch.ones((1, *s[1]))) for s in map(DATA.shapes, (0, 1))]
     for own in ([], items[:1], items[1:], items, items[::-1]):
         groups = with_absent(DATA, BATCH, own)
-        assert [tuple(i.shape[1:]) for i, _ in groups] == [(DIM, 3, 3), (DIM, 2, 4)]  # as one process would
+        assert [tuple(i.shape[1:]) for i, _ in groups] == [
+            (DIM, 3, 3),
+            (DIM, 2, 4),
+        ]  # as one process would
         assert [tuple(y.shape[1:]) for _, y in groups] == [(30, 30), (20, 40)]
         assert sum(len(y) for _, y in groups) == len(own)
 
@@ -66,14 +69,19 @@ def test_alone_it_is_torchs_own_batch_norm() -> None:
     for _ in range(2):
         x = torch.randn(2, 3, 4, 5)
         assert torch.equal(ours(x), theirs(x))
-    assert all(torch.equal(a, b) for a, b in zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True)
+    )
 
 
 def steps(name: str) -> dict[str, torch.Tensor]:
     """Three steps of a head on batches of two shapes, of which the smaller has one sample: the weights and losses."""
     torch.manual_seed(0)
     head = HEADS[name](DIM, 1)
-    unused = torch.nn.Parameter(torch.ones(2))  # no gradient: must stay as it is, weight decay or not
+    unused = torch.nn.Parameter(
+        torch.ones(2)
+    )  # no gradient: must stay as it is, weight decay or not
     parameters = [*head.parameters(), unused]
     optimiser = torch.optim.AdamW(parameters, 1e-3, weight_decay=0.1)
     state = {}
@@ -83,14 +91,24 @@ def steps(name: str) -> dict[str, torch.Tensor]:
         total = 0.0
         for draw in BATCH:
             inputs, labels = DATA.shapes(draw.member)
-            item = torch.randn(inputs, generator=generator), torch.randint(0, 2, labels, generator=generator)
+            item = (
+                torch.randn(inputs, generator=generator),
+                torch.randint(0, 2, labels, generator=generator),
+            )
             if draw in deal(DATA, BATCH, parallel.rank(), parallel.size()):
                 groups.setdefault(inputs, []).append(item)
-        own = [(torch.stack([i for i, _ in g]), torch.stack([y for _, y in g])) for g in groups.values()]
+        own = [
+            (torch.stack([i for i, _ in g]), torch.stack([y for _, y in g]))
+            for g in groups.values()
+        ]
         for inputs, labels in with_absent(DATA, BATCH, own):
             image = [labels[:, None].float()] if needs_image(name) else []
             logits = head([inputs.requires_grad_()], labels.shape[-2:], *image)
-            loss = F.cross_entropy(logits, labels) * (len(labels) / len(BATCH)) if len(labels) else logits.sum()
+            loss = (
+                F.cross_entropy(logits, labels) * (len(labels) / len(BATCH))
+                if len(labels)
+                else logits.sum()
+            )
             loss.backward()
             total += loss.item()
         state[f"loss {step}"] = torch.tensor(parallel.add_up(parameters, total))
@@ -106,7 +124,10 @@ BEFORE_NORM = ("project.0.bias", "fuse.0.0.running_mean")
 def test_two_processes_take_the_steps_of_one_through_every_head(tmp_path: Path) -> None:
     launch([sys.executable, __file__, str(tmp_path)], ["cpu", "cpu"], tmp_path)
     for name in HEADS:
-        alone, first, second = steps(name), *(torch.load(tmp_path / f"{name}-{n}.pt", weights_only=True) for n in (0, 1))
+        alone, first, second = (
+            steps(name),
+            *(torch.load(tmp_path / f"{name}-{n}.pt", weights_only=True) for n in (0, 1)),
+        )
         for key, value in alone.items():
             assert torch.equal(first[key], second[key]), "the processes have drifted apart"
             # AdamW's first steps are the gradient's sign: where that is rounding, weights may differ by a learning rate. So
@@ -144,7 +165,7 @@ def trained(unit: str, devices: str) -> tuple[dict[str, torch.Tensor], list[dict
         done = run("emadapt", "train", unit, "--devices", devices)
         assert done.returncode == 0, done.stdout + done.stderr
     else:
-        from emadapt.train import train_unit  # heavy, and the quick test needs none of it
+        from emadapt.training.train import train_unit  # heavy, and the quick test needs none of it
 
         train_unit(load_study(), load_study().unit(unit))
     return result(unit)
@@ -152,7 +173,9 @@ def trained(unit: str, devices: str) -> tuple[dict[str, torch.Tensor], list[dict
 
 def result(unit: str) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
     folder = Path("build/units") / unit
-    return load_file(folder / "model.safetensors"), json.loads((folder / "history.json").read_text())["epochs"]
+    return load_file(folder / "model.safetensors"), json.loads(
+        (folder / "history.json").read_text()
+    )["epochs"]
 
 
 def forget() -> None:
@@ -192,17 +215,25 @@ def test_two_processes_train_what_one_trains(
     one, alone = trained(unit, "")
     forget()
     two, together = trained(unit, "cpu,cpu")
-    losses = max(abs(a["train/loss"] - b["train/loss"]) for a, b in zip(alone, together, strict=True))
+    losses = max(
+        abs(a["train/loss"] - b["train/loss"]) for a, b in zip(alone, together, strict=True)
+    )
     ious = max(abs(a["val/iou"] - b["val/iou"]) for a, b in zip(alone, together, strict=True))
-    print(f"{unit} {head} {precision}: loss {losses:.1e}, val IoU {ious:.1e}, weights {apart(one, two):.1e}")
+    print(
+        f"{unit} {head} {precision}: loss {losses:.1e}, val IoU {ious:.1e}, weights {apart(one, two):.1e}"
+    )
     assert losses < tolerance[0]
     assert apart(one, two) < tolerance[1]
     assert json.loads((place / "build/units" / unit / "model.json").read_text())["processes"] == 2
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("devices", [("", "cpu,cpu"), ("cpu,cpu", "")], ids=["one, then two", "two, then one"])
-def test_a_training_goes_on_with_another_number_of_processes(place: Path, devices: tuple[str, str]) -> None:
+@pytest.mark.parametrize(
+    "devices", [("", "cpu,cpu"), ("cpu,cpu", "")], ids=["one, then two", "two, then one"]
+)
+def test_a_training_goes_on_with_another_number_of_processes(
+    place: Path, devices: tuple[str, str]
+) -> None:
     unit = "t-lora-paired-0"
     write_study(place, epochs=40)
     one, alone = trained(unit, "")
@@ -211,10 +242,15 @@ def test_a_training_goes_on_with_another_number_of_processes(place: Path, device
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         wait_for_epoch(process)
         process.send_signal(signal.SIGKILL)
-    epochs = torch.load(next(place.glob("scratch/units/*/*/checkpoint.pt")), weights_only=True)["progress"]["epoch"]
+    epochs = torch.load(next(place.glob("scratch/units/*/*/checkpoint.pt")), weights_only=True)[
+        "progress"
+    ]["epoch"]
     assert 1 <= epochs < 40, "it ended before it could be killed"
     two, together = trained(unit, devices[1])
-    assert max(abs(a["train/loss"] - b["train/loss"]) for a, b in zip(alone, together, strict=True)) < 1e-3
+    assert (
+        max(abs(a["train/loss"] - b["train/loss"]) for a, b in zip(alone, together, strict=True))
+        < 1e-3
+    )
     assert apart(one, two) < 1e-2
 
 
@@ -231,10 +267,14 @@ def test_a_killed_process_ends_the_training_and_leaves_nothing(place: Path) -> N
     unit = "t-lora-paired-0"
     write_study(place, epochs=2000)
     command = [sys.executable, "-m", "emadapt", "train", unit, "--devices", "cpu,cpu"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
         wait_for_epoch(process)
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        second = next(c for c in children if b"RANK=1" in Path(f"/proc/{c}/environ").read_bytes().split(b"\0"))
+        second = next(
+            c for c in children if b"RANK=1" in Path(f"/proc/{c}/environ").read_bytes().split(b"\0")
+        )
         os.kill(int(second), signal.SIGKILL)
         said = process.communicate(timeout=120)[1]
     assert process.returncode == 2
@@ -245,14 +285,16 @@ def test_a_killed_process_ends_the_training_and_leaves_nothing(place: Path) -> N
 
 
 @pytest.mark.slow
-def test_a_loss_that_is_not_finite_is_said_once_and_only_one_run_is_logged(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loss_that_is_not_finite_is_said_once_and_only_one_run_is_logged(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("EMADAPT_TRACKING")
     unit = "t-frozen-a-0"
     write_study(place)
     trained(unit, "cpu,cpu")
     from mlflow import MlflowClient
 
-    from emadapt.tracking import tracking_uri
+    from emadapt.tracking.tracker import tracking_uri
 
     client = MlflowClient(tracking_uri(place))
     experiment = client.get_experiment_by_name("tiny")
@@ -270,17 +312,33 @@ def test_a_loss_that_is_not_finite_is_said_once_and_only_one_run_is_logged(place
 
 
 @pytest.mark.slow
-def test_it_runs_under_accelerates_launcher_and_says_when_gpus_are_missing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_runs_under_accelerates_launcher_and_says_when_gpus_are_missing(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     unit = "t-frozen-a-0"
     write_study(place)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    done = run("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
-               "--main_process_port", "0", "-m", "emadapt", "train", unit)  # fmt: skip
+    done = run(
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+        "--main_process_port",
+        "0",
+        "-m",
+        "emadapt",
+        "train",
+        unit,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     one, _ = result(unit)
     assert json.loads((place / "build/units" / unit / "model.json").read_text())["processes"] == 2
     forget()
-    assert apart(one, trained(unit, "cpu,cpu")[0]) < EXACT[1]  # each process has fewer threads: another rounding
+    assert (
+        apart(one, trained(unit, "cpu,cpu")[0]) < EXACT[1]
+    )  # each process has fewer threads: another rounding
     done = run("emadapt", "train", unit, "--devices", "1000,1001")
     assert done.returncode == 2
     assert "devices 1000,1001: found 0 GPUs that work; expected 2" in done.stderr

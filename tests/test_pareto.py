@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from emadapt import figures, pareto, report
-from emadapt.comparisons import difference
-from emadapt.config import Study, TrainSetSpec
-from emadapt.pareto import front, pareto_png, said, trade_offs, verdict
+from emadapt.report import figures, pareto, report
+from emadapt.report.comparisons import difference
+from emadapt.report.pareto import front, pareto_png, said, trade_offs, verdict
+from emadapt.study.study import Study, TrainSetSettings
 from fakes import SPECS, a_study, counts_of, few_study, iou_of, transfer_study, write_metrics
 
 REGIMES = ("frozen", "lora", "wise50", "last3")
@@ -25,18 +25,28 @@ def entries(study: Study) -> list[dict[str, Any]]:
     values: dict[tuple[str, ...], list[float]] = {}
     for unit in study.units():
         for test in study.datasets:
-            values.setdefault((unit.backbone, unit.regime, unit.train_set, test), []).append(iou_of(study, unit, test))
+            values.setdefault((unit.backbone, unit.regime, unit.train_set, test), []).append(
+                iou_of(study, unit, test)
+            )
     names = ("backbone", "regime", "train_set", "test_set")
-    return [dict(zip(names, key, strict=True)) | {"n": 12, "iou": {"mean": float(np.mean(v)), "values": v, "ci95": [0.1, 0.9]}}
-            for key, v in values.items()]  # fmt: skip
+    return [
+        dict(zip(names, key, strict=True))
+        | {"n": 12, "iou": {"mean": float(np.mean(v)), "values": v, "ci95": [0.1, 0.9]}}
+        for key, v in values.items()
+    ]
 
 
 def groups(study: Study) -> dict[tuple[str, str, str], list[dict[str, Any]]]:
     """Metrics of the seeds, as far as a difference needs them."""
     found: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for unit in study.units():
-        counts = {test: counts_of(iou_of(study, unit, test), test).tolist() for test in study.datasets}
-        test = {name: {"counts": own, "block_slices": 4 if len(own) > 16 else 1} for name, own in counts.items()}
+        counts = {
+            test: counts_of(iou_of(study, unit, test), test).tolist() for test in study.datasets
+        }
+        test = {
+            name: {"counts": own, "block_slices": 4 if len(own) > 16 else 1}
+            for name, own in counts.items()
+        }
         found.setdefault((unit.backbone, unit.regime, unit.train_set), []).append({"test": test})
     return found
 
@@ -49,14 +59,19 @@ def test_the_front_is_what_no_other_point_dominates(points: list[tuple[int, int]
     assert front([(x / 4, y / 4) for x, y in points]) == [not dominated(p) for p in points]
 
 
-@pytest.mark.parametrize(("in_domain", "unseen", "given_up"), [
-    ((0.01, 0.03), (0.0, 0.02), "nothing"),
-    ((0.0, 0.0), (0.0, 0.0), "nothing"),  # as good in both
-    ((0.01, 0.03), (-0.05, -0.01), "something"),
-    ((-0.05, -0.01), (0.10, 0.20), "something"),
-    ((0.01, 0.03), (-0.10, 0.20), "open"),
-])  # fmt: skip
-def test_what_a_setting_gives_up(in_domain: tuple[float, float], unseen: tuple[float, float], given_up: str) -> None:
+@pytest.mark.parametrize(
+    ("in_domain", "unseen", "given_up"),
+    [
+        ((0.01, 0.03), (0.0, 0.02), "nothing"),
+        ((0.0, 0.0), (0.0, 0.0), "nothing"),  # as good in both
+        ((0.01, 0.03), (-0.05, -0.01), "something"),
+        ((-0.05, -0.01), (0.10, 0.20), "something"),
+        ((0.01, 0.03), (-0.10, 0.20), "open"),
+    ],
+)
+def test_what_a_setting_gives_up(
+    in_domain: tuple[float, float], unseen: tuple[float, float], given_up: str
+) -> None:
     assert verdict([in_domain, unseen], 3) == given_up
     assert verdict([in_domain, unseen], 2) == "too few seeds"
 
@@ -65,7 +80,9 @@ def test_single_datasets_with_all_labels_against_each_unseen_one() -> None:
     study = a_study((0, 1, 2), REGIMES)
     trades = trade_offs(study, groups(study), entries(study))
     assert [(t["backbone"], t["train_set"], t["a"], t["b"]) for t in trades] == [
-        ("dinov2_s", "lucchi", "lucchi", "vnc"), ("dinov2_s", "vnc", "vnc", "lucchi")]  # fmt: skip
+        ("dinov2_s", "lucchi", "lucchi", "vnc"),
+        ("dinov2_s", "vnc", "vnc", "lucchi"),
+    ]
     for trade in trades:
         points = {p["regime"]: p for p in trade["points"]}
         assert set(points) == set(REGIMES)
@@ -73,18 +90,24 @@ def test_single_datasets_with_all_labels_against_each_unseen_one() -> None:
         assert "against" not in points["frozen"]
         for name, test in (("in_domain", trade["a"]), ("unseen", trade["b"])):
             found = points["lora"]["against"][name]
-            lora, frozen = (("dinov2_s", regime, trade["train_set"]) for regime in ("lora", "frozen"))
+            lora, frozen = (
+                ("dinov2_s", regime, trade["train_set"]) for regime in ("lora", "frozen")
+            )
             assert found == difference(groups(study), lora, frozen, test)
             assert found["difference"] == pytest.approx(0.05, abs=0.01)
         assert [p["regime"] for p in trade["points"] if p["front"]] == ["lora"]
-        assert said(trade) == "Settings that give up nothing against frozen: lora. Open: wise50, last3."
+        assert (
+            said(trade)
+            == "Settings that give up nothing against frozen: lora. Open: wise50, last3."
+        )
 
 
 def test_too_few_regimes_or_seeds_or_no_frozen_one() -> None:
     assert trade_offs(a_study(), groups(a_study()), entries(a_study())) == []
     study = a_study((0, 1), REGIMES)
     assert {said(t) for t in trade_offs(study, groups(study), entries(study))} == {
-        "Whether a setting gives up nothing cannot be said with 2 seeds: 3 are needed."}  # fmt: skip
+        "Whether a setting gives up nothing cannot be said with 2 seeds: 3 are needed."
+    }
     study = a_study((0, 1, 2), REGIMES[1:])
     trades = trade_offs(study, groups(study), entries(study))
     assert {said(t) for t in trades} == {"The study has no frozen regime to compare with."}
@@ -92,16 +115,27 @@ def test_too_few_regimes_or_seeds_or_no_frozen_one() -> None:
 
 def test_a_dataset_whose_labels_or_images_a_unit_has_seen_is_not_unseen() -> None:
     study = transfer_study()
-    regimes = {(t["a"], t["b"]): {p["regime"] for p in t["points"]} for t in trade_offs(study, groups(study), entries(study))}
+    regimes = {
+        (t["a"], t["b"]): {p["regime"] for p in t["points"]}
+        for t in trade_offs(study, groups(study), entries(study))
+    }
     assert regimes == {
         ("lucchi", "vnc"): {"lora", "frozen", "from_lucchi", "lpft"},
         ("vnc", "lucchi"): {"lora", "frozen", "lpft"},
     }
-    onto = {"lucchi": TrainSetSpec(("lucchi",), unlabelled=("vnc",)), "paired": SPECS["paired"], "vnc": SPECS["vnc"]}
-    study = dataclasses.replace(a_study((0, 1, 2), REGIMES), train_set_specs=onto)
+    onto = {
+        "lucchi": TrainSetSettings(("lucchi",), unlabelled=("vnc",)),
+        "paired": SPECS["paired"],
+        "vnc": SPECS["vnc"],
+    }
+    study = dataclasses.replace(a_study((0, 1, 2), REGIMES), train_set_settings=onto)
     assert [t["a"] for t in trade_offs(study, groups(study), entries(study))] == ["vnc"]
-    wrong = dataclasses.replace(study.dataset_specs["lucchi"], pairing="lexicographic")  # the same images
-    study = dataclasses.replace(a_study((0, 1, 2), REGIMES), dataset_specs=study.dataset_specs | {"lucchi": wrong})
+    wrong = dataclasses.replace(
+        study.dataset_settings["lucchi"], pairing="lexicographic"
+    )  # the same images
+    study = dataclasses.replace(
+        a_study((0, 1, 2), REGIMES), dataset_settings=study.dataset_settings | {"lucchi": wrong}
+    )
     assert trade_offs(study, groups(study), entries(study)) == []
     few = dataclasses.replace(few_study(), train_sets=("lucchi_1", "vnc_4"))
     assert trade_offs(few, groups(few), entries(few)) == []
@@ -112,7 +146,9 @@ def test_leaderboard_page_and_figure_show_it(tmp_path: Path) -> None:
     write_metrics(tmp_path, study)
     summary = json.loads(report.build_report(tmp_path, study).read_text())
     assert "over slices and seeds" in summary["pareto_method"]
-    board = (tmp_path / "reports/leaderboard.md").read_text().split("## In domain against unseen")[1]
+    board = (
+        (tmp_path / "reports/leaderboard.md").read_text().split("## In domain against unseen")[1]
+    )
     page = (tmp_path / "reports/index.html").read_text()
     section = page.split('id="pareto"')[1].split("</section>")[0]
     assert 'href="#pareto"' in page
@@ -121,11 +157,18 @@ def test_leaderboard_page_and_figure_show_it(tmp_path: Path) -> None:
         assert said(trade) in board
         assert said(trade) in section
         for point in trade["points"]:
-            row = next(line for line in board.splitlines() if f"| {point['regime']} | {point['in_domain']['mean']:.3f}" in line)
+            row = next(
+                line
+                for line in board.splitlines()
+                if f"| {point['regime']} | {point['in_domain']['mean']:.3f}" in line
+            )
             assert row.startswith("| ● |") == point["front"]
             for own in (point["in_domain"], point["unseen"]):
                 assert f"{own['mean']:.3f} ({own['ci95'][0]:.3f} to {own['ci95'][1]:.3f})" in row
-                assert f"{own['mean']:.3f}<small>{own['ci95'][0]:.3f} to {own['ci95'][1]:.3f}" in section
+                assert (
+                    f"{own['mean']:.3f}<small>{own['ci95'][0]:.3f} to {own['ci95'][1]:.3f}"
+                    in section
+                )
             if "against" in point:
                 assert f"{point['against']['unseen']['difference']:+.3f}" in row
     fewer = dataclasses.replace(study, regimes=("frozen", "lora"), train_sets=("vnc",), seeds=(0,))
@@ -134,7 +177,9 @@ def test_leaderboard_page_and_figure_show_it(tmp_path: Path) -> None:
     assert 'id="pareto"' not in (tmp_path / "reports/index.html").read_text()
 
 
-def test_the_figure_names_every_regime_beside_its_own_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_figure_names_every_regime_beside_its_own_point(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rng, drawn = np.random.default_rng(0), []
     regimes = [f"regime{i}" for i in range(9)]
     study = dataclasses.replace(a_study((0,), ("frozen", *regimes)), datasets=("lucchi", "vnc"))

@@ -31,7 +31,11 @@ def scenes():
 
 
 def _digests(root):
-    return {str(p.relative_to(root)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(root.rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(root)): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted(root.rglob("*"))
+        if p.is_file()
+    }
 
 
 def _neighbour_correlation(image):
@@ -59,14 +63,19 @@ def test_same_seed_same_bytes(written, tmp_path):
         write_phantoms(tmp_path / run, seed=seed, shapes=TINY)
     a, b, c = _digests(root), _digests(tmp_path / "same"), _digests(tmp_path / "other")
     assert a == b
-    assert set(a) == {f"{d}/{p}/{n}.tif" for d in DOMAINS for p in ("train", "test") for n in ("image", "label")}
+    assert set(a) == {
+        f"{d}/{p}/{n}.tif" for d in DOMAINS for p in ("train", "test") for n in ("image", "label")
+    }
     assert len(files) == len(a)
     assert not any(a[name] == c[name] for name in a if "image" in name)
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
 def test_train_and_test_are_different_tissue(written, domain):
-    a, b = (tifffile.imread(written[0] / domain / part / "image.tif")[0].ravel() for part in ("train", "test"))
+    a, b = (
+        tifffile.imread(written[0] / domain / part / "image.tif")[0].ravel()
+        for part in ("train", "test")
+    )
     assert abs(np.corrcoef(a, b)[0, 1]) < 0.4
 
 
@@ -75,9 +84,14 @@ def test_files_are_stacks_without_stamps_that_the_reader_takes(written):
     for path in files:
         with tifffile.TiffFile(path) as tif:
             assert len(tif.pages) == (3 if "train" in path.parts else 2)
-            assert not {"DateTime", "Software", "HostComputer"} & {tag.name for tag in tif.pages.first.tags}
+            assert not {"DateTime", "Software", "HostComputer"} & {
+                tag.name for tag in tif.pages.first.tags
+            }
     parts = find_parts(root / "phantom_fib", "stack", "number")
-    assert {p.name: (len(p.images), len(p.labels)) for p in parts} == {"train": (3, 3), "test": (2, 2)}
+    assert {p.name: (len(p.images), len(p.labels)) for p in parts} == {
+        "train": (3, 3),
+        "test": (2, 2),
+    }
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
@@ -90,7 +104,10 @@ def test_mitochondria_lie_inside_cells_and_apart_from_other_organelles(scenes, d
     scene, rng = scenes[domain], np.random.default_rng(0)
     for tube in scene.tubes:
         direction = rng.normal(size=(len(tube.radii), 3))
-        surface = tube.centres + direction / np.linalg.norm(direction, axis=1, keepdims=True) * tube.radii[:, None]
+        surface = (
+            tube.centres
+            + direction / np.linalg.norm(direction, axis=1, keepdims=True) * tube.radii[:, None]
+        )
         border, cell = scene.membrane(surface)
         assert border.min() > 2
         assert len(set(cell) | set(scene.membrane(tube.centres)[1])) == 1
@@ -121,7 +138,10 @@ def test_neighbouring_slices_are_copies_at_5_nm_and_not_at_50_nm(volumes):
 
 
 def test_domains_differ_in_their_histograms_and_noise(volumes):
-    histograms = [np.histogram(volumes[d][0], bins=32, range=(0, 256))[0] / volumes[d][0].size for d in DOMAINS]
+    histograms = [
+        np.histogram(volumes[d][0], bins=32, range=(0, 256))[0] / volumes[d][0].size
+        for d in DOMAINS
+    ]
     assert 0.5 * np.abs(histograms[0] - histograms[1]).sum() > 0.1  # total variation
     fib, tem = (volumes[d][0].std() for d in ("phantom_fib", "phantom_tem"))
     assert tem > 1.15 * fib
@@ -137,7 +157,9 @@ def test_distractors_are_dark_and_not_labelled(volumes, scenes, domain):
     points = np.argwhere(np.ones_like(label)) * DOMAINS[domain].voxel_nm
     inside = np.zeros(label.shape, bool)
     for tube in dense:
-        inside |= (tube.sdf(points)[0] < -15).reshape(label.shape)  # further inside than sections shift
+        inside |= (tube.sdf(points)[0] < -15).reshape(
+            label.shape
+        )  # further inside than sections shift
     assert inside.sum() > 50
     assert not label[inside].any()
     blurred = ndimage.gaussian_filter(image.astype(float), (0, 2, 2))
@@ -160,7 +182,9 @@ def test_a_threshold_does_not_segment_it(volumes, domain):
 def test_waves_on_a_plane_equal_waves_at_points():
     waves = Waves.draw(np.random.default_rng(0), (100, 300), 2.0, 3)
     y, x = np.arange(6) * 4.6, np.arange(9) * 5.0
-    points = np.stack(np.broadcast_arrays(17.0, *np.meshgrid(y, x, indexing="ij")), axis=-1).reshape(-1, 3)
+    points = np.stack(
+        np.broadcast_arrays(17.0, *np.meshgrid(y, x, indexing="ij")), axis=-1
+    ).reshape(-1, 3)
     np.testing.assert_allclose(waves.plane(17.0, y, x), waves(points), atol=1e-12)
     far = np.random.default_rng(1).uniform(0, 1e5, (20_000, 3))
     np.testing.assert_allclose(waves(far).std(axis=0), 2.0, rtol=0.05)
@@ -188,7 +212,9 @@ def test_embedded_data_are_what_the_generator_writes(tmp_path):
     for file in files:  # pixels, and not bytes, which depend on the version of the deflate library
         here, there = tifffile.imread(file), tifffile.imread(data / file.relative_to(tmp_path))
         assert here.shape == there.shape
-        assert np.mean(here != there) < 1e-4  # the last bit of a cosine may differ between processors
+        assert (
+            np.mean(here != there) < 1e-4
+        )  # the last bit of a cosine may differ between processors
 
 
 def test_a_dial_changes_what_it_says_and_more_with_the_dose() -> None:
@@ -199,8 +225,13 @@ def test_a_dial_changes_what_it_says_and_more_with_the_dose() -> None:
         fine = image - ndimage.gaussian_filter(image.astype(float), (0, 1, 1))
         smooth = ndimage.gaussian_filter(image.astype(float), (0, 2, 2))
         steps = float(np.abs(np.diff(image.astype(float))).mean())
-        return {"contrast": -float(image.std()), "noise": float(fine.std()), "blur": -steps,
-                "texture": float(np.abs(np.diff(smooth)).mean()), "voxel": -image.shape[1]}  # fmt: skip
+        return {
+            "contrast": -float(image.std()),
+            "noise": float(fine.std()),
+            "blur": -steps,
+            "texture": float(np.abs(np.diff(smooth)).mean()),
+            "voxel": -image.shape[1],
+        }
 
     for dial in DIALS:
         same, _ = make_volume("phantom_fib", shape, 3, dial, 0.0)
@@ -227,7 +258,12 @@ def test_dialled_volumes_are_written_under_their_name(tmp_path: Path) -> None:
 
 
 def test_an_option_in_place_of_the_folder_is_answered_and_makes_no_folder(tmp_path: Path) -> None:
-    call = subprocess.run([sys.executable, "-m", "emadapt.data.phantom", "--help"], cwd=tmp_path, capture_output=True, text=True)
+    call = subprocess.run(
+        [sys.executable, "-m", "emadapt.data.phantom", "--help"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
     assert call.returncode == 1
     assert "usage: python -m emadapt.data.phantom OUT" in call.stderr
     assert not list(tmp_path.iterdir())

@@ -10,21 +10,23 @@ import pytest
 from click.testing import CliRunner
 
 from emadapt.cli import main
-from emadapt.model_card import EVALUATED
+from emadapt.training.model_card import EVALUATED
 from shipped import check_summary, emadapt, run_all
 from tiny import blobs, make_study, settings, under_dvc, write_stack
 
 ROOT = Path(__file__).parents[1]
 
 
-def test_the_verbs_one_after_the_other_with_the_lab_book(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_verbs_one_after_the_other_with_the_lab_book(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     study = make_study(tmp_path, ingested=False)
     emadapt("check")
     check_summary(run_all(study), study)
     from mlflow import MlflowClient
 
-    from emadapt.tracking import tracking_uri
+    from emadapt.tracking.tracker import tracking_uri
 
     client = MlflowClient(tracking_uri(tmp_path))
     experiment = client.get_experiment_by_name("tiny")
@@ -32,9 +34,21 @@ def test_the_verbs_one_after_the_other_with_the_lab_book(tmp_path: Path, monkeyp
     runs = client.search_runs([experiment.experiment_id])
     assert sorted(r.data.tags["unit"] for r in runs) == sorted(u.name for u in study.units())
     for run in runs:
-        assert {"train/loss", "val/iou", "test/iou.a", "test/iou.b", "domain/frechet.a__b"} <= run.data.metrics.keys()
-        for name, scores in json.loads((EVALUATED / run.data.tags["unit"] / "metrics.json").read_text())["test"].items():
-            beside = {"ap50": scores["instances"]["ap50"], "pq": scores["instances"]["pq"], "iou_tuned": scores["tuned"]["iou"]}
+        assert {
+            "train/loss",
+            "val/iou",
+            "test/iou.a",
+            "test/iou.b",
+            "domain/frechet.a__b",
+        } <= run.data.metrics.keys()
+        for name, scores in json.loads(
+            (EVALUATED / run.data.tags["unit"] / "metrics.json").read_text()
+        )["test"].items():
+            beside = {
+                "ap50": scores["instances"]["ap50"],
+                "pq": scores["instances"]["pq"],
+                "iou_tuned": scores["tuned"]["iou"],
+            }
             assert {key: run.data.metrics[f"test/{key}.{name}"] for key in beside} == beside
         tags = {
             "backbone",
@@ -50,15 +64,24 @@ def test_the_verbs_one_after_the_other_with_the_lab_book(tmp_path: Path, monkeyp
         assert tags <= run.data.tags.keys()
         assert run.info.status == "FINISHED"
         artifacts = [
-            a.path for f in client.list_artifacts(run.info.run_id) for a in client.list_artifacts(run.info.run_id, f.path)
+            a.path
+            for f in client.list_artifacts(run.info.run_id)
+            for a in client.list_artifacts(run.info.run_id, f.path)
         ]
-        assert {"model/model.safetensors", "model/model.json", "overlays/overlay-a.png", "domain/pca.png"} <= set(artifacts)
+        assert {
+            "model/model.safetensors",
+            "model/model.json",
+            "overlays/overlay-a.png",
+            "domain/pca.png",
+        } <= set(artifacts)
         curve = client.get_metric_history(run.info.run_id, "val/iou")
         assert [m.step for m in curve] == [3, 6]
 
 
 @pytest.mark.slow
-def test_baselines_in_the_same_grid_leaderboard_and_lab_book(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_baselines_in_the_same_grid_leaderboard_and_lab_book(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Ridge and kNN on cached tokens and a U-Net without a backbone, beside a frozen one."""
     monkeypatch.chdir(tmp_path)
     kinds = ("frozen", "ridge", "knn", "unet2d")
@@ -73,11 +96,17 @@ def test_baselines_in_the_same_grid_leaderboard_and_lab_book(tmp_path: Path, mon
     summary = run_all(study)
     found = {(u["regime"], u["train_set"], u["test_set"]): u for u in summary["units"]}
     assert set(found) == {(kind, a, b) for kind in kinds for a in "ab" for b in "ab"}
-    assert {kind: found[kind, "a", "a"]["trainable_params"] > 0 for kind in kinds} == {**dict.fromkeys(kinds, True), "knn": False}
+    assert {kind: found[kind, "a", "a"]["trainable_params"] > 0 for kind in kinds} == {
+        **dict.fromkeys(kinds, True),
+        "knn": False,
+    }
     board, page = Path("reports/leaderboard.md").read_text(), Path("reports/index.html").read_text()
     ranks = board.partition("## In domain against unseen")[0].partition("## Objects")[0]
     assert all(ranks.count(f"| {kind} |") == 4 for kind in kinds)
-    assert "ridge works on the tokens of the pretrained backbone: what is said of t, frozen holds for it." in page
+    assert (
+        "ridge works on the tokens of the pretrained backbone: what is said of t, frozen holds for it."
+        in page
+    )
     assert "unet2d has no backbone, so there are no tokens to compare." in page
     assert "weights of t</dt><dd>none: no pretrained weights" in page
     domain = {kind: json.loads(Path(f"reports/domain/t-{kind}.json").read_text()) for kind in kinds}
@@ -90,18 +119,31 @@ def test_baselines_in_the_same_grid_leaderboard_and_lab_book(tmp_path: Path, mon
     assert set(distances["unet2d"].values()) == {None}
     from mlflow import MlflowClient
 
-    from emadapt.tracking import tracking_uri
+    from emadapt.tracking.tracker import tracking_uri
 
     client = MlflowClient(tracking_uri(tmp_path))
     experiment = client.get_experiment_by_name("tiny")
     assert experiment is not None
     runs = {r.data.tags["unit"]: r for r in client.search_runs([experiment.experiment_id])}
     assert set(runs) == {u.name for u in study.units()}
-    own = {"ridge": "ridge/strength", "knn": "knn/k", "unet2d": "train/loss", "frozen": "train/loss"}
+    own = {
+        "ridge": "ridge/strength",
+        "knn": "knn/k",
+        "unet2d": "train/loss",
+        "frozen": "train/loss",
+    }
     for run in runs.values():
         kind = run.data.tags["regime"]
-        assert {own[kind], "val/iou", "val/best_iou", "test/iou.a", "test/iou.b"} <= run.data.metrics.keys()
-        assert run.data.params["train.head"] == {"ridge": "linear", "frozen": "pyramid"}.get(kind, kind)
+        assert {
+            own[kind],
+            "val/iou",
+            "val/best_iou",
+            "test/iou.a",
+            "test/iou.b",
+        } <= run.data.metrics.keys()
+        assert run.data.params["train.head"] == {"ridge": "linear", "frozen": "pyramid"}.get(
+            kind, kind
+        )
         assert run.data.tags["weights.source"] == ("none" if kind == "unet2d" else "random")
 
 
@@ -114,7 +156,9 @@ def test_baselines_in_the_same_grid_leaderboard_and_lab_book(tmp_path: Path, mon
         (["evaluate", "t-frozen-a-0"], "dvc repro train@"),
     ],
 )
-def test_wrong_words_end_with_2_and_one_line(tmp_path: Path, monkeypatch, words: list[str], said: str) -> None:
+def test_wrong_words_end_with_2_and_one_line(
+    tmp_path: Path, monkeypatch, words: list[str], said: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     make_study(tmp_path, ingested=False)
     result = CliRunner().invoke(main, words)
@@ -130,11 +174,15 @@ def test_wrong_words_end_with_2_and_one_line(tmp_path: Path, monkeypatch, words:
         ("check", "in order", ("torch", "mlflow", "timm", "dvc", "scipy", "albumentations")),
     ],
 )
-def test_quick_answers_need_no_heavy_import(tmp_path: Path, verb: str, said: str, heavy: tuple[str, ...]) -> None:
+def test_quick_answers_need_no_heavy_import(
+    tmp_path: Path, verb: str, said: str, heavy: tuple[str, ...]
+) -> None:
     make_study(tmp_path, ingested=False)
     code = f"import sys; sys.argv = ['emadapt', {verb!r}]\nfrom emadapt.cli import main\ntry:\n main()\nexcept SystemExit: pass\n"
     code += f"print('HEAVY', [m for m in {heavy} if m in sys.modules])"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path).stdout
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
+    ).stdout
     assert "HEAVY []" in out
     assert said in out
 
@@ -160,10 +208,18 @@ def test_dvc_runs_the_pipeline_in_parallel_then_has_nothing_to_do(tmp_path: Path
     (tmp_path / "params.yaml").write_text(text.replace("rank: 2", "rank: 3"))
     ran = re.findall(r"^(\S+): \d+ s$", sh("emadapt", "repro", "--jobs", "2"), re.MULTILINE)
     assert "up to date" in sh("dvc", "repro")  # nothing was left out
-    assert {stage.split("@")[0] for stage in ran} == {"start", "train", "evaluate", "diagnose", "report"}
+    assert {stage.split("@")[0] for stage in ran} == {
+        "start",
+        "train",
+        "evaluate",
+        "diagnose",
+        "report",
+    }
     # `start` looks at all settings and writes the same bytes again, so that nothing follows from it. The frozen diagnosis looks
     # at build/units as a whole; what it computed once it only reads again.
-    assert all(any(word in stage for word in ("lora", "start", "diagnose", "report")) for stage in ran)
+    assert all(
+        any(word in stage for word in ("lora", "start", "diagnose", "report")) for stage in ran
+    )
 
 
 @pytest.mark.slow
@@ -184,7 +240,9 @@ def test_dvc_ingests_a_twin_of_another_datasets_folder_and_sees_it_change(tmp_pa
     assert (tmp_path / "build/ingest/twin/manifest.json").read_text() != before
 
 
-def test_check_names_sections_that_dvc_needs_and_volumes_too_thin_to_diagnose(tmp_path: Path, monkeypatch) -> None:
+def test_check_names_sections_that_dvc_needs_and_volumes_too_thin_to_diagnose(
+    tmp_path: Path, monkeypatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     params = settings()
     params["diagnose"]["blocks"] = 9
@@ -192,23 +250,41 @@ def test_check_names_sections_that_dvc_needs_and_volumes_too_thin_to_diagnose(tm
     make_study(tmp_path, params, ingested=False)
     result = CliRunner().invoke(main, ["check"])
     assert result.exit_code == 2
-    assert "params.yaml: section 'split' is missing, which dvc.yaml needs; write `split: default`" in result.output
+    assert (
+        "params.yaml: section 'split' is missing, which dvc.yaml needs; write `split: default`"
+        in result.output
+    )
     assert "data/a: found 8 slices in train, val and test; expected at least 9" in result.output
 
 
-def test_check_catches_regimes_and_strides_that_do_not_fit_the_backbone(tmp_path: Path, monkeypatch) -> None:
+def test_check_catches_regimes_and_strides_that_do_not_fit_the_backbone(
+    tmp_path: Path, monkeypatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     params = settings()
-    params["regimes"] |= {"deep": {"kind": "lora_last_k", "k": 3}, "wide": {"kind": "dora", "rank": 65}}
+    params["regimes"] |= {
+        "deep": {"kind": "lora_last_k", "k": 3},
+        "wide": {"kind": "dora", "rank": 65},
+    }
     params["study"]["regimes"] += ["deep", "wide"]
-    params["backbones"] |= {"short": {**params["backbones"]["t"], "blocks": [1, 2]},
-                            "odd": {**params["backbones"]["t"], "stride": 4}}  # fmt: skip
+    params["backbones"] |= {
+        "short": {**params["backbones"]["t"], "blocks": [1, 2]},
+        "odd": {**params["backbones"]["t"], "stride": 4},
+    }
     params["study"]["backbones"] += ["short", "odd"]
     make_study(tmp_path, params, ingested=False)
     result = CliRunner().invoke(main, ["check"])
     assert result.exit_code == 2
     lines = [line for line in result.output.splitlines() if line.startswith("error")]
-    assert "params.yaml: regimes.deep.k: found 3; expected at most 2, the blocks of short that run" in result.output
-    assert result.output.count("regimes.wide.rank: found 65; expected at most 64, the width of") == 2
-    assert "backbones.odd: stride of tiny_dinov2: found 4; expected a divisor of the patch, 14, or 0" in result.output
+    assert (
+        "params.yaml: regimes.deep.k: found 3; expected at most 2, the blocks of short that run"
+        in result.output
+    )
+    assert (
+        result.output.count("regimes.wide.rank: found 65; expected at most 64, the width of") == 2
+    )
+    assert (
+        "backbones.odd: stride of tiny_dinov2: found 4; expected a divisor of the patch, 14, or 0"
+        in result.output
+    )
     assert len(lines) == 4

@@ -7,15 +7,15 @@ import pytest
 import torch
 from monai.inferers import sliding_window_inference
 
-from emadapt.config import BackboneSpec, RegimeSpec
 from emadapt.data.splits import runs_of
+from emadapt.models.predict3d import gaussian, predict_block, window_starts
 from emadapt.models.segmenter import Segmenter, build_segmenter
-from emadapt.predict3d import gaussian, predict_block, window_starts
+from emadapt.study.study import BackboneSettings, RegimeSettings
 
 
 def a_model(depth: int, tile: int) -> Segmenter:
-    spec = BackboneSpec("tiny_dinov2", "random", tile=tile, overlap=0.5, precision="fp32")
-    regime = RegimeSpec("resunet3d", patch=(depth, 32, 32), channels=(2, 2, 2, 2, 2))
+    spec = BackboneSettings("tiny_dinov2", "random", tile=tile, overlap=0.5, precision="fp32")
+    regime = RegimeSettings("resunet3d", patch=(depth, 32, 32), channels=(2, 2, 2, 2, 2))
     segmenter = build_segmenter(spec, regime, "resunet3d", 0)
     with torch.no_grad():
         segmenter(torch.rand(2, 1, depth, 32, 32), (32, 32))  # running statistics of its own
@@ -25,7 +25,9 @@ def a_model(depth: int, tile: int) -> Segmenter:
 
 def whole(segmenter: Segmenter, image: np.ndarray) -> torch.Tensor:
     with torch.inference_mode():
-        return segmenter(torch.from_numpy(image / np.float32(255))[None, None], image.shape[1:]).softmax(1)[0, 1]
+        return segmenter(
+            torch.from_numpy(image / np.float32(255))[None, None], image.shape[1:]
+        ).softmax(1)[0, 1]
 
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (11, 64, 80)).astype(np.uint8)
@@ -38,11 +40,18 @@ def test_streamed_along_z_it_is_monai_on_the_whole_volume(overlap: float) -> Non
     separable = gaussian((4,))[:, None, None] * gaussian((32, 32))
     with torch.inference_mode():
         expected = sliding_window_inference(
-            torch.from_numpy(IMAGE / np.float32(255))[None, None], window, 2, lambda x: segmenter(x, (32, 32)).softmax(1)[:, 1:],
-            overlap=overlap, mode="gaussian", roi_weight_map=torch.from_numpy(separable),
-        )  # fmt: skip
+            torch.from_numpy(IMAGE / np.float32(255))[None, None],
+            window,
+            2,
+            lambda x: segmenter(x, (32, 32)).softmax(1)[:, 1:],
+            overlap=overlap,
+            mode="gaussian",
+            roi_weight_map=torch.from_numpy(separable),
+        )
     assert sorted(got) == list(range(11))
-    np.testing.assert_allclose(np.stack([got[z] for z in range(11)]), torch.as_tensor(expected)[0, 0].numpy(), atol=2e-6)
+    np.testing.assert_allclose(
+        np.stack([got[z] for z in range(11)]), torch.as_tensor(expected)[0, 0].numpy(), atol=2e-6
+    )
     assert np.stack(list(got.values())).std() > 0.01
 
 
@@ -61,7 +70,9 @@ def test_a_block_thinner_than_the_patch_is_reflected(n: int) -> None:
     shown = {1: [5, 5, 5, 5], 2: [5, 5, 6, 6], 3: [5, 6, 7, 7]}[n]
     image = np.pad(IMAGE[shown], ((0, 0), (0, 16), (0, 0)), mode="symmetric")
     at = {1: 1, 2: 1, 3: 0}[n]
-    np.testing.assert_allclose(np.stack(list(got.values())), whole(segmenter, image)[at : at + n, :64].numpy(), atol=2e-6)
+    np.testing.assert_allclose(
+        np.stack(list(got.values())), whole(segmenter, image)[at : at + n, :64].numpy(), atol=2e-6
+    )
 
 
 def test_other_slices_are_not_looked_at() -> None:
@@ -69,13 +80,20 @@ def test_other_slices_are_not_looked_at() -> None:
     other = IMAGE.copy()
     other[[0, 5, 10]] = 255 - other[[0, 5, 10]]
     slices = [1, 2, 3, 4, 6, 7, 8, 9]
-    for (z, p), (at, q) in zip(predict_block(segmenter, IMAGE, slices), predict_block(segmenter, other, slices), strict=True):
+    for (z, p), (at, q) in zip(
+        predict_block(segmenter, IMAGE, slices),
+        predict_block(segmenter, other, slices),
+        strict=True,
+    ):
         assert z == at
         assert np.array_equal(p, q)
     assert [len(run) for run in runs_of(slices)] == [4, 4]
 
 
-@pytest.mark.parametrize(("length", "depth", "share"), [(11, 4, 0.5), (4, 4, 0.5), (33, 6, 0.2), (7, 6, 0.0), (9, 1, 0.5)])
+@pytest.mark.parametrize(
+    ("length", "depth", "share"),
+    [(11, 4, 0.5), (4, 4, 0.5), (33, 6, 0.2), (7, 6, 0.0), (9, 1, 0.5)],
+)
 def test_windows_cover_every_slice_and_keep_inside(length: int, depth: int, share: float) -> None:
     starts = window_starts(length, depth, share)
     assert starts == sorted(set(starts))

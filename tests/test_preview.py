@@ -8,8 +8,8 @@ import yaml
 from click.testing import CliRunner, Result
 
 from emadapt.cli import main
-from emadapt.closest import token_facts
 from emadapt.data.ingest import Volume
+from emadapt.models.closest import token_facts
 from emadapt.models.segmenter import load_segmenter
 from emadapt.segment.domain import Domain
 from pages import Reader, asked, chromium
@@ -36,7 +36,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_model(root / "m")
     segmenter, _ = load_segmenter(root / "m")
     own = Volume(
-        "a", IMAGE, IMAGE, {"split": {"train": [0, 1, 2, 3], "val": [4, 5, 6], "test": []}, "md5": "", "voxel_nm": [30, 5, 5]}
+        "a",
+        IMAGE,
+        IMAGE,
+        {
+            "split": {"train": [0, 1, 2, 3], "val": [4, 5, 6], "test": []},
+            "md5": "",
+            "voxel_nm": [30, 5, 5],
+        },
     )
     write_model(root / "m", facts={"tokens": token_facts(segmenter, [own], [])})
     write_model(root / "old")
@@ -46,7 +53,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def invoke(folder: Path, volume: str, page: str, *words: str, model: str = "m") -> Result:
-    return CliRunner().invoke(main, ["preview", str(folder / volume), str(folder / page), "--model", str(folder / model), *words])
+    return CliRunner().invoke(
+        main,
+        [
+            "preview",
+            str(folder / volume),
+            str(folder / page),
+            "--model",
+            str(folder / model),
+            *words,
+        ],
+    )
 
 
 def run(folder: Path, volume: str, page: str, *words: str, model: str = "m") -> str:
@@ -62,7 +79,10 @@ def test_a_volume_like_the_training_data(folder: Path) -> None:
     read = Reader(page)
     assert len(read.all("img")) == 9
     assert "init_from" not in page
-    assert f"emadapt segment {folder / 'like.tif'} mask.tif --model {folder / 'm'} --voxel-nm 30 5 5" in page
+    assert (
+        f"emadapt segment {folder / 'like.tif'} mask.tif --model {folder / 'm'} --voxel-nm 30 5 5"
+        in page
+    )
     places = re.findall(r"Slice (\d+), from row (\d+) and column (\d+)", page)
     assert places == [("1", "6", "10"), ("4", "19", "29"), ("6", "32", "48")]
     assert not re.search(r"(src|href)=\"(?!data:)", page)
@@ -74,8 +94,16 @@ def test_a_volume_unlike_them_is_warned_of(folder: Path) -> None:
     assert "label 10 slices and fine-tune" in said
     page = (folder / "unlike.html").read_text()
     assert 'class="verdict unlike"' in page
-    tuned = yaml.safe_load(re.findall(r"<pre>(regimes:.*?)</pre>", page, re.DOTALL)[0])["regimes"]["tuned"]
-    assert tuned == {"kind": "lora", "rank": 16, "alpha": 32.0, "head": "linear", "init_from": f"{(folder / 'm').resolve()}/"}
+    tuned = yaml.safe_load(re.findall(r"<pre>(regimes:.*?)</pre>", page, re.DOTALL)[0])["regimes"][
+        "tuned"
+    ]
+    assert tuned == {
+        "kind": "lora",
+        "rank": 16,
+        "alpha": 32.0,
+        "head": "linear",
+        "init_from": f"{(folder / 'm').resolve()}/",
+    }
 
 
 def test_a_model_of_an_earlier_version(folder: Path) -> None:
@@ -92,7 +120,10 @@ def test_other_pixel_sizes_and_few_slices(folder: Path) -> None:
 
 
 def test_pages_that_cannot_be_written(folder: Path) -> None:
-    for page, words, expected in (("p.txt", VOXEL, "FILE.html"), ("like2.html", [], "no voxel size")):
+    for page, words, expected in (
+        ("p.txt", VOXEL, "FILE.html"),
+        ("like2.html", [], "no voxel size"),
+    ):
         result = invoke(folder, "like.tif", page, *words)
         assert result.exit_code == 2
         assert expected in result.output
@@ -116,7 +147,9 @@ def test_a_phone_shows_the_page_without_asking_for_anything(folder: Path, tmp_pa
     urls, log = asked(tmp_path, tmp_path / "index.html")
     assert {url for url in urls if not url.startswith("data:")} == set()
     assert "CONSOLE" not in log
-    html, _ = chromium(tmp_path, tmp_path / "wide.html", "--allow-file-access-from-files", "--dump-dom")
+    html, _ = chromium(
+        tmp_path, tmp_path / "wide.html", "--allow-file-access-from-files", "--dump-dom"
+    )
     width, wider, images, broken = map(int, Reader(html).text["pre"][0].split())
     assert (width, images, broken) == (390, 9, 0)
     assert wider <= 0

@@ -6,13 +6,15 @@ from sklearn.metrics import balanced_accuracy_score
 from sklearn.model_selection import KFold, cross_val_predict
 from sklearn.svm import LinearSVC
 
-from emadapt.diagnose.probe import domain_probe, foreground_probe
+from emadapt.domains.probe import domain_probe, foreground_probe
 from emadapt.errors import InputError
 
 SEEDED: dict[str, Any] = {"permutations": 99, "seed": 0, "names": ("here", "there")}
 
 
-def volume(seed: int, blocks: int = 4, per_block: int = 12, dim: int = 6, drift: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
+def volume(
+    seed: int, blocks: int = 4, per_block: int = 12, dim: int = 6, drift: float = 0.5
+) -> tuple[np.ndarray, np.ndarray]:
     """Tokens whose z-blocks differ, as those of a volume do."""
     rng = np.random.default_rng(seed)
     block = np.repeat(np.arange(blocks), per_block)
@@ -51,7 +53,11 @@ def test_the_p_value_against_blocks_that_were_really_exchanged() -> None:
     for swapped in ([], [1], [2], [1, 2]):
         swap = np.isin(blocks, swapped)[:, None]
         one, other = np.where(swap, b, a), np.where(swap, a, b)
-        accuracies.append(domain_probe(one, blocks, other, blocks, permutations=0, seed=0, names=("", "")).balanced_accuracy)
+        accuracies.append(
+            domain_probe(
+                one, blocks, other, blocks, permutations=0, seed=0, names=("", "")
+            ).balanced_accuracy
+        )
     found = domain_probe(a, blocks, b, blocks, **SEEDED)
     assert found.balanced_accuracy == pytest.approx(accuracies[0])
     assert found.p_value == np.mean(np.asarray(accuracies) >= accuracies[0] - 1e-9)
@@ -92,8 +98,12 @@ def test_predictions_in_runs_are_no_evidence_for_labels_in_runs() -> None:
     p_values = []
     for seed in range(20):
         x, y, blocks = labelled(seed)
-        x[:, 0] += 6 * np.repeat(np.random.default_rng(100 + seed).random(30) < 0.4, 8)  # runs of something else
-        p_values.append(foreground_probe(x, y, blocks, permutations=19, seed=0, names=("", "")).p_value)
+        x[:, 0] += 6 * np.repeat(
+            np.random.default_rng(100 + seed).random(30) < 0.4, 8
+        )  # runs of something else
+        p_values.append(
+            foreground_probe(x, y, blocks, permutations=19, seed=0, names=("", "")).p_value
+        )
     assert np.mean(np.asarray(p_values) <= 0.1) <= 0.2
 
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from emadapt import report
-from emadapt.config import RegimeSpec
 from emadapt.errors import InputError
-from emadapt.recommend import WIDTH, recommend
+from emadapt.report import report
+from emadapt.report.recommend import WIDTH, recommend
+from emadapt.study.study import RegimeSettings
 from fakes import a_study, few_study, write_metrics
 
 STUDY = few_study((0, 1))
@@ -58,19 +58,39 @@ def test_every_iou_has_its_interval(tmp_path: Path, summary: dict[str, Any]) -> 
 
 def test_the_best_with_what_it_takes(tmp_path: Path, summary: dict[str, Any]) -> None:
     text = said(tmp_path, summary, "lucchi")
-    best = max((e for e in summary["units"] if e["test_set"] == "lucchi"), key=lambda e: e["iou"]["mean"])
+    best = max(
+        (e for e in summary["units"] if e["test_set"] == "lucchi"), key=lambda e: e["iou"]["mean"]
+    )
     low, high = best["iou"]["ci95"]
     assert "lucchi, 32 test slices" in text
-    assert f"Best: dinov2_s, regime lora, head pyramid, trained on {best['train_set']} (48 slices): IoU 0.855" in text
+    assert (
+        f"Best: dinov2_s, regime lora, head pyramid, trained on {best['train_set']} (48 slices): IoU 0.855"
+        in text
+    )
     assert f"({low:.3f} to {high:.3f}), 100 s, 0.9 GB" in text
     assert "vnc, 12 test slices" not in text
 
 
-@pytest.mark.parametrize(("ridge", "frozen", "words"), [
-    ([-0.08, -0.02], [-0.08, -0.02], "the best is also the cheapest that is not significantly worse"),
-    ([-0.08, 0.02], [-0.08, 0.02], "No GPU, or little time: dinov2_s, regime ridge, trained on lucchi (48 slices)"),
-    ([-0.08, -0.02], [-0.08, 0.02], "the best is also the cheapest that is not significantly worse"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("ridge", "frozen", "words"),
+    [
+        (
+            [-0.08, -0.02],
+            [-0.08, -0.02],
+            "the best is also the cheapest that is not significantly worse",
+        ),
+        (
+            [-0.08, 0.02],
+            [-0.08, 0.02],
+            "No GPU, or little time: dinov2_s, regime ridge, trained on lucchi (48 slices)",
+        ),
+        (
+            [-0.08, -0.02],
+            [-0.08, 0.02],
+            "the best is also the cheapest that is not significantly worse",
+        ),
+    ],
+)
 def test_the_cheapest_that_is_not_significantly_worse(
     tmp_path: Path, summary: dict[str, Any], ridge: list[float], frozen: list[float], words: str
 ) -> None:
@@ -87,19 +107,32 @@ def test_the_cheapest_that_is_not_significantly_worse(
 
 def test_a_baseline_that_is_the_best(tmp_path: Path, summary: dict[str, Any]) -> None:
     swap = {"ridge": "lora", "lora": "ridge"}
-    for entry in [*summary["units"], *summary["against_best"], *(c["against"] for c in summary["against_best"])]:
+    for entry in [
+        *summary["units"],
+        *summary["against_best"],
+        *(c["against"] for c in summary["against_best"]),
+    ]:
         entry["regime"] = swap.get(entry["regime"], entry["regime"])
     assert "A baseline: no adaptation does better here." in said(tmp_path, summary)
 
 
 def test_labels(tmp_path: Path, summary: dict[str, Any]) -> None:
     text = said(tmp_path, summary)
-    assert re.search(r"Labels: dinov2_s lora reaches 90 % of the 0\.855 \(.*?\) of all 48 with 16 slices: 0\.773 \(", text)
-    assert re.search(r"Labels: dinov2_s lora needs more than 4 slices for 90 % of the 0\.855 \(.*?\) of all 12: 4 give", text)
+    assert re.search(
+        r"Labels: dinov2_s lora reaches 90 % of the 0\.855 \(.*?\) of all 48 with 16 slices: 0\.773 \(",
+        text,
+    )
+    assert re.search(
+        r"Labels: dinov2_s lora needs more than 4 slices for 90 % of the 0\.855 \(.*?\) of all 12: 4 give",
+        text,
+    )
     assert "leave out the validation slices" in text
     del summary["few_shot"]
     text = said(tmp_path, summary)
-    assert "how many are enough was not measured; add training sets such as vnc_4: {datasets: [vnc], slices: 4}" in text
+    assert (
+        "how many are enough was not measured; add training sets such as vnc_4: {datasets: [vnc], slices: 4}"
+        in text
+    )
     assert "Curves of few labels were not run for lucchi and vnc." in text
 
 
@@ -115,8 +148,16 @@ def test_one_model_for_both(tmp_path: Path, summary: dict[str, Any]) -> None:
 
 def test_what_is_not_known_follows_from_facts(tmp_path: Path, summary: dict[str, Any]) -> None:
     text = said(tmp_path, summary)
-    kinds = "lucchi is the only one with near-isotropic voxels", "vnc is the only one with thick sections"
-    for words in (*kinds, "6 models for lucchi, 6 models for vnc", "Not tried: backbones dinov2_b,", "regimes lora_last_k"):
+    kinds = (
+        "lucchi is the only one with near-isotropic voxels",
+        "vnc is the only one with thick sections",
+    )
+    for words in (
+        *kinds,
+        "6 models for lucchi, 6 models for vnc",
+        "Not tried: backbones dinov2_b,",
+        "regimes lora_last_k",
+    ):
         assert words in text
     assert "One seed" not in text
     assert "params.yaml has changed" not in text
@@ -135,8 +176,14 @@ def test_a_summary_that_does_not_fit(tmp_path: Path, summary: dict[str, Any]) ->
         recommend(tmp_path, STUDY, STUDY.datasets)
     for change, words in (
         ({"study": "another"}, "found that of study another; .*`emadapt use another`"),
-        ({"units": summary["units"][1:]}, "found other units than params.yaml has .*is in params.yaml alone"),
-        ({"units": [*summary["units"], {**summary["units"][0], "regime": "dora"}]}, "dora.* is in the summary alone"),
+        (
+            {"units": summary["units"][1:]},
+            "found other units than params.yaml has .*is in params.yaml alone",
+        ),
+        (
+            {"units": [*summary["units"], {**summary["units"][0], "regime": "dora"}]},
+            "dora.* is in the summary alone",
+        ),
         ({"units": None}, "found no summary"),
     ):
         with pytest.raises(InputError, match=words):
@@ -160,9 +207,13 @@ def test_one_seed_and_no_baseline(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("deep", ["lora", "frozen"])
-def test_a_baseline_in_3d_is_called_what_it_is(tmp_path: Path, summary: dict[str, Any], deep: str) -> None:
+def test_a_baseline_in_3d_is_called_what_it_is(
+    tmp_path: Path, summary: dict[str, Any], deep: str
+) -> None:
     """It has no backbone, and what is labelled of it with `crops` are patches."""
-    study = dataclasses.replace(STUDY, regime_specs={**STUDY.regime_specs, deep: RegimeSpec("resunet3d")})
+    study = dataclasses.replace(
+        STUDY, regime_settings={**STUDY.regime_settings, deep: RegimeSettings("resunet3d")}
+    )
     for curve in summary["few_shot"]:
         curve["amount"] = "crops"
     for entry in summary["units"]:
@@ -173,9 +224,13 @@ def test_a_baseline_in_3d_is_called_what_it_is(tmp_path: Path, summary: dict[str
     assert f"dinov2_s {deep}" not in text
     assert f"dinov2_s, regime {deep}" not in text
     if deep == "lora":  # the best
-        assert re.search(rf"Best: regime {re.escape(named)}, trained on \w+ \(8 of \d+ patches\)", text)
+        assert re.search(
+            rf"Best: regime {re.escape(named)}, trained on \w+ \(8 of \d+ patches\)", text
+        )
         assert "A baseline: no adaptation does better here." in text
         assert re.search(rf"Labels: {re.escape(named)} reaches 90 % .* with 16 patches:", text)
         assert f"One model for several datasets: {named} trained on paired" in text
     else:
-        assert re.search(rf"Baselines against the best: .*{re.escape(named)} (is worse|does as well)", text)
+        assert re.search(
+            rf"Baselines against the best: .*{re.escape(named)} (is worse|does as well)", text
+        )

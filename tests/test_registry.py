@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from emadapt import api, mlflow_store
+from emadapt import api
 from emadapt.cli import main
-from emadapt.config import RegimeSpec
 from emadapt.errors import InputError
-from emadapt.export import registry
+from emadapt.segment import registry
 from emadapt.segment.model import find_model, open_model
+from emadapt.study.study import RegimeSettings
+from emadapt.tracking import store as mlflow_store
 from tiny import blobs, write_model
 
 IMAGE = blobs((2, 60, 70), 3)[0]
@@ -39,7 +40,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         write_model(Path("build/units/first"))
-        write_model(Path("second"), regime=RegimeSpec("lora", rank=2, alpha=4), head="pyramid")
+        write_model(Path("second"), regime=RegimeSettings("lora", rank=2, alpha=4), head="pyramid")
         assert run("register", "first", "--name", "mito").stdout == "register: models:/mito/1\n"
         result = run("register", "second", "--name", "mito", "--alias", "champion")
         assert result.stdout == "register: models:/mito/2, models:/mito@champion\n"
@@ -52,24 +53,40 @@ def _there(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_address_gives_the_registered_model(root: Path) -> None:
-    for address, folder in (("models:/mito/1", root / "build/units/first"), ("models:/mito@champion", root / "second")):
+    for address, folder in (
+        ("models:/mito/1", root / "build/units/first"),
+        ("models:/mito@champion", root / "second"),
+    ):
         got = find_model(address)
-        assert [(got / name).read_bytes() for name in NAMES] == [(folder / name).read_bytes() for name in NAMES]
+        assert [(got / name).read_bytes() for name in NAMES] == [
+            (folder / name).read_bytes() for name in NAMES
+        ]
         assert "# t-frozen-a-0" in (got / "model-card.md").read_text()
         assert find_model(address) == got  # fetched once
     probability = api.segment(IMAGE, open_model("models:/mito@champion"), VOXEL, probabilities=True)
-    np.testing.assert_array_equal(probability, api.segment(IMAGE, open_model("second"), VOXEL, probabilities=True))
+    np.testing.assert_array_equal(
+        probability, api.segment(IMAGE, open_model("second"), VOXEL, probabilities=True)
+    )
 
 
 def test_an_alias_moves(root: Path) -> None:
     assert run("promote", "mito", "1", "--alias", "stable").exit_code == 0
     assert find_model("models:/mito@stable") == find_model("models:/mito/1")
-    assert run("promote", "mito", "2", "--alias", "stable").stdout == "promote: models:/mito@stable is version 2 now\n"
+    assert (
+        run("promote", "mito", "2", "--alias", "stable").stdout
+        == "promote: models:/mito@stable is version 2 now\n"
+    )
     assert find_model("models:/mito@stable") == find_model("models:/mito/2")
 
 
-@pytest.mark.parametrize(("address", "message"), [("models:/mito@nobody", "there is mito"), ("models:/other/1", "there is mito"),
-                                                  ("models:/mito", "models:/NAME@ALIAS")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("models:/mito@nobody", "there is mito"),
+        ("models:/other/1", "there is mito"),
+        ("models:/mito", "models:/NAME@ALIAS"),
+    ],
+)
 def test_what_is_not_there(address: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         find_model(address)
@@ -83,7 +100,15 @@ def test_a_version_says_what_it_is_and_holds_no_pickle_and_no_backbone(root: Pat
     own = version.source.removeprefix("models:/")
     (weights,) = (path for path in (root / "mlruns").rglob("model.safetensors") if own in str(path))
     held = [path for path in weights.parents[2].rglob("*") if path.is_file()]
-    assert {path.suffix for path in held} <= {".json", ".safetensors", ".md", ".py", ".txt", ".yaml", ""}
+    assert {path.suffix for path in held} <= {
+        ".json",
+        ".safetensors",
+        ".md",
+        ".py",
+        ".txt",
+        ".yaml",
+        "",
+    }
     assert (weights.parents[2] / "served.py").read_bytes() == registry.CODE.read_bytes()
 
 
@@ -93,15 +118,32 @@ def test_mlflow_serves_what_the_api_gives(root: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/mito@champion", "--env-manager", "local",
-               "--host", "127.0.0.1", "--port", str(port)]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "models",
+        "serve",
+        "-m",
+        "models:/mito@champion",
+        "--env-manager",
+        "local",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+    ]
     environment = os.environ | {"MLFLOW_TRACKING_URI": mlflow_store.tracking_uri(root)}
     with (
         Path("served.log").open("wb") as log,
-        subprocess.Popen(command, cwd=root, env=environment, stdout=log, stderr=log, start_new_session=True) as server,
+        subprocess.Popen(
+            command, cwd=root, env=environment, stdout=log, stderr=log, start_new_session=True
+        ) as server,
     ):
         try:
-            body = json.dumps({"inputs": IMAGE.tolist(), "params": {"voxel_nm": list(VOXEL)}}).encode()
+            body = json.dumps(
+                {"inputs": IMAGE.tolist(), "params": {"voxel_nm": list(VOXEL)}}
+            ).encode()
             answer = json.loads(_post(f"http://127.0.0.1:{port}", body, server))
         finally:
             os.killpg(server.pid, 15)
@@ -118,7 +160,9 @@ def _post(address: str, body: bytes, server: subprocess.Popen[bytes]) -> bytes:
             break
         except OSError:
             time.sleep(1)
-    request = urllib.request.Request(f"{address}/invocations", body, {"Content-Type": "application/json"})
+    request = urllib.request.Request(
+        f"{address}/invocations", body, {"Content-Type": "application/json"}
+    )
     try:
         with urllib.request.urlopen(request, timeout=120) as response:
             return bytes(response.read())

@@ -28,10 +28,20 @@ def test_lock_satisfies_the_project() -> None:
     assert (pins["torch"], pins["torchvision"]) == ("2.14.1", "0.29.1")
     assert (pins["mlflow"], pins["albumentations"]) == ("3.17.2", "2.0.8")
     metadata_ = project()["project"]
-    extras = {name: group for name, group in metadata_["optional-dependencies"].items() if name != "napari"}  # brings Qt
-    wanted = [Requirement(text) for group in (metadata_["dependencies"], *extras.values()) for text in group]
+    extras = {
+        name: group
+        for name, group in metadata_["optional-dependencies"].items()
+        if name != "napari"
+    }  # brings Qt
+    wanted = [
+        Requirement(text)
+        for group in (metadata_["dependencies"], *extras.values())
+        for text in group
+    ]
     for requirement in wanted:
-        assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), requirement
+        assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), (
+            requirement
+        )
     assert "albumentationsx" not in pins
 
 
@@ -55,20 +65,42 @@ def test_every_import_of_the_package_is_a_dependency() -> None:
             at_the_top |= names if node in tree.body else set()
     known = project()["project"]
     declared = {canonicalize_name(Requirement(text).name) for text in known["dependencies"]}
-    extras = {canonicalize_name(Requirement(text).name) for group in known["optional-dependencies"].values() for text in group}
+    extras = {
+        canonicalize_name(Requirement(text).name)
+        for group in known["optional-dependencies"].values()
+        for text in group
+    }
     distributions = metadata.packages_distributions()
-    others = imported - set(sys.stdlib_module_names) - {"emadapt", "empanada"}  # whose pins no extra can meet (models/outside.py)
-    providers = {module: {canonicalize_name(name) for name in distributions.get(module, [module])} for module in others}
+    others = (
+        imported - set(sys.stdlib_module_names) - {"emadapt", "empanada"}
+    )  # whose pins no extra can meet (models/outside.py)
+    providers = {
+        module: {canonicalize_name(name) for name in distributions.get(module, [module])}
+        for module in others
+    }
     allowed = {module: declared if module in at_the_top else declared | extras for module in others}
-    assert {module: names for module, names in providers.items() if not names & allowed[module]} == {}
+    assert {
+        module: names for module, names in providers.items() if not names & allowed[module]
+    } == {}
 
 
 # -- Makefile and .ci/run
 
 
 def make(*words: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
-    inherited = {k: v for k, v in os.environ.items() if k not in {"MAKEFLAGS", "MAKELEVEL", "MFLAGS", "PYTHON"}}
-    return subprocess.run(["make", *words], cwd=cwd, env=inherited | environment, capture_output=True, text=True, check=False)
+    inherited = {
+        k: v
+        for k, v in os.environ.items()
+        if k not in {"MAKEFLAGS", "MAKELEVEL", "MFLAGS", "PYTHON"}
+    }
+    return subprocess.run(
+        ["make", *words],
+        cwd=cwd,
+        env=inherited | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def test_targets_exist() -> None:
@@ -109,7 +141,14 @@ def set_up(folder: Path, **environment: str) -> tuple[subprocess.CompletedProces
     record = folder / "record"
     record.write_text("")
     python = str(folder / "bin/python")
-    done = make("venv", f"PYTHON={python}", cwd=folder, RECORD=str(record), REAL_PYTHON=sys.executable, **environment)
+    done = make(
+        "venv",
+        f"PYTHON={python}",
+        cwd=folder,
+        RECORD=str(record),
+        REAL_PYTHON=sys.executable,
+        **environment,
+    )
     return done, record.read_text().split()
 
 
@@ -205,11 +244,17 @@ def unsafe_calls(source: str) -> list[str]:
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import | ast.ImportFrom):
             modules = {alias.name for alias in node.names} | {getattr(node, "module", None) or ""}
-            found += [name for name in modules if name.split(".")[0] in {"pickle", "cloudpickle", "dill"}]
+            found += [
+                name for name in modules if name.split(".")[0] in {"pickle", "cloudpickle", "dill"}
+            ]
         if not isinstance(node, ast.Call):
             continue
         name = ast.unparse(node.func)
-        true = {k.arg for k in node.keywords if isinstance(k.value, ast.Constant) and k.value.value is True}
+        true = {
+            k.arg
+            for k in node.keywords
+            if isinstance(k.value, ast.Constant) and k.value.value is True
+        }
         if (
             name in {"os.system", "os.popen", "yaml.load", "joblib.load", "eval", "exec"}
             or "shell" in true
@@ -237,7 +282,10 @@ def test_unsafe_calls_are_found(source: str) -> None:
 
 
 def test_no_unsafe_call_in_the_package() -> None:
-    assert unsafe_calls("torch.load(path, weights_only=True); np.load(path); subprocess.run(['dvc'])") == []
+    assert (
+        unsafe_calls("torch.load(path, weights_only=True); np.load(path); subprocess.run(['dvc'])")
+        == []
+    )
     files = sorted((ROOT / "src").rglob("*.py"))
     assert files
     assert {str(path): calls for path in files if (calls := unsafe_calls(path.read_text()))} == {}

@@ -14,20 +14,20 @@ import torch.nn.functional as F
 from click.testing import CliRunner
 from torch import nn
 
-from emadapt.check import check_study
 from emadapt.cli import main
-from emadapt.config import RegimeSpec, Study, Unit
+from emadapt.data.crops import Draw
 from emadapt.data.ingest import open_volume
-from emadapt.data.patches import Draw
-from emadapt.device import emulated, resolve_precision
 from emadapt.errors import ConfigError, InputError
-from emadapt.evaluate import evaluate_unit
-from emadapt.fit import val_slices
+from emadapt.models.device import emulated, resolve_precision
 from emadapt.models.resunet3d import BatchNorm3d, Block, ResUNet3d
 from emadapt.models.segmenter import build_segmenter, load_segmenter
+from emadapt.models.tokens import run as tokens
+from emadapt.pipeline.check import check_study
 from emadapt.segment.model import open_model
-from emadapt.tokens import run as tokens
-from emadapt.train import label, prepare, train_unit
+from emadapt.study.study import RegimeSettings, Study, Unit
+from emadapt.training.evaluate import evaluate_unit
+from emadapt.training.fit import val_slices
+from emadapt.training.train import label, prepare, train_unit
 from tiny import make_study, settings, stop_after_an_epoch
 
 ROOT = Path(__file__).parents[1]
@@ -36,12 +36,20 @@ KIND = {"kind": "resunet3d", "patch": [3, 32, 32], "channels": list(NARROW)}
 UNIT = Unit("t", "deep", "a", 0)
 
 
-def a_study(tmp_path: Path, *, regimes: dict[str, Any] | None = None, train_sets: dict[str, Any] | None = None,
-            **train: Any) -> Study:  # fmt: skip
+def a_study(
+    tmp_path: Path,
+    *,
+    regimes: dict[str, Any] | None = None,
+    train_sets: dict[str, Any] | None = None,
+    **train: Any,
+) -> Study:
     params = settings(**{"epochs": 2, "steps_per_epoch": 2, "val_slices": 2, **train})
     params["regimes"] = regimes or {"deep": KIND}
     params["train_sets"] = train_sets or {"a": ["a"]}
-    params["study"] |= {"regimes": list(params["regimes"]), "train_sets": list(params["train_sets"])}
+    params["study"] |= {
+        "regimes": list(params["regimes"]),
+        "train_sets": list(params["train_sets"]),
+    }
     return make_study(tmp_path, params)
 
 
@@ -67,19 +75,33 @@ def test_shapes_of_the_levels_and_size() -> None:
         for module in [net.before, *net.down, *net.lift, *net.up]:
             module.register_forward_hook(lambda _m, _i, out: seen.append(tuple(out.shape[1:])))
         logits = net([torch.empty(1, 1, 18, 160, 160)], (160, 160))
-    encoder = [(28, 18, 160, 160), (36, 18, 80, 80), (48, 18, 40, 40), (64, 18, 20, 20), (80, 18, 10, 10)]
-    decoder = [shape for shape in encoder[-2::-1] for _ in range(2)]  # lifted, then through the block
+    encoder = [
+        (28, 18, 160, 160),
+        (36, 18, 80, 80),
+        (48, 18, 40, 40),
+        (64, 18, 20, 20),
+        (80, 18, 10, 10),
+    ]
+    decoder = [
+        shape for shape in encoder[-2::-1] for _ in range(2)
+    ]  # lifted, then through the block
     assert seen == [encoder[0], *encoder, *decoder]
     assert logits.shape == (1, 2, 18, 160, 160)
     widths = (28, 36, 48, 64, 80)
 
-    def block(a: int, b: int) -> int:  # weights without biases; scale and shift of the normalisation
+    def block(
+        a: int, b: int
+    ) -> int:  # weights without biases; scale and shift of the normalisation
         return 9 * a * b + 2 * 27 * b * b + 3 * 2 * b
 
     expected = 25 * 28 + 2 * 28 + block(28, 28) + 25 * 28 * 2 + 2
     expected += sum(block(a, b) + block(a, a) + a * b + a for a, b in pairwise(widths))
-    assert sum(p.numel() for p in net.parameters()) == expected == 1_459_022  # what docs/how-to.md says
-    assert [m.kernel_size for m in net.modules() if isinstance(m, nn.Conv3d) and 5 in m.kernel_size] == [(1, 5, 5)] * 2
+    assert (
+        sum(p.numel() for p in net.parameters()) == expected == 1_459_022
+    )  # what docs/how-to.md says
+    assert [
+        m.kernel_size for m in net.modules() if isinstance(m, nn.Conv3d) and 5 in m.kernel_size
+    ] == [(1, 5, 5)] * 2
 
 
 @pytest.mark.parametrize("place", ["train", "backbones.t"])
@@ -92,13 +114,15 @@ def test_half_precision_that_this_cpu_emulates_is_refused_before_work(
     params["regimes"], params["train_sets"] = {"deep": KIND}, {"a": ["a"]}
     params["study"] |= {"regimes": ["deep"], "train_sets": ["a"]}
     study = make_study(here, params)
-    monkeypatch.setattr("emadapt.device.emulated", lambda precision: precision in ("bf16", "fp16"))
+    monkeypatch.setattr(
+        "emadapt.models.device.emulated", lambda precision: precision in ("bf16", "fp16")
+    )
     assert resolve_precision("auto") == "fp32" or torch.cuda.is_available()
     words = rf"{place}.precision: found {asked} without a GPU.*Set auto"
     assert [line for line in check_study(here / "params.yaml") if re.search(words, line)]
     with pytest.raises(InputError, match=words):
         prepare(study, UNIT)
-    monkeypatch.setattr("emadapt.device.emulated", lambda _: False)
+    monkeypatch.setattr("emadapt.models.device.emulated", lambda _: False)
     assert check_study(here / "params.yaml") == []
 
 
@@ -116,7 +140,9 @@ def test_a_block_is_three_convolutions_and_a_sum() -> None:
 
     def normal(y: torch.Tensor) -> torch.Tensor:
         flat = y.transpose(0, 1).flatten(1)
-        return (y - flat.mean(1).view(1, -1, 1, 1, 1)) / (flat.var(1, correction=0) + 1e-5).sqrt().view(1, -1, 1, 1, 1)
+        return (y - flat.mean(1).view(1, -1, 1, 1, 1)) / (
+            flat.var(1, correction=0) + 1e-5
+        ).sqrt().view(1, -1, 1, 1, 1)
 
     # In plane: each slice through a 2D convolution by itself.
     plane = torch.stack([F.conv2d(x[:, :, z], weights[0][:, :, 0], padding=1) for z in range(4)], 2)
@@ -126,10 +152,12 @@ def test_a_block_is_three_convolutions_and_a_sum() -> None:
     torch.testing.assert_close(block(x), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_normalisation_over_processes_is_torchs_over_all_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_normalisation_over_processes_is_torchs_over_all_samples(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """What several processes compute, here with sums over one that has all samples."""
-    monkeypatch.setattr("emadapt.parallel.size", lambda: 2)
-    monkeypatch.setattr("emadapt.parallel.total", lambda values: values)
+    monkeypatch.setattr("emadapt.models.parallel.size", lambda: 2)
+    monkeypatch.setattr("emadapt.models.parallel.total", lambda values: values)
     ours, theirs = BatchNorm3d(3), nn.BatchNorm3d(3)
     generator = torch.Generator().manual_seed(0)
     x, y = (torch.randn(2, 3, 4, 5, 6, generator=generator) * 3 + 1 for _ in range(2))
@@ -150,7 +178,9 @@ def test_gradients_reach_all_of_it_and_neighbours_matter() -> None:
     net = ResUNet3d(1, 1, NARROW)
     image = torch.rand(2, 1, 3, 32, 32, requires_grad=True)
     net([image], (32, 32))[:, 1, 1].sum().backward()
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in net.parameters() if p.dim() == 5)
+    assert all(
+        p.grad is not None and p.grad.abs().sum() > 0 for p in net.parameters() if p.dim() == 5
+    )
     net.eval()
     with torch.no_grad():
         alone, other = image.detach().clone(), image.detach().clone()
@@ -167,13 +197,22 @@ def test_without_a_sample_it_takes_part_in_the_backward_pass() -> None:
     assert all(p.grad is not None and not p.grad.any() for p in net.parameters())
 
 
-def test_it_is_trained_resumed_and_scored_and_learns(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_trained_resumed_and_scored_and_learns(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     study = a_study(here, epochs=2, steps_per_epoch=6)
-    assert (study.train_spec(UNIT).head_lr, study.train_spec(UNIT).weight_decay) == (0.002, 0.0)
+    assert (study.train_settings(UNIT).head_lr, study.train_settings(UNIT).weight_decay) == (
+        0.002,
+        0.0,
+    )
     folder = train_unit(study, UNIT)
     undisturbed = (folder / "model.safetensors").read_bytes()
     card = json.loads((folder / "model.json").read_text())
-    assert (card["head"], card["backbone"]["tile"], card["weights"]["source"]) == ("resunet3d", 64, "none")
+    assert (card["head"], card["backbone"]["tile"], card["weights"]["source"]) == (
+        "resunet3d",
+        64,
+        "none",
+    )
     metrics = json.loads(evaluate_unit(study, UNIT).read_text())
     assert metrics["test"]["a"]["iou"] > 0.6  # bright discs on noise: chance is 0.2
     assert metrics["test"]["a"]["n"] == len(open_volume("a").split["test"])
@@ -186,21 +225,39 @@ def test_it_is_trained_resumed_and_scored_and_learns(here: Path, monkeypatch: py
 
 
 def test_labelled_patches_and_a_start_from_another_dataset(here: Path) -> None:
-    sets = {"a": ["a"], "b": ["b"], "b_2": {"datasets": ["b"], "crops": 2}, "b_half": {"datasets": ["b"], "crops": "50%"}}
+    sets = {
+        "a": ["a"],
+        "b": ["b"],
+        "b_2": {"datasets": ["b"], "crops": 2},
+        "b_half": {"datasets": ["b"], "crops": "50%"},
+    }
     tuned = {**KIND, "init_from": "deep-a"}
-    study = a_study(here, regimes={"deep": KIND, "tuned": tuned}, train_sets=sets, epochs=1, steps_per_epoch=1)
+    study = a_study(
+        here, regimes={"deep": KIND, "tuned": tuned}, train_sets=sets, epochs=1, steps_per_epoch=1
+    )
     inputs = prepare(study, Unit("t", "tuned", "b_2", 0))
-    source = build_segmenter(study.backbone_specs["t"], study.regime_specs["deep"], "resunet3d", 0)
+    source = build_segmenter(
+        study.backbone_settings["t"], study.regime_settings["deep"], "resunet3d", 0
+    )
     assert inputs.start
-    assert not all(torch.equal(source.trained_state()[k], v) for k, v in inputs.segmenter.trained_state().items())
+    assert not all(
+        torch.equal(source.trained_state()[k], v)
+        for k, v in inputs.segmenter.trained_state().items()
+    )
     trained = load_segmenter(train_unit(study, UNIT))[0].trained_state()
     assert all(torch.equal(trained[k], v) for k, v in inputs.segmenter.trained_state().items())
     training = open_volume("b").split["train"]
     tiles = label(study, Unit("t", "deep", "b_2", 0), source)
-    assert tiles.counts["crops"] == (2, len(training[::3]) * 3 * 4)  # 3 x 4 patches of 32 x 32 cover 90 x 100 pixels
+    assert tiles.counts["crops"] == (
+        2,
+        len(training[::3]) * 3 * 4,
+    )  # 3 x 4 patches of 32 x 32 cover 90 x 100 pixels
     assert len(set(tiles.tiles[0])) == 2
     assert all({z, z + 1, z + 2} <= set(training) for z, _, _ in tiles.tiles[0])
-    assert label(study, Unit("t", "deep", "b_half", 0), source).counts["crops"][0] == tiles.counts["crops"][1] // 2
+    assert (
+        label(study, Unit("t", "deep", "b_half", 0), source).counts["crops"][0]
+        == tiles.counts["crops"][1] // 2
+    )
     images, labels = inputs.data[Draw(0, 1, 7)]
     assert (images.shape, labels.shape) == ((1, 3, 32, 32), (3, 32, 32))
 
@@ -208,20 +265,25 @@ def test_labelled_patches_and_a_start_from_another_dataset(here: Path) -> None:
 def test_validation_looks_at_neighbours(here: Path) -> None:
     a_study(here)
     volume = open_volume("a")
-    thick = dataclasses.replace(volume, manifest={**volume.manifest, "split": {"val": list(range(20, 40))}})
+    thick = dataclasses.replace(
+        volume, manifest={**volume.manifest, "split": {"val": list(range(20, 40))}}
+    )
     assert val_slices(thick, 4, depth=6) == list(range(27, 33))
     assert val_slices(thick, 8, depth=6) == list(range(26, 34))
     assert val_slices(thick, 4, depth=50) == val_slices(thick, 0, depth=6) == list(range(20, 40))
     assert val_slices(thick, 2) == [20, 39]
 
 
-@pytest.mark.parametrize(("change", "said"), [
-    ({"patch": [3, 32, 48]}, "y = x, a multiple of 16"),
-    ({"patch": [3, 40, 40]}, "y = x, a multiple of 16"),
-    ({"patch": [0, 32, 32]}, "y = x, a multiple of 16"),
-    ({"channels": [4, 4, 4, 0, 4]}, "expected numbers from 1 on"),
-    ({"channels": [4, 4]}, "a list of 5"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"patch": [3, 32, 48]}, "y = x, a multiple of 16"),
+        ({"patch": [3, 40, 40]}, "y = x, a multiple of 16"),
+        ({"patch": [0, 32, 32]}, "y = x, a multiple of 16"),
+        ({"channels": [4, 4, 4, 0, 4]}, "expected numbers from 1 on"),
+        ({"channels": [4, 4]}, "a list of 5"),
+    ],
+)
 def test_settings_that_cannot_be(tmp_path: Path, change: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         a_study(tmp_path, regimes={"deep": {**KIND, **change}})
@@ -237,7 +299,10 @@ def test_labelled_slices_are_refused_and_so_are_other_channels_at_the_start(tmp_
 
 def test_a_volume_thinner_than_the_patch_is_said_before_work(here: Path) -> None:
     study = a_study(here, regimes={"deep": {**KIND, "patch": [18, 32, 32]}})
-    with pytest.raises(InputError, match="a volume thinner than the patch: at most 5 consecutive training slices; expected 18"):
+    with pytest.raises(
+        InputError,
+        match="a volume thinner than the patch: at most 5 consecutive training slices; expected 18",
+    ):
         train_unit(study, UNIT)
     result = CliRunner().invoke(main, ["check"])
     assert result.exit_code == 2
@@ -253,6 +318,6 @@ def test_no_tokens_are_computed_where_no_regime_has_a_backbone(here: Path) -> No
 
 
 def test_defaults_are_those_of_the_study_that_it_is_from() -> None:
-    spec = RegimeSpec("resunet3d")
+    spec = RegimeSettings("resunet3d")
     assert (spec.patch, spec.channels) == ((18, 160, 160), (28, 36, 48, 64, 80))
     assert np.prod(spec.patch) == 160 * 160 * 18

@@ -53,10 +53,14 @@ def test_the_head_says_what_the_path_says_with_the_threshold_at_one_half() -> No
     tokens = torch.from_numpy(x[:24].astype(np.float32)).view(2, 3, 4, DIM).movedim(-1, 1)
     shares = path.predict(tokens)
     assert shares.shape == (len(STRENGTHS), 2, 3, 4)
-    expected = path.intercept + (x[:24] - path.mean) / np.sqrt(path.variance + EPS) @ path.weights[4]
+    expected = (
+        path.intercept + (x[:24] - path.mean) / np.sqrt(path.variance + EPS) @ path.weights[4]
+    )
     np.testing.assert_allclose(shares[4].flatten(), expected, atol=1e-4)
     head = Linear(DIM // 2, 2).eval()
     path.write(head, 4, threshold=0.3, slope=9.0)
     with torch.inference_mode():
         logits = head([tokens[:, : DIM // 2], tokens[:, DIM // 2 :]], (3, 4))
-    torch.testing.assert_close(logits[:, 1] - logits[:, 0], 9 * (shares[4] - 0.3), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(
+        logits[:, 1] - logits[:, 0], 9 * (shares[4] - 0.3), atol=1e-3, rtol=1e-3
+    )

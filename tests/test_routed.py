@@ -10,33 +10,45 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from emadapt.closest import statistics_of
-from emadapt.config import BackboneSpec, RegimeSpec, Study, Unit
+from emadapt.data.crops import load_epoch, plan_epoch
 from emadapt.data.ingest import open_volume
-from emadapt.data.patches import load_epoch, plan_epoch
-from emadapt.evaluate import evaluate_unit
-from emadapt.fit import Inputs, _optimiser, _step, loss_function
-from emadapt.joint import ALIGN
+from emadapt.models.closest import statistics_of
+from emadapt.models.predict import predict_slices
 from emadapt.models.regimes import State, merge
 from emadapt.models.segmenter import Segmenter, build_segmenter, load_segmenter
-from emadapt.predict import predict_slices
-from emadapt.train import prepare, train_unit
+from emadapt.study.study import BackboneSettings, RegimeSettings, Study, Unit
+from emadapt.training.evaluate import evaluate_unit
+from emadapt.training.fit import Inputs, _optimiser, _step, loss_function
+from emadapt.training.joint import ALIGN
+from emadapt.training.train import prepare, train_unit
 from tiny import blobs, make_study, settings, write_stack
 
-NAMES = ("a", "ab", "train", "lora_b")  # one the beginning of another; one that torch, one that peft uses itself
+NAMES = (
+    "a",
+    "ab",
+    "train",
+    "lora_b",
+)  # one the beginning of another; one that torch, one that peft uses itself
 LORA = {"kind": "lora", "rank": 2, "alpha": 4}
 SIZE = (42, 56)
 
 
 def build(kind: str, datasets: tuple[str, ...] = (), seed: int = 0) -> Segmenter:
-    regime = RegimeSpec(kind, rank=3, k=2 * (kind == "lora_last_k"), align="routed" if datasets else "")  # type: ignore[arg-type]
-    return build_segmenter(BackboneSpec("tiny_dinov2", "random"), regime, "pyramid", seed, datasets).eval()
+    regime = RegimeSettings(
+        kind, rank=3, k=2 * (kind == "lora_last_k"), align="routed" if datasets else ""
+    )  # type: ignore[arg-type]
+    return build_segmenter(
+        BackboneSettings("tiny_dinov2", "random"), regime, "pyramid", seed, datasets
+    ).eval()
 
 
 def part_of(state: State, dataset: str) -> State:
     """What belongs to a dataset, under the names of a model that has nothing else."""
     kept = {k: v for k, v in state.items() if f".of_{dataset}." in k}
-    return {k.replace("copies.", "").replace(f"of_{dataset}.", "").replace("vector.weight", "vector"): v for k, v in kept.items()}
+    return {
+        k.replace("copies.", "").replace(f"of_{dataset}.", "").replace("vector.weight", "vector"): v
+        for k, v in kept.items()
+    }
 
 
 IMAGES = torch.rand((2, 1, *SIZE), generator=torch.Generator().manual_seed(1))
@@ -59,7 +71,11 @@ def test_with_a_dataset_chosen_it_is_that_datasets_own_model(kind: str) -> None:
         assert part_of(start, name).keys() == own.keys()
         assert all(torch.equal(value, own[key]) for key, value in part_of(start, name).items())
     state = {k: v + 0.1 * torch.randn(v.shape, generator=generator).abs() for k, v in start.items()}
-    assert sum(v.numel() for v in state.values()) == len(NAMES) * sum(v.numel() for v in own.values()) == routed.n_trainable()
+    assert (
+        sum(v.numel() for v in state.values())
+        == len(NAMES) * sum(v.numel() for v in own.values())
+        == routed.n_trainable()
+    )
     routed.load_trained(state)
     expected, single = {}, build(kind, seed=9)
     for name in NAMES:
@@ -74,14 +90,21 @@ def test_with_a_dataset_chosen_it_is_that_datasets_own_model(kind: str) -> None:
             routed.use(name)
             assert apart(logits(routed), expected[name]) < 1e-3
             seen = statistics_of(routed, [IMAGES])  # as if no adapter were there
-            assert all(apart(torch.tensor(seen[key]), torch.tensor(plain[key])) < 1e-3 for key in ("mean", "std"))
+            assert all(
+                apart(torch.tensor(seen[key]), torch.tensor(plain[key])) < 1e-3
+                for key in ("mean", "std")
+            )
             assert routed.n_trainable() == sum(v.numel() for v in state.values())
             assert apart(logits(routed), expected[name]) < 1e-3
 
 
 def params() -> dict[str, Any]:
     own = settings(epochs=1, steps_per_epoch=2, batch=4, clip=0.01)
-    own["regimes"] = {"lora": LORA, "routed": LORA | {"align": "routed"}, "heads": {"kind": "frozen", "align": "routed"}}
+    own["regimes"] = {
+        "lora": LORA,
+        "routed": LORA | {"align": "routed"},
+        "heads": {"kind": "frozen", "align": "routed"},
+    }
     own["train_sets"] = {"paired": ["a", "b"]}
     own["study"] |= {"regimes": ["routed", "heads"], "train_sets": ["paired"]}
     return own
@@ -96,9 +119,13 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def step(inputs: Inputs, study: Study, unit: Unit, which: set[int]) -> State:
     """Trained tensors after a step on the samples of some datasets of the first batch."""
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    joint = ALIGN[inputs.segmenter.regime.align](inputs, study.train, unit, loss_function("dice_ce"), scaler)
+    joint = ALIGN[inputs.segmenter.regime.align](
+        inputs, study.train, unit, loss_function("dice_ce"), scaler
+    )
     groups = _optimiser(inputs.segmenter, study.train, joint).param_groups
-    optimiser = torch.optim.SGD([p for group in groups for p in group["params"]], 100.0)  # AdamW's first step hides the scale
+    optimiser = torch.optim.SGD(
+        [p for group in groups for p in group["params"]], 100.0
+    )  # AdamW's first step hides the scale
     draws = [d for d in plan_epoch(inputs.data.rows(), study.train, 0, 0)[0] if d.member in which]
     loss = joint.backward(next(iter(load_epoch(inputs.data, [draws], 0))), draws, len(draws), 0.0)
     _step(loss, joint, optimiser, scaler, study.train)
@@ -116,12 +143,16 @@ def test_a_step_is_that_of_each_dataset_alone(tmp_path: Path) -> None:
         for key, value in part_of(both, name).items():
             torch.testing.assert_close(value, alone[key], rtol=1e-5, atol=1e-6)
     assert all(torch.equal(value, start[key]) for key, value in only_a.items() if ".of_b." in key)
-    assert any(not torch.equal(value, start[key]) for key, value in only_a.items() if ".of_a." in key)
+    assert any(
+        not torch.equal(value, start[key]) for key, value in only_a.items() if ".of_a." in key
+    )
     assert any(not torch.equal(value, start[key]) for key, value in both.items() if ".of_b." in key)
 
 
 @pytest.mark.parametrize("regime", ["routed", pytest.param("heads", marks=pytest.mark.slow)])
-def test_the_router_sees_tokens_and_no_names(tmp_path: Path, capsys: pytest.CaptureFixture[str], regime: str) -> None:
+def test_the_router_sees_tokens_and_no_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], regime: str
+) -> None:
     own = params()
     own["datasets"]["dark"] = own["datasets"]["a"]
     own["study"] |= {"datasets": ["a", "b", "dark"], "regimes": [regime]}
@@ -135,26 +166,37 @@ def test_the_router_sees_tokens_and_no_names(tmp_path: Path, capsys: pytest.Capt
     assert all((".of_a." in name) != (".of_b." in name) for name in tensors)
     capsys.readouterr()
     tests = json.loads(evaluate_unit(study, unit).read_text())["test"]
-    assert {name: test["routed_to"] for name, test in tests.items()} == {"a": "a", "b": "b", "dark": "b"}
-    assert all(test["distances"][test["routed_to"]] == min(test["distances"].values()) for test in tests.values())
+    assert {name: test["routed_to"] for name, test in tests.items()} == {
+        "a": "a",
+        "b": "b",
+        "dark": "b",
+    }
+    assert all(
+        test["distances"][test["routed_to"]] == min(test["distances"].values())
+        for test in tests.values()
+    )
     assert tests["dark"]["counts"] == tests["b"]["counts"]
     said = capsys.readouterr().out
     assert "a is routed to a (distances: " in said
     assert "dark is routed to b, the nearest in the training set (distances: " in said
     segmenter, _ = load_segmenter(folder)
     volume = open_volume("a")
-    segmenter.domains = dict(zip(segmenter.domains, reversed(segmenter.domains.values()), strict=True))  # a for b, b for a
+    segmenter.domains = dict(
+        zip(segmenter.domains, reversed(segmenter.domains.values()), strict=True)
+    )  # a for b, b for a
     list(predict_slices(segmenter, volume, volume.split["test"]))
     assert segmenter.domain == "b"
     assert "a is routed to b, not to a (distances: " in capsys.readouterr().out
 
 
 @pytest.mark.slow
-def test_a_tiny_study_from_training_to_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from emadapt.diagnose.run import diagnose
-    from emadapt.report import build_report
-    from emadapt.tokens import run
-    from emadapt.tracking import tracking_uri
+def test_a_tiny_study_from_training_to_the_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from emadapt.domains.run import diagnose
+    from emadapt.models.tokens import run
+    from emadapt.report.report import build_report
+    from emadapt.tracking.tracker import tracking_uri
 
     monkeypatch.delenv("EMADAPT_TRACKING")
     own = params()
@@ -176,6 +218,9 @@ def test_a_tiny_study_from_training_to_the_report(tmp_path: Path, monkeypatch: p
     client = MlflowClient(tracking_uri(tmp_path))
     experiment = client.get_experiment_by_name("tiny")
     assert experiment is not None
-    tags = {run.data.tags["regime"]: run.data.tags for run in client.search_runs([experiment.experiment_id])}
+    tags = {
+        run.data.tags["regime"]: run.data.tags
+        for run in client.search_runs([experiment.experiment_id])
+    }
     assert {tags[r]["routed_to.a"] for r in ("routed", "heads", "last")} <= {"a", "b"}
     assert "routed_to.a" not in tags["lora"]

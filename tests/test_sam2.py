@@ -10,21 +10,21 @@ import pytest
 import torch
 from torch import nn
 
-from emadapt.check import check_study
-from emadapt.config import BackboneSpec, RegimeSpec, Unit
 from emadapt.errors import InputError
-from emadapt.evaluate import evaluate_unit
 from emadapt.models import sam2
+from emadapt.models.predict import predict_slice
 from emadapt.models.segmenter import Segmenter, build_segmenter, load_segmenter
-from emadapt.predict import predict_slice
-from emadapt.recommend import recommend
-from emadapt.report import build_report
+from emadapt.pipeline.check import check_study
+from emadapt.report.recommend import recommend
+from emadapt.report.report import build_report
 from emadapt.segment.model import open_model
-from emadapt.train import train_unit
+from emadapt.study.study import BackboneSettings, RegimeSettings, Unit
+from emadapt.training.evaluate import evaluate_unit
+from emadapt.training.train import train_unit
 from outside import scene, write_sam2
 from tiny import make_study, settings
 
-SPEC = BackboneSpec("tiny_dinov2", "random", tile=64, overlap=0.25, precision="fp32")
+SPEC = BackboneSettings("tiny_dinov2", "random", tile=64, overlap=0.25, precision="fp32")
 PROMPTS = ("automatic", "box", "box+mask")
 
 
@@ -34,7 +34,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def a_segmenter(folder: Path, prompts: Any = "automatic") -> Segmenter:
-    return build_segmenter(SPEC, RegimeSpec("sam2", weights=str(folder), prompts=prompts), "sam2", 0).eval()
+    return build_segmenter(
+        SPEC, RegimeSettings("sam2", weights=str(folder), prompts=prompts), "sam2", 0
+    ).eval()
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -46,7 +48,9 @@ def test_boxes_are_those_of_the_connected_components(seed: int) -> None:
     objects, boxes = sam2.objects_of(label)
     regions = regionprops(numbered(label, connectivity=1))
     assert len(boxes) == len(regions) > 1
-    assert {tuple(box) for box in boxes} == {(r.bbox[1], r.bbox[0], r.bbox[3] - 1, r.bbox[2] - 1) for r in regions}
+    assert {tuple(box) for box in boxes} == {
+        (r.bbox[1], r.bbox[0], r.bbox[3] - 1, r.bbox[2] - 1) for r in regions
+    }
     for number, (x0, y0, x1, y1) in enumerate(boxes.astype(int), 1):
         ys, xs = np.nonzero(objects == number)
         assert (xs.min(), ys.min(), xs.max(), ys.max()) == (x0, y0, x1, y1)
@@ -86,14 +90,21 @@ class Discs(nn.Module):
 
     def forward(self, image_embeddings: Any, input_points: torch.Tensor) -> Any:
         centres = input_points[0]  # n,1,2
-        drawn = [torch.sin(centres @ torch.tensor([7.3, 3.1]) * k + torch.arange(3.0)).abs() for k in (1, 2, 5)]
+        drawn = [
+            torch.sin(centres @ torch.tensor([7.3, 3.1]) * k + torch.arange(3.0)).abs()
+            for k in (1, 2, 5)
+        ]
         ys, xs = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
-        away = ((xs - centres[..., :1, None]) ** 2 + (ys - centres[..., 1:, None]) ** 2).sqrt()[:, :1]
+        away = ((xs - centres[..., :1, None]) ** 2 + (ys - centres[..., 1:, None]) ** 2).sqrt()[
+            :, :1
+        ]
         logits = (3 + 12 * drawn[0][..., None, None] - away) * (0.2 + 2 * drawn[1][..., None, None])
         return SimpleNamespace(pred_masks=logits[None], iou_scores=drawn[2][None])
 
 
-def test_automatic_keeps_the_masks_that_transformers_keeps(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_automatic_keeps_the_masks_that_transformers_keeps(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its filters and non-maximum suppression, on run-length codes, are other code."""
     for name, value in (("POINTS", 8), ("PREDICTED_IOU", 0.3), ("STABILITY", 0.6)):
         monkeypatch.setattr(sam2, name, value)
@@ -103,13 +114,20 @@ def test_automatic_keeps_the_masks_that_transformers_keeps(folder: Path, monkeyp
     points = torch.from_numpy(sam2.grid((90, 120), 8) * np.asarray([64 / 120, 64 / 90], np.float32))
     out = backbone.vit(None, points[None, :, None])
     native = backbone.processor.post_process_masks(out.pred_masks, [[90, 120]], binarize=False)[0]
-    codes, scores, boxes = tool.filter_masks(native, out.iou_scores[0], (90, 120), [0, 0, 120, 90], 0.3, 0.6)
+    codes, scores, boxes = tool.filter_masks(
+        native, out.iou_scores[0], (90, 120), [0, 0, 120, 90], 0.3, 0.6
+    )
     masks, *_ = tool.post_process_for_mask_generation(codes, scores, boxes, sam2.OVERLAP)
-    assert 3 < len(masks) < len(codes) < 3 * len(points)  # the filters and the suppression all do something
+    assert (
+        3 < len(masks) < len(codes) < 3 * len(points)
+    )  # the filters and the suppression all do something
     found = list(backbone._automatic(backbone.vit.get_image_embeddings(native), (90, 120)))
     assert len(found) == len(masks)
     for mask in masks:
-        assert max(float(np.mean((own[0] > 0).numpy() == np.asarray(mask, bool))) for own in found) > 0.999
+        assert (
+            max(float(np.mean((own[0] > 0).numpy() == np.asarray(mask, bool))) for own in found)
+            > 0.999
+        )
     union = torch.stack([torch.as_tensor(mask) for mask in masks]).any(0)
     assert ((backbone.union(image, None) > 0) == union).float().mean() > 0.999
 
@@ -125,8 +143,13 @@ class Perfect(nn.Module):
         assert pixels.shape == (1, 3, self.side, self.side)
         return [pixels]
 
-    def forward(self, image_embeddings: Any, multimask_output: bool, input_boxes: torch.Tensor,
-                input_masks: torch.Tensor | None = None) -> Any:  # fmt: skip
+    def forward(
+        self,
+        image_embeddings: Any,
+        multimask_output: bool,
+        input_boxes: torch.Tensor,
+        input_masks: torch.Tensor | None = None,
+    ) -> Any:
         assert not multimask_output
         across = torch.arange(self.side)
         masks = []
@@ -141,7 +164,9 @@ class Perfect(nn.Module):
 
 
 @pytest.mark.parametrize("prompts", ["box", "box+mask"])
-def test_with_a_perfect_network_the_prompted_foreground_is_the_label(folder: Path, prompts: str) -> None:
+def test_with_a_perfect_network_the_prompted_foreground_is_the_label(
+    folder: Path, prompts: str
+) -> None:
     backbone: Any = a_segmenter(folder, prompts).backbone
     backbone.vit = Perfect(64)
     label = np.zeros((64, 64), bool)
@@ -155,8 +180,9 @@ def test_with_a_perfect_network_the_prompted_foreground_is_the_label(folder: Pat
 def test_boxes_reach_the_network_in_its_own_pixels(folder: Path) -> None:
     backbone: Any = a_segmenter(folder, "box").backbone
     boxes = torch.tensor([[[10.0, 20.0, 60.0, 45.0]]])
-    assert backbone._placed((90, 120), input_boxes=boxes)["input_boxes"][0, 0].tolist() == pytest.approx(
-        [10 * 64 / 120, 20 * 64 / 90, 60 * 64 / 120, 45 * 64 / 90])  # fmt: skip
+    assert backbone._placed((90, 120), input_boxes=boxes)["input_boxes"][
+        0, 0
+    ].tolist() == pytest.approx([10 * 64 / 120, 20 * 64 / 90, 60 * 64 / 120, 45 * 64 / 90])
 
 
 def test_without_labels_only_automatic_prompts_answer(folder: Path) -> None:
@@ -168,12 +194,17 @@ def test_without_labels_only_automatic_prompts_answer(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_sam2_in_the_grid_of_a_study(folder: Path, tmp_path: Path, tracking_off: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sam2_in_the_grid_of_a_study(
+    folder: Path, tmp_path: Path, tracking_off: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name, value in (("POINTS", 3), ("PREDICTED_IOU", 0.0), ("STABILITY", 0.0)):
         monkeypatch.setattr(sam2, name, value)
     params = settings()
     kinds = {"sam2": "automatic", "sam2_oracle_box": "box", "sam2_oracle_both": "box+mask"}
-    params["regimes"] = {name: {"kind": "sam2", "weights": str(folder), "prompts": how} for name, how in kinds.items()}
+    params["regimes"] = {
+        name: {"kind": "sam2", "weights": str(folder), "prompts": how}
+        for name, how in kinds.items()
+    }
     params["study"] |= {"regimes": list(kinds), "train_sets": ["a"]}
     study = make_study(tmp_path, params)
     assert check_study(tmp_path / "params.yaml") == []
@@ -203,7 +234,9 @@ def test_sam2_in_the_grid_of_a_study(folder: Path, tmp_path: Path, tracking_off:
     assert "Best: regime sam2, not trained" in " ".join(recommend(tmp_path, study, ["a"]))
 
 
-def test_other_weights_than_it_was_scored_with_are_refused(tmp_path: Path, tracking_off: None) -> None:
+def test_other_weights_than_it_was_scored_with_are_refused(
+    tmp_path: Path, tracking_off: None
+) -> None:
     other = write_sam2(tmp_path / "weights")
     params = settings()
     params["regimes"] = {"sam2_oracle": {"kind": "sam2", "weights": str(other), "prompts": "box"}}

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emadapt.cli import main
-from emadapt.mlflow_store import redact
+from emadapt.tracking.store import redact
 from tiny import make_study
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,37 +26,64 @@ WORDS = st.text("abcXYZ019_-.~%/@:!$", min_size=1, max_size=12)
 @functools.cache
 def nodes(kind: type) -> list[tuple[Path, Any]]:
     """What of a kind stands in the package."""
-    return [(path, node) for path in SOURCES for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, kind)]
+    return [
+        (path, node)
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, kind)
+    ]
 
 
 def calls(name: str) -> list[tuple[Path, ast.Call]]:
     """Calls of functions whose name ends so."""
-    return [(path, node) for path, node in nodes(ast.Call) if ast.unparse(node.func).split(".")[-1] == name]
+    return [
+        (path, node)
+        for path, node in nodes(ast.Call)
+        if ast.unparse(node.func).split(".")[-1] == name
+    ]
 
 
 def test_no_program_of_the_package_is_given_to_a_shell() -> None:
     """A list of arguments each: a string would be split by somebody."""
-    found = [c for name in ("run", "Popen", "check_output", "check_call", "call") for c in calls(name)]
+    found = [
+        c for name in ("run", "Popen", "check_output", "check_call", "call") for c in calls(name)
+    ]
     of_subprocess = [(path, node) for path, node in found if "subprocess" in ast.unparse(node.func)]
     assert of_subprocess
     for path, node in of_subprocess:
-        assert not isinstance(node.args[0], ast.Constant | ast.JoinedStr | ast.BinOp), f"{path}:{node.lineno}"
-    assert not [path for path in SOURCES if re.search(r"os\.(system|popen|exec|spawn)|pty\.spawn", path.read_text())]
+        assert not isinstance(node.args[0], ast.Constant | ast.JoinedStr | ast.BinOp), (
+            f"{path}:{node.lineno}"
+        )
+    assert not [
+        path
+        for path in SOURCES
+        if re.search(r"os\.(system|popen|exec|spawn)|pty\.spawn", path.read_text())
+    ]
 
 
 def test_nothing_that_unpickles_is_imported() -> None:
     refused = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
     for path, node in nodes(ast.Import) + nodes(ast.ImportFrom):
         names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
-        assert not refused & {part for name in names for part in name.split(".")}, f"{path}:{node.lineno}"
+        assert not refused & {part for name in names for part in name.split(".")}, (
+            f"{path}:{node.lineno}"
+        )
 
 
 def test_yaml_is_read_by_safe_loaders_alone() -> None:
     """Of PyYAML `safe_load`; of ruamel safe ones, or the round trip, which constructs no objects either."""
-    used = {ast.unparse(node.func) for _, node in nodes(ast.Call) if ast.unparse(node.func).startswith("yaml.")}
+    used = {
+        ast.unparse(node.func)
+        for _, node in nodes(ast.Call)
+        if ast.unparse(node.func).startswith("yaml.")
+    }
     assert used <= {"yaml.safe_load", "yaml.safe_dump"}
     for path, node in calls("YAML"):
-        kinds = [k.value.value for k in node.keywords if k.arg == "typ" and isinstance(k.value, ast.Constant)]
+        kinds = [
+            k.value.value
+            for k in node.keywords
+            if k.arg == "typ" and isinstance(k.value, ast.Constant)
+        ]
         assert kinds in ([], ["safe"], ["rt"]), f"{path}:{node.lineno}"
 
 
@@ -72,7 +99,11 @@ def test_servers_listen_on_this_machine_alone() -> None:
 
 def test_the_audit_is_a_target_and_a_step() -> None:
     assert os.access(ROOT / ".ci/audit", os.X_OK)
-    assert re.search(r"^audit: venv.*\n\t\$\(IN_VENV\) python \.ci/audit$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert re.search(
+        r"^audit: venv.*\n\t\$\(IN_VENV\) python \.ci/audit$",
+        (ROOT / "Makefile").read_text(),
+        re.MULTILINE,
+    )
     assert "make audit" in (ROOT / ".ci/run").read_text()
 
 
@@ -80,18 +111,35 @@ def test_the_audit_is_a_target_and_a_step() -> None:
 
 
 @given(user=WORDS, password=WORDS, host=st.sampled_from(["db", "127.0.0.1:5432", "h.example.org"]))
-def test_a_password_is_taken_out_wherever_the_url_stands(user: str, password: str, host: str) -> None:
+def test_a_password_is_taken_out_wherever_the_url_stands(
+    user: str, password: str, host: str
+) -> None:
     """Also one with / and @ in it, which people forget to encode."""
     secret = f"{SECRET}{password}"
     url = f"postgresql://{user}:{secret}@{host}/name"
-    for text in (url, f"cannot reach {url}: refused", f"'{url}'", f"({url})", f"storage={url}, next"):
+    for text in (
+        url,
+        f"cannot reach {url}: refused",
+        f"'{url}'",
+        f"({url})",
+        f"storage={url}, next",
+    ):
         assert SECRET not in redact(text)
         assert f"@{host}/name" in redact(text)
 
 
-@given(password=WORDS, key=st.sampled_from(["password", "PASSWORD", "sslpassword", "pwd", "token", "access_token"]))
-def test_a_password_among_parameters_is_taken_out_and_json_stays_json(password: str, key: str) -> None:
-    value = {"storage": f"https://host/db?a=1&{key}={SECRET}{password}", "dsn": f"host=x {key}={SECRET} user=me", "next": [1]}
+@given(
+    password=WORDS,
+    key=st.sampled_from(["password", "PASSWORD", "sslpassword", "pwd", "token", "access_token"]),
+)
+def test_a_password_among_parameters_is_taken_out_and_json_stays_json(
+    password: str, key: str
+) -> None:
+    value = {
+        "storage": f"https://host/db?a=1&{key}={SECRET}{password}",
+        "dsn": f"host=x {key}={SECRET} user=me",
+        "next": [1],
+    }
     redacted = redact(json.dumps(value))
     assert SECRET not in redacted
     assert json.loads(redacted)["next"] == [1]
@@ -116,7 +164,9 @@ def test_what_holds_no_password_stays() -> None:
         f"sqlite:////nowhere/{'x' * 5}/a.db?password={SECRET}",
     ],
 )
-def test_no_verb_says_the_password_of_a_storage(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_verb_says_the_password_of_a_storage(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("EMADAPT_TRACKING", "off")
     make_study(tmp_path)
@@ -127,13 +177,19 @@ def test_no_verb_says_the_password_of_a_storage(url: str, tmp_path: Path, monkey
             result = CliRunner().invoke(main, [*words, *given_by])
             assert result.exit_code == 2, result.output
             assert SECRET not in result.output + str(result.exception), result.output
-    kept = [file for file in tmp_path.rglob("*") if file.is_file() and SECRET.encode() in file.read_bytes()]
+    kept = [
+        file
+        for file in tmp_path.rglob("*")
+        if file.is_file() and SECRET.encode() in file.read_bytes()
+    ]
     assert not kept
 
 
-def test_no_run_keeps_what_the_environment_hides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_run_keeps_what_the_environment_hides(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Addresses of a repository and of a lab book, with a token each, through a whole training's records."""
-    from emadapt import tracking
+    from emadapt.tracking import tracker as tracking
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:{SECRET}@127.0.0.1:9")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
@@ -146,5 +202,9 @@ def test_no_run_keeps_what_the_environment_hides(tmp_path: Path, monkeypatch: py
     with pytest.raises(RuntimeError):
         training()
     tracking.sync(tmp_path)
-    kept = [file for file in tmp_path.rglob("*") if file.is_file() and SECRET.encode() in file.read_bytes()]
+    kept = [
+        file
+        for file in tmp_path.rglob("*")
+        if file.is_file() and SECRET.encode() in file.read_bytes()
+    ]
     assert not kept, [file.read_text() for file in kept]

@@ -22,12 +22,13 @@ from emadapt import api
 from emadapt.cli import main
 from emadapt.data.ingest import Volume
 from emadapt.errors import InputError
+from emadapt.models.predict import predict_slice, predict_slices
 from emadapt.models.segmenter import load_segmenter
-from emadapt.predict import predict_slice, predict_slices
-from emadapt.segment import job, partial, run, writers
+from emadapt.segment import job, partial, run
 from emadapt.segment.job import Order
 from emadapt.segment.partial import held
 from emadapt.segment.run import segment_volume
+from emadapt.volumes import writers
 from tiny import blobs, write_model
 
 VOXEL = (30.0, 5.0, 5.0)
@@ -58,7 +59,13 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     blocks(monkeypatch, block=1000, chunk=16)
 
 
-def blocks(monkeypatch: pytest.MonkeyPatch, block: int = 2**25, chunk: int = 512, depth: int = 16, tile_rows: int = 8) -> None:
+def blocks(
+    monkeypatch: pytest.MonkeyPatch,
+    block: int = 2**25,
+    chunk: int = 512,
+    depth: int = 16,
+    tile_rows: int = 8,
+) -> None:
     for module in (job, partial, writers):
         monkeypatch.setattr(module, "CHUNK", chunk)
     monkeypatch.setattr(job, "BLOCK", block)
@@ -68,10 +75,14 @@ def blocks(monkeypatch: pytest.MonkeyPatch, block: int = 2**25, chunk: int = 512
 
 def outputs(folder: Path) -> dict[str, bytes]:
     """All files of a folder, by name."""
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()
+    }
 
 
-def test_blocks_leave_no_trace(order: Order, probability: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_leave_no_trace(
+    order: Order, probability: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
     order = dataclasses.replace(order, probabilities=True, instances=True)
     folder = Path(order.output).parent
     results = []
@@ -80,23 +91,41 @@ def test_blocks_leave_no_trace(order: Order, probability: np.ndarray, monkeypatc
         blocks(monkeypatch, **sizes)
         segment_volume(dataclasses.replace(order, overwrite=True))
         results.append({k: v for k, v in outputs(folder).items() if k.startswith("out")})
-    assert sorted(results[0]) == ["out-instances.csv", "out-instances.tif", "out-probabilities.tif", "out.tif"]
+    assert sorted(results[0]) == [
+        "out-instances.csv",
+        "out-instances.tif",
+        "out-probabilities.tif",
+        "out.tif",
+    ]
     assert results[0] == results[1] == results[2]
-    assert not any(str(folder).encode() in content for content in results[0].values())  # who shares a mask shares no path
+    assert not any(
+        str(folder).encode() in content for content in results[0].values()
+    )  # who shares a mask shares no path
     mask = tifffile.imread(order.output)
     np.testing.assert_array_equal(mask, np.where(probability > 0.5, 255, 0))
     assert 0.05 < (mask > 0).mean() < 0.95
-    np.testing.assert_array_equal(tifffile.imread(folder / "out-probabilities.tif"), np.rint(probability * 255))
+    np.testing.assert_array_equal(
+        tifffile.imread(folder / "out-probabilities.tif"), np.rint(probability * 255)
+    )
     np.testing.assert_array_equal(tifffile.imread(folder / "out-instances.tif") > 0, mask > 0)
     assert tifffile.imread(folder / "out-instances.tif").max() == label(mask)[1]
     assert not (folder / "out.tif.partial").exists()
 
 
-def test_smoothed_along_z_as_evaluate_smooths(order: Order, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_smoothed_along_z_as_evaluate_smooths(
+    order: Order, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     model = write_model(tmp_path / "smooth", smooth_z_nm=30.0)
     order = dataclasses.replace(order, model=str(model), probabilities=True)
-    volume = Volume("v", IMAGE, IMAGE, {"split": {"train": [], "val": [], "test": []}, "md5": "", "voxel_nm": [30, 5, 5]})
-    expected = np.stack([p for _, p in predict_slices(load_segmenter(model)[0], volume, list(range(7)))])
+    volume = Volume(
+        "v",
+        IMAGE,
+        IMAGE,
+        {"split": {"train": [], "val": [], "test": []}, "md5": "", "voxel_nm": [30, 5, 5]},
+    )
+    expected = np.stack(
+        [p for _, p in predict_slices(load_segmenter(model)[0], volume, list(range(7)))]
+    )
     alone = np.stack([predict_slice(load_segmenter(model)[0], image) for image in IMAGE])
     assert np.abs(alone - expected).max() > 0.05
     results = []
@@ -104,10 +133,16 @@ def test_smoothed_along_z_as_evaluate_smooths(order: Order, monkeypatch: pytest.
     for sizes in ({}, {"depth": 2}):
         blocks(monkeypatch, **sizes)
         segment_volume(dataclasses.replace(order, overwrite=True))
-        results.append((Path(order.output).read_bytes(), (tmp_path / "out-probabilities.tif").read_bytes()))
+        results.append(
+            (Path(order.output).read_bytes(), (tmp_path / "out-probabilities.tif").read_bytes())
+        )
     assert results[0] == results[1]
-    clear = np.abs(expected - 0.5) > 1e-4  # probabilities wait for their neighbours in steps of 1 / 65535
-    np.testing.assert_array_equal(tifffile.imread(order.output)[clear], np.where(expected > 0.5, 255, 0)[clear])
+    clear = (
+        np.abs(expected - 0.5) > 1e-4
+    )  # probabilities wait for their neighbours in steps of 1 / 65535
+    np.testing.assert_array_equal(
+        tifffile.imread(order.output)[clear], np.where(expected > 0.5, 255, 0)[clear]
+    )
     model_ = api.load_model(model)
     np.testing.assert_array_equal(api.segment(IMAGE, model_, VOXEL, probabilities=True), expected)
 
@@ -118,14 +153,22 @@ def test_parts_of_slices_are_blocks(order: Order, small: None) -> None:
     job.TILE_ROWS = 1
     settled = job.prepare(order)
     assert (settled.depth, settled.rows) == (1, 64)
-    assert [(b.z0, b.y0, b.y1) for b in settled.blocks()[:3]] == [(0, 0, 64), (0, 64, 90), (1, 0, 64)]
+    assert [(b.z0, b.y0, b.y1) for b in settled.blocks()[:3]] == [
+        (0, 0, 64),
+        (0, 64, 90),
+        (1, 0, 64),
+    ]
 
 
-def test_zarr_holds_what_tiff_holds(order: Order, probability: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_zarr_holds_what_tiff_holds(
+    order: Order, probability: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
     blocks(monkeypatch, chunk=32, depth=2)
     output = Path(order.output).with_name("out.ome.zarr")
     segment_volume(dataclasses.replace(order, output=str(output)))
-    np.testing.assert_array_equal(zarr.open_array(output / "0", mode="r")[:], np.where(probability > 0.5, 255, 0))
+    np.testing.assert_array_equal(
+        zarr.open_array(output / "0", mode="r")[:], np.where(probability > 0.5, 255, 0)
+    )
     about = zarr.open_group(output, mode="r").attrs["emadapt"]
     assert about["unit"] == "t-frozen-a-0"  # type: ignore[index, call-overload]
     assert about["window"] == [0.0, 255.0]  # type: ignore[index, call-overload]
@@ -137,7 +180,9 @@ def test_zarr_holds_what_tiff_holds(order: Order, probability: np.ndarray, monke
 def test_a_stopped_run_goes_on(order: Order, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped within phases, between them and while outputs are made: the rest alone is done, and gives the same bytes."""
     blocks(monkeypatch, depth=2)
-    order = dataclasses.replace(order, output=str(Path(order.output).with_suffix(suffix)), instances=True)
+    order = dataclasses.replace(
+        order, output=str(Path(order.output).with_suffix(suffix)), instances=True
+    )
     folder = Path(order.output).parent
     segment_volume(order)
     expected = {k: v for k, v in outputs(folder).items() if k.startswith("out")}
@@ -153,7 +198,9 @@ def test_a_stopped_run_goes_on(order: Order, suffix: str, monkeypatch: pytest.Mo
 
     for phase, function in list(partial.PHASES.items()):
 
-        def wrapped(p: Any, n: int, loaded: Any = None, *, phase: str = phase, function: Any = function) -> None:
+        def wrapped(
+            p: Any, n: int, loaded: Any = None, *, phase: str = phase, function: Any = function
+        ) -> None:
             stopping(phase, n)
             function(p, n)
 
@@ -178,7 +225,19 @@ def test_a_stopped_run_goes_on(order: Order, suffix: str, monkeypatch: pytest.Mo
 def test_a_killed_process_loses_what_it_was_at(order: Order, tmp_path: Path) -> None:
     image = np.tile(IMAGE, (6, 1, 3))
     tifffile.imwrite(order.input, image, photometric="minisblack")
-    command = [sys.executable, "-m", "emadapt", "segment", order.input, "--model", order.model, "--voxel-nm", "30", "5", "5"]
+    command = [
+        sys.executable,
+        "-m",
+        "emadapt",
+        "segment",
+        order.input,
+        "--model",
+        order.model,
+        "--voxel-nm",
+        "30",
+        "5",
+        "5",
+    ]
     limits = "import sys; from emadapt.segment import job; job.DEPTH = 1; sys.argv.pop(0); from emadapt.cli import main; main()"
     command[1:3] = ["-c", limits, "emadapt"]
     subprocess.run([*command, "whole.tif"], cwd=tmp_path, check=True)
@@ -193,7 +252,9 @@ def test_a_killed_process_loses_what_it_was_at(order: Order, tmp_path: Path) -> 
     assert 3 <= len(kept) < 42
     assert not (tmp_path / "killed.tif").exists()
     first = {**kept}
-    done = subprocess.run([*command, "killed.tif"], cwd=tmp_path, check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [*command, "killed.tif"], cwd=tmp_path, check=True, capture_output=True, text=True
+    )
     assert "42/42" in done.stdout
     assert first == kept
     assert (tmp_path / "killed.tif").read_bytes() == (tmp_path / "whole.tif").read_bytes()
@@ -205,7 +266,9 @@ def refused(order: Order) -> str:
     return str(error.value)
 
 
-def test_what_is_made_is_published_from_another_folder_too(order: Order, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_made_is_published_from_another_folder_too(
+    order: Order, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rename = run.publish
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(run, "publish", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -230,10 +293,14 @@ def test_nothing_is_overwritten_unasked(order: Order) -> None:
     table.write_text("precious")
     assert "out-instances.csv" in refused(dataclasses.replace(order, instances=True))
     assert not Path(f"{order.output}.partial").exists()
-    assert "the input itself" in refused(dataclasses.replace(order, output=order.input, overwrite=True))
+    assert "the input itself" in refused(
+        dataclasses.replace(order, output=order.input, overwrite=True)
+    )
     volume = Path(order.output).with_name("v.zarr")
     (volume / "raw").mkdir(parents=True)
-    inside = dataclasses.replace(order, input=str(volume / "raw"), output=str(volume), overwrite=True)
+    inside = dataclasses.replace(
+        order, input=str(volume / "raw"), output=str(volume), overwrite=True
+    )
     assert "a part of it" in refused(inside)
     assert (volume / "raw").is_dir()
     segment_volume(dataclasses.replace(order, instances=True, overwrite=True))
@@ -242,14 +309,22 @@ def test_nothing_is_overwritten_unasked(order: Order) -> None:
 
 def test_targets_that_cannot_be_written(order: Order, tmp_path: Path) -> None:
     assert "unknown kind" in refused(dataclasses.replace(order, output=str(tmp_path / "out.png")))
-    assert "can be written to" in refused(dataclasses.replace(order, output=str(tmp_path / "missing/out.tif")))
-    assert "can be written to" in refused(dataclasses.replace(order, output=order.input + "/out.tif"))
-    assert "no folder can be made" in refused(dataclasses.replace(order, output="/proc/out.tif"))  # also for root
+    assert "can be written to" in refused(
+        dataclasses.replace(order, output=str(tmp_path / "missing/out.tif"))
+    )
+    assert "can be written to" in refused(
+        dataclasses.replace(order, output=order.input + "/out.tif")
+    )
+    assert "no folder can be made" in refused(
+        dataclasses.replace(order, output="/proc/out.tif")
+    )  # also for root
     with held(tmp_path / "out.tif.partial"):
         assert "under way" in refused(order)
 
 
-def test_a_full_disk_keeps_what_is_done(order: Order, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_full_disk_keeps_what_is_done(
+    order: Order, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     blocks(monkeypatch, depth=2)
     mark = partial.Partial.mark
 
@@ -268,7 +343,9 @@ def test_a_full_disk_keeps_what_is_done(order: Order, monkeypatch: pytest.Monkey
     assert tifffile.imread(order.output).shape == IMAGE.shape
 
 
-def test_another_order_does_not_go_on_with_what_is_there(order: Order, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_order_does_not_go_on_with_what_is_there(
+    order: Order, monkeypatch: pytest.MonkeyPatch
+) -> None:
     blocks(monkeypatch, depth=2)
     with monkeypatch.context() as patch:
         patch.setattr(run, "finish", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt()))
@@ -282,7 +359,9 @@ def test_another_order_does_not_go_on_with_what_is_there(order: Order, monkeypat
     assert (tifffile.imread(order.output) > 0).any()
 
 
-def test_what_was_made_for_another_order_is_not_published(order: Order, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_made_for_another_order_is_not_published(
+    order: Order, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(run, "publish", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
@@ -292,13 +371,19 @@ def test_what_was_made_for_another_order_is_not_published(order: Order, monkeypa
     assert not tifffile.imread(order.output).any()
 
 
-def test_a_damaged_part_stops_the_run_and_what_is_done_is_kept(order: Order, tmp_path: Path) -> None:
+def test_a_damaged_part_stops_the_run_and_what_is_done_is_kept(
+    order: Order, tmp_path: Path
+) -> None:
     path = tmp_path / "in.zarr"
     zarr.create_array(path, data=IMAGE, chunks=(2, 90, 60), zarr_format=2)
     (path / "2.0.0").write_bytes(b"no chunk")
-    damaged = dataclasses.replace(order, input=str(path), window=(0.0, 255.0), output=str(tmp_path / "d.tif"))
+    damaged = dataclasses.replace(
+        order, input=str(path), window=(0.0, 255.0), output=str(tmp_path / "d.tif")
+    )
     assert "cannot be decoded" in refused(damaged)
-    assert len(list((tmp_path / "d.tif.partial/done").glob("*.json"))) == 0  # one block holds all seven slices
+    assert (
+        len(list((tmp_path / "d.tif.partial/done").glob("*.json"))) == 0
+    )  # one block holds all seven slices
     good = tmp_path / "good.zarr"
     zarr.create_array(good, data=IMAGE, chunks=(2, 90, 60), zarr_format=2)
     (path / "2.0.0").write_bytes((good / "2.0.0").read_bytes())
@@ -333,13 +418,18 @@ def test_the_command_line(order: Order, monkeypatch: pytest.MonkeyPatch) -> None
     assert result.exit_code == 2
     assert "no voxel size" in result.output
     assert "30 x 5 x 5 (a)" in result.output
-    result = CliRunner().invoke(main, [*words, "--voxel-nm", "30", "5", "5", "--threshold", "0.4", "--flips", "--instances"])
+    result = CliRunner().invoke(
+        main, [*words, "--voxel-nm", "30", "5", "5", "--threshold", "0.4", "--flips", "--instances"]
+    )
     assert result.exit_code == 0, result.output
     assert "voxels" in result.output
     with tifffile.TiffFile(order.output) as tif:
         about = json.loads(tifffile.xml2dict(tif.ome_metadata)["OME"]["Image"]["Description"])  # type: ignore[arg-type]
     assert (about["threshold"], about["flips"]) == (0.4, True)
-    monkeypatch.setattr("emadapt.segment.run.segment_volume", lambda order: (_ for _ in ()).throw(KeyboardInterrupt()))
+    monkeypatch.setattr(
+        "emadapt.segment.run.segment_volume",
+        lambda order: (_ for _ in ()).throw(KeyboardInterrupt()),
+    )
     result = CliRunner().invoke(main, words)
     assert result.exit_code == 130
     assert "repeat the command" in result.output

@@ -33,7 +33,9 @@ def order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Order:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kill", [False, True])
-def test_workers_give_the_same_bytes_one_of_them_killed(order: Order, kill: bool, tmp_path: Path) -> None:
+def test_workers_give_the_same_bytes_one_of_them_killed(
+    order: Order, kill: bool, tmp_path: Path
+) -> None:
     segment_volume(order)
     shared = dataclasses.replace(order, output=str(tmp_path / "shared.tif"), dask="local:2")
     marks, killed = tmp_path / "shared.tif.partial/done", []
@@ -42,7 +44,11 @@ def test_workers_give_the_same_bytes_one_of_them_killed(order: Order, kill: bool
         """Ends the worker of the first block as soon as two blocks are done."""
         while len(list(marks.glob("*.json")) if marks.is_dir() else []) < 2:
             time.sleep(0.02)
-        worker = next(pid for pid in children() if "nanny" not in command(pid) and "spawn_main" in command(pid))
+        worker = next(
+            pid
+            for pid in children()
+            if "nanny" not in command(pid) and "spawn_main" in command(pid)
+        )
         os.kill(worker, signal.SIGKILL)
         killed.append(worker)
 
@@ -60,7 +66,9 @@ def children() -> list[int]:
     parents = {}
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it has ended since
-            parents[int(process.name)] = int((process / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            parents[int(process.name)] = int(
+                (process / "stat").read_text().rsplit(")", 1)[1].split()[1]
+            )
     found, more = set(), {os.getpid()}
     while more:
         more = {pid for pid, parent in parents.items() if parent in more}
@@ -73,11 +81,15 @@ def command(pid: int) -> str:
 
 
 @pytest.mark.slow
-def test_workers_of_another_folder_find_what_was_named_from_this_one(order: Order, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_of_another_folder_find_what_was_named_from_this_one(
+    order: Order, monkeypatch: pytest.MonkeyPatch
+) -> None:
     segment_volume(order)
     monkeypatch.chdir(Path(order.output).parent)
     here = dataclasses.replace(order, input="in.tif", output="shared.tif", model="m")
-    with LocalCluster(host="127.0.0.1", n_workers=1, threads_per_worker=1, dashboard_address=None) as workers:
+    with LocalCluster(
+        host="127.0.0.1", n_workers=1, threads_per_worker=1, dashboard_address=None
+    ) as workers:
         with Client(workers) as client:
             client.run(os.chdir, "/")
         segment_volume(dataclasses.replace(here, dask=workers.scheduler_address))
@@ -94,7 +106,10 @@ def test_an_error_of_the_input_ends_the_run_whole(order: Order) -> None:
     assert not Path(order.output).exists()
 
 
-@pytest.mark.parametrize(("where", "said"), [("local:0", "N of 1"), ("local:x", "N of 1"), ("nonsense://x", "no scheduler")])
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [("local:0", "N of 1"), ("local:x", "N of 1"), ("nonsense://x", "no scheduler")],
+)
 def test_where_there_are_no_workers(where: str, said: str) -> None:
     with pytest.raises(InputError, match=said), cluster.workers(where):
         pass

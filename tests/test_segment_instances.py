@@ -12,15 +12,40 @@ from emadapt.segment.instances import COLUMNS, join
 from emadapt.segment.job import Job
 from emadapt.segment.partial import PHASES, begin, within
 
-JOB = Job("in", 0, [], (1, 1, 1), "uint8", (30.0, 5.0, 4.0), "m", "u", "0", "0", (0.0, 255.0), (1.0, 1.0), "a", None, "", 0.0,
-          0.5, False, ("mask", "instances"), 1, 1)  # fmt: skip
+JOB = Job(
+    "in",
+    0,
+    [],
+    (1, 1, 1),
+    "uint8",
+    (30.0, 5.0, 4.0),
+    "m",
+    "u",
+    "0",
+    "0",
+    (0.0, 255.0),
+    (1.0, 1.0),
+    "a",
+    None,
+    "",
+    0.0,
+    0.5,
+    False,
+    ("mask", "instances"),
+    1,
+    1,
+)
 
 
-def run(folder: Path, mask: np.ndarray, depth: int, rows: int) -> tuple[np.ndarray, list[dict[str, float]]]:
+def run(
+    folder: Path, mask: np.ndarray, depth: int, rows: int
+) -> tuple[np.ndarray, list[dict[str, float]]]:
     """The instances of a mask that is there, block by block in a strange order."""
     folder.mkdir()
     z, y, x = mask.shape
-    partial = begin(folder, dataclasses.replace(JOB, shape=(z, y, x), depth=depth, rows=rows), False)
+    partial = begin(
+        folder, dataclasses.replace(JOB, shape=(z, y, x), depth=depth, rows=rows), False
+    )
     for block in partial.blocks:
         partial.array("mask")[within(block)] = np.where(mask[within(block)], 255, 0)
     for number in reversed(range(len(partial.blocks))):

@@ -14,41 +14,62 @@ from numcodecs import Blosc
 from PIL import Image
 
 from emadapt.errors import InputError
-from emadapt.segment import readers
-from emadapt.segment.readers import Source, open_source
+from emadapt.volumes import readers
+from emadapt.volumes.readers import Source, open_source
 
 zarr: Any = typed_zarr  # its types are narrower than what it takes
 
 VOLUME = np.random.default_rng(0).integers(0, 60000, (5, 31, 44)).astype(np.uint16)
 VOXEL = (30.0, 4.5, 5.0)
-OME = {"axes": "ZYX", "PhysicalSizeZ": 0.03, "PhysicalSizeY": 0.0045, "PhysicalSizeX": 5, "PhysicalSizeXUnit": "nm"}  # else µm
+OME = {
+    "axes": "ZYX",
+    "PhysicalSizeZ": 0.03,
+    "PhysicalSizeY": 0.0045,
+    "PhysicalSizeX": 5,
+    "PhysicalSizeXUnit": "nm",
+}  # else µm
 
 
 def ome_zarr(path: Path, version: str, axes: str = "zyx", volume: Any = VOLUME) -> Path:
     """Two scales, written by hand as the specifications say."""
     group = zarr.create_group(path, zarr_format=2 if version == "0.4" else 3)
     for level, step in enumerate((1, 2)):
-        data = volume[:, ::step, ::step].reshape([1] * (len(axes) - 3) + list(volume[:, ::step, ::step].shape))
+        data = volume[:, ::step, ::step].reshape(
+            [1] * (len(axes) - 3) + list(volume[:, ::step, ::step].shape)
+        )
         group.create_array(str(level), data=data, chunks=(*[1] * (len(axes) - 3), 2, 16, 16))
     sizes = {"z": 0.03, "y": 0.0045, "x": 0.005}
     scales = [[sizes.get(a, 1.0) * (step if a in "yx" else 1) for a in axes] for step in (1, 2)]
-    datasets = [{"path": str(level), "coordinateTransformations": [{"type": "scale", "scale": scale}]}
-                for level, scale in enumerate(scales)]  # fmt: skip
-    named = [{"name": a, "type": "space", "unit": "micrometer"} if a in sizes else {"name": a} for a in axes]
+    datasets = [
+        {"path": str(level), "coordinateTransformations": [{"type": "scale", "scale": scale}]}
+        for level, scale in enumerate(scales)
+    ]
+    named = [
+        {"name": a, "type": "space", "unit": "micrometer"} if a in sizes else {"name": a}
+        for a in axes
+    ]
     image: Any = {"version": version, "datasets": datasets, "axes": named}
-    group.attrs.update({"multiscales": [image]} if version == "0.4" else {"ome": {"version": version, "multiscales": [image]}})
+    group.attrs.update(
+        {"multiscales": [image]}
+        if version == "0.4"
+        else {"ome": {"version": version, "multiscales": [image]}}
+    )
     return path
 
 
 def imagej(path: Path) -> str:
     meta = {"spacing": 0.03, "unit": "um", "axes": "ZYX"}
-    tifffile.imwrite(path / "j.tif", VOLUME, imagej=True, resolution=(1 / 0.005, 1 / 0.0045), metadata=meta)
+    tifffile.imwrite(
+        path / "j.tif", VOLUME, imagej=True, resolution=(1 / 0.005, 1 / 0.0045), metadata=meta
+    )
     return str(path / "j.tif")
 
 
 def hdf5(path: Path, **attributes: Any) -> str:
     with h5py.File(path / "v.h5", "w") as file:
-        data = file.create_dataset("volumes/raw", data=VOLUME, chunks=(2, 16, 16), compression="gzip")
+        data = file.create_dataset(
+            "volumes/raw", data=VOLUME, chunks=(2, 16, 16), compression="gzip"
+        )
         data.attrs.update(attributes)
         file.create_dataset("info", data=np.arange(3))
     return str(path / "v.h5")
@@ -69,7 +90,9 @@ def folder(path: Path, suffix: str) -> str:
 
 
 def plain_zarr(path: Path, version: Any, **how: Any) -> str:
-    array = zarr.create_array(path / "a.zarr", data=VOLUME, chunks=(2, 16, 16), zarr_format=version, **how)
+    array = zarr.create_array(
+        path / "a.zarr", data=VOLUME, chunks=(2, 16, 16), zarr_format=version, **how
+    )
     if version == 2:
         array.attrs["_ARRAY_DIMENSIONS"] = ["z", "y", "x"]
     array.attrs["resolution"] = list(VOXEL)
@@ -97,7 +120,9 @@ KINDS: dict[str, tuple[Callable[[Path], str], bool]] = {
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("large", [False, True])
-def test_every_kind_gives_the_same_volume(tmp_path: Path, kind: str, large: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_kind_gives_the_same_volume(
+    tmp_path: Path, kind: str, large: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if large:
         monkeypatch.setattr(readers, "LARGE", 100)
     write, has_voxel = KINDS[kind]
@@ -122,7 +147,9 @@ def test_depth_is_what_lies_together(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("large", [False, True])
-def test_threads_may_read_the_same_file(tmp_path: Path, large: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_may_read_the_same_file(
+    tmp_path: Path, large: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if large:
         monkeypatch.setattr(readers, "LARGE", 100)
     source = open_source(tiff(tmp_path, volume=np.tile(VOLUME, (40, 1, 1)), compression="zlib"))
@@ -154,14 +181,20 @@ def test_colours_and_unknown_axes(tmp_path: Path) -> None:
     assert "colour" in refused(tiff(tmp_path, "c.tif", rgb, photometric="rgb"))
     assert "channels differ" in refused(write_png(tmp_path / "c.png", rgb[0]))
     grey = np.repeat(rgb[..., :1], 3, -1)  # colours in name only
-    np.testing.assert_array_equal(open_source(tiff(tmp_path, "g.tif", grey, photometric="rgb")).read(0, 4), grey[..., 0])
+    np.testing.assert_array_equal(
+        open_source(tiff(tmp_path, "g.tif", grey, photometric="rgb")).read(0, 4), grey[..., 0]
+    )
     zarr.save_array(str(tmp_path / "c.zarr"), rgb)
     assert "(4, 20, 30, 3) (colours?)" in refused(tmp_path / "c.zarr")
     zarr.save_array(str(tmp_path / "c3.zarr"), rgb[0])
     assert "colours?" in refused(tmp_path / "c3.zarr")
-    assert "axes t z y x" in refused(ome_zarr_of(tmp_path / "t.zarr", "tzyx", VOLUME[None].repeat(2, 0)))
+    assert "axes t z y x" in refused(
+        ome_zarr_of(tmp_path / "t.zarr", "tzyx", VOLUME[None].repeat(2, 0))
+    )
     assert "axes x y z" in refused(ome_zarr_of(tmp_path / "x.zarr", "xyz", VOLUME))
-    assert "axes" in refused(tiff(tmp_path, "t.ome.tif", VOLUME[None].repeat(2, 0), metadata={"axes": "TZYX"}))
+    assert "axes" in refused(
+        tiff(tmp_path, "t.ome.tif", VOLUME[None].repeat(2, 0), metadata={"axes": "TZYX"})
+    )
     tags = json.dumps({"axes": [{"key": k} for k in "xyz"]})
     assert "axes x y z" in refused(hdf5(tmp_path, axistags=tags))
 
@@ -174,7 +207,9 @@ def write_png(path: Path, image: np.ndarray) -> Path:
 def ome_zarr_of(path: Path, axes: str, volume: np.ndarray) -> Path:
     group = zarr.create_group(path, zarr_format=2)
     group.create_array("0", data=volume)
-    group.attrs["multiscales"] = [{"version": "0.4", "axes": [{"name": a} for a in axes], "datasets": [{"path": "0"}]}]
+    group.attrs["multiscales"] = [
+        {"version": "0.4", "axes": [{"name": a} for a in axes], "datasets": [{"path": "0"}]}
+    ]
     return path
 
 
@@ -189,7 +224,9 @@ def test_damage_is_named(tmp_path: Path) -> None:
     message = refused(path)
     assert "b.zarr" in message
     assert "cannot be decoded" in message
-    np.testing.assert_array_equal(open_source(str(path)).read(0, 2), VOLUME[:2])  # the rest can be read
+    np.testing.assert_array_equal(
+        open_source(str(path)).read(0, 2), VOLUME[:2]
+    )  # the rest can be read
     shutil.copy(hdf5(tmp_path), tmp_path / "cut.h5")
     with (tmp_path / "cut.h5").open("r+b") as file:
         file.truncate(600)
@@ -233,7 +270,9 @@ def test_a_single_slice_is_a_volume(tmp_path: Path) -> None:
     assert open_source(str(write_png(tmp_path / "one.png", VOLUME[0]))).shape == (1, 31, 44)
 
 
-def test_rows_of_huge_slices_in_the_other_order_of_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_of_huge_slices_in_the_other_order_of_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(readers, "LARGE", 100)
     source = open_source(tiff(tmp_path, byteorder=">"))
     np.testing.assert_array_equal(source.read(2, 4, 7, 30), VOLUME[2:4, 7:30], strict=True)
@@ -243,7 +282,9 @@ def test_rows_of_huge_slices_in_the_other_order_of_bytes(tmp_path: Path, monkeyp
 def test_slices_of_one_bit_beside_those_of_eight(tmp_path: Path, first: str) -> None:
     mask = VOLUME[:2] > 30000
     Image.fromarray(mask[0]).save(tmp_path / first)  # mode 1
-    Image.fromarray(mask[1].astype(np.uint8) * 255).save(tmp_path / ("1.png" if first == "0.png" else "0.png"))
+    Image.fromarray(mask[1].astype(np.uint8) * 255).save(
+        tmp_path / ("1.png" if first == "0.png" else "0.png")
+    )
     source = open_source(str(tmp_path))
     expected = mask if first == "0.png" else mask[::-1]
     np.testing.assert_array_equal(source.read(0, 2), expected * np.uint8(255), strict=True)

@@ -9,9 +9,16 @@ import tifffile
 import zarr as typed_zarr
 
 from emadapt.segment import partial as partial_module
-from emadapt.segment import writers
 from emadapt.segment.partial import Partial, begin
-from emadapt.segment.writers import add_scales, provenance, publish, scale_factors, targets, write_tiff
+from emadapt.volumes import writers
+from emadapt.volumes.writers import (
+    add_scales,
+    provenance,
+    publish,
+    scale_factors,
+    targets,
+    write_tiff,
+)
 from test_segment_instances import JOB
 
 zarr: Any = typed_zarr  # its types are narrower than what it takes
@@ -24,7 +31,9 @@ def partial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Partial:
     monkeypatch.setattr(partial_module, "CHUNK", 16)
     monkeypatch.setattr(writers, "CHUNK", 16)
     monkeypatch.setattr(writers, "SMALLEST", 20)
-    job = dataclasses.replace(JOB, shape=(5, 71, 90), depth=2, rows=71, kinds=("mask", "probabilities"))
+    job = dataclasses.replace(
+        JOB, shape=(5, 71, 90), depth=2, rows=71, kinds=("mask", "probabilities")
+    )
     (tmp_path / "p").mkdir()
     partial = begin(tmp_path / "p", job, False)
     partial.array("mask")[:] = np.where(VOLUME > 99, 255, 0)
@@ -34,9 +43,21 @@ def partial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Partial:
 
 def test_scales_halve_the_shortest_voxels() -> None:
     assert scale_factors((100, 1024, 768), (30, 4, 4)) == [[1, 1, 1], [1, 2, 2], [1, 4, 4]]
-    assert scale_factors((100, 2048, 2048), (10, 5, 5)) == [[1, 1, 1], [1, 2, 2], [2, 4, 4], [4, 8, 8]]
+    assert scale_factors((100, 2048, 2048), (10, 5, 5)) == [
+        [1, 1, 1],
+        [1, 2, 2],
+        [2, 4, 4],
+        [4, 8, 8],
+    ]
     assert scale_factors((9, 1024, 1024), (5, 5, 5))[-1] == [4, 4, 4]
-    assert scale_factors((9, 1024, 1024), (2, 50, 50)) == [[1, 1, 1], [2, 1, 1], [4, 1, 1], [8, 1, 1], [8, 2, 2], [8, 4, 4]]
+    assert scale_factors((9, 1024, 1024), (2, 50, 50)) == [
+        [1, 1, 1],
+        [2, 1, 1],
+        [4, 1, 1],
+        [8, 1, 1],
+        [8, 2, 2],
+        [8, 4, 4],
+    ]
     assert scale_factors((9, 200, 200), (5, 5, 5)) == [[1, 1, 1]]
 
 
@@ -55,23 +76,31 @@ def test_coarser_scales_of_labels_and_of_means(partial: Partial) -> None:
             assert changes["scale"] == [30.0 * factor[0], 5.0 * factor[1], 4.0 * factor[2]]
             full = np.asarray(partial.array(kind)[:])
             if kind == "mask":
-                np.testing.assert_array_equal(small[:], full[:: factor[0], :: factor[1], :: factor[2]])
+                np.testing.assert_array_equal(
+                    small[:], full[:: factor[0], :: factor[1], :: factor[2]]
+                )
                 assert "translation" not in changes
             else:
                 half = [(f - 1) / 2 for f in factor]
                 assert changes["translation"] == [30.0 * half[0], 5.0 * half[1], 4.0 * half[2]]
                 cell = full[: factor[0], factor[1] : 2 * factor[1], : factor[2]]
                 assert abs(int(small[0, 1, 0]) - cell.mean()) <= level
-                last = full[:, 71 // factor[1] * factor[1] :, :] if 71 % factor[1] else full  # a cell cut short
+                last = (
+                    full[:, 71 // factor[1] * factor[1] :, :] if 71 % factor[1] else full
+                )  # a cell cut short
                 assert last.min() <= small[0, -1, -1] <= last.max()
 
 
-def test_tiffs_say_what_they_are(partial: Partial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tiffs_say_what_they_are(
+    partial: Partial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for limits in ({}, {"TILED": 100}, {"CLASSIC": 100}):
         for name, value in limits.items():
             monkeypatch.setattr(writers, name, value)
         for name in ("one.tif", "two.tif"):
-            write_tiff(tmp_path / name, partial.array("probabilities"), partial.job, "probabilities")
+            write_tiff(
+                tmp_path / name, partial.array("probabilities"), partial.job, "probabilities"
+            )
         assert (tmp_path / "one.tif").read_bytes() == (tmp_path / "two.tif").read_bytes()
         with tifffile.TiffFile(tmp_path / "one.tif") as tif:
             np.testing.assert_array_equal(tif.asarray(), VOLUME)
@@ -81,18 +110,27 @@ def test_tiffs_say_what_they_are(partial: Partial, tmp_path: Path, monkeypatch: 
             image = tifffile.xml2dict(tif.ome_metadata)["OME"]["Image"]  # type: ignore[arg-type]
         assert [image["Pixels"][f"PhysicalSize{a}"] for a in "ZYX"] == [0.03, 0.005, 0.004]
         assert json.loads(image["Description"])["unit"] == "u"
-    from emadapt.segment.readers import open_source
+    from emadapt.volumes.readers import open_source
 
     assert open_source(str(tmp_path / "one.tif")).voxel_nm == (30.0, 5.0, 4.0)
 
 
-@pytest.mark.parametrize(("path", "stamp", "expected"), [
-    ("/home/ada/em.tif", [["em.tif", 9, 1]], {"input": "em.tif", "input_bytes": 9}),
-    ("/home/ada/em.h5:/volumes/raw", [["em.h5", 9, 1]], {"input": "em.h5:/volumes/raw", "input_bytes": 9}),
-    ("/home/ada/em.ome.zarr/0", [[".zarray", 9, 1]], {"input": "em.ome.zarr/0"}),
-    ("/home/ada/slices", [["a.png", 9, 1], ["b.png", 9, 1]], {"input": "slices"}),
-])  # fmt: skip
-def test_an_output_names_its_input_without_the_folder(path: str, stamp: list[Any], expected: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("path", "stamp", "expected"),
+    [
+        ("/home/ada/em.tif", [["em.tif", 9, 1]], {"input": "em.tif", "input_bytes": 9}),
+        (
+            "/home/ada/em.h5:/volumes/raw",
+            [["em.h5", 9, 1]],
+            {"input": "em.h5:/volumes/raw", "input_bytes": 9},
+        ),
+        ("/home/ada/em.ome.zarr/0", [[".zarray", 9, 1]], {"input": "em.ome.zarr/0"}),
+        ("/home/ada/slices", [["a.png", 9, 1], ["b.png", 9, 1]], {"input": "slices"}),
+    ],
+)
+def test_an_output_names_its_input_without_the_folder(
+    path: str, stamp: list[Any], expected: dict[str, Any]
+) -> None:
     said = provenance(dataclasses.replace(JOB, input=path, stamp=stamp), "mask")
     assert {key: value for key, value in said.items() if key.startswith("input")} == expected
     assert "ada" not in json.dumps(said)
@@ -101,9 +139,11 @@ def test_an_output_names_its_input_without_the_folder(path: str, stamp: list[Any
 def test_names_of_outputs() -> None:
     named = targets("a/b.x.ome.tif", ("mask", "probabilities", "instances"))
     assert {k: str(v) for k, v in named.items()} == {
-        "probabilities": "a/b.x-probabilities.ome.tif", "instances": "a/b.x-instances.ome.tif", "table": "a/b.x-instances.csv",
+        "probabilities": "a/b.x-probabilities.ome.tif",
+        "instances": "a/b.x-instances.ome.tif",
+        "table": "a/b.x-instances.csv",
         "mask": "a/b.x.ome.tif",
-    }  # fmt: skip
+    }
     assert list(named)[-1] == "mask"
 
 
@@ -112,6 +152,9 @@ def test_what_is_replaced_is_put_aside_first(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         (tmp_path / name / name).touch()
     (tmp_path / "kept").touch()  # renamed before an interruption
-    publish({tmp_path / "new": tmp_path / "out", tmp_path / "gone": tmp_path / "kept"}, tmp_path / "aside")
+    publish(
+        {tmp_path / "new": tmp_path / "out", tmp_path / "gone": tmp_path / "kept"},
+        tmp_path / "aside",
+    )
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["new"]
     assert (tmp_path / "aside/out/out").exists()

@@ -7,20 +7,20 @@ import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 
-from emadapt.config import BackboneSpec, RegimeSpec
-from emadapt.data.patches import Cached
+from emadapt.data.crops import Cached
 from emadapt.errors import InputError
 from emadapt.models.heads import HEADS
 from emadapt.models.segmenter import Segmenter, build_segmenter, load_segmenter, save_segmenter
+from emadapt.study.study import BackboneSettings, RegimeSettings
 
-SPEC = BackboneSpec("tiny_dinov2", "random", blocks=(2, 4), tile=56, overlap=0.5)
+SPEC = BackboneSettings("tiny_dinov2", "random", blocks=(2, 4), tile=56, overlap=0.5)
 REGIMES = {
-    "frozen": RegimeSpec("frozen"),
-    "lora": RegimeSpec("lora", rank=3, alpha=6.0, dropout=0.1),
-    "lora_last_k": RegimeSpec("lora_last_k", rank=3, alpha=6.0, k=2),
-    "dora": RegimeSpec("dora", rank=3, alpha=6.0),
-    "bitfit": RegimeSpec("bitfit"),
-    "full": RegimeSpec("full"),
+    "frozen": RegimeSettings("frozen"),
+    "lora": RegimeSettings("lora", rank=3, alpha=6.0, dropout=0.1),
+    "lora_last_k": RegimeSettings("lora_last_k", rank=3, alpha=6.0, k=2),
+    "dora": RegimeSettings("dora", rank=3, alpha=6.0),
+    "bitfit": RegimeSettings("bitfit"),
+    "full": RegimeSettings("full"),
 }
 
 
@@ -28,10 +28,12 @@ def images(seed: int = 0) -> torch.Tensor:
     return torch.rand(2, 1, 42, 56, generator=torch.Generator().manual_seed(seed))
 
 
-def trained(regime: str, head: str, spec: BackboneSpec = SPEC) -> Segmenter:
+def trained(regime: str, head: str, spec: BackboneSettings = SPEC) -> Segmenter:
     """A segmenter whose every trained tensor, buffers included, is away from its initial value."""
     segmenter = build_segmenter(spec, REGIMES[regime], head, seed=5)
-    optimiser = torch.optim.SGD([p for group in segmenter.trainable().values() for p in group], lr=0.5)
+    optimiser = torch.optim.SGD(
+        [p for group in segmenter.trainable().values() for p in group], lr=0.5
+    )
     segmenter.train()
     for seed in range(2):
         logits = segmenter(images(seed), (42, 56))
@@ -47,14 +49,18 @@ def logits(segmenter: Segmenter) -> torch.Tensor:
 
 @pytest.mark.parametrize("regime", REGIMES)
 @pytest.mark.parametrize("head", HEADS)
-def test_what_is_saved_and_loaded_gives_the_same_logits(tmp_path: Path, regime: str, head: str) -> None:
+def test_what_is_saved_and_loaded_gives_the_same_logits(
+    tmp_path: Path, regime: str, head: str
+) -> None:
     before = trained(regime, head)
     save_segmenter(before, tmp_path / "unit", {"threshold": 0.5})
     torch.manual_seed(12345)  # nothing of the loaded model is left to chance
     after, card = load_segmenter(tmp_path / "unit")
     assert not after.training
     assert torch.equal(logits(after), logits(before))
-    assert not torch.equal(logits(after), logits(build_segmenter(SPEC, REGIMES[regime], head, seed=0).eval()))
+    assert not torch.equal(
+        logits(after), logits(build_segmenter(SPEC, REGIMES[regime], head, seed=0).eval())
+    )
     assert (after.spec, after.regime, after.head_name) == (SPEC, REGIMES[regime], head)
     assert card["threshold"] == 0.5
     assert card["weights"] == before.backbone.provenance.to_dict()
@@ -94,7 +100,10 @@ def test_other_weights_than_those_it_was_trained_on_are_refused(tmp_path: Path) 
     card = json.loads((tmp_path / "model.json").read_text())
     card["weights"]["sha256"] = "0" * 64
     (tmp_path / "model.json").write_text(json.dumps(card))
-    with pytest.raises(InputError, match=r"found backbone weights .*; expected 000000000000, which it was trained on"):
+    with pytest.raises(
+        InputError,
+        match=r"found backbone weights .*; expected 000000000000, which it was trained on",
+    ):
         load_segmenter(tmp_path)
 
 
@@ -102,7 +111,9 @@ def test_other_weights_than_those_it_was_trained_on_are_refused(tmp_path: Path) 
 def test_no_model_is_said_with_the_folder(tmp_path: Path, missing: str) -> None:
     save_segmenter(trained("frozen", "linear"), tmp_path / "unit", {})
     (tmp_path / "unit" / missing).unlink()
-    with pytest.raises(InputError, match=r"unit: found no model; expected model.json and model.safetensors"):
+    with pytest.raises(
+        InputError, match=r"unit: found no model; expected model.json and model.safetensors"
+    ):
         load_segmenter(tmp_path / "unit")
     with pytest.raises(InputError, match="found no model"):
         load_segmenter(tmp_path / "nowhere")
@@ -125,9 +136,11 @@ def test_images_and_their_tokens_give_the_same_logits(regime: str) -> None:
 
 @pytest.mark.parametrize("head", ["pyramid", "unet"])
 @pytest.mark.parametrize("k", [1, 2, 3, 4])
-def test_adapters_in_the_last_blocks_see_what_the_whole_backbone_would_give_them(k: int, head: str) -> None:
+def test_adapters_in_the_last_blocks_see_what_the_whole_backbone_would_give_them(
+    k: int, head: str
+) -> None:
     """Logits and gradients from what is cached below the cut are those of a run from the image."""
-    regime = RegimeSpec("lora_last_k", rank=3, alpha=6.0, k=k)
+    regime = RegimeSettings("lora_last_k", rank=3, alpha=6.0, k=k)
     segmenter = build_segmenter(SPEC, regime, head, seed=5).train()
     with torch.no_grad():
         for p in segmenter.trainable()["adapter"]:
@@ -140,7 +153,12 @@ def test_adapters_in_the_last_blocks_see_what_the_whole_backbone_would_give_them
     for batch in (images(), Cached(stacked, entering, images())):
         found = segmenter(batch, (42, 56))
         (found * torch.linspace(-1, 1, 56)).sum().backward()
-        gradients = [p.grad.clone() for group in segmenter.trainable().values() for p in group if p.grad is not None]
+        gradients = [
+            p.grad.clone()
+            for group in segmenter.trainable().values()
+            for p in group
+            if p.grad is not None
+        ]
         assert len(gradients) == len([p for group in segmenter.trainable().values() for p in group])
         out.append([found.detach(), *gradients])
         segmenter.zero_grad()
@@ -150,7 +168,9 @@ def test_adapters_in_the_last_blocks_see_what_the_whole_backbone_would_give_them
 
 def test_logits_of_overlapping_patches_lie_where_the_patches_do() -> None:
     """A head that repeats each token's first channel, on a backbone that averages each patch: bright stays where it is bright."""
-    segmenter = build_segmenter(dataclasses.replace(SPEC, stride=7, blocks="last"), REGIMES["frozen"], "linear", 0)
+    segmenter = build_segmenter(
+        dataclasses.replace(SPEC, stride=7, blocks="last"), REGIMES["frozen"], "linear", 0
+    )
     image = torch.zeros(1, 1, 56, 56)
     image[..., 20:36, 30:46] = 1.0
     means = F.avg_pool2d(image, 14, stride=7)
@@ -158,9 +178,13 @@ def test_logits_of_overlapping_patches_lie_where_the_patches_do() -> None:
     segmenter.head.forward = lambda tokens, size: F.interpolate(tokens[0], size, mode="bilinear")
     found = segmenter([means], (56, 56))[0, 0]
     assert found.shape == (56, 56)
-    middle = [float((found.sum(1 - axis) * torch.arange(56)).sum() / found.sum()) for axis in (0, 1)]
+    middle = [
+        float((found.sum(1 - axis) * torch.arange(56)).sum() / found.sum()) for axis in (0, 1)
+    ]
     assert middle == pytest.approx([27.5, 37.5], abs=1.0)
-    edge = segmenter([torch.arange(7.0).expand(1, 1, 7, 7)], (56, 56))[0, 0, 0]  # token i is centred on pixel 7 + 7 i
+    edge = segmenter([torch.arange(7.0).expand(1, 1, 7, 7)], (56, 56))[
+        0, 0, 0
+    ]  # token i is centred on pixel 7 + 7 i
     assert float((edge[7::7] - torch.arange(7.0)).abs().max()) < 0.2
 
 

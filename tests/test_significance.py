@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emadapt.errors import InputError
-from emadapt.significance import holm, paired_bootstrap
+from emadapt.metrics.significance import holm, paired_bootstrap
 
 FEW = 2000
 
@@ -25,7 +25,10 @@ def masks_to_counts(seed: int) -> tuple[np.ndarray, list[Any]]:
     rng = np.random.default_rng(seed)
     label = rng.random((5, 6, 7)) < 0.4
     predicted = rng.random((2, 5, 6, 7)) < 0.4
-    counts = [[((p & t).sum(), p.sum(), t.sum()) for p, t in zip(one, label, strict=True)] for one in predicted]
+    counts = [
+        [((p & t).sum(), p.sum(), t.sum()) for p, t in zip(one, label, strict=True)]
+        for one in predicted
+    ]
     return np.array(counts), [predicted, label]
 
 
@@ -43,7 +46,10 @@ def test_the_statistic_by_brute_force():
 def test_turned_round_it_changes_sign_only():
     rng = np.random.default_rng(0)
     a, b = slices(rng.uniform(0.6, 0.8, (1, 20))), slices(rng.uniform(0.6, 0.8, (1, 20)))
-    one, other = paired_bootstrap(a, b, 2, replicates=FEW), paired_bootstrap(b, a, 2, replicates=FEW)
+    one, other = (
+        paired_bootstrap(a, b, 2, replicates=FEW),
+        paired_bootstrap(b, a, 2, replicates=FEW),
+    )
     assert one.difference == pytest.approx(-other.difference)
     assert one.p_value == pytest.approx(other.p_value, abs=0.1)
     assert one.ci95 == pytest.approx([-other.ci95[1], -other.ci95[0]], abs=0.02)
@@ -82,7 +88,14 @@ def test_equal_regimes_rarely_differ(seeds, n, block):
         hard = rng.normal(0, 0.05, n)
         a, b = (
             slices(
-                np.clip(0.6 + hard + rng.normal(0, 0.03, (seeds, n)) + (seeds > 1) * rng.normal(0, 0.05, (seeds, 1)), 0.05, 0.95)
+                np.clip(
+                    0.6
+                    + hard
+                    + rng.normal(0, 0.03, (seeds, n))
+                    + (seeds > 1) * rng.normal(0, 0.05, (seeds, 1)),
+                    0.05,
+                    0.95,
+                )
             )
             for _ in range(2)
         )
@@ -101,7 +114,10 @@ def test_the_same_seed_draws_the_same():
     rng = np.random.default_rng(0)
     a, b = slices(rng.uniform(0.6, 0.8, (2, 9))), slices(rng.uniform(0.6, 0.8, (2, 9)))
     assert paired_bootstrap(a, b, 1, replicates=2500) == paired_bootstrap(a, b, 1, replicates=2500)
-    assert paired_bootstrap(a, b, 1, replicates=2500).ci95 != paired_bootstrap(a, b, 1, replicates=2500, seed=1).ci95
+    assert (
+        paired_bootstrap(a, b, 1, replicates=2500).ci95
+        != paired_bootstrap(a, b, 1, replicates=2500, seed=1).ci95
+    )
 
 
 @pytest.mark.parametrize(
@@ -124,8 +140,15 @@ def test_what_does_not_fit_is_refused(a, b, block, message):
 def test_holm_controls_every_subset_as_bonferroni_does(p_values):
     """Closed testing: a hypothesis is rejected when Bonferroni rejects every intersection that it is in."""
     for index, corrected in enumerate(holm(p_values)):
-        subsets = [s for r in range(len(p_values)) for s in itertools.combinations(range(len(p_values)), r + 1) if index in s]
-        assert corrected == pytest.approx(max(min(1, len(s) * min(p_values[i] for i in s)) for s in subsets))
+        subsets = [
+            s
+            for r in range(len(p_values))
+            for s in itertools.combinations(range(len(p_values)), r + 1)
+            if index in s
+        ]
+        assert corrected == pytest.approx(
+            max(min(1, len(s) * min(p_values[i] for i in s)) for s in subsets)
+        )
 
 
 def test_holm_of_none():

@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from emadapt.diagnose.similarity import linear_cka, mmd2
+from emadapt.domains.similarity import linear_cka, mmd2
 from emadapt.errors import InputError
 
 
@@ -43,7 +43,9 @@ def test_cka_against_its_gram_matrix_form() -> None:
     k, other = x @ x.T, y @ y.T
     expected = hsic(k, other) / np.sqrt(hsic(k, k) * hsic(other, other))
     assert linear_cka(x, y) == pytest.approx(expected)
-    assert linear_cka(x.astype(np.float32), y.astype(np.float32)) == pytest.approx(expected, rel=1e-5)
+    assert linear_cka(x.astype(np.float32), y.astype(np.float32)) == pytest.approx(
+        expected, rel=1e-5
+    )
 
 
 def test_cka_sees_through_rotation_and_scale_only() -> None:

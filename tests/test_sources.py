@@ -40,7 +40,11 @@ def _write(folder, files):
 
 
 def _read(folder):
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != "SOURCE.json"}
+    return {
+        str(p.relative_to(folder)): p.read_bytes()
+        for p in folder.rglob("*")
+        if p.is_file() and p.name != "SOURCE.json"
+    }
 
 
 def _zip(files, root="Lucchi++/", compression=zipfile.ZIP_STORED):
@@ -65,15 +69,21 @@ class _Server:
                 outer.log.append((self.path, asked))
                 if content is None:
                     return self.send_error(404)
-                start = int(asked.removeprefix("bytes=").rstrip("-")) if asked and outer.ranges else 0
+                start = (
+                    int(asked.removeprefix("bytes=").rstrip("-")) if asked and outer.ranges else 0
+                )
                 if start >= len(content):
                     return self.send_error(416)
                 self.send_response(206 if start else 200)
                 if start:
-                    self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+                    self.send_header(
+                        "Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}"
+                    )
                 self.send_header("Content-Length", str(len(content) - start))
                 self.end_headers()
-                self.wfile.write(content[start:] if outer.cut is None else content[start : start + outer.cut])
+                self.wfile.write(
+                    content[start:] if outer.cut is None else content[start : start + outer.cut]
+                )
 
             def log_message(self, *args):
                 pass
@@ -93,7 +103,9 @@ def server(files, monkeypatch):
     """A server of the tiny archive, which is the source of `lucchi` meanwhile."""
     archive = _zip(files | {"notes.txt": b"not part of the layout"})
     server = _Server({"/lucchi.zip": archive})
-    source = dataclasses.replace(LUCCHI, urls=(f"{server.url}/lucchi.zip",), sha256=hashlib.sha256(archive).hexdigest())
+    source = dataclasses.replace(
+        LUCCHI, urls=(f"{server.url}/lucchi.zip",), sha256=hashlib.sha256(archive).hexdigest()
+    )
     monkeypatch.setitem(SOURCES, "lucchi", source)
     monkeypatch.setattr(fetching, "PAUSE_S", 0.0)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
@@ -105,11 +117,17 @@ def server(files, monkeypatch):
 @pytest.fixture
 def go(tmp_path):
     """Calls `fetch` with folders of this test."""
-    return lambda name="lucchi", **kw: fetch(name, root=tmp_path / "data", downloads=tmp_path / "down", **kw)
+    return lambda name="lucchi", **kw: fetch(
+        name, root=tmp_path / "data", downloads=tmp_path / "down", **kw
+    )
 
 
 def _leftovers(tmp_path):
-    return [p.name for p in (tmp_path / "data").iterdir() if p.name.startswith(".")] if (tmp_path / "data").exists() else []
+    return (
+        [p.name for p in (tmp_path / "data").iterdir() if p.name.startswith(".")]
+        if (tmp_path / "data").exists()
+        else []
+    )
 
 
 @pytest.mark.parametrize("name", SOURCES)
@@ -201,7 +219,11 @@ def test_wrong_sha256_is_refused_and_not_resumed_from(go, server, tmp_path, monk
 
 @pytest.mark.parametrize("first", ["missing", "wrong", "dead"])
 def test_mirror_is_used_when_the_first_address_fails(go, server, files, monkeypatch, first):
-    url = {"missing": f"{server.url}/none.zip", "wrong": f"{server.url}/wrong.zip", "dead": "http://127.0.0.1:9/x.zip"}[first]
+    url = {
+        "missing": f"{server.url}/none.zip",
+        "wrong": f"{server.url}/wrong.zip",
+        "dead": "http://127.0.0.1:9/x.zip",
+    }[first]
     server.files["/wrong.zip"] = b"<html>moved</html>"
     source = SOURCES["lucchi"]
     monkeypatch.setitem(SOURCES, "lucchi", dataclasses.replace(source, urls=(url, *source.urls)))
@@ -210,7 +232,9 @@ def test_mirror_is_used_when_the_first_address_fails(go, server, files, monkeypa
 
 def test_no_network_is_an_error_in_seconds(go, monkeypatch, tmp_path):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setitem(SOURCES, "lucchi", dataclasses.replace(LUCCHI, urls=("http://127.0.0.1:9/a.zip",)))
+    monkeypatch.setitem(
+        SOURCES, "lucchi", dataclasses.replace(LUCCHI, urls=("http://127.0.0.1:9/a.zip",))
+    )
     start = time.monotonic()
     with pytest.raises(InputError, match=r"127\.0\.0\.1:9.*--from DIR"):
         go()
@@ -228,7 +252,10 @@ def test_unknown_dataset(go):
 
 @pytest.mark.parametrize("below", ["", "lucchi", "Lucchi++"])
 def test_from_a_folder(go, files, tmp_path, below):
-    _write(tmp_path / "have" / below, files | {"Train_In/Thumbs.db": b"", "other/secret.txt": b"", ".DS_Store": b""})
+    _write(
+        tmp_path / "have" / below,
+        files | {"Train_In/Thumbs.db": b"", "other/secret.txt": b"", ".DS_Store": b""},
+    )
     target = go(from_dir=tmp_path / "have")
     assert _read(target) == files
     assert json.loads((target / "SOURCE.json").read_text())["archive_sha256"] is None
@@ -242,8 +269,18 @@ def test_from_a_read_only_folder_gives_writable_files(go, files, tmp_path):
 
 
 def test_vnc_from_a_folder(go, tmp_path):
-    files = {f"raw/{i:02d}.tif": b"image" for i in range(4)} | {f"mitochondria/{i:02d}.png": b"label" for i in range(4)}
-    assert _read(go("vnc", from_dir=_write(tmp_path / "have" / "vnc", files | {"synapses/00.png": b""}).parent)) == files
+    files = {f"raw/{i:02d}.tif": b"image" for i in range(4)} | {
+        f"mitochondria/{i:02d}.png": b"label" for i in range(4)
+    }
+    assert (
+        _read(
+            go(
+                "vnc",
+                from_dir=_write(tmp_path / "have" / "vnc", files | {"synapses/00.png": b""}).parent,
+            )
+        )
+        == files
+    )
 
 
 @pytest.mark.parametrize(
@@ -251,8 +288,16 @@ def test_vnc_from_a_folder(go, tmp_path):
     [
         ("Test_Out/", {}, "Test_Out.*no such folder"),
         ("Train_Out/1.png", {}, r"Train_Out.*2 labels for 3 images.*Complete slice 1\."),
-        ("Train_In/", {"Train_In/0.tif": b"x"}, r"Train_In.*found 0\.tif.*expected files called mask"),
-        ("Train_In/", {"Train_In/0.png": b"x"}, r"Train_In.*found 0\.png"),  # labels where the images belong
+        (
+            "Train_In/",
+            {"Train_In/0.tif": b"x"},
+            r"Train_In.*found 0\.tif.*expected files called mask",
+        ),
+        (
+            "Train_In/",
+            {"Train_In/0.png": b"x"},
+            r"Train_In.*found 0\.png",
+        ),  # labels where the images belong
         ("nothing", {"Test_Out/01.png": b"x"}, "Test_Out.*4 files with 3 numbers"),
     ],
 )
@@ -303,7 +348,10 @@ def _unpack(tmp_path, content):
     return tmp_path / "deep" / "out"
 
 
-@pytest.mark.parametrize("name", ["../evil.png", "Lucchi++/../../evil.png", "/tmp/evil.png", "..\\evil.png", "C:\\evil.png"])
+@pytest.mark.parametrize(
+    "name",
+    ["../evil.png", "Lucchi++/../../evil.png", "/tmp/evil.png", "..\\evil.png", "C:\\evil.png"],
+)
 def test_paths_out_of_the_archive_are_refused(tmp_path, files, name):
     with pytest.raises(InputError, match="evil"):
         _unpack(tmp_path, _zip(files | {zipfile.ZipInfo(name): b"x"}))
@@ -328,7 +376,12 @@ def test_a_zip_bomb_is_refused(tmp_path, files, monkeypatch):
 
 
 def test_only_the_files_of_the_layout_are_unpacked(tmp_path, files):
-    extra = {"Train_In/readme.txt": b"", "Train_In/deeper/mask0000.png": b"", "other/mask0000.png": b"", "mask0000.png": b""}
+    extra = {
+        "Train_In/readme.txt": b"",
+        "Train_In/deeper/mask0000.png": b"",
+        "other/mask0000.png": b"",
+        "mask0000.png": b"",
+    }
     mac = zipfile.ZipInfo("__MACOSX/Lucchi++/Train_In/mask0000.png")
     out = _unpack(tmp_path, _zip(extra | files | {mac: b""}))
     assert _read(out) == files
@@ -339,12 +392,18 @@ def test_only_the_files_of_the_layout_are_unpacked(tmp_path, files):
 def test_damaged_archives(tmp_path, files, damage):
     good = _zip(files)
     at = good.index(files["Train_In/mask0001.png"])
-    content = {"cut": good[:-200], "not a zip": b"<html>", "flipped": good[:at] + bytes([good[at] ^ 255]) + good[at + 1 :]}
+    content = {
+        "cut": good[:-200],
+        "not a zip": b"<html>",
+        "flipped": good[:at] + bytes([good[at] ^ 255]) + good[at + 1 :],
+    }
     with pytest.raises(InputError, match="damaged archive"):
         _unpack(tmp_path, content[damage])
 
 
-@pytest.mark.parametrize("source", [*SOURCES.values(), *MANUAL.values()], ids=lambda source: source.name)
+@pytest.mark.parametrize(
+    "source", [*SOURCES.values(), *MANUAL.values()], ids=lambda source: source.name
+)
 def test_every_dataset_has_a_doi_to_cite_and_its_citation_names_no_other_first(source):
     assert re.fullmatch(r"10\.\d{4,9}/\S+[^.\s]", source.doi)
     if "Used by" not in source.citation:

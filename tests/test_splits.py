@@ -5,15 +5,19 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from emadapt.config import SplitSpec
 from emadapt.data.splits import split_slices
 from emadapt.errors import InputError
+from emadapt.study.study import SplitSettings
 
-SPECS = st.builds(SplitSpec, val=st.floats(0.05, 0.5), test=st.floats(0.05, 0.4), gap_nm=st.floats(0, 200))
+SPECS = st.builds(
+    SplitSettings, val=st.floats(0.05, 0.5), test=st.floats(0.05, 0.4), gap_nm=st.floats(0, 200)
+)
 
 
 @given(st.integers(1, 300), SPECS, st.floats(4, 60), st.booleans())
-def test_blocks_are_disjoint_contiguous_and_apart(n: int, spec: SplitSpec, voxel: float, official: bool) -> None:
+def test_blocks_are_disjoint_contiguous_and_apart(
+    n: int, spec: SplitSettings, voxel: float, official: bool
+) -> None:
     parts = [("train", n), ("test", 7)] if official else [("all", n)]
     try:
         split = split_slices(parts, spec, voxel)
@@ -34,7 +38,9 @@ def test_blocks_are_disjoint_contiguous_and_apart(n: int, spec: SplitSpec, voxel
 
 
 @given(st.integers(1, 60), SPECS, st.floats(4, 60))
-def test_a_volume_that_is_refused_is_too_thin_and_as_thick_as_said_it_is_not(n: int, spec: SplitSpec, voxel: float) -> None:
+def test_a_volume_that_is_refused_is_too_thin_and_as_thick_as_said_it_is_not(
+    n: int, spec: SplitSettings, voxel: float
+) -> None:
     """What the error asks for is enough, or close to it: rounding shares of a thicker volume may take a slice more."""
     try:
         split_slices([("all", n)], spec, voxel)
@@ -47,18 +53,20 @@ def test_a_volume_that_is_refused_is_too_thin_and_as_thick_as_said_it_is_not(n: 
 
 @given(st.integers(6, 200), st.integers(0, 5))
 def test_random_covers_every_slice_once_and_repeats_by_seed(n: int, seed: int) -> None:
-    spec = SplitSpec(kind="random", seed=seed, gap_nm=0)
+    spec = SplitSettings(kind="random", seed=seed, gap_nm=0)
     split = split_slices([("all", n)], spec, 50)
     assert sorted(split["train"] + split["val"] + split["test"]) == list(range(n))
     assert split == split_slices([("all", n)], spec, 50)
 
 
 def test_the_reference_split_of_vnc_is_17_to_3() -> None:
-    split = split_slices([("all", 20)], SplitSpec(kind="random", val=0.1, test=0.15, gap_nm=0), 50)
+    split = split_slices(
+        [("all", 20)], SplitSettings(kind="random", val=0.1, test=0.15, gap_nm=0), 50
+    )
     assert (len(split["test"]), len(split["train"]) + len(split["val"])) == (3, 17)
 
 
 def test_too_thin_a_volume_says_how_thick_it_must_be() -> None:
     with pytest.raises(InputError, match="found 4 slices; expected at least 5"):
-        split_slices([("all", 4)], SplitSpec(), 50, "thin.tif")
-    assert split_slices([("all", 5)], SplitSpec(), 50)["train"] == [0]
+        split_slices([("all", 4)], SplitSettings(), 50, "thin.tif")
+    assert split_slices([("all", 5)], SplitSettings(), 50)["train"] == [0]

@@ -12,12 +12,12 @@ import tifffile
 import zarr
 from nibabel.nifti1 import Nifti1Extension
 
-from emadapt.config import ConfigError, Study, load_study
 from emadapt.data.fetch import fetch
 from emadapt.data.ingest import ingest, open_volume
 from emadapt.data.sources import MANUAL
 from emadapt.errors import InputError
-from emadapt.segment.readers import open_source
+from emadapt.study.study import ConfigError, Study, load_study
+from emadapt.volumes.readers import open_source
 from tiny import blobs, make_study, settings
 
 FORMATS = [".tif", ".nii", ".nii.gz", ".h5", ".zarr"]
@@ -36,13 +36,17 @@ def write(folder: Path, suffix: str, **arrays: np.ndarray) -> None:
             header = nibabel.Nifti1Header()
             header.set_xyzt_units("micron")
             header.set_data_dtype(array.dtype)
-            image = nibabel.Nifti1Image(array.T, np.diag([0.005, 0.005, 0.03, 1]), header)  # x, y, z
+            image = nibabel.Nifti1Image(
+                array.T, np.diag([0.005, 0.005, 0.03, 1]), header
+            )  # x, y, z
             nibabel.save(image, path)
         elif suffix == ".h5":
             with h5py.File(path, "w") as file:
                 file.create_dataset("volume", data=array, chunks=(4, 30, 50), compression="gzip")
         else:
-            stored = zarr.create_array(store=path, shape=array.shape, dtype=array.dtype, chunks=(4, 45, 50))
+            stored = zarr.create_array(
+                store=path, shape=array.shape, dtype=array.dtype, chunks=(4, 45, 50)
+            )
             stored[:] = array
 
 
@@ -53,9 +57,16 @@ def study(tmp_path: Path) -> Study:
 
 @pytest.mark.parametrize("suffix", FORMATS)
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_every_format_gives_the_same_volume(study: Study, tmp_path: Path, suffix: str, dtype: type) -> None:
+def test_every_format_gives_the_same_volume(
+    study: Study, tmp_path: Path, suffix: str, dtype: type
+) -> None:
     image, label = blobs((10, 90, 100), 0)
-    write(tmp_path / "data/a", suffix, image=image.astype(dtype) * (1 if dtype is np.uint8 else 100), label=label.astype(dtype))
+    write(
+        tmp_path / "data/a",
+        suffix,
+        image=image.astype(dtype) * (1 if dtype is np.uint8 else 100),
+        label=label.astype(dtype),
+    )
     ingest(study, "a", tmp_path / "data", tmp_path / "build")
     volume = open_volume("a", tmp_path / "build")
     np.testing.assert_array_equal(volume.label, label)
@@ -71,13 +82,19 @@ def test_nifti_says_its_voxel_size_where_it_has_a_unit(tmp_path: Path) -> None:
     image, _ = blobs((10, 90, 100), 0)
     write(tmp_path, ".nii.gz", image=image)
     source = open_source(str(tmp_path / "image.nii.gz"))
-    assert (source.shape, source.voxel_nm, source.dtype) == ((10, 90, 100), (30.0, 5.0, 5.0), np.uint8)
+    assert (source.shape, source.voxel_nm, source.dtype) == (
+        (10, 90, 100),
+        (30.0, 5.0, 5.0),
+        np.uint8,
+    )
     np.testing.assert_array_equal(source.read(2, 5, 10, 20), image[2:5, 10:20])
     plain = nibabel.Nifti1Image(image.T, np.eye(4))
     plain.header.set_xyzt_units("unknown")
     nibabel.save(plain, tmp_path / "plain.nii")
     assert open_source(str(tmp_path / "plain.nii")).voxel_nm is None
-    nibabel.save(nibabel.Nifti1Image(np.zeros((4, 5, 6, 2), np.uint8), np.eye(4)), tmp_path / "four.nii")
+    nibabel.save(
+        nibabel.Nifti1Image(np.zeros((4, 5, 6, 2), np.uint8), np.eye(4)), tmp_path / "four.nii"
+    )
     with pytest.raises(InputError, match="one grey volume"):
         open_source(str(tmp_path / "four.nii"))
 
@@ -110,12 +127,22 @@ def damage(path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", FORMATS)
 @pytest.mark.parametrize("which", ["image", "label"])
-def test_truncated_files_are_named_and_nothing_is_written(study: Study, tmp_path: Path, suffix: str, which: str) -> None:
+def test_truncated_files_are_named_and_nothing_is_written(
+    study: Study, tmp_path: Path, suffix: str, which: str
+) -> None:
     image, label = blobs((10, 90, 100), 0)
     rng = np.random.default_rng(0)
-    write(tmp_path / "data/a", suffix, image=image, label=label * rng.integers(1, 200, label.shape, dtype=np.uint8))
+    write(
+        tmp_path / "data/a",
+        suffix,
+        image=image,
+        label=label * rng.integers(1, 200, label.shape, dtype=np.uint8),
+    )
     damage(tmp_path / f"data/a/{which}{suffix}")
-    with pytest.raises(InputError, match=rf"{which}{suffix}.*(truncated|readable|decoded).*(Copy or export|Check the path)"):
+    with pytest.raises(
+        InputError,
+        match=rf"{which}{suffix}.*(truncated|readable|decoded).*(Copy or export|Check the path)",
+    ):
         ingest(study, "a", tmp_path / "data", tmp_path / "build")
     assert not list(tmp_path.glob("build/*"))
 
@@ -124,7 +151,10 @@ def test_mixed_dtypes_shapes_and_formats_are_refused(study: Study, tmp_path: Pat
     image, label = blobs((10, 90, 100), 0)
     write(tmp_path / "data/a/train", ".nii", image=image, label=label)
     write(tmp_path / "data/a/test", ".h5", image=image.astype(np.uint16), label=label)
-    with pytest.raises(InputError, match=r"test/image.h5: found a slice of shape \(90, 100\), uint16; expected .* uint8"):
+    with pytest.raises(
+        InputError,
+        match=r"test/image.h5: found a slice of shape \(90, 100\), uint16; expected .* uint8",
+    ):
         ingest(study, "a", tmp_path / "data", tmp_path / "build")
     write(tmp_path / "data/a/test", ".nii", image=image, label=label[:, :80])
     (tmp_path / "data/a/test/image.h5").unlink(missing_ok=True)
@@ -154,11 +184,19 @@ def test_a_dataset_without_voxel_size_is_a_problem_of_the_settings(tmp_path: Pat
 
 
 @pytest.mark.parametrize("name", MANUAL)
-def test_manual_downloads_say_page_files_and_folder_and_are_taken_when_there(tmp_path: Path, name: str, capsys) -> None:
+def test_manual_downloads_say_page_files_and_folder_and_are_taken_when_there(
+    tmp_path: Path, name: str, capsys
+) -> None:
     source = MANUAL[name]
     with pytest.raises(InputError) as told:
         fetch(name, tmp_path / "data")
-    for words in (source.page, source.files, f"{tmp_path / 'data' / name}/", source.place, source.settings):
+    for words in (
+        source.page,
+        source.files,
+        f"{tmp_path / 'data' / name}/",
+        source.place,
+        source.settings,
+    ):
         assert words in str(told.value)
     image, label = blobs((30, 60, 70), 0)
     target = tmp_path / "data" / name
@@ -180,7 +218,9 @@ def test_manual_downloads_say_page_files_and_folder_and_are_taken_when_there(tmp
     params["datasets"]["a"] = yaml.safe_load(source.settings) | {"path": str(target)}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     study = load_study(tmp_path / "params.yaml")
-    assert study.dataset_specs["a"].voxel_nm == source.voxel_nm
+    assert study.dataset_settings["a"].voxel_nm == source.voxel_nm
     ingest(study, "a", tmp_path / "data", tmp_path / "build")
     volumes = 2 if name == "urocell" else 1
-    np.testing.assert_array_equal(open_volume("a", tmp_path / "build").label, np.concatenate([label] * volumes))
+    np.testing.assert_array_equal(
+        open_volume("a", tmp_path / "build").label, np.concatenate([label] * volumes)
+    )

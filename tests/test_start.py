@@ -9,13 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from emadapt.check import check_study
-from emadapt.config import Study, Unit, load_study
 from emadapt.errors import ConfigError, InputError
-from emadapt.evaluate import evaluate_unit
 from emadapt.models.segmenter import load_segmenter
-from emadapt.train import prepare, train_unit, unit_key
-from emadapt.trainset import record_start
+from emadapt.pipeline.check import check_study
+from emadapt.study.study import Study, Unit, load_study
+from emadapt.training.evaluate import evaluate_unit
+from emadapt.training.train import prepare, train_unit, unit_key
+from emadapt.training.trainset import record_start
 from tiny import make_study, settings
 
 TUNED = {"kind": "lora", "rank": 2, "alpha": 4}
@@ -23,7 +23,11 @@ TUNED = {"kind": "lora", "rank": 2, "alpha": 4}
 
 def params(**regimes: Any) -> dict[str, Any]:
     own = settings(epochs=1, steps_per_epoch=2)
-    own["regimes"] |= {"from_b": TUNED | {"init_from": "lora-b"}, "lpft": TUNED | {"init_from": "frozen"}, **regimes}
+    own["regimes"] |= {
+        "from_b": TUNED | {"init_from": "lora-b"},
+        "lpft": TUNED | {"init_from": "frozen"},
+        **regimes,
+    }
     own["train_sets"]["b"] = ["b"]
     own["study"] |= {"regimes": list(own["regimes"]), "train_sets": ["a", "b"]}
     return own
@@ -47,7 +51,9 @@ def test_it_starts_from_the_other_ones_weights_and_goes_on(study: Study) -> None
     assert all(torch.equal(start[name], value) for name, value in source.items())
     tuned = load_file(train_unit(study, Unit("t", "from_b", "a", 0)) / "model.safetensors")
     assert any(not torch.equal(tuned[name], value) for name, value in source.items())
-    assert json.loads(evaluate_unit(study, Unit("t", "from_b", "a", 0)).read_text())["test"]["a"]["n"]
+    assert json.loads(evaluate_unit(study, Unit("t", "from_b", "a", 0)).read_text())["test"]["a"][
+        "n"
+    ]
 
 
 def test_a_frozen_head_and_fresh_adapters_linear_probing_then_fine_tuning(study: Study) -> None:
@@ -58,16 +64,20 @@ def test_a_frozen_head_and_fresh_adapters_linear_probing_then_fine_tuning(study:
     assert any(name.startswith("adapter.") for name in start)
 
 
-def test_a_source_that_was_not_trained_is_trained_and_later_found(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_source_that_was_not_trained_is_trained_and_later_found(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
     untrained = train_unit(study, Unit("t", "from_b", "a", 0)) / "model.safetensors"
     first = untrained.read_bytes()
     assert not Path("build/units/t-lora-b-0").exists()
     with monkeypatch.context() as patch:
-        patch.setattr("emadapt.fit._step", lambda *_: pytest.fail("trained again"))
+        patch.setattr("emadapt.training.fit._step", lambda *_: pytest.fail("trained again"))
         train_unit(study, Unit("t", "lora", "b", 0))  # finds its finished checkpoint
     for folder in ("scratch/units", "build/units/t-from_b-a-0"):
         shutil.rmtree(folder)
-    assert (train_unit(study, Unit("t", "from_b", "a", 0)) / "model.safetensors").read_bytes() == first
+    assert (
+        train_unit(study, Unit("t", "from_b", "a", 0)) / "model.safetensors"
+    ).read_bytes() == first
 
 
 def test_what_starts_elsewhere_is_another_model_and_other_keys_stay(study: Study) -> None:
@@ -83,7 +93,7 @@ def test_what_starts_elsewhere_is_another_model_and_other_keys_stay(study: Study
 
 
 def test_the_record_changes_with_the_source_alone(study: Study, tmp_path: Path) -> None:
-    from emadapt.tokens import run
+    from emadapt.models.tokens import run
 
     for name in study.datasets:
         run(study, "t", name)
@@ -93,7 +103,9 @@ def test_the_record_changes_with_the_source_alone(study: Study, tmp_path: Path) 
 
     before = records(study)
     assert json.loads(before["frozen"]) == json.loads(before["lora"]) == {}
-    other = make_study(tmp_path / "other", params(lora=TUNED | {"adapter_lr": 0.01}), ingested=False)
+    other = make_study(
+        tmp_path / "other", params(lora=TUNED | {"adapter_lr": 0.01}), ingested=False
+    )
     after = records(other)
     assert [regime for regime in before if before[regime] != after[regime]] == ["from_b"]
     tokens = Path("build/tokens/t/b.json")
@@ -101,35 +113,48 @@ def test_the_record_changes_with_the_source_alone(study: Study, tmp_path: Path) 
     assert records(study)["from_b"] != before["from_b"]
 
 
-@pytest.mark.parametrize(("own", "words"), [
-    (TUNED | {"init_from": "nothing"}, "found 'nothing'; expected REGIME or REGIME-TRAIN_SET"),
-    (TUNED | {"init_from": "lora-c"}, "found 'lora-c'; expected REGIME"),
-    (TUNED | {"init_from": "bad"}, "leads back to 'bad'"),
-    (TUNED | {"init_from": "lora-a", "rank": 3}, "whose adapter is another"),
-    (TUNED | {"init_from": "lora-a", "head": "linear"}, "whose head is pyramid; expected linear"),
-    ({"kind": "frozen", "init_from": "lora-a"}, "whose adapter is another"),
-    ({"kind": "ridge", "init_from": "frozen"}, "takes its weights from elsewhere"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("own", "words"),
+    [
+        (TUNED | {"init_from": "nothing"}, "found 'nothing'; expected REGIME or REGIME-TRAIN_SET"),
+        (TUNED | {"init_from": "lora-c"}, "found 'lora-c'; expected REGIME"),
+        (TUNED | {"init_from": "bad"}, "leads back to 'bad'"),
+        (TUNED | {"init_from": "lora-a", "rank": 3}, "whose adapter is another"),
+        (
+            TUNED | {"init_from": "lora-a", "head": "linear"},
+            "whose head is pyramid; expected linear",
+        ),
+        ({"kind": "frozen", "init_from": "lora-a"}, "whose adapter is another"),
+        ({"kind": "ridge", "init_from": "frozen"}, "takes its weights from elsewhere"),
+    ],
+)
 def test_settings_that_cannot_be(tmp_path: Path, own: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         make_study(tmp_path, params(bad=own), ingested=False)
 
 
 def test_the_record_holds_the_folder_that_a_source_began_from(study: Study, tmp_path: Path) -> None:
-    from emadapt.tokens import run
+    from emadapt.models.tokens import run
 
     for name in study.datasets:
         run(study, "t", name)
     (folder := tmp_path / "models/mine").mkdir(parents=True)
     own = params(mine=TUNED | {"init_from": "models/mine"}, then=TUNED | {"init_from": "mine"})
     (tmp_path / "params.yaml").write_text(json.dumps(own))
-    assert any("models/mine: found no model" in line for line in check_study(tmp_path / "params.yaml"))
+    assert any(
+        "models/mine: found no model" in line for line in check_study(tmp_path / "params.yaml")
+    )
     study, records = load_study(tmp_path / "params.yaml"), []
     for said in ("one", "another"):
         (folder / "model.json").write_text(json.dumps({"head": "linear", "said": said}))
-        records.append([record_start(study, regime).read_text() for regime in ("mine", "then", "from_b")])
+        records.append(
+            [record_start(study, regime).read_text() for regime in ("mine", "then", "from_b")]
+        )
     assert [a != b for a, b in zip(*records, strict=True)] == [True, True, False]
-    assert any("found a head linear; expected pyramid" in line for line in check_study(tmp_path / "params.yaml"))
+    assert any(
+        "found a head linear; expected pyramid" in line
+        for line in check_study(tmp_path / "params.yaml")
+    )
 
 
 def test_a_folder_and_what_is_wrong_with_it(study: Study, tmp_path: Path) -> None:

@@ -13,14 +13,14 @@ from click.testing import CliRunner
 from optuna.trial import FrozenTrial, TrialState
 
 from emadapt.cli import main
-from emadapt.config import Study, load_study
+from emadapt.study.study import Study, load_study
 from emadapt.sweep.claims import claim, failing, n_ended
 from emadapt.sweep.run import Order, _check, _open
 from emadapt.sweep.space import Target, search_space, study_at
 from emadapt.sweep.storage import open_store
 from emadapt.sweep.trial import Sweep, _reason, run_trials
 from emadapt.sweep.worker import pruner, sampler
-from emadapt.train import train_unit
+from emadapt.training.train import train_unit
 from tiny import make_study, settings
 
 LORA, FROZEN = Target("t", "lora", "a"), Target("t", "frozen", "a")
@@ -36,17 +36,28 @@ def sweep_here(config: Study, target: Target, trials: int) -> list[FrozenTrial]:
     """A sweep with its only worker in this process, from its beginning or from where it is."""
     order, store = Order(target, trials), open_store()
     study = _open(config, order, *_check(config, order), store)
-    study.sampler, study.pruner = sampler(config.sweep, 0), pruner(config.sweep, config.train.epochs)
+    study.sampler, study.pruner = (
+        sampler(config.sweep, 0),
+        pruner(config.sweep, config.train.epochs),
+    )
     sweep, space = Sweep(study, store, config, target), search_space(config, target)
-    while (claimed := claim(study, store, space, "me", wanted=trials, at_most=config.sweep.stack, since=0)) is not None:
+    while (
+        claimed := claim(
+            study, store, space, "me", wanted=trials, at_most=config.sweep.stack, since=0
+        )
+    ) is not None:
         run_trials(sweep, claimed)
     return study.get_trials()
 
 
 @pytest.mark.parametrize("target", [LORA, FROZEN], ids=lambda t: t.regime)
-def test_a_trial_is_the_unit_that_promoting_it_would_train_and_never_sees_the_test_slices(tmp_path: Path, target: Target) -> None:
+def test_a_trial_is_the_unit_that_promoting_it_would_train_and_never_sees_the_test_slices(
+    tmp_path: Path, target: Target
+) -> None:
     """The test slices are blacked out for the sweep; the unit is trained with them in place."""
-    params = settings() | {"sweep": {"stack": 1, "blocks": ["auto", [2, 3]], "head": ["linear", "pyramid"]}}
+    params = settings() | {
+        "sweep": {"stack": 1, "blocks": ["auto", [2, 3]], "head": ["linear", "pyramid"]}
+    }
     config = make_study(tmp_path, params)
     volumes = {name: tmp_path / f"build/ingest/a/{name}.npy" for name in ("image", "label")}
     whole = {name: path.read_bytes() for name, path in volumes.items()}
@@ -64,23 +75,31 @@ def test_a_trial_is_the_unit_that_promoting_it_would_train_and_never_sees_the_te
         card = json.loads((train_unit(changed, unit) / "model.json").read_text())
         assert trial.value == card["val"]["iou"]
     assert changed != config
-    assert not list(Path("scratch/sweeps").glob("*/trial-*")), "checkpoints of ended trials are left"
+    assert not list(Path("scratch/sweeps").glob("*/trial-*")), (
+        "checkpoints of ended trials are left"
+    )
     assert not set(Path("build/units").iterdir()) - {Path("build/units") / unit.name}
 
 
 def test_a_frozen_sweep_trains_its_heads_together_and_scores_as_one_by_one(tmp_path: Path) -> None:
     config = make_study(
-        tmp_path, settings(precision="fp32") | {"sweep": {"stack": 4, "pruner": "none", "head": ["linear", "pyramid"]}}
+        tmp_path,
+        settings(precision="fp32")
+        | {"sweep": {"stack": 4, "pruner": "none", "head": ["linear", "pyramid"]}},
     )
     for trial in sweep_here(config, FROZEN, 3):
         changed, unit = study_at(config, FROZEN, trial.params)
         card = json.loads((train_unit(changed, unit) / "model.json").read_text())
         assert trial.value == pytest.approx(card["val"]["iou"], abs=0.02)
-    assert len(list(Path("scratch/tokens").glob("*/manifest.json"))) == 2, "trials share one cache: a plain and an augmented view"
+    assert len(list(Path("scratch/tokens").glob("*/manifest.json"))) == 2, (
+        "trials share one cache: a plain and an augmented view"
+    )
 
 
 @pytest.mark.parametrize("target", [LORA, FROZEN], ids=lambda t: t.regime)
-def test_a_trial_that_diverges_fails_with_the_reason_and_does_not_count(tmp_path: Path, monkeypatch, target: Target) -> None:
+def test_a_trial_that_diverges_fails_with_the_reason_and_does_not_count(
+    tmp_path: Path, monkeypatch, target: Target
+) -> None:
     monkeypatch.setattr("emadapt.sweep.claims.MAX_FAILURES", 3)
     spec = {"head_lr": [1e10, 1e11], "head": ["pyramid"], "stack": 2}
     params = settings(clip=1e11, schedule="constant", warmup_steps=0, epochs=1) | {"sweep": spec}
@@ -96,7 +115,9 @@ def test_the_reason_for_a_full_gpu_says_what_to_do() -> None:
     assert "sweep.stack" in said
 
 
-def test_a_gpu_that_fails_ends_the_worker_and_not_the_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_that_fails_ends_the_worker_and_not_the_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every later trial of that process would fail too; a fresh one runs it again."""
 
     def broken(*given: Any) -> None:
@@ -113,7 +134,9 @@ def test_a_gpu_that_fails_ends_the_worker_and_not_the_trial(tmp_path: Path, monk
 
 def test_hopeless_trials_are_pruned(tmp_path: Path) -> None:
     """Five that can learn, then two that cannot: the median pruner ends those early."""
-    params = settings(epochs=4, steps_per_epoch=4, val_slices=1) | {"sweep": {"stack": 1, "head": ["linear"]}}
+    params = settings(epochs=4, steps_per_epoch=4, val_slices=1) | {
+        "sweep": {"stack": 1, "head": ["linear"]}
+    }
     config = make_study(tmp_path, params)
     order, store = Order(FROZEN, 7), open_store()
     study = _open(config, order, *_check(config, order), store)
@@ -155,28 +178,47 @@ def finished(config: Study, target: Target, values: dict[float, dict[str, Any]])
     order, store = Order(target, len(values)), open_store()
     study = _open(config, order, *_check(config, order), store)
     for value, params in values.items():
-        study.add_trial(optuna.create_trial(params=params, distributions=search_space(config, target), value=value))
+        study.add_trial(
+            optuna.create_trial(
+                params=params, distributions=search_space(config, target), value=value
+            )
+        )
 
 
 def test_promoting_adds_a_regime_and_leaves_every_other_line_as_it_was(tmp_path: Path) -> None:
     make_study(tmp_path)
     Path("params.yaml").write_text(PARAMS)
     config = load_study()
-    point = {"head_lr": 0.00123456, "rank": 8, "alpha_ratio": 0.5, "dropout": 0.1, "adapter_lr": 0.002}
+    point = {
+        "head_lr": 0.00123456,
+        "rank": 8,
+        "alpha_ratio": 0.5,
+        "dropout": 0.1,
+        "adapter_lr": 0.002,
+    }
     finished(config, LORA, {0.7: point, 0.6: {**point, "rank": 4}})
     result = CliRunner().invoke(main, ["sweep", "promote"])
     assert result.exit_code == 0, result.output
     assert "study 'tiny' has 12 units now, 8 before" in result.output
     before, after = PARAMS.splitlines(), Path("params.yaml").read_text().splitlines()
-    assert [line for line in before if line not in after] == ["  regimes: [frozen, lora]   # the default ones"]
+    assert [line for line in before if line not in after] == [
+        "  regimes: [frozen, lora]   # the default ones"
+    ]
     new = [line for line in after if line not in before]
     assert new[0].startswith("  regimes: [frozen, lora, lora_tuned]")
     assert new[0].endswith("# the default ones")
     assert len(new) == 2
     assert "of sweep tiny-t-lora-a-" in new[1]
     assert "validation IoU 0.7000" in new[1]
-    tuned = load_study().regime_specs["lora_tuned"]
-    expected = dataclasses.replace(config.regime_specs["lora"], rank=8, alpha=4.0, dropout=0.1, head_lr=0.00123, adapter_lr=0.002)
+    tuned = load_study().regime_settings["lora_tuned"]
+    expected = dataclasses.replace(
+        config.regime_settings["lora"],
+        rank=8,
+        alpha=4.0,
+        dropout=0.1,
+        head_lr=0.00123,
+        adapter_lr=0.002,
+    )
     assert tuned == expected
     again = CliRunner().invoke(main, ["sweep", "promote"])
     assert again.exit_code == 2
@@ -188,19 +230,33 @@ def test_promoting_blocks_and_scale_makes_a_backbone_too(tmp_path: Path) -> None
     make_study(tmp_path)
     Path("params.yaml").write_text(PARAMS + "sweep: {blocks: [auto, [1, 4]], scale: [1.0, 1.5]}\n")
     config = load_study()
-    finished(config, FROZEN, {0.7: {"head_lr": 1e-3, "weight_decay": 1e-3, "head": "linear", "blocks": "1-4", "scale": 1.5}})
+    finished(
+        config,
+        FROZEN,
+        {
+            0.7: {
+                "head_lr": 1e-3,
+                "weight_decay": 1e-3,
+                "head": "linear",
+                "blocks": "1-4",
+                "scale": 1.5,
+            }
+        },
+    )
     result = CliRunner().invoke(main, ["sweep", "promote", "--as", "best"])
     assert result.exit_code == 0, result.output
     after = load_study()
     assert after.backbones == ("t", "t_best")
-    expected = dataclasses.replace(config.backbone_specs["t"], blocks=(1, 4), scale=1.5)
-    assert after.backbone_specs["t_best"] == expected
-    assert after.regime_specs["best"].head == "linear"
+    expected = dataclasses.replace(config.backbone_settings["t"], blocks=(1, 4), scale=1.5)
+    assert after.backbone_settings["t_best"] == expected
+    assert after.regime_settings["best"].head == "linear"
     assert "t_best with best" in result.output
     assert "study 'tiny' has 24 units now, 8 before" in result.output
 
 
-def test_a_default_that_is_the_best_and_settings_that_changed_are_not_promoted(tmp_path: Path) -> None:
+def test_a_default_that_is_the_best_and_settings_that_changed_are_not_promoted(
+    tmp_path: Path,
+) -> None:
     make_study(tmp_path)
     Path("params.yaml").write_text(PARAMS)
     default = {"head_lr": 1e-3, "rank": 2, "alpha_ratio": 2.0, "dropout": 0.0, "adapter_lr": 5e-4}
@@ -216,13 +272,25 @@ def test_a_default_that_is_the_best_and_settings_that_changed_are_not_promoted(t
 
 def test_status_counts_and_estimates(tmp_path: Path) -> None:
     make_study(tmp_path)
-    assert CliRunner().invoke(main, ["sweep", "status"]).output == "no sweep yet in scratch/sweeps/journal.log\n"
+    assert (
+        CliRunner().invoke(main, ["sweep", "status"]).output
+        == "no sweep yet in scratch/sweeps/journal.log\n"
+    )
     Path("params.yaml").write_text(PARAMS)
     default = {"head_lr": 1e-3, "rank": 2, "alpha_ratio": 2.0, "dropout": 0.0, "adapter_lr": 5e-4}
     finished(load_study(), LORA, {0.71234: default, 0.6: {**default, "rank": 4}})
     result = CliRunner().invoke(main, ["sweep", "status"])
     assert "0.7123" in result.output
     row = next(line for line in result.output.splitlines() if "tiny-t-lora" in line).split()
-    assert row[1:7] == ["2", "0", "0", "0", "1", "0"]  # done, pruned, left, run, wait (the default), fail
+    assert row[1:7] == [
+        "2",
+        "0",
+        "0",
+        "0",
+        "1",
+        "0",
+    ]  # done, pruned, left, run, wait (the default), fail
     assert "to go" in result.output, "the table is wider than a terminal"
-    assert "0.6000" in CliRunner().invoke(main, ["sweep", "status", "--name", "tiny-t-lora-a"]).output
+    assert (
+        "0.6000" in CliRunner().invoke(main, ["sweep", "status", "--name", "tiny-t-lora-a"]).output
+    )

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import Trial, TrialState
 
+from emadapt.study.sweep import SweepSettings
 from emadapt.sweep.claims import (
     MAX_DEATHS,
     MAX_FAILURES,
@@ -29,11 +30,13 @@ from emadapt.sweep.claims import (
     take_back_all,
 )
 from emadapt.sweep.space import Space
-from emadapt.sweep.spec import SweepSpec
 from emadapt.sweep.storage import Store, open_store, open_sweep
 from emadapt.sweep.worker import sampler
 
-SPACE: Space = {"x": FloatDistribution(1e-4, 1e-2, log=True), "kind": CategoricalDistribution(("a", "b"))}
+SPACE: Space = {
+    "x": FloatDistribution(1e-4, 1e-2, log=True),
+    "kind": CategoricalDistribution(("a", "b")),
+}
 STATES = TrialState
 
 
@@ -46,7 +49,9 @@ def begin(store: Store, trials: int = 5, name: str = "s") -> optuna.Study:
     return open_sweep(store, name, "0" * 8, {"space": {}}, {"a": "md5"}, trials)[0]
 
 
-def take(study: optuna.Study, store: Store, owner: str = "me", *, wanted: int = 5, at_most: int = 1) -> list[Trial] | None:
+def take(
+    study: optuna.Study, store: Store, owner: str = "me", *, wanted: int = 5, at_most: int = 1
+) -> list[Trial] | None:
     return claim(study, store, SPACE, owner, wanted=wanted, at_most=at_most, since=0)
 
 
@@ -61,12 +66,17 @@ def numbers(study: optuna.Study, *states: TrialState) -> list[int]:
     return [t.number for t in study.get_trials(deepcopy=False) if t.state in states]
 
 
-EVENTS = st.lists(st.sampled_from(["claim", "claim", "claim", "finish", "prune", "die", "stop", "back"]), max_size=60)
+EVENTS = st.lists(
+    st.sampled_from(["claim", "claim", "claim", "finish", "prune", "die", "stop", "back"]),
+    max_size=60,
+)
 
 
 @hypothesis_settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(wanted=st.integers(1, 6), workers=st.integers(1, 4), events=EVENTS, seed=st.integers(0, 99))
-def test_whatever_happens_there_are_never_more_than_wanted_and_in_the_end_exactly_so_many(wanted, workers, events, seed) -> None:
+def test_whatever_happens_there_are_never_more_than_wanted_and_in_the_end_exactly_so_many(
+    wanted, workers, events, seed
+) -> None:
     """Workers claim one or several, finish, prune, die, are stopped, or come back after they were taken for dead."""
     rng = random.Random(seed)
     store = Store(optuna.storages.InMemoryStorage(), "", shared=False)
@@ -78,7 +88,9 @@ def test_whatever_happens_there_are_never_more_than_wanted_and_in_the_end_exactl
         worker = rng.choice(list(held))
         mine: list[Trial] = held[worker]
         if event == "claim" and not mine:
-            held[worker] = take(study, store, str(worker), wanted=wanted, at_most=rng.choice([1, 3])) or []
+            held[worker] = (
+                take(study, store, str(worker), wanted=wanted, at_most=rng.choice([1, 3])) or []
+            )
         elif event in ("finish", "prune") and mine:
             assert end(study, store, mine.pop(), value=0.5 if event == "finish" else None)
         elif event in ("die", "stop") and mine:
@@ -92,7 +104,9 @@ def test_whatever_happens_there_are_never_more_than_wanted_and_in_the_end_exactl
         happen(event)
         trials = study.get_trials(deepcopy=False)
         assert n_ended(trials) + len(numbers(study, STATES.RUNNING)) <= wanted
-        assert sorted(t.number for own in held.values() for t in own) == numbers(study, STATES.RUNNING)
+        assert sorted(t.number for own in held.values() for t in own) == numbers(
+            study, STATES.RUNNING
+        )
     for _ in range(500):
         happen(rng.choice(["claim", "finish", "prune"]))
     trials = study.get_trials(deepcopy=False)
@@ -107,7 +121,7 @@ def test_whatever_happens_there_are_never_more_than_wanted_and_in_the_end_exactl
 def _work(owner: str, wanted: int) -> None:
     store = open_store()
     study = optuna.load_study(study_name="s-00000000", storage=store.storage)
-    study.sampler = sampler(SweepSpec(), 1000 * enroll(study, store))
+    study.sampler = sampler(SweepSettings(), 1000 * enroll(study, store))
     while (claimed := take(study, store, owner, wanted=wanted, at_most=2)) is not None:
         for trial in claimed:
             time.sleep(random.random() * 0.03)
@@ -117,7 +131,9 @@ def _work(owner: str, wanted: int) -> None:
     os._exit(0)
 
 
-def test_processes_that_are_killed_all_the_time_still_end_with_exactly_as_many(tmp_path: Path) -> None:
+def test_processes_that_are_killed_all_the_time_still_end_with_exactly_as_many(
+    tmp_path: Path,
+) -> None:
     """Real processes on a real journal, killed with signal 9 wherever they happen to be, in the middle of a claim too."""
     store, wanted, rng = open_store(), 30, random.Random(0)
     study = begin(store, wanted)
@@ -158,14 +174,24 @@ def test_a_lost_trial_is_run_again_with_what_it_had(tmp_path: Path) -> None:
     first.report(0.3, 1)
     take_back_all(study, store, "killed", "me")
     lost, again = study.get_trials()
-    assert (lost.state, lost.user_attrs["lost"], again.state) == (STATES.FAIL, "killed", STATES.WAITING)
+    assert (lost.state, lost.user_attrs["lost"], again.state) == (
+        STATES.FAIL,
+        "killed",
+        STATES.WAITING,
+    )
     second = one(study, store, owner="other")
     assert (second.number, second.params) == (1, first.params)
     there = study.get_trials()[1]
-    assert (there.intermediate_values, there.user_attrs["owner"], root_number(there)) == ({1: 0.3}, "other", 0)
+    assert (there.intermediate_values, there.user_attrs["owner"], root_number(there)) == (
+        {1: 0.3},
+        "other",
+        0,
+    )
 
 
-def test_a_trial_that_kills_its_workers_becomes_a_failure_but_stopping_is_no_death(tmp_path: Path) -> None:
+def test_a_trial_that_kills_its_workers_becomes_a_failure_but_stopping_is_no_death(
+    tmp_path: Path,
+) -> None:
     store = open_store()
     study = begin(store)
     one(study, store)
@@ -177,10 +203,15 @@ def test_a_trial_that_kills_its_workers_becomes_a_failure_but_stopping_is_no_dea
         assert bool(numbers(study, STATES.WAITING)) == (death < MAX_DEATHS - 1)
         if numbers(study, STATES.WAITING):
             one(study, store)
-    assert study.get_trials()[-1].user_attrs["failed"] == f"its worker died {MAX_DEATHS} times; signal 9"
+    assert (
+        study.get_trials()[-1].user_attrs["failed"]
+        == f"its worker died {MAX_DEATHS} times; signal 9"
+    )
 
 
-def test_a_trial_that_a_dead_process_left_after_the_last_room_was_taken_does_not_stay(tmp_path: Path) -> None:
+def test_a_trial_that_a_dead_process_left_after_the_last_room_was_taken_does_not_stay(
+    tmp_path: Path,
+) -> None:
     """As a database leaves it that commits a killed client's trial after its lock was let go."""
     store = open_store()
     study = begin(store, 1)
@@ -193,7 +224,9 @@ def test_a_trial_that_a_dead_process_left_after_the_last_room_was_taken_does_not
     assert failing(study.get_trials(), 1, 0) == ""
 
 
-def test_a_trial_whose_process_died_while_claiming_is_taken_back_by_the_next_claim(tmp_path: Path) -> None:
+def test_a_trial_whose_process_died_while_claiming_is_taken_back_by_the_next_claim(
+    tmp_path: Path,
+) -> None:
     store = open_store()
     study = begin(store)
     study.ask(fixed_distributions=SPACE)  # and no owner: it died here
@@ -203,7 +236,9 @@ def test_a_trial_whose_process_died_while_claiming_is_taken_back_by_the_next_cla
     assert trial.params == study.get_trials()[0].params
 
 
-def test_the_default_is_not_lost_when_its_worker_dies_before_it_has_parameters(tmp_path: Path) -> None:
+def test_the_default_is_not_lost_when_its_worker_dies_before_it_has_parameters(
+    tmp_path: Path,
+) -> None:
     store = open_store()
     study = begin(store)
     study.enqueue_trial({"x": 0.001, "kind": "b"})
@@ -226,14 +261,18 @@ def test_too_many_failures_stop_a_sweep_and_earlier_ones_are_forgiven(tmp_path: 
     assert take(study, store, wanted=99) is None
 
 
-def test_samplers_of_workers_do_not_repeat_each_other_nor_themselves_after_a_restart(tmp_path: Path) -> None:
+def test_samplers_of_workers_do_not_repeat_each_other_nor_themselves_after_a_restart(
+    tmp_path: Path,
+) -> None:
     """A fixed seed would: every worker, and every restart, would draw the same first points."""
     store = open_store()
     study = begin(store)
     drawn = []
     for _ in range(6):  # workers, or restarts, before any trial has ended
         seed = 1000 * enroll(study, store) + len(study.get_trials())
-        mine = optuna.load_study(study_name="s-00000000", storage=store.storage, sampler=sampler(SweepSpec(), seed))
+        mine = optuna.load_study(
+            study_name="s-00000000", storage=store.storage, sampler=sampler(SweepSettings(), seed)
+        )
         drawn.append(one(mine, store, wanted=99).params["x"])
     assert len(set(drawn)) == 6
     assert enroll(study, store) == 6

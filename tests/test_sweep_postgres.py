@@ -14,6 +14,7 @@ import pytest
 
 import postgres
 from emadapt.errors import InputError
+from emadapt.study.sweep import SweepSettings
 from emadapt.sweep import storage
 from emadapt.sweep.claims import (
     beat,
@@ -26,7 +27,6 @@ from emadapt.sweep.claims import (
     take_back_all,
     take_back_silent,
 )
-from emadapt.sweep.spec import SweepSpec
 from emadapt.sweep.storage import open_store, open_sweep
 from emadapt.sweep.worker import sampler
 from test_sweep_claims import SPACE, STATES, numbers
@@ -48,8 +48,10 @@ def _machine(url: str, owner: str, wanted: int, until: Any) -> None:
     """
     store = open_store(url, requeue=requeue)
     study = open_sweep(store, "s", "0" * 8, {"space": {}}, {"a": "md5"}, wanted)[0]
-    study.sampler = sampler(SweepSpec(), 1000 * enroll(study, store))
-    while (claimed := claim(study, store, SPACE, owner, wanted=wanted, at_most=2, since=0)) is not None:
+    study.sampler = sampler(SweepSettings(), 1000 * enroll(study, store))
+    while (
+        claimed := claim(study, store, SPACE, owner, wanted=wanted, at_most=2, since=0)
+    ) is not None:
         for trial in claimed:
             time.sleep(random.random() * 0.2)
             while n_ended(study.get_trials(deepcopy=False)) >= until.value:
@@ -71,7 +73,9 @@ def test_machines_that_start_at_once_and_are_killed_end_with_exactly_as_many(url
         assert time.monotonic() < deadline
         while len(crew) < 4:
             started += 1
-            crew[f"w{started}"] = spawn.Process(target=_machine, args=(url, f"w{started}", wanted, until))
+            crew[f"w{started}"] = spawn.Process(
+                target=_machine, args=(url, f"w{started}", wanted, until)
+            )
             crew[f"w{started}"].start()
         time.sleep(0.2)
         if store is None:
@@ -96,17 +100,27 @@ def test_machines_that_start_at_once_and_are_killed_end_with_exactly_as_many(url
     trials = study.get_trials(deepcopy=False)
     assert n_ended(trials) == wanted
     assert numbers(study, STATES.RUNNING, STATES.WAITING) == []
-    assert len({tuple(t.params.items()) for t in trials if t.state in (STATES.COMPLETE, STATES.PRUNED)}) == wanted
+    assert (
+        len(
+            {tuple(t.params.items()) for t in trials if t.state in (STATES.COMPLETE, STATES.PRUNED)}
+        )
+        == wanted
+    )
     assert kills == 4
 
 
-def test_a_machine_that_falls_silent_loses_its_trial_to_another_and_cannot_tell_it_later(url: str, monkeypatch) -> None:
+def test_a_machine_that_falls_silent_loses_its_trial_to_another_and_cannot_tell_it_later(
+    url: str, monkeypatch
+) -> None:
     monkeypatch.setattr(storage, "HEARTBEAT", 1)
     monkeypatch.setattr(storage, "GRACE", 2)
     here, there = open_store(url, requeue=requeue), open_store(url, requeue=requeue)
     study = open_sweep(here, "s", "0" * 8, {"space": {}}, {"a": "md5"}, 2)[0]
     other = optuna.load_study(study_name=study.study_name, storage=there.storage)
-    mine, its = (claim(s, h, SPACE, o, wanted=2, at_most=1, since=0)[0] for s, h, o in ((study, here, "a"), (other, there, "b")))  # type: ignore[index]
+    mine, its = (
+        claim(s, h, SPACE, o, wanted=2, at_most=1, since=0)[0]
+        for s, h, o in ((study, here, "a"), (other, there, "b"))
+    )  # type: ignore[index]
     for _ in range(8):
         time.sleep(0.5)
         beat(here, mine)
@@ -119,11 +133,18 @@ def test_a_machine_that_falls_silent_loses_its_trial_to_another_and_cannot_tell_
     assert end(study, here, again[0], value=0.5)
     assert end(study, here, mine, value=0.4)
     assert claim(other, there, SPACE, "b", wanted=2, at_most=1, since=0) is None
-    assert sorted(root_number(t) for t in study.get_trials() if t.state == STATES.COMPLETE) == [0, 1]
+    assert sorted(root_number(t) for t in study.get_trials() if t.state == STATES.COMPLETE) == [
+        0,
+        1,
+    ]
 
 
 def test_a_wrong_database_user_or_port_is_said_without_the_password(url: str) -> None:
-    for wrong in (url.replace("/sweeps", "/nowhere"), url.replace("me:", "you:"), url.replace("127.0.0.1:", "127.0.0.1:1")):
+    for wrong in (
+        url.replace("/sweeps", "/nowhere"),
+        url.replace("me:", "you:"),
+        url.replace("127.0.0.1:", "127.0.0.1:1"),
+    ):
         started = time.monotonic()
         with pytest.raises(InputError, match=r"cannot be used|no URL") as caught:
             open_store(wrong)

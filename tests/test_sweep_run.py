@@ -28,11 +28,28 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def start(*words: str, **environment: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "emadapt", "sweep", "run", "--backbone", "t", "--train-set", "a", *words]
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, and so would ours
+    command = [
+        sys.executable,
+        "-m",
+        "emadapt",
+        "sweep",
+        "run",
+        "--backbone",
+        "t",
+        "--train-set",
+        "a",
+        *words,
+    ]
+    before = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a shell's background job ignores it, and so would ours
     try:
         return subprocess.Popen(
-            command, env={**os.environ, **environment}, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            command,
+            env={**os.environ, **environment},
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
         )
     finally:
         signal.signal(signal.SIGINT, before)
@@ -64,7 +81,9 @@ def workers(parent: int) -> list[int]:
 def trials_of(url: str = "") -> list[FrozenTrial]:
     store = open_store(url)
     names = [n for n in optuna.get_all_study_names(store.storage) if n.startswith("tiny-")]
-    return optuna.load_study(study_name=names[0], storage=store.storage).get_trials() if names else []
+    return (
+        optuna.load_study(study_name=names[0], storage=store.storage).get_trials() if names else []
+    )
 
 
 def owners(trials: list[FrozenTrial]) -> set[str]:
@@ -81,7 +100,9 @@ def wait_until(condition, process: subprocess.Popen[str], seconds: float = 900) 
 
 
 def n_running() -> int:
-    return sum(t.state == TrialState.RUNNING and "owner" in t.user_attrs for t in trials_of())  # claimed to the end
+    return sum(
+        t.state == TrialState.RUNNING and "owner" in t.user_attrs for t in trials_of()
+    )  # claimed to the end
 
 
 def kill_at_work(process: subprocess.Popen[str]) -> int:
@@ -111,7 +132,11 @@ def stop(process: subprocess.Popen[str], number: int) -> str:
     process.send_signal(number)
     out = process.communicate(timeout=300)[0]
     deadline = time.monotonic() + 60
-    while any(Path(f"/proc/{pid}/stat").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().split()[2] for pid in crew):
+    while any(
+        Path(f"/proc/{pid}/stat").exists()
+        and "Z" not in Path(f"/proc/{pid}/stat").read_text().split()[2]
+        for pid in crew
+    ):
         assert time.monotonic() < deadline, "orphans"
         time.sleep(0.1)
     return out
@@ -133,14 +158,18 @@ def check_lab_book(root: Path, trials: list[FrozenTrial], ended: list[FrozenTria
     """One parent, one child a trial that ended, and each child as its trial ended."""
     from mlflow import MlflowClient
 
-    from emadapt.tracking import tracking_uri
+    from emadapt.tracking.tracker import tracking_uri
 
     client = MlflowClient(tracking_uri(root))
     experiment = client.get_experiment_by_name("tiny")
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id], max_results=1000)
     (parent,) = [r for r in runs if "mlflow.parentRunId" not in r.data.tags]
-    children = {int(r.data.tags["trial"]): r for r in runs if r.data.tags.get("mlflow.parentRunId") == parent.info.run_id}
+    children = {
+        int(r.data.tags["trial"]): r
+        for r in runs
+        if r.data.tags.get("mlflow.parentRunId") == parent.info.run_id
+    }
     assert len(runs) == len(ended) + 1
     assert children.keys() == {root_number(t) for t in ended}
     for trial in ended:
@@ -166,7 +195,9 @@ def test_killed_stopped_and_resumed_a_sweep_ends_with_exactly_its_trials(tmp_pat
     wait_until(lambda: n_running() == 2, first)
     victim = kill_at_work(first)
     wait_until(lambda: replaced(victim, workers(first.pid)), first)
-    assert any("signal 9" in t.user_attrs.get("lost", "") for t in trials_of()), [(t.state, t.user_attrs) for t in trials_of()]
+    assert any("signal 9" in t.user_attrs.get("lost", "") for t in trials_of()), [
+        (t.state, t.user_attrs) for t in trials_of()
+    ]
     wait_until(lambda: n_ended(trials_of()) >= 6, first)
     out = stop(first, signal.SIGINT)
     assert first.returncode == 130, out
@@ -190,7 +221,14 @@ def test_killed_stopped_and_resumed_a_sweep_ends_with_exactly_its_trials(tmp_pat
 @pytest.mark.slow
 def test_workers_that_cannot_work_end_the_sweep_with_the_reason(tmp_path: Path) -> None:
     make_study(tmp_path)
-    process = start("--trials", "2", PYTHONSTARTUP="", OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="", EMADAPT_TRACKING="off")
+    process = start(
+        "--trials",
+        "2",
+        PYTHONSTARTUP="",
+        OMP_NUM_THREADS="1",
+        CUDA_VISIBLE_DEVICES="",
+        EMADAPT_TRACKING="off",
+    )
     wait_until(lambda: bool(workers(process.pid)), process)
     (tmp_path / "params.yaml").write_text("study: broken")
     out = process.communicate(timeout=600)[0]
@@ -214,14 +252,19 @@ def server(tmp_path: Path) -> Iterator[postgres.Server]:
 
 
 @pytest.mark.postgres
-def test_two_machines_with_two_workers_each_on_postgresql_and_two_workers_killed(tmp_path: Path, server: postgres.Server) -> None:
+def test_two_machines_with_two_workers_each_on_postgresql_and_two_workers_killed(
+    tmp_path: Path, server: postgres.Server
+) -> None:
     url = server.url
     make_study(tmp_path, settings(epochs=3, steps_per_epoch=6))
     words = ("--trials", "16", "--workers", "2")
     one = start(*words, EMADAPT_TRACKING="on", EMADAPT_SWEEP_STORAGE=url)
     two = start(*words, "--join", EMADAPT_TRACKING="on", EMADAPT_SWEEP_STORAGE=url)
     for machine in (one, two):
-        wait_until(lambda m=machine: len(workers(m.pid)) == 2 and str(m.pid) in owners(trials_of(url)), machine)
+        wait_until(
+            lambda m=machine: len(workers(m.pid)) == 2 and str(m.pid) in owners(trials_of(url)),
+            machine,
+        )
         os.kill(workers(machine.pid)[0], signal.SIGKILL)
     outs = [machine.communicate(timeout=1200)[0] for machine in (one, two)]
     assert (one.returncode, two.returncode) == (0, 0), outs
@@ -234,7 +277,9 @@ def test_two_machines_with_two_workers_each_on_postgresql_and_two_workers_killed
 
 
 @pytest.mark.postgres
-def test_a_database_that_goes_away_for_a_while_is_waited_for(tmp_path: Path, server: postgres.Server) -> None:
+def test_a_database_that_goes_away_for_a_while_is_waited_for(
+    tmp_path: Path, server: postgres.Server
+) -> None:
     make_study(tmp_path, settings(epochs=3, steps_per_epoch=6))
     process = start("--trials", "6", EMADAPT_SWEEP_STORAGE=server.url)
     wait_until(lambda: n_ended(trials_of(server.url)) >= 1, process)

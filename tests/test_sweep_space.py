@@ -8,8 +8,9 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 
-from emadapt.config import Study, load_study
 from emadapt.errors import ConfigError, InputError
+from emadapt.study.study import Study, load_study
+from emadapt.study.sweep import SweepSettings
 from emadapt.sweep.promote import _write
 from emadapt.sweep.space import (
     Target,
@@ -20,11 +21,15 @@ from emadapt.sweep.space import (
     settings_at,
     study_at,
 )
-from emadapt.sweep.spec import SweepSpec
 from tiny import settings
 
 LORA, FROZEN = Target("t", "lora", "a"), Target("t", "frozen", "a")
-MORE = {"weight_decay": [1e-4, 0.1], "head": ["linear", "pyramid"], "blocks": ["auto", "last", [1, 3]], "scale": [1.0, 1.5]}
+MORE = {
+    "weight_decay": [1e-4, 0.1],
+    "head": ["linear", "pyramid"],
+    "blocks": ["auto", "last", [1, 3]],
+    "scale": [1.0, 1.5],
+}
 
 
 def study(tmp_path: Path, sweep: dict[str, Any] | None = None, **changes: Any) -> Study:
@@ -52,10 +57,12 @@ def test_the_other_regimes_search_what_they_have(tmp_path: Path, kind: str) -> N
     spec = {"kind": kind, "rank": 4, "alpha": 4, **({"k": 2} if kind == "lora_last_k" else {})}
     here = study(tmp_path, regimes={"new": spec})
     rates, factors = {"head_lr", "adapter_lr"}, {"rank", "alpha_ratio", "dropout"}
-    assert set(search_space(here, target)) == rates | (factors if kind in ("lora_last_k", "dora") else set())
+    assert set(search_space(here, target)) == rates | (
+        factors if kind in ("lora_last_k", "dora") else set()
+    )
     changed, _ = study_at(here, target, default_point(here, target))
     assert default_point(here, target)
-    assert changed.regime_specs["new"].k == here.regime_specs["new"].k
+    assert changed.regime_settings["new"].k == here.regime_settings["new"].k
     check_target(here, target)
     if kind in ("lora_last_k", "dora"):
         with pytest.raises(InputError, match=r"sweep.rank: found 65; expected at most 64"):
@@ -63,14 +70,34 @@ def test_the_other_regimes_search_what_they_have(tmp_path: Path, kind: str) -> N
 
 
 @pytest.mark.parametrize("target", [LORA, FROZEN], ids=lambda t: t.regime)
-def test_a_sweeps_definition_is_the_space_and_what_it_leaves_alone(tmp_path: Path, target: Target) -> None:
+def test_a_sweeps_definition_is_the_space_and_what_it_leaves_alone(
+    tmp_path: Path, target: Target
+) -> None:
     """Searched settings may change in params.yaml, as promoting changes them; anything else makes another sweep."""
     here = definition_hash(study(tmp_path), target)
-    searched = {"head_lr": 0.007, **({"rank": 8, "alpha": 3.0, "dropout": 0.2} if target is LORA else {"head": "linear"})}
-    assert definition_hash(study(tmp_path, regimes={target.regime: {"kind": target.regime, **searched}}), target) == here
-    assert definition_hash(study(tmp_path, {"sampler": "gp", "pruner": "none", "seed": 7, "stack": 2}), target) == here
-    others = [study(tmp_path, train={"epochs": 7}), study(tmp_path, {"head_lr": [1e-4, 2e-2]}), study(tmp_path, MORE),
-              study(tmp_path, train_sets={"a": ["b"]}), study(tmp_path, study={"seeds": [1]})]  # fmt: skip
+    searched = {
+        "head_lr": 0.007,
+        **({"rank": 8, "alpha": 3.0, "dropout": 0.2} if target is LORA else {"head": "linear"}),
+    }
+    assert (
+        definition_hash(
+            study(tmp_path, regimes={target.regime: {"kind": target.regime, **searched}}), target
+        )
+        == here
+    )
+    assert (
+        definition_hash(
+            study(tmp_path, {"sampler": "gp", "pruner": "none", "seed": 7, "stack": 2}), target
+        )
+        == here
+    )
+    others = [
+        study(tmp_path, train={"epochs": 7}),
+        study(tmp_path, {"head_lr": [1e-4, 2e-2]}),
+        study(tmp_path, MORE),
+        study(tmp_path, train_sets={"a": ["b"]}),
+        study(tmp_path, study={"seeds": [1]}),
+    ]
     assert here not in {definition_hash(s, target) for s in others}
 
 
@@ -84,10 +111,15 @@ def test_the_default_point_is_the_study_itself(tmp_path: Path, target: Target) -
     here = study(tmp_path, MORE)
     changed, unit = study_at(here, target, default_point(here, target))
     assert unit in here.units()
-    assert changed.backbone_specs == here.backbone_specs
-    assert changed.train_spec(unit) == here.train_spec(unit)
-    mine, its = here.regime_specs[target.regime], changed.regime_specs[target.regime]
-    assert (its.kind, its.rank, its.alpha, its.dropout) == (mine.kind, mine.rank, mine.alpha, mine.dropout)
+    assert changed.backbone_settings == here.backbone_settings
+    assert changed.train_settings(unit) == here.train_settings(unit)
+    mine, its = here.regime_settings[target.regime], changed.regime_settings[target.regime]
+    assert (its.kind, its.rank, its.alpha, its.dropout) == (
+        mine.kind,
+        mine.rank,
+        mine.alpha,
+        mine.dropout,
+    )
 
 
 def test_a_default_outside_the_space_is_no_trial(tmp_path: Path) -> None:
@@ -110,21 +142,33 @@ def points(target: Target) -> st.SearchStrategy[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("target", [LORA, FROZEN], ids=lambda t: t.regime)
-def test_what_is_written_into_params_yaml_is_read_as_the_trials_own_settings(tmp_path: Path, target: Target) -> None:
+def test_what_is_written_into_params_yaml_is_read_as_the_trials_own_settings(
+    tmp_path: Path, target: Target
+) -> None:
     from emadapt.sweep.promote import _changed, _own_values
 
     path = tmp_path / "params.yaml"
 
-    @hypothesis_settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @hypothesis_settings(
+        max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    )
     @given(points(target))
     def check(point: dict[str, Any]) -> None:
         here = study(tmp_path, MORE)
         backbone, regime = settings_at(here, target, point)
         changed = _changed(here, target, backbone)
-        _write(path, "tuned", _own_values(regime), target.backbone, "t_tuned" if changed else "", changed, "why")
+        _write(
+            path,
+            "tuned",
+            _own_values(regime),
+            target.backbone,
+            "t_tuned" if changed else "",
+            changed,
+            "why",
+        )
         there = load_study(path)
-        assert there.regime_specs["tuned"] == regime
-        assert there.backbone_specs["t_tuned" if changed else "t"] == backbone
+        assert there.regime_settings["tuned"] == regime
+        assert there.backbone_settings["t_tuned" if changed else "t"] == backbone
 
     check()
 
@@ -140,7 +184,9 @@ def test_what_is_written_into_params_yaml_is_read_as_the_trials_own_settings(tmp
         (LORA, {"blocks": [[1, 99]]}, "99"),
     ],
 )
-def test_a_target_that_cannot_be_swept_is_refused(tmp_path: Path, target: Target, sweep: dict[str, Any], words: str) -> None:
+def test_a_target_that_cannot_be_swept_is_refused(
+    tmp_path: Path, target: Target, sweep: dict[str, Any], words: str
+) -> None:
     with pytest.raises(InputError, match=words):
         check_target(study(tmp_path, sweep), target)
 
@@ -161,14 +207,16 @@ def test_a_target_that_cannot_be_swept_is_refused(tmp_path: Path, target: Target
         ({"ranks": [4]}, "unknown key 'ranks'"),
     ],
 )
-def test_each_mistake_in_the_section_is_named(tmp_path: Path, sweep: dict[str, Any], words: str) -> None:
+def test_each_mistake_in_the_section_is_named(
+    tmp_path: Path, sweep: dict[str, Any], words: str
+) -> None:
     with pytest.raises(ConfigError) as caught:
         study(tmp_path, sweep)
     assert any(words in p for p in caught.value.problems), caught.value.problems
 
 
 def test_defaults_are_in_order() -> None:
-    assert SweepSpec().problems() == []
+    assert SweepSettings().problems() == []
 
 
 @pytest.mark.parametrize(
@@ -183,13 +231,22 @@ def test_defaults_are_in_order() -> None:
         ({"kind": "lora", "init_from": "models/mine"}, "`init_from: models/mine`"),
     ],
 )
-def test_a_regime_with_nothing_to_search_is_refused(tmp_path: Path, regime: dict[str, Any], words: str) -> None:
-    with pytest.raises(InputError, match=rf"regime 'own': found {words}, which a sweep does not search.*Sweep another regime"):
+def test_a_regime_with_nothing_to_search_is_refused(
+    tmp_path: Path, regime: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(
+        InputError,
+        match=rf"regime 'own': found {words}, which a sweep does not search.*Sweep another regime",
+    ):
         check_target(study(tmp_path, regimes={"own": regime}), Target("t", "own", "a"))
 
 
-def test_linear_probing_then_fine_tuning_is_swept_and_full_has_rates_of_its_own(tmp_path: Path) -> None:
-    own = study(tmp_path, regimes={"lpft": {"kind": "lora", "init_from": "frozen"}, "all": {"kind": "full"}})
+def test_linear_probing_then_fine_tuning_is_swept_and_full_has_rates_of_its_own(
+    tmp_path: Path,
+) -> None:
+    own = study(
+        tmp_path, regimes={"lpft": {"kind": "lora", "init_from": "frozen"}, "all": {"kind": "full"}}
+    )
     check_target(own, Target("t", "lpft", "a"))
     low, high = own.sweep.adapter_lr
     found = search_space(own, Target("t", "all", "a"))["adapter_lr"]

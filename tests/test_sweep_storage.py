@@ -40,8 +40,10 @@ def refused(*words: str) -> str:
     return errors[0]
 
 
-def begin(store: Store, name: str = "s", *, definition: dict[str, Any] | None = None, data: str = "x") -> optuna.Study:
-    from emadapt.config import digest
+def begin(
+    store: Store, name: str = "s", *, definition: dict[str, Any] | None = None, data: str = "x"
+) -> optuna.Study:
+    from emadapt.study.study import digest
 
     definition = definition or {"space": {"rank": [2, 4]}, "fixed": {"train": {"epochs": 3}}}
     return open_sweep(store, name, digest(definition)[:8], definition, {"a": data}, 5)[0]
@@ -57,7 +59,9 @@ def test_a_sweep_is_found_again_by_its_name(tmp_path: Path) -> None:
         find_sweep(store, "s3")
 
 
-def test_another_search_space_or_setting_under_the_same_name_is_refused_and_named(tmp_path: Path) -> None:
+def test_another_search_space_or_setting_under_the_same_name_is_refused_and_named(
+    tmp_path: Path,
+) -> None:
     store = open_store()
     begin(store)
     with pytest.raises(InputError, match=r"rank \[2, 4\] there, \[2, 8\] here.*--name"):
@@ -65,8 +69,13 @@ def test_another_search_space_or_setting_under_the_same_name_is_refused_and_name
     with pytest.raises(InputError, match=r"train\.epochs 3 there, 9 here"):
         begin(store, definition={"space": {"rank": [2, 4]}, "fixed": {"train": {"epochs": 9}}})
     moved = {"space": {"rank": [2]}, "fixed": {"unit": {"train_set": "b"}}}
-    assert difference({"space": {"rank": [2, 4]}, "fixed": {"unit": {"train_set": "a"}}}, moved).startswith('unit.train_set "a"')
-    assert difference({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "d": 2}}) == "c 2 there, absent here; d absent there, 2 here"
+    assert difference(
+        {"space": {"rank": [2, 4]}, "fixed": {"unit": {"train_set": "a"}}}, moved
+    ).startswith('unit.train_set "a"')
+    assert (
+        difference({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "d": 2}})
+        == "c 2 there, absent here; d absent there, 2 here"
+    )
 
 
 def test_a_sweep_on_other_data_is_refused(tmp_path: Path) -> None:
@@ -79,7 +88,12 @@ def test_a_sweep_on_other_data_is_refused(tmp_path: Path) -> None:
 def test_one_sweep_runs_once_on_a_journal(tmp_path: Path) -> None:
     store = open_store()
     again = open_store().alone("s")
-    with store.alone("s"), store.alone("other"), pytest.raises(InputError, match="another `emadapt sweep run` at work"), again:
+    with (
+        store.alone("s"),
+        store.alone("other"),
+        pytest.raises(InputError, match="another `emadapt sweep run` at work"),
+        again,
+    ):
         pass
     with store.alone("s"):
         pass
@@ -97,13 +111,17 @@ def test_one_sweep_runs_once_on_a_journal(tmp_path: Path) -> None:
         ("sqlite:////nowhere/at/all.db", 1, "cannot be used"),
     ],
 )
-def test_storages_that_will_not_do_are_refused(tmp_path: Path, url: str, workers: int, words: str) -> None:
+def test_storages_that_will_not_do_are_refused(
+    tmp_path: Path, url: str, workers: int, words: str
+) -> None:
     with pytest.raises(InputError, match=words) as caught:
         open_store(url, workers)
     assert "ret" not in str(caught.value)
 
 
-def test_a_database_that_cannot_be_reached_is_said_within_seconds_without_the_password(tmp_path: Path) -> None:
+def test_a_database_that_cannot_be_reached_is_said_within_seconds_without_the_password(
+    tmp_path: Path,
+) -> None:
     pytest.importorskip("psycopg2")
     started = time.monotonic()
     with pytest.raises(InputError, match="cannot be used") as caught:
@@ -114,7 +132,9 @@ def test_a_database_that_cannot_be_reached_is_said_within_seconds_without_the_pa
 
 
 @pytest.mark.slow
-def test_a_machine_that_takes_the_call_and_says_nothing_is_given_up_within_10_s(tmp_path: Path) -> None:
+def test_a_machine_that_takes_the_call_and_says_nothing_is_given_up_within_10_s(
+    tmp_path: Path,
+) -> None:
     pytest.importorskip("psycopg2")
     with socket.create_server(("127.0.0.1", 0)) as silent:
         started = time.monotonic()
@@ -138,7 +158,9 @@ def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     if user == 0:
         os.seteuid(65534)  # root may write anywhere; nobody may not
     try:
-        with pytest.raises(InputError, match=r"scratch/sweeps: found .*Permission denied.*the right to write"):
+        with pytest.raises(
+            InputError, match=r"scratch/sweeps: found .*Permission denied.*the right to write"
+        ):
             open_store()
     finally:
         os.seteuid(user)
@@ -155,10 +177,14 @@ def test_the_dashboard_opens_on_a_journal_and_gets_in_nobodys_way(tmp_path: Path
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     program, place = Path(sys.executable).with_name("optuna-dashboard"), f"http://127.0.0.1:{port}"
-    server = subprocess.Popen([program, "scratch/sweeps/journal.log", "--port", str(port), "--quiet"])
+    server = subprocess.Popen(
+        [program, "scratch/sweeps/journal.log", "--port", str(port), "--quiet"]
+    )
 
     def ask(path: str, **request: Any) -> Any:
-        with urllib.request.urlopen(urllib.request.Request(f"{place}{path}", **request), timeout=30) as answer:
+        with urllib.request.urlopen(
+            urllib.request.Request(f"{place}{path}", **request), timeout=30
+        ) as answer:
             return answer.read()
 
     try:
@@ -174,9 +200,19 @@ def test_the_dashboard_opens_on_a_journal_and_gets_in_nobodys_way(tmp_path: Path
         assert b"<title>Optuna Dashboard</title>" in page
         (said,) = json.loads(ask("/api/studies"))["study_summaries"]
         assert said["study_name"] == study.study_name
-        assert [t["values"] for t in json.loads(ask(f"/api/studies/{said['study_id']}"))["trials"]] == [[0.7]]
-        started, note = time.monotonic(), json.dumps({"body": "the winner is odd", "version": 1}).encode()
-        ask(f"/api/studies/{said['study_id']}/note", method="PUT", data=note, headers={"Content-Type": "application/json"})
+        assert [
+            t["values"] for t in json.loads(ask(f"/api/studies/{said['study_id']}"))["trials"]
+        ] == [[0.7]]
+        started, note = (
+            time.monotonic(),
+            json.dumps({"body": "the winner is odd", "version": 1}).encode(),
+        )
+        ask(
+            f"/api/studies/{said['study_id']}/note",
+            method="PUT",
+            data=note,
+            headers={"Content-Type": "application/json"},
+        )
         assert time.monotonic() - started < 8  # it would wait 30 s for a lock that is not its own
     finally:
         server.terminate()
@@ -199,28 +235,40 @@ def test_sqlite_serves_one_worker(tmp_path: Path) -> None:
         (["sweep", "run", "--backbone", "t", "--train-set", "b", "--trials", "4"], "train set 'b'"),
         ([*RUN, "--trials", "4", "--name", "a/b"], "--name: found 'a/b'"),
         ([*RUN, "--trials", "4", "--join"], "--join needs a storage that machines share"),
-        ([*RUN, "--trials", "4", "--storage", "sqlite:///s.db", "--workers", "2"], "sqlite for 2 workers"),
+        (
+            [*RUN, "--trials", "4", "--storage", "sqlite:///s.db", "--workers", "2"],
+            "sqlite for 2 workers",
+        ),
         ([*RUN, "--trials", "4"], "no ingested volume.*emadapt ingest a"),
         (["sweep", "promote", "--name", "s"], "no such sweep"),
         (["sweep", "promote"], "has 0 sweeps"),
         (["sweep", "status", "--name", "s"], "no such sweep"),
     ],
 )
-def test_wrong_words_end_with_2_and_one_line_before_any_work(tmp_path: Path, words: list[str], said: str) -> None:
+def test_wrong_words_end_with_2_and_one_line_before_any_work(
+    tmp_path: Path, words: list[str], said: str
+) -> None:
     make_study(tmp_path, ingested="no ingested" not in said)
     assert re.search(said, refused(*words))
     assert not list(tmp_path.glob("scratch/sweeps/*/worker*"))
 
 
 def test_a_changed_space_and_changed_data_are_refused_on_the_command_line(tmp_path: Path) -> None:
-    from emadapt.config import load_study
     from emadapt.data.ingest import ingest
+    from emadapt.study.study import load_study
     from emadapt.sweep.space import Target, definition, definition_hash
     from tiny import blobs, write_stack
 
     study, target = make_study(tmp_path), Target("t", "lora", "a")
     md5 = json.loads((tmp_path / "build/ingest/a/manifest.json").read_text())["md5"]
-    open_sweep(open_store(), "tiny-t-lora-a", definition_hash(study, target), definition(study, target), {"a": md5}, 4)
+    open_sweep(
+        open_store(),
+        "tiny-t-lora-a",
+        definition_hash(study, target),
+        definition(study, target),
+        {"a": md5},
+        4,
+    )
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(settings() | {"sweep": {"rank": [2, 4]}}))
     assert "rank.choices [2, 4, 8, 16, 32, 64] there, [2, 4] here" in refused(*RUN, "--trials", "4")
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(settings()))

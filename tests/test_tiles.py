@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emadapt.config import BackboneSpec
 from emadapt.data.tiles import Geometry, blend, geometry, label_to_input, to_input
+from emadapt.study.study import BackboneSettings
 
 SIDES = st.tuples(st.integers(5, 200), st.integers(5, 200))
 SPECS = st.builds(
-    BackboneSpec,
+    BackboneSettings,
     arch=st.just("tiny_dinov2"),
     source=st.just("random"),
     tile=st.integers(0, 120),
@@ -21,7 +21,9 @@ SPECS = st.builds(
     longest_edge=st.sampled_from([0, 0, 196]),
 )
 PATCHES = st.sampled_from([14, 16])
-SHAPES = SIDES.filter(lambda s: max(s) <= 8 * min(s))  # so that `longest_edge` leaves a patch of the shorter side
+SHAPES = SIDES.filter(
+    lambda s: max(s) <= 8 * min(s)
+)  # so that `longest_edge` leaves a patch of the shorter side
 
 example = settings(deadline=None, max_examples=60)
 
@@ -40,7 +42,7 @@ def smooth(shape: tuple[int, int]) -> np.ndarray:
 @example
 @given(SHAPES, SPECS, PATCHES)
 def test_tiles_cover_every_pixel_overlap_as_asked_and_hold_whole_patches(
-    shape: tuple[int, int], spec: BackboneSpec, patch: int
+    shape: tuple[int, int], spec: BackboneSettings, patch: int
 ) -> None:
     geo = geometry(shape, spec, patch)
     assert all(side > 0 and side % patch == 0 for side in geo.tile)
@@ -61,15 +63,19 @@ def test_tiles_cover_every_pixel_overlap_as_asked_and_hold_whole_patches(
 
 
 def test_no_overlap_wastes_no_tile() -> None:
-    spec = BackboneSpec("tiny_dinov2", "random", tile=56)
-    assert geometry((112, 168), spec, 14).corners(0.0) == [(y, x) for y in (0, 56) for x in (0, 56, 112)]
+    spec = BackboneSettings("tiny_dinov2", "random", tile=56)
+    assert geometry((112, 168), spec, 14).corners(0.0) == [
+        (y, x) for y in (0, 56) for x in (0, 56, 112)
+    ]
     assert len(geometry((112, 168), spec, 14).corners()) > 6
 
 
 @example
 @given(SHAPES, st.integers(14, 90), st.floats(0, 0.89), st.integers(0, 2**32 - 1))
-def test_tiles_of_one_map_blend_into_that_map(shape: tuple[int, int], tile: int, overlap: float, seed: int) -> None:
-    geo = geometry(shape, BackboneSpec("tiny_dinov2", "random", tile=tile, overlap=overlap), 14)
+def test_tiles_of_one_map_blend_into_that_map(
+    shape: tuple[int, int], tile: int, overlap: float, seed: int
+) -> None:
+    geo = geometry(shape, BackboneSettings("tiny_dinov2", "random", tile=tile, overlap=overlap), 14)
     known = np.random.default_rng(seed).random(geo.padded, dtype=np.float32)
     corners = geo.corners()
     blended = blend(tile_map(known, geo, corners), corners, geo)
@@ -80,7 +86,7 @@ def test_tiles_of_one_map_blend_into_that_map(shape: tuple[int, int], tile: int,
 @example
 @given(SHAPES, SPECS, PATCHES, st.floats(0, 1))
 def test_a_constant_stays_constant_at_the_slices_own_shape(
-    shape: tuple[int, int], spec: BackboneSpec, patch: int, value: float
+    shape: tuple[int, int], spec: BackboneSettings, patch: int, value: float
 ) -> None:
     geo = geometry(shape, spec, patch)
     corners = geo.corners()
@@ -91,9 +97,11 @@ def test_a_constant_stays_constant_at_the_slices_own_shape(
     assert blended.max() <= 1 + 1e-6
 
 
-@pytest.mark.parametrize("change", [{"scale": 2.0}, {"scale": 0.5}, {"longest_edge": 196}, {"longest_edge": 70}])
+@pytest.mark.parametrize(
+    "change", [{"scale": 2.0}, {"scale": 0.5}, {"longest_edge": 196}, {"longest_edge": 70}]
+)
 def test_what_was_scaled_comes_back_to_its_place(change: dict[str, Any]) -> None:
-    spec = dataclasses.replace(BackboneSpec("tiny_dinov2", "random", tile=70), **change)
+    spec = dataclasses.replace(BackboneSettings("tiny_dinov2", "random", tile=70), **change)
     shape = (120, 150)
     geo = geometry(shape, spec, 14)
     assert geo.resized != shape
@@ -115,17 +123,28 @@ def test_what_was_scaled_comes_back_to_its_place(change: dict[str, Any]) -> None
         ((1024, 1024), 16, (1008, 1008)),
     ],
 )
-def test_longest_edge_gives_the_references_sizes(native: tuple[int, int], patch: int, expected: tuple[int, int]) -> None:
-    whole = geometry(native, BackboneSpec("dinov2_s", "random", longest_edge=1022, tile=0, overlap=0.0), patch)
+def test_longest_edge_gives_the_references_sizes(
+    native: tuple[int, int], patch: int, expected: tuple[int, int]
+) -> None:
+    whole = geometry(
+        native,
+        BackboneSettings("dinov2_s", "random", longest_edge=1022, tile=0, overlap=0.0),
+        patch,
+    )
     assert whole == Geometry(native, expected, expected, expected, 0.0, patch, patch)
     assert whole.corners() == [(0, 0)]
-    assert geometry(native, BackboneSpec("dinov2_s", "random", longest_edge=1022), patch).resized == expected
+    assert (
+        geometry(native, BackboneSettings("dinov2_s", "random", longest_edge=1022), patch).resized
+        == expected
+    )
 
 
 @example
 @given(st.integers(100, 5000), st.integers(100, 5000), PATCHES)
-def test_longest_edge_floors_to_the_patch_without_rounding_errors(a: int, b: int, patch: int) -> None:
-    geo = geometry((a, b), BackboneSpec("dinov2_s", "random", longest_edge=1022), patch)
+def test_longest_edge_floors_to_the_patch_without_rounding_errors(
+    a: int, b: int, patch: int
+) -> None:
+    geo = geometry((a, b), BackboneSettings("dinov2_s", "random", longest_edge=1022), patch)
     exact = [side * 1022 // max(a, b) // patch * patch for side in (a, b)]
     assert list(geo.resized) == exact
     assert max(geo.resized) == 1022 // patch * patch
@@ -133,15 +152,21 @@ def test_longest_edge_floors_to_the_patch_without_rounding_errors(a: int, b: int
 
 @given(st.integers(5, 55), st.integers(5, 80))
 @example
-def test_a_slice_smaller_than_a_tile_is_padded_by_reflection_and_cropped_back(height: int, width: int) -> None:
-    geo = geometry((height, width), BackboneSpec("tiny_dinov2", "random", tile=60), 14)
+def test_a_slice_smaller_than_a_tile_is_padded_by_reflection_and_cropped_back(
+    height: int, width: int
+) -> None:
+    geo = geometry((height, width), BackboneSettings("tiny_dinov2", "random", tile=60), 14)
     image = np.random.default_rng(height).integers(0, 256, (height, width), np.uint8)
     padded = to_input(image, geo)
     assert padded.shape == geo.padded
     assert padded.shape[0] == 56
     np.testing.assert_array_equal(padded[:height, :width], image)
-    rows, columns = [np.r_[np.arange(n), np.arange(n)[::-1]] for n in (height, width)]  # period of the mirror
-    expected = image[rows[np.arange(padded.shape[0]) % (2 * height)]][:, columns[np.arange(padded.shape[1]) % (2 * width)]]
+    rows, columns = [
+        np.r_[np.arange(n), np.arange(n)[::-1]] for n in (height, width)
+    ]  # period of the mirror
+    expected = image[rows[np.arange(padded.shape[0]) % (2 * height)]][
+        :, columns[np.arange(padded.shape[1]) % (2 * width)]
+    ]
     np.testing.assert_array_equal(padded, expected)
     corners = geo.corners()
     back = blend(tile_map(padded / np.float32(255), geo, corners), corners, geo)
@@ -150,7 +175,9 @@ def test_a_slice_smaller_than_a_tile_is_padded_by_reflection_and_cropped_back(he
 
 @example
 @given(SHAPES, SPECS, PATCHES)
-def test_a_resized_label_holds_0_and_1_and_lies_on_its_image(shape: tuple[int, int], spec: BackboneSpec, patch: int) -> None:
+def test_a_resized_label_holds_0_and_1_and_lies_on_its_image(
+    shape: tuple[int, int], spec: BackboneSettings, patch: int
+) -> None:
     geo = geometry(shape, spec, patch)
     label = (smooth(shape) > 0.5).astype(np.uint8)
     seen = label_to_input(label, geo)

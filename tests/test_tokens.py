@@ -11,18 +11,20 @@ import tifffile
 import torch
 import yaml
 
-from emadapt import tokens
-from emadapt.config import BackboneSpec, RegimeSpec, Study, Unit, load_study
 from emadapt.data.ingest import Volume, ingest, open_volume
-from emadapt.device import resolve_precision
 from emadapt.errors import InputError
+from emadapt.models import tokens
 from emadapt.models.backbones import Backbone, build_backbone
+from emadapt.models.device import resolve_precision
 from emadapt.models.segmenter import build_frozen
-from emadapt.tokens import token_key, token_views
-from emadapt.trainset import record_start, record_train_set
+from emadapt.models.tokens import token_key, token_views
+from emadapt.study.study import BackboneSettings, RegimeSettings, Study, Unit, load_study
+from emadapt.training.trainset import record_start, record_train_set
 from tiny import blobs, make_study, settings, write_stack
 
-SPEC = BackboneSpec("tiny_dinov2", "random", blocks=(2, 4), tile=56, overlap=0.25, views=2, precision="fp32")
+SPEC = BackboneSettings(
+    "tiny_dinov2", "random", blocks=(2, 4), tile=56, overlap=0.25, views=2, precision="fp32"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +67,9 @@ def entries() -> list[str]:
 # ---------------------------------------------------------------- what an entry holds
 
 
-def test_cached_tokens_are_those_of_the_backbone_in_the_loop(backbone: Backbone, volume: Volume) -> None:
+def test_cached_tokens_are_those_of_the_backbone_in_the_loop(
+    backbone: Backbone, volume: Volume
+) -> None:
     [view] = token_views(backbone, SPEC, volume, range(1))
     assert view.tokens.dtype == np.float16
     for (z, y, x), cached, label in zip(view.index, view.tokens, view.labels, strict=True):
@@ -78,7 +82,9 @@ def test_cached_tokens_are_those_of_the_backbone_in_the_loop(backbone: Backbone,
 
 
 @pytest.mark.parametrize("cut", [0, 2, 3])
-def test_an_entry_that_ends_at_a_cut_holds_what_enters_the_next_block(backbone: Backbone, volume: Volume, cut: int) -> None:
+def test_an_entry_that_ends_at_a_cut_holds_what_enters_the_next_block(
+    backbone: Backbone, volume: Volume, cut: int
+) -> None:
     """Against hooks on timm's own forward, for plain tiles and augmented crops; the image lies beside it."""
     entered: list[torch.Tensor] = []
     for view in token_views(backbone, SPEC, volume, range(2), cut=cut):
@@ -87,7 +93,9 @@ def test_an_entry_that_ends_at_a_cut_holds_what_enters_the_next_block(backbone: 
         assert view.entering.dtype == np.float16
         assert view.tokens.shape == (len(view.index), 64 * (cut == 3), 4, 4)
         shown = torch.from_numpy(np.array(view.images)).float()[:, None] / 255
-        handle = backbone.vit.blocks[cut].register_forward_pre_hook(lambda _, given: entered.append(given[0]))
+        handle = backbone.vit.blocks[cut].register_forward_pre_hook(
+            lambda _, given: entered.append(given[0])
+        )
         with torch.inference_mode():
             [below, _] = backbone(shown)
         handle.remove()
@@ -133,7 +141,9 @@ def test_what_fp16_cannot_hold_stops_an_entry_at_a_cut(backbone: Backbone, volum
     assert entries() == []
 
 
-def test_the_plain_view_holds_every_split_whole_and_overlaps_where_it_is_predicted(backbone: Backbone, volume: Volume) -> None:
+def test_the_plain_view_holds_every_split_whole_and_overlaps_where_it_is_predicted(
+    backbone: Backbone, volume: Volume
+) -> None:
     [view] = token_views(backbone, SPEC, volume, range(1))
     assert set(view.index[:, 0].tolist()) == {z for part in volume.split.values() for z in part}
     seen = np.zeros(volume.image.shape, int)
@@ -145,10 +155,14 @@ def test_the_plain_view_holds_every_split_whole_and_overlaps_where_it_is_predict
         assert set(view.index[rows, 0].tolist()) == set(slices)
         assert sorted(np.concatenate([view.rows_of_slice(z) for z in slices])) == sorted(rows)
         assert len(rows) / len(slices) == (4 if part == "train" else 6)
-    assert sum(len(view.rows_of(part)) for part in volume.split) == len(view.index)  # a row belongs to one part
+    assert sum(len(view.rows_of(part)) for part in volume.split) == len(
+        view.index
+    )  # a row belongs to one part
 
 
-def test_augmented_views_show_training_slices_only_each_view_another_crop(backbone: Backbone, volume: Volume) -> None:
+def test_augmented_views_show_training_slices_only_each_view_another_crop(
+    backbone: Backbone, volume: Volume
+) -> None:
     views = token_views(backbone, SPEC, volume, range(3))
     for view in views[1:]:
         assert set(view.index[:, 0].tolist()) == set(volume.split["train"])
@@ -159,13 +173,17 @@ def test_augmented_views_show_training_slices_only_each_view_another_crop(backbo
     assert len(set(rows)) == len(rows)
 
 
-def test_labels_of_augmented_views_lie_on_their_tokens(backbone: Backbone, study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_labels_of_augmented_views_lie_on_their_tokens(
+    backbone: Backbone, study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A backbone that only averages each patch, on an image that is its own label."""
     label = np.zeros((10, 90, 100), np.uint8)
     label[:, 20:50, 10:70], label[:, 60:80, 60:75] = 1, 1
     shown = Volume("a", 60 + 120 * label, label, open_volume("a").manifest)
     pooled = torch.nn.AvgPool2d(14)
-    monkeypatch.setattr(tokens, "compute_tokens", lambda _, images, __: [pooled(images).expand(-1, 64, -1, -1)] * 2)
+    monkeypatch.setattr(
+        tokens, "compute_tokens", lambda _, images, __: [pooled(images).expand(-1, 64, -1, -1)] * 2
+    )
     compared = 0
     for view in token_views(backbone, SPEC, shown, range(3)):
         cells = pooled(torch.from_numpy(np.array(view.labels)).float()[:, None])[:, 0].numpy()
@@ -176,7 +194,9 @@ def test_labels_of_augmented_views_lie_on_their_tokens(backbone: Backbone, study
     assert compared > 50
 
 
-def test_tokens_that_are_not_finite_stop_it_and_nothing_stays(backbone: Backbone, volume: Volume) -> None:
+def test_tokens_that_are_not_finite_stop_it_and_nothing_stays(
+    backbone: Backbone, volume: Volume
+) -> None:
     with torch.no_grad():
         backbone.vit.blocks[3].mlp.fc2.bias[5] = torch.nan
     with pytest.raises(InputError, match=r"tokens of a, slice 0: found values that are not finite"):
@@ -209,14 +229,22 @@ def test_tokens_that_are_not_finite_stop_it_and_nothing_stays(backbone: Backbone
     ],
     ids=str,
 )
-def test_each_setting_that_changes_tokens_changes_the_key(volume: Volume, change: dict[str, Any]) -> None:
+def test_each_setting_that_changes_tokens_changes_the_key(
+    volume: Volume, change: dict[str, Any]
+) -> None:
     other = dataclasses.replace(SPEC, **change)
-    assert token_key(build_frozen(other), other, volume, 0) != token_key(build_frozen(SPEC), SPEC, volume, 0)
+    assert token_key(build_frozen(other), other, volume, 0) != token_key(
+        build_frozen(SPEC), SPEC, volume, 0
+    )
 
 
-def test_weights_and_view_change_the_key(backbone: Backbone, volume: Volume, tmp_path: Path) -> None:
+def test_weights_and_view_change_the_key(
+    backbone: Backbone, volume: Volume, tmp_path: Path
+) -> None:
     keys = [token_key(backbone, SPEC, volume, view) for view in range(3)]
-    keys.append(token_key(build_backbone("tiny_dinov2", "random", blocks=(2, 4), seed=1), SPEC, volume, 0))
+    keys.append(
+        token_key(build_backbone("tiny_dinov2", "random", blocks=(2, 4), seed=1), SPEC, volume, 0)
+    )
     for n in (1, 2):  # a file that is overwritten with other weights keeps its name
         state = build_backbone("tiny_dinov2", "random", seed=n).vit.state_dict()
         torch.save(state, tmp_path / "weights.pt")
@@ -242,29 +270,44 @@ def test_data_change_the_key(study: Study, backbone: Backbone, tmp_path: Path, w
 
 
 def test_the_cut_changes_the_key(backbone: Backbone, volume: Volume) -> None:
-    keys = [token_key(backbone, SPEC, volume, view, cut) for view in range(2) for cut in (None, 0, 1, 2, 3)]
+    keys = [
+        token_key(backbone, SPEC, volume, view, cut)
+        for view in range(2)
+        for cut in (None, 0, 1, 2, 3)
+    ]
     assert len(set(keys)) == len(keys)
 
 
 def test_what_changes_no_token_changes_no_key(backbone: Backbone, volume: Volume) -> None:
     by_number = dataclasses.replace(SPEC, stride=14)  # the patch itself
-    assert token_key(build_frozen(by_number), by_number, volume, 0) == token_key(backbone, SPEC, volume, 0)
+    assert token_key(build_frozen(by_number), by_number, volume, 0) == token_key(
+        backbone, SPEC, volume, 0
+    )
     before = [token_key(backbone, SPEC, volume, view) for view in range(2)]
-    changes: tuple[dict[str, Any], ...] = ({"views": 7}, {"source": "hub"}, {"source": "file", "file": "/elsewhere/weights.pt"})
+    changes: tuple[dict[str, Any], ...] = (
+        {"views": 7},
+        {"source": "hub"},
+        {"source": "file", "file": "/elsewhere/weights.pt"},
+    )
     for change in changes:
         other = dataclasses.replace(SPEC, **change)
         assert [token_key(backbone, other, volume, view) for view in range(2)] == before
     wider = dataclasses.replace(SPEC, overlap=0.5)  # crops have no overlap
     assert token_key(backbone, wider, volume, 1) == before[1]
     auto = dataclasses.replace(SPEC, precision="auto")
-    named = {p: token_key(backbone, dataclasses.replace(SPEC, precision=p), volume, 0) for p in ("bf16", "fp32")}
+    named = {
+        p: token_key(backbone, dataclasses.replace(SPEC, precision=p), volume, 0)
+        for p in ("bf16", "fp32")
+    }
     assert token_key(backbone, auto, volume, 0) == named[resolve_precision("auto")]
 
 
 # ---------------------------------------------------------------- computed once, whole or not at all
 
 
-def test_a_second_call_reads(backbone: Backbone, volume: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_call_reads(
+    backbone: Backbone, volume: Volume, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = token_views(backbone, SPEC, volume, range(2))
     monkeypatch.setattr(Backbone, "forward", never)
     again = token_views(backbone, SPEC, volume, range(2))
@@ -274,7 +317,9 @@ def test_a_second_call_reads(backbone: Backbone, volume: Volume, monkeypatch: py
             np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
 
 
-def test_what_was_killed_in_the_middle_is_never_read(backbone: Backbone, volume: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_killed_in_the_middle_is_never_read(
+    backbone: Backbone, volume: Volume, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tokens, "BATCH_TOKENS", 64)  # four tiles at once
     calls = iter(range(10**6))
     real = tokens.compute_tokens
@@ -341,21 +386,35 @@ def test_a_rerun_writes_the_same_manifest(study: Study) -> None:
     assert path.read_bytes() == first
     manifest = json.loads(first)
     assert [e["key"] for e in manifest["entries"]] == [
-        token_key(build_frozen(study.backbone_specs["t"]), study.backbone_specs["t"], open_volume("a"), view) for view in (0, 1)
+        token_key(
+            build_frozen(study.backbone_settings["t"]),
+            study.backbone_settings["t"],
+            open_volume("a"),
+            view,
+        )
+        for view in (0, 1)
     ]
     for entry in manifest["entries"]:
         files = list(Path("scratch/tokens", entry["key"]).iterdir())
         assert entry["bytes"] == sum(f.stat().st_size for f in files)
-        assert entry["rows"] * 2 * 64 * 4 * 4 * 2 < entry["bytes"]  # fp16 tokens of 2 blocks, and what goes with them
-    assert (manifest["backbone"], manifest["dataset"], manifest["data_md5"]) == ("t", "a", open_volume("a").md5)
+        assert (
+            entry["rows"] * 2 * 64 * 4 * 4 * 2 < entry["bytes"]
+        )  # fp16 tokens of 2 blocks, and what goes with them
+    assert (manifest["backbone"], manifest["dataset"], manifest["data_md5"]) == (
+        "t",
+        "a",
+        open_volume("a").md5,
+    )
     assert manifest["weights"]["source"] == "random"
 
 
 def test_training_makes_a_deleted_cache_anew(study: Study) -> None:
     """DVC follows the manifest, not the cache: after a clean-up or in another clone the arrays are not there."""
-    from emadapt.train import train_unit
+    from emadapt.training.train import train_unit
 
-    small = dataclasses.replace(study, train=dataclasses.replace(study.train, epochs=1, steps_per_epoch=2, head="linear"))
+    small = dataclasses.replace(
+        study, train=dataclasses.replace(study.train, epochs=1, steps_per_epoch=2, head="linear")
+    )
     tokens.run(study, "t", "a")
     unit = Unit("t", "frozen", "a", 0)
     first = (train_unit(small, unit) / "model.safetensors").read_bytes()
@@ -366,10 +425,12 @@ def test_training_makes_a_deleted_cache_anew(study: Study) -> None:
 
 
 def test_what_stands_for_tokens_needs_them(study: Study) -> None:
-    with pytest.raises(InputError, match=r"build/tokens/t/a\.json: found no such file.*emadapt tokens t a"):
+    with pytest.raises(
+        InputError, match=r"build/tokens/t/a\.json: found no such file.*emadapt tokens t a"
+    ):
         record_train_set(study, "t", "a")
-    regimes = {**study.regime_specs, "again": RegimeSpec(kind="frozen", init_from="frozen")}
-    started = dataclasses.replace(study, regimes=(*study.regimes, "again"), regime_specs=regimes)
+    regimes = {**study.regime_settings, "again": RegimeSettings(kind="frozen", init_from="frozen")}
+    started = dataclasses.replace(study, regimes=(*study.regimes, "again"), regime_settings=regimes)
     with pytest.raises(InputError, match=r"build/tokens/t/a\.json: found no such file"):
         record_start(started, "again")
 

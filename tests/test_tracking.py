@@ -10,7 +10,8 @@ import time
 
 import pytest
 
-from emadapt import mlflow_store, tracking
+from emadapt.tracking import store as mlflow_store
+from emadapt.tracking import tracker as tracking
 from lab_book import DEAD, TAGS, a_training, check_training, curves, runs, spools
 
 
@@ -19,12 +20,17 @@ def test_a_run_and_its_experiment(root):
     check_training(root)
     assert spools(root) == []
     (run,) = runs(root)
-    assert tracking.find_run(root, "demo", {"unit": str(TAGS["unit"]), "model.md5": "m1"}) == run.info.run_id
+    assert (
+        tracking.find_run(root, "demo", {"unit": str(TAGS["unit"]), "model.md5": "m1"})
+        == run.info.run_id
+    )
     assert tracking.find_run(root, "demo", {"unit": "another"}) is None
     assert tracking.find_run(root, "no such study", {"unit": "another"}) is None
 
 
-def test_left_for_later_nothing_is_sent_until_sync_and_then_it_equals_undisturbed(root, monkeypatch):
+def test_left_for_later_nothing_is_sent_until_sync_and_then_it_equals_undisturbed(
+    root, monkeypatch
+):
     monkeypatch.setenv("EMADAPT_TRACKING", "later")
     a_training(root)
     assert mlflow_store.client(root).get_experiment_by_name("demo") is None
@@ -43,7 +49,10 @@ def test_dead_server_then_sync_equals_undisturbed(root, monkeypatch, caplog):
     assert sum("does not answer" in text for text in said) == 1
     assert "emadapt track sync" in said[-1]
     (spool,) = spools(root)
-    assert tracking.sync(root) == (0, 10)  # open, params, 3 epochs, dict, dataset, tags, artifact, end
+    assert tracking.sync(root) == (
+        0,
+        10,
+    )  # open, params, 3 epochs, dict, dataset, tags, artifact, end
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     again = root / "kept"
     shutil.copytree(spool.parent, again)
@@ -51,7 +60,9 @@ def test_dead_server_then_sync_equals_undisturbed(root, monkeypatch, caplog):
     check_training(root)
     assert spools(root) == []
     assert tracking.sync(root) == (0, 0)
-    shutil.copytree(again, spool.parent)  # as if the process had died before it could remove the spool
+    shutil.copytree(
+        again, spool.parent
+    )  # as if the process had died before it could remove the spool
     assert tracking.sync(root) == (10, 0)
     check_training(root)
 
@@ -157,7 +168,10 @@ def test_failure_is_recorded(root):
     with pytest.raises(RuntimeError), tracking.open_run(root, "demo", tags, {}):
         raise RuntimeError("out of memory")
     (stored,) = runs(root)
-    assert (stored.info.status, stored.data.tags["error"]) == ("FAILED", "RuntimeError: out of memory")
+    assert (stored.info.status, stored.data.tags["error"]) == (
+        "FAILED",
+        "RuntimeError: out of memory",
+    )
     line = "dinov2_s, lora, trained on lucchi, seed 0. Stopped by RuntimeError: out of memory"
     assert stored.data.tags["mlflow.note.content"] == line
     with tracking.open_run(root, "demo", tags, {}, resume_by=["unit"]):
@@ -179,7 +193,9 @@ def test_evaluate_goes_on_with_the_run_of_train(root):
     tags = {**TAGS, "model.md5": "m1", "git.commit": "later", "origin": "ignored"}
     for value in (0.8, 0.8, 0.9):
         resume = ("unit", "model.md5")
-        with tracking.open_run(root, "demo", tags, {"rank": 99, "new": 1}, resume_by=resume, origin="restored") as run:
+        with tracking.open_run(
+            root, "demo", tags, {"rank": 99, "new": 1}, resume_by=resume, origin="restored"
+        ) as run:
             assert run.run_id == trained.info.run_id
             run.log_metrics({"test/iou.lucchi": value})
     (stored,) = runs(root)
@@ -187,7 +203,10 @@ def test_evaluate_goes_on_with_the_run_of_train(root):
     assert stored.data.tags["origin"] == "trained"
     assert stored.info.status == "FINISHED"
     assert stored.data.metrics["test/iou.lucchi"] == 0.9
-    assert curves(root, stored.info.run_id, "test/iou.lucchi")["test/iou.lucchi"] == [(0, 0.8), (0, 0.9)]
+    assert curves(root, stored.info.run_id, "test/iou.lucchi")["test/iou.lucchi"] == [
+        (0, 0.8),
+        (0, 0.9),
+    ]
     assert stored.info.end_time - stored.info.start_time < 60_000
 
 
@@ -195,7 +214,9 @@ def test_evaluate_of_a_restored_model_makes_one_run(root):
     a_training(root)
     tags = {**TAGS, "model.md5": "from the cache"}
     for _ in range(2):
-        with tracking.open_run(root, "demo", tags, {}, resume_by=("unit", "model.md5"), origin="restored") as run:
+        with tracking.open_run(
+            root, "demo", tags, {}, resume_by=("unit", "model.md5"), origin="restored"
+        ) as run:
             run.log_metrics({"test/iou.lucchi": 0.8})
     restored = [run for run in runs(root) if run.data.tags["origin"] == "restored"]
     assert len(runs(root)) == 2
@@ -219,7 +240,9 @@ def test_killed_and_resumed_is_one_run(root, uri, monkeypatch):
     assert process.exitcode == 9
     assert len(spools(root)) == 1
     # The checkpoint is of epoch 1, so epoch 2 is trained, and logged, a second time.
-    run = tracking.open_run(root, "demo", {**TAGS, "train.key": "k"}, {}, resume_by=("unit", "train.key"))
+    run = tracking.open_run(
+        root, "demo", {**TAGS, "train.key": "k"}, {}, resume_by=("unit", "train.key")
+    )
     (stored,) = runs(root)
     assert (run.run_id, stored.info.status) == (stored.info.run_id, "RUNNING")
     run.log_metrics({"a": 2}, 2)
@@ -238,7 +261,9 @@ def test_what_a_killed_one_left_does_not_end_a_run_again_that_another_has_ended(
     process.join(60)
     with monkeypatch.context() as patch:
         patch.setattr(tracking, "_left_over", lambda *_: None)
-        run = tracking.open_run(root, "demo", {**TAGS, "train.key": "k"}, {}, resume_by=("unit", "train.key"))
+        run = tracking.open_run(
+            root, "demo", {**TAGS, "train.key": "k"}, {}, resume_by=("unit", "train.key")
+        )
         run.log_metrics({"a": 3}, 3)
         run.end()
     assert len(spools(root)) == 1

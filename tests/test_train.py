@@ -15,12 +15,12 @@ import yaml
 from monai.losses import DiceCELoss
 from safetensors.torch import load_file
 
-from emadapt import fit as fit_module
-from emadapt.config import Study, Unit, load_study
 from emadapt.errors import EmadaptError
-from emadapt.fit import digest_seed, loss_function, rate_factor
 from emadapt.models.segmenter import Segmenter, build_segmenter
-from emadapt.train import train_unit
+from emadapt.study.study import Study, Unit, load_study
+from emadapt.training import fit as fit_module
+from emadapt.training.fit import digest_seed, loss_function, rate_factor
+from emadapt.training.train import train_unit
 from tiny import make_study, settings
 
 FROZEN, LORA = Unit("t", "frozen", "a", 0), Unit("t", "lora", "a", 0)
@@ -36,8 +36,12 @@ def trained(study: Study, unit: Unit) -> bytes:
     return (train_unit(study, unit) / "model.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("unit", [FROZEN, LORA, Unit("t", "lora", "paired", 0)], ids=lambda u: u.name)
-def test_a_repeated_unit_gives_the_same_bytes_and_another_seed_others(tmp_path: Path, unit: Unit) -> None:
+@pytest.mark.parametrize(
+    "unit", [FROZEN, LORA, Unit("t", "lora", "paired", 0)], ids=lambda u: u.name
+)
+def test_a_repeated_unit_gives_the_same_bytes_and_another_seed_others(
+    tmp_path: Path, unit: Unit
+) -> None:
     study = make_study(tmp_path)
     first = trained(study, unit)
     (tmp_path / "scratch/units").rename(tmp_path / "gone")
@@ -45,8 +49,12 @@ def test_a_repeated_unit_gives_the_same_bytes_and_another_seed_others(tmp_path: 
     assert trained(study, Unit(unit.backbone, unit.regime, unit.train_set, 1)) != first
 
 
-@pytest.mark.parametrize("unit", [FROZEN, pytest.param(LORA, marks=pytest.mark.slow)], ids=lambda u: u.name)
-def test_killed_in_the_middle_and_run_again_gives_the_bytes_of_an_undisturbed_run(tmp_path: Path, unit: Unit) -> None:
+@pytest.mark.parametrize(
+    "unit", [FROZEN, pytest.param(LORA, marks=pytest.mark.slow)], ids=lambda u: u.name
+)
+def test_killed_in_the_middle_and_run_again_gives_the_bytes_of_an_undisturbed_run(
+    tmp_path: Path, unit: Unit
+) -> None:
     params = settings(epochs=6, steps_per_epoch=8)
     params["regimes"]["lora"]["dropout"] = 0.1  # random numbers inside the model must resume too
     study = make_study(tmp_path, params)
@@ -62,7 +70,9 @@ def test_killed_in_the_middle_and_run_again_gives_the_bytes_of_an_undisturbed_ru
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "build/units" / unit.name).exists(), "it ended before it could be killed"
-    epochs = torch.load(next(tmp_path.glob("scratch/units/*/*/checkpoint.pt")), weights_only=True)["progress"]["epoch"]
+    epochs = torch.load(next(tmp_path.glob("scratch/units/*/*/checkpoint.pt")), weights_only=True)[
+        "progress"
+    ]["epoch"]
     assert 1 <= epochs < 6
     assert trained(study, unit) == undisturbed
 
@@ -79,17 +89,25 @@ def every_way() -> dict:
         "last_unet": {"kind": "lora_last_k", "k": 1, "rank": 2, "head": "unet"},
     }
     params["backbones"]["fine"] = {**params["backbones"]["t"], "stride": 7}
-    params["study"] |= {"regimes": list(params["regimes"]), "backbones": ["t", "fine"], "train_sets": ["a"], "datasets": ["a"]}
+    params["study"] |= {
+        "regimes": list(params["regimes"]),
+        "backbones": ["t", "fine"],
+        "train_sets": ["a"],
+        "datasets": ["a"],
+    }
     params["train_sets"] = {"a": ["a"]}
     return params
 
 
 @pytest.mark.parametrize("backbone", ["t", "fine"])
 def test_every_regime_and_head_from_training_to_the_score(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], backbone: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    backbone: str,
 ) -> None:
-    from emadapt.evaluate import evaluate_unit
     from emadapt.models.backbones import Backbone
+    from emadapt.training.evaluate import evaluate_unit
 
     study = make_study(tmp_path, every_way())
     runs: set[str] = set()
@@ -109,14 +127,18 @@ def test_every_regime_and_head_from_training_to_the_score(
         assert bool(adapters) == (regime != "unet")
         metrics = json.loads(evaluate_unit(study, unit).read_text())
         assert set(metrics["test"]) == {"a"}
-        share = re.search(rf"train {unit.name}: .*of the backbone ([\d.]+)%", capsys.readouterr().out)
+        share = re.search(
+            rf"train {unit.name}: .*of the backbone ([\d.]+)%", capsys.readouterr().out
+        )
         assert share
         assert (regime == "unet") == (float(share[1]) == 0)
         assert (regime == "full") == (float(share[1]) == 100)
     assert not [r for r in runs if r.startswith("last")]  # what is cached is enough
 
 
-def test_what_is_kept_is_the_running_average_and_a_stopped_training_goes_on_with_it(tmp_path: Path, monkeypatch) -> None:
+def test_what_is_kept_is_the_running_average_and_a_stopped_training_goes_on_with_it(
+    tmp_path: Path, monkeypatch
+) -> None:
     """Against weights recorded at each step and averaged afterwards; validation sees the average, the next step does not."""
     study = make_study(tmp_path, settings(epochs=2, steps_per_epoch=8, average=0.7, val_slices=0))
     seen: list[dict[str, torch.Tensor]] = []
@@ -130,17 +152,25 @@ def test_what_is_kept_is_the_running_average_and_a_stopped_training_goes_on_with
         patch.setattr(fit_module.Average, "step", recorded)
         undisturbed = trained(study, FROZEN)
     progress = checkpoint(tmp_path)["progress"]
-    spec, train = study.backbone_specs["t"], study.train_spec(FROZEN)
-    expected = build_segmenter(spec, study.regime_specs["frozen"], train.head, FROZEN.seed).trained_state()
+    spec, train = study.backbone_settings["t"], study.train_settings(FROZEN)
+    expected = build_segmenter(
+        spec, study.regime_settings["frozen"], train.head, FROZEN.seed
+    ).trained_state()
     for n, weights in enumerate(seen[: 8 * (progress["best_epoch"] + 1)], 1):
         keep = min(0.7, (1 + n) / (10 + n))
         expected = {k: keep * v + (1 - keep) * weights[k] for k, v in expected.items()}
     kept = load_file(tmp_path / "build/units" / FROZEN.name / "model.safetensors")
     for name, value in expected.items():
         torch.testing.assert_close(kept[name], value, atol=1e-6, rtol=1e-5)
-    assert any(not torch.equal(kept[k], seen[8 * (progress["best_epoch"] + 1) - 1][k]) for k in kept)
-    score = json.loads((tmp_path / "build/units" / FROZEN.name / "model.json").read_text())["val"]["iou"]
-    assert score == pytest.approx(progress["best"], abs=0.02), "the same weights, tiles without and with overlap"
+    assert any(
+        not torch.equal(kept[k], seen[8 * (progress["best_epoch"] + 1) - 1][k]) for k in kept
+    )
+    score = json.loads((tmp_path / "build/units" / FROZEN.name / "model.json").read_text())["val"][
+        "iou"
+    ]
+    assert score == pytest.approx(progress["best"], abs=0.02), (
+        "the same weights, tiles without and with overlap"
+    )
     for folder in ("scratch/units", "build/units"):
         shutil.rmtree(tmp_path / folder)
 
@@ -156,7 +186,9 @@ def test_what_is_kept_is_the_running_average_and_a_stopped_training_goes_on_with
     assert trained(study, FROZEN) == undisturbed
 
 
-def test_half_precision_scales_the_loss_and_goes_on_with_its_scale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_half_precision_scales_the_loss_and_goes_on_with_its_scale(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     study = make_study(tmp_path, settings(precision="fp16"))
     undisturbed, scale = trained(study, FROZEN), checkpoint(tmp_path)["scaler"]
     assert scale["scale"] > 1
@@ -180,10 +212,12 @@ def checkpoint(root: Path) -> dict[str, Any]:
     return dict(torch.load(next(root.glob("scratch/units/*/*/checkpoint.pt")), weights_only=True))
 
 
-def test_a_finished_unit_is_not_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finished_unit_is_not_trained_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     study = make_study(tmp_path)
     first = trained(study, FROZEN)
-    monkeypatch.setattr("emadapt.fit._step", lambda *a: pytest.fail("trained again"))
+    monkeypatch.setattr("emadapt.training.fit._step", lambda *a: pytest.fail("trained again"))
     assert trained(study, FROZEN) == first
 
 
@@ -198,7 +232,11 @@ def test_a_head_learns_and_the_best_epoch_is_kept(tmp_path: Path) -> None:
     assert card["best_epoch"] == ious.index(max(ious))
     assert card["trainable_params"] == sum(p.numel() for p in _head_parameters())
     assert card["shape"] == {"a": [10, 90, 100]}
-    assert {name: len(card["tokens"]["a"][name]) for name in ("mean", "std", "usual")} == {"mean": 64, "std": 64, "usual": 1}
+    assert {name: len(card["tokens"]["a"][name]) for name in ("mean", "std", "usual")} == {
+        "mean": 64,
+        "std": 64,
+        "usual": 1,
+    }
     assert 0 < card["tokens"]["a"]["usual"][0] < 0.5  # the same discs in every slice
 
 
@@ -225,7 +263,9 @@ def test_patience_stops_and_a_loss_that_is_not_finite_ends_with_a_reason(tmp_pat
     study = make_study(tmp_path, still)
     folder = train_unit(study, FROZEN)
     assert len(json.loads((folder / "history.json").read_text())["epochs"]) < 30
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(settings(head_lr=1e11, clip=1e11, schedule="constant", warmup_steps=0)))
+    (tmp_path / "params.yaml").write_text(
+        yaml.safe_dump(settings(head_lr=1e11, clip=1e11, schedule="constant", warmup_steps=0))
+    )
     with pytest.raises(EmadaptError, match=r"the loss is not finite.*lower head_lr"):
         train_unit(load_study(), FROZEN)
 
@@ -240,17 +280,24 @@ def test_losses_are_small_for_the_truth_and_large_for_its_opposite(name: str) ->
 
 def test_dice_ce_is_monais(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
-    logits, label = torch.randn(2, 2, 8, 8, generator=generator), torch.randint(0, 2, (2, 1, 8, 8), generator=generator)
+    logits, label = (
+        torch.randn(2, 2, 8, 8, generator=generator),
+        torch.randint(0, 2, (2, 1, 8, 8), generator=generator),
+    )
     p = logits.softmax(1)
     onehot = torch.cat([1 - label, label], 1).float()
     dice = 1 - (2 * (p * onehot).sum((2, 3)) + 1e-5) / (p.sum((2, 3)) + onehot.sum((2, 3)) + 1e-5)
     expected = dice.mean() + torch.nn.functional.cross_entropy(logits, label[:, 0])
-    assert float(loss_function("dice_ce")(logits, label)) == pytest.approx(float(expected), rel=1e-4)
+    assert float(loss_function("dice_ce")(logits, label)) == pytest.approx(
+        float(expected), rel=1e-4
+    )
     assert isinstance(loss_function("dice_ce"), DiceCELoss)
 
 
 def test_the_learning_rate_warms_up_then_falls(tmp_path: Path) -> None:
-    study = make_study(tmp_path, settings(epochs=10, steps_per_epoch=10, warmup_steps=10), ingested=False)
+    study = make_study(
+        tmp_path, settings(epochs=10, steps_per_epoch=10, warmup_steps=10), ingested=False
+    )
     rates = [rate_factor(study.train, 10)(step) for step in range(100)]
     assert rates[0] == 0.1
     assert rates[9] == 1.0

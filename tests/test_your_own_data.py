@@ -12,13 +12,13 @@ import tifffile
 import zarr as typed_zarr
 
 from emadapt.cli import main
-from emadapt.closest import token_facts
-from emadapt.config import load_study
 from emadapt.data.ingest import Volume, ingest, open_volume
+from emadapt.models.closest import token_facts
 from emadapt.models.segmenter import load_segmenter
 from emadapt.segment.job import Order
 from emadapt.segment.preview import LABEL
 from emadapt.segment.run import segment_volume
+from emadapt.study.study import load_study
 from tiny import blobs, write_model
 
 zarr: Any = typed_zarr  # its types are narrower than what it takes
@@ -33,17 +33,35 @@ def blocks(kind: str) -> list[str]:
 
 
 def calls(text: str) -> list[list[str]]:
-    return [shlex.split(line, comments=True) for line in text.splitlines() if line.startswith("emadapt ")]
+    return [
+        shlex.split(line, comments=True)
+        for line in text.splitlines()
+        if line.startswith("emadapt ")
+    ]
 
 
 def test_commands_have_their_options_and_arguments() -> None:
     found = calls("\n".join(blocks("bash")))
-    assert {words[1] for words in found} >= {"preview", "segment", "use", "check", "repro", "recommend"}
+    assert {words[1] for words in found} >= {
+        "preview",
+        "segment",
+        "use",
+        "check",
+        "repro",
+        "recommend",
+    }
     for words in found:
         command = main.commands[words[1]]
-        command.make_context(words[1], words[2:], parent=click.Context(main))  # raises on what it does not know
+        command.make_context(
+            words[1], words[2:], parent=click.Context(main)
+        )  # raises on what it does not know
     inline = re.findall(r"`(--[a-z-]+)[^`]*`", TEXT)
-    known = {o for name in ("segment", "preview", "mesh") for p in main.commands[name].params for o in p.opts}
+    known = {
+        o
+        for name in ("segment", "preview", "mesh")
+        for p in main.commands[name].params
+        for o in p.opts
+    }
     assert set(inline) <= known
 
 
@@ -55,7 +73,12 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     zarr.create_array("volume.zarr", data=image)
     write_model(Path("models/lucchi"))
     segmenter, _ = load_segmenter(Path("models/lucchi"))
-    own = Volume("a", image, label, {"split": {"train": [0, 1], "val": [2, 3], "test": []}, "md5": "", "voxel_nm": VOXEL})
+    own = Volume(
+        "a",
+        image,
+        label,
+        {"split": {"train": [0, 1], "val": [2, 3], "test": []}, "md5": "", "voxel_nm": VOXEL},
+    )
     write_model(Path("models/lucchi"), facts={"tokens": token_facts(segmenter, [own], [])})
     return tmp_path
 
@@ -72,11 +95,20 @@ def test_slices_to_label_become_a_dataset_of_a_study(here: Path) -> None:
     study = load_study(Path("params.yaml"))
     ingest(study, "mine", Path("data"), Path("build/ingest"))
     volume = open_volume("mine", Path("build/ingest"))
-    assert {part: len(own) for part, own in volume.split.items()} == {"train": 5, "val": 1, "test": 2}  # as the text says
+    assert {part: len(own) for part, own in volume.split.items()} == {
+        "train": 5,
+        "val": 1,
+        "test": 2,
+    }  # as the text says
     shown = zarr.open_array("volume.zarr", mode="r")[int(names[3][:5])]
     np.testing.assert_array_equal(volume.image[3], shown)
-    np.testing.assert_array_equal(volume.label[3] > 0, tifffile.imread("mask.tif")[int(names[3][:5])] > 0)
-    meta = {"axes": "ZYX", **{f"PhysicalSize{a}": v / 1e3 for a, v in zip("ZYX", VOXEL, strict=True)}}
+    np.testing.assert_array_equal(
+        volume.label[3] > 0, tifffile.imread("mask.tif")[int(names[3][:5])] > 0
+    )
+    meta = {
+        "axes": "ZYX",
+        **{f"PhysicalSize{a}": v / 1e3 for a, v in zip("ZYX", VOXEL, strict=True)},
+    }
     tifffile.imwrite("volume.ome.tif", volume.image[:3], photometric="minisblack", metadata=meta)
     exec(compile(notebook, "notebook", "exec"), {})
 
@@ -89,5 +121,7 @@ def test_a_volume_without_labels_has_a_study_too(here: Path) -> None:
     Path("volume.zarr").rename("data/mine_raw/image.zarr")
     ingest(study, "mine_raw", Path("data"), Path("build/ingest"))
     assert len(open_volume("mine_raw").split["train"]) == 30
-    (model,) = {words[5] for words in calls("\n".join(blocks("bash"))) if "onto_mine" in " ".join(words)}
+    (model,) = {
+        words[5] for words in calls("\n".join(blocks("bash"))) if "onto_mine" in " ".join(words)
+    }
     assert model in {unit.name for unit in study.units()}

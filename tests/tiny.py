@@ -15,12 +15,12 @@ import torch
 import yaml
 
 import emadapt
-from emadapt import fit as fitting
-from emadapt.config import BackboneSpec, RegimeSpec, Study, Unit, load_study
 from emadapt.data.ingest import ingest
 from emadapt.models.segmenter import build_segmenter, save_segmenter
-from emadapt.problems import ALIGNMENTS
-from emadapt.train import train_unit
+from emadapt.study.rules import ALIGNMENTS
+from emadapt.study.study import BackboneSettings, RegimeSettings, Study, Unit, load_study
+from emadapt.training import fit as fitting
+from emadapt.training.train import train_unit
 
 
 def same_tensors(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -33,7 +33,11 @@ def blobs(shape: tuple[int, int, int], seed: int) -> tuple[np.ndarray, np.ndarra
     label = np.zeros(shape, np.uint8)
     yy, xx = np.mgrid[: shape[1], : shape[2]]
     for _ in range(4):
-        y, x, r = rng.integers(10, shape[1] - 10), rng.integers(10, shape[2] - 10), rng.integers(12, 20)
+        y, x, r = (
+            rng.integers(10, shape[1] - 10),
+            rng.integers(10, shape[2] - 10),
+            rng.integers(12, 20),
+        )
         label[:, (yy - y) ** 2 + (xx - x) ** 2 < r * r] = 1
     image = np.clip(rng.normal(90, 12, shape) + 90 * label, 0, 255).astype(np.uint8)
     return image, label
@@ -49,17 +53,27 @@ def write_stack(folder: Path, image: np.ndarray, label: np.ndarray) -> None:
 def settings(arch: str = "tiny_dinov2", **train: Any) -> dict[str, Any]:
     """A study of two small datasets and a tiny random backbone, as params.yaml has it."""
     return {
-        "study": {"name": "tiny", "datasets": ["a", "b"], "backbones": ["t"], "regimes": ["frozen", "lora"],
-                  "train_sets": ["a", "paired"], "seeds": [0]},
-        "datasets": {"a": {"layout": "stack", "voxel_nm": [30, 5, 5], "foreground": [1]},
-                     "b": {"layout": "stack", "voxel_nm": [50, 5, 5], "foreground": [1]}},
+        "study": {
+            "name": "tiny",
+            "datasets": ["a", "b"],
+            "backbones": ["t"],
+            "regimes": ["frozen", "lora"],
+            "train_sets": ["a", "paired"],
+            "seeds": [0],
+        },
+        "datasets": {
+            "a": {"layout": "stack", "voxel_nm": [30, 5, 5], "foreground": [1]},
+            "b": {"layout": "stack", "voxel_nm": [50, 5, 5], "foreground": [1]},
+        },
         "train_sets": {"a": ["a"], "paired": ["a", "b"]},
-        "backbones": {"t": {"arch": arch, "source": "random", "tile": 64, "overlap": 0.25, "views": 1}},
+        "backbones": {
+            "t": {"arch": arch, "source": "random", "tile": 64, "overlap": 0.25, "views": 1}
+        },
         "regimes": {"frozen": {"kind": "frozen"}, "lora": {"kind": "lora", "rank": 2, "alpha": 4}},
         "split": "default",
         "diagnose": {"blocks": 4, "tokens": 200, "permutations": 9, "replicates": 4},
         "train": {"epochs": 2, "steps_per_epoch": 3, "batch": 2, "warmup_steps": 2, **train},
-    }  # fmt: skip
+    }
 
 
 def alignment(method: str, reference: str = "b") -> dict[str, str]:
@@ -86,7 +100,9 @@ def under_dvc(root: Path) -> Callable[..., str]:
     """
     for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
         shutil.copy(Path(__file__).parents[1] / name, root / name)
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    }
 
     def sh(*command: str, code: int = 0) -> str:
         done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
@@ -113,25 +129,55 @@ def stop_after_an_epoch(study: Study, unit: Unit, monkeypatch: pytest.MonkeyPatc
             train_unit(study, unit)
 
 
-def write_model(folder: Path, *, regime: RegimeSpec | None = None, head: str = "linear", facts: dict[str, Any] | None = None,
-                **change: Any) -> Path:  # fmt: skip
+def write_model(
+    folder: Path,
+    *,
+    regime: RegimeSettings | None = None,
+    head: str = "linear",
+    facts: dict[str, Any] | None = None,
+    **change: Any,
+) -> Path:
     """A model folder as `train` writes it, with random weights that answer differently in different places."""
-    plain = {"arch": "tiny_dinov2", "source": "random", "tile": 56, "overlap": 0.4, "views": 0, "precision": "fp32"}
-    segmenter = build_segmenter(BackboneSpec(**{**plain, **change}), regime or RegimeSpec("frozen"), head, seed=1)
+    plain = {
+        "arch": "tiny_dinov2",
+        "source": "random",
+        "tile": 56,
+        "overlap": 0.4,
+        "views": 0,
+        "precision": "fp32",
+    }
+    segmenter = build_segmenter(
+        BackboneSettings(**{**plain, **change}), regime or RegimeSettings("frozen"), head, seed=1
+    )
     with torch.no_grad():
         if isinstance(last := getattr(segmenter.head, "classify", None), torch.nn.Conv2d):
             last.weight.mul_(8)
             last.bias.zero_()  # type: ignore[union-attr]
-            if head in ("deconv", "pyramid_bn"):  # their statistics are those of no data: answers hardly differ
+            if head in (
+                "deconv",
+                "pyramid_bn",
+            ):  # their statistics are those of no data: answers hardly differ
                 last.weight.mul_(1e4 if head == "deconv" else 100)
         for name, factor in segmenter.named_parameters():
-            if ".lora_B." in name:  # zero at the start: an adapter that does nothing would show no mistake
+            if (
+                ".lora_B." in name
+            ):  # zero at the start: an adapter that does nothing would show no mistake
                 factor.normal_(std=0.2)
     card = {
-        "unit": "t-frozen-a-0", "threshold": 0.5, "version": emadapt.__version__, "voxel_nm": {"a": [30, 5, 5]},
-        "shape": {"a": [10, 90, 100]}, "intensity": {"a": {"low": 0.0, "high": 255.0, "percentiles": [0.5, 99.5]}},
-        "data_md5": {"a": "0" * 32}, "pairing": {"a": "number"}, "labelled": {"slices": [7, 7], "crops": [28, 28]},
-        "settings": {}, "key": "k" * 24, "study": "tiny", "trainable_params": segmenter.n_trainable(), "precision": "fp32",
-    }  # fmt: skip
+        "unit": "t-frozen-a-0",
+        "threshold": 0.5,
+        "version": emadapt.__version__,
+        "voxel_nm": {"a": [30, 5, 5]},
+        "shape": {"a": [10, 90, 100]},
+        "intensity": {"a": {"low": 0.0, "high": 255.0, "percentiles": [0.5, 99.5]}},
+        "data_md5": {"a": "0" * 32},
+        "pairing": {"a": "number"},
+        "labelled": {"slices": [7, 7], "crops": [28, 28]},
+        "settings": {},
+        "key": "k" * 24,
+        "study": "tiny",
+        "trainable_params": segmenter.n_trainable(),
+        "precision": "fp32",
+    }
     save_segmenter(segmenter, folder, card | (facts or {}))
     return folder

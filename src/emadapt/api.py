@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from emadapt.config import PARAMS, Study
-from emadapt.config import load_study as _load_study
-from emadapt.predict import smooth_z
+from emadapt.models.predict import smooth_z
 from emadapt.segment.domain import Domain, domain_of_volume
 from emadapt.segment.job import Block, Order, Runner, runner_for, settle, spread
 from emadapt.segment.model import Model, open_model
-from emadapt.segment.readers import Source, Voxel, array_source, as_voxel, open_source
 from emadapt.segment.rows import Input
+from emadapt.study.study import PARAMS, Study
+from emadapt.study.study import load_study as _load_study
+from emadapt.volumes.readers import Source, Voxel, array_source, as_voxel, open_source
 
 Array = npt.NDArray[Any]
 
@@ -78,8 +78,16 @@ def read_volume(path: str | Path, scale: int = 0) -> tuple[Array, Voxel | None]:
     return source.read(0, source.shape[0]), source.voxel_nm
 
 
-def segment(volume: Array, model: Model, voxel_nm: Voxel, *, probabilities: bool = False, threshold: float | None = None,
-            flips: bool = False, window: tuple[float, float] | None = None) -> Array:  # fmt: skip
+def segment(
+    volume: Array,
+    model: Model,
+    voxel_nm: Voxel,
+    *,
+    probabilities: bool = False,
+    threshold: float | None = None,
+    flips: bool = False,
+    window: tuple[float, float] | None = None,
+) -> Array:
     """Segment an array; the same values as `emadapt segment` writes for a file of it.
 
     >>> mask = api.segment(volume, loaded, voxel_nm)
@@ -106,14 +114,29 @@ def segment(volume: Array, model: Model, voxel_nm: Voxel, *, probabilities: bool
     """
     shape = (1, *np.shape(volume))[-3:]
     out = np.empty(shape, np.float32 if probabilities else bool)
-    for z, found in segment_slices(volume, model, voxel_nm, probabilities=probabilities, threshold=threshold, flips=flips,
-                                   window=window):  # fmt: skip
+    for z, found in segment_slices(
+        volume,
+        model,
+        voxel_nm,
+        probabilities=probabilities,
+        threshold=threshold,
+        flips=flips,
+        window=window,
+    ):
         out[z] = found
     return out.reshape(np.shape(volume))
 
 
-def segment_slices(volume: Any, model: Model, voxel_nm: Voxel, *, probabilities: bool = False, threshold: float | None = None,
-                   flips: bool = False, window: tuple[float, float] | None = None) -> Iterator[tuple[int, Array]]:  # fmt: skip
+def segment_slices(
+    volume: Any,
+    model: Model,
+    voxel_nm: Voxel,
+    *,
+    probabilities: bool = False,
+    threshold: float | None = None,
+    flips: bool = False,
+    window: tuple[float, float] | None = None,
+) -> Iterator[tuple[int, Array]]:
     """The same slice by slice as they are done, e.g. for an array of Zarr or dask, which is not read as a whole.
 
     >>> [(z, bool((found == mask[z]).all())) for z, found in api.segment_slices(volume, loaded, voxel_nm)]
@@ -134,7 +157,9 @@ def segment_slices(volume: Any, model: Model, voxel_nm: Voxel, *, probabilities:
     return ((z, p if probabilities else p > runner.job.threshold) for z, p in found)
 
 
-def tokens(image: Array, model: Model, voxel_nm: Voxel, window: tuple[float, float] | None = None) -> npt.NDArray[np.float32]:
+def tokens(
+    image: Array, model: Model, voxel_nm: Voxel, window: tuple[float, float] | None = None
+) -> npt.NDArray[np.float32]:
     """Patch tokens of a slice, of the last block that the model's head sees, adapters included.
 
     >>> api.tokens(volume[0], loaded, voxel_nm).shape
@@ -151,11 +176,15 @@ def tokens(image: Array, model: Model, voxel_nm: Voxel, window: tuple[float, flo
     """
     import torch
 
-    from emadapt.device import autocast
-    from emadapt.predict import BATCH_TILES
+    from emadapt.models.device import autocast
+    from emadapt.models.predict import BATCH_TILES
 
     runner = _runner(image, model, voxel_nm, None, False, window)
-    shown, corners, found = Input(runner.reader(0, runner.source.read(0, 1), 0), runner.geo), runner.geo.corners(0.0), []
+    shown, corners, found = (
+        Input(runner.reader(0, runner.source.read(0, 1), 0), runner.geo),
+        runner.geo.corners(0.0),
+        [],
+    )
     device = next(model.segmenter.buffers()).device
     for start in range(0, len(corners), BATCH_TILES):
         with torch.inference_mode(), autocast(model.segmenter.spec.precision):
@@ -164,8 +193,10 @@ def tokens(image: Array, model: Model, voxel_nm: Voxel, window: tuple[float, flo
     return np.concatenate(found)
 
 
-def domain_distance(volume: Array, model: Model, voxel_nm: Voxel, window: tuple[float, float] | None = None) -> Domain:
-    """How far a volume is from the data that a model was trained on, by the tokens of some tiles; see `emadapt.closest`.
+def domain_distance(
+    volume: Array, model: Model, voxel_nm: Voxel, window: tuple[float, float] | None = None
+) -> Domain:
+    """How far a volume is from the data that a model was trained on, by the tokens of some tiles; see `emadapt.models.closest`.
 
     >>> domain = api.domain_distance(volume, loaded, voxel_nm)
     >>> domain.nearest, domain.verdict
@@ -202,8 +233,8 @@ def evaluate_masks(predicted: Array, label: Array, voxel_nm: Voxel) -> dict[str,
         `n` slices; `iou`, `dice` and `boundary_iou` pooled over them, each with `<metric>_ci95` from a bootstrap over blocks of
         slices; `per_slice` values.
     """
-    from emadapt.evaluate import BOUNDARY_NM
-    from emadapt.pixel_metrics import boundary_band, overlap_counts, summarise
+    from emadapt.metrics.pixels import boundary_band, overlap_counts, summarise
+    from emadapt.training.evaluate import BOUNDARY_NM
 
     one, other = (array_source(np.asarray(a) != 0, voxel_nm) for a in (predicted, label))
     _same_shape(one, other)
@@ -213,10 +244,14 @@ def evaluate_masks(predicted: Array, label: Array, voxel_nm: Voxel) -> dict[str,
         a, b = one.read(z, z + 1)[0], other.read(z, z + 1)[0]
         area.append(overlap_counts(a, b))
         boundary.append(overlap_counts(boundary_band(a, band), boundary_band(b, band)))
-    return summarise(np.asarray(area), np.asarray(boundary), voxel_nm[0], spread(one.shape[0], one.shape[0]))
+    return summarise(
+        np.asarray(area), np.asarray(boundary), voxel_nm[0], spread(one.shape[0], one.shape[0])
+    )
 
 
-def find_instances(mask: Array, voxel_nm: Voxel) -> tuple[npt.NDArray[np.uint32], list[dict[str, float]]]:
+def find_instances(
+    mask: Array, voxel_nm: Voxel
+) -> tuple[npt.NDArray[np.uint32], list[dict[str, float]]]:
     """Connected components of a mask that fits in memory, and a table of them, as `emadapt segment --instances` gives them.
 
     >>> labels, table = api.find_instances(mask, voxel_nm)
@@ -241,7 +276,9 @@ def _slices(runner: Runner) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
     z, y, _ = runner.job.shape
     for z0 in range(0, z, depth):
         whole = Block(z0, min(z0 + depth, z), 0, y)
-        for at, parts in itertools.groupby(runner.probability(whole, runner.load(whole)), key=operator.itemgetter(0)):
+        for at, parts in itertools.groupby(
+            runner.probability(whole, runner.load(whole)), key=operator.itemgetter(0)
+        ):
             yield at, np.concatenate([rows for _, _, rows in parts])
 
 
@@ -249,12 +286,31 @@ def _same_shape(one: Source, other: Source) -> None:
     from emadapt.errors import InputError
 
     if one.shape != other.shape:
-        raise InputError("label", found=f"shape {other.shape}", expected=f"{one.shape}, as the mask", do="Pass the same slices.")
+        raise InputError(
+            "label",
+            found=f"shape {other.shape}",
+            expected=f"{one.shape}, as the mask",
+            do="Pass the same slices.",
+        )
 
 
-def _runner(volume: Any, model: Model, voxel_nm: Voxel, threshold: float | None, flips: bool,
-            window: tuple[float, float] | None) -> Runner:  # fmt: skip
+def _runner(
+    volume: Any,
+    model: Model,
+    voxel_nm: Voxel,
+    threshold: float | None,
+    flips: bool,
+    window: tuple[float, float] | None,
+) -> Runner:
     lazy = len(getattr(volume, "shape", ())) == 3 and hasattr(volume, "dtype")
     source = array_source(volume if lazy else np.asarray(volume), as_voxel(voxel_nm))
-    order = Order("array", "", "", threshold=threshold, flips=flips, voxel_nm=as_voxel(voxel_nm), window=window)
+    order = Order(
+        "array",
+        "",
+        "",
+        threshold=threshold,
+        flips=flips,
+        voxel_nm=as_voxel(voxel_nm),
+        window=window,
+    )
     return runner_for(settle(order, source, model), source, model)

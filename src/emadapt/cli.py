@@ -9,11 +9,11 @@ from pathlib import Path
 import click
 
 from emadapt import __version__
-from emadapt.config import PARAMS, load_study
 from emadapt.errors import EmadaptError
-from emadapt.export.cli import export, promote, register
-from emadapt.files import disk_error, write_json
+from emadapt.files import disk_error
 from emadapt.segment.cli import mesh, preview, segment
+from emadapt.segment.export_cli import export, promote, register
+from emadapt.study.study import PARAMS, load_study
 from emadapt.sweep.cli import sweep
 
 
@@ -47,10 +47,16 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--study", type=click.Path(path_type=Path), default=PARAMS, show_default=True, help="the study to check")
+@click.option(
+    "--study",
+    type=click.Path(path_type=Path),
+    default=PARAMS,
+    show_default=True,
+    help="the study to check",
+)
 def check(study: Path) -> None:
     """Check settings, data and weights before anything runs."""
-    from emadapt.check import check_study
+    from emadapt.pipeline.check import check_study
 
     problems = check_study(study)
     for problem in problems:
@@ -64,15 +70,22 @@ def check(study: Path) -> None:
 @click.argument("name")
 def use(name: str) -> None:
     """Make studies/NAME.yaml the study that is selected (params.yaml)."""
-    from emadapt.check import use_study
+    from emadapt.pipeline.check import use_study
 
     study = use_study(name)
-    click.echo(f"params.yaml is study {study.name!r} now: {len(study.units())} units. Next: emadapt check && dvc repro")
+    click.echo(
+        f"params.yaml is study {study.name!r} now: {len(study.units())} units. Next: emadapt check && dvc repro"
+    )
 
 
 @main.command()
 @click.argument("datasets", nargs=-1, required=True)
-@click.option("--from", "folder", type=click.Path(path_type=Path), help="take it from a folder in the public layout")
+@click.option(
+    "--from",
+    "folder",
+    type=click.Path(path_type=Path),
+    help="take it from a folder in the public layout",
+)
 @click.option("--force", is_flag=True, help="replace what is there")
 def fetch(datasets: tuple[str, ...], folder: Path | None, force: bool) -> None:
     """Download public datasets into data/, or say where to get them (then run `dvc add data`)."""
@@ -100,7 +113,7 @@ def reference(backbone: str) -> None:
     """Record what the alignment of BACKBONE takes from its reference dataset, if it has one."""
     study = load_study()
     _known(backbone, study.backbones, "backbones")
-    from emadapt.trainset import record_reference
+    from emadapt.training.trainset import record_reference
 
     click.echo(f"reference {backbone}: {record_reference(study, backbone)}")
 
@@ -113,7 +126,7 @@ def tokens(backbone: str, dataset: str) -> None:
     study = load_study()
     _known(backbone, study.backbones, "backbones")
     _known(dataset, study.datasets, "datasets")
-    from emadapt.tokens import run
+    from emadapt.models.tokens import run
 
     run(study, backbone, dataset)
 
@@ -126,7 +139,7 @@ def trainset(backbone: str, train_set: str) -> None:
     study = load_study()
     _known(backbone, study.backbones, "backbones")
     _known(train_set, study.train_sets, "train_sets")
-    from emadapt.trainset import record_train_set
+    from emadapt.training.trainset import record_train_set
 
     click.echo(f"trainset {train_set}: {record_train_set(study, backbone, train_set)}")
 
@@ -137,7 +150,7 @@ def start(regime: str) -> None:
     """Record what units of REGIME start from, so that a change in the source of `init_from` trains them again."""
     study = load_study()
     _known(regime, study.regimes, "regimes")
-    from emadapt.trainset import record_start
+    from emadapt.training.trainset import record_start
 
     click.echo(f"start {regime}: {record_start(study, regime)}")
 
@@ -152,20 +165,27 @@ def units() -> None:
 @main.command()
 @click.argument("unit")
 @click.option(
-    "--devices", default="", envvar="EMADAPT_DEVICES", help="train on these GPUs together, e.g. 0,1  [default: the first]"
+    "--devices",
+    default="",
+    envvar="EMADAPT_DEVICES",
+    help="train on these GPUs together, e.g. 0,1  [default: the first]",
 )
 def train(unit: str, devices: str) -> None:
     """Train UNIT (backbone-regime-trainset-seed), or go on where it was stopped."""
     study = load_study()
     chosen = study.unit(unit)
-    from emadapt.launch import is_one_of_several, launch, parse_devices, visible
+    from emadapt.training.launch import is_one_of_several, launch, parse_devices, visible
 
     if (names := parse_devices(devices)) and not is_one_of_several():
         os.environ |= {"EMADAPT_DEVICES": devices, **visible(names)}
         if len(names) > 1:
-            launch([sys.executable, "-m", "emadapt", "train", unit], names, Path("scratch/units") / unit)
+            launch(
+                [sys.executable, "-m", "emadapt", "train", unit],
+                names,
+                Path("scratch/units") / unit,
+            )
             return
-    from emadapt.train import train_unit
+    from emadapt.training.train import train_unit
 
     train_unit(study, chosen)
 
@@ -176,7 +196,7 @@ def evaluate(unit: str) -> None:
     """Score UNIT on the test slices of every dataset of the study."""
     study = load_study()
     chosen = study.unit(unit)
-    from emadapt.evaluate import evaluate_unit
+    from emadapt.training.evaluate import evaluate_unit
 
     evaluate_unit(study, chosen)
 
@@ -189,7 +209,7 @@ def diagnose(backbone: str, regime: str) -> None:
     study = load_study()
     _known(backbone, study.backbones, "backbones")
     _known(regime, study.regimes, "regimes")
-    from emadapt.diagnose.run import diagnose as run
+    from emadapt.domains.run import diagnose as run
 
     run(study, backbone, regime)
 
@@ -198,7 +218,7 @@ def diagnose(backbone: str, regime: str) -> None:
 def report() -> None:
     """Write reports/: index.html, summary.json, the leaderboard and the figures."""
     study = load_study()
-    from emadapt.report import build_report
+    from emadapt.report.report import build_report
 
     click.echo(f"report: {build_report(Path(), study)}")
 
@@ -210,57 +230,31 @@ def recommend(dataset: str) -> None:
     study = load_study()
     if dataset:
         _known(dataset, study.tested, "labelled datasets")
-    from emadapt.recommend import recommend as run
+    from emadapt.report.recommend import recommend as run
 
     for line in run(Path(), study, (dataset,) if dataset else study.tested):
         click.echo(line)
 
 
 @main.command()
-@click.option("--jobs", default=0, type=click.IntRange(0), help="stages that run at once  [default: one a GPU, or one]")
-@click.option("--gpus", default="", help="GPUs to share out among them, e.g. 0,1; a unit without company gets several")
+@click.option(
+    "--jobs",
+    default=0,
+    type=click.IntRange(0),
+    help="stages that run at once  [default: one a GPU, or one]",
+)
+@click.option(
+    "--gpus",
+    default="",
+    help="GPUs to share out among them, e.g. 0,1; a unit without company gets several",
+)
 def repro(jobs: int, gpus: str) -> None:
     """Run the pipeline, independent stages in parallel."""
-    from emadapt.launch import parse_devices
-    from emadapt.repro import run_pipeline
+    from emadapt.pipeline.repro import run_pipeline
+    from emadapt.training.launch import parse_devices
 
     devices = parse_devices(gpus)
     sys.exit(run_pipeline(jobs or len(devices) or 1, devices))
-
-
-@main.command()
-@click.argument("names", metavar="[CLAIM]...", nargs=-1)
-@click.option("--run", "mode", flag_value="run", help="run their studies here (those that need no GPU), and compare")
-@click.option("--compare", "mode", flag_value="compare", help="compare with the report that is here")
-@click.option("--kept", "mode", flag_value="kept", help="list the reports in reports/studies: models, hours, commit")
-@click.option("--jobs", default=2, show_default=True, type=click.IntRange(1), help="stages that run at once")
-def replicate(names: tuple[str, ...], mode: str | None, jobs: int) -> None:
-    """Say what to run for each claim of docs/results.md; run it and see whether it comes out."""
-    from emadapt import replicate as claims
-
-    own = claims.chosen(claims.read_claims(), names)
-    if mode == "kept":
-        click.echo("\n".join(claims.kept_table()))
-    elif mode is None:
-        click.echo("\n".join(claims.describe(own)))
-    elif mode == "compare":
-        here = load_study().name
-        sys.exit(int(claims.report({name: claim for name, claim in own.items() if claim.study == here}) > 0))
-    else:
-        sys.exit(claims.replicate({name: claim for name, claim in own.items() if claim.needs == "cpu"}, jobs))
-
-
-@main.command()
-@click.argument("names", nargs=-1)
-@click.option("--json", "file", type=click.Path(path_type=Path), help="write the measurements here, too")
-def bench(names: tuple[str, ...], file: Path | None) -> None:
-    """Time what emadapt does faster than the obvious way, against that way, as ratios. NAMES choose; all without."""
-    from emadapt.bench import print_benchmarks, run_benchmarks
-
-    result = run_benchmarks(names)
-    print_benchmarks(result)
-    if file:
-        write_json(file, result)
 
 
 main.add_command(preview)
@@ -280,7 +274,7 @@ def track() -> None:
 @track.command()
 def sync() -> None:
     """Log what could not be logged while it happened."""
-    from emadapt import tracking
+    from emadapt.tracking import tracker as tracking
 
     sent, left = tracking.sync(Path())
     click.echo(f"track sync: {sent} entries logged, {left} left")
@@ -291,11 +285,13 @@ def sync() -> None:
 @click.argument("old_root")
 def relocate(old_root: str) -> None:
     """Repair the lab book of a checkout that was moved here from OLD_ROOT."""
-    from emadapt import tracking
+    from emadapt.tracking import tracker as tracking
 
     click.echo(f"track relocate: {tracking.relocate(Path(), old_root)} places changed")
 
 
 def _known(name: str, names: tuple[str, ...], section: str) -> None:
     if name not in names:
-        raise EmadaptError(f"{name!r} is not in study.{section} of params.yaml, which has: {', '.join(names)}")
+        raise EmadaptError(
+            f"{name!r} is not in study.{section} of params.yaml, which has: {', '.join(names)}"
+        )

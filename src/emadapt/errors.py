@@ -33,4 +33,6 @@ class InputError(EmadaptError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """So that it reaches another process whole."""
-        return functools.partial(type(self), found=self.found, expected=self.expected, do=self.do), (self.what,)
+        return functools.partial(
+            type(self), found=self.found, expected=self.expected, do=self.do
+        ), (self.what,)

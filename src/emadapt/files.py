@@ -19,7 +19,9 @@ REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 _SAID_FULL = re.compile(
     r"os error (28|122|27)\b|\d+ requested and \d+ written|PytorchStreamWriter failed|inline_container.*unexpected pos"
 )
-_SAID_REFUSED = re.compile(r"os error (1|13|30)\b|Parent directory .* does not exist|cannot be opened")
+_SAID_REFUSED = re.compile(
+    r"os error (1|13|30)\b|Parent directory .* does not exist|cannot be opened"
+)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -65,5 +67,9 @@ def disk_error(error: BaseException) -> InputError | None:
     else:
         return None
     what = getattr(error, "filename", None) or Path.cwd()
-    return InputError(what, found=f"{found} ({' '.join(str(error).split())[:200]})", expected="room and permission to write",
-                      do="See to it and repeat the command: what is done is kept.")  # fmt: skip
+    return InputError(
+        what,
+        found=f"{found} ({' '.join(str(error).split())[:200]})",
+        expected="room and permission to write",
+        do="See to it and repeat the command: what is done is kept.",
+    )

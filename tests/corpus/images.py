@@ -14,15 +14,27 @@ TYPES = {"H": 3, "I": 4, "i": 9, "s": 2, "d": 12}  # of TIFF, by struct's letter
 Write = Callable[[Path], Path]
 
 
-def tiff(path: Path, *, following: int = 0, data: bytes = bytes(24 * 32), without: tuple[str, ...] = (),
-         **tags: Any) -> Path:  # fmt: skip
+def tiff(
+    path: Path,
+    *,
+    following: int = 0,
+    data: bytes = bytes(24 * 32),
+    without: tuple[str, ...] = (),
+    **tags: Any,
+) -> Path:
     """One page of 24 x 32 grey pixels; `tags` are (number, letter of struct, value or values) on top of what it needs."""
     offset = 8
     needed: dict[str, tuple[int, str, Any]] = {
-        "width": (256, "I", 32), "height": (257, "I", 24), "bits": (258, "H", 8), "compression": (259, "H", 1),
-        "photometric": (262, "H", 1), "offsets": (273, "I", offset), "samples": (277, "H", 1), "rows": (278, "I", 24),
+        "width": (256, "I", 32),
+        "height": (257, "I", 24),
+        "bits": (258, "H", 8),
+        "compression": (259, "H", 1),
+        "photometric": (262, "H", 1),
+        "offsets": (273, "I", offset),
+        "samples": (277, "H", 1),
+        "rows": (278, "I", 24),
         "counts": (279, "I", len(data)),
-    }  # fmt: skip
+    }
     entries = sorted(tag for name, tag in {**needed, **tags}.items() if name not in without)
     start = offset + len(data) + len(data) % 2
     extra, body = b"", b""
@@ -36,8 +48,14 @@ def tiff(path: Path, *, following: int = 0, data: bytes = bytes(24 * 32), withou
             where = start + 2 + 12 * len(entries) + 4 + len(extra)
             extra, raw = extra + raw, struct.pack("<I", where)
         body += struct.pack("<HHI", number, TYPES[letter], count) + raw.ljust(4, b"\0")
-    ifd = struct.pack("<H", len(entries)) + body + struct.pack("<I", start if following == -1 else following)
-    path.write_bytes(struct.pack("<2sHI", b"II", 42, start) + data.ljust(start - 8, b"\0") + ifd + extra)
+    ifd = (
+        struct.pack("<H", len(entries))
+        + body
+        + struct.pack("<I", start if following == -1 else following)
+    )
+    path.write_bytes(
+        struct.pack("<2sHI", b"II", 42, start) + data.ljust(start - 8, b"\0") + ifd + extra
+    )
     return path
 
 
@@ -45,7 +63,9 @@ def zeros(n: int) -> bytes:
     """`n` MiB of zeros, deflated: one block that stands for itself, again and again."""
     packer = zlib.compressobj(9, zlib.DEFLATED, -15)
     block = packer.compress(bytes(2**20)) + packer.flush(zlib.Z_FULL_FLUSH)
-    return b"\x78\x9c" + block * n + b"\x03\0" + struct.pack(">HH", n * 2**20 % 65521, 1)  # Adler-32 of zeros
+    return (
+        b"\x78\x9c" + block * n + b"\x03\0" + struct.pack(">HH", n * 2**20 % 65521, 1)
+    )  # Adler-32 of zeros
 
 
 def bomb(side: int, **tags: Any) -> Write:
@@ -53,7 +73,12 @@ def bomb(side: int, **tags: Any) -> Write:
 
     def write(folder: Path) -> Path:
         data = zeros(side * side * tags.get("bits", (0, "H", 8))[2] // 8 // 2**20)
-        size = {"width": (256, "I", side), "height": (257, "I", side), "rows": (278, "I", side), "compression": (259, "H", 8)}
+        size = {
+            "width": (256, "I", side),
+            "height": (257, "I", side),
+            "rows": (278, "I", side),
+            "compression": (259, "H", 8),
+        }
         return tiff(folder / "a.tif", data=data, **size | tags)
 
     return write
@@ -72,7 +97,9 @@ def two_pages_that_follow_each_other(folder: Path) -> Path:
 
 
 def imagej(folder: Path) -> Path:
-    return tiff(folder / "a.tif", text=(270, "s", b"ImageJ=1.54\nimages=2000000\nslices=2000000\n\0"))
+    return tiff(
+        folder / "a.tif", text=(270, "s", b"ImageJ=1.54\nimages=2000000\nslices=2000000\n\0")
+    )
 
 
 def described(folder: Path, xml: str) -> Path:
@@ -91,8 +118,10 @@ def ome_of_a_file_outside(folder: Path) -> Path:
     """The second plane lies in a file elsewhere: whoever opens this reads what the sender could not."""
     secret = folder.parent / "secret.tif"
     tifffile.imwrite(secret, GREY[0], photometric="minisblack")
-    data = "".join(f'<TiffData FirstZ="{z}" IFD="0" PlaneCount="1"><UUID FileName="{name}">urn:uuid:{z}</UUID></TiffData>'
-                   for z, name in enumerate(("a.ome.tif", "../secret.tif")))  # fmt: skip
+    data = "".join(
+        f'<TiffData FirstZ="{z}" IFD="0" PlaneCount="1"><UUID FileName="{name}">urn:uuid:{z}</UUID></TiffData>'
+        for z, name in enumerate(("a.ome.tif", "../secret.tif"))
+    )
     return described(folder, ome('SizeZ="2"', data))
 
 
@@ -100,7 +129,9 @@ def laughing_ome(folder: Path) -> Path:
     entities = '<!ENTITY a "ha">' + "".join(
         f'<!ENTITY {b} "{f"&{a};" * 10}">' for a, b in zip("abcdefghi", "bcdefghij", strict=True)
     )
-    return described(folder, f'<?xml version="1.0"?><!DOCTYPE OME [{entities}]><OME xmlns="x">&j;</OME>')
+    return described(
+        folder, f'<?xml version="1.0"?><!DOCTYPE OME [{entities}]><OME xmlns="x">&j;</OME>'
+    )
 
 
 def written(name: str, content: bytes) -> Write:
@@ -127,7 +158,9 @@ def broken_deflate(folder: Path) -> Path:
 
 
 def not_finite(folder: Path) -> Path:
-    tifffile.imwrite(folder / "a.tif", np.full((3, 24, 32), np.inf, np.float32), photometric="minisblack")
+    tifffile.imwrite(
+        folder / "a.tif", np.full((3, 24, 32), np.inf, np.float32), photometric="minisblack"
+    )
     return folder / "a.tif"
 
 
@@ -161,7 +194,9 @@ TIFFS: dict[str, Write] = {
     "tiff-negative-height": page(height=(257, "i", -24)),
     "tiff-no-width": page(width=(256, "I", 0)),
     "tiff-width-of-4-billion": page(width=(256, "I", 2**32 - 1)),
-    "tiff-65000-by-65000-in-768-bytes": page(width=(256, "I", 65000), height=(257, "I", 65000), rows=(278, "I", 65000)),
+    "tiff-65000-by-65000-in-768-bytes": page(
+        width=(256, "I", 65000), height=(257, "I", 65000), rows=(278, "I", 65000)
+    ),
     "tiff-tiles-of-2-billion": lambda f: tiff(
         f / "a.tif",
         without=("offsets", "counts", "rows"),
@@ -192,10 +227,23 @@ def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def png(width: int, height: int, colour: int = 0, bits: int = 8, pixels: bytes | None = None, before: bytes = b"") -> bytes:
+def png(
+    width: int,
+    height: int,
+    colour: int = 0,
+    bits: int = 8,
+    pixels: bytes | None = None,
+    before: bytes = b"",
+) -> bytes:
     packed = zlib.compress(pixels if pixels is not None else bytes(height * (width + 1)), 9)
     head = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + before + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", head)
+        + before
+        + chunk(b"IDAT", packed)
+        + chunk(b"IEND", b"")
+    )
 
 
 def png_bomb(width: int, height: int, colour: int, bits: int = 8) -> Write:
@@ -212,9 +260,7 @@ def png_bomb(width: int, height: int, colour: int, bits: int = 8) -> Write:
 
 def postscript(folder: Path) -> Path:
     """Pillow hands PostScript of any name to Ghostscript, a program that runs it."""
-    text = (
-        f"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 24\n%%EndComments\n({folder.parent}/ran) (w) file closefile\nshowpage\n"
-    )
+    text = f"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 24\n%%EndComments\n({folder.parent}/ran) (w) file closefile\nshowpage\n"
     (folder / "a.png").write_text(text)
     return folder / "a.png"
 
@@ -232,9 +278,13 @@ def flipped(content: bytes, at: int) -> bytes:
 
 PNGS: dict[str, Write] = {
     "png-empty": written("a.png", b""),
-    "png-truncated": written("a.png", png(32, 24, pixels=np.random.default_rng(2).bytes(33 * 24))[:300]),
+    "png-truncated": written(
+        "a.png", png(32, 24, pixels=np.random.default_rng(2).bytes(33 * 24))[:300]
+    ),
     "png-wrong-checksum": written("a.png", flipped(png(32, 24), 20)),
-    "png-damaged-pixels": written("a.png", flipped(png(32, 24, pixels=np.random.default_rng(2).bytes(33 * 24)), 200)),
+    "png-damaged-pixels": written(
+        "a.png", flipped(png(32, 24, pixels=np.random.default_rng(2).bytes(33 * 24)), 200)
+    ),
     "png-no-width": written("a.png", png(0, 24)),
     "png-2-billion-pixels-a-side": written("a.png", png(2**31 - 1, 2**31 - 1, pixels=b"")),
     "png-fewer-pixels-than-said": written("a.png", png(1000, 1000, pixels=bytes(5000))),
@@ -242,9 +292,12 @@ PNGS: dict[str, Write] = {
     "png-bomb-of-colours": png_bomb(13000, 13000, 6),
     "png-bomb-of-16-bit-colours": png_bomb(11000, 11000, 2, 16),
     "png-text-that-unpacks-to-200-mb": written(
-        "a.png", png(32, 24, before=b"".join(chunk(b"zTXt", b"k%d\0\0" % i + zeros(50)) for i in range(4)))
+        "a.png",
+        png(32, 24, before=b"".join(chunk(b"zTXt", b"k%d\0\0" % i + zeros(50)) for i in range(4))),
     ),
-    "png-chunk-of-2-gb": written("a.png", png(32, 24)[:33] + struct.pack(">I", 2**31 - 1) + b"IDAT"),
+    "png-chunk-of-2-gb": written(
+        "a.png", png(32, 24)[:33] + struct.pack(">I", 2**31 - 1) + b"IDAT"
+    ),
     "png-is-a-jpeg": jpeg,
     "png-is-postscript": postscript,
 }

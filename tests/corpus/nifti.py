@@ -49,8 +49,12 @@ def bomb(head: bytes) -> Write:
     """`head`, then zeros, in one gzip stream of some megabytes."""
 
     def write(folder: Path) -> Path:
-        stored = b"\0" + struct.pack("<HH", len(head), 0xFFFF - len(head)) + head  # a deflate block that is not packed
-        stream = b"\x1f\x8b\x08" + bytes(7) + stored + zeros(HUGE)[2:-4] + bytes(8)  # its checksum is wrong; nobody gets there
+        stored = (
+            b"\0" + struct.pack("<HH", len(head), 0xFFFF - len(head)) + head
+        )  # a deflate block that is not packed
+        stream = (
+            b"\x1f\x8b\x08" + bytes(7) + stored + zeros(HUGE)[2:-4] + bytes(8)
+        )  # its checksum is wrong; nobody gets there
         return Path(nii(stream, "a.nii.gz")(folder))
 
     return write

@@ -20,9 +20,9 @@ import volumes
 from emadapt.data.fetch import unpack
 from emadapt.data.pairing import SliceRef
 from emadapt.data.sources import SOURCES
-from emadapt.data.volume import count_slices, read_slice
 from emadapt.errors import EmadaptError
-from emadapt.segment.readers import open_source
+from emadapt.volumes.readers import open_source
+from emadapt.volumes.slices import count_slices, read_slice
 
 SECONDS, MEGABYTES = 5.0, 1024
 """Of the processor's time, for the machine may be busy; what waits for something is ended after `PATIENCE` seconds."""
@@ -58,14 +58,14 @@ def source(path: Path | str) -> None:
 
 
 def study(path: Path) -> None:
-    from emadapt.check import check_study
+    from emadapt.pipeline.check import check_study
 
     if problems := check_study(path, path.parent / "data"):
         raise EmadaptError("\n".join(problems))
 
 
 def use(name: str) -> None:
-    from emadapt.check import use_study
+    from emadapt.pipeline.check import use_study
 
     use_study(name)
 
@@ -94,21 +94,31 @@ def model(path: Path) -> None:
 
 def begin(path: Path) -> None:
     """As `init_from` reads, which looks at a part of the card alone."""
-    from emadapt.config import BackboneSpec, RegimeSpec
     from emadapt.models.segmenter import build_segmenter
-    from emadapt.start import folder_state, load_start
+    from emadapt.study.study import BackboneSettings, RegimeSettings
+    from emadapt.training.start import folder_state, load_start
 
-    segmenter = build_segmenter(BackboneSpec("tiny_dinov2", "random"), RegimeSpec("frozen"), "linear", 0)
+    segmenter = build_segmenter(
+        BackboneSettings("tiny_dinov2", "random"), RegimeSettings("frozen"), "linear", 0
+    )
     load_start(segmenter, folder_state(path, segmenter))
 
 
 GROUPS: list[tuple[dict[str, Any], tuple[Callable[[Any], None], ...]]] = [
-    (images.TIFFS, (slices, source)), (images.PNGS, (slices, source)), (volumes.HDF5S, (source,)), (volumes.ZARRS, (source,)),
+    (images.TIFFS, (slices, source)),
+    (images.PNGS, (slices, source)),
+    (volumes.HDF5S, (source,)),
+    (volumes.ZARRS, (source,)),
     (volumes.INGESTED, (source, slices)),
     (nifti.NIFTIS, (source,)),
-    (volumes.PATHS, (source,)), (texts.STUDIES, (study,)), (texts.USED, (use,)), (texts.ARCHIVES, (unzip,)),
-    (texts.WEIGHTS, (load, look)), (texts.MODELS, (model,)), (texts.STARTS, (model, begin)),
-]  # fmt: skip
+    (volumes.PATHS, (source,)),
+    (texts.STUDIES, (study,)),
+    (texts.USED, (use,)),
+    (texts.ARCHIVES, (unzip,)),
+    (texts.WEIGHTS, (load, look)),
+    (texts.MODELS, (model,)),
+    (texts.STARTS, (model, begin)),
+]
 CASES = {name: (write, reads) for group, reads in GROUPS for name, write in group.items()}
 
 
@@ -146,7 +156,17 @@ def _read(read: Callable[[Any], None], argument: Any) -> dict[str, Any]:
     try:
         read(argument)
     except BaseException as problem:
-        error, clear, message = type(problem).__name__, isinstance(problem, EmadaptError), str(problem)
+        error, clear, message = (
+            type(problem).__name__,
+            isinstance(problem, EmadaptError),
+            str(problem),
+        )
     seconds = time.process_time() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"error": error, "clear": clear, "message": message[:20000], "seconds": seconds, "megabytes": (peak - before) / 1024}
+    return {
+        "error": error,
+        "clear": clear,
+        "message": message[:20000],
+        "seconds": seconds,
+        "megabytes": (peak - before) / 1024,
+    }

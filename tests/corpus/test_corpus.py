@@ -11,16 +11,25 @@ SLOW = {name for name in CASES if "bomb" in name}
 
 def tree(folder: Path) -> dict[str, bytes | None]:
     """Everything below a folder with its content, links and pipes unread."""
-    files = (p for p in folder.rglob("*") if folder / "here/out" not in (p, *p.parents))  # where an archive is unpacked to
-    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() and not p.is_symlink() else None for p in files}
+    files = (
+        p for p in folder.rglob("*") if folder / "here/out" not in (p, *p.parents)
+    )  # where an archive is unpacked to
+    return {
+        str(p.relative_to(folder)): p.read_bytes() if p.is_file() and not p.is_symlink() else None
+        for p in files
+    }
 
 
 def test_the_corpus_is_large() -> None:
-    print(f"{len(CASES)} hostile files, {sum(len(reads) for _, reads in CASES.values())} times given to a reader")
+    print(
+        f"{len(CASES)} hostile files, {sum(len(reads) for _, reads in CASES.values())} times given to a reader"
+    )
     assert len(CASES) >= 60
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in CASES])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in CASES]
+)
 def test_a_hostile_file_is_refused(name: str, tmp_path: Path) -> None:
     folder = tmp_path / "here"
     folder.mkdir()

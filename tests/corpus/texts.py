@@ -27,7 +27,9 @@ Write = Callable[[Path], Path | str]
 
 def text(content: str | bytes) -> Write:
     def write(folder: Path) -> Path:
-        (folder / "params.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
+        (folder / "params.yaml").write_bytes(
+            content if isinstance(content, bytes) else content.encode()
+        )
         return folder / "params.yaml"
 
     return write
@@ -50,7 +52,9 @@ LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
 )
 STUDIES: dict[str, Write] = {
     "yaml-anchors-that-multiply": text(LAUGHS + GOOD.replace("study:", "study: *a9\nother:")),
-    "yaml-anchors-that-multiply-in-a-list": text(LAUGHS + GOOD.replace("seeds:\n  - 0", "seeds: *a9")),
+    "yaml-anchors-that-multiply-in-a-list": text(
+        LAUGHS + GOOD.replace("seeds:\n  - 0", "seeds: *a9")
+    ),
     "yaml-anchor-of-itself": text(GOOD + "sweep: &a {x: *a}\n"),
     "yaml-list-of-itself": text(GOOD.replace("  seeds:\n  - 0", "  seeds: &a [*a]")),
     "yaml-tag-that-runs": text("study: !!python/object/apply:os.system ['touch ../ran']\n" + GOOD),
@@ -79,7 +83,9 @@ STUDIES: dict[str, Write] = {
     "yaml-keys-that-are-numbers": text("1: 2\n" + GOOD),
     "yaml-names-that-are-dates": setting("study.datasets", [2026, "b"]),
     "yaml-name-that-climbs": setting("study.name", "../../etc"),
-    "yaml-dataset-that-climbs": setting("datasets.../../etc", {"layout": "stack", "voxel_nm": [1, 1, 1]}),
+    "yaml-dataset-that-climbs": setting(
+        "datasets.../../etc", {"layout": "stack", "voxel_nm": [1, 1, 1]}
+    ),
     "yaml-unit-that-climbs": setting("study.train_sets", ["../a"]),
     "yaml-preset-that-is-a-list": setting("train", ["paper"]),
     "yaml-preset-that-is-a-map": setting("train.preset", {"a": 1}),
@@ -109,7 +115,11 @@ USED: dict[str, Write] = {
 # -- archives
 
 
-def archive(members: dict[Any, bytes], how: int = zipfile.ZIP_STORED, change: Callable[[bytes], bytes] = bytes) -> Write:
+def archive(
+    members: dict[Any, bytes],
+    how: int = zipfile.ZIP_STORED,
+    change: Callable[[bytes], bytes] = bytes,
+) -> Write:
     def write(folder: Path) -> Path:
         buffer = io.BytesIO()
         with zipfile.ZipFile(buffer, "w", how) as z:
@@ -141,8 +151,10 @@ def tar(name: str) -> Write:
 def encrypted(raw: bytes) -> bytes:
     """The flag that says so, set in both places."""
     raw = raw.replace(b"PK\3\4" + raw[4:6] + b"\0\0", b"PK\3\4" + raw[4:6] + b"\1\0")
-    return raw.replace(b"PK\1\2" + raw[raw.index(b"PK\1\2") + 4 :][:4] + b"\0\0",
-                       b"PK\1\2" + raw[raw.index(b"PK\1\2") + 4 :][:4] + b"\1\0")  # fmt: skip
+    return raw.replace(
+        b"PK\1\2" + raw[raw.index(b"PK\1\2") + 4 :][:4] + b"\0\0",
+        b"PK\1\2" + raw[raw.index(b"PK\1\2") + 4 :][:4] + b"\1\0",
+    )
 
 
 def size_that_lies(raw: bytes) -> bytes:
@@ -168,7 +180,9 @@ ARCHIVES: dict[str, Write] = {
     "zip-bomb": archive({WANTED: bytes(200_000_000)}, zipfile.ZIP_DEFLATED),
     "zip-bomb-of-lzma": archive({WANTED: bytes(100_000_000)}, zipfile.ZIP_LZMA),
     "zip-size-that-lies": archive({WANTED: b"x" * 100}, change=size_that_lies),
-    "zip-wrong-checksum": archive({WANTED: b"x" * 100}, change=lambda raw: raw.replace(b"x" * 100, b"y" * 100)),
+    "zip-wrong-checksum": archive(
+        {WANTED: b"x" * 100}, change=lambda raw: raw.replace(b"x" * 100, b"y" * 100)
+    ),
     "zip-truncated": archive({WANTED: b"x" * 100}, change=lambda raw: raw[:-30]),
     "zip-encrypted": archive({WANTED: b"x" * 100}, change=encrypted),
     "zip-unknown-method": archive({WANTED: b"x" * 100}, change=unknown_method),
@@ -219,7 +233,10 @@ def torch_bomb(folder: Path) -> Path:
     """A state dict whose only tensor is deflated, 1.3 GB of zeros."""
     buffer = io.BytesIO()
     torch.save({"w": torch.zeros(16)}, buffer)
-    with zipfile.ZipFile(buffer) as have, zipfile.ZipFile(folder / "w.pt", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as z:
+    with (
+        zipfile.ZipFile(buffer) as have,
+        zipfile.ZipFile(folder / "w.pt", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as z,
+    ):
         for info in have.infolist():
             if not info.filename.endswith("data/0"):
                 z.writestr(info.filename, have.read(info))
@@ -238,14 +255,22 @@ def huge_tensor(folder: Path) -> Path:
 
 WEIGHTS: dict[str, Write] = {
     "safetensors-empty": weights("w.safetensors", b""),
-    "safetensors-header-longer-than-the-file": weights("w.safetensors", safetensors(entry(), length=2**20)),
+    "safetensors-header-longer-than-the-file": weights(
+        "w.safetensors", safetensors(entry(), length=2**20)
+    ),
     "safetensors-header-of-2-63": weights("w.safetensors", safetensors(entry(), length=2**63)),
     "safetensors-header-that-is-no-json": weights("w.safetensors", safetensors(b"{'w': 1}")),
-    "safetensors-header-100000-deep": weights("w.safetensors", safetensors(b'{"w":' + b"[" * 100_000)),
+    "safetensors-header-100000-deep": weights(
+        "w.safetensors", safetensors(b'{"w":' + b"[" * 100_000)
+    ),
     "safetensors-unknown-type": weights("w.safetensors", safetensors(entry(dtype="OBJ"))),
-    "safetensors-shape-that-overflows": weights("w.safetensors", safetensors(entry(shape=(2**62, 2**62)))),
+    "safetensors-shape-that-overflows": weights(
+        "w.safetensors", safetensors(entry(shape=(2**62, 2**62)))
+    ),
     "safetensors-negative-shape": weights("w.safetensors", safetensors(entry(shape=(-4, 4)))),
-    "safetensors-offsets-past-the-end": weights("w.safetensors", safetensors(entry(shape=(2**30,), offsets=(0, 2**32)))),
+    "safetensors-offsets-past-the-end": weights(
+        "w.safetensors", safetensors(entry(shape=(2**30,), offsets=(0, 2**32)))
+    ),
     "safetensors-offsets-backwards": weights("w.safetensors", safetensors(entry(offsets=(64, 0)))),
     "safetensors-another-models": weights("w.safetensors", save({"w": torch.zeros(4, 4)})),
     "safetensors-is-a-pickle": raw_pickle("w.safetensors"),
@@ -262,8 +287,11 @@ WEIGHTS: dict[str, Write] = {
 # -- model folders
 
 
-def model(change: Callable[[dict[str, Any]], object] = lambda card: None, state: bytes | None = None,
-          card_text: str | None = None) -> Write:  # fmt: skip
+def model(
+    change: Callable[[dict[str, Any]], object] = lambda card: None,
+    state: bytes | None = None,
+    card_text: str | None = None,
+) -> Write:
     """A folder as `train` writes it, with something changed."""
 
     def write(folder: Path) -> Path:
@@ -297,7 +325,9 @@ MODELS: dict[str, Write] = {
         lambda card: (card["regime"].update(align="norm"), card.update(domains={"a.b": {}, "": {}}))
     ),
     "model-domains-are-a-number": model(lambda card: card.update(domains=5)),
-    "model-backbone-is-a-file-that-is-none": model(lambda card: card["backbone"].update(source="file", file="/etc/passwd")),
+    "model-backbone-is-a-file-that-is-none": model(
+        lambda card: card["backbone"].update(source="file", file="/etc/passwd")
+    ),
 }
 
 STARTS: dict[str, Write] = {

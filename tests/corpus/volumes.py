@@ -94,7 +94,9 @@ def links_in_a_circle(folder: Path) -> str:
 def chunk_bomb(folder: Path) -> Path:
     """One chunk of 3 GB of zeros, deflated to nothing."""
     with h5py.File(folder / "a.h5", "w") as file:
-        data = file.create_dataset("raw", (3, 32768, 32768), "u1", chunks=(3, 32768, 32768), compression="gzip")
+        data = file.create_dataset(
+            "raw", (3, 32768, 32768), "u1", chunks=(3, 32768, 32768), compression="gzip"
+        )
         data.id.write_direct_chunk((0, 0, 0), zeros(3 * 1024))
     return folder / "a.h5"
 
@@ -108,7 +110,9 @@ HDF5S: dict[str, Write] = {
     "hdf5-never-written": hdf5(shape=(3, 60000, 60000), dtype="u1"),
     "hdf5-chunk-bomb": chunk_bomb,
     "hdf5-no-slices": hdf5(shape=(0, 24, 32), dtype="u1"),
-    "hdf5-text": hdf5(data=np.array([[["a"] * 5] * 5] * 3, dtype=object), dtype=h5py.string_dtype()),
+    "hdf5-text": hdf5(
+        data=np.array([[["a"] * 5] * 5] * 3, dtype=object), dtype=h5py.string_dtype()
+    ),
     "hdf5-records": hdf5(data=np.zeros((3, 24, 32), [("a", "u1"), ("b", "f4")])),
     "hdf5-complex": hdf5(data=np.zeros((3, 24, 32), np.complex64)),
     "hdf5-raw-data-in-a-file-outside": raw_data_outside,
@@ -116,7 +120,9 @@ HDF5S: dict[str, Write] = {
     "hdf5-link-to-a-file-outside": link_outside,
     "hdf5-links-in-a-circle": links_in_a_circle,
     "hdf5-axes-of-another-number": with_attributes(axistags=json.dumps({"axes": [{"key": "z"}]})),
-    "hdf5-axes-that-are-no-text": with_attributes(axistags=json.dumps({"axes": [{"key": [1]}] * 3})),
+    "hdf5-axes-that-are-no-text": with_attributes(
+        axistags=json.dumps({"axes": [{"key": [1]}] * 3})
+    ),
     "hdf5-infinite-voxels": with_attributes(element_size_um=[np.inf, 1.0, 1.0]),
     "hdf5-voxels-of-light-years": with_attributes(element_size_um=[9e74, 1.0, 1.0]),
 }
@@ -125,8 +131,16 @@ HDF5S: dict[str, Write] = {
 # -- Zarr
 
 
-V2 = {"zarr_format": 2, "shape": [3, 24, 32], "chunks": [1, 24, 32], "dtype": "|u1", "compressor": None, "fill_value": 0,
-      "order": "C", "filters": None}  # fmt: skip
+V2 = {
+    "zarr_format": 2,
+    "shape": [3, 24, 32],
+    "chunks": [1, 24, 32],
+    "dtype": "|u1",
+    "compressor": None,
+    "fill_value": 0,
+    "order": "C",
+    "filters": None,
+}
 
 
 def v2(content: bytes = GREY[0].tobytes(), **change: Any) -> Write:
@@ -153,7 +167,9 @@ def metadata(text: str, name: str = ".zarray") -> Write:
 
 def pickled_chunk(folder: Path) -> Path:
     """numcodecs has a codec that is pickle."""
-    return v2(pickle_that_touches(folder.parent / "ran"), filters=[{"id": "pickle", "protocol": 2}])(folder)  # type: ignore[return-value]
+    return v2(
+        pickle_that_touches(folder.parent / "ran"), filters=[{"id": "pickle", "protocol": 2}]
+    )(folder)  # type: ignore[return-value]
 
 
 def pickled_objects(folder: Path) -> Path:
@@ -174,7 +190,9 @@ def image(change: dict[str, Any]) -> Write:
         group.create_array("0", data=GREY)
         zarr.save_array(str(folder.parent / "secret.zarr"), GREY)
         axes = [{"name": a, "type": "space", "unit": "nanometer"} for a in "zyx"]
-        group.attrs["multiscales"] = [{"version": "0.4", "axes": axes, "datasets": [{"path": "0"}]} | change]
+        group.attrs["multiscales"] = [
+            {"version": "0.4", "axes": axes, "datasets": [{"path": "0"}]} | change
+        ]
         return folder / "a.zarr"
 
     return write
@@ -207,7 +225,11 @@ def zstd_bomb(folder: Path) -> Path:
 
     packed = Zstd(1).encode(np.zeros(2**31 - 2**20, np.uint8))
     side = 2**15
-    change = {"shape": [1, side, 2 * side - 32], "chunks": [1, side, 2 * side - 32], "compressor": {"id": "zstd", "level": 1}}
+    change = {
+        "shape": [1, side, 2 * side - 32],
+        "chunks": [1, side, 2 * side - 32],
+        "compressor": {"id": "zstd", "level": 1},
+    }
     return Path(v2(packed, **change)(folder))
 
 
@@ -236,10 +258,24 @@ ZARRS: dict[str, Write] = {
     "ome-zarr-no-list": image({"datasets": "0"}),
     "ome-zarr-axes-of-another-number": image({"axes": [{"name": "z"}]}),
     "ome-zarr-scale-of-text": image(
-        {"datasets": [{"path": "0", "coordinateTransformations": [{"type": "scale", "scale": ["a", "b", "c"]}]}]}
+        {
+            "datasets": [
+                {
+                    "path": "0",
+                    "coordinateTransformations": [{"type": "scale", "scale": ["a", "b", "c"]}],
+                }
+            ]
+        }
     ),
     "ome-zarr-infinite-scale": image(
-        {"datasets": [{"path": "0", "coordinateTransformations": [{"type": "scale", "scale": [float("inf"), 1, 1]}]}]}
+        {
+            "datasets": [
+                {
+                    "path": "0",
+                    "coordinateTransformations": [{"type": "scale", "scale": [float("inf"), 1, 1]}],
+                }
+            ]
+        }
     ),
     "ome-zarr-images-by-name": metadata(json.dumps({"zarr_format": 2}), ".zgroup"),
 }

@@ -19,8 +19,24 @@ from typing import Any
 
 import tifffile
 
-VERBS = ("cli", "data.ingest", "tokens", "train", "evaluate", "diagnose.run", "report", "page", "figures", "check",
-         "segment.run", "segment.zarrs", "sweep.run", "sweep.worker", "sweep.trial", "mlflow_store")  # fmt: skip
+VERBS = (
+    "cli",
+    "data.ingest",
+    "tokens",
+    "train",
+    "evaluate",
+    "diagnose.run",
+    "report",
+    "page",
+    "figures",
+    "check",
+    "segment.run",
+    "segment.zarrs",
+    "sweep.run",
+    "sweep.worker",
+    "sweep.trial",
+    "mlflow_store",
+)
 TIMES = {"seconds", "peak_mb", "train_seconds"}
 """What two runs of the same cannot have in common."""
 LIMIT = 240.0
@@ -31,7 +47,9 @@ NUMBERS = itertools.count()
 def context() -> Any:
     """Processes forked from a server that has loaded what every verb needs, and started no thread."""
     server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload([f"emadapt.{name}" for name in VERBS] + ["mlflow", "matplotlib.pyplot", "harness"])
+    server.set_forkserver_preload(
+        [f"emadapt.{name}" for name in VERBS] + ["mlflow", "matplotlib.pyplot", "harness"]
+    )
     return server
 
 
@@ -52,11 +70,18 @@ class Ended:
     left: list[int]
 
 
-def run(root: Path, *words: str, kill_after: float | None = None, inside: Callable[..., None] | None = None,
-        **environment: str) -> Ended:  # fmt: skip
+def run(
+    root: Path,
+    *words: str,
+    kill_after: float | None = None,
+    inside: Callable[..., None] | None = None,
+    **environment: str,
+) -> Ended:
     """`emadapt WORDS` in `root`, or `inside` of it; killed with signal 9 after some seconds if it lasts so long."""
     log = root.parent / f"{root.name}-{next(NUMBERS)}.log"
-    process = context().Process(target=_child, args=(root, words, log, inside, {"EMADAPT_TRACKING": "off"} | environment))
+    process = context().Process(
+        target=_child, args=(root, words, log, inside, {"EMADAPT_TRACKING": "off"} | environment)
+    )
     process.start()
     ready = log.with_suffix(".ready")
     while not ready.exists() and process.is_alive():
@@ -76,7 +101,11 @@ def run(root: Path, *words: str, kill_after: float | None = None, inside: Callab
 
 
 def _child(
-    root: Path, words: tuple[str, ...], log: Path, inside: Callable[..., None] | None, environment: dict[str, str]
+    root: Path,
+    words: tuple[str, ...],
+    log: Path,
+    inside: Callable[..., None] | None,
+    environment: dict[str, str],
 ) -> None:
     os.setsid()
     os.chdir(root)
@@ -125,7 +154,9 @@ def of_session(leader: int) -> list[int]:
 
 def content(root: Path, *patterns: str) -> dict[str, str]:
     """Sha256 of files without those of temporary names, which begin with a dot; of JSON without times and memory."""
-    files = sorted(f for pattern in patterns for f in root.glob(pattern) if f.is_file() and f.name[0] != ".")
+    files = sorted(
+        f for pattern in patterns for f in root.glob(pattern) if f.is_file() and f.name[0] != "."
+    )
     return {str(f.relative_to(root)): _sha256(f) for f in files}
 
 
@@ -162,7 +193,9 @@ def small_disk(at: Path, size: int) -> Iterator[Callable[..., None]]:
 
     if libc.unshare(0x00020000):  # a mount namespace of its own
         raise PermissionError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-    libc.mount(b"none", b"/", None, 0x4000 | 0x40000, None)  # nothing mounted here is seen elsewhere
+    libc.mount(
+        b"none", b"/", None, 0x4000 | 0x40000, None
+    )  # nothing mounted here is seen elsewhere
     mount("tmpfs", 0, f"size={size}")
     yield lambda mode: mount("tmpfs", 32 | (1 if mode == "ro" else 0), "")
 
@@ -190,7 +223,9 @@ class Forked(subprocess.Popen):
         self.args, self.returncode = command, None
         self.pid = os.fork()
         if self.pid == 0:
-            os.setpgid(0, 0)  # a group of its own as there, but of the test's session, which is searched for orphans
+            os.setpgid(
+                0, 0
+            )  # a group of its own as there, but of the test's session, which is searched for orphans
             os.dup2(out.fileno(), 1), os.dup2(out.fileno(), 2)
             signal.set_wakeup_fd(-1)
             os.environ.update(environment)

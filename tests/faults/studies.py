@@ -17,9 +17,23 @@ VERBS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "evaluate": (("evaluate", "t-frozen-a-0"), ("build/evaluate/t-frozen-a-0/*",)),
     "diagnose": (("diagnose", "t", "frozen"), ("reports/domain/*", "reports/domain/*/*")),
     "report": (("report",), ("reports/*", "reports/figures/*")),
-    "segment": (("segment", "volume.tif", "out.tif", "--model", "model", "--voxel-nm", "30", "5", "5", "--instances",
-                 "--overwrite"), ("out*",)),
-}  # fmt: skip
+    "segment": (
+        (
+            "segment",
+            "volume.tif",
+            "out.tif",
+            "--model",
+            "model",
+            "--voxel-nm",
+            "30",
+            "5",
+            "5",
+            "--instances",
+            "--overwrite",
+        ),
+        ("out*",),
+    ),
+}
 """Words of the command line, and the files that they make."""
 
 
@@ -37,7 +51,11 @@ def make_states(top: Path) -> Path:
     make_study(root, params(), ingested=False)
     write_model(root / "model")
     rng = np.random.default_rng(3)
-    tifffile.imwrite(root / "volume.tif", rng.integers(0, 255, (12, 120, 150), dtype=np.uint8), photometric="minisblack")
+    tifffile.imwrite(
+        root / "volume.tif",
+        rng.integers(0, 255, (12, 120, 150), dtype=np.uint8),
+        photometric="minisblack",
+    )
     more: dict[str, list[tuple[str, ...]]] = {
         "ingest": [("ingest", "b"), ("reference", "t")],
         "tokens": [("tokens", "t", "b"), ("trainset", "t", "a")],

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import harness
 import pytest
+
 from studies import VERBS, begin
 
 pytestmark = pytest.mark.slow

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import harness
 import pytest
+
 from studies import VERBS
 
 pytestmark = pytest.mark.slow
@@ -18,7 +19,11 @@ def disk_usage(root: Path) -> int:
 def starved(verb: str, states: str, share: float) -> None:
     """On a disk with room for `share` of what the verb needs; then with enough. share -1: it may only be read."""
     words, written = VERBS[verb]
-    before, after, at = Path(states) / f"before-{verb}", Path(states) / f"after-{verb}", Path.cwd() / "disk"
+    before, after, at = (
+        Path(states) / f"before-{verb}",
+        Path(states) / f"after-{verb}",
+        Path.cwd() / "disk",
+    )
     expected, log = harness.content(after, *written), Path(os.environ["FAULTS_LOG"])
     at.mkdir()
     with harness.small_disk(at, 2**28) as remount:
@@ -37,7 +42,9 @@ def starved(verb: str, states: str, share: float) -> None:
         assert code == 2, f"{verb} ended with {code}: {said}"
         assert "error: " in said
         assert "Traceback" not in said
-        found = harness.content(at / "root", *[p for p in written if "scratch" not in p and p != "out*"])
+        found = harness.content(
+            at / "root", *[p for p in written if "scratch" not in p and p != "out*"]
+        )
         assert found.items() <= expected.items(), "half-written"
         if share < 0:
             remount("rw")

@@ -7,13 +7,22 @@ import harness
 import numpy as np
 import optuna
 import pytest
-from studies import VERBS, begin
 
 from emadapt.sweep.storage import open_store, sweep_names
+from studies import VERBS, begin
 
 pytestmark = pytest.mark.slow
 
-KILLS = {"ingest": 7, "tokens": 7, "train": 9, "evaluate": 6, "diagnose": 7, "report": 6, "segment": 7, "sweep": 6}
+KILLS = {
+    "ingest": 7,
+    "tokens": 7,
+    "train": 9,
+    "evaluate": 6,
+    "diagnose": 7,
+    "report": 6,
+    "segment": 7,
+    "sweep": 6,
+}
 
 
 def test_there_are_at_least_fifty_kills() -> None:
@@ -25,7 +34,10 @@ def test_there_are_at_least_fifty_kills() -> None:
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_killed_verb_ends_as_an_undisturbed_one(verb: str, states: Path, tmp_path: Path) -> None:
     words, written = VERBS[verb]
-    expected, lasts = harness.content(states / f"after-{verb}", *written), float((states / f"seconds-{verb}").read_text())
+    expected, lasts = (
+        harness.content(states / f"after-{verb}", *written),
+        float((states / f"seconds-{verb}").read_text()),
+    )
     rng = np.random.default_rng([7, list(VERBS).index(verb)])
     root, killed, whole = begin(states, verb, tmp_path / "root"), 0, 0
     while killed < KILLS[verb]:
@@ -49,7 +61,9 @@ def trials(root: Path) -> list[optuna.trial.FrozenTrial]:
     os.chdir(root)
     try:
         store = open_store("")
-        return optuna.load_study(study_name=sweep_names(store)[0], storage=store.storage).get_trials()
+        return optuna.load_study(
+            study_name=sweep_names(store)[0], storage=store.storage
+        ).get_trials()
     finally:
         os.chdir(there)
 
@@ -64,7 +78,12 @@ def test_a_killed_sweep_ends_with_its_trials(states: Path, tmp_path: Path) -> No
     rng = np.random.default_rng(70)
     root, killed = begin(states, "train", tmp_path / "root"), 0
     while killed < KILLS["sweep"]:
-        one = harness.run(root, *words, inside=harness.sweep_with_forks, kill_after=float(rng.uniform(0, undisturbed.seconds)))
+        one = harness.run(
+            root,
+            *words,
+            inside=harness.sweep_with_forks,
+            kill_after=float(rng.uniform(0, undisturbed.seconds)),
+        )
         assert not one.left, "orphans"
         assert one.code in (0, -9), one.output
         killed += one.code == -9

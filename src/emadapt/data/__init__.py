@@ -1,0 +1,2 @@
+"""A dataset: public sources, synthetic EM, pairing, splits, ingest, alignment of grey values,
+tiles, training samples. It knows no model."""

@@ -20,10 +20,10 @@ import numpy as np
 import numpy.typing as npt
 from filelock import FileLock
 
-from emadapt.config import BackboneSpec
 from emadapt.data.ingest import Volume, open_volume
 from emadapt.errors import InputError
 from emadapt.files import write_json
+from emadapt.study.study import BackboneSettings
 
 Grey = npt.NDArray[np.uint8]
 Change = Callable[[Grey], Grey]
@@ -81,7 +81,7 @@ class Aligner:
 AS_IT_IS = Aligner()
 
 
-def aligner_of(volume: Volume, spec: BackboneSpec, change: Change | None = None) -> Aligner:
+def aligner_of(volume: Volume, spec: BackboneSettings, change: Change | None = None) -> Aligner:
     """What `spec` does to the slices of `volume`.
 
     Args:
@@ -99,7 +99,7 @@ def aligner_of(volume: Volume, spec: BackboneSpec, change: Change | None = None)
     return METHODS[spec.align](own, reference)
 
 
-def open_reference(spec: BackboneSpec) -> Volume:
+def open_reference(spec: BackboneSettings) -> Volume:
     """The dataset that others are made to resemble.
 
     Raises:
@@ -108,12 +108,15 @@ def open_reference(spec: BackboneSpec) -> Volume:
     try:
         return open_volume(spec.reference)
     except InputError as error:
-        raise InputError(f"align: {spec.align}, reference: {spec.reference}", found=f"no ingested volume in {error.what}",
-                         expected="what `emadapt ingest` writes",
-                         do=f"Run `dvc repro ingest@{spec.reference}`.") from error  # fmt: skip
+        raise InputError(
+            f"align: {spec.align}, reference: {spec.reference}",
+            found=f"no ingested volume in {error.what}",
+            expected="what `emadapt ingest` writes",
+            do=f"Run `dvc repro ingest@{spec.reference}`.",
+        ) from error
 
 
-def described(volumes: Sequence[Volume], spec: BackboneSpec) -> dict[str, Any]:
+def described(volumes: Sequence[Volume], spec: BackboneSettings) -> dict[str, Any]:
     """What model.json says of alignment: what was done to each dataset, and all that is known of the reference.
 
     With the latter, `METHODS` can align other data where the reference is not at hand.
@@ -121,7 +124,11 @@ def described(volumes: Sequence[Volume], spec: BackboneSpec) -> dict[str, Any]:
     if not spec.align:
         return {}
     datasets: dict[str, Any] = {"datasets": {v.name: aligner_of(v, spec).facts for v in volumes}}
-    return datasets | ({"reference": dataclasses.asdict(statistics(open_reference(spec)))} if spec.reference else {})
+    return datasets | (
+        {"reference": dataclasses.asdict(statistics(open_reference(spec)))}
+        if spec.reference
+        else {}
+    )
 
 
 def statistics(volume: Volume, change: Change | None = None) -> Statistics:
@@ -143,10 +150,14 @@ def statistics(volume: Volume, change: Change | None = None) -> Statistics:
 
 def _computed(volume: Volume, change: Change | None) -> Statistics:
     slices = volume.training_images
-    chosen = np.unique(np.linspace(0, len(slices) - 1, min(SLICES, len(slices))).round().astype(int))
+    chosen = np.unique(
+        np.linspace(0, len(slices) - 1, min(SLICES, len(slices))).round().astype(int)
+    )
     images = (np.asarray(volume.image[slices[i]]) for i in chosen)
     found = statistics_from(
-        (change(i) if change else i for i in images), min(volume.image.shape[1:]), volume.manifest["voxel_nm"]
+        (change(i) if change else i for i in images),
+        min(volume.image.shape[1:]),
+        volume.manifest["voxel_nm"],
     )
     return dataclasses.replace(found, md5="" if change else volume.md5)
 
@@ -164,7 +175,9 @@ def statistics_from(images: Iterable[Grey], side: int, voxel_nm: Sequence[float]
     for n, image in enumerate(images, 1):  # noqa: B007 - the last one is their number
         counts += np.bincount(image.ravel(), minlength=256)
         total += np.abs(_low(image, band)) / image.size
-    amplitude = [[float(f"{value:.6g}") for value in row] for row in total / n]  # the same digits on every machine
+    amplitude = [
+        [float(f"{value:.6g}") for value in row] for row in total / n
+    ]  # the same digits on every machine
     return Statistics("", list(voxel_nm), counts.tolist(), amplitude)
 
 
@@ -178,7 +191,9 @@ def standardise(own: Statistics, reference: Statistics) -> Aligner:
     mean = float(np.average(values, weights=counts))
     deviation = float(np.sqrt(np.average((values - mean) ** 2, weights=counts))) or 1.0
     table = _to_grey((values - mean) / deviation * DEVIATION + MEAN)
-    return Aligner({"method": "standardise", "table": table.tolist()}, functools.partial(_look_up, table))
+    return Aligner(
+        {"method": "standardise", "table": table.tolist()}, functools.partial(_look_up, table)
+    )
 
 
 def clahe(own: Statistics, reference: Statistics) -> Aligner:
@@ -198,7 +213,9 @@ def histogram(own: Statistics, reference: Statistics) -> Aligner:
     As `skimage.exposure.match_histograms` on all training slices at once (Gonzalez & Woods, Digital Image Processing, 3.3),
     rounded; a lookup table. The reference stays as it is.
     """
-    if own.histogram == reference.histogram:  # also of a dataset on the same images under other labels
+    if (
+        own.histogram == reference.histogram
+    ):  # also of a dataset on the same images under other labels
         return AS_IT_IS
     counts, wanted = np.asarray(own.histogram), np.asarray(reference.histogram)
     [values] = np.nonzero(wanted)
@@ -217,9 +234,16 @@ def fda(own: Statistics, reference: Statistics) -> Aligner:
     brightness and what varies over a hundredth of the slices' frequencies change, hardly the contrast of a membrane.
     Frequencies are in cycles a slice, as in the paper, where images have one size. The reference stays as it is.
     """
-    if own.amplitude == reference.amplitude:  # also of a dataset on the same images under other labels
+    if (
+        own.amplitude == reference.amplitude
+    ):  # also of a dataset on the same images under other labels
         return AS_IT_IS
-    facts = {"method": "fda", "reference": reference.md5, "beta": BETA, "amplitude": reference.amplitude}
+    facts = {
+        "method": "fda",
+        "reference": reference.md5,
+        "beta": BETA,
+        "amplitude": reference.amplitude,
+    }
     return Aligner(facts, functools.partial(_exchanged, amplitude=np.asarray(reference.amplitude)))
 
 
@@ -236,8 +260,12 @@ def voxel(own: Statistics, reference: Statistics) -> Aligner:
 
 
 METHODS: dict[str, Callable[[Statistics, Statistics], Aligner]] = {
-    "standardise": standardise, "clahe": clahe, "histogram": histogram, "fda": fda, "voxel": voxel,
-}  # fmt: skip
+    "standardise": standardise,
+    "clahe": clahe,
+    "histogram": histogram,
+    "fda": fda,
+    "voxel": voxel,
+}
 """(Statistics of the dataset, of the reference) -> aligner of the dataset; methods without a reference ignore the latter."""
 
 
@@ -260,11 +288,15 @@ def _equalised(image: Grey, clip: float, grid: int, blur: float) -> Grey:
 def _exchanged(image: Grey, amplitude: npt.NDArray[np.float64]) -> Grey:
     middle = len(amplitude) // 2
     band = min(middle, (min(image.shape) - 1) // 2)
-    wanted = amplitude[middle - band : middle + band + 1, middle - band : middle + band + 1] * image.size
+    wanted = (
+        amplitude[middle - band : middle + band + 1, middle - band : middle + band + 1] * image.size
+    )
     rows, columns = (_waves(side, band) for side in image.shape)
     found = _low(image, band)
     change = (wanted - np.abs(found)) * np.exp(1j * np.angle(found))
-    return _to_grey(image + (rows.conj().T @ change.astype(np.complex64) @ columns.conj()).real / image.size)
+    return _to_grey(
+        image + (rows.conj().T @ change.astype(np.complex64) @ columns.conj()).real / image.size
+    )
 
 
 def _low(image: Grey, band: int) -> npt.NDArray[np.complex64]:
@@ -278,4 +310,6 @@ def _low(image: Grey, band: int) -> npt.NDArray[np.complex64]:
 
 def _waves(length: int, band: int) -> npt.NDArray[np.complex64]:
     """(2 * band + 1, length) waves of -band to band cycles."""
-    return np.exp(-2j * np.pi * np.outer(np.arange(-band, band + 1), np.arange(length) / length)).astype(np.complex64)
+    return np.exp(
+        -2j * np.pi * np.outer(np.arange(-band, band + 1), np.arange(length) / length)
+    ).astype(np.complex64)

@@ -8,9 +8,9 @@ from itertools import pairwise
 
 import numpy as np
 
-from emadapt.config import TrainSetSpec
 from emadapt.data.ingest import Volume
 from emadapt.errors import InputError
+from emadapt.study.study import TrainSetSettings
 
 Tile = tuple[int, int, int]
 """Slice (of a 3D patch the first), and upper left corner (y, x) in the padded slice."""
@@ -32,23 +32,35 @@ def amount(wanted: int | str, total: int, what: str) -> int:
     if isinstance(wanted, str):
         return max(1, round(total * float(wanted.rstrip("%")) / 100))
     if wanted > total:
-        raise InputError(what, found=str(wanted), expected=f"at most {total}, which the training part has", do="Lower it.")
+        raise InputError(
+            what,
+            found=str(wanted),
+            expected=f"at most {total}, which the training part has",
+            do="Lower it.",
+        )
     return wanted or total
 
 
-def few_slices(volume: Volume, spec: TrainSetSpec, seed: int) -> Volume:
+def few_slices(volume: Volume, spec: TrainSetSettings, seed: int) -> Volume:
     """The volume with the labelled slices alone as its training part.
 
     Raises:
         InputError: more slices are wanted than there are.
     """
     slices = volume.split["train"]
-    n = amount(spec.slices_of(volume.name), len(slices), f"slices of a training set with {volume.name}")
+    n = amount(
+        spec.slices_of(volume.name), len(slices), f"slices of a training set with {volume.name}"
+    )
     return with_training(volume, [slices[i] for i in choose(len(slices), n, seed)])
 
 
-def few_tiles(volume: Volume, spec: TrainSetSpec, corners: Sequence[tuple[int, int]], seed: int,
-              starts: Sequence[int] | None = None) -> list[Tile]:  # fmt: skip
+def few_tiles(
+    volume: Volume,
+    spec: TrainSetSettings,
+    corners: Sequence[tuple[int, int]],
+    seed: int,
+    starts: Sequence[int] | None = None,
+) -> list[Tile]:
     """The labelled tiles, spread over slices and, within them, drawn.
 
     Args:
@@ -61,12 +73,18 @@ def few_tiles(volume: Volume, spec: TrainSetSpec, corners: Sequence[tuple[int, i
     Raises:
         InputError: more tiles are wanted than there are.
     """
-    tiles = [(z, y, x) for z in (volume.split["train"] if starts is None else starts) for y, x in corners]
+    tiles = [
+        (z, y, x) for z in (volume.split["train"] if starts is None else starts) for y, x in corners
+    ]
     n = amount(spec.crops, len(tiles), f"crops of a training set with {volume.name}")
     return [tiles[i] for i in choose(len(tiles), n, seed)]
 
 
 def with_training(volume: Volume, slices: Sequence[int]) -> Volume:
     """The volume with other labelled training slices; those that were there before remain its `training_images`."""
-    manifest = {**volume.manifest, "training_images": volume.training_images, "split": {**volume.split, "train": list(slices)}}
+    manifest = {
+        **volume.manifest,
+        "training_images": volume.training_images,
+        "split": {**volume.split, "train": list(slices)},
+    }
     return dataclasses.replace(volume, manifest=manifest)

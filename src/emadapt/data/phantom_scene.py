@@ -20,7 +20,9 @@ Array = np.ndarray
 MARGIN_NM = 260.0  # the scene is larger than the volume, so that objects are cut by its faces
 _CORNERS = np.array([c for c in np.ndindex(3, 3, 3) if c != (1, 1, 1)]) - 1.0
 DIRECTIONS = _CORNERS / np.linalg.norm(_CORNERS, axis=1, keepdims=True)  # 26 all around
-STEP_NM = 12.0  # between the spheres whose union is a tube: a scallop of 0.2 nm at a radius of 100 nm
+STEP_NM = (
+    12.0  # between the spheres whose union is a tube: a scallop of 0.2 nm at a radius of 100 nm
+)
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,9 @@ class Domain:
     slab_nm: tuple[float, ...]  # planes averaged in a slice: a thick section is seen in projection
     cell_nm: float  # mean distance of the Voronoi seeds
     stretch_z: float  # neurites that run along z
-    big_cells: tuple[float, float]  # number per cubic micron, radius: these swallow the seeds inside them
+    big_cells: tuple[
+        float, float
+    ]  # number per cubic micron, radius: these swallow the seeds inside them
     cytosol: float
     cytosol_sd: float  # between cells
     glia: float  # share of the cells that are dark
@@ -66,25 +70,83 @@ class Domain:
 
 DOMAINS: dict[str, Domain] = {
     "phantom_fib": Domain(
-        voxel_nm=(5.0, 5.0, 5.0), slab_nm=(0.0,), cell_nm=285.0, stretch_z=1.0, big_cells=(5.0, 400.0),
-        cytosol=167.0, cytosol_sd=9.0, glia=0.08, membrane=56.0, membrane_nm=7.5, cleft_nm=9.0,
-        matrix=104.0, matrix_sd=8.0, crista=62.0, radius_nm=(80.0, 165.0), foreground=0.072,
-        vesicle=88.0, vesicles=7000.0, bodies=22.0, grain=9.0, grain_nm=7.0, cloud=15.0, cloud_nm=15.0, blur_px=1.35, blur_z=0.6,
-        shading=9.0, noise=13.0, noise_px=0.0, jitter_px=0.15, gain_sd=0.02, offset_sd=3.0, defects=0.0,
+        voxel_nm=(5.0, 5.0, 5.0),
+        slab_nm=(0.0,),
+        cell_nm=285.0,
+        stretch_z=1.0,
+        big_cells=(5.0, 400.0),
+        cytosol=167.0,
+        cytosol_sd=9.0,
+        glia=0.08,
+        membrane=56.0,
+        membrane_nm=7.5,
+        cleft_nm=9.0,
+        matrix=104.0,
+        matrix_sd=8.0,
+        crista=62.0,
+        radius_nm=(80.0, 165.0),
+        foreground=0.072,
+        vesicle=88.0,
+        vesicles=7000.0,
+        bodies=22.0,
+        grain=9.0,
+        grain_nm=7.0,
+        cloud=15.0,
+        cloud_nm=15.0,
+        blur_px=1.35,
+        blur_z=0.6,
+        shading=9.0,
+        noise=13.0,
+        noise_px=0.0,
+        jitter_px=0.15,
+        gain_sd=0.02,
+        offset_sd=3.0,
+        defects=0.0,
     ),
     "phantom_tem": Domain(
-        voxel_nm=(50.0, 4.6, 4.6), slab_nm=(-10.0, 0.0, 10.0), cell_nm=225.0, stretch_z=1.7, big_cells=(6, 330.0),
-        cytosol=172.0, cytosol_sd=7.0, glia=0.08, membrane=36.0, membrane_nm=7.5, cleft_nm=0.0,
-        matrix=82.0, matrix_sd=10.0, crista=172.0, radius_nm=(85.0, 150.0), foreground=0.062,
-        vesicle=95.0, vesicles=600.0, bodies=13.0, grain=26.0, grain_nm=6.0, cloud=12.0, cloud_nm=13.0, blur_px=0.5, blur_z=0.0,
-        shading=5.0, noise=18.0, noise_px=0.62, jitter_px=1.2, gain_sd=0.015, offset_sd=1.0, defects=0.2,
+        voxel_nm=(50.0, 4.6, 4.6),
+        slab_nm=(-10.0, 0.0, 10.0),
+        cell_nm=225.0,
+        stretch_z=1.7,
+        big_cells=(6, 330.0),
+        cytosol=172.0,
+        cytosol_sd=7.0,
+        glia=0.08,
+        membrane=36.0,
+        membrane_nm=7.5,
+        cleft_nm=0.0,
+        matrix=82.0,
+        matrix_sd=10.0,
+        crista=172.0,
+        radius_nm=(85.0, 150.0),
+        foreground=0.062,
+        vesicle=95.0,
+        vesicles=600.0,
+        bodies=13.0,
+        grain=26.0,
+        grain_nm=6.0,
+        cloud=12.0,
+        cloud_nm=13.0,
+        blur_px=0.5,
+        blur_z=0.0,
+        shading=5.0,
+        noise=18.0,
+        noise_px=0.62,
+        jitter_px=1.2,
+        gain_sd=0.015,
+        offset_sd=1.0,
+        defects=0.2,
     ),
-}  # fmt: skip
+}
 
 ORGANELLES: dict[str, Domain] = {
     "organelles_5nm": replace(DOMAINS["phantom_fib"], lipids=120.0, lipid=232.0),
-    "organelles_8nm": replace(DOMAINS["phantom_fib"], voxel_nm=(8.0, 8.0, 8.0), lipids=120.0, lipid=40.0),
-    "organelles_30nm": replace(DOMAINS["phantom_tem"], voxel_nm=(30.0, 6.0, 6.0), lipids=120.0, lipid=215.0),
+    "organelles_8nm": replace(
+        DOMAINS["phantom_fib"], voxel_nm=(8.0, 8.0, 8.0), lipids=120.0, lipid=40.0
+    ),
+    "organelles_30nm": replace(
+        DOMAINS["phantom_tem"], voxel_nm=(30.0, 6.0, 6.0), lipids=120.0, lipid=215.0
+    ),
 }
 """Domains whose labels tell organelles apart, see `emadapt.data.phantom.CLASSES`; at three voxel sizes."""
 
@@ -98,18 +160,31 @@ class Waves:
     amplitude: Array  # (M, C)
 
     @classmethod
-    def draw(cls, rng: np.random.Generator, wavelength: tuple[float, float], sd: float, channels: int, m: int = 14) -> Waves:
+    def draw(
+        cls,
+        rng: np.random.Generator,
+        wavelength: tuple[float, float],
+        sd: float,
+        channels: int,
+        m: int = 14,
+    ) -> Waves:
         """Waves of random direction, wavelengths in nm uniform in the range; each channel has the given standard deviation."""
         direction = rng.normal(size=(m, 3))
         direction /= np.linalg.norm(direction, axis=1, keepdims=True)
         amplitude = rng.normal(size=(m, channels))
         amplitude *= sd * np.sqrt(2) / np.linalg.norm(amplitude, axis=0)
-        return cls(direction * (2 * np.pi / rng.uniform(*wavelength, m))[:, None], rng.uniform(0, 2 * np.pi, m), amplitude)
+        return cls(
+            direction * (2 * np.pi / rng.uniform(*wavelength, m))[:, None],
+            rng.uniform(0, 2 * np.pi, m),
+            amplitude,
+        )
 
     def __call__(self, p: Array) -> Array:
         """(N, 3) points in nm -> (N, C)."""
         z, y, x = np.ascontiguousarray(p.T)
-        out = np.zeros((self.amplitude.shape[1], len(p)))  # one channel after the other: twice as fast
+        out = np.zeros(
+            (self.amplitude.shape[1], len(p))
+        )  # one channel after the other: twice as fast
         for k, phase, amplitude in zip(self.k, self.phase, self.amplitude, strict=True):
             c = np.cos(z * k[0] + y * k[1] + x * k[2] + phase)
             for channel, a in enumerate(amplitude):
@@ -123,7 +198,10 @@ class Waves:
         """
         a = z * self.k[:, 0] + y[:, None] * self.k[:, 1] + self.phase  # (Y, M)
         b = x[:, None] * self.k[:, 2]  # (X, M)
-        rows, columns = np.concatenate([np.cos(a), -np.sin(a)], axis=1), np.concatenate([np.cos(b), np.sin(b)], axis=1)
+        rows, columns = (
+            np.concatenate([np.cos(a), -np.sin(a)], axis=1),
+            np.concatenate([np.cos(b), np.sin(b)], axis=1),
+        )
         weighted = rows * np.concatenate([self.amplitude, self.amplitude]).T[:, None]  # (C, Y, 2M)
         out = np.empty((len(weighted), len(y), len(x)))
         for channel, w in enumerate(weighted):
@@ -169,15 +247,25 @@ class Scene:
     wiggle: Waves
     mottle: Waves  # channels: cytosol, synapse, reticulum sheet, reticulum extent, cristae phase, cristae extent, glia
     tubes: list[Tube] = field(default_factory=list)
-    vesicles: Array = field(default_factory=lambda: np.zeros((0, 5)))  # z, y, x, radius, dense core 0/1
+    vesicles: Array = field(
+        default_factory=lambda: np.zeros((0, 5))
+    )  # z, y, x, radius, dense core 0/1
 
-    def membrane(self, p: Array, reach: float = 250.0, warped: Array | None = None) -> tuple[Array, Array]:
+    def membrane(
+        self, p: Array, reach: float = 250.0, warped: Array | None = None
+    ) -> tuple[Array, Array]:
         """(N, 3) points in nm -> (distance to the next cell's border in nm, at most about `reach`; index of the cell)."""
-        q = (p + (self.warp(p) + self.wiggle(p) if warped is None else warped)) / (self.domain.stretch_z, 1.0, 1.0)
+        q = (p + (self.warp(p) + self.wiggle(p) if warped is None else warped)) / (
+            self.domain.stretch_z,
+            1.0,
+            1.0,
+        )
         d, i = self.tree.query(q, k=min(8, len(self.cell)))
         seeds, own = self.tree.data, self.cell[i[:, 0]]
         inverse = np.full(len(p), np.exp(-reach / 9.0))
-        for j in range(1, i.shape[1]):  # distance to each bisecting plane; a soft minimum rounds the corners of the cells
+        for j in range(
+            1, i.shape[1]
+        ):  # distance to each bisecting plane; a soft minimum rounds the corners of the cells
             n = np.flatnonzero((self.cell[i[:, j]] != own) & (d[:, j] - d[:, 0] < 2 * reach))
             gap = np.sqrt(((seeds[i[n, j]] - seeds[i[n, 0]]) ** 2).sum(axis=1))
             inverse[n] += np.exp((d[n, 0] ** 2 - d[n, j] ** 2) / (18.0 * gap))
@@ -193,12 +281,18 @@ class Scene:
         step = max(1, 500_000 // len(radii))  # points at a time, to bound the memory
         for i in range(0, len(p), step):
             q = p[i : i + step, :, None]  # (n, 3, 1)
-            far = np.sqrt((q[:, 0] - centres[0]) ** 2 + (q[:, 1] - centres[1]) ** 2 + (q[:, 2] - centres[2]) ** 2)
+            far = np.sqrt(
+                (q[:, 0] - centres[0]) ** 2
+                + (q[:, 1] - centres[1]) ** 2
+                + (q[:, 2] - centres[2]) ** 2
+            )
             free[i : i + step] = np.minimum(free[i : i + step], (far - radii).min(axis=1))
         return free
 
 
-def _grow_tube(scene: Scene, rng: np.random.Generator, kind: str, radius: float, length: float) -> Tube | None:
+def _grow_tube(
+    scene: Scene, rng: np.random.Generator, kind: str, radius: float, length: float
+) -> Tube | None:
     """Grow a bent tube of about this radius (nm) where a cell has room for it, or give up."""
     low, high = -0.6 * MARGIN_NM, scene.extent + 0.6 * MARGIN_NM
     candidates = rng.uniform(low, high, size=(48, 3))
@@ -215,7 +309,9 @@ def _grow_tube(scene: Scene, rng: np.random.Generator, kind: str, radius: float,
         for _ in range(int(length / 2 / STEP_NM)):
             turns = h + rng.normal(scale=0.28, size=(5, 3))
             turns /= np.linalg.norm(turns, axis=1, keepdims=True)
-            ahead = scene.clearance(p + turns * 3 * STEP_NM)  # look ahead and bend away from the walls
+            ahead = scene.clearance(
+                p + turns * 3 * STEP_NM
+            )  # look ahead and bend away from the walls
             best = int(np.argmax(ahead))
             if ahead[best] < 0.6 * radius + rim:
                 break
@@ -225,10 +321,14 @@ def _grow_tube(scene: Scene, rng: np.random.Generator, kind: str, radius: float,
             side.append(p)
         sides.append(side)
     centres = np.array([*sides[1][::-1], candidates[start], *sides[0]])
-    wanted = radius * (1 + 0.12 * np.sin(np.linspace(0, rng.uniform(2, 7), len(centres)) + rng.uniform(0, 6)))
+    wanted = radius * (
+        1 + 0.12 * np.sin(np.linspace(0, rng.uniform(2, 7), len(centres)) + rng.uniform(0, 6))
+    )
     radii = np.minimum(wanted, scene.clearance(centres) - rim)
     home = scene.membrane(candidates[start : start + 1])[1]
-    for _ in range(6):  # clearance is an estimate where space is warped: shrink what still comes near a border
+    for _ in range(
+        6
+    ):  # clearance is an estimate where space is warped: shrink what still comes near a border
         slim = ndimage.minimum_filter1d(radii, 5, mode="nearest")
         radii = np.minimum(ndimage.gaussian_filter1d(slim, 3.0, mode="nearest"), radii)
         if radii.min() < 0.5 * radius:
@@ -243,11 +343,28 @@ def _grow_tube(scene: Scene, rng: np.random.Generator, kind: str, radius: float,
         return None
     tangents = np.gradient(centres, axis=0) if len(centres) > 1 else heading[None]
     tangents /= np.linalg.norm(tangents, axis=1, keepdims=True)
-    across = np.cross(heading, rng.normal(size=3)) * (0.4, 1, 1)  # lamellae that a slice cuts edge-on are the ones one sees
+    across = np.cross(heading, rng.normal(size=3)) * (
+        0.4,
+        1,
+        1,
+    )  # lamellae that a slice cuts edge-on are the ones one sees
     d = scene.domain
-    grey = {"mitochondrion": d.matrix, "dense": d.matrix - 14, "multivesicular": d.cytosol - 35, "lipid": d.lipid}[kind]
+    grey = {
+        "mitochondrion": d.matrix,
+        "dense": d.matrix - 14,
+        "multivesicular": d.cytosol - 35,
+        "lipid": d.lipid,
+    }[kind]
     grey += rng.normal(0, d.matrix_sd)
-    return Tube(kind, centres, tangents, radii, grey, across / np.linalg.norm(across), bool(rng.random() < 0.55))
+    return Tube(
+        kind,
+        centres,
+        tangents,
+        radii,
+        grey,
+        across / np.linalg.norm(across),
+        bool(rng.random() < 0.55),
+    )
 
 
 def make_scene(domain: str, shape: tuple[int, int, int], seed: int) -> Scene:
@@ -258,7 +375,9 @@ def make_scene(domain: str, shape: tuple[int, int, int], seed: int) -> Scene:
     low, high = np.full(3, -2.0 * MARGIN_NM), extent + 2.0 * MARGIN_NM
     volume = float(np.prod((high - low) / 1000.0))
     squeeze = np.array([d.stretch_z, 1.0, 1.0])
-    seeds = rng.uniform(low, high, size=(max(16, int(volume * 1e9 / d.stretch_z / d.cell_nm**3)), 3))
+    seeds = rng.uniform(
+        low, high, size=(max(16, int(volume * 1e9 / d.stretch_z / d.cell_nm**3)), 3)
+    )
     cell = np.arange(len(seeds))
     for _ in range(int(np.ceil(volume * d.big_cells[0]))):
         axes = d.big_cells[1] * rng.uniform(0.6, 1.4, 3) * (d.stretch_z, 1, 1)
@@ -266,23 +385,38 @@ def make_scene(domain: str, shape: tuple[int, int, int], seed: int) -> Scene:
         if inside.any():
             cell[inside] = cell[inside][0]
     n = len(seeds)
-    grey = d.cytosol + rng.normal(0, d.cytosol_sd, n) - rng.uniform(35, 60, n) * (rng.random(n) < d.glia)
+    grey = (
+        d.cytosol
+        + rng.normal(0, d.cytosol_sd, n)
+        - rng.uniform(35, 60, n) * (rng.random(n) < d.glia)
+    )
     scene = Scene(
-        domain=d, extent=extent, tree=cKDTree(seeds / squeeze), cell=cell, grey=grey, bouton=rng.random(n) < 0.4,
-        sheath=rng.random(n) < 0.035, warp=Waves.draw(rng, (420, 1000), 52.0, 3), wiggle=Waves.draw(rng, (110, 240), 6.0, 3),
+        domain=d,
+        extent=extent,
+        tree=cKDTree(seeds / squeeze),
+        cell=cell,
+        grey=grey,
+        bouton=rng.random(n) < 0.4,
+        sheath=rng.random(n) < 0.035,
+        warp=Waves.draw(rng, (420, 1000), 52.0, 3),
+        wiggle=Waves.draw(rng, (110, 240), 6.0, 3),
         mottle=Waves.draw(rng, (150, 460), 1.0, 7, m=28),
-    )  # fmt: skip
+    )
     probes = rng.uniform(0, 1, size=(4000, 3)) * extent
     covered = np.zeros(len(probes), bool)
     for _ in range(200):  # mitochondria first, until they fill their share of the volume
         if covered.mean() >= d.foreground:
             break
-        tube = _grow_tube(scene, rng, "mitochondrion", rng.uniform(*d.radius_nm), rng.uniform(150, 1100))
+        tube = _grow_tube(
+            scene, rng, "mitochondrion", rng.uniform(*d.radius_nm), rng.uniform(150, 1100)
+        )
         if tube is not None:
             scene.tubes.append(tube)
             covered |= tube.sdf(probes)[0] < 0
     for kind, share in (("dense", 1.0), ("multivesicular", 0.35)):
-        for _ in range(int(np.ceil(share * d.bodies * float(np.prod((extent + MARGIN_NM) / 1000.0))))):
+        for _ in range(
+            int(np.ceil(share * d.bodies * float(np.prod((extent + MARGIN_NM) / 1000.0))))
+        ):
             tube = _grow_tube(scene, rng, kind, rng.uniform(40, 90), rng.uniform(0, 220))
             if tube is not None:
                 scene.tubes.append(tube)
@@ -290,7 +424,9 @@ def make_scene(domain: str, shape: tuple[int, int, int], seed: int) -> Scene:
         tube = _grow_tube(scene, rng, "lipid", rng.uniform(50, 110), 0.0)
         if tube is not None:
             scene.tubes.append(tube)
-    p = rng.uniform(-60, extent + 60, size=(int(d.vesicles * 3 * np.prod((extent + 120) / 1000.0)), 3))
+    p = rng.uniform(
+        -60, extent + 60, size=(int(d.vesicles * 3 * np.prod((extent + 120) / 1000.0)), 3)
+    )
     core = rng.random(len(p)) < 0.06
     radius = np.where(core, rng.uniform(30, 44, len(p)), rng.uniform(16, 23, len(p)))
     home = scene.bouton[scene.membrane(p)[1]] & (scene.mottle(p)[:, 3] > -0.3)
@@ -298,4 +434,6 @@ def make_scene(domain: str, shape: tuple[int, int, int], seed: int) -> Scene:
     found = np.column_stack([p, radius, core])[keep]
     near = cKDTree(found[:, :3]).query_pairs(38.0) if len(found) else set()
     drop = {max(pair) for pair in near}
-    return replace(scene, vesicles=np.array([v for i, v in enumerate(found) if i not in drop]).reshape(-1, 5))
+    return replace(
+        scene, vesicles=np.array([v for i, v in enumerate(found) if i not in drop]).reshape(-1, 5)
+    )

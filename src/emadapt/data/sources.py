@@ -69,7 +69,9 @@ SOURCES: dict[str, Source] = {
     "vnc": Source(
         name="vnc",
         layout="vnc",
-        urls=("https://github.com/unidesigner/groundtruth-drosophila-vnc/archive/refs/heads/master.zip",),
+        urls=(
+            "https://github.com/unidesigner/groundtruth-drosophila-vnc/archive/refs/heads/master.zip",
+        ),
         sha256="f7bd0db03c86b64440a16b60360ad60c0a4411f89e2c021c7ee2c8d6af3d7e86",
         archive_root="groundtruth-drosophila-vnc-master/stack1",
         licence="CC BY-NC-SA 3.0",

@@ -7,13 +7,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from emadapt.config import SplitSpec
 from emadapt.errors import InputError
+from emadapt.study.study import SplitSettings
 
 Split = dict[str, list[int]]
 
 
-def split_slices(parts: list[tuple[str, int]], spec: SplitSpec, voxel_z_nm: float, what: str = "volume") -> Split:
+def split_slices(
+    parts: list[tuple[str, int]], spec: SplitSettings, voxel_z_nm: float, what: str = "volume"
+) -> Split:
     """Assign slices of the concatenated parts to `train`, `val` and `test`; slices in the gaps belong to none.
 
     Args:
@@ -36,9 +38,17 @@ def split_slices(parts: list[tuple[str, int]], spec: SplitSpec, voxel_z_nm: floa
     gap = max(1, math.ceil(spec.gap_nm / voxel_z_nm)) if spec.kind == "blocks" else 0
     n_train = total - n_val - gap - (0 if official else n_test + gap)
     if n_train < 1 or n_test < 1:
-        need = f"1 train + {n_val} val" + ("" if official else f" + {n_test} test") + f" and gaps of {gap} between them"
-        raise InputError(what, found=f"{total} slices", expected=f"at least {total - n_train + 1} ({need})",
-                         do="Use a thicker volume, or lower split.gap_nm.")  # fmt: skip
+        need = (
+            f"1 train + {n_val} val"
+            + ("" if official else f" + {n_test} test")
+            + f" and gaps of {gap} between them"
+        )
+        raise InputError(
+            what,
+            found=f"{total} slices",
+            expected=f"at least {total - n_train + 1} ({need})",
+            do="Use a thicker volume, or lower split.gap_nm.",
+        )
     if spec.kind == "random":
         order = np.random.default_rng(spec.seed).permutation(total)
         cuts = [order[:n_train], order[n_train : n_train + n_val], order[n_train + n_val :]]
@@ -90,7 +100,10 @@ def check_depth(what: str, slices: Sequence[int], patch: tuple[int, int, int]) -
     """
     deepest = max((len(run) for run in runs_of(slices)), default=0)
     if deepest < patch[0]:
-        raise InputError(what, found=f"a volume thinner than the patch: at most {deepest} consecutive training slices",
-                         expected=f"{patch[0]}, the depth of `patch: {list(patch)}`",
-                         do="Lower the first number of the regime's `patch`, or take a thicker volume; `split.kind: random` "
-                            "leaves few slices together.")  # fmt: skip
+        raise InputError(
+            what,
+            found=f"a volume thinner than the patch: at most {deepest} consecutive training slices",
+            expected=f"{patch[0]}, the depth of `patch: {list(patch)}`",
+            do="Lower the first number of the regime's `patch`, or take a thicker volume; `split.kind: random` "
+            "leaves few slices together.",
+        )

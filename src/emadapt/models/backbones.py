@@ -15,7 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from emadapt.errors import InputError
-from emadapt.models.archs import IMAGENET_MEAN, IMAGENET_STD, Arch, get_arch, resolve_blocks, resolve_stride
+from emadapt.models.archs import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Arch,
+    get_arch,
+    resolve_blocks,
+    resolve_stride,
+)
 
 if TYPE_CHECKING:
     from emadapt.models.weights import Provenance
@@ -31,7 +38,9 @@ its backward pass. With more, the memory of the products counts."""
 
 def create_vit(arch: Arch) -> Any:
     """Timm model of an architecture: no classifier, any image size, weights as timm initialises them (global RNG)."""
-    return timm.create_model(arch.timm_name, pretrained=False, num_classes=0, dynamic_img_size=True, **arch.kwargs)
+    return timm.create_model(
+        arch.timm_name, pretrained=False, num_classes=0, dynamic_img_size=True, **arch.kwargs
+    )
 
 
 class Backbone(nn.Module):
@@ -130,15 +139,26 @@ class Backbone(nn.Module):
         below = []
         self._choose_attention(self.grid(images))
         with torch.no_grad():
-            found, rope = self.vit._pos_embed(self.vit.patch_embed(self._normalised(images))), self._rope(self.grid(images))
-            x = self.vit.norm_pre(found[0] if isinstance(found, tuple) else found)  # DINOv3's gives the rotation, too
+            found, rope = (
+                self.vit._pos_embed(self.vit.patch_embed(self._normalised(images))),
+                self._rope(self.grid(images)),
+            )
+            x = self.vit.norm_pre(
+                found[0] if isinstance(found, tuple) else found
+            )  # DINOv3's gives the rotation, too
             for number, block in enumerate(self.vit.blocks[:cut], 1):
                 x = block(x, **rope)
                 if number in self.blocks and number < cut:
-                    below.append(self._as_map(self.vit.norm(x)[:, self.vit.num_prefix_tokens :], self.grid(images)))
+                    below.append(
+                        self._as_map(
+                            self.vit.norm(x)[:, self.vit.num_prefix_tokens :], self.grid(images)
+                        )
+                    )
         return below, x
 
-    def resume(self, below: list[Tensor], x: Tensor, cut: int, grid: tuple[int, int]) -> list[Tensor]:
+    def resume(
+        self, below: list[Tensor], x: Tensor, cut: int, grid: tuple[int, int]
+    ) -> list[Tensor]:
         """The rest of `forward` from what `entering` gave.
 
         Args:
@@ -166,7 +186,9 @@ class Backbone(nn.Module):
 
     def _choose_attention(self, grid: tuple[int, int]) -> None:
         """Attention as products of matrices where that is faster than the fused kernel; the same but for rounding."""
-        bf16 = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+        bf16 = (
+            torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+        )
         plain = bf16 and self.mean.device.type == "cpu" and grid[0] * grid[1] <= PLAIN_TOKENS
         for block in self.vit.blocks:
             block.attn.fused_attn = not plain

@@ -32,11 +32,19 @@ def read_state(path: Path, values: bool = True) -> dict[str, Any]:
         InputError: no such file, or not a complete one of names and tensors.
     """
     if not path.is_file():
-        raise InputError(path, found="a folder" if path.is_dir() else "no such file", expected="a weights file",
-                         do="Correct `file` of the backbone.")  # fmt: skip
+        raise InputError(
+            path,
+            found="a folder" if path.is_dir() else "no such file",
+            expected="a weights file",
+            do="Correct `file` of the backbone.",
+        )
     if path.suffix not in SUFFIXES:
-        raise InputError(path, found=f"suffix {path.suffix!r}", expected=".safetensors, .pt, .pth or .bin",
-                         do="Save the state dict as safetensors.")  # fmt: skip
+        raise InputError(
+            path,
+            found=f"suffix {path.suffix!r}",
+            expected=".safetensors, .pt, .pth or .bin",
+            do="Save the state dict as safetensors.",
+        )
     try:
         if path.suffix == ".safetensors":
             return load_file(path) if values else _safetensors_header(path)
@@ -45,10 +53,16 @@ def read_state(path: Path, values: bool = True) -> dict[str, Any]:
         if zipped and _is_packed(path):
             raise ValueError("compressed parts, which torch.save does not write")
         mapped = not values and zipped
-        content = torch.load(path, map_location="cpu" if values else "meta", weights_only=True, mmap=mapped)
+        content = torch.load(
+            path, map_location="cpu" if values else "meta", weights_only=True, mmap=mapped
+        )
     except SafetensorError as error:
-        raise InputError(path, found=f"unreadable content ({error})", expected="a complete safetensors file",
-                         do="Download it again.") from error  # fmt: skip
+        raise InputError(
+            path,
+            found=f"unreadable content ({error})",
+            expected="a complete safetensors file",
+            do="Download it again.",
+        ) from error
     except Exception as error:  # torch.load raises pickle, zip, EOF and runtime errors
         raise InputError(
             path,
@@ -60,7 +74,11 @@ def read_state(path: Path, values: bool = True) -> dict[str, Any]:
     for key in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
-    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+    if (
+        not isinstance(content, dict)
+        or not content
+        or not all(isinstance(v, Tensor) for v in content.values())
+    ):
         raise InputError(
             path,
             found=f"a {type(content).__name__} that is not a state dict",
@@ -77,8 +95,13 @@ def _is_packed(path: Path) -> bool:
 
 
 def _safetensors_header(path: Path) -> dict[str, Tensor]:
-    with safe_open(path, framework="pt") as file:  # checks that the file is as long as its header says
-        return {key: torch.empty(file.get_slice(key).get_shape(), device="meta") for key in file.keys()}  # noqa: SIM118
+    with safe_open(
+        path, framework="pt"
+    ) as file:  # checks that the file is as long as its header says
+        return {
+            key: torch.empty(file.get_slice(key).get_shape(), device="meta")
+            for key in file.keys()  # noqa: SIM118
+        }
 
 
 def to_timm(state: dict[str, Tensor], arch: Arch, what: str | Path) -> dict[str, Tensor]:
@@ -112,7 +135,9 @@ def to_timm(state: dict[str, Tensor], arch: Arch, what: str | Path) -> dict[str,
     with torch.device("meta"):
         template = create_vit(arch)
     expected = {k: tuple(v.shape) for k, v in template.state_dict().items()}
-    template.pos_embed = None  # keeps timm from resampling a position embedding of another size without a word
+    template.pos_embed = (
+        None  # keeps timm from resampling a position embedding of another size without a word
+    )
     convert = eva_filter if arch.family == "dinov3" else vit_filter
     try:
         state = convert(dict(state), template)
@@ -129,7 +154,9 @@ def to_timm(state: dict[str, Tensor], arch: Arch, what: str | Path) -> dict[str,
     return {k: state[k].detach().to(torch.float32).contiguous() for k in expected}
 
 
-def _check_fit(state: dict[str, Tensor], expected: dict[str, tuple[int, ...]], arch: Arch, what: str | Path) -> None:
+def _check_fit(
+    state: dict[str, Tensor], expected: dict[str, tuple[int, ...]], arch: Arch, what: str | Path
+) -> None:
     """Exactly the expected tensors are there, each with its shape."""
     missing = sorted(expected.keys() - state.keys())
     unexpected = sorted(state.keys() - expected.keys())
@@ -140,7 +167,11 @@ def _check_fit(state: dict[str, Tensor], expected: dict[str, tuple[int, ...]], a
     ]
     problems = [
         f"{len(names)} {label} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-        for label, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
+        for label, names in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("of another shape", shapes),
+        )
         if names
     ]
     if problems:
@@ -186,7 +217,9 @@ def _from_hf_naming(state: dict[str, Tensor]) -> dict[str, Tensor]:
         q, k, v = (out.pop(key.replace(".attn.q.", f".attn.{part}."), None) for part in "qkv")
         if q is not None and v is not None:
             # DINOv3's keys have no bias
-            out[key.replace(".attn.q.", ".attn.qkv.")] = torch.cat([q, torch.zeros_like(q) if k is None else k, v])
+            out[key.replace(".attn.q.", ".attn.qkv.")] = torch.cat(
+                [q, torch.zeros_like(q) if k is None else k, v]
+            )
     return out
 
 
@@ -216,19 +249,27 @@ def onnx_encoder(content: bytes) -> dict[str, Tensor]:
     from onnx import numpy_helper
 
     graph = onnx.load_model_from_string(content).graph
-    constants = {i.name: torch.from_numpy(numpy_helper.to_array(i).copy()) for i in graph.initializer}
-    state = {k.removeprefix("backbone."): v for k, v in constants.items() if k.startswith("backbone.")}
+    constants = {
+        i.name: torch.from_numpy(numpy_helper.to_array(i).copy()) for i in graph.initializer
+    }
+    state = {
+        k.removeprefix("backbone."): v for k, v in constants.items() if k.startswith("backbone.")
+    }
     position: dict[str, Tensor] = {}
     for node in graph.node:
         held = [constants[name] for name in node.input if name in constants]
         if node.op_type == "MatMul" and node.name.startswith("/backbone/encoder/layer.") and held:
             name = node.name.removeprefix("/backbone/").removesuffix("/MatMul").replace("/", ".")
             state[f"{name}.weight"] = held[0].T.contiguous()  # ONNX multiplies from the other side
-        elif node.op_type in ("Concat", "Reshape") and node.name.startswith("/backbone/embeddings/"):
+        elif node.op_type in ("Concat", "Reshape") and node.name.startswith(
+            "/backbone/embeddings/"
+        ):
             for value in held:
                 if value.ndim == 3:
                     position.setdefault(node.op_type, value)
-    state["embeddings.position_embeddings"] = torch.cat([position["Concat"], position["Reshape"]], dim=1)  # (1, 1370, D)
+    state["embeddings.position_embeddings"] = torch.cat(
+        [position["Concat"], position["Reshape"]], dim=1
+    )  # (1, 1370, D)
     return state
 
 

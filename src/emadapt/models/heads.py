@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from emadapt import parallel
+from emadapt.models import parallel
 
 Tokens = list[torch.Tensor]
 
@@ -37,7 +37,9 @@ class BatchNorm(nn.BatchNorm2d):
         with torch.no_grad():
             kept = dict(self.named_buffers())
             kept["running_mean"].lerp_(mean, self.momentum or 0.1)
-            kept["running_var"].lerp_(variance * n / (n - 1), self.momentum or 0.1)  # of the sample, as torch keeps it
+            kept["running_var"].lerp_(
+                variance * n / (n - 1), self.momentum or 0.1
+            )  # of the sample, as torch keeps it
             kept["num_batches_tracked"] += 1
         out = centred * (variance + self.eps).rsqrt().view(places)
         if self.affine:
@@ -54,7 +56,9 @@ class Linear(nn.Module):
         self.classify = nn.Conv2d(dim * n_blocks, 2, 1)
 
     def logits(self, tokens: Tokens) -> torch.Tensor:
-        return torch.as_tensor(self.classify(self.norm(torch.cat(tokens, 1))))  # B,N*D,h,w -> B,2,h,w
+        return torch.as_tensor(
+            self.classify(self.norm(torch.cat(tokens, 1)))
+        )  # B,N*D,h,w -> B,2,h,w
 
     def forward(self, tokens: Tokens, size: tuple[int, int]) -> torch.Tensor:
         return _resize(self.logits(tokens), size)
@@ -68,7 +72,9 @@ class Deconv(nn.Module):
 
     def __init__(self, dim: int, n_blocks: int) -> None:
         super().__init__()
-        self.squeeze = nn.Sequential(nn.Conv2d(dim * n_blocks, 512, 1, bias=False), BatchNorm(512), nn.GELU())
+        self.squeeze = nn.Sequential(
+            nn.Conv2d(dim * n_blocks, 512, 1, bias=False), BatchNorm(512), nn.GELU()
+        )
         widths = [512, 256, 128, 64, 64]
         self.up = nn.Sequential(*[self._double(a, b) for a, b in itertools.pairwise(widths)])
         self.classify = nn.Conv2d(64, 2, 1)
@@ -76,12 +82,18 @@ class Deconv(nn.Module):
     @staticmethod
     def _double(a: int, b: int) -> nn.Sequential:
         return nn.Sequential(
-            nn.ConvTranspose2d(a, b, 4, stride=2, padding=1, bias=False), BatchNorm(b), nn.GELU(),
-            nn.Conv2d(b, b, 3, padding=1, bias=False), BatchNorm(b), nn.GELU(),
-        )  # fmt: skip
+            nn.ConvTranspose2d(a, b, 4, stride=2, padding=1, bias=False),
+            BatchNorm(b),
+            nn.GELU(),
+            nn.Conv2d(b, b, 3, padding=1, bias=False),
+            BatchNorm(b),
+            nn.GELU(),
+        )
 
     def logits(self, tokens: Tokens) -> torch.Tensor:
-        return torch.as_tensor(self.classify(self.up(self.squeeze(torch.cat(tokens, 1)))))  # B,N*D,h,w -> B,2,16h,16w
+        return torch.as_tensor(
+            self.classify(self.up(self.squeeze(torch.cat(tokens, 1))))
+        )  # B,N*D,h,w -> B,2,16h,16w
 
     def forward(self, tokens: Tokens, size: tuple[int, int]) -> torch.Tensor:
         return _resize(self.logits(tokens), size)
@@ -96,16 +108,24 @@ class Pyramid(nn.Module):
     def __init__(self, dim: int, n_blocks: int, width: int = 128) -> None:
         super().__init__()
         self.project = nn.ModuleList(nn.Conv2d(dim, width, 1) for _ in range(n_blocks))
-        self.fuse = nn.Sequential(_norm_act(width * n_blocks), _conv(width * n_blocks, width, 1), _conv(width, width, 3))
+        self.fuse = nn.Sequential(
+            _norm_act(width * n_blocks), _conv(width * n_blocks, width, 1), _conv(width, width, 3)
+        )
         self.up1 = _conv(width, width // 2, 3)
         self.up2 = _conv(width // 2, width // 2, 3)
         self.classify = nn.Conv2d(width // 2, 2, 1)
 
     def logits(self, tokens: Tokens) -> torch.Tensor:
-        x = torch.cat([project(t) for project, t in zip(self.project, tokens, strict=True)], 1)  # B,N*width,h,w
+        x = torch.cat(
+            [project(t) for project, t in zip(self.project, tokens, strict=True)], 1
+        )  # B,N*width,h,w
         x = self.fuse(x)
-        x = self.up1(F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False))  # B,width/2,2h,2w
-        x = self.up2(F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False))  # B,width/2,4h,4w
+        x = self.up1(
+            F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+        )  # B,width/2,2h,2w
+        x = self.up2(
+            F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+        )  # B,width/2,4h,4w
         return torch.as_tensor(self.classify(x))
 
     def forward(self, tokens: Tokens, size: tuple[int, int]) -> torch.Tensor:
@@ -134,15 +154,21 @@ class UNet(nn.Module):
     def __init__(self, dim: int, n_blocks: int, width: int = 128, stem: int = 16) -> None:
         super().__init__()
         self.pyramid = Pyramid(dim, n_blocks, width)
-        self.pyramid.classify = nn.Conv2d(width // 2, stem, 1)  # no logits yet: what is to be told about each pixel
+        self.pyramid.classify = nn.Conv2d(
+            width // 2, stem, 1
+        )  # no logits yet: what is to be told about each pixel
         self.stem = nn.Sequential(_conv(1, stem, 3), _conv(stem, stem, 3))
         self.join = _conv(2 * stem, stem, 3)
         self.classify = nn.Conv2d(stem, 2, 1)
 
     def forward(self, tokens: Tokens, size: tuple[int, int], image: torch.Tensor) -> torch.Tensor:
         """Logits (B, 2, H, W) float32 from tokens and their image (B, 1, H, W) in [0, 1]."""
-        wide = F.interpolate(self.pyramid.logits(tokens), size, mode="bilinear", align_corners=False)
-        return torch.as_tensor(self.classify(self.join(torch.cat([wide, self.stem(image)], 1)))).float()
+        wide = F.interpolate(
+            self.pyramid.logits(tokens), size, mode="bilinear", align_corners=False
+        )
+        return torch.as_tensor(
+            self.classify(self.join(torch.cat([wide, self.stem(image)], 1)))
+        ).float()
 
 
 def _resize(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
@@ -159,8 +185,12 @@ def _conv(a: int, b: int, kernel: int) -> nn.Sequential:
 
 
 HEADS: dict[str, Callable[[int, int], nn.Module]] = {
-    "linear": Linear, "deconv": Deconv, "pyramid": Pyramid, "pyramid_bn": PyramidBatch, "unet": UNet,
-}  # fmt: skip
+    "linear": Linear,
+    "deconv": Deconv,
+    "pyramid": Pyramid,
+    "pyramid_bn": PyramidBatch,
+    "unet": UNet,
+}
 """Name -> head(dim, n_blocks); `forward(tokens: list of (B, D, h, w), size (H, W)) -> (B, 2, H, W)` float32 logits; of heads
 that need the image, too, it has a third argument (B, 1, H, W) in [0, 1]."""
 

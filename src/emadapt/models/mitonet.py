@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from emadapt.config import RegimeSpec
 from emadapt.errors import InputError
 from emadapt.models.convert import read_state
 from emadapt.models.outside import Outside, check_package, two_classes
 from emadapt.models.weights import Provenance, sha256_of
+from emadapt.study.study import RegimeSettings
 
 MEAN, STD = 0.57571, 0.12765
 """Of grey values in [0, 1], as the plugin empanada-napari has them for MitoNet_v1 and MitoNet_v1_mini."""
@@ -23,13 +23,29 @@ TILE = 128
 """Tiles of a fine-tuned network are multiples of it, which suits both architectures."""
 POINT_REND: dict[str, Any] = {"num_fc": 3, "subdivision_steps": 2, "subdivision_num_points": 8192}
 DEEPLAB: dict[str, Any] = {
-    "encoder": "resnet50", "num_classes": 1, "stage4_stride": 16, "decoder_channels": 256, "low_level_stages": [1],
-    "low_level_channels_project": [32], "atrous_rates": [2, 4, 6], "aspp_channels": None, "aspp_dropout": 0.5,
-    "ins_decoder": True, "ins_ratio": 0.5, **POINT_REND,
-}  # fmt: skip
+    "encoder": "resnet50",
+    "num_classes": 1,
+    "stage4_stride": 16,
+    "decoder_channels": 256,
+    "low_level_stages": [1],
+    "low_level_channels_project": [32],
+    "atrous_rates": [2, 4, 6],
+    "aspp_channels": None,
+    "aspp_dropout": 0.5,
+    "ins_decoder": True,
+    "ins_ratio": 0.5,
+    **POINT_REND,
+}
 """MitoNet_v1; slices are padded to multiples of 16."""
-BIFPN: dict[str, Any] = {"encoder": "resnet50", "num_classes": 1, "fpn_dim": 128, "fpn_layers": 3, "ins_decoder": True,
-                         "depthwise": True, **POINT_REND}  # fmt: skip
+BIFPN: dict[str, Any] = {
+    "encoder": "resnet50",
+    "num_classes": 1,
+    "fpn_dim": 128,
+    "fpn_layers": 3,
+    "ins_decoder": True,
+    "depthwise": True,
+    **POINT_REND,
+}
 """MitoNet_v1_mini; to multiples of 128."""
 DO = (
     "Get MitoNet_v1.pth from https://zenodo.org/record/6861565. It is a TorchScript archive, a program, which emadapt does not "
@@ -45,7 +61,7 @@ class MitoNet(Outside):
         InputError: no package, no such file, or tensors that are not exactly those of one of the two.
     """
 
-    def __init__(self, regime: RegimeSpec) -> None:
+    def __init__(self, regime: RegimeSettings) -> None:
         check_package("mitonet")
         path = Path(regime.weights)
         state = _read(path)
@@ -55,9 +71,15 @@ class MitoNet(Outside):
         try:
             self.vit.load_state_dict(state)
         except RuntimeError as error:
-            raise InputError(path, found=" ".join(str(error).split())[:200], do=DO,
-                             expected="all tensors of MitoNet_v1 or MitoNet_v1_mini, and no other") from error  # fmt: skip
-        self.provenance = Provenance("file", str(path), sha256_of(path), f"MitoNet, {type(self.vit).__name__} of empanada-dl")
+            raise InputError(
+                path,
+                found=" ".join(str(error).split())[:200],
+                do=DO,
+                expected="all tensors of MitoNet_v1 or MitoNet_v1_mini, and no other",
+            ) from error
+        self.provenance = Provenance(
+            "file", str(path), sha256_of(path), f"MitoNet, {type(self.vit).__name__} of empanada-dl"
+        )
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Images (B, 1, H, W) in [0, 1] -> one (B, 2, H, W) of logits, in float32 throughout.
@@ -68,7 +90,7 @@ class MitoNet(Outside):
             return [two_classes(self.vit((images.float() - MEAN) / STD)["sem_logits"])]
 
 
-def check(regime: RegimeSpec) -> None:
+def check(regime: RegimeSettings) -> None:
     """Raise what building it would raise, as far as the names in the file show it."""
     check_package("mitonet")
     _read(Path(regime.weights), values=False)
@@ -79,9 +101,16 @@ def _read(path: Path, values: bool = True) -> dict[str, torch.Tensor]:
     try:
         state = read_state(path, values)
     except InputError as error:
-        raise InputError(f"weights {path} of regime mitonet", found=error.found, expected=error.expected, do=DO) from error
+        raise InputError(
+            f"weights {path} of regime mitonet", found=error.found, expected=error.expected, do=DO
+        ) from error
     if not any(name.startswith("semantic_pr.point_head.") for name in state):
-        raise InputError(path, found="tensors of another network", expected="those of MitoNet_v1 or MitoNet_v1_mini", do=DO)
+        raise InputError(
+            path,
+            found="tensors of another network",
+            expected="those of MitoNet_v1 or MitoNet_v1_mini",
+            do=DO,
+        )
     return state
 
 

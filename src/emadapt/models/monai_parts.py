@@ -15,7 +15,9 @@ from unittest import mock
 
 @functools.cache
 def _begin() -> None:
-    with mock.patch.object(pkgutil, "walk_packages", return_value=()):  # what `monai/__init__.py` finds its modules with
+    with mock.patch.object(
+        pkgutil, "walk_packages", return_value=()
+    ):  # what `monai/__init__.py` finds its modules with
         from monai.utils import module
     module.walk_packages = pkgutil.walk_packages
     import monai.apps  # noqa: F401 (the one of its folders to begin with: others import each other in circles)

@@ -38,7 +38,9 @@ class Nearest(nn.Module):
         self.register_buffer("threshold", torch.tensor(0.5))
         self.register_buffer("slope", torch.tensor(1.0))
 
-    def fill(self, tokens: torch.Tensor, targets: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> None:
+    def fill(
+        self, tokens: torch.Tensor, targets: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor
+    ) -> None:
         """Take (N, D) training tokens with their targets (N,), 1 in the foreground, and the (D,) standardisation."""
         device = self.bank.device
         self.shift, self.scale = shift.float().to(device), scale.float().to(device)
@@ -48,11 +50,17 @@ class Nearest(nn.Module):
     def neighbours(self, tokens: torch.Tensor, k: int) -> torch.Tensor:
         """Targets of the k nearest of the bank, the nearest first: (n, D) -> (n, k)."""
         bank, k = self.bank.float(), min(k, len(self.bank))
-        half = bank.square().sum(1) / 2  # |q - b|^2 / 2 = |q|^2 / 2 - q b + |b|^2 / 2, and the first is the same for all b
+        half = (
+            bank.square().sum(1) / 2
+        )  # |q - b|^2 / 2 = |q|^2 / 2 - q b + |b|^2 / 2, and the first is the same for all b
         found = []
-        with torch.autocast(tokens.device.type, enabled=False):  # half precision would shuffle near ties
+        with torch.autocast(
+            tokens.device.type, enabled=False
+        ):  # half precision would shuffle near ties
             for some in tokens.float().split(QUERIES):
-                found.append(self.targets[(self._standardised(some) @ bank.T - half).topk(k, 1).indices])
+                found.append(
+                    self.targets[(self._standardised(some) @ bank.T - half).topk(k, 1).indices]
+                )
         return torch.cat(found)
 
     def shares(self, tokens: torch.Tensor, ks: tuple[int, ...]) -> torch.Tensor:
@@ -74,7 +82,9 @@ class Nearest(nn.Module):
     def _standardised(self, x: torch.Tensor) -> torch.Tensor:
         return (x - self.shift) / self.scale
 
-    def _load_from_state_dict(self, state_dict: dict[str, torch.Tensor], prefix: str, *args: object) -> None:
+    def _load_from_state_dict(
+        self, state_dict: dict[str, torch.Tensor], prefix: str, *args: object
+    ) -> None:
         """The bank has as many tokens as the file says."""
         for name in ("bank", "targets"):
             if (saved := state_dict.get(prefix + name)) is not None:

@@ -14,12 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from emadapt.config import BackboneSpec, RegimeSpec
 from emadapt.errors import InputError
 from emadapt.models.archs import Arch
 from emadapt.models.unet2d import NoBackbone
+from emadapt.study.study import BackboneSettings, RegimeSettings
 
-PACKAGES = {"mitonet": ("empanada", "--no-deps empanada-dl==0.1.7"), "sam2": ("transformers", "transformers>=5.23,<6")}
+PACKAGES = {
+    "mitonet": ("empanada", "--no-deps empanada-dl==0.1.7"),
+    "sam2": ("transformers", "transformers>=5.23,<6"),
+}
 """Module and what pip is told to install. empanada-dl pins a numpy that is years old; its models need torch and numpy alone."""
 
 
@@ -43,7 +46,11 @@ class Passed(nn.Module):
 
     def forward(self, tokens: list[torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
         logits = tokens[0].float()
-        return logits if logits.shape[-2:] == size else F.interpolate(logits, size, mode="bilinear", align_corners=False)
+        return (
+            logits
+            if logits.shape[-2:] == size
+            else F.interpolate(logits, size, mode="bilinear", align_corners=False)
+        )
 
 
 def two_classes(logits: torch.Tensor) -> torch.Tensor:
@@ -51,7 +58,7 @@ def two_classes(logits: torch.Tensor) -> torch.Tensor:
     return torch.cat([torch.zeros_like(logits), logits], 1)
 
 
-def own_spec(spec: BackboneSpec, regime: RegimeSpec, multiple: int) -> BackboneSpec:
+def own_spec(spec: BackboneSettings, regime: RegimeSettings, multiple: int) -> BackboneSettings:
     """The backbone's input settings for an outside system: whole slices, as its authors feed it, downsampled by `factor`.
 
     While all of it is trained it sees tiles, rounded up to `multiple`.
@@ -68,5 +75,9 @@ def check_package(kind: str) -> None:
     """
     module, requirement = PACKAGES[kind]
     if importlib.util.find_spec(module) is None:
-        raise InputError(f"regime {kind}", found=f"no package {module}", expected=f"it in the environment of {sys.executable}",
-                         do=f"Run `{sys.executable} -m pip install {requirement}`.")  # fmt: skip
+        raise InputError(
+            f"regime {kind}",
+            found=f"no package {module}",
+            expected=f"it in the environment of {sys.executable}",
+            do=f"Run `{sys.executable} -m pip install {requirement}`.",
+        )

@@ -12,15 +12,15 @@ import torch
 from timm.optim import param_groups_layer_decay
 from torch import nn
 
-from emadapt.config import RegimeSpec
 from emadapt.errors import InputError
 from emadapt.models.backbones import Backbone
-from emadapt.models.domain import key_of
+from emadapt.study.study import RegimeSettings
+from emadapt.training.domain_classifier import key_of
 
 State = dict[str, torch.Tensor]
 
 
-def apply_regime(backbone: Backbone, spec: RegimeSpec, datasets: Sequence[str] = ()) -> None:
+def apply_regime(backbone: Backbone, spec: RegimeSettings, datasets: Sequence[str] = ()) -> None:
     """Make the backbone trainable as `spec` says, in place; blocks above the last one that the head sees never are.
 
     - `frozen`, `ridge`, `knn`, `unet2d`, `resunet3d`, `sam2`, `mitonet` but for `finetune`: nothing.
@@ -41,15 +41,21 @@ def apply_regime(backbone: Backbone, spec: RegimeSpec, datasets: Sequence[str] =
     if spec.finetune:
         backbone.requires_grad_(True)
     elif spec.low_rank:
-        _add_adapters(backbone, spec, [key_of(name) for name in datasets] if spec.align == "routed" else ["default"])
+        _add_adapters(
+            backbone,
+            spec,
+            [key_of(name) for name in datasets] if spec.align == "routed" else ["default"],
+        )
     elif spec.kind in ("bitfit", "full"):
         for name, parameter in _parameters_that_run(backbone).items():
-            parameter.requires_grad = spec.kind == "full" or name.endswith(".bias") or _is_norm(backbone, name)
+            parameter.requires_grad = (
+                spec.kind == "full" or name.endswith(".bias") or _is_norm(backbone, name)
+            )
     if spec.checkpointing:
         backbone.vit.set_grad_checkpointing(True)
 
 
-def cut_of(backbone: Backbone, spec: RegimeSpec) -> int | None:
+def cut_of(backbone: Backbone, spec: RegimeSettings) -> int | None:
     """Number of blocks below the first adapted one, whose output `lora_last_k` keeps in the token cache; None for the others.
 
     Raises:
@@ -59,8 +65,12 @@ def cut_of(backbone: Backbone, spec: RegimeSpec) -> int | None:
         return None
     last = backbone.blocks[-1]
     if spec.k > last:
-        raise InputError(f"regime with k = {spec.k}", found=f"more than the {last} blocks of {backbone.arch_name} that run",
-                         expected=f"k of 1 to {last}", do="Lower `k`.")  # fmt: skip
+        raise InputError(
+            f"regime with k = {spec.k}",
+            found=f"more than the {last} blocks of {backbone.arch_name} that run",
+            expected=f"k of 1 to {last}",
+            do="Lower `k`.",
+        )
     return last - spec.k
 
 
@@ -84,9 +94,12 @@ def load_adapter(backbone: Backbone, state: State) -> None:
     found = {k: tuple(v.shape) for k, v in state.items()}
     if have != found:
         odd = sorted(k for k in have.keys() | found.keys() if have.get(k) != found.get(k))
-        raise InputError("adapter", found=f"{len(odd)} tensors that do not fit, e.g. {odd[0]}",
-                         expected="the adapter of this regime",
-                         do="Load it with the backbone and regime that it was trained with.")  # fmt: skip
+        raise InputError(
+            "adapter",
+            found=f"{len(odd)} tensors that do not fit, e.g. {odd[0]}",
+            expected="the adapter of this regime",
+            do="Load it with the backbone and regime that it was trained with.",
+        )
     if _is_single(backbone):
         from peft import set_peft_model_state_dict
 
@@ -139,7 +152,9 @@ def pretrained(backbone: Backbone) -> Iterator[None]:
         _train_all_adapters(backbone)
 
 
-def parameter_groups(backbone: Backbone, spec: RegimeSpec, rate: float, weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(
+    backbone: Backbone, spec: RegimeSettings, rate: float, weight_decay: float
+) -> list[dict[str, Any]]:
     """Groups for an optimiser: what the regime trains, with learning rates and weight decays.
 
     Low-rank factors have one rate, and so has MitoNet. In `full` it falls by `layer_decay` from block to block, downwards from
@@ -149,18 +164,35 @@ def parameter_groups(backbone: Backbone, spec: RegimeSpec, rate: float, weight_d
     if not any(p.requires_grad for p in backbone.vit.parameters()):
         return []
     if spec.kind in ("lora", "lora_last_k", "mitonet"):
-        return [{"params": [p for p in backbone.vit.parameters() if p.requires_grad], "lr": rate, "weight_decay": weight_decay}]
+        return [
+            {
+                "params": [p for p in backbone.vit.parameters() if p.requires_grad],
+                "lr": rate,
+                "weight_decay": weight_decay,
+            }
+        ]
     decay = spec.layer_decay if spec.kind == "full" else 1.0
-    groups = param_groups_layer_decay(backbone.vit, weight_decay, backbone.vit.no_weight_decay(), layer_decay=decay)
-    return [{"params": g["params"], "lr": rate * g["lr_scale"], "weight_decay": g["weight_decay"]} for g in groups]
+    groups = param_groups_layer_decay(
+        backbone.vit, weight_decay, backbone.vit.no_weight_decay(), layer_decay=decay
+    )
+    return [
+        {"params": g["params"], "lr": rate * g["lr_scale"], "weight_decay": g["weight_decay"]}
+        for g in groups
+    ]
 
 
-def _add_adapters(backbone: Backbone, spec: RegimeSpec, names: Sequence[str]) -> None:
+def _add_adapters(backbone: Backbone, spec: RegimeSettings, names: Sequence[str]) -> None:
     if spec.rank > backbone.arch.dim:
-        raise InputError(f"regime of rank {spec.rank}",
-                         found=f"a rank above the width {backbone.arch.dim} of {backbone.arch_name}",
-                         expected="a rank of 1 up to the width", do="Lower `rank`.")  # fmt: skip
-    from peft import LoraConfig, inject_adapter_in_model  # takes seconds, which frozen units need not wait for
+        raise InputError(
+            f"regime of rank {spec.rank}",
+            found=f"a rank above the width {backbone.arch.dim} of {backbone.arch_name}",
+            expected="a rank of 1 up to the width",
+            do="Lower `rank`.",
+        )
+    from peft import (  # takes seconds, which frozen units need not wait for
+        LoraConfig,
+        inject_adapter_in_model,
+    )
 
     blocks = "|".join(map(str, range(cut_of(backbone, spec) or 0, backbone.blocks[-1])))
     targets = "|".join(re.escape(t) for t in backbone.lora_targets)
@@ -173,7 +205,9 @@ def _add_adapters(backbone: Backbone, spec: RegimeSpec, names: Sequence[str]) ->
     )
     drawn_from = torch.get_rng_state()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Already found a `peft_config` attribute")  # several adapters are meant
+        warnings.filterwarnings(
+            "ignore", "Already found a `peft_config` attribute"
+        )  # several adapters are meant
         for name in names:
             torch.set_rng_state(drawn_from)
             inject_adapter_in_model(config, backbone.vit, name)

@@ -29,7 +29,9 @@ class BatchNorm3d(BatchNorm):
 
 def convolution(into: int, out: int, kernel: tuple[int, int, int]) -> nn.Module:
     """One that keeps the size, without a bias: batch normalisation follows."""
-    return monai_part("networks.blocks").Convolution(3, into, out, kernel_size=kernel, bias=False, conv_only=True)
+    return monai_part("networks.blocks").Convolution(
+        3, into, out, kernel_size=kernel, bias=False, conv_only=True
+    )
 
 
 class Block(nn.Module):
@@ -54,14 +56,28 @@ class ResUNet3d(nn.Module):
     (arXiv 1706.00120), the widths those of Xie et al.
     """
 
-    def __init__(self, dim: int, n_blocks: int, channels: Sequence[int] = (28, 36, 48, 64, 80)) -> None:
+    def __init__(
+        self, dim: int, n_blocks: int, channels: Sequence[int] = (28, 36, 48, 64, 80)
+    ) -> None:
         super().__init__()
         blocks = monai_part("networks.blocks")
         steps = list(pairwise(channels))
-        self.before = nn.Sequential(convolution(dim * n_blocks, channels[0], (1, 5, 5)), BatchNorm3d(channels[0]), nn.ELU())
-        self.down = nn.ModuleList([Block(channels[0], channels[0]), *(Block(a, b) for a, b in steps)])
+        self.before = nn.Sequential(
+            convolution(dim * n_blocks, channels[0], (1, 5, 5)), BatchNorm3d(channels[0]), nn.ELU()
+        )
+        self.down = nn.ModuleList(
+            [Block(channels[0], channels[0]), *(Block(a, b) for a, b in steps)]
+        )
         self.lift = nn.ModuleList(
-            blocks.UpSample(3, b, a, scale_factor=(1, 2, 2), mode="nontrainable", interp_mode="trilinear", align_corners=False)
+            blocks.UpSample(
+                3,
+                b,
+                a,
+                scale_factor=(1, 2, 2),
+                mode="nontrainable",
+                interp_mode="trilinear",
+                align_corners=False,
+            )
             for a, b in steps
         )
         self.up = nn.ModuleList(Block(a, a) for a, _ in steps)
@@ -69,16 +85,24 @@ class ResUNet3d(nn.Module):
 
     def logits(self, tokens: list[torch.Tensor]) -> torch.Tensor:
         image = torch.cat(tokens, 1)
-        if not len(image):  # one of several processes may get none, and takes part in the backward pass all the same
+        if not len(
+            image
+        ):  # one of several processes may get none, and takes part in the backward pass all the same
             return self.logits([image.new_zeros(1, *image.shape[1:])])[:0]
-        if len(image) == 1 and image.device.type == "cpu" and not self.training:  # PyTorch leaves oneDNN's convolution in 3D to
-            return self.logits([torch.cat([image, image])])[:1]  # larger batches: one alone takes twice as long as two
+        if (
+            len(image) == 1 and image.device.type == "cpu" and not self.training
+        ):  # PyTorch leaves oneDNN's convolution in 3D to
+            return self.logits([torch.cat([image, image])])[
+                :1
+            ]  # larger batches: one alone takes twice as long as two
         x, skips = self.before(2 * image - 1), []  # centred: grey values from -1 to 1
         for level, block in enumerate(self.down):
             x = block(F.max_pool3d(x, (1, 2, 2)) if level else x)
             skips.append(x)
         skips.pop()
-        for lift, block, skip in zip(reversed(self.lift), reversed(self.up), reversed(skips), strict=True):
+        for lift, block, skip in zip(
+            reversed(self.lift), reversed(self.up), reversed(skips), strict=True
+        ):
             x = block(lift(x) + skip)
         return torch.as_tensor(self.after(x))  # B,1,z,y,x -> B,2,z,y,x
 

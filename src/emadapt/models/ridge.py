@@ -39,11 +39,19 @@ class Sums:
     xy: Floats
 
     def __add__(self, other: Sums) -> Sums:
-        return Sums(self.n + other.n, self.x + other.x, self.xx + other.xx, self.y + other.y, self.xy + other.xy)
+        return Sums(
+            self.n + other.n,
+            self.x + other.x,
+            self.xx + other.xx,
+            self.y + other.y,
+            self.xy + other.xy,
+        )
 
     def weighted(self, weight: float) -> Sums:
         """The same with every token counted `weight` times."""
-        return Sums(weight * self.n, weight * self.x, weight * self.xx, weight * self.y, weight * self.xy)
+        return Sums(
+            weight * self.n, weight * self.x, weight * self.xx, weight * self.y, weight * self.xy
+        )
 
 
 @dataclass(frozen=True)

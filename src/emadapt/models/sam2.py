@@ -15,11 +15,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from emadapt.config import RegimeSpec
 from emadapt.data.tiles import Grey
 from emadapt.errors import InputError
 from emadapt.models.outside import Outside, check_package, two_classes
 from emadapt.models.weights import Provenance, hub_file, sha256_of
+from emadapt.study.study import RegimeSettings
 
 Mask = npt.NDArray[np.bool_]
 
@@ -48,13 +48,15 @@ class Sam2(Outside):
         InputError: no package, or weights that cannot be had or do not fit.
     """
 
-    def __init__(self, regime: RegimeSpec) -> None:
+    def __init__(self, regime: RegimeSettings) -> None:
         check_package("sam2")
         super().__init__("sam2", 1)
         self.prompts, self.oracle = regime.prompts, regime.oracle
         folder, source = folder_of(regime.weights)
         self.vit, self.processor = _load(folder)
-        self.provenance = Provenance(source, regime.weights, sha256_of(folder / "model.safetensors"), "SAM 2, Sam2Model")
+        self.provenance = Provenance(
+            source, regime.weights, sha256_of(folder / "model.safetensors"), "SAM 2, Sam2Model"
+        )
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Images (B, 1, H, W) in [0, 1] -> one (B, 2, H, W) of logits; `automatic` alone, others need labels.
@@ -63,8 +65,12 @@ class Sam2(Outside):
             InputError: another one.
         """
         if self.oracle:
-            raise InputError(f"SAM 2 with `prompts: {self.prompts}`", found="images without labels",
-                             expected="labels, of which its prompts are made", do="Use `prompts: automatic`.")  # fmt: skip
+            raise InputError(
+                f"SAM 2 with `prompts: {self.prompts}`",
+                found="images without labels",
+                expected="labels, of which its prompts are made",
+                do="Use `prompts: automatic`.",
+            )
         grey = (images[:, 0] * 255).round().byte().cpu().numpy()
         return [two_classes(torch.stack([self.union(image, None)[None] for image in grey]))]
 
@@ -81,7 +87,11 @@ class Sam2(Outside):
         with torch.autocast(device.type, enabled=False):
             found = self.processor(images=np.stack([image] * 3, -1), return_tensors="pt")
             seen = self.vit.get_image_embeddings(found["pixel_values"].to(device))
-            masks = self._automatic(seen, size) if label is None or not self.oracle else self._of_objects(seen, label)
+            masks = (
+                self._automatic(seen, size)
+                if label is None or not self.oracle
+                else self._of_objects(seen, label)
+            )
             for some in masks:
                 total = torch.maximum(total, some.amax(0))
         return total
@@ -91,9 +101,13 @@ class Sam2(Outside):
         objects, boxes = objects_of(label)
         step = AT_ONCE if self.prompts == "box" else 1  # a mask prompt is one for all boxes
         for start in range(0, len(boxes), step):
-            prompts = self._placed(label.shape, input_boxes=torch.from_numpy(boxes[None, start : start + step]))
+            prompts = self._placed(
+                label.shape, input_boxes=torch.from_numpy(boxes[None, start : start + step])
+            )
             if self.prompts == "box+mask":
-                inside = torch.from_numpy(np.where(objects == start + 1, CERTAIN, -CERTAIN).astype(np.float32))
+                inside = torch.from_numpy(
+                    np.where(objects == start + 1, CERTAIN, -CERTAIN).astype(np.float32)
+                )
                 prompts["input_masks"] = inside[None, None].to(seen[0].device)
             out = self.vit(image_embeddings=seen, multimask_output=False, **prompts)
             yield self._at_native(out.pred_masks[0], label.shape)[:, 0]
@@ -104,9 +118,14 @@ class Sam2(Outside):
 
         points, kept, boxes, scores = torch.from_numpy(grid(size, POINTS)), [], [], []
         for some in points.split(AT_ONCE):
-            out = self.vit(image_embeddings=seen, **self._placed(size, input_points=some[None, :, None]))
+            out = self.vit(
+                image_embeddings=seen, **self._placed(size, input_points=some[None, :, None])
+            )
             masks, predicted = out.pred_masks[0].flatten(0, 1), out.iou_scores[0].flatten()
-            masks, predicted = masks[predicted > PREDICTED_IOU], predicted[predicted > PREDICTED_IOU]
+            masks, predicted = (
+                masks[predicted > PREDICTED_IOU],
+                predicted[predicted > PREDICTED_IOU],
+            )
             native = self._at_native(masks[:, None], size)[:, 0]
             good = (stability(native) > STABILITY) & (native > 0).flatten(1).any(1)
             kept.append(masks[good])
@@ -124,7 +143,9 @@ class Sam2(Outside):
         """Logits (n, m, h, w) -> (n, m, Y, X)."""
         if not len(masks):
             return masks.new_zeros(0, masks.shape[1], *size)
-        return torch.as_tensor(self.processor.post_process_masks(masks[None], [list(size)], binarize=False)[0])
+        return torch.as_tensor(
+            self.processor.post_process_masks(masks[None], [list(size)], binarize=False)[0]
+        )
 
 
 def objects_of(label: Mask) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
@@ -132,7 +153,9 @@ def objects_of(label: Mask) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float
     from scipy import ndimage
 
     objects, _ = ndimage.label(label)
-    boxes = [(xs.start, ys.start, xs.stop - 1, ys.stop - 1) for ys, xs in ndimage.find_objects(objects)]
+    boxes = [
+        (xs.start, ys.start, xs.stop - 1, ys.stop - 1) for ys, xs in ndimage.find_objects(objects)
+    ]
     return objects, np.asarray(boxes, np.float32).reshape(-1, 4)
 
 
@@ -157,18 +180,29 @@ def folder_of(weights: str, of_hub: tuple[str, ...] = FILES) -> tuple[Path, str]
     folder, what = Path(weights), f"weights {weights} of regime sam2"
     if folder.is_dir():
         if missing := [name for name in FILES if not (folder / name).is_file()]:
-            raise InputError(what, found=f"a folder without {', '.join(missing)}", expected=", ".join(FILES), do=DO)
+            raise InputError(
+                what,
+                found=f"a folder without {', '.join(missing)}",
+                expected=", ".join(FILES),
+                do=DO,
+            )
         return folder, "file"
     if folder.is_absolute() or weights.count("/") != 1 or weights.startswith("."):
-        raise InputError(what, found="no such folder", expected=f"one with {', '.join(FILES)}", do=DO)
+        raise InputError(
+            what, found="no such folder", expected=f"one with {', '.join(FILES)}", do=DO
+        )
     try:
         return [hub_file(weights, name) for name in of_hub][-1].parent, "hub"
     except InputError as error:
-        raise InputError(what, found=f"no such folder, and {error.found}", expected="a folder, or that repository in the local "
-                         "cache or on the hub", do=DO) from error  # fmt: skip
+        raise InputError(
+            what,
+            found=f"no such folder, and {error.found}",
+            expected="a folder, or that repository in the local cache or on the hub",
+            do=DO,
+        ) from error
 
 
-def check(regime: RegimeSpec) -> None:
+def check(regime: RegimeSettings) -> None:
     """Raise what building it would raise, as far as package and files show it; of a repository one small file is had."""
     check_package("sam2")
     folder_of(regime.weights, FILES[:1])
@@ -181,11 +215,26 @@ def _load(folder: Path) -> tuple[Any, Any]:
     logging.disable_progress_bar()
     try:
         read: Any = Sam2Model.from_pretrained
-        network, loaded = read(folder, use_safetensors=True, local_files_only=True, output_loading_info=True, dtype=torch.float32)
+        network, loaded = read(
+            folder,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            dtype=torch.float32,
+        )
         processor = Sam2Processor(Sam2ImageProcessor.from_pretrained(folder, local_files_only=True))
     except Exception as error:  # transformers raises what the files' readers do: OS, value, key, runtime and safetensors errors
-        raise InputError(folder, found=f"a model that cannot be read ({' '.join(str(error).split())[:200]})",
-                         expected="one of SAM 2 as transformers saves it", do=DO) from error  # fmt: skip
+        raise InputError(
+            folder,
+            found=f"a model that cannot be read ({' '.join(str(error).split())[:200]})",
+            expected="one of SAM 2 as transformers saves it",
+            do=DO,
+        ) from error
     if missing := sorted(loaded["missing_keys"]):
-        raise InputError(folder, found=f"{len(missing)} tensors missing, e.g. {missing[0]}", expected="all of Sam2Model", do=DO)
+        raise InputError(
+            folder,
+            found=f"{len(missing)} tensors missing, e.g. {missing[0]}",
+            expected="all of Sam2Model",
+            do=DO,
+        )
     return network.eval(), processor

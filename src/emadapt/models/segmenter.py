@@ -14,30 +14,41 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from emadapt.config import BackboneSpec, RegimeSpec
-from emadapt.data.patches import Cached
+from emadapt.data.crops import Cached
 from emadapt.errors import InputError
 from emadapt.models.archs import get_arch
 from emadapt.models.backbones import Backbone, build_backbone
-from emadapt.models.domain import Copies, give_copies, use
 from emadapt.models.heads import HEADS, needs_image
 from emadapt.models.mitonet import TILE, MitoNet
 from emadapt.models.nearest import Nearest
 from emadapt.models.outside import Outside, Passed
 from emadapt.models.outside import own_spec as outside_spec
-from emadapt.models.regimes import State, adapter_state, apply_regime, cut_of, load_adapter, use_adapter
+from emadapt.models.regimes import (
+    State,
+    adapter_state,
+    apply_regime,
+    cut_of,
+    load_adapter,
+    use_adapter,
+)
 from emadapt.models.resunet3d import ResUNet3d
 from emadapt.models.sam2 import Sam2
 from emadapt.models.unet2d import NoBackbone, UNet2d, own_spec
-from emadapt.strict import build
+from emadapt.study.reading import build
+from emadapt.study.study import BackboneSettings, RegimeSettings
+from emadapt.training.domain_classifier import Copies, give_copies, use
 
 WEIGHTS = Path("scratch/weights")
 BASELINE_HEADS: dict[str, dict[str, Callable[..., nn.Module]]] = {
-    "ridge": {"linear": HEADS["linear"]}, "knn": {"knn": Nearest}, "unet2d": {"unet2d": UNet2d},
-    "resunet3d": {"resunet3d": ResUNet3d}, "mitonet": {"mitonet": Passed}, "sam2": {"sam2": Passed},
-}  # fmt: skip
-"""Regimes that have a head of their own (`RegimeSpec.own_head`)."""
-OUTSIDE: dict[str, Callable[[RegimeSpec], Outside]] = {"mitonet": MitoNet, "sam2": Sam2}
+    "ridge": {"linear": HEADS["linear"]},
+    "knn": {"knn": Nearest},
+    "unet2d": {"unet2d": UNet2d},
+    "resunet3d": {"resunet3d": ResUNet3d},
+    "mitonet": {"mitonet": Passed},
+    "sam2": {"sam2": Passed},
+}
+"""Regimes that have a head of their own (`RegimeSettings.own_head`)."""
+OUTSIDE: dict[str, Callable[[RegimeSettings], Outside]] = {"mitonet": MitoNet, "sam2": Sam2}
 IMAGE_CHANNELS = (1, 3)
 """Of images, one slice or with its neighbours; tokens have more."""
 
@@ -55,17 +66,29 @@ class Segmenter(nn.Module):
             its own where the regime says so.
 
     Attributes:
-        domains: these datasets with their token statistics, which training leaves (see `emadapt.closest`); empty for others.
+        domains: these datasets with their token statistics, which training leaves (see `emadapt.models.closest`); empty for others.
         domain: the one whose part is in use.
         distances: those from each dataset that led to it; empty where the name did.
     """
 
-    def __init__(self, spec: BackboneSpec, regime: RegimeSpec, head: str, seed: int, backbone: Backbone,
-                 datasets: Sequence[str] = ()) -> None:  # fmt: skip
+    def __init__(
+        self,
+        spec: BackboneSettings,
+        regime: RegimeSettings,
+        head: str,
+        seed: int,
+        backbone: Backbone,
+        datasets: Sequence[str] = (),
+    ) -> None:
         super().__init__()
         heads = BASELINE_HEADS.get(regime.kind, HEADS)
         if head not in heads:
-            raise InputError(f"head {head!r}", found="an unknown head", expected=", ".join(heads), do="Correct `head`.")
+            raise InputError(
+                f"head {head!r}",
+                found="an unknown head",
+                expected=", ".join(heads),
+                do="Correct `head`.",
+            )
         self.spec, self.regime, self.head_name = spec, regime, head
         self.backbone = backbone
         torch.manual_seed(seed)
@@ -82,7 +105,9 @@ class Segmenter(nn.Module):
         if regime.per_dataset:
             self.domains = {name: {} for name in datasets}
 
-    def forward(self, batch: torch.Tensor | list[torch.Tensor] | Cached, size: tuple[int, int]) -> torch.Tensor:
+    def forward(
+        self, batch: torch.Tensor | list[torch.Tensor] | Cached, size: tuple[int, int]
+    ) -> torch.Tensor:
         """Logits at `size`.
 
         Args:
@@ -95,13 +120,24 @@ class Segmenter(nn.Module):
             (B, 2, H, W) or (B, 2, Z, H, W) float32.
         """
         tokens, image = self.tokens(batch)
-        margin = (self.backbone.arch.patch - self.backbone.stride) // 2  # overlapping patches: their middles span less
-        inner = size if not margin else (tokens[0].shape[2] * self.backbone.stride, tokens[0].shape[3] * self.backbone.stride)
+        margin = (
+            self.backbone.arch.patch - self.backbone.stride
+        ) // 2  # overlapping patches: their middles span less
+        inner = (
+            size
+            if not margin
+            else (
+                tokens[0].shape[2] * self.backbone.stride,
+                tokens[0].shape[3] * self.backbone.stride,
+            )
+        )
         if needs_image(self.head_name):
             if image is None:
                 raise ValueError(f"head {self.head_name} needs the image beside its tokens")
             image = image[:, image.shape[1] // 2, None]  # the slice itself, of three
-            logits = self.head(tokens, inner, image[..., margin : margin + inner[0], margin : margin + inner[1]])
+            logits = self.head(
+                tokens, inner, image[..., margin : margin + inner[0], margin : margin + inner[1]]
+            )
         else:
             logits = self.head(tokens, inner)
         around = (margin, size[1] - inner[1] - margin, margin, size[0] - inner[0] - margin)
@@ -114,7 +150,9 @@ class Segmenter(nn.Module):
             use_adapter(self.backbone, dataset)
         self.domain, self.distances = dataset, distances or {}
 
-    def tokens(self, batch: torch.Tensor | list[torch.Tensor] | Cached) -> tuple[list[torch.Tensor], torch.Tensor | None]:
+    def tokens(
+        self, batch: torch.Tensor | list[torch.Tensor] | Cached
+    ) -> tuple[list[torch.Tensor], torch.Tensor | None]:
         """One (B, D, h, w) per block, and the image where it is at hand."""
         if isinstance(batch, list):
             return batch, None
@@ -140,7 +178,10 @@ class Segmenter(nn.Module):
         patch = self.backbone.arch.patch if inputs.shape[1] in IMAGE_CHANNELS else 1
         shape = (0, self.backbone.arch.dim, inputs.shape[2] // patch, inputs.shape[3] // patch)
         adapted = bool(self.trainable()["adapter"])
-        return [torch.zeros(shape, device=inputs.device, requires_grad=adapted) for _ in self.backbone.blocks]
+        return [
+            torch.zeros(shape, device=inputs.device, requires_grad=adapted)
+            for _ in self.backbone.blocks
+        ]
 
     def trainable(self) -> dict[str, list[nn.Parameter]]:
         """Parameters to train: `head` and `adapter`."""
@@ -157,7 +198,9 @@ class Segmenter(nn.Module):
         """Trained parameters of the backbone, adapters included, as a share of those that it was pretrained with."""
         adapters = sum(v.numel() for k, v in self.backbone.vit.named_parameters() if ".lora_" in k)
         pretrained = sum(p.numel() for p in self.backbone.vit.parameters()) - adapters
-        return sum(p.numel() for p in self.trainable()["adapter"]) / max(pretrained, 1)  # a U-Net from scratch has none
+        return sum(p.numel() for p in self.trainable()["adapter"]) / max(
+            pretrained, 1
+        )  # a U-Net from scratch has none
 
     def live_state(self) -> State:
         """What training changes: the head and the adapter, by name; the tensors themselves, where they are."""
@@ -175,28 +218,58 @@ class Segmenter(nn.Module):
         try:
             self.head.load_state_dict(head)
         except RuntimeError as error:
-            raise InputError(f"head {self.head_name!r}", found=" ".join(str(error).split())[:200],
-                             expected="the tensors of this head",
-                             do="Load it with the settings that it was trained with.") from error  # fmt: skip
-        load_adapter(self.backbone, {k.removeprefix("adapter."): v for k, v in state.items() if k.startswith("adapter.")})
+            raise InputError(
+                f"head {self.head_name!r}",
+                found=" ".join(str(error).split())[:200],
+                expected="the tensors of this head",
+                do="Load it with the settings that it was trained with.",
+            ) from error
+        load_adapter(
+            self.backbone,
+            {k.removeprefix("adapter."): v for k, v in state.items() if k.startswith("adapter.")},
+        )
 
 
-def build_frozen(spec: BackboneSpec) -> Backbone:
+def build_frozen(spec: BackboneSettings) -> Backbone:
     """The backbone as pretrained; weights come from the source that `spec` names."""
     blocks = (get_arch(spec.arch).depth,) if spec.blocks == "last" else spec.blocks
-    return build_backbone(spec.arch, spec.source, blocks=blocks, file=spec.file or None,
-                          normalisation=spec.normalisation, stride=spec.stride, cache_dir=WEIGHTS)  # fmt: skip
+    return build_backbone(
+        spec.arch,
+        spec.source,
+        blocks=blocks,
+        file=spec.file or None,
+        normalisation=spec.normalisation,
+        stride=spec.stride,
+        cache_dir=WEIGHTS,
+    )
 
 
-def build_segmenter(spec: BackboneSpec, regime: RegimeSpec, head: str, seed: int, datasets: Sequence[str] = ()) -> Segmenter:
+def build_segmenter(
+    spec: BackboneSettings,
+    regime: RegimeSettings,
+    head: str,
+    seed: int,
+    datasets: Sequence[str] = (),
+) -> Segmenter:
     """A fresh segmenter for training on `datasets`."""
     if regime.is_3d:
-        own = own_spec(dataclasses.replace(spec, context=0), max(regime.patch[1:]))  # its patches hold the neighbours
+        own = own_spec(
+            dataclasses.replace(spec, context=0), max(regime.patch[1:])
+        )  # its patches hold the neighbours
         return Segmenter(own, regime, head, seed, NoBackbone(), datasets)
     if regime.from_scratch:
-        return Segmenter(own_spec(spec), regime, head, seed, NoBackbone(3 if spec.context else 1), datasets)
+        return Segmenter(
+            own_spec(spec), regime, head, seed, NoBackbone(3 if spec.context else 1), datasets
+        )
     if regime.outside:
-        return Segmenter(outside_spec(spec, regime, TILE), regime, head, seed, OUTSIDE[regime.kind](regime), datasets)
+        return Segmenter(
+            outside_spec(spec, regime, TILE),
+            regime,
+            head,
+            seed,
+            OUTSIDE[regime.kind](regime),
+            datasets,
+        )
     return Segmenter(spec, regime, head, seed, build_frozen(spec), datasets)
 
 
@@ -232,21 +305,43 @@ def load_segmenter(folder: Path) -> tuple[Segmenter, dict[str, Any]]:
             trained on.
     """
     if not (folder / "model.json").is_file() or not (folder / "model.safetensors").is_file():
-        raise InputError(folder, found="no model", expected="model.json and model.safetensors",
-                         do="Train the unit first: `dvc repro train@UNIT`.")  # fmt: skip
+        raise InputError(
+            folder,
+            found="no model",
+            expected="model.json and model.safetensors",
+            do="Train the unit first: `dvc repro train@UNIT`.",
+        )
     try:
         card = json.loads((folder / "model.json").read_text())
-        spec, regime = _spec(BackboneSpec, card["backbone"]), _spec(RegimeSpec, card["regime"])
+        spec, regime = (
+            _spec(BackboneSettings, card["backbone"]),
+            _spec(RegimeSettings, card["regime"]),
+        )
         trained_on, head = str(card["weights"]["sha256"]), str(card["head"])
         state, domains = load_file(folder / "model.safetensors"), dict(card.get("domains", {}))
         segmenter = build_segmenter(spec, regime, head, 0, list(domains))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
-        raise InputError(folder, found=f"a damaged model, or one of another version ({type(error).__name__}: {str(error)[:300]})",
-                         expected="what `emadapt train` writes", do="Train the unit again.") from error  # fmt: skip
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        SafetensorError,
+    ) as error:
+        raise InputError(
+            folder,
+            found=f"a damaged model, or one of another version ({type(error).__name__}: {str(error)[:300]})",
+            expected="what `emadapt train` writes",
+            do="Train the unit again.",
+        ) from error
     segmenter.domains = domains
     found = segmenter.backbone.provenance.sha256
     if found != trained_on:
-        raise InputError(folder, found=f"backbone weights {found[:12]}", expected=f"{trained_on[:12]}, which it was trained on",
-                         do="Restore those weights, or train again.")  # fmt: skip
+        raise InputError(
+            folder,
+            found=f"backbone weights {found[:12]}",
+            expected=f"{trained_on[:12]}, which it was trained on",
+            do="Restore those weights, or train again.",
+        )
     segmenter.load_trained(state)
     return segmenter.eval(), card

@@ -12,17 +12,22 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from emadapt.config import BackboneSpec
 from emadapt.models.archs import Arch
 from emadapt.models.backbones import Backbone
 from emadapt.models.monai_parts import monai_part
 from emadapt.models.weights import Provenance
+from emadapt.study.study import BackboneSettings
 
 STRIDE = 16
 """Of the deepest level: sides of tiles are multiples of it."""
 FEATURES = (16, 32, 64, 128, 256, 16)
 """Channels of the five levels and of the last decoder stage."""
-NONE = Provenance("none", "no pretrained weights", "none", "a U-Net from random initial values, drawn from the unit's seed")
+NONE = Provenance(
+    "none",
+    "no pretrained weights",
+    "none",
+    "a U-Net from random initial values, drawn from the unit's seed",
+)
 
 
 class NoBackbone(Backbone):
@@ -31,7 +36,9 @@ class NoBackbone(Backbone):
     def __init__(self, channels: int = 1) -> None:
         nn.Module.__init__(self)
         self.arch_name = "none"
-        self.arch = Arch("none", "none", STRIDE, channels, 1, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), None)
+        self.arch = Arch(
+            "none", "none", STRIDE, channels, 1, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), None
+        )
         self.vit, self.provenance = nn.Identity(), NONE
         self.blocks, self.normalisation, self.stride = (1,), "checkpoint", STRIDE
 
@@ -50,20 +57,28 @@ class UNet2d(nn.Module):
     def __init__(self, dim: int, n_blocks: int) -> None:
         super().__init__()
         nets = monai_part("networks.nets")
-        self.net = nets.BasicUNet(spatial_dims=2, in_channels=dim * n_blocks, out_channels=2, features=FEATURES)
+        self.net = nets.BasicUNet(
+            spatial_dims=2, in_channels=dim * n_blocks, out_channels=2, features=FEATURES
+        )
 
     def logits(self, tokens: list[torch.Tensor]) -> torch.Tensor:
         image = torch.cat(tokens, 1)
-        if not len(image):  # one of several processes may get none, and takes part in the backward pass all the same
+        if not len(
+            image
+        ):  # one of several processes may get none, and takes part in the backward pass all the same
             return self.logits([image.new_zeros(1, *image.shape[1:])])[:0]
         return torch.as_tensor(self.net(image))  # B,C,H,W -> B,2,H,W
 
     def forward(self, tokens: list[torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
         logits = self.logits(tokens).float()
-        return logits if logits.shape[-2:] == size else F.interpolate(logits, size, mode="bilinear", align_corners=False)
+        return (
+            logits
+            if logits.shape[-2:] == size
+            else F.interpolate(logits, size, mode="bilinear", align_corners=False)
+        )
 
 
-def own_spec(spec: BackboneSpec, side: int = 2 * STRIDE) -> BackboneSpec:
+def own_spec(spec: BackboneSettings, side: int = 2 * STRIDE) -> BackboneSettings:
     """The backbone's input settings for a U-Net: the tile rounded up to a multiple of its stride (252 becomes 256).
 
     At least `side`, by itself two strides, since one pixel on the deepest level has no statistics; 0 stays the whole slice.

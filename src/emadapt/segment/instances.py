@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from emadapt.segment.partial import Partial, within
-from emadapt.segment.readers import Voxel
+from emadapt.volumes.readers import Voxel
 
 COLUMNS = "id,voxels,volume_nm3,z_min,y_min,x_min,z_max,y_max,x_max,z,y,x"
 """Of the table: z_min to x_max the box in voxels, its ends included; z, y, x the centroid in voxels, from 0."""
@@ -43,11 +43,15 @@ class Measured:
     def rows(self, voxel_nm: Voxel) -> Iterator[tuple[float, ...]]:
         """Rows of the table, components in their order."""
         size = voxel_nm[0] * voxel_nm[1] * voxel_nm[2]
-        for k, (n, box, total) in enumerate(zip(self.voxels.tolist(), self.boxes.tolist(), self.sums.tolist(), strict=True), 1):
+        for k, (n, box, total) in enumerate(
+            zip(self.voxels.tolist(), self.boxes.tolist(), self.sums.tolist(), strict=True), 1
+        ):
             yield (k, n, n * size, *box[0], *box[1], *(v / n for v in total))
 
 
-def components(mask: npt.NDArray[np.bool_], voxel_nm: Voxel) -> tuple[npt.NDArray[np.uint32], list[dict[str, float]]]:
+def components(
+    mask: npt.NDArray[np.bool_], voxel_nm: Voxel
+) -> tuple[npt.NDArray[np.uint32], list[dict[str, float]]]:
     """Components (Z, Y, X) of a mask in memory, numbered as in a volume of blocks, and the rows of their table."""
     from scipy.ndimage import label
 
@@ -70,8 +74,14 @@ def measure(labels: Labels, n: int, origin: tuple[int, int], height: int) -> Mea
     from scipy.ndimage import find_objects
 
     (z0, y0), width = origin, labels.shape[2]
-    voxels, first, sums = np.zeros(n + 1, np.int64), np.full(n + 1, -1, np.int64), np.zeros((n + 1, 3), np.int64)
-    for z, plane in enumerate(labels, z0):  # a plane at a time: coordinates take more memory than labels
+    voxels, first, sums = (
+        np.zeros(n + 1, np.int64),
+        np.full(n + 1, -1, np.int64),
+        np.zeros((n + 1, 3), np.int64),
+    )
+    for z, plane in enumerate(
+        labels, z0
+    ):  # a plane at a time: coordinates take more memory than labels
         flat = plane.ravel()
         place = np.flatnonzero(flat)
         found = flat[place]
@@ -83,8 +93,13 @@ def measure(labels: Labels, n: int, origin: tuple[int, int], height: int) -> Mea
         sums[:, 0] += count * z
         sums[:, 1] += np.bincount(found, place // width + y0, n + 1).astype(np.int64)
         sums[:, 2] += np.bincount(found, place % width, n + 1).astype(np.int64)
-    boxes = np.array([[[s.start for s in box], [s.stop - 1 for s in box]] for box in find_objects(labels)], np.int64)
-    return Measured(voxels[1:], first[1:], sums[1:], boxes.reshape(-1, 2, 3) + np.array([z0, y0, 0]))
+    boxes = np.array(
+        [[[s.start for s in box], [s.stop - 1 for s in box]] for box in find_objects(labels)],
+        np.int64,
+    )
+    return Measured(
+        voxels[1:], first[1:], sums[1:], boxes.reshape(-1, 2, 3) + np.array([z0, y0, 0])
+    )
 
 
 def label_block(partial: Partial, number: int) -> None:
@@ -94,7 +109,9 @@ def label_block(partial: Partial, number: int) -> None:
     found = measure(labels, n, (block.z0, block.y0), partial.job.shape[1])
     path = partial.part(f"components-{number:06d}.npz")
     temporary = path.with_name(f".{path.name}")
-    np.savez_compressed(temporary, **vars(found), z0=labels[0], z1=labels[-1], y0=labels[:, 0], y1=labels[:, -1])
+    np.savez_compressed(
+        temporary, **vars(found), z0=labels[0], z1=labels[-1], y0=labels[:, 0], y1=labels[:, -1]
+    )
     temporary.replace(path)
     partial.mark("components", number, {"components": n})
 
@@ -118,7 +135,9 @@ def join(partial: Partial, table: Path) -> int:
     pairs = np.concatenate([np.empty((0, 2), np.int64), *_meetings(partial, offsets)])
     graph = coo_array((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(total, total))
     n, group = connected_components(graph, directed=False) if total else (0, np.empty(0, np.int32))
-    whole = Measured(np.zeros(n, np.int64), np.full(n, FAR), np.zeros((n, 3), np.int64), np.full((n, 2, 3), FAR))
+    whole = Measured(
+        np.zeros(n, np.int64), np.full(n, FAR), np.zeros((n, 3), np.int64), np.full((n, 2, 3), FAR)
+    )
     whole.boxes[:, 1] = -1
     for number, (start, stop) in enumerate(itertools.pairwise(offsets)):
         with np.load(partial.part(f"components-{number:06d}.npz")) as found:
@@ -134,7 +153,9 @@ def join(partial: Partial, table: Path) -> int:
     temporary = table.with_name(f".{table.name}.part")
     with temporary.open("w") as file:
         file.write(COLUMNS + "\n")
-        file.writelines(",".join(f"{v:.12g}" for v in row) + "\n" for row in whole.rows(partial.job.voxel_nm))
+        file.writelines(
+            ",".join(f"{v:.12g}" for v in row) + "\n" for row in whole.rows(partial.job.voxel_nm)
+        )
     temporary.replace(table)
     return int(n)
 
@@ -144,7 +165,10 @@ def number_block(partial: Partial, number: int) -> None:
     labels, n = _labelled(partial, number)
     start = int(np.load(partial.part("offsets.npy"), mmap_mode="r")[number])
     ids = np.load(partial.part("ids.npy"), mmap_mode="r")[start : start + n]
-    table, out = np.concatenate([np.zeros(1, np.uint32), ids]), labels.view(np.uint32)  # in the same memory
+    table, out = (
+        np.concatenate([np.zeros(1, np.uint32), ids]),
+        labels.view(np.uint32),
+    )  # in the same memory
     for z, plane in enumerate(labels):
         out[z] = table[plane]
     partial.array("instances")[within(partial.blocks[number])] = out
@@ -165,18 +189,26 @@ def _ordered(found: Measured) -> tuple[Measured, npt.NDArray[np.uint32]]:
     order = np.argsort(found.first)
     ids = np.empty(len(order), np.uint32)
     ids[order] = np.arange(1, len(order) + 1)
-    return Measured(found.voxels[order], found.first[order], found.sums[order], found.boxes[order]), ids
+    return Measured(
+        found.voxels[order], found.first[order], found.sums[order], found.boxes[order]
+    ), ids
 
 
 def _meetings(partial: Partial, offsets: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.int64]]:
     """(n, 2) components that touch at a border, for each border of two blocks."""
     where = {(b.z0, b.y0): k for k, b in enumerate(partial.blocks)}
     for k, block in enumerate(partial.blocks):
-        for own, other, beside in (("z1", "z0", (block.z1, block.y0)), ("y1", "y0", (block.z0, block.y1))):
+        for own, other, beside in (
+            ("z1", "z0", (block.z1, block.y0)),
+            ("y1", "y0", (block.z0, block.y1)),
+        ):
             if beside in where:
                 a, b = _face(partial, k, own), _face(partial, where[beside], other)
                 both = (a > 0) & (b > 0)
-                yield np.unique(np.stack([a[both] - 1 + offsets[k], b[both] - 1 + offsets[where[beside]]], 1), axis=0)
+                yield np.unique(
+                    np.stack([a[both] - 1 + offsets[k], b[both] - 1 + offsets[where[beside]]], 1),
+                    axis=0,
+                )
 
 
 def _face(partial: Partial, number: int, name: str) -> npt.NDArray[np.int64]:

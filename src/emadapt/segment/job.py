@@ -16,12 +16,11 @@ import numpy as np
 import torch
 
 import emadapt
-from emadapt.closest import nearest, statistics_of
 from emadapt.data.align import Statistics, statistics_from
 from emadapt.data.tiles import Geometry, Grey, around
-from emadapt.data.volume import Array, grey_window, to_uint8
 from emadapt.errors import InputError
-from emadapt.predict import Probability
+from emadapt.models.closest import nearest, statistics_of
+from emadapt.models.predict import Probability
 from emadapt.segment.model import (
     WHOLE_SLICE,
     Model,
@@ -33,8 +32,9 @@ from emadapt.segment.model import (
     sha256_of,
     zoom_for,
 )
-from emadapt.segment.readers import LARGE, Source, Voxel, open_source
 from emadapt.segment.rows import Input, Read, predict_rows
+from emadapt.volumes.readers import LARGE, Source, Voxel, open_source
+from emadapt.volumes.slices import Array, grey_window, to_uint8
 
 FORMAT = 1  # raise when a run of another version cannot be gone on with
 SLICES = 64
@@ -130,12 +130,15 @@ class Job:
     def blocks(self) -> list[Block]:
         """All of them, from the first slice on."""
         z, y, _ = self.shape
-        return [Block(z0, min(z0 + self.depth, z), y0, min(y0 + self.rows, y))
-                for z0 in range(0, z, self.depth) for y0 in range(0, y, self.rows)]  # fmt: skip
+        return [
+            Block(z0, min(z0 + self.depth, z), y0, min(y0 + self.rows, y))
+            for z0 in range(0, z, self.depth)
+            for y0 in range(0, y, self.rows)
+        ]
 
     @property
     def reach(self) -> int:
-        """Slices on each side that a slice is smoothed with, see `emadapt.predict.smooth_z`."""
+        """Slices on each side that a slice is smoothed with, see `emadapt.models.predict.smooth_z`."""
         return int(3 * self.sigma + 0.5)
 
     def to_json(self) -> dict[str, Any]:
@@ -145,7 +148,9 @@ class Job:
 
 def from_json(value: dict[str, Any]) -> Job:
     """What `to_json` gave."""
-    settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) and k != "stamp" else v for k, v in value.items()}
+    settings: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) and k != "stamp" else v for k, v in value.items()
+    }
     return Job(**settings)
 
 
@@ -155,7 +160,11 @@ def prepare(order: Order) -> Job:
     Raises:
         InputError: the volume cannot be read or has no voxel size, or the model does not fit it.
     """
-    return settle(order, open_source(order.input, order.scale), cached_model(str(find_model(order.model).resolve())))
+    return settle(
+        order,
+        open_source(order.input, order.scale),
+        cached_model(str(find_model(order.model).resolve())),
+    )
 
 
 def settle(order: Order, source: Source, model: Model) -> Job:
@@ -164,31 +173,72 @@ def settle(order: Order, source: Source, model: Model) -> Job:
     dataset, zoom = zoom_for(model, voxel)
     spec = model.segmenter.spec
     if spec.align in WHOLE_SLICE and math.prod(source.shape[1:]) > LARGE:
-        raise InputError(source.name, found=f"slices of {source.shape[1]} x {source.shape[2]}",
-                         expected=f"at most {LARGE} pixels for a model with `align: {spec.align}`, which sees whole slices",
-                         do="Cut it up, or use a model without.")  # fmt: skip
+        raise InputError(
+            source.name,
+            found=f"slices of {source.shape[1]} x {source.shape[2]}",
+            expected=f"at most {LARGE} pixels for a model with `align: {spec.align}`, which sees whole slices",
+            do="Cut it up, or use a model without.",
+        )
     apart = model.voxels[dataset][0] / voxel[0]
     if (model.segmenter.regime.is_3d or spec.context) and not 1 / APART <= apart <= APART:
-        print(f"slices {voxel[0]:g} nm apart, in training {model.voxels[dataset][0]:g} nm ({dataset}): this model learned from"
-              " neighbours at that distance, so look at the result with care", file=sys.stderr)  # fmt: skip
+        print(
+            f"slices {voxel[0]:g} nm apart, in training {model.voxels[dataset][0]:g} nm ({dataset}): this model learned from"
+            " neighbours at that distance, so look at the result with care",
+            file=sys.stderr,
+        )
     window = order.window or grey_window(sampled(source), source.name)
     if not window[0] < window[1]:
-        raise InputError("grey values", found=f"{window[0]:g} to {window[1]:g}", expected="the lower before the higher",
-                         do="Correct --window.")  # fmt: skip
-    statistics = grey_statistics(source, window, voxel) if spec.align and spec.align != "voxel" else None
+        raise InputError(
+            "grey values",
+            found=f"{window[0]:g} to {window[1]:g}",
+            expected="the lower before the higher",
+            do="Correct --window.",
+        )
+    statistics = (
+        grey_statistics(source, window, voxel) if spec.align and spec.align != "voxel" else None
+    )
     aligner = aligner_for(model, statistics, zoom)
     geo = geometry_for(model, source.shape[1:], dataset, aligner)
     domain = ""
     if model.segmenter.domains:
         tiles = spread_tiles(source, window, geo, TILES, spec.context)
-        domain, _ = nearest(model.segmenter, statistics_of(model.segmenter, tiles.split(1)), source.name)
-    depth, rows = block_size_3d(source, geo, model) if model.segmenter.regime.is_3d else block_size(source, geo)
-    kinds = ("mask", *(["probabilities"] if order.probabilities else []), *(["instances"] if order.instances else []))
+        domain, _ = nearest(
+            model.segmenter, statistics_of(model.segmenter, tiles.split(1)), source.name
+        )
+    depth, rows = (
+        block_size_3d(source, geo, model)
+        if model.segmenter.regime.is_3d
+        else block_size(source, geo)
+    )
+    kinds = (
+        "mask",
+        *(["probabilities"] if order.probabilities else []),
+        *(["instances"] if order.instances else []),
+    )
     threshold = float(model.card["threshold"] if order.threshold is None else order.threshold)
     known = dataclasses.asdict(statistics) if statistics else None
-    return Job(str(Path(order.input).resolve()), order.scale, source.stamp, source.shape, str(source.dtype), voxel,
-               str(model.folder), model.name, *sha256_of(model.folder), window, zoom, dataset, known, domain,
-               spec.smooth_z_nm / voxel[0], threshold, order.flips or spec.flips, kinds, depth, rows)  # fmt: skip
+    return Job(
+        str(Path(order.input).resolve()),
+        order.scale,
+        source.stamp,
+        source.shape,
+        str(source.dtype),
+        voxel,
+        str(model.folder),
+        model.name,
+        *sha256_of(model.folder),
+        window,
+        zoom,
+        dataset,
+        known,
+        domain,
+        spec.smooth_z_nm / voxel[0],
+        threshold,
+        order.flips or spec.flips,
+        kinds,
+        depth,
+        rows,
+    )
 
 
 def voxel_of(source: Source, model: Model, stated: Voxel | None) -> Voxel:
@@ -196,13 +246,19 @@ def voxel_of(source: Source, model: Model, stated: Voxel | None) -> Voxel:
     if found := stated or source.voxel_nm:
         if not all(math.isfinite(v) and v > 0 for v in found):
             raise InputError(
-                source.name, found=f"voxels of {said(found)} nm", expected="positive sizes", do="Correct --voxel-nm."
+                source.name,
+                found=f"voxels of {said(found)} nm",
+                expected="positive sizes",
+                do="Correct --voxel-nm.",
             )
         return found
     trained = "; ".join(f"{said(v)} ({name})" for name, v in model.voxels.items())
-    raise InputError(source.name, found="no voxel size in the file",
-                     expected=f"one: the model was trained at {trained} nm (z y x)",
-                     do="State it: --voxel-nm Z Y X, in nm.")  # fmt: skip
+    raise InputError(
+        source.name,
+        found="no voxel size in the file",
+        expected=f"one: the model was trained at {trained} nm (z y x)",
+        do="State it: --voxel-nm Z Y X, in nm.",
+    )
 
 
 def block_size(source: Source, geo: Geometry) -> tuple[int, int]:
@@ -226,7 +282,10 @@ def block_size_3d(source: Source, geo: Geometry, model: Model) -> tuple[int, int
     Slices are whole unless as many of them as a patch is deep have more than `BLOCK_3D` voxels.
     """
     _, y, x = source.shape
-    deep, tile = model.segmenter.regime.patch[0], math.ceil(geo.tile[0] * geo.native[0] / geo.resized[0])
+    deep, tile = (
+        model.segmenter.regime.patch[0],
+        math.ceil(geo.tile[0] * geo.native[0] / geo.resized[0]),
+    )
     step = max(1, int(deep * (1 - geo.overlap)))
     rows = min(y, math.ceil(max(BLOCK_3D // (deep * x), 2 * tile) / CHUNK) * CHUNK)
     return step * max(1, min(WINDOWS, 2 * BLOCK_3D // (step * rows * x))), rows
@@ -248,27 +307,49 @@ def spread(n: int, most: int) -> list[int]:
 
 def grey_statistics(source: Source, window: tuple[float, float], voxel: Voxel) -> Statistics:
     """What alignment knows of the volume."""
-    return statistics_from((to_uint8(image, *window) for image in sampled(source)), min(source.shape[1:]), list(voxel))
+    return statistics_from(
+        (to_uint8(image, *window) for image in sampled(source)), min(source.shape[1:]), list(voxel)
+    )
 
 
-def spread_tiles(source: Source, window: tuple[float, float], geo: Geometry, n: int, context: int = 0) -> torch.Tensor:
+def spread_tiles(
+    source: Source, window: tuple[float, float], geo: Geometry, n: int, context: int = 0
+) -> torch.Tensor:
     """About n tiles of the volume as the model sees them, (n, 1 or 3, h, w) in [0, 1]: a few of each of up to eight slices."""
     slices = spread(source.shape[0], 8)
     corners, tiles = geo.corners(0.0), []
     for i, z in enumerate(slices):
         image = Input(functools.partial(grey_rows_of, source, window, geo, context, z), geo)
-        share = [k for k in range(len(corners)) if k % len(slices) == i] or [i % len(corners)]  # other places in each slice
-        tiles += [image.tiles([corners[share[k]]]) for k in spread(len(share), max(1, n // len(slices)))]
+        share = [k for k in range(len(corners)) if k % len(slices) == i] or [
+            i % len(corners)
+        ]  # other places in each slice
+        tiles += [
+            image.tiles([corners[share[k]]]) for k in spread(len(share), max(1, n // len(slices)))
+        ]
     return torch.cat(tiles)
 
 
-def grey_rows_of(source: Source, window: tuple[float, float], geo: Geometry, context: int, z: int, y0: int, y1: int) -> Grey:
+def grey_rows_of(
+    source: Source,
+    window: tuple[float, float],
+    geo: Geometry,
+    context: int,
+    z: int,
+    y0: int,
+    y1: int,
+) -> Grey:
     """Rows of a slice of the volume, aligned; of alignments that need a whole slice, that slice's.
 
     With `context` (n, X, 3): of the slice below, of itself and above; at an end its one neighbour stands on both sides.
     """
     if context:
-        return np.stack([grey_rows_of(source, window, geo, 0, k, y0, y1) for k in around(z, 0, source.shape[0] - 1)], -1)
+        return np.stack(
+            [
+                grey_rows_of(source, window, geo, 0, k, y0, y1)
+                for k in around(z, 0, source.shape[0] - 1)
+            ],
+            -1,
+        )
     if geo.aligner.facts.get("method") in WHOLE_SLICE:
         return geo.aligner(to_uint8(source.read(z, z + 1)[0], *window))[y0:y1]
     return geo.aligner(to_uint8(source.read(z, z + 1, y0, y1)[0], *window))
@@ -281,7 +362,9 @@ class Runner:
         self.job, self.source, self.model = job, source, model
         self.context = model.segmenter.spec.context
         statistics = Statistics(**job.statistics) if job.statistics else None
-        self.geo = geometry_for(model, job.shape[1:], job.dataset, aligner_for(model, statistics, job.zoom))
+        self.geo = geometry_for(
+            model, job.shape[1:], job.dataset, aligner_for(model, statistics, job.zoom)
+        )
         if job.domain:
             model.segmenter.use(job.domain)
 
@@ -298,25 +381,33 @@ class Runner:
         """The first slice that is read of a block of whole slices."""
         return max(block.z0 - self.context, 0)
 
-    def probability(self, block: Block, loaded: Array | None) -> Iterator[tuple[int, int, Probability]]:
+    def probability(
+        self, block: Block, loaded: Array | None
+    ) -> Iterator[tuple[int, int, Probability]]:
         """The block's rows as they are done: number of the slice, number of the first row, (n, X) in [0, 1]."""
         for z in range(block.z0, block.z1):
             y = block.y0
             read = self.reader(z, loaded, self._first(block))
-            for rows in predict_rows(self.model.segmenter, read, self.geo, block.y0, block.y1, self.job.flips):
+            for rows in predict_rows(
+                self.model.segmenter, read, self.geo, block.y0, block.y1, self.job.flips
+            ):
                 yield z, y, rows
                 y += len(rows)
 
     def reader(self, z: int, loaded: Array | None, first: int) -> Read:
         """Rows of slice z, aligned, of what is loaded from slice `first` on."""
         if loaded is None:
-            return functools.partial(grey_rows_of, self.source, self.job.window, self.geo, self.context, z)
+            return functools.partial(
+                grey_rows_of, self.source, self.job.window, self.geo, self.context, z
+            )
         seen = around(z, 0, self.job.shape[0] - 1) if self.context else (z,)
         images = [loaded[k - first] for k in seen]
         if self.model.segmenter.spec.align in WHOLE_SLICE:
             images = [self.geo.aligner(to_uint8(image, *self.job.window)) for image in images]
             return lambda y0, y1: _channels([image[y0:y1] for image in images])
-        return lambda y0, y1: _channels([self.geo.aligner(to_uint8(image[y0:y1], *self.job.window)) for image in images])
+        return lambda y0, y1: _channels(
+            [self.geo.aligner(to_uint8(image[y0:y1], *self.job.window)) for image in images]
+        )
 
 
 def _channels(rows: list[Grey]) -> Grey:
@@ -332,8 +423,12 @@ def open_runner(job: Job) -> Runner:
     """
     source, model = open_source(job.input, job.scale), cached_model(job.model)
     if (source.stamp, *sha256_of(model.folder)) != (job.stamp, job.weights, job.card):
-        raise InputError(job.input if source.stamp != job.stamp else job.model, found="another content than when the run began",
-                         expected="the same files for all of a run", do="Start over with --overwrite.")  # fmt: skip
+        raise InputError(
+            job.input if source.stamp != job.stamp else job.model,
+            found="another content than when the run began",
+            expected="the same files for all of a run",
+            do="Start over with --overwrite.",
+        )
     return runner_for(job, source, model)
 
 

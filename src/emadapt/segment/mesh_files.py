@@ -66,10 +66,19 @@ def _crossed(mesh: Mesh) -> npt.NDArray[np.float64]:
 
 def _ply(file: BinaryIO, mesh: Mesh, about: str) -> None:
     """Polygon file format, binary, little-endian (Turk 1994)."""
-    header = ["ply", "format binary_little_endian 1.0", f"comment emadapt {emadapt.__version__}: {about}",
-              "comment x y z in nm, the centre of the first voxel at 0 0 0", f"element vertex {len(mesh.vertices)}",
-              "property float x", "property float y", "property float z", f"element face {len(mesh.faces)}",
-              "property list uchar int vertex_indices", "end_header"]  # fmt: skip
+    header = [
+        "ply",
+        "format binary_little_endian 1.0",
+        f"comment emadapt {emadapt.__version__}: {about}",
+        "comment x y z in nm, the centre of the first voxel at 0 0 0",
+        f"element vertex {len(mesh.vertices)}",
+        "property float x",
+        "property float y",
+        "property float z",
+        f"element face {len(mesh.faces)}",
+        "property list uchar int vertex_indices",
+        "end_header",
+    ]
     file.write(("\n".join(header) + "\n").encode())
     file.write(mesh.vertices.astype("<f4").tobytes())
     rows = np.empty(len(mesh.faces), [("n", "u1"), ("vertices", "<i4", 3)])
@@ -79,7 +88,9 @@ def _ply(file: BinaryIO, mesh: Mesh, about: str) -> None:
 
 def _obj(file: BinaryIO, mesh: Mesh, about: str) -> None:
     """Wavefront OBJ: text, vertices numbered from 1."""
-    file.write(f"# emadapt {emadapt.__version__}: {about}\n# x y z in nm, the centre of the first voxel at 0 0 0\n".encode())
+    file.write(
+        f"# emadapt {emadapt.__version__}: {about}\n# x y z in nm, the centre of the first voxel at 0 0 0\n".encode()
+    )
     for word, rows, form in (("v", mesh.vertices, "%.9g"), ("f", mesh.faces + 1, "%d")):
         line = f"{word} {form} {form} {form}\n"
         for start in range(0, len(rows), LINES):
@@ -93,10 +104,16 @@ def _stl(file: BinaryIO, mesh: Mesh, about: str) -> None:
     file.write(np.uint32(len(mesh.faces)).astype("<u4").tobytes())
     normals = _crossed(mesh)
     normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-30)
-    rows = np.zeros(len(mesh.faces), [("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("unused", "<u2")])
+    rows = np.zeros(
+        len(mesh.faces), [("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("unused", "<u2")]
+    )
     rows["normal"], rows["corners"] = normals, mesh.vertices[mesh.faces]
     file.write(rows.tobytes())
 
 
-WRITERS: dict[str, Callable[[BinaryIO, Mesh, str], None]] = {".ply": _ply, ".obj": _obj, ".stl": _stl}
+WRITERS: dict[str, Callable[[BinaryIO, Mesh, str], None]] = {
+    ".ply": _ply,
+    ".obj": _obj,
+    ".stl": _stl,
+}
 """Formats by the suffix of the file's name."""

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from emadapt.errors import InputError
 from emadapt.files import write_json
-from emadapt.predict import Probability, smooth_z
+from emadapt.models.predict import Probability, smooth_z
 from emadapt.segment.job import CHUNK, Block, Job, Runner, from_json, open_runner
 
 DTYPES = {"mask": "uint8", "probabilities": "uint8", "instances": "uint32", "tiles": "uint16"}
@@ -110,10 +110,17 @@ def begin(folder: Path, job: Job, overwrite: bool) -> Partial:
         if known == job.to_json():
             return Partial(folder, job)
         if not overwrite:
-            odd = sorted(k for k in known.keys() | job.to_json().keys() if known.get(k) != job.to_json().get(k))
-            raise InputError(folder, found=f"a run that was stopped and had another {', '.join(odd)}",
-                             expected="one that can be gone on with",
-                             do="Repeat the command of that run, or begin anew with --overwrite.")  # fmt: skip
+            odd = sorted(
+                k
+                for k in known.keys() | job.to_json().keys()
+                if known.get(k) != job.to_json().get(k)
+            )
+            raise InputError(
+                folder,
+                found=f"a run that was stopped and had another {', '.join(odd)}",
+                expected="one that can be gone on with",
+                do="Repeat the command of that run, or begin anew with --overwrite.",
+            )
     for path in folder.iterdir():
         if path.name != "lock":
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -133,9 +140,16 @@ def create_array(group: Path, level: int, shape: tuple[int, ...], dtype: str, de
         zarr.create_group(group, zarr_format=2)
     chunks = (min(depth, shape[0]), min(CHUNK, shape[1]), min(CHUNK, shape[2]))
     return zarr.create_array(
-        group / str(level), shape=shape, chunks=chunks, dtype=dtype, zarr_format=2, fill_value=0, overwrite=True,
-        chunk_key_encoding={"name": "v2", "separator": "/"}, compressors=Blosc(cname="zstd", clevel=5, shuffle=Blosc.NOSHUFFLE),
-    )  # fmt: skip
+        group / str(level),
+        shape=shape,
+        chunks=chunks,
+        dtype=dtype,
+        zarr_format=2,
+        fill_value=0,
+        overwrite=True,
+        chunk_key_encoding={"name": "v2", "separator": "/"},
+        compressors=Blosc(cname="zstd", clevel=5, shuffle=Blosc.NOSHUFFLE),
+    )
 
 
 @contextmanager
@@ -148,13 +162,22 @@ def held(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(exist_ok=True)
     except OSError as error:
-        raise InputError(folder, found=f"a place where no folder can be made ({error.strerror})",
-                         expected="one that can be written to", do="Choose another output.") from error  # fmt: skip
+        raise InputError(
+            folder,
+            found=f"a place where no folder can be made ({error.strerror})",
+            expected="one that can be written to",
+            do="Choose another output.",
+        ) from error
     try:
         with FileLock(folder / "lock", timeout=0):
             yield
     except Timeout:
-        raise InputError(folder, found="a run that is under way", expected="one run for an output", do="Wait for it.") from None
+        raise InputError(
+            folder,
+            found="a run that is under way",
+            expected="one run for an output",
+            do="Wait for it.",
+        ) from None
 
 
 def segment_block(partial: Partial, number: int, loaded: Any = None) -> None:
@@ -181,15 +204,32 @@ def segment_block(partial: Partial, number: int, loaded: Any = None) -> None:
 def smooth_block(partial: Partial, number: int) -> None:
     """Phase `mask` after `tiles`: a block's probabilities smoothed along z, with slices of the blocks beside it."""
     block, job = partial.blocks[number], partial.job
-    array, z0, z1 = partial.array("tiles"), max(0, block.z0 - job.reach), min(job.shape[0], block.z1 + job.reach)
-    around = ((z, np.asarray(array[z, block.y0 : block.y1], np.float32) / np.float32(STEPS)) for z in range(z0, z1))
-    _threshold(partial, number, ((z, block.y0, rows) for z, rows in smooth_z(around, job.sigma) if block.z0 <= z < block.z1))
+    array, z0, z1 = (
+        partial.array("tiles"),
+        max(0, block.z0 - job.reach),
+        min(job.shape[0], block.z1 + job.reach),
+    )
+    around = (
+        (z, np.asarray(array[z, block.y0 : block.y1], np.float32) / np.float32(STEPS))
+        for z in range(z0, z1)
+    )
+    _threshold(
+        partial,
+        number,
+        (
+            (z, block.y0, rows)
+            for z, rows in smooth_z(around, job.sigma)
+            if block.z0 <= z < block.z1
+        ),
+    )
 
 
 def _threshold(partial: Partial, number: int, rows: Iterable[tuple[int, int, Probability]]) -> None:
     """Write the mask of a block and, where they are asked for, its probabilities."""
     block, job = partial.blocks[number], partial.job
-    out = {kind: np.empty(_extent(block, job), np.uint8) for kind in job.kinds if kind != "instances"}
+    out = {
+        kind: np.empty(_extent(block, job), np.uint8) for kind in job.kinds if kind != "instances"
+    }
     for z, y, some in rows:
         place = z - block.z0, slice(y - block.y0, y - block.y0 + len(some))
         out["mask"][place] = np.where(some > job.threshold, 255, 0)
@@ -226,6 +266,9 @@ def _instances(partial: Partial, number: int) -> None:
 
 
 PHASES: dict[str, Callable[[Partial, int], None]] = {
-    "tiles": segment_block, "mask": _mask, "components": _components, "instances": _instances,
-}  # fmt: skip
+    "tiles": segment_block,
+    "mask": _mask,
+    "components": _components,
+    "instances": _instances,
+}
 """What is done with all blocks, one phase after the other; `tiles` for models that smooth along z, the last two for instances."""

@@ -14,11 +14,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-import emadapt
 from emadapt.data.align import AS_IT_IS
 from emadapt.data.tiles import Grey
 from emadapt.errors import InputError
-from emadapt.figures import FOREGROUND
+from emadapt.report.figures import FOREGROUND
 from emadapt.segment.domain import Domain, domain_of_volume
 from emadapt.segment.job import Block, Order, Runner, grey_rows_of, open_runner, prepare, spread
 from emadapt.segment.model import Model, geometry_for, said
@@ -63,10 +62,16 @@ def preview(order: Order) -> Domain | None:
     """
     output = Path(order.output)
     if output.suffix != ".html" or not output.resolve().parent.is_dir():
-        raise InputError(output, found="a name that no page can have", expected="FILE.html in a folder that is there",
-                         do="Choose another name.")  # fmt: skip
+        raise InputError(
+            output,
+            found="a name that no page can have",
+            expected="FILE.html in a folder that is there",
+            do="Choose another name.",
+        )
     if output.exists() and not order.overwrite:
-        raise InputError(output, found="a file of that name", expected="none", do="Replace it with --overwrite.")
+        raise InputError(
+            output, found="a file of that name", expected="none", do="Replace it with --overwrite."
+        )
     runner = open_runner(prepare(order))
     fields = [field(runner, k) for k in range(min(FIELDS, runner.job.shape[0]))]
     domain = domain_of_volume(runner) if runner.model.card.get("tokens") else None
@@ -79,12 +84,17 @@ def preview(order: Order) -> Domain | None:
 def field(runner: Runner, number: int) -> Field:
     """Segment one of the places: they lie on the diagonal of the volume, from corner to corner."""
     job, geo = runner.job, runner.geo
-    side = [min(n, math.ceil(SIDE * t * n / r)) for n, t, r in zip(geo.native, geo.tile, geo.resized, strict=True)]
+    side = [
+        min(n, math.ceil(SIDE * t * n / r))
+        for n, t, r in zip(geo.native, geo.tile, geo.resized, strict=True)
+    ]
     places = min(FIELDS, job.shape[0])
     z = spread(job.shape[0], places)[number]
     y, x = (round((n - s) * (number + 0.5) / places) for n, s in zip(geo.native, side, strict=True))
     segmenter, context = runner.model.segmenter, runner.model.segmenter.spec.context
-    own = geometry_for(runner.model, (side[0], side[1]), job.dataset, dataclasses.replace(AS_IT_IS, zoom=job.zoom))
+    own = geometry_for(
+        runner.model, (side[0], side[1]), job.dataset, dataclasses.replace(AS_IT_IS, zoom=job.zoom)
+    )
 
     def shown(k: int) -> Grey:
         rows = grey_rows_of(runner.source, job.window, geo, context, k, y, y + side[0])
@@ -107,21 +117,47 @@ def page(order: Order, runner: Runner, fields: list[Field], domain: Domain | Non
     from jinja2 import Environment, StrictUndefined
 
     job = runner.job
-    shown = [{"z": f.z, "y": f.y, "x": f.x, "share": float((f.probability > job.threshold).mean()), "image": picture(f.image),
-              "overlay": picture(overlay(f.image, f.probability > job.threshold)),
-              "probability": picture(np.rint(f.probability * 255).astype(np.uint8))} for f in fields]  # fmt: skip
+    shown = [
+        {
+            "z": f.z,
+            "y": f.y,
+            "x": f.x,
+            "share": float((f.probability > job.threshold).mean()),
+            "image": picture(f.image),
+            "overlay": picture(overlay(f.image, f.probability > job.threshold)),
+            "probability": picture(np.rint(f.probability * 255).astype(np.uint8)),
+        }
+        for f in fields
+    ]
     facts = {
         "volume": f"{order.input}, {' x '.join(map(str, job.shape))} voxels of {job.dtype}",
         "voxel size": f"{said(job.voxel_nm)} nm (z y x)",
-        "trained at": "; ".join(f"{said(v)} nm ({name})" for name, v in runner.model.voxels.items()),
-        "resampled": "no" if job.zoom == (1.0, 1.0) else f"in plane by {job.zoom[0]:g} x {job.zoom[1]:g}, as {job.dataset}",
+        "trained at": "; ".join(
+            f"{said(v)} nm ({name})" for name, v in runner.model.voxels.items()
+        ),
+        "resampled": "no"
+        if job.zoom == (1.0, 1.0)
+        else f"in plane by {job.zoom[0]:g} x {job.zoom[1]:g}, as {job.dataset}",
         "grey values": f"{job.window[0]:g} to {job.window[1]:g} become 0 to 255",
         "model": f"{job.unit}, foreground above {job.threshold:g}",
     }
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(resources.files(emadapt).joinpath("preview.html.jinja").read_text(encoding="utf-8"))
-    return template.render(facts=facts, fields=shown, domain=domain, slices=LABEL, folder=job.model,
-                           regime=regime_to_tune(runner.model), command=command(order))  # fmt: skip
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    template = environment.from_string(
+        resources.files("emadapt.segment")
+        .joinpath("preview.html.jinja")
+        .read_text(encoding="utf-8")
+    )
+    return template.render(
+        facts=facts,
+        fields=shown,
+        domain=domain,
+        slices=LABEL,
+        folder=job.model,
+        regime=regime_to_tune(runner.model),
+        command=command(order),
+    )
 
 
 def regime_to_tune(model: Model) -> str:
@@ -130,12 +166,16 @@ def regime_to_tune(model: Model) -> str:
     if regime.kind == "knn" or regime.outside or regime.per_dataset:
         return ""
     if regime.is_3d:
-        return f"kind: {regime.kind}, patch: {list(regime.patch)}, channels: {list(regime.channels)}"
+        return (
+            f"kind: {regime.kind}, patch: {list(regime.patch)}, channels: {list(regime.channels)}"
+        )
     if regime.from_scratch:
         return f"kind: {regime.kind}"
     kind = "lora" if regime.pretrained_tokens else regime.kind
     settings: dict[str, Any] = {"kind": kind}
-    settings |= {"rank": regime.rank, "alpha": regime.alpha} if kind not in ("bitfit", "full") else {}
+    settings |= (
+        {"rank": regime.rank, "alpha": regime.alpha} if kind not in ("bitfit", "full") else {}
+    )
     settings |= {"k": regime.k} if regime.kind == "lora_last_k" else {}
     return ", ".join(f"{key}: {value}" for key, value in {**settings, "head": head}.items())
 

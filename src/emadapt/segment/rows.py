@@ -1,4 +1,4 @@
-"""A slice as a stream of rows: what `emadapt.predict.predict_slice` gives, without ever holding the slice.
+"""A slice as a stream of rows: what `emadapt.models.predict.predict_slice` gives, without ever holding the slice.
 
 The grid of tiles belongs to the whole slice, its batches are numbered over the whole slice, and tiles are added up in the
 order of that grid. A part of a slice therefore has the same bytes, however the slice is cut into parts. Resizing is
@@ -17,10 +17,10 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from emadapt.data.patches import as_input
+from emadapt.data.crops import as_input
 from emadapt.data.tiles import Geometry, Grey, window
+from emadapt.models.predict import BATCH_TILES, Probability, over_flips
 from emadapt.models.segmenter import Segmenter
-from emadapt.predict import BATCH_TILES, Probability, over_flips
 
 Read = Callable[[int, int], Grey]
 """Rows [y0, y1) of a slice as (y1 - y0, X) uint8, at its own resolution, aligned; with its neighbours (y1 - y0, X, 3)."""
@@ -56,7 +56,11 @@ def taps(n_in: int, n_out: int, how: Image.Resampling) -> Taps:
     stop = np.minimum((centre + support + 0.5).astype(np.int64), n_in)
     place = first[:, None] + np.arange(int((stop - first).max()))
     x = np.abs((place - centre[:, None] + 0.5) * (1.0 / stretch))
-    near, far = ((1.5 * x - 2.5) * x * x + 1, (((x - 5) * x + 8) * x - 4) * -0.5) if bicubic else (1 - x, np.zeros_like(x))
+    near, far = (
+        ((1.5 * x - 2.5) * x * x + 1, (((x - 5) * x + 8) * x - 4) * -0.5)
+        if bicubic
+        else (1 - x, np.zeros_like(x))
+    )
     weights = np.where(x < 1, near, np.where(x < 2, far, 0.0))
     weights[place >= stop[:, None]] = 0
     total = np.zeros(n_out)
@@ -67,7 +71,9 @@ def taps(n_in: int, n_out: int, how: Image.Resampling) -> Taps:
 
 def grey_rows(rows: Grey, start: int, t: Taps, y0: int, y1: int) -> Grey:
     """Resampled rows [y0, y1) of an 8-bit slice, of which `rows` (n, X) are those from `start` on."""
-    fixed = np.trunc(t.weights[y0:y1] * (1 << _BITS) + np.copysign(0.5, t.weights[y0:y1])).astype(np.int32)
+    fixed = np.trunc(t.weights[y0:y1] * (1 << _BITS) + np.copysign(0.5, t.weights[y0:y1])).astype(
+        np.int32
+    )
     total = np.full((y1 - y0, rows.shape[1]), 1 << (_BITS - 1), np.int32)
     for k in range(fixed.shape[1]):
         total += fixed[:, k, None] * rows[np.minimum(t.first[y0:y1] + k - start, len(rows) - 1)]
@@ -78,11 +84,15 @@ def real_rows(rows: Probability, start: int, t: Taps, y0: int, y1: int) -> Proba
     """The same of a slice of float32."""
     total = np.zeros((y1 - y0, rows.shape[1]))
     for k in range(t.weights.shape[1]):
-        total += t.weights[y0:y1, k, None] * rows[np.minimum(t.first[y0:y1] + k - start, len(rows) - 1)]
+        total += (
+            t.weights[y0:y1, k, None] * rows[np.minimum(t.first[y0:y1] + k - start, len(rows) - 1)]
+        )
     return total.astype(np.float32)
 
 
-def predict_rows(segmenter: Segmenter, read: Read, geo: Geometry, y0: int, y1: int, flips: bool = False) -> Iterator[Probability]:
+def predict_rows(
+    segmenter: Segmenter, read: Read, geo: Geometry, y0: int, y1: int, flips: bool = False
+) -> Iterator[Probability]:
     """Foreground probability of rows [y0, y1) of a slice, a few of them at a time.
 
     Memory grows with the width of the slice and the height of a tile, not with the number of rows.
@@ -98,10 +108,16 @@ def predict_rows(segmenter: Segmenter, read: Read, geo: Geometry, y0: int, y1: i
     Yields:
         (n, X) float32 in [0, 1], consecutive rows at the slice's own resolution.
     """
-    back = taps(geo.resized[0], geo.native[0], Image.Resampling.BILINEAR) if geo.resized[0] != geo.native[0] else None
+    back = (
+        taps(geo.resized[0], geo.native[0], Image.Resampling.BILINEAR)
+        if geo.resized[0] != geo.native[0]
+        else None
+    )
     a, b = (int(back.first[y0]), int(back.stop[y1 - 1])) if back else (y0, y1)
-    merged = ((start, resized_along_x(rows, geo.native[1], Image.Resampling.BILINEAR))
-              for start, rows in _merged(segmenter, Input(read, geo), geo, a, b, flips))  # fmt: skip
+    merged = (
+        (start, resized_along_x(rows, geo.native[1], Image.Resampling.BILINEAR))
+        for start, rows in _merged(segmenter, Input(read, geo), geo, a, b, flips)
+    )
     if back is None:
         yield from (rows for _, rows in merged)
         return
@@ -116,7 +132,9 @@ def predict_rows(segmenter: Segmenter, read: Read, geo: Geometry, y0: int, y1: i
                 held, start = held[back.first[y0] - start :], int(back.first[y0])
 
 
-def _merged(segmenter: Segmenter, image: Input, geo: Geometry, a: int, b: int, flips: bool) -> Iterator[tuple[int, Probability]]:
+def _merged(
+    segmenter: Segmenter, image: Input, geo: Geometry, a: int, b: int, flips: bool
+) -> Iterator[tuple[int, Probability]]:
     """Blended rows of the resized slice from row `a` to `b`, each with the number of its first row."""
     (h, w), corners, hann = geo.tile, geo.corners(), window(geo.tile)
     batches = [corners[i : i + BATCH_TILES] for i in range(0, len(corners), BATCH_TILES)]
@@ -129,9 +147,17 @@ def _merged(segmenter: Segmenter, image: Input, geo: Geometry, a: int, b: int, f
             total[y - base : y - base + h, x : x + w] += tile * hann
             weight[y - base : y - base + h, x : x + w] += hann
         after = batches[number + 1][0][0] if number + 1 < len(batches) else b
-        first, stop = max(base, a), min(after, b)  # no tile that is still to come covers rows above `after`
+        first, stop = (
+            max(base, a),
+            min(after, b),
+        )  # no tile that is still to come covers rows above `after`
         if stop > first:
-            yield first, (total[first - base : stop - base] / weight[first - base : stop - base])[:, : geo.resized[1]]
+            yield (
+                first,
+                (total[first - base : stop - base] / weight[first - base : stop - base])[
+                    :, : geo.resized[1]
+                ],
+            )
         if number + 1 < len(batches):
             for array in (total, weight):
                 kept = array[after - base :].copy()
@@ -146,7 +172,9 @@ class Input:
         self.read, self.geo = read, geo
         same = geo.resized[0] == geo.native[0]
         self.taps = None if same else taps(geo.native[0], geo.resized[0], Image.Resampling.BICUBIC)
-        self.source = _reflected(*geo.resized, geo.padded, 0)  # which resized row each padded row is
+        self.source = _reflected(
+            *geo.resized, geo.padded, 0
+        )  # which resized row each padded row is
         self.columns = _reflected(*geo.resized, geo.padded, 1)
         self.start, self.held = 0, np.empty((0, geo.padded[1]), np.uint8)
 
@@ -158,12 +186,18 @@ class Input:
             more = max(bottom, min(self.geo.padded[0], top + FETCH // self.geo.padded[1]))
             self.start, self.held = top, self.rows(top, more)
         y0 = self.start
-        return torch.stack([as_input(self.held[y - y0 : y - y0 + h, x : x + w]) for y, x in corners])
+        return torch.stack(
+            [as_input(self.held[y - y0 : y - y0 + h, x : x + w]) for y, x in corners]
+        )
 
     def native(self, top: int, bottom: int) -> tuple[int, int]:
         """Rows of the slice itself that rows [top, bottom) of the padded slice are made of."""
         r0, r1 = self._resized_rows(top, bottom)
-        return (r0, r1) if self.taps is None else (int(self.taps.first[r0]), int(self.taps.stop[r1 - 1]))
+        return (
+            (r0, r1)
+            if self.taps is None
+            else (int(self.taps.first[r0]), int(self.taps.stop[r1 - 1]))
+        )
 
     def rows(self, top: int, bottom: int) -> Grey:
         """Rows [top, bottom) of the padded slice."""
@@ -174,7 +208,9 @@ class Input:
         if shown.ndim == 2:
             rows = self._resampled(shown, n0, r0, r1)
         else:
-            rows = np.stack([self._resampled(shown[..., k], n0, r0, r1) for k in range(shown.shape[-1])], -1)
+            rows = np.stack(
+                [self._resampled(shown[..., k], n0, r0, r1) for k in range(shown.shape[-1])], -1
+            )
         return np.ascontiguousarray(rows[wanted - r0][:, self.columns])
 
     def _resized_rows(self, top: int, bottom: int) -> tuple[int, int]:
@@ -187,7 +223,9 @@ class Input:
         return wide if self.taps is None else grey_rows(wide, start, self.taps, r0, r1)
 
 
-def _reflected(height: int, width: int, padded: tuple[int, int], axis: int) -> npt.NDArray[np.int64]:
+def _reflected(
+    height: int, width: int, padded: tuple[int, int], axis: int
+) -> npt.NDArray[np.int64]:
     """For each padded row (axis 0) or column (1) the one of the resized slice that it repeats."""
     n = (height, width)[axis]
     return np.pad(np.arange(n), (0, padded[axis] - n), mode="symmetric")

@@ -1,4 +1,4 @@
-"""Blocks of a volume through a model in 3D: what `emadapt.predict3d` gives for the whole of it, which is never held.
+"""Blocks of a volume through a model in 3D: what `emadapt.models.predict3d` gives for the whole of it, which is never held.
 
 Windows have their places in the whole volume. A block looks at those that reach into it, with the slices and rows beside it that
 they cover, so that blocks can be segmented one by one, in any order, and leave no seams.
@@ -14,13 +14,13 @@ import numpy as np
 from PIL import Image
 
 from emadapt.data.tiles import Geometry, Grey
-from emadapt.data.volume import Array, to_uint8
+from emadapt.models.predict import Probability
+from emadapt.models.predict3d import blended, continued, window_starts
 from emadapt.models.segmenter import Segmenter
-from emadapt.predict import Probability
-from emadapt.predict3d import blended, continued, window_starts
 from emadapt.segment.job import Block, Runner
 from emadapt.segment.model import WHOLE_SLICE
 from emadapt.segment.rows import Input, real_rows, resized_along_x, taps
+from emadapt.volumes.slices import Array, to_uint8
 
 Read = Callable[[int, int, int], Grey]
 """(z, y0, y1) -> rows [y0, y1) of slice z as (y1 - y0, X) uint8, at its own resolution, aligned."""
@@ -45,17 +45,30 @@ class Reach:
 
 def reach_of(segmenter: Segmenter, geo: Geometry, block: Block, length: int) -> Reach:
     """What a block of a volume of `length` slices needs."""
-    depth, share = segmenter.regime.patch[0], geo.overlap  # more than in training where slices of training entered whole
+    depth, share = (
+        segmenter.regime.patch[0],
+        geo.overlap,
+    )  # more than in training where slices of training entered whole
     shown, before = continued(range(length), depth)
-    starts = _over(window_starts(len(shown), depth, share), depth, block.z0 + before, block.z1 + before)
+    starts = _over(
+        window_starts(len(shown), depth, share), depth, block.z0 + before, block.z1 + before
+    )
     seen = shown[starts[0] : starts[-1] + depth]
-    tops = _over(window_starts(geo.padded[0], geo.tile[0], share), geo.tile[0], *_resized_rows(geo, block))
+    tops = _over(
+        window_starts(geo.padded[0], geo.tile[0], share), geo.tile[0], *_resized_rows(geo, block)
+    )
     padded = tops[0], tops[-1] + geo.tile[0]
-    return Reach(tuple(starts), (int(seen.min()), int(seen.max()) + 1), padded, Input(_nothing, geo).native(*padded))
+    return Reach(
+        tuple(starts),
+        (int(seen.min()), int(seen.max()) + 1),
+        padded,
+        Input(_nothing, geo).native(*padded),
+    )
 
 
-def predict_rows_3d(segmenter: Segmenter, read: Read, geo: Geometry, block: Block, length: int,
-                    flips: bool = False) -> Iterator[tuple[int, Probability]]:  # fmt: skip
+def predict_rows_3d(
+    segmenter: Segmenter, read: Read, geo: Geometry, block: Block, length: int, flips: bool = False
+) -> Iterator[tuple[int, Probability]]:
     """Foreground probability of a block.
 
     Memory holds as many slices of the block's rows as a patch is deep.
@@ -74,7 +87,11 @@ def predict_rows_3d(segmenter: Segmenter, read: Read, geo: Geometry, block: Bloc
     reach = reach_of(segmenter, geo, block, length)
     shown, before = continued(range(length), segmenter.regime.patch[0])
     first, stop = _resized_rows(geo, block)
-    back = taps(geo.resized[0], geo.native[0], Image.Resampling.BILINEAR) if geo.resized[0] != geo.native[0] else None
+    back = (
+        taps(geo.resized[0], geo.native[0], Image.Resampling.BILINEAR)
+        if geo.resized[0] != geo.native[0]
+        else None
+    )
 
     def entering(at: int) -> Grey:
         return Input(functools.partial(read, int(shown[at])), geo).rows(*reach.padded)
@@ -94,7 +111,9 @@ class Runner3d(Runner):
         reach = self._reach(block)
         return self.source.read(*reach.slices, *self._loaded(reach))
 
-    def probability(self, block: Block, loaded: Array | None) -> Iterator[tuple[int, int, Probability]]:
+    def probability(
+        self, block: Block, loaded: Array | None
+    ) -> Iterator[tuple[int, int, Probability]]:
         """The block's slices as they are done: number of the slice, number of the first row, (n, X) in [0, 1]."""
         reach = self._reach(block)
         have = self.load(block) if loaded is None else loaded
@@ -106,7 +125,9 @@ class Runner3d(Runner):
                 return self.geo.aligner(to_uint8(image, *self.job.window))[y0:y1]
             return self.geo.aligner(to_uint8(image[y0 - top : y1 - top], *self.job.window))
 
-        found = predict_rows_3d(self.model.segmenter, read, self.geo, block, self.job.shape[0], self.job.flips)
+        found = predict_rows_3d(
+            self.model.segmenter, read, self.geo, block, self.job.shape[0], self.job.flips
+        )
         return ((z, block.y0, np.ascontiguousarray(rows)) for z, rows in found)
 
     def _reach(self, block: Block) -> Reach:

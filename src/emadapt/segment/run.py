@@ -16,8 +16,17 @@ from emadapt.errors import InputError
 from emadapt.files import FULL, REFUSED, write_json
 from emadapt.segment.instances import join
 from emadapt.segment.job import Order, prepare
-from emadapt.segment.partial import Partial, begin, held, opened, runner_of, segment_block, stamp_of, work
-from emadapt.segment.writers import finish, publish, suffix_of, targets
+from emadapt.segment.partial import (
+    Partial,
+    begin,
+    held,
+    opened,
+    runner_of,
+    segment_block,
+    stamp_of,
+    work,
+)
+from emadapt.volumes.writers import finish, publish, suffix_of, targets
 
 Each = Callable[[str, str, list[int]], Iterable[int]]
 """(Folder, phase, numbers of blocks) -> these numbers, as blocks are finished."""
@@ -32,9 +41,15 @@ def segment_volume(order: Order) -> Path:
     Raises:
         InputError: anything wrong with the input, the model or the output. What is done until then is kept in OUTPUT.partial.
     """
-    output = Path(order.output).absolute()  # a run may be gone on with from another folder, and workers have one of their own
+    output = Path(
+        order.output
+    ).absolute()  # a run may be gone on with from another folder, and workers have one of their own
     folder = output.with_name(f"{output.name}.partial")
-    kinds = ("mask", *(["probabilities"] if order.probabilities else []), *(["instances"] if order.instances else []))
+    kinds = (
+        "mask",
+        *(["probabilities"] if order.probabilities else []),
+        *(["instances"] if order.instances else []),
+    )
     _check_output(order, targets(order.output, kinds), folder)
     try:
         with held(folder):
@@ -68,16 +83,31 @@ def _check_output(order: Order, named: dict[str, Path], folder: Path) -> None:
     suffix_of(order.output)
     parent = Path(order.output).resolve().parent
     if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise InputError(order.output, found=f"no folder {parent} that can be written to", expected="one",
-                         do="Make it, or choose another output.")  # fmt: skip
-    source, places = Path(order.input.partition(":/")[0]).resolve(), [p.resolve() for p in named.values()]
+        raise InputError(
+            order.output,
+            found=f"no folder {parent} that can be written to",
+            expected="one",
+            do="Make it, or choose another output.",
+        )
+    source, places = (
+        Path(order.input.partition(":/")[0]).resolve(),
+        [p.resolve() for p in named.values()],
+    )
     if any(source == p or p in source.parents or source in p.parents for p in places):
-        raise InputError(order.output, found="the input itself, or a part of it or around it", expected="another file",
-                         do="Choose another output.")  # fmt: skip
+        raise InputError(
+            order.output,
+            found="the input itself, or a part of it or around it",
+            expected="another file",
+            do="Choose another output.",
+        )
     there = [str(p) for p in named.values() if p.exists()]
     if there and not order.overwrite and not (folder / "made.json").is_file():
-        raise InputError(", ".join(there), found="an output of that name", expected="none",
-                         do="Choose another name, or replace it with --overwrite.")  # fmt: skip
+        raise InputError(
+            ", ".join(there),
+            found="an output of that name",
+            expected="none",
+            do="Choose another name, or replace it with --overwrite.",
+        )
 
 
 def _run(partial: Partial, order: Order, each: Each) -> float:
@@ -109,13 +139,29 @@ def _made(folder: Path) -> dict[Path, Path]:
 
 def _phase(partial: Partial, phase: str, each: Each) -> None:
     """Finish the blocks that are left, with progress."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     left = partial.left(phase)
-    columns = (TextColumn("segment: {task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("blocks"),
-               TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(elapsed_when_finished=False))  # fmt: skip
+    columns = (
+        TextColumn("segment: {task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("blocks"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(elapsed_when_finished=False),
+    )
     with Progress(*columns) as progress:
-        task = progress.add_task(phase, total=len(partial.blocks), completed=len(partial.blocks) - len(left))
+        task = progress.add_task(
+            phase, total=len(partial.blocks), completed=len(partial.blocks) - len(left)
+        )
         for _ in each(str(partial.folder), phase, left):
             progress.advance(task)
 
@@ -149,13 +195,23 @@ def _say(partial: Partial, order: Order, seconds: float, whole: float) -> None:
     z, y, x = partial.job.shape
     share = sum(facts["foreground"] for facts in partial.facts("mask")) / (z * y * x)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"segment {order.output}: {z} x {y} x {x} voxels, {share:.2%} foreground, "
-          f"{whole:.0f} s ({seconds:.0f} s of segmenting), peak {peak:.0f} MB")  # fmt: skip
+    print(
+        f"segment {order.output}: {z} x {y} x {x} voxels, {share:.2%} foreground, "
+        f"{whole:.0f} s ({seconds:.0f} s of segmenting), peak {peak:.0f} MB"
+    )
 
 
 def _explained(error: OSError, folder: Path) -> InputError:
     """An error of the disk in words that help."""
     done = len(list((folder / "done").glob("mask-*.json"))) if folder.is_dir() else 0
-    reason = "a full disk" if error.errno in FULL else f"no permission to write ({error.filename or error})"
-    return InputError(folder, found=reason, expected="room and permission to write",
-                      do=f"See to it and repeat the command: it goes on after the {done} blocks that are done.")  # fmt: skip
+    reason = (
+        "a full disk"
+        if error.errno in FULL
+        else f"no permission to write ({error.filename or error})"
+    )
+    return InputError(
+        folder,
+        found=reason,
+        expected="room and permission to write",
+        do=f"See to it and repeat the command: it goes on after the {done} blocks that are done.",
+    )

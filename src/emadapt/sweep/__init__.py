@@ -1,1 +1,2 @@
-"""Sweeps: Optuna searches the settings of a regime for the best validation IoU."""
+"""Optuna: the search space, the objective, running trials, promoting the winner. It knows nothing
+of reports."""

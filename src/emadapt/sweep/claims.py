@@ -37,8 +37,16 @@ def root_number(trial: FrozenTrial) -> int:
     return int(trial.system_attrs.get("failed_trial", trial.number))
 
 
-def claim(study: optuna.Study, store: Store, space: Space, owner: str, *, wanted: int, at_most: int,
-          since: int) -> list[Trial] | None:  # fmt: skip
+def claim(
+    study: optuna.Study,
+    store: Store,
+    space: Space,
+    owner: str,
+    *,
+    wanted: int,
+    at_most: int,
+    since: int,
+) -> list[Trial] | None:
     """Up to `at_most` trials to run now; none if all that remain are running elsewhere; None if the sweep is over.
 
     Args:
@@ -78,7 +86,9 @@ def n_ended(trials: Sequence[FrozenTrial]) -> int:
 
 def failing(trials: Sequence[FrozenTrial], wanted: int, since: int) -> str:
     """Why the sweep is given up, or nothing: too many trials failed by themselves, not for want of their worker."""
-    recent = [t for t in trials if t.number >= since and (t.state in ENDED or "failed" in t.user_attrs)]
+    recent = [
+        t for t in trials if t.number >= since and (t.state in ENDED or "failed" in t.user_attrs)
+    ]
     failures = [t for t in recent if t.state not in ENDED]
     in_a_row = len(recent) >= MAX_FAILURES and n_ended(recent[-MAX_FAILURES:]) == 0
     if in_a_row or len(failures) >= wanted + MAX_FAILURES:
@@ -87,7 +97,9 @@ def failing(trials: Sequence[FrozenTrial], wanted: int, since: int) -> str:
     return ""
 
 
-def take_back(study: optuna.Study, store: Store, trial: FrozenTrial, reason: str, *, died: bool = True) -> None:
+def take_back(
+    study: optuna.Study, store: Store, trial: FrozenTrial, reason: str, *, died: bool = True
+) -> None:
     """Fail a running trial whose process is gone, or told to stop, and put its parameters back into the queue.
 
     A process that dies between the two loses the parameters; another trial takes their place.
@@ -99,7 +111,9 @@ def take_back(study: optuna.Study, store: Store, trial: FrozenTrial, reason: str
         died: the worker died by itself; MAX_DEATHS times, and the trial is a failure.
     """
     deaths = int(trial.user_attrs.get("deaths", 0)) + died
-    attrs = {"lost": reason} | ({"failed": f"its worker died {deaths} times; {reason}"} if deaths >= MAX_DEATHS else {})
+    attrs = {"lost": reason} | (
+        {"failed": f"its worker died {deaths} times; {reason}"} if deaths >= MAX_DEATHS else {}
+    )
     try:
         for name, value in attrs.items():
             store.storage.set_trial_user_attr(trial._trial_id, name, value)
@@ -110,7 +124,9 @@ def take_back(study: optuna.Study, store: Store, trial: FrozenTrial, reason: str
         requeue(study, trial, deaths)
 
 
-def take_back_all(study: optuna.Study, store: Store, reason: str, owner: str | None = None, *, died: bool = True) -> None:
+def take_back_all(
+    study: optuna.Study, store: Store, reason: str, owner: str | None = None, *, died: bool = True
+) -> None:
     """`take_back` for every running trial, or for those of one owner."""
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         if owner is None or trial.user_attrs.get("owner") == owner:
@@ -135,20 +151,29 @@ def requeue(study: optuna.Study, trial: FrozenTrial, deaths: int | None = None) 
             state=TrialState.WAITING,
             params=trial.params,
             distributions=trial.distributions,
-            user_attrs={k: v for k, v in trial.user_attrs.items() if k not in ("owner", "lost")} | {"deaths": deaths},
-            system_attrs={**trial.system_attrs, "failed_trial": root_number(trial), "retry_history": history},
+            user_attrs={k: v for k, v in trial.user_attrs.items() if k not in ("owner", "lost")}
+            | {"deaths": deaths},
+            system_attrs={
+                **trial.system_attrs,
+                "failed_trial": root_number(trial),
+                "retry_history": history,
+            },
             intermediate_values=trial.intermediate_values,  # its checkpoint goes on after them
         )
     )
 
 
-def end(study: optuna.Study, store: Store, trial: Trial, *, value: float | None = None, failed: str = "") -> bool:
+def end(
+    study: optuna.Study, store: Store, trial: Trial, *, value: float | None = None, failed: str = ""
+) -> bool:
     """Tell how a trial ended: with a value, failed by itself for a reason, or pruned.
 
     Returns:
         Whether it was still the caller's to tell.
     """
-    state = TrialState.FAIL if failed else TrialState.PRUNED if value is None else TrialState.COMPLETE
+    state = (
+        TrialState.FAIL if failed else TrialState.PRUNED if value is None else TrialState.COMPLETE
+    )
     try:
         if failed:
             store.storage.set_trial_user_attr(trial._trial_id, "failed", failed)

@@ -6,8 +6,8 @@ import sys
 
 import click
 
-from emadapt.config import load_study
 from emadapt.errors import EmadaptError
+from emadapt.study.study import load_study
 
 
 @click.group()
@@ -15,27 +15,54 @@ def sweep() -> None:
     """Search the settings of a regime for the best validation IoU."""
 
 
-_STORAGE = click.option("--storage", default="", envvar="EMADAPT_SWEEP_STORAGE",
-                        help="postgresql://... for several machines  [default: a journal in scratch/sweeps]")  # fmt: skip
+_STORAGE = click.option(
+    "--storage",
+    default="",
+    envvar="EMADAPT_SWEEP_STORAGE",
+    help="postgresql://... for several machines  [default: a journal in scratch/sweeps]",
+)
 
 
 @sweep.command("run")
 @click.option("--backbone", required=True, help="of params.yaml")
 @click.option("--train-set", required=True, help="of params.yaml")
 @click.option("--regime", default="lora", show_default=True, help="of params.yaml")
-@click.option("--trials", required=True, type=int, help="finished or pruned ones that the sweep is to end with, in all")
-@click.option("--workers", default=0, type=click.IntRange(0), help="processes on this machine  [default: one a GPU, or one]")
+@click.option(
+    "--trials",
+    required=True,
+    type=int,
+    help="finished or pruned ones that the sweep is to end with, in all",
+)
+@click.option(
+    "--workers",
+    default=0,
+    type=click.IntRange(0),
+    help="processes on this machine  [default: one a GPU, or one]",
+)
 @click.option("--gpus", default="", help="GPUs that they share, e.g. 0,1")
 @_STORAGE
-@click.option("--name", default="", help="of the sweep  [default: after study, backbone, regime and training set]")
+@click.option(
+    "--name",
+    default="",
+    help="of the sweep  [default: after study, backbone, regime and training set]",
+)
 @click.option("--join", is_flag=True, help="help a sweep that another machine has begun")
-def sweep_run(backbone: str, train_set: str, regime: str, trials: int, workers: int, gpus: str, storage: str, name: str,
-              join: bool) -> None:  # fmt: skip
+def sweep_run(
+    backbone: str,
+    train_set: str,
+    regime: str,
+    trials: int,
+    workers: int,
+    gpus: str,
+    storage: str,
+    name: str,
+    join: bool,
+) -> None:
     """Begin a sweep, or resume it: the same command again goes on where it was stopped."""
     study = load_study()
-    from emadapt.launch import parse_devices
     from emadapt.sweep.run import Order, run_sweep
     from emadapt.sweep.space import Target
+    from emadapt.training.launch import parse_devices
 
     devices = tuple(parse_devices(gpus))
     target = Target(backbone, regime, train_set)
@@ -60,7 +87,12 @@ def sweep_status(storage: str, name: str) -> None:
 @sweep.command("promote")
 @_STORAGE
 @click.option("--name", default="", help="the sweep, where there are several")
-@click.option("--as", "regime", default="", help="name of the new regime  [default: the swept one's with _tuned]")
+@click.option(
+    "--as",
+    "regime",
+    default="",
+    help="name of the new regime  [default: the swept one's with _tuned]",
+)
 def sweep_promote(storage: str, name: str, regime: str) -> None:
     """Write the best trial into params.yaml as a regime, for `dvc repro` to train over the study's seeds."""
     from emadapt.sweep.promote import promote
@@ -69,7 +101,9 @@ def sweep_promote(storage: str, name: str, regime: str) -> None:
     store = open_store(storage)
     names = sweep_names(store)
     if not name and len(names) != 1:
-        raise EmadaptError(f"{store.words} has {len(names)} sweeps; choose one with --name: {', '.join(names) or 'none'}")
+        raise EmadaptError(
+            f"{store.words} has {len(names)} sweeps; choose one with --name: {', '.join(names) or 'none'}"
+        )
     for line in promote(store, name or names[0], regime):
         click.echo(line)
 
@@ -83,13 +117,23 @@ def sweep_promote(storage: str, name: str, regime: str) -> None:
 @click.option("--parent", type=int, required=True)
 @click.option("--since", type=int, required=True)
 @_STORAGE
-def sweep_worker(name: str, backbone: str, regime: str, train_set: str, owner: str, parent: int, since: int,
-                 storage: str) -> None:  # fmt: skip
+def sweep_worker(
+    name: str,
+    backbone: str,
+    regime: str,
+    train_set: str,
+    owner: str,
+    parent: int,
+    since: int,
+    storage: str,
+) -> None:
     """What `run` starts."""
     from emadapt.sweep.space import Target
     from emadapt.sweep.worker import Job, work
 
-    work(load_study(), Target(backbone, regime, train_set), Job(name, storage, owner, parent, since))
+    work(
+        load_study(), Target(backbone, regime, train_set), Job(name, storage, owner, parent, since)
+    )
 
 
 def _print_status(storage: str, name: str) -> None:

@@ -1,4 +1,4 @@
-"""Fit many heads at once: `emadapt.fit.fit` for a `Stack`, with a checkpoint and an end of its own for each member."""
+"""Fit many heads at once: `emadapt.training.fit.fit` for a `Stack`, with a checkpoint and an end of its own for each member."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from emadapt.config import TrainSpec
+from emadapt.data.crops import load_epoch, plan_epoch
 from emadapt.data.ingest import Volume
-from emadapt.data.patches import load_epoch, plan_epoch
 from emadapt.data.tiles import blend, geometry_of
 from emadapt.errors import EmadaptError
-from emadapt.fit import Inputs, Progress, rate_factor, stalled, val_slices
-from emadapt.predict import BATCH_TILES, Probability
+from emadapt.models.predict import BATCH_TILES, Probability
+from emadapt.models.tokens import TokenView
+from emadapt.study.study import TrainSettings
 from emadapt.sweep.stacked import Stack, State, loss_and_gradient
-from emadapt.tokens import TokenView
+from emadapt.training.fit import Inputs, Progress, rate_factor, stalled, val_slices
 
 
 @dataclass
@@ -39,7 +39,7 @@ class Member:
         scored: validation IoU of its best epoch over all validation slices, if it did not leave.
     """
 
-    train: TrainSpec
+    train: TrainSettings
     seed: int
     scratch: Path
     on_epoch: Callable[[dict[str, float], int], None]
@@ -53,16 +53,24 @@ def fit_stacked(inputs: Inputs, members: list[Member], seed: int) -> None:
     """Train the members from their checkpoints on and score the best epoch of each; the outcome is in the members.
 
     Args:
-        inputs: of `emadapt.train.prepare`, from the token cache.
+        inputs: of `emadapt.training.train.prepare`, from the token cache.
         members: at least one.
         seed: of the order of the data, which all share.
     """
     saved = [_read(m.scratch) for m in members]
-    for epoch in sorted({s["progress"]["epoch"] if s else 0 for s in saved}):  # members at different epochs see different data
-        group = [(m, s) for m, s in zip(members, saved, strict=True) if (s["progress"]["epoch"] if s else 0) == epoch]
+    for epoch in sorted(
+        {s["progress"]["epoch"] if s else 0 for s in saved}
+    ):  # members at different epochs see different data
+        group = [
+            (m, s)
+            for m, s in zip(members, saved, strict=True)
+            if (s["progress"]["epoch"] if s else 0) == epoch
+        ]
         _fit_group(inputs, [m for m, _ in group], [s for _, s in group], seed)
     done = [m for m in members if m.error is None]
-    shared = inputs.segmenter.head_name == "linear"  # `Stack.shared_norm`, while each has its best at its own epoch
+    shared = (
+        inputs.segmenter.head_name == "linear"
+    )  # `Stack.shared_norm`, while each has its best at its own epoch
     for together in [[m] for m in done] if shared else [done] if done else []:
         stack = _stack(inputs, together)
         for i, member in enumerate(together):
@@ -84,27 +92,42 @@ def _fit_group(inputs: Inputs, here: list[Member], saved: list[dict[str, Any]], 
     factor = rate_factor(train, steps)
     epoch = here[0].progress.epoch
     while epoch < train.epochs:
-        here = _keep(stack, here, [m.error is None and not stalled(m.progress, train) for m in here])
+        here = _keep(
+            stack, here, [m.error is None and not stalled(m.progress, train) for m in here]
+        )
         if not here:
             return
         started = time.perf_counter()
-        losses = [stack.step(batch, factor(stack.steps))
-                  for batch in load_epoch(inputs.data, plan_epoch(rows, train, seed, epoch), train.workers)]  # fmt: skip
+        losses = [
+            stack.step(batch, factor(stack.steps))
+            for batch in load_epoch(
+                inputs.data, plan_epoch(rows, train, seed, epoch), train.workers
+            )
+        ]
         loss = torch.stack(losses).mean(0).tolist()
-        scores = score_stacked(stack, inputs, every=train.val_slices, loss=train.monitor == "val_loss")
+        scores = score_stacked(
+            stack, inputs, every=train.val_slices, loss=train.monitor == "val_loss"
+        )
         epoch += 1
         seconds = (time.perf_counter() - started) / len(here)
         for i, member in enumerate(here):
-            metrics = {"train/loss": loss[i], "train/lr_head": member.train.head_lr * factor(stack.steps),
-                       **{f"val/{k}": scores[i][k] for k in ("iou", "loss") if k in scores[i]}}  # fmt: skip
+            metrics = {
+                "train/loss": loss[i],
+                "train/lr_head": member.train.head_lr * factor(stack.steps),
+                **{f"val/{k}": scores[i][k] for k in ("iou", "loss") if k in scores[i]},
+            }
             _end_epoch(stack, i, member, metrics, seconds)
 
 
-def _end_epoch(stack: Stack, i: int, member: Member, metrics: dict[str, float], seconds: float) -> None:
+def _end_epoch(
+    stack: Stack, i: int, member: Member, metrics: dict[str, float], seconds: float
+) -> None:
     """Keep the member's best, write its checkpoint, tell its owner; a member that fails takes nobody with it."""
     progress = member.progress
     if not math.isfinite(metrics["train/loss"]):
-        member.error = EmadaptError(f"epoch {progress.epoch}: the loss is not finite; lower head_lr")
+        member.error = EmadaptError(
+            f"epoch {progress.epoch}: the loss is not finite; lower head_lr"
+        )
         return
     value = metrics["val/iou"] if member.train.monitor == "val_iou" else -metrics["val/loss"]
     state = stack.state(i)
@@ -116,7 +139,10 @@ def _end_epoch(stack: Stack, i: int, member: Member, metrics: dict[str, float], 
     progress.history.append(metrics)
     member.scratch.mkdir(parents=True, exist_ok=True)
     temporary = member.scratch / ".checkpoint.part"
-    torch.save({"progress": vars(progress), "state": state, "best": member.best, "steps": stack.steps}, temporary)
+    torch.save(
+        {"progress": vars(progress), "state": state, "best": member.best, "steps": stack.steps},
+        temporary,
+    )
     temporary.replace(member.scratch / "checkpoint.pt")
     try:
         member.on_epoch(metrics, stack.steps)
@@ -135,7 +161,13 @@ def _stack(inputs: Inputs, members: list[Member]) -> Stack:
     same = {dataclasses.replace(s, head_lr=1.0, weight_decay=0.0) for s in settings}
     if len(same) > 1:
         raise ValueError("members of a stack differ in more than head_lr and weight_decay")
-    return Stack(inputs.segmenter.head_name, backbone.arch.dim, len(backbone.blocks), settings, [m.seed for m in members])
+    return Stack(
+        inputs.segmenter.head_name,
+        backbone.arch.dim,
+        len(backbone.blocks),
+        settings,
+        [m.seed for m in members],
+    )
 
 
 def _keep(stack: Stack, here: list[Member], stays: list[bool]) -> list[Member]:
@@ -145,8 +177,10 @@ def _keep(stack: Stack, here: list[Member], stays: list[bool]) -> list[Member]:
     return [here[i] for i in rows]
 
 
-def score_stacked(stack: Stack, inputs: Inputs, every: int, loss: bool = False) -> list[dict[str, float]]:
-    """What `emadapt.fit.score` gives, for each member."""
+def score_stacked(
+    stack: Stack, inputs: Inputs, every: int, loss: bool = False
+) -> list[dict[str, float]]:
+    """What `emadapt.training.fit.score` gives, for each member."""
     ious: list[npt.NDArray[np.float64]] = []
     losses: list[npt.NDArray[np.float32]] = []
     for volume, views in zip(inputs.volumes, inputs.views, strict=True):
@@ -159,24 +193,41 @@ def score_stacked(stack: Stack, inputs: Inputs, every: int, loss: bool = False) 
             total += (found | label).sum((1, 2))
             if loss:
                 margin = torch.from_numpy(probability).clamp(1e-6, 1 - 1e-6).logit()[None]
-                losses.append(loss_and_gradient(stack.train.loss, margin, torch.from_numpy(label).float()[None])[0].numpy())
+                losses.append(
+                    loss_and_gradient(
+                        stack.train.loss, margin, torch.from_numpy(label).float()[None]
+                    )[0].numpy()
+                )
         ious.append(np.where(total > 0, hits / np.maximum(total, 1), 1.0))
-    scored = [{"iou": float(np.mean(own)), **{f"iou.{v.name}": float(iou) for v, iou in zip(inputs.volumes, own, strict=True)}}
-              for own in zip(*ious, strict=True)]  # fmt: skip
+    scored = [
+        {
+            "iou": float(np.mean(own)),
+            **{f"iou.{v.name}": float(iou) for v, iou in zip(inputs.volumes, own, strict=True)},
+        }
+        for own in zip(*ious, strict=True)
+    ]
     if losses:
         for own, value in zip(scored, np.mean(losses, 0), strict=True):
             own["loss"] = float(value)
     return scored
 
 
-def _predict(stack: Stack, inputs: Inputs, volume: Volume, view: TokenView, z: int) -> list[Probability]:
+def _predict(
+    stack: Stack, inputs: Inputs, volume: Volume, view: TokenView, z: int
+) -> list[Probability]:
     """Foreground probabilities (Y, X) of one slice by each member."""
     spec, patch = inputs.segmenter.spec, inputs.segmenter.backbone.arch.patch
     geo = geometry_of(volume, spec, patch)
     rows = view.rows_of_slice(z)
     tiles = []
     for start in range(0, len(rows), BATCH_TILES):
-        block = view.tokens[rows[start] : rows[start] + min(BATCH_TILES, len(rows) - start)]  # a slice's rows are neighbours
-        tiles.append(stack.probabilities(torch.from_numpy(np.array(block)), geo.tile, spec.precision).cpu().numpy())
+        block = view.tokens[
+            rows[start] : rows[start] + min(BATCH_TILES, len(rows) - start)
+        ]  # a slice's rows are neighbours
+        tiles.append(
+            stack.probabilities(torch.from_numpy(np.array(block)), geo.tile, spec.precision)
+            .cpu()
+            .numpy()
+        )
     corners = [(int(y), int(x)) for _, y, x in view.index[rows]]
     return [blend(own, corners, geo) for own in np.concatenate(tiles, 1)]

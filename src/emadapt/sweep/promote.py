@@ -9,8 +9,8 @@ from typing import Any
 
 import optuna
 
-from emadapt.config import NAME, PARAMS, BackboneSpec, RegimeSpec, Study, load_study
 from emadapt.errors import EmadaptError, InputError
+from emadapt.study.study import NAME, PARAMS, BackboneSettings, RegimeSettings, Study, load_study
 from emadapt.sweep.logbook import best_trial
 from emadapt.sweep.space import Target, default_point, definition, settings_at
 from emadapt.sweep.storage import Store, difference, find_sweep
@@ -38,28 +38,62 @@ def promote(store: Store, name: str, regime_name: str = "", path: Path = PARAMS)
     study = optuna.load_study(study_name=find_sweep(store, name), storage=store.storage)
     best = best_trial(study.get_trials(deepcopy=False))
     if best is None:
-        raise InputError(f"sweep {name!r}", found="no finished trial", expected="at least one",
-                         do="Let `emadapt sweep run` finish one.")  # fmt: skip
+        raise InputError(
+            f"sweep {name!r}",
+            found="no finished trial",
+            expected="at least one",
+            do="Let `emadapt sweep run` finish one.",
+        )
     target = _target(study, config, path)
     default = default_point(config, target)
     if default and settings_at(config, target, best.params) == settings_at(config, target, default):
-        return [f"{path}: unchanged; its own settings are the best of {study.study_name} (validation IoU {best.value:.4f})"]
+        return [
+            f"{path}: unchanged; its own settings are the best of {study.study_name} (validation IoU {best.value:.4f})"
+        ]
     regime_name = regime_name or f"{target.regime}_tuned"
     backbone, regime = settings_at(config, target, best.params)
-    variant = "" if backbone == config.backbone_specs[target.backbone] else f"{target.backbone}_{regime_name}"
-    for what, new, have in (("regime", regime_name, config.regime_specs), ("backbone", variant, config.backbone_specs)):
+    variant = (
+        ""
+        if backbone == config.backbone_settings[target.backbone]
+        else f"{target.backbone}_{regime_name}"
+    )
+    for what, new, have in (
+        ("regime", regime_name, config.regime_settings),
+        ("backbone", variant, config.backbone_settings),
+    ):
         if new and not NAME.fullmatch(new):
-            raise InputError(f"--as {new!r}", found="other characters", expected="letters, digits and _", do="Choose another.")
+            raise InputError(
+                f"--as {new!r}",
+                found="other characters",
+                expected="letters, digits and _",
+                do="Choose another.",
+            )
         if new in have:
-            raise InputError(f"{path}: {what} {new!r}", found="there already", expected="a new name",
-                             do="Give another one with --as, or delete it from the file.")  # fmt: skip
+            raise InputError(
+                f"{path}: {what} {new!r}",
+                found="there already",
+                expected="a new name",
+                do="Give another one with --as, or delete it from the file.",
+            )
     note = f"trial {best.number} of sweep {study.study_name}: validation IoU {best.value:.4f}"
-    _write(path, regime_name, _own_values(regime), target.backbone, variant, _changed(config, target, backbone), note)
+    _write(
+        path,
+        regime_name,
+        _own_values(regime),
+        target.backbone,
+        variant,
+        _changed(config, target, backbone),
+        note,
+    )
     after = load_study(path)
     lines = [f"{path}: regime {regime_name!r} is {note}"]
     if variant:
-        lines.append(f"{path}: backbone {variant!r} has the trial's blocks and scale; the trial is {variant} with {regime_name}")
-    lines.append(f"study {after.name!r} has {len(after.units())} units now, {len(config.units())} before. Next: dvc repro")
+        lines.append(
+            f"{path}: backbone {variant!r} has the trial's blocks and scale; the trial is {variant} with {regime_name}"
+        )
+    lines.append(
+        f"study {after.name!r} has {len(after.units())} units now, {len(config.units())} before. Next: dvc repro"
+    )
     return lines
 
 
@@ -72,30 +106,49 @@ def _target(study: optuna.Study, config: Study, path: Path) -> Target:
     was = study.user_attrs["definition"]
     unit = was["fixed"]["unit"]
     target = Target(unit["backbone"], unit["regime"], unit["train_set"])
-    known = (target.backbone in config.backbone_specs and target.regime in config.regime_specs
-             and target.train_set in config.train_set_specs)  # fmt: skip
+    known = (
+        target.backbone in config.backbone_settings
+        and target.regime in config.regime_settings
+        and target.train_set in config.train_set_settings
+    )
     now = definition(config, target) if known else {}
     if now.get("fixed") != was["fixed"]:
-        raise InputError(path, found=f"a study with {difference({'fixed': was['fixed']}, {'fixed': now.get('fixed', {})})}",
-                         expected="the settings that the sweep's trials were trained with", do="Put them back.")  # fmt: skip
+        raise InputError(
+            path,
+            found=f"a study with {difference({'fixed': was['fixed']}, {'fixed': now.get('fixed', {})})}",
+            expected="the settings that the sweep's trials were trained with",
+            do="Put them back.",
+        )
     return target
 
 
-def _own_values(regime: RegimeSpec) -> dict[str, Any]:
+def _own_values(regime: RegimeSettings) -> dict[str, Any]:
     """What the file needs of a regime: its kind, the rank and alpha of low-rank ones, and all that is not at its default."""
     shown = ("kind", "rank", "alpha") if regime.low_rank else ("kind",)
-    return {f.name: getattr(regime, f.name) for f in dataclasses.fields(regime)
-            if f.name in shown or getattr(regime, f.name) != f.default}  # fmt: skip
+    return {
+        f.name: getattr(regime, f.name)
+        for f in dataclasses.fields(regime)
+        if f.name in shown or getattr(regime, f.name) != f.default
+    }
 
 
-def _changed(config: Study, target: Target, backbone: BackboneSpec) -> dict[str, Any]:
-    was = config.backbone_specs[target.backbone]
+def _changed(config: Study, target: Target, backbone: BackboneSettings) -> dict[str, Any]:
+    was = config.backbone_settings[target.backbone]
     values = {f.name: getattr(backbone, f.name) for f in dataclasses.fields(backbone)}
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items() if v != getattr(was, k)}
+    return {
+        k: list(v) if isinstance(v, tuple) else v for k, v in values.items() if v != getattr(was, k)
+    }
 
 
-def _write(path: Path, regime_name: str, regime: dict[str, Any], backbone: str, variant: str, changed: dict[str, Any],
-           note: str) -> None:  # fmt: skip
+def _write(
+    path: Path,
+    regime_name: str,
+    regime: dict[str, Any],
+    backbone: str,
+    variant: str,
+    changed: dict[str, Any],
+    note: str,
+) -> None:
     """Add the regime, and the backbone's variant if there is one, in the file's own layout; all or nothing."""
     from ruamel.yaml import YAML
     from ruamel.yaml.comments import CommentedMap
@@ -127,6 +180,8 @@ def _write(path: Path, regime_name: str, regime: dict[str, Any], backbone: str, 
         load_study(temporary)  # what is written must be readable
         temporary.replace(path)
     except OSError as error:
-        raise EmadaptError(f"{path}: cannot be written ({error}); give this user the right to") from error
+        raise EmadaptError(
+            f"{path}: cannot be written ({error}); give this user the right to"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)

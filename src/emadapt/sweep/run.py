@@ -17,14 +17,14 @@ from typing import IO
 import optuna
 from optuna.trial import TrialState
 
-from emadapt.config import Study
 from emadapt.errors import EmadaptError, InputError
-from emadapt.launch import STOPS, stoppable, visible
-from emadapt.mlflow_store import redact
+from emadapt.study.study import Study
 from emadapt.sweep.claims import failing, n_ended, requeue, take_back_all, take_back_silent
 from emadapt.sweep.logbook import Logbook
 from emadapt.sweep.space import Target, check_target, default_point, definition, definition_hash
 from emadapt.sweep.storage import FOLDER, STORAGE_ERRORS, Store, find_sweep, open_store, open_sweep
+from emadapt.tracking.store import redact
+from emadapt.training.launch import STOPS, stoppable, visible
 
 POLL = 0.5  # s between looks at the workers
 SILENCE = 15.0  # s between looks for machines that fell silent
@@ -96,12 +96,16 @@ def run_sweep(config: Study, order: Order) -> str:
     with stoppable():
         store = open_store(order.url, order.workers, requeue)
         if order.join and not store.shared:
-            raise EmadaptError(f"{store.words}: --join needs a storage that machines share; give --storage postgresql://...")
+            raise EmadaptError(
+                f"{store.words}: --join needs a storage that machines share; give --storage postgresql://..."
+            )
         name, data = _check(config, order)  # after the storage: it loads torch, which takes seconds
         with store.alone(name):
             study = _open(config, order, name, data, store)
             if not store.shared:
-                take_back_all(study, store, "its process was gone when the sweep was resumed", died=False)
+                take_back_all(
+                    study, store, "its process was gone when the sweep was resumed", died=False
+                )
             with Logbook(config, order.target, study, join=order.join) as book:
                 _work(study, store, order, book)
     return study.study_name
@@ -110,27 +114,41 @@ def run_sweep(config: Study, order: Order) -> str:
 def _check(config: Study, order: Order) -> tuple[str, dict[str, str]]:
     """The sweep's name, and the md5 of its data."""
     if order.trials < 1:
-        raise InputError("--trials", found=str(order.trials), expected="at least 1", do="Say how many the sweep is to end with.")
+        raise InputError(
+            "--trials",
+            found=str(order.trials),
+            expected="at least 1",
+            do="Say how many the sweep is to end with.",
+        )
     target = order.target
     check_target(config, target)
     name = order.name or f"{config.name}-{target.backbone}-{target.regime}-{target.train_set}"
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,100}", name):
-        raise InputError("--name", found=repr(name), expected="letters, digits, - and _", do="Choose another.")
+        raise InputError(
+            "--name", found=repr(name), expected="letters, digits, - and _", do="Choose another."
+        )
     from emadapt.data.ingest import open_volume
     from emadapt.models.weights import check_source
 
-    spec = config.backbone_specs[target.backbone]
+    spec = config.backbone_settings[target.backbone]
     check_source(spec.arch, spec.source, spec.file or None)
-    datasets = (*config.train_set_specs[target.train_set].datasets, *([spec.reference] if spec.reference else []))
+    datasets = (
+        *config.train_set_settings[target.train_set].datasets,
+        *([spec.reference] if spec.reference else []),
+    )
     return name, {dataset: open_volume(dataset).md5 for dataset in datasets}
 
 
-def _open(config: Study, order: Order, name: str, data: dict[str, str], store: Store) -> optuna.Study:
+def _open(
+    config: Study, order: Order, name: str, data: dict[str, str], store: Store
+) -> optuna.Study:
     """The study; a new one begins with the settings of params.yaml, so that the default is among its trials."""
     trials = order.trials
     if order.join:
         found = _wait_for(store, name)
-        trials = int(optuna.load_study(study_name=found, storage=store.storage).user_attrs["trials"])
+        trials = int(
+            optuna.load_study(study_name=found, storage=store.storage).user_attrs["trials"]
+        )
     says = definition(config, order.target)
     study, new = open_sweep(store, name, definition_hash(config, order.target), says, data, trials)
     if new and (point := default_point(config, order.target)):
@@ -149,7 +167,11 @@ def _wait_for(store: Store, name: str, seconds: float = 60.0) -> str:
         late = time.monotonic() > deadline
         try:
             found = find_sweep(store, name)
-            if late or "mlflow.parent" in optuna.load_study(study_name=found, storage=store.storage).user_attrs:
+            if (
+                late
+                or "mlflow.parent"
+                in optuna.load_study(study_name=found, storage=store.storage).user_attrs
+            ):
                 return found
         except InputError:
             if late:
@@ -162,8 +184,13 @@ def _work(study: optuna.Study, store: Store, order: Order, book: Logbook) -> Non
 
     trials = study.get_trials(deepcopy=False)
     wanted, crew = int(study.user_attrs["trials"]), Crew(order, study.study_name, since=len(trials))
-    columns = (TextColumn(f"sweep {study.study_name}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-               TextColumn("{task.fields[words]}"))  # fmt: skip
+    columns = (
+        TextColumn(f"sweep {study.study_name}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[words]}"),
+    )
     looked, said = time.monotonic(), False
     with Progress(*columns) as bar, _hired(crew, study, store):
         task = bar.add_task("", total=wanted, completed=n_ended(trials), words="")
@@ -177,9 +204,14 @@ def _work(study: optuna.Study, store: Store, order: Order, book: Logbook) -> Non
                     take_back_silent(study, store)
                 time.sleep(POLL)
                 trials = study.get_trials(deepcopy=False)
-            except STORAGE_ERRORS as error:  # it may come back; until then nobody can claim anything
+            except (
+                STORAGE_ERRORS
+            ) as error:  # it may come back; until then nobody can claim anything
                 if not said:
-                    bar.console.print(f"{store.words}: {redact(str(error).splitlines()[0])}; waiting for it", markup=False)
+                    bar.console.print(
+                        f"{store.words}: {redact(str(error).splitlines()[0])}; waiting for it",
+                        markup=False,
+                    )
                 said = True
                 time.sleep(10 * POLL)
                 continue
@@ -210,8 +242,12 @@ def _replace_dead(crew: Crew, study: optuna.Study, store: Store) -> None:
         claimed = any(t.user_attrs.get("owner") == worker.owner for t in trials)
         crew.barren = 0 if claimed or code == 0 else crew.barren + 1
         if crew.barren >= MAX_BARREN:
-            tail = "\n".join(f"    {line}" for line in worker.log.read_text(errors="replace").splitlines()[-15:])
-            raise EmadaptError(f"sweep {crew.name}: {crew.barren} workers died at once ({died}); {worker.log} ends with\n{tail}")
+            tail = "\n".join(
+                f"    {line}" for line in worker.log.read_text(errors="replace").splitlines()[-15:]
+            )
+            raise EmadaptError(
+                f"sweep {crew.name}: {crew.barren} workers died at once ({died}); {worker.log} ends with\n{tail}"
+            )
     used = {w.number for w in crew.workers}
     for number in range(crew.order.workers):
         if number not in used:
@@ -223,24 +259,53 @@ def _start(crew: Crew, number: int) -> Worker:
     order, target = crew.order, crew.order.target
     crew.started += 1
     owner = f"{os.uname().nodename}/{os.getpid()}/{crew.started}"
-    environment = os.environ | {"EMADAPT_SWEEP_STORAGE": order.url}  # not as an argument: everybody sees those
+    environment = os.environ | {
+        "EMADAPT_SWEEP_STORAGE": order.url
+    }  # not as an argument: everybody sees those
     if order.workers > 1:
-        environment["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // order.workers))  # a job's share of a node
+        environment["OMP_NUM_THREADS"] = str(
+            max(1, len(os.sched_getaffinity(0)) // order.workers)
+        )  # a job's share of a node
     if order.gpus:
         device = order.gpus[number % len(order.gpus)]
         environment |= {"EMADAPT_DEVICES": device, **visible([device])}
-    command = [sys.executable, "-m", "emadapt", "sweep", "worker", crew.name, "--backbone", target.backbone,
-               "--regime", target.regime, "--train-set", target.train_set, "--owner", owner, "--parent", str(os.getpid()),
-               "--since", str(crew.since)]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "emadapt",
+        "sweep",
+        "worker",
+        crew.name,
+        "--backbone",
+        target.backbone,
+        "--regime",
+        target.regime,
+        "--train-set",
+        target.train_set,
+        "--owner",
+        owner,
+        "--parent",
+        str(os.getpid()),
+        "--since",
+        str(crew.since),
+    ]
     log = FOLDER / crew.name / f"worker-{number}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as out:
         return Worker(number, owner, _spawn(command, environment, out), log)
 
 
-def _spawn(command: list[str], environment: dict[str, str], out: IO[bytes]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
-                            start_new_session=True)  # fmt: skip
+def _spawn(
+    command: list[str], environment: dict[str, str], out: IO[bytes]
+) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=out,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
 
 
 @contextlib.contextmanager
@@ -249,7 +314,9 @@ def _hired(crew: Crew, study: optuna.Study, store: Store) -> Iterator[None]:
     try:
         yield
     finally:
-        before = {s: signal.signal(s, lambda number, frame: _kill(crew)) for s in STOPS}  # a second Ctrl-C only hurries it
+        before = {
+            s: signal.signal(s, lambda number, frame: _kill(crew)) for s in STOPS
+        }  # a second Ctrl-C only hurries it
         for worker in crew.workers:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(worker.process.pid, signal.SIGTERM)

@@ -14,8 +14,15 @@ from optuna.distributions import (
     distribution_to_json,
 )
 
-from emadapt.config import BackboneSpec, RegimeSpec, Study, Unit, digest, without_places
 from emadapt.errors import InputError
+from emadapt.study.study import (
+    BackboneSettings,
+    RegimeSettings,
+    Study,
+    Unit,
+    digest,
+    without_places,
+)
 
 Space = dict[str, BaseDistribution]
 Params = dict[str, Any]
@@ -41,43 +48,63 @@ def check_target(study: Study, target: Target) -> None:
         InputError: a name that the study does not have, or a choice in the space that the backbone or the heads do not know.
     """
     for what, name, have in (
-        ("backbone", target.backbone, study.backbone_specs),
-        ("regime", target.regime, study.regime_specs),
-        ("train set", target.train_set, study.train_set_specs),
+        ("backbone", target.backbone, study.backbone_settings),
+        ("regime", target.regime, study.regime_settings),
+        ("train set", target.train_set, study.train_set_settings),
     ):
         if name not in have:
-            raise InputError(f"{what} {name!r}", found="a name that params.yaml does not have", expected=", ".join(have),
-                             do="Correct the option, or add it to params.yaml.")  # fmt: skip
+            raise InputError(
+                f"{what} {name!r}",
+                found="a name that params.yaml does not have",
+                expected=", ".join(have),
+                do="Correct the option, or add it to params.yaml.",
+            )
     from emadapt.models.archs import get_arch, resolve_blocks
     from emadapt.models.heads import HEADS
 
-    regime = study.regime_specs[target.regime]
+    regime = study.regime_settings[target.regime]
     source = study.source_of(unit_of(study, target))
-    fixed = regime.init_from and (regime.kind == "frozen" or not (source and study.regime_specs[source.regime].pretrained_tokens))
+    fixed = regime.init_from and (
+        regime.kind == "frozen"
+        or not (source and study.regime_settings[source.regime].pretrained_tokens)
+    )
     if regime.own_head or regime.init != "random" or fixed or regime.align:
         kind = f"kind `{regime.kind}`" if regime.own_head else f"`init: {regime.init}`"
-        kind = f"`init_from: {regime.init_from}`" if fixed else kind  # whose rank and head are given
-        kind = f"`align: {regime.align}`" if regime.align else kind  # stacked heads know no penalty, and no dataset
-        raise InputError(f"regime {target.regime!r}", found=f"{kind}, which a sweep does not search",
-                         expected="a regime of a backbone with a head from random initial values, without `align`",
-                         do="Sweep another regime: ridge and kNN choose on validation slices by themselves.")  # fmt: skip
-    spec, arch = study.sweep, study.backbone_specs[target.backbone].arch
+        kind = (
+            f"`init_from: {regime.init_from}`" if fixed else kind
+        )  # whose rank and head are given
+        kind = (
+            f"`align: {regime.align}`" if regime.align else kind
+        )  # stacked heads know no penalty, and no dataset
+        raise InputError(
+            f"regime {target.regime!r}",
+            found=f"{kind}, which a sweep does not search",
+            expected="a regime of a backbone with a head from random initial values, without `align`",
+            do="Sweep another regime: ridge and kNN choose on validation slices by themselves.",
+        )
+    spec, arch = study.sweep, study.backbone_settings[target.backbone].arch
     width = get_arch(arch).dim
     if regime.low_rank and max(spec.rank) > width:
-        raise InputError("sweep.rank", found=str(max(spec.rank)), expected=f"at most {width}, the width of {arch}",
-                         do="Leave such ranks out.")  # fmt: skip
+        raise InputError(
+            "sweep.rank",
+            found=str(max(spec.rank)),
+            expected=f"at most {width}, the width of {arch}",
+            do="Leave such ranks out.",
+        )
     for blocks in spec.blocks:
         if blocks != "last":
             resolve_blocks(arch, blocks)
     if odd := [h for h in spec.head if h not in HEADS]:
-        raise InputError("sweep.head", found=odd[0], expected=", ".join(HEADS), do="Correct the list.")
+        raise InputError(
+            "sweep.head", found=odd[0], expected=", ".join(HEADS), do="Correct the list."
+        )
 
 
 def search_space(study: Study, target: Target) -> Space:
     """The dimensions of the target's regime, and those that the section `sweep:` adds."""
     from emadapt.models.heads import CONTROLS, HEADS, needs_image
 
-    spec, regime = study.sweep, study.regime_specs[target.regime]
+    spec, regime = study.sweep, study.regime_settings[target.regime]
     frozen = regime.kind == "frozen"
     space: Space = {"head_lr": FloatDistribution(*spec.head_lr, log=True)}
     if regime.low_rank:
@@ -106,25 +133,44 @@ def search_space(study: Study, target: Target) -> Space:
 def default_point(study: Study, target: Target) -> Params:
     """Where params.yaml stands now: the first trial, so that the default is among them. Empty if it is not in the space."""
     unit = unit_of(study, target)
-    train, regime, backbone = study.train_spec(unit), study.regime_specs[target.regime], study.backbone_specs[target.backbone]
+    train, regime, backbone = (
+        study.train_settings(unit),
+        study.regime_settings[target.regime],
+        study.backbone_settings[target.backbone],
+    )
     point: Params = {
-        "head_lr": train.head_lr, "adapter_lr": train.adapter_lr, "weight_decay": train.weight_decay, "head": train.head,
-        "rank": regime.rank, "alpha_ratio": regime.alpha / regime.rank, "dropout": regime.dropout,
-        "blocks": _text(backbone.blocks), "scale": backbone.scale,
-    }  # fmt: skip
+        "head_lr": train.head_lr,
+        "adapter_lr": train.adapter_lr,
+        "weight_decay": train.weight_decay,
+        "head": train.head,
+        "rank": regime.rank,
+        "alpha_ratio": regime.alpha / regime.rank,
+        "dropout": regime.dropout,
+        "blocks": _text(backbone.blocks),
+        "scale": backbone.scale,
+    }
     space = search_space(study, target)
     inside = all(_holds(choices, point[name]) for name, choices in space.items())
     return {name: point[name] for name in space} if inside else {}
 
 
-def settings_at(study: Study, target: Target, params: Params) -> tuple[BackboneSpec, RegimeSpec]:
+def settings_at(
+    study: Study, target: Target, params: Params
+) -> tuple[BackboneSettings, RegimeSettings]:
     """The backbone and the regime that a point of the space stands for.
 
     Numbers are rounded to three digits, so that what `promote` writes into params.yaml is readable and yet trains the very
     same model.
     """
-    backbone, regime = study.backbone_specs[target.backbone], study.regime_specs[target.regime]
-    own = {k: _rounded(v) for k, v in params.items() if k in ("rank", "dropout", "head", "head_lr", "adapter_lr", "weight_decay")}
+    backbone, regime = (
+        study.backbone_settings[target.backbone],
+        study.regime_settings[target.regime],
+    )
+    own = {
+        k: _rounded(v)
+        for k, v in params.items()
+        if k in ("rank", "dropout", "head", "head_lr", "adapter_lr", "weight_decay")
+    }
     if "alpha_ratio" in params:
         own["alpha"] = float(params["rank"] * params["alpha_ratio"])
     regime = dataclasses.replace(regime, **own)
@@ -145,8 +191,8 @@ def study_at(study: Study, target: Target, params: Params) -> tuple[Study, Unit]
     backbone, regime = settings_at(study, target, params)
     changed = dataclasses.replace(
         study,
-        backbone_specs={**study.backbone_specs, target.backbone: backbone},
-        regime_specs={**study.regime_specs, target.regime: regime},
+        backbone_settings={**study.backbone_settings, target.backbone: backbone},
+        regime_settings={**study.regime_settings, target.regime: regime},
     )
     return changed, unit_of(study, target)
 
@@ -154,9 +200,14 @@ def study_at(study: Study, target: Target, params: Params) -> tuple[Study, Unit]
 def definition(study: Study, target: Target) -> dict[str, Any]:
     """All that must be equal for two trials to belong to one sweep: the space, and every setting that it leaves alone."""
     space = search_space(study, target)
-    anywhere = {name: _any(choices) for name, choices in space.items()}  # takes searched settings out of the comparison
+    anywhere = {
+        name: _any(choices) for name, choices in space.items()
+    }  # takes searched settings out of the comparison
     changed, unit = study_at(study, target, anywhere)
-    said = {name: json.loads(distribution_to_json(choices))["attributes"] for name, choices in space.items()}
+    said = {
+        name: json.loads(distribution_to_json(choices))["attributes"]
+        for name, choices in space.items()
+    }
     return {"space": said, "fixed": without_places(changed.describe(unit))}
 
 

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call, vmap
 
-from emadapt.config import TrainSpec
-from emadapt.device import autocast, device
+from emadapt.models.device import autocast, device
 from emadapt.models.heads import HEADS, Linear, Tokens
+from emadapt.study.study import TrainSettings
 
 State = dict[str, torch.Tensor]
 Batch = list[tuple[torch.Tensor, torch.Tensor]]
@@ -40,7 +40,9 @@ class Stack:
         steps: optimiser steps so far.
     """
 
-    def __init__(self, head: str, dim: int, n_blocks: int, settings: list[TrainSpec], seeds: list[int]) -> None:
+    def __init__(
+        self, head: str, dim: int, n_blocks: int, settings: list[TrainSettings], seeds: list[int]
+    ) -> None:
         heads = []
         for seed in seeds:
             torch.manual_seed(seed)
@@ -80,40 +82,58 @@ class Stack:
             tokens, share = self._tokens(inputs), len(labels) / n
             truth = labels.to(device()).float()
             for part in self._parts():
-                own = {k: v[part].detach().requires_grad_() for k, v in self.tensors["params"].items()}
+                own = {
+                    k: v[part].detach().requires_grad_() for k, v in self.tensors["params"].items()
+                }
                 with autocast(self.train.precision):
                     margin = self._margin(own, part, tokens)
                 loss, gradient = self._loss(margin.detach().float(), truth)
                 losses[part] += loss * share
-                for k, g in zip(own, torch.autograd.grad(margin, list(own.values()), gradient * share), strict=True):
+                for k, g in zip(
+                    own,
+                    torch.autograd.grad(margin, list(own.values()), gradient * share),
+                    strict=True,
+                ):
                     gradients[k][part] += g
         self._update(gradients, factor)
         return losses
 
     @torch.inference_mode()
-    def probabilities(self, inputs: torch.Tensor, size: tuple[int, int], precision: str) -> torch.Tensor:
+    def probabilities(
+        self, inputs: torch.Tensor, size: tuple[int, int], precision: str
+    ) -> torch.Tensor:
         """Foreground probabilities (members, B, H, W) of tokens (B, blocks * D, h, w)."""
         self.frame.eval()
         tokens = self._tokens(inputs)
         with autocast(precision):
-            margins = [self._margin({k: v[p] for k, v in self.tensors["params"].items()}, p, tokens) for p in self._parts()]
+            margins = [
+                self._margin({k: v[p] for k, v in self.tensors["params"].items()}, p, tokens)
+                for p in self._parts()
+            ]
         margin = torch.cat(margins, 1).transpose(0, 1).float()
-        rows, columns = (spread(a, b).to(margin) for a, b in zip(margin.shape[-2:], size, strict=True))
+        rows, columns = (
+            spread(a, b).to(margin) for a, b in zip(margin.shape[-2:], size, strict=True)
+        )
         return (rows @ margin @ columns.T).sigmoid_()
 
     def keep(self, members: list[int]) -> None:
         """Go on with these members alone."""
         rows = torch.tensor(members, dtype=torch.long, device=device())
         shared = self.tensors["buffers"]
-        self.tensors = {name: {k: v[rows].contiguous() for k, v in own.items()} for name, own in self.tensors.items()}
+        self.tensors = {
+            name: {k: v[rows].contiguous() for k, v in own.items()}
+            for name, own in self.tensors.items()
+        }
         if self.shared_norm:
             self.tensors["buffers"] = shared
         self.rates, self.decays = self.rates[rows], self.decays[rows]
 
     def state(self, member: int) -> dict[str, State]:
         """A copy of one member's tensors, on the CPU."""
-        return {name: {k: self._row(name, v, member).to("cpu", copy=True) for k, v in own.items()}
-                for name, own in self.tensors.items()}  # fmt: skip
+        return {
+            name: {k: self._row(name, v, member).to("cpu", copy=True) for k, v in own.items()}
+            for name, own in self.tensors.items()
+        }
 
     def load(self, member: int, state: dict[str, State], steps: int) -> None:
         """Put back what `state` gave. All members must be at the same step."""
@@ -136,12 +156,17 @@ class Stack:
 
     def _margin(self, params: State, part: slice, tokens: Tokens) -> torch.Tensor:
         """Foreground logit minus background logit (B, members of the part, h, w): all that a softmax over two depends on."""
-        buffers = {k: v[0] if self.shared_norm else v[part] for k, v in self.tensors["buffers"].items()}
+        buffers = {
+            k: v[0] if self.shared_norm else v[part] for k, v in self.tensors["buffers"].items()
+        }
         if part.stop - part.start == 1 and not self.shared_norm:
             alone = ({k: v[0] for k, v in own.items()} for own in (params, buffers))
             logits = functional_call(self.frame, tuple(alone), (tokens,))[None]
         else:
-            call = vmap(lambda p, b: functional_call(self.frame, (p, b), (tokens,)), in_dims=(0, None if self.shared_norm else 0))
+            call = vmap(
+                lambda p, b: functional_call(self.frame, (p, b), (tokens,)),
+                in_dims=(0, None if self.shared_norm else 0),
+            )
             logits = call(params, buffers)  # members, B, 2, h, w
         return (logits[:, :, 1] - logits[:, :, 0]).transpose(0, 1)
 
@@ -150,10 +175,15 @@ class Stack:
 
         On a CPU an image at a time: what a member needs for one stays in the cache.
         """
-        rows, columns = (spread(a, b).to(margin) for a, b in zip(margin.shape[-2:], truth.shape[-2:], strict=True))
+        rows, columns = (
+            spread(a, b).to(margin)
+            for a, b in zip(margin.shape[-2:], truth.shape[-2:], strict=True)
+        )
         losses, gradient = margin.new_zeros(margin.shape[1]), torch.empty_like(margin)
         for images in torch.arange(len(truth)).split(len(truth) if margin.is_cuda else 1):
-            loss, own = loss_and_gradient(self.train.loss, rows @ margin[images] @ columns.T, truth[images])
+            loss, own = loss_and_gradient(
+                self.train.loss, rows @ margin[images] @ columns.T, truth[images]
+            )
             losses += loss * (len(images) / len(truth))
             gradient[images] = rows.T @ own @ columns * (len(images) / len(truth))
         return losses, gradient
@@ -161,12 +191,18 @@ class Stack:
     @torch.no_grad()
     def _update(self, gradients: State, factor: float) -> None:
         self.steps += 1
-        norm = sum((g.flatten(1).square().sum(1) for g in gradients.values()), torch.zeros_like(self.rates)).sqrt()
+        norm = sum(
+            (g.flatten(1).square().sum(1) for g in gradients.values()), torch.zeros_like(self.rates)
+        ).sqrt()
         clip = (self.train.clip / (norm + 1e-6)).clamp(max=1.0)
         first, second = 1 - BETAS[0] ** self.steps, 1 - BETAS[1] ** self.steps
         for k, p in self.tensors["params"].items():
             along = (-1, *[1] * (p.dim() - 1))
-            rate, mean, square = (self.rates * factor).view(along), self.tensors["mean"][k], self.tensors["square"][k]
+            rate, mean, square = (
+                (self.rates * factor).view(along),
+                self.tensors["mean"][k],
+                self.tensors["square"][k],
+            )
             gradient = gradients[k] * clip.view(along)
             mean.lerp_(gradient, 1 - BETAS[0])
             square.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
@@ -188,7 +224,9 @@ class _Logits(nn.Module):
 @functools.cache
 def spread(small: int, large: int) -> torch.Tensor:
     """Bilinear interpolation along one axis as a matrix (large, small): twice as fast here as `F.interpolate` and its inverse."""
-    return F.interpolate(torch.eye(small)[None], large, mode="linear", align_corners=False)[0].T.contiguous()
+    return F.interpolate(torch.eye(small)[None], large, mode="linear", align_corners=False)[
+        0
+    ].T.contiguous()
 
 
 def _stacked(states: list[State]) -> State:
@@ -196,8 +234,10 @@ def _stacked(states: list[State]) -> State:
 
 
 @torch.no_grad()
-def loss_and_gradient(name: str, margin: torch.Tensor, truth: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """MONAI's loss over both classes (see `emadapt.fit.loss_function`) per member, and its gradient.
+def loss_and_gradient(
+    name: str, margin: torch.Tensor, truth: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """MONAI's loss over both classes (see `emadapt.training.fit.loss_function`) per member, and its gradient.
 
     For two classes it depends on a pixel's margin alone, and its overlap terms on two sums an image: worth writing out,
     because for a small head the loss is most of the work.
@@ -227,7 +267,9 @@ def loss_and_gradient(name: str, margin: torch.Tensor, truth: torch.Tensor) -> t
     return loss, gradient.view_as(margin)
 
 
-def _region_loss(name: str, found: torch.Tensor, hit: torch.Tensor, labelled: torch.Tensor, n: int) -> torch.Tensor:
+def _region_loss(
+    name: str, found: torch.Tensor, hit: torch.Tensor, labelled: torch.Tensor, n: int
+) -> torch.Tensor:
     """Dice or Tversky loss per image and member, the mean of foreground and background.
 
     Args:
@@ -239,7 +281,9 @@ def _region_loss(name: str, found: torch.Tensor, hit: torch.Tensor, labelled: to
     """
     smooth = 1e-5
     misses, false = labelled - hit, found - hit
-    both = n - labelled - found + hit  # the background's hits; its misses are the foreground's false alarms
+    both = (
+        n - labelled - found + hit
+    )  # the background's hits; its misses are the foreground's false alarms
     if name == "tversky":
         foreground = (hit + smooth) / (hit + 0.3 * false + 0.7 * misses + smooth)
         background = (both + smooth) / (both + 0.3 * misses + 0.7 * false + smooth)

@@ -22,14 +22,23 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from emadapt.errors import InputError
-from emadapt.mlflow_store import redact
+from emadapt.tracking.store import redact
 
 FOLDER = Path("scratch/sweeps")
-HEARTBEAT, GRACE = 10, 60  # s: how often a trial in PostgreSQL says that it lives; after how much silence it counts as dead
+HEARTBEAT, GRACE = (
+    10,
+    60,
+)  # s: how often a trial in PostgreSQL says that it lives; after how much silence it counts as dead
 # A machine that lost its power holds no lock for longer than about 25 s, and one that does not answer is not waited for.
-POSTGRES = {"connect_timeout": 5, "options": "-c tcp_keepalives_idle=10 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3"}
+POSTGRES = {
+    "connect_timeout": 5,
+    "options": "-c tcp_keepalives_idle=10 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3",
+}
 
-STORAGE_ERRORS = (optuna.exceptions.StorageInternalError, SQLAlchemyError)  # the storage's trouble, not a trial's
+STORAGE_ERRORS = (
+    optuna.exceptions.StorageInternalError,
+    SQLAlchemyError,
+)  # the storage's trouble, not a trial's
 
 Requeue = Callable[[optuna.Study, optuna.trial.FrozenTrial], None]
 
@@ -81,8 +90,12 @@ class Store:
             lock.acquire(timeout=0)
         except Timeout:
             do = "Use more --workers there; for several machines give a PostgreSQL --storage."
-            raise InputError(f"sweep {name}", found="another `emadapt sweep run` at work on it", expected="one at a time",
-                             do=do) from None  # fmt: skip
+            raise InputError(
+                f"sweep {name}",
+                found="another `emadapt sweep run` at work on it",
+                expected="one at a time",
+                do=do,
+            ) from None
         try:
             yield
         finally:
@@ -108,16 +121,24 @@ def open_store(url: str = "", workers: int = 1, requeue: Requeue | None = None) 
         with lock, (FOLDER / "journal.log").open("ab"):  # a missing right to write shows here
             pass
     except (OSError, NotImplementedError) as error:  # some network disks have no locks
-        raise InputError(FOLDER, found=f"a folder that cannot be written or locked ({error})", expected="one that can",
-                         do="Give this user the right to write there; take a disk with file locks.") from error  # fmt: skip
+        raise InputError(
+            FOLDER,
+            found=f"a folder that cannot be written or locked ({error})",
+            expected="one that can",
+            do="Give this user the right to write there; take a disk with file locks.",
+        ) from error
     if not url:
         backend = JournalFileBackend(str(FOLDER / "journal.log"), lock_obj=lock)
         return Store(JournalStorage(backend), "", shared=False)
     url, kind = _known(url)
     if kind == "sqlite":
         if workers > 1:
-            raise InputError(redact(url), found=f"sqlite for {workers} workers", expected="one worker: it loses others",
-                             do="Leave --storage out (a journal file), or give a PostgreSQL URL.")  # fmt: skip
+            raise InputError(
+                redact(url),
+                found=f"sqlite for {workers} workers",
+                expected="one worker: it loses others",
+                do="Leave --storage out (a journal file), or give a PostgreSQL URL.",
+            )
         return Store(_reach(url, lambda: RDBStorage(url)), url, shared=False)
     return Store(_reach(url, lambda: _postgres(url, requeue)), url, shared=True)
 
@@ -139,15 +160,26 @@ def _known(url: str) -> tuple[str, str]:
         kind = parsed.get_backend_name()
     except (ArgumentError, ValueError):
         raise InputError(
-            "--storage", found=f"{re.sub('.*@', '***@', url)!r}, which is no URL", expected=expected, do="Correct it."
+            "--storage",
+            found=f"{re.sub('.*@', '***@', url)!r}, which is no URL",
+            expected=expected,
+            do="Correct it.",
         ) from None
     if "@" in (parsed.host or ""):
-        raise InputError("--storage", found="a URL with two @", expected="one, between password and host",
-                         do="Write an @ in a user's name or password as %40.")  # fmt: skip
+        raise InputError(
+            "--storage",
+            found="a URL with two @",
+            expected="one, between password and host",
+            do="Write an @ in a user's name or password as %40.",
+        )
     if kind not in ("postgresql", "sqlite"):
-        raise InputError("--storage", found=f"a URL of kind {kind!r}", expected=expected, do="Correct it.")
+        raise InputError(
+            "--storage", found=f"a URL of kind {kind!r}", expected=expected, do="Correct it."
+        )
     if parsed.drivername == "postgresql":
-        parsed = parsed.set(drivername="postgresql+psycopg2")  # SQLAlchemy would look for another one
+        parsed = parsed.set(
+            drivername="postgresql+psycopg2"
+        )  # SQLAlchemy would look for another one
     return parsed.render_as_string(hide_password=False), kind
 
 
@@ -155,18 +187,35 @@ def _reach(url: str, connect: Callable[[], BaseStorage]) -> BaseStorage:
     try:
         return connect()
     except (ModuleNotFoundError, ImportError, NoSuchModuleError) as error:
-        raise InputError(redact(url), found=f"no driver for it ({error})", expected="the package psycopg2-binary",
-                         do="Run pip install 'emadapt[postgres]'.") from error  # fmt: skip
+        raise InputError(
+            redact(url),
+            found=f"no driver for it ({error})",
+            expected="the package psycopg2-binary",
+            do="Run pip install 'emadapt[postgres]'.",
+        ) from error
     except (*STORAGE_ERRORS, OSError) as error:
-        reason = redact((str(error.__cause__ or error).strip().splitlines() or [type(error).__name__])[0])
-        raise InputError(redact(url), found=f"a database that cannot be used ({reason})", expected="one that answers",
-                         do="Check host, port, database, user and password, and that it may make tables.") from error  # fmt: skip
+        reason = redact(
+            (str(error.__cause__ or error).strip().splitlines() or [type(error).__name__])[0]
+        )
+        raise InputError(
+            redact(url),
+            found=f"a database that cannot be used ({reason})",
+            expected="one that answers",
+            do="Check host, port, database, user and password, and that it may make tables.",
+        ) from error
 
 
 def _postgres(url: str, requeue: Requeue | None) -> BaseStorage:
-    with _postgres_lock(url, "tables"):  # two machines that make the tables at once get in each other's way
-        return RDBStorage(url, engine_kwargs={"connect_args": POSTGRES, "pool_pre_ping": True}, heartbeat_interval=HEARTBEAT,
-                          grace_period=GRACE, heartbeat_stale_trial_callback=requeue)  # fmt: skip
+    with _postgres_lock(
+        url, "tables"
+    ):  # two machines that make the tables at once get in each other's way
+        return RDBStorage(
+            url,
+            engine_kwargs={"connect_args": POSTGRES, "pool_pre_ping": True},
+            heartbeat_interval=HEARTBEAT,
+            grace_period=GRACE,
+            heartbeat_stale_trial_callback=requeue,
+        )
 
 
 @contextlib.contextmanager
@@ -180,7 +229,9 @@ def _postgres_lock(url: str, name: str) -> Iterator[None]:
 
 def sweep_names(store: Store) -> list[str]:
     """Names of the sweeps in a storage, each with the eight digits of its definition at the end."""
-    return sorted(n for n in optuna.get_all_study_names(store.storage) if re.fullmatch(r".+-[0-9a-f]{8}", n))
+    return sorted(
+        n for n in optuna.get_all_study_names(store.storage) if re.fullmatch(r".+-[0-9a-f]{8}", n)
+    )
 
 
 def find_sweep(store: Store, name: str) -> str:
@@ -193,13 +244,23 @@ def find_sweep(store: Store, name: str) -> str:
     found = [n for n in names if n == name or n[:-9] == name]
     if not found:
         have = ", ".join(n[:-9] for n in names) or "none"
-        raise InputError(f"sweep {name!r}", found=f"no such sweep in {store.words}", expected=f"one of: {have}",
-                         do="Start it with `emadapt sweep run`.")  # fmt: skip
+        raise InputError(
+            f"sweep {name!r}",
+            found=f"no such sweep in {store.words}",
+            expected=f"one of: {have}",
+            do="Start it with `emadapt sweep run`.",
+        )
     return found[0]
 
 
-def open_sweep(store: Store, name: str, space_hash: str, definition: dict[str, Any], data: dict[str, str],
-               trials: int) -> tuple[optuna.Study, bool]:  # fmt: skip
+def open_sweep(
+    store: Store,
+    name: str,
+    space_hash: str,
+    definition: dict[str, Any],
+    data: dict[str, str],
+    trials: int,
+) -> tuple[optuna.Study, bool]:
     """The sweep `name`, begun where it is not there.
 
     Args:
@@ -219,15 +280,27 @@ def open_sweep(store: Store, name: str, space_hash: str, definition: dict[str, A
     with store.lock(name):
         others = [n for n in sweep_names(store) if n[:-9] == name and n != full]
         if others:
-            was = optuna.load_study(study_name=others[0], storage=store.storage).user_attrs.get("definition", {})
-            raise InputError(f"sweep {name!r} in {store.words}", found=f"one with {difference(was, definition)}",
-                             expected="the search space and settings that it was begun with",
-                             do="Put them back, or begin another sweep with --name.")  # fmt: skip
-        study = optuna.create_study(study_name=full, storage=store.storage, direction="maximize", load_if_exists=True)
+            was = optuna.load_study(study_name=others[0], storage=store.storage).user_attrs.get(
+                "definition", {}
+            )
+            raise InputError(
+                f"sweep {name!r} in {store.words}",
+                found=f"one with {difference(was, definition)}",
+                expected="the search space and settings that it was begun with",
+                do="Put them back, or begin another sweep with --name.",
+            )
+        study = optuna.create_study(
+            study_name=full, storage=store.storage, direction="maximize", load_if_exists=True
+        )
         new = "trials" not in study.user_attrs  # written last
         if not new and (was := study.user_attrs.get("data")) != data:
             do = "Bring that data back (`dvc checkout`, `dvc repro`), or begin another sweep with --name."
-            raise InputError(f"sweep {name!r} in {store.words}", found=f"trials on data {was}", expected=f"data {data}", do=do)
+            raise InputError(
+                f"sweep {name!r} in {store.words}",
+                found=f"trials on data {was}",
+                expected=f"data {data}",
+                do=do,
+            )
         if new:
             study.set_user_attr("definition", definition)
             study.set_user_attr("data", data)
@@ -240,11 +313,18 @@ def difference(was: dict[str, Any], now: dict[str, Any]) -> str:
     flat_was, flat_now = _flat(was), _flat(now)
     keys = [k for k in {**flat_was, **flat_now} if flat_was.get(k) != flat_now.get(k)]
     keys.sort(key=lambda k: ".unit." not in k)
-    said = [f"{k.split('.', 1)[1]} {flat_was.get(k, 'absent')} there, {flat_now.get(k, 'absent')} here" for k in keys[:3]]
+    said = [
+        f"{k.split('.', 1)[1]} {flat_was.get(k, 'absent')} there, {flat_now.get(k, 'absent')} here"
+        for k in keys[:3]
+    ]
     return "; ".join(said) + (f"; and {len(keys) - 3} more" if len(keys) > 3 else "")
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, str]:
     if not isinstance(value, dict):
         return {prefix: json.dumps(value)}
-    return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{prefix}.{key}" if prefix else key).items()}
+    return {
+        k: v
+        for key, inner in value.items()
+        for k, v in _flat(inner, f"{prefix}.{key}" if prefix else key).items()
+    }

@@ -14,16 +14,16 @@ import optuna
 import torch
 from optuna.trial import Trial
 
-from emadapt import tracking
-from emadapt.config import Study
-from emadapt.data.patches import plan_epoch
-from emadapt.fit import Inputs, fit, score
+from emadapt.data.crops import plan_epoch
 from emadapt.models.heads import needs_image
+from emadapt.study.study import Study
 from emadapt.sweep.claims import beat, end, root_number
 from emadapt.sweep.fit_stacked import Member, fit_stacked
 from emadapt.sweep.space import Target, study_at
 from emadapt.sweep.storage import FOLDER, HEARTBEAT, STORAGE_ERRORS, Store
-from emadapt.train import prepare, unit_key, unit_tags
+from emadapt.tracking import tracker as tracking
+from emadapt.training.fit import Inputs, fit, score
+from emadapt.training.train import prepare, unit_key, unit_tags
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Attempt:
     def __init__(self, sweep: Sweep, trial: Trial) -> None:
         self.sweep, self.trial = sweep, trial
         self.config, self.unit = study_at(sweep.config, sweep.target, trial.params)
-        self.train = self.config.train_spec(self.unit)
+        self.train = self.config.train_settings(self.unit)
         self.root = root_number(sweep.study.get_trials(deepcopy=False)[trial.number])
         self.folder = FOLDER / sweep.study.study_name / f"trial-{self.root}"
         self.tracker: tracking.Tracker = tracking.NullTracker()
@@ -66,12 +66,19 @@ class Attempt:
         """Its run in the lab book, under the sweep's; the one that is there when the trial is run again."""
         study = self.sweep.study
         name = study.study_name
-        tags = {**unit_tags(self.config, self.unit, "sweep"), "unit": f"{name[:-9]}-trial-{self.root}", "sweep": name,
-                "trial": str(self.root), "sweep.trial": f"{name}/{self.root}"}  # fmt: skip
+        tags = {
+            **unit_tags(self.config, self.unit, "sweep"),
+            "unit": f"{name[:-9]}-trial-{self.root}",
+            "sweep": name,
+            "trial": str(self.root),
+            "sweep.trial": f"{name}/{self.root}",
+        }
         params = {**self.config.describe(self.unit), "sweep": self.trial.params}
         again = ("sweep.trial",) if self.root != self.trial.number else ()
         parent = study.user_attrs.get("mlflow.parent") or None
-        with tracking.open_run(Path(), self.config.name, tags, params, resume_by=again, parent=parent) as self.tracker:
+        with tracking.open_run(
+            Path(), self.config.name, tags, params, resume_by=again, parent=parent
+        ) as self.tracker:
             yield
 
     def begin(self, inputs: Inputs) -> Path:
@@ -107,7 +114,10 @@ class Attempt:
         value = scored["iou"] if scored else None
         mine = end(self.sweep.study, self.sweep.store, self.trial, value=value, failed=failed)
         words = failed or ("" if value is None else f"validation IoU {value:.4f}")
-        print(f"trial {self.trial.number}: {state if mine else 'taken over by another worker'} {words}", flush=True)
+        print(
+            f"trial {self.trial.number}: {state if mine else 'taken over by another worker'} {words}",
+            flush=True,
+        )
         if mine:
             shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -133,7 +143,10 @@ def run_trials(sweep: Sweep, trials: list[Trial]) -> None:
                     _run_stack(together) if stack else _run_one(first)
                 except optuna.TrialPruned:
                     pass
-                except (*STORAGE_ERRORS, torch.AcceleratorError):  # after its errors a GPU is of no use to this process
+                except (
+                    *STORAGE_ERRORS,
+                    torch.AcceleratorError,
+                ):  # after its errors a GPU is of no use to this process
                     raise
                 except Exception as error:
                     for attempt in together:
@@ -149,14 +162,22 @@ def _fits_a_stack(attempt: Attempt) -> bool:
     Those are a scaled loss, averaged weights, means over slices or mirror images, and patches that overlap.
     """
     config, unit, train = attempt.config, attempt.unit, attempt.train
-    frozen, spec = config.regime_specs[unit.regime].kind == "frozen", config.backbone_specs[unit.backbone]
-    alone = train.precision == "fp16" or train.average or needs_image(train.head) or config.train_set_specs[unit.train_set].crops
+    frozen, spec = (
+        config.regime_settings[unit.regime].kind == "frozen",
+        config.backbone_settings[unit.backbone],
+    )
+    alone = (
+        train.precision == "fp16"
+        or train.average
+        or needs_image(train.head)
+        or config.train_set_settings[unit.train_set].crops
+    )
     return frozen and train.cached and not (alone or spec.smooth_z_nm or spec.flips or spec.stride)
 
 
 def _stackable(one: Attempt, other: Attempt) -> bool:
     """They see the same tokens through the same kind of head."""
-    specs = [a.config.backbone_specs[a.unit.backbone] for a in (one, other)]
+    specs = [a.config.backbone_settings[a.unit.backbone] for a in (one, other)]
     return specs[0] == specs[1] and one.train.head == other.train.head
 
 

@@ -1,0 +1,139 @@
+"""What training in 3D draws: patches of neighbouring training slices. The draw depends on the seed alone, as in `patches`."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import Dataset
+
+from emadapt.data.crops import Draw, Item, Shapes, as_input
+from emadapt.data.ingest import Volume
+from emadapt.data.labelled import Tile
+from emadapt.data.prepared import PreparedSlices
+from emadapt.data.splits import check_depth, starts_in
+from emadapt.data.tiles import Grey, geometry_of, label_to_input
+from emadapt.errors import InputError
+from emadapt.study.study import BackboneSettings
+
+Patch = tuple[int, int, int]
+"""Voxels (z, y, x)."""
+
+
+@functools.cache
+def _augmentation() -> Any:
+    import albumentations as A
+    import cv2
+
+    cv2.setNumThreads(0)  # OpenCV's own threads get in the way of forked workers
+    return A.Compose(
+        [A.D4(p=1.0), A.RandomBrightnessContrast(brightness_limit=0.2, contrast_limit=0.25, p=0.8)]
+    )
+
+
+def augment(image: Grey, label: Grey, seed: int) -> tuple[Grey, Grey]:
+    """Flip along each axis, turn by 90 degrees in plane, change brightness and contrast of the patch as a whole.
+
+    Args:
+        image: (z, y, x), y = x.
+        label: the same shape.
+        seed: of all that is drawn.
+    """
+    rng = np.random.default_rng(seed)
+    if rng.random() < 0.5:
+        image, label = image[::-1], label[::-1]
+    compose = _augmentation()
+    compose.set_random_seed(
+        int(rng.integers(2**31))
+    )  # per sample: forked workers would otherwise repeat each other
+    out = compose(
+        images=np.ascontiguousarray(image), masks=np.ascontiguousarray(label)
+    )  # alike for all of them
+    return out["images"], out["masks"]
+
+
+class PatchDataset(Dataset[Item]):
+    """3D patches of the training slices, with the interface of `patches.CropDataset`.
+
+    `draw.row` counts through the slices that a patch may begin with; its place in plane comes from the seed.
+
+    Args:
+        volumes: ingested datasets.
+        spec: how slices enter the backbone.
+        stride: of the model's deepest level.
+        patch: voxels (z, y, x) of a patch, after the slices are resized.
+        augmented: whether to augment.
+        tiles: of each dataset, the patches that count as labelled: first slice and corner (y, x); empty: all places.
+        unlabelled: volumes whose labels are not read (their items have zeros), numbered after the others.
+
+    Raises:
+        InputError: a patch is deeper than the training slices, or larger than a slice.
+    """
+
+    def __init__(
+        self,
+        volumes: Sequence[Volume],
+        spec: BackboneSettings,
+        stride: int,
+        patch: Patch,
+        augmented: bool,
+        tiles: Sequence[Sequence[Tile]] = (),
+        unlabelled: Sequence[Volume] = (),
+    ) -> None:
+        self.volumes, self.n_labelled = [*volumes, *unlabelled], len(volumes)
+        self.patch, self.augmented, self.tiles = patch, augmented, tiles
+        self.geos = [geometry_of(v, spec, stride) for v in self.volumes]
+        for volume, geo in zip(self.volumes, self.geos, strict=True):
+            check_depth(volume.name, volume.split["train"], patch)
+            if any(have < want for have, want in zip(geo.padded, patch[1:], strict=True)):
+                raise InputError(
+                    volume.name,
+                    found=f"slices of {geo.resized[0]} x {geo.resized[1]} pixels as they enter",
+                    expected=f"at least those of `patch: {list(patch)}`",
+                    do="Make `patch` smaller, or `scale` of the backbone larger.",
+                )
+        self.slices = [
+            PreparedSlices(v, geo) for v, geo in zip(self.volumes, self.geos, strict=True)
+        ]
+        self.starts = [np.asarray(starts_in(v.split["train"], patch[0])) for v in self.volumes]
+
+    def rows(self) -> list[npt.NDArray[np.int64]]:
+        """Per labelled volume, the rows that may be drawn."""
+        return [np.arange(len(own)) for own in self.tiles or self.starts[: self.n_labelled]]
+
+    def unlabelled_rows(self) -> list[npt.NDArray[np.int64]]:
+        """Per unlabelled volume, the rows that may be drawn."""
+        return [np.arange(len(own)) for own in self.starts[self.n_labelled :]]
+
+    def shapes(self, member: int) -> Shapes:
+        """Of an item's inputs and labels."""
+        return (1, *self.patch), self.patch
+
+    def __getitem__(self, draw: Draw) -> Item:
+        """(1, z, y, x) float32 in [0, 1] and (z, y, x) int64."""
+        volume, geo, (depth, height, width) = (
+            self.volumes[draw.member],
+            self.geos[draw.member],
+            self.patch,
+        )
+        rng = np.random.default_rng(draw.seed)
+        if self.tiles and draw.member < self.n_labelled:
+            first, y, x = self.tiles[draw.member][draw.row]
+        else:
+            first = int(self.starts[draw.member][draw.row])
+            y, x = (
+                int(rng.integers(0, a - b + 1))
+                for a, b in zip(geo.padded, self.patch[1:], strict=True)
+            )
+        block, place = range(first, first + depth), np.s_[y : y + height, x : x + width]
+        image = np.stack([self.slices[draw.member][z][place] for z in block])
+        label = np.zeros_like(image)
+        if draw.member < self.n_labelled:
+            label = np.stack([label_to_input(volume.label[z], geo)[place] for z in block])
+        if self.augmented:
+            image, label = augment(image, label, int(rng.integers(2**31)))
+        return as_input(image).transpose(0, 1), torch.from_numpy(label.astype(np.int64))

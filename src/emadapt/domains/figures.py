@@ -1,0 +1,228 @@
+"""Figures of diagnose: where datasets lie for a model, what its tokens show, how far apart that is and against which null."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from emadapt.data.ingest import open_volume
+from emadapt.domains import pca
+from emadapt.domains.features import Features
+
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")  # Okabe and Ito
+SHOWN_TOKENS = 700
+Models = Mapping[str, Mapping[str, Features]]
+
+
+def draw(folder: Path, title: str, models: Models, result: Mapping[str, Any]) -> None:
+    """Write pca.png, maps.png and distances.png under `folder`.
+
+    Args:
+        folder: made where it is missing.
+        title: names backbone and regime.
+        models: model -> dataset -> features.
+        result: what goes into the JSON file.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    _save(pca_figure(title, models), folder / "pca.png")
+    _save(maps_figure(title, models), folder / "maps.png")
+    _save(distances_figure(title, result), folder / "distances.png")
+
+
+def pca_figure(title: str, models: Models) -> Figure:
+    """A row per model: its slices and its tokens on the first two components, by dataset and class."""
+    figure = Figure(figsize=(10, 0.6 + 4.2 * len(models)), dpi=100, layout="constrained")
+    rows = figure.subplots(len(models), 2, squeeze=False)
+    for (name, features), (left, right) in zip(models.items(), rows, strict=True):
+        components, shares = pca.fit(features, 2)
+        for number, (dataset, f) in enumerate(features.items()):
+            colour, marker = COLOURS[number % len(COLOURS)], "os^D"[number // len(COLOURS) % 4]
+            at, no_labels = (
+                components.project(f.moments.slice_means()),
+                "" if f.labelled else " (no labels)",
+            )
+            left.scatter(
+                *at.T,
+                s=28,
+                color=colour,
+                marker=marker,
+                edgecolor="white",
+                linewidth=0.6,
+                label=f"{dataset}, n = {len(at)}" + no_labels,
+            )
+            some = (
+                np.linspace(0, len(f.tokens) - 1, min(SHOWN_TOKENS, len(f.tokens)))
+                .round()
+                .astype(int)
+            )
+            at, true = components.project(f.tokens[some]), f.foreground[some]
+            right.scatter(*at[~true].T, s=5, color=colour, marker=marker, alpha=0.35, linewidth=0)
+            right.scatter(
+                *at[true].T, s=16, color=colour, marker=marker, edgecolor="black", linewidth=0.6
+            )
+        left.set_title(f"{name}: one point per slice (mean token)", fontsize=10)
+        right.set_title(f"{name}: up to {SHOWN_TOKENS} tokens per dataset", fontsize=10)
+        left.legend(fontsize=8, frameon=False)
+        for axes in (left, right):
+            axes.set_xlabel(f"component 1 ({shares[0]:.0%} of the variance)", fontsize=9)
+            axes.set_ylabel(f"component 2 ({shares[1]:.0%})", fontsize=9)
+            axes.tick_params(labelsize=8)
+            axes.spines[["top", "right"]].set_visible(False)
+    marks = [
+        Line2D(
+            [], [], linestyle="", marker="o", markersize=3, color="0.5", label="background token"
+        ),
+        Line2D(
+            [],
+            [],
+            linestyle="",
+            marker="o",
+            markersize=5,
+            color="0.7",
+            markeredgecolor="black",
+            label="foreground token",
+        ),
+    ]
+    rows[0, 1].legend(handles=marks, fontsize=8, frameon=False)
+    figure.suptitle(
+        f"{title}: principal components of the last block's patch tokens",
+        fontsize=11,
+        weight="bold",
+    )
+    return figure
+
+
+def maps_figure(title: str, models: Models) -> Figure:
+    """A row per dataset: a slice, its label, and the first three components as red, green and blue for each model."""
+    datasets = list(next(iter(models.values())))
+    figure = Figure(
+        figsize=(2.6 * (2 + len(models)), 0.7 + 2.7 * len(datasets)), dpi=100, layout="constrained"
+    )
+    panels = figure.subplots(len(datasets), 2 + len(models), squeeze=False)
+    for axes in panels.ravel():
+        axes.set_axis_off()
+    for column, (model, features) in enumerate(models.items()):
+        components, _ = pca.fit(features, 3)
+        grids = {
+            d: components.project(next(iter(f.grids.values())).astype(np.float64))
+            for d, f in features.items()
+            if f.grids
+        }
+        if not grids:
+            continue
+        both = np.concatenate([g.reshape(-1, 3) for g in grids.values()])
+        low, high = np.percentile(both, [2, 98], axis=0)
+        for row, dataset in enumerate(datasets):
+            if dataset in grids:
+                _show(
+                    panels[row, 2 + column],
+                    ((grids[dataset] - low) / (high - low)).clip(0, 1),
+                    model,
+                )
+    for row, (dataset, f) in enumerate(next(iter(models.values())).items()):
+        if f.grids:
+            volume, z = open_volume(dataset), int(f.slices[next(iter(f.grids))])
+            _show(
+                panels[row, 0],
+                _small(np.asarray(volume.image[z])),
+                f"{dataset}, slice {z}",
+                cmap="gray",
+                vmin=0,
+                vmax=255,
+            )
+            if volume.labelled:
+                _show(
+                    panels[row, 1],
+                    _small(np.asarray(volume.label[z])),
+                    "label",
+                    cmap="gray",
+                    vmin=0,
+                    vmax=1,
+                )
+    figure.suptitle(
+        f"{title}: components 1 to 3 of the tokens\nas red, green, blue (one scale for all datasets)",
+        fontsize=10,
+        weight="bold",
+    )
+    return figure
+
+
+def distances_figure(title: str, result: Mapping[str, Any]) -> Figure:
+    """Relative Fréchet distance by model and class with its interval, and beside it the largest of its null."""
+    entries = [(e["model"], e) for e in result["pairs"] if e["level"] == "token"]
+    entries += [(f"control: {k}", e) for k, es in result["controls"].items() for e in es]
+    figure = Figure(figsize=(9, 1.3 + 0.3 * len(entries)), dpi=100, layout="constrained")
+    axes = figure.subplots()
+    colours = dict(zip(("all", "foreground", "background"), COLOURS, strict=False))
+    shown = [
+        min(e["relative"], e["null"] * e["relative"] / e["frechet"])
+        for _, e in entries
+        if e["frechet"]
+    ]
+    floor = min(shown, default=0.01) / 3
+    for y, (_, e) in enumerate(reversed(entries)):
+        unit = e["relative"] / e["frechet"] if e["frechet"] else 0.0
+        colour = colours[e["class"]]
+        axes.plot(
+            [max(v * unit, floor) for v in e["ci95"]],
+            [y, y],
+            color=colour,
+            linewidth=2.5,
+            solid_capstyle="butt",
+        )
+        axes.plot(
+            max(e["relative"], floor), y, "o", color=colour, markeredgecolor="white", markersize=7
+        )
+        axes.plot(
+            max(e["null"] * unit, floor), y, "|", color="black", markersize=11, markeredgewidth=1.6
+        )
+    names = [
+        f"{m}: {e['a']} - {e['b']}, {e['class'] if e['level'] == 'token' else e['level']}"
+        for m, e in entries
+    ]
+    axes.set_yticks(range(len(entries)), names[::-1], fontsize=8)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("Fréchet distance / tokens' variance (95 % interval)", fontsize=9)
+    axes.grid(axis="x", color="0.9")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    handles = [
+        Line2D([], [], color=c, marker="o", markeredgecolor="white", label=f"{k} tokens")
+        for k, c in colours.items()
+    ]
+    null = "largest distance between halves of one dataset"
+    handles.append(
+        Line2D([], [], color="black", marker="|", linestyle="", markersize=10, label=null)
+    )
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    figure.suptitle(f"{title}: distance between datasets", fontsize=11, weight="bold")
+    return figure
+
+
+def _small(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    step = max(1, max(image.shape) // 400)
+    return image[::step, ::step]
+
+
+def _show(axes: Axes, picture: npt.NDArray[Any], title: str, **how: Any) -> None:
+    axes.imshow(picture, interpolation="nearest", **how)
+    axes.set_title(title, fontsize=8)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    FigureCanvasAgg(figure)
+    temporary = path.with_name(f".{path.name}")
+    figure.savefig(temporary, format="png", metadata={"Software": None})
+    temporary.replace(path)

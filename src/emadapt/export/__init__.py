@@ -1,1 +1,0 @@
-"""Models for others: one ONNX graph, a package for bioimage.io, MLflow's registry."""

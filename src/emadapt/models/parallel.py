@@ -1,0 +1,129 @@
+"""Several processes train one unit, each on its own device: who they are, and what they add up.
+
+Every process holds the same model and takes its part of each batch. Gradients, statistics of normalisation and scores are
+summed over the processes, so all of them take the step that one process would have taken with the whole batch, up to
+rounding. A process that was not started as one of several is alone: nothing here then changes anything.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from emadapt.errors import InputError
+from emadapt.models.device import device
+from emadapt.training.launch import die_with, is_one_of_several, wants_gpus
+
+TIMEOUT = timedelta(minutes=10)  # one that waits longer than this for the others gives up
+
+
+def join() -> None:
+    """Meet the other processes of this unit, if it was started with any (`emadapt train --devices`, `accelerate launch`).
+
+    Raises:
+        InputError: there are fewer GPUs than processes, or than were asked for.
+    """
+    several, asked = is_one_of_several(), os.environ.get("EMADAPT_DEVICES", "")
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"])) if several else 1
+    gpus = torch.cuda.device_count()
+    if gpus < here and (gpus or wants_gpus(asked)):
+        raise InputError(
+            f"devices {asked}" if asked else f"{here} processes",
+            found=f"{gpus} GPUs that work",
+            expected=f"{here}",
+            do="Name those that `nvidia-smi` lists.",
+        )
+    if several:
+        from accelerate import PartialState
+        from accelerate.utils import check_cuda_p2p_ib_support
+
+        die_with(int(os.environ.get("EMADAPT_LAUNCHER", os.getppid())))
+        if (
+            gpus and not check_cuda_p2p_ib_support()
+        ):  # RTX 40: accelerate refuses them without these
+            os.environ |= {"NCCL_P2P_DISABLE": "1", "NCCL_IB_DISABLE": "1"}
+        PartialState(cpu=not gpus, timeout=TIMEOUT)  # gloo, or NCCL with one GPU for each
+
+
+def leave() -> None:
+    """Part from the others, all at about the same time."""
+    if dist.is_initialized():
+        from accelerate import PartialState
+
+        PartialState().destroy_process_group()
+
+
+def rank() -> int:
+    """Number of this process, from 0; 0 is the one that writes."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def size() -> int:
+    """How many processes there are; 1 when alone."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def total(values: torch.Tensor) -> torch.Tensor:
+    """Sum over the processes, the same bits in each of them; without gradient."""
+    if size() == 1:
+        return values
+    summed = values.detach().to(device(), copy=True)
+    dist.all_reduce(summed)
+    return summed.to(values.device)
+
+
+def agree(number: int) -> bool:
+    """Whether it is the same in all processes."""
+    return float(total(torch.tensor([number], dtype=torch.float64))) == number * size()
+
+
+class Total(torch.autograd.Function):
+    """`total` with its gradient, for sums that a model makes on its way."""
+
+    @staticmethod
+    def forward(ctx: Any, values: torch.Tensor) -> torch.Tensor:
+        return total(values)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        return total(gradient)  # each process's part of the loss depends on what all of them put in
+
+
+def add_up(parameters: Sequence[torch.nn.Parameter], loss: float) -> float:
+    """Replace each gradient by its sum over the processes.
+
+    One message for all of them, after the backward pass: heads and adapters are small, and unlike DDP it does not mind
+    that processes have different numbers of samples, or none.
+
+    Args:
+        parameters: that are trained, in the same order everywhere.
+        loss: this process's part.
+
+    Returns:
+        The sum of the parts.
+    """
+    if size() == 1:
+        return loss
+    has = torch.tensor(
+        [p.grad is not None for p in parameters], dtype=torch.float32, device=device()
+    )
+    parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    summed = total(
+        torch.cat(
+            [
+                has,
+                *[part.float().flatten() for part in parts],
+                torch.tensor([loss], device=device()),
+            ]
+        )
+    )
+    some, *sums, last = summed.split([len(has), *[p.numel() for p in parameters], 1])
+    for parameter, one, values in zip(parameters, some.tolist(), sums, strict=True):
+        # What no process has a gradient for stays without one: the optimiser then leaves it alone.
+        parameter.grad = values.view_as(parameter).to(parameter.dtype) if one else None
+    return float(last)

@@ -1,0 +1,2 @@
+"""What is around the stages: check, the stages side by side, a new project. It computes nothing
+itself."""

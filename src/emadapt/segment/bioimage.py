@@ -1,0 +1,175 @@
+"""A model as a package for bioimage.io: the ONNX graph with axes, a test image, a cover, terms, citations and its model card.
+
+Fiji (deepImageJ), ilastik, QuPath and `bioimageio.core` read such packages (https://bioimage.io/docs). No network is needed.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from emadapt.data.phantom import make_volume
+from emadapt.errors import EmadaptError, InputError
+from emadapt.segment.model import Model
+from emadapt.segment.onnx_graph import (
+    INPUT,
+    OPSET,
+    OUTPUT,
+    GreyToProbability,
+    documentation,
+    pixels_of,
+    write_onnx,
+)
+from emadapt.training.model_card import FAMILIES, datasets_behind, family_of, terms_of
+
+U_NET = (
+    "Falk et al. 2019, U-Net: deep learning for cell counting, detection, and morphometry",
+    "10.1038/s41592-018-0261-2",
+)
+"""What MONAI's BasicUNet, which `unet2d` is, says that it follows."""
+SIDE, SMALLEST = 18, 4
+"""Patches on a side of the test image, and of the smallest image that users may pass."""
+
+
+def write_package(model: Model, path: Path, authors: Sequence[str]) -> dict[str, float]:
+    """Write a package, and have `bioimageio.core` test it; nothing is left where it fails.
+
+    The test image is synthetic, since a public dataset's would bring its terms along; the expected output is the model's own.
+
+    Args:
+        model: see `emadapt.segment.onnx_graph.check_exportable`.
+        path: ends with .zip.
+        authors: names of who trained it.
+
+    Returns:
+        See `write_onnx`.
+
+    Raises:
+        InputError: a model that cannot be exported, or bioimageio.core is not installed.
+        EmadaptError: the package does not pass the test.
+    """
+    core, spec = _bioimageio()
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as name:
+        folder = Path(name)
+        found = write_onnx(model, folder / "weights.onnx")
+        _write_files(model, folder)
+        packed = spec.save_bioimageio_package(
+            _description(model, folder, authors), output_path=folder / "package.zip"
+        )
+        summary = core.test_model(packed, weight_format="onnx")
+        if summary.status != "passed":
+            wrong = "; ".join(f"{d.name}: {e.msg}" for d in summary.details for e in d.errors)
+            raise EmadaptError(
+                f"bioimageio.core does not pass the package; nothing was written. It says: {wrong[:2000]}"
+            )
+        shutil.move(packed, path)
+    return found
+
+
+def _bioimageio() -> tuple[Any, Any]:
+    try:
+        import bioimageio.core
+        import bioimageio.spec
+    except ImportError as error:
+        raise InputError(
+            "bioimageio.core",
+            found="not installed",
+            expected="it, to write and test the package",
+            do="pip install 'emadapt[export]'",
+        ) from error
+    return bioimageio.core, bioimageio.spec
+
+
+def _write_files(model: Model, folder: Path) -> None:
+    """Test tensors, cover, documentation and terms."""
+    from PIL import Image
+
+    side = SIDE * model.segmenter.backbone.arch.patch
+    grey = make_volume("phantom_fib", (1, side, side), 0)[0][0]
+    image = grey[None, None].astype(np.float32)
+    with torch.inference_mode():
+        probability = (
+            GreyToProbability(model.segmenter).eval().cpu()(torch.from_numpy(image)).numpy()
+        )
+    np.save(folder / "test-input.npy", image)
+    np.save(folder / "test-output.npy", probability)
+    shown = np.stack([grey] * 3, -1).astype(np.float32)
+    share = 0.6 * (probability[0, 0] > model.card["threshold"])[..., None]
+    overlay = shown * (1 - share) + np.array([255, 120, 0], np.float32) * share
+    Image.fromarray(np.concatenate([shown, overlay], 1).astype(np.uint8)).save(folder / "cover.png")
+    (folder / "README.md").write_text(documentation(model))
+    terms = "\n".join(f"- {line}" for line in terms_of(model.card, with_backbone=True))
+    (folder / "LICENSE.md").write_text(
+        f"# Terms of {model.name}\n\nAll of these hold:\n\n{terms}\n"
+    )
+
+
+def _description(model: Model, folder: Path, authors: Sequence[str]) -> Any:
+    from bioimageio.spec.model import v0_5 as v
+
+    patch = model.segmenter.backbone.arch.patch
+    # In steps of 1/1024 nm, so that bioimageio's int(size * scale / scale) is the size: with 9.2 it would be one pixel less.
+    y, x = (round(1024 * nm) / 1024 for nm in next(iter(pixels_of(model).values())))
+    sides = v.ParameterizedSize(min=SMALLEST * patch, step=patch)
+    shown = v.InputTensorDescr(
+        id=v.TensorId(INPUT),
+        description="grey values, 0 is black and 255 white",
+        axes=[
+            v.BatchAxis(),
+            v.ChannelAxis(channel_names=[v.Identifier("grey")]),
+            v.SpaceInputAxis(id=v.AxisId("y"), size=sides, scale=y, unit="nanometer"),
+            v.SpaceInputAxis(id=v.AxisId("x"), size=sides, scale=x, unit="nanometer"),
+        ],
+        data=v.IntervalOrRatioDataDescr(type="float32", range=(0.0, 255.0)),
+        test_tensor=v.FileDescr(source=folder / "test-input.npy"),
+    )
+    size = {
+        axis: v.SizeReference(tensor_id=v.TensorId(INPUT), axis_id=v.AxisId(axis)) for axis in "yx"
+    }
+    given = v.OutputTensorDescr(
+        id=v.TensorId(OUTPUT),
+        description=f"probability of foreground; the threshold is {model.card['threshold']:g}",
+        axes=[
+            v.BatchAxis(),
+            v.ChannelAxis(channel_names=[v.Identifier("foreground")]),
+            v.SpaceOutputAxis(id=v.AxisId("y"), size=size["y"], scale=y, unit="nanometer"),
+            v.SpaceOutputAxis(id=v.AxisId("x"), size=size["x"], scale=x, unit="nanometer"),
+        ],
+        data=v.IntervalOrRatioDataDescr(type="float32", range=(0.0, 1.0)),
+        test_tensor=v.FileDescr(source=folder / "test-output.npy"),
+    )
+    weights = v.OnnxWeightsDescr(source=folder / "weights.onnx", opset_version=OPSET)
+    return v.ModelDescr(
+        name=model.name,
+        description="Foreground probability of mitochondria in electron micrographs, slice by slice.",
+        authors=[v.Author(name=name) for name in authors],
+        cite=_citations(model, v),
+        license=v.FileDescr(source=folder / "LICENSE.md"),
+        documentation=v.FileDescr(source=folder / "README.md"),
+        covers=[v.FileDescr(source=folder / "cover.png")],
+        tags=["electron-microscopy", "mitochondria", "segmentation", "2d"],
+        inputs=[shown],
+        outputs=[given],
+        weights=v.WeightsDescr(onnx=weights),
+    )
+
+
+def _citations(model: Model, v: Any) -> list[Any]:
+    """By DOI: bioimageio looks addresses up in the network. Not empty, which its specification calls not FAIR."""
+    sources = dict.fromkeys(data.source for data in datasets_behind(model.card))
+    found = [
+        v.CiteEntry(text=source.citation, doi=v.Doi(source.doi)) for source in sources if source
+    ]  # one's own data: none
+    if model.segmenter.regime.from_scratch:
+        text, doi = U_NET
+        found.append(v.CiteEntry(text=text, doi=v.Doi(doi)))
+    if family := family_of(model.card):
+        _, text, number = FAMILIES[family]
+        found.append(v.CiteEntry(text=text, doi=v.Doi(f"10.48550/arXiv.{number}")))
+    return found

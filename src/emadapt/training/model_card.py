@@ -1,0 +1,332 @@
+"""A card for each model: what it is, what it was trained on and under which terms, how good it is, and where it will fail.
+
+Sections follow Mitchell et al. 2019, Model Cards for Model Reporting (arXiv 1810.03993).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from emadapt.data.sources import MANUAL, SOURCES, Manual, Source
+from emadapt.models.archs import BACKBONES
+
+EVALUATED = Path("build/evaluate")
+FAMILIES = {
+    "dinov2": (
+        "Apache-2.0",
+        "Oquab et al. 2023, DINOv2: Learning robust visual features without supervision",
+        "2304.07193",
+    ),
+    "dinov3": ("the DINOv3 License", "Siméoni et al. 2025, DINOv3", "2508.10104"),
+    "openclip": (
+        "MIT",
+        "Cherti et al. 2022, Reproducible scaling laws for contrastive language-image learning",
+        "2212.07143",
+    ),
+}
+"""Terms of the published weights of a family of backbones, and what to cite for them: words, and the number in arXiv."""
+SYSTEMS = {"mitonet": "MitoNet (Conrad & Narayan 2023)", "sam2": "SAM 2 (Ravi et al. 2024)"}
+"""What a regime is that uses a published system."""
+KNOWN: dict[str, Source | Manual] = {**SOURCES, **MANUAL}
+NEVER, EARLIER = "never seen", "through the model that it starts from"
+
+
+@dataclass(frozen=True)
+class Behind:
+    """A dataset that has gone into a model.
+
+    Attributes:
+        name: in the study.
+        role: how it got there; empty of what the model itself was trained on.
+        source: what is known of it; None of data that is not public.
+    """
+
+    name: str
+    role: str
+    source: Source | Manual | None
+
+    @property
+    def licence(self) -> str:
+        """Its terms, in a word."""
+        return self.source.licence if self.source else "not known here"
+
+    @property
+    def named(self) -> str:
+        """Its name, and how it got there unless the model was trained on it."""
+        return f"{self.name} ({self.role})" if self.role else self.name
+
+
+def model_card(
+    card: Mapping[str, Any], metrics: Mapping[str, Any] | None, with_backbone: bool = False
+) -> str:
+    """Markdown; the same bytes for the same model, so nothing of the commit, which stands on the unit's MLflow run.
+
+    Args:
+        card: model.json of the unit.
+        metrics: its metrics.json; None where it was not evaluated.
+        with_backbone: whether the file that the card goes with holds the backbone, too.
+    """
+    trained_on = list(card["data_md5"])
+    sections = [
+        _what(card, metrics, with_backbone),
+        _data(card, trained_on),
+        _terms(card, with_backbone),
+    ]
+    if metrics:
+        sections += [_scores(card, metrics)]
+    sections += [_limits(card, metrics, trained_on), _provenance(card, metrics)]
+    return "\n\n".join("\n".join(lines) for lines in sections) + "\n"
+
+
+def card_of(folder: Path, card: Mapping[str, Any], with_backbone: bool = False) -> str:
+    """The model card of a model in a folder, with the scores that `evaluate` found for exactly this model, if it did."""
+    return model_card(card, metrics_of(folder, card), with_backbone)
+
+
+def metrics_of(folder: Path, card: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Scores of the model in a folder: metrics.json in it, or of the evaluated unit if it has the same weights."""
+    from emadapt.training.train import file_md5
+
+    for path in (folder / "metrics.json", EVALUATED / str(card["unit"]) / "metrics.json"):
+        if path.is_file():
+            metrics = dict(json.loads(path.read_text()))
+            if metrics["model_md5"] == file_md5(folder / "model.safetensors"):
+                return metrics
+    return None
+
+
+def datasets_behind(card: Mapping[str, Any]) -> list[Behind]:
+    """All datasets that have gone into a model: its own, images without labels, and those of every model before it.
+
+    `started_from` of a card has those of a model in a folder (see `emadapt.training.start.behind_folders`).
+    """
+    found = [(name, "") for name in card.get("data_md5", {})]
+    found += [(name, "its images, without labels") for name in card.get("unlabelled_md5", {})]
+    settings = card.get("settings", {})
+    specs = _specs(settings)
+    while settings := settings.get("source"):
+        found += [(name, EARLIER) for name in _specs(settings)]
+        specs = _specs(settings) | specs
+    for before in card.get("started_from", []):
+        specs.setdefault(before["name"], before)
+        found.append((before["name"], EARLIER))
+    roles = dict(reversed(found))  # the first role of a name stays
+    return [
+        Behind(name, roles[name], _source(name, specs.get(name, {})))
+        for name in dict.fromkeys(n for n, _ in found)
+    ]
+
+
+def terms_of(card: Mapping[str, Any], with_backbone: bool = False) -> list[str]:
+    """A line for each dataset behind a model, and for its backbone."""
+    lines = []
+    for data in datasets_behind(card):
+        use = (
+            " No commercial use." if "-NC" in data.licence or "research use" in data.licence else ""
+        )
+        lines.append(f"{data.named}: {data.licence}.{use}")
+    if system := SYSTEMS.get(card.get("regime", {}).get("kind", "")):
+        lines.append(
+            f"{system}: the licence that its weights come under, which holds for what is trained from them, too."
+        )
+    if not family_of(card):
+        return lines
+    if not with_backbone:
+        return [
+            *lines,
+            "the backbone's own licence holds for the backbone, which is not in the file.",
+        ]
+    return [*lines, f"the backbone, which is in the file: {FAMILIES[family_of(card)][0]}."]
+
+
+def family_of(card: Mapping[str, Any]) -> str:
+    """The key in `FAMILIES` of a model's pretrained backbone; empty where it has none."""
+    if (
+        card["weights"]["source"] in ("none", "random")
+        or card.get("regime", {}).get("kind") in SYSTEMS
+    ):
+        return ""
+    return BACKBONES[card["backbone"]["arch"]].family
+
+
+def _specs(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of the datasets that a unit trains on, with labels or without."""
+    return {**settings.get("datasets", {}), **settings.get("unlabelled", {})}
+
+
+def _source(name: str, spec: Mapping[str, Any]) -> Source | Manual | None:
+    """The public dataset behind a name of a study: that of the name, or of the folder that the name stands for."""
+    return KNOWN.get(name) or KNOWN.get(Path(spec.get("path") or name).name)
+
+
+def _what(
+    card: Mapping[str, Any], metrics: Mapping[str, Any] | None, with_backbone: bool
+) -> list[str]:
+    weights = card["weights"]
+    origin = (
+        "from random initial values"
+        if weights["source"] == "none"
+        else f"on {card['backbone']['arch']}"
+    )
+    if system := SYSTEMS.get(card.get("regime", {}).get("kind", "")):
+        tuned, prompts = card["regime"]["finetune"], card["regime"]["prompts"]
+        origin = f"the published system {system}" + (", fine-tuned" if tuned else ", used as it is")
+        origin += (
+            f", an oracle: prompted from the labels ({prompts})" if prompts != "automatic" else ""
+        )
+    lines = [
+        f"# {card['unit']}",
+        "",
+        f"Segments {_organelles(card)} in electron micrographs: regime `{card['regime']['kind']}`,"
+        f" head `{card['head']}`, {origin}, {card['trainable_params']:,} trained parameters.",
+    ]
+    if weights["source"] != "none":
+        where = "in the file, the adapter merged into it" if with_backbone else "not in the file"
+        what = "system" if system else "backbone"
+        lines.append(
+            f"The {what} is {where}; its weights are `{weights['name']}` from `{weights['source']}`, sha256"
+            f" `{weights['sha256']}`."
+        )
+    if (share := card["regime"].get("interpolate", -1.0)) >= 0:
+        lines.append(
+            f"Not trained: its weights lie {share:g} of the way from a frozen unit to one adapted from it (WiSE-FT)."
+        )
+    if card["regime"].get("align") == "routed" and metrics:
+        sent = ", ".join(f"{name} to {test['routed_to']}" for name, test in metrics["test"].items())
+        lines.append(
+            "Each training dataset has an adapter and a head of its own; a router, which sees tokens and no names, sent"
+            f" {sent}."
+        )
+    if weights["source"] == "random":
+        lines.append("**Random weights: a control, not a model to use.**")
+    return lines
+
+
+def _organelles(card: Mapping[str, Any]) -> str:
+    datasets = card.get("settings", {}).get("datasets", {}).values()
+    return (
+        " and ".join(
+            dict.fromkeys(d.get("organelle", "mitochondria").replace("_", " ") for d in datasets)
+        )
+        or "mitochondria"
+    )
+
+
+def _data(card: Mapping[str, Any], trained_on: Sequence[str]) -> list[str]:
+    slices, total = card["labelled"]["slices"]
+    lines = [
+        "## Training data",
+        "",
+        f"{slices} labelled slices of {total}.",
+        "",
+        "| dataset | voxel (z, y, x) nm | pairing | licence | citation |",
+        "|---|---|---|---|---|",
+    ]
+    for data in datasets_behind(card):
+        voxel = ", ".join(f"{v:g}" for v in card["voxel_nm"].get(data.name, ()))
+        licence, citation = (
+            (data.licence, data.source.citation)
+            if data.source
+            else (f"{data.licence}: ask its owner", "")
+        )
+        lines.append(
+            f"| {data.named} | {voxel} | {card['pairing'].get(data.name, '')} | {licence} | {citation} |"
+        )
+    if wrong := [name for name in trained_on if card["pairing"][name].startswith("lexicographic")]:
+        lines += [
+            "",
+            f"**{', '.join(wrong)}: images with other slices' labels, to replicate a mistake. Not a model to use.**",
+        ]
+    return lines
+
+
+def _terms(card: Mapping[str, Any], with_backbone: bool) -> list[str]:
+    unsettled = "emadapt is Apache-2.0. What terms of training data mean for an adapter is not settled; to be safe,"
+    return [
+        "## Terms",
+        "",
+        f"{unsettled} take them to hold for the adapter too:",
+        "",
+        *(f"- {line}" for line in terms_of(card, with_backbone)),
+    ]
+
+
+def _scores(card: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[str]:
+    how = "On test slices that training, early stopping and sweeps have not seen; pooled over the slices, 95 % interval from a"
+    lines = [
+        "## Scores",
+        "",
+        f"{how} bootstrap over blocks of slices; threshold 0.5; this one seed.",
+        "",
+    ]
+    lines += [
+        "| tested on | | slices | foreground IoU | Dice | boundary IoU |",
+        "|---|---|---:|---|---:|---:|",
+    ]
+    for name, test in metrics["test"].items():
+        low, high = test["iou_ci95"]
+        values = f"{test['iou']:.3f} ({low:.3f} to {high:.3f}) | {test['dice']:.3f} | {test['boundary_iou']:.3f}"
+        lines.append(f"| {name} | {_seen(card, name)} | {test['n']} | {values} |")
+    return lines
+
+
+def _seen(card: Mapping[str, Any], test_set: str) -> str:
+    """What a model has seen of a dataset."""
+    if test_set in card["data_md5"]:
+        return "trained on it"
+    behind = datasets_behind(card)
+    for data in behind:
+        if data.name == test_set:
+            return data.role
+    own = _source(test_set, {})
+    return (
+        "its images under other labels"
+        if own and own in [data.source for data in behind]
+        else NEVER
+    )
+
+
+def _limits(
+    card: Mapping[str, Any], metrics: Mapping[str, Any] | None, trained_on: Sequence[str]
+) -> list[str]:
+    voxels = " or ".join(f"{card['voxel_nm'][name][1]:g}" for name in trained_on)
+    lines = [
+        "## Limits",
+        "",
+        f"- Made for pixels of about {voxels} nm; resample other data to that first.",
+        "- Slice by slice: no instances, no consistency along z beyond what `smooth_z_nm` averages.",
+        "- Where a mitochondrion's edge lies is its labels' convention; another dataset's may be another.",
+    ]
+    tests = metrics["test"] if metrics else {}
+    unseen = {name: test["iou"] for name, test in tests.items() if _seen(card, name) == NEVER}
+    if unseen:
+        worst = min(unseen, key=lambda name: unseen[name])
+        lines.append(
+            f"- On data it has not seen expect less: {unseen[worst]:.2f} on {worst}. Label a few slices and fine-tune."
+        )
+    else:
+        lines.append(
+            "- Not tested on any dataset that it was not trained on."
+            if tests
+            else "- Not tested at all."
+        )
+    if few := [name for name, test in tests.items() if test["n"] < 10]:
+        lines.append(f"- Fewer than ten test slices ({', '.join(few)}) say little.")
+    return lines
+
+
+def _provenance(card: Mapping[str, Any], metrics: Mapping[str, Any] | None) -> list[str]:
+    md5 = ", ".join(f"{name} {value}" for name, value in card["data_md5"].items())
+    rows = {"unit key": card["key"], "study": card["study"], "data md5": md5}
+    if metrics:
+        rows |= {
+            "model md5": metrics["model_md5"],
+            "validation IoU": f"{metrics['val_iou']:.4f}",
+            "training": f"{metrics['train_seconds']:,.0f} s, peak {metrics['peak_mb']:,.0f} MB, {card['precision']}",
+        }
+    rows["emadapt"] = card["version"]
+    return ["## Provenance", "", *(f"- {name}: {value}" for name, value in rows.items())]

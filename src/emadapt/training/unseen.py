@@ -1,0 +1,96 @@
+"""IoU of a model over the whole of a dataset whose labels it has never seen, not only over that dataset's test slices.
+
+Test slices are few because a dataset's other slices train and validate. To a model that saw none of its labels these are as new
+as the test slices, and four sections of a volume say much less about it than twenty.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from emadapt.data.ingest import Volume
+from emadapt.metrics.pixels import block_slices, iou_with_interval, overlap_counts
+from emadapt.models.predict import predict_slices, smoothing_reach
+from emadapt.models.segmenter import Segmenter
+from emadapt.study.study import Study, Unit
+
+SPACING_NM = 20.0
+"""Thickness from one scored slice to the next, at least one slice: nearer ones of FIB-SEM are almost copies and cost as much."""
+
+
+def unseen_by(study: Study, unit: Unit) -> list[str]:
+    """Datasets of the study of which neither `unit` nor a unit that it starts from saw the labels of any slice.
+
+    Images without labels may have been seen (`unlabelled`, the reference of an alignment). A dataset on the same images counts as
+    seen. None where that is not known (a start from a folder, a published system), where slices must be neighbours (a regime in
+    3D), and of mispaired datasets.
+    """
+    spec = study.regime_settings[unit.regime]
+    if spec.outside or spec.is_3d:
+        return []
+    chain = [unit, *study.sources_of(unit)]
+    if study.regime_settings[chain[-1].regime].init_from:  # a folder
+        return []
+    seen = {
+        study.images_of(name)
+        for at in chain
+        for name in study.train_set_settings[at.train_set].datasets
+    }
+    return [
+        name
+        for name in study.tested
+        if study.images_of(name) not in seen and not study.dataset_settings[name].mispaired
+    ]
+
+
+def spaced(slices: int, voxel_z_nm: float) -> list[int]:
+    """Slice numbers from 0, SPACING_NM apart."""
+    return list(range(0, slices, max(1, math.ceil(SPACING_NM / voxel_z_nm))))
+
+
+def score_unseen(
+    segmenter: Segmenter, volume: Volume, slices: Sequence[int], counts: Sequence[Sequence[int]]
+) -> dict[str, Any]:
+    """IoU pooled over slices of the whole volume.
+
+    Args:
+        segmenter: as `predict_slices` takes it, backbone in the loop.
+        volume: of which it has not seen labels.
+        slices: that were scored already (the test slices).
+        counts: theirs, (in both, predicted, labelled) each; not predicted again.
+
+    Returns:
+        `n`, `slices`, `block_slices`, `iou`, `iou_ci95` and `counts`, as for test slices.
+    """
+    voxel_z_nm = float(volume.manifest["voxel_nm"][0])
+    chosen, known = spaced(len(volume.image), voxel_z_nm), dict(zip(slices, counts, strict=True))
+    found = {z: list(known[z]) for z in chosen if z in known}
+    wanted, reach = (
+        {z for z in chosen if z not in known},
+        smoothing_reach(segmenter.spec.smooth_z_nm / voxel_z_nm),
+    )
+    for first, end in itertools.pairwise(volume.ends):
+        inside = {z for z in wanted if first <= z < end}
+        near = {
+            other for z in inside for other in range(max(first, z - reach), min(end, z + reach + 1))
+        }
+        for z, probability in predict_slices(segmenter, volume, sorted(near)):
+            if (
+                z in inside
+            ):  # the others are there for `smooth_z_nm`, as in a volume that is segmented
+                found[z] = list(overlap_counts(probability > 0.5, np.asarray(volume.label[z]) > 0))
+    ordered = np.array([found[z] for z in chosen], np.int64)
+    apart = voxel_z_nm * (chosen[1] - chosen[0] if len(chosen) > 1 else 1)
+    block = block_slices(len(chosen), apart)
+    return {
+        "n": len(chosen),
+        "slices": chosen,
+        "block_slices": block,
+        **iou_with_interval(ordered, block),
+        "counts": ordered.tolist(),
+    }
