@@ -1,2 +1,4 @@
-"""How far apart datasets are for a model: Fréchet distance, probes, neighbours, PCA. It trains
-nothing."""
+"""How far apart datasets are for a model: Fréchet distance, probes, neighbours, PCA.
+
+It trains nothing.
+"""

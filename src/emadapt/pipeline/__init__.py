@@ -1,2 +1,4 @@
-"""What is around the stages: check, the stages side by side, a new project. It computes nothing
-itself."""
+"""What is around the stages: check, the stages side by side, a new project.
+
+It computes nothing itself.
+"""

@@ -1,2 +1,4 @@
-"""Optuna: the search space, the objective, running trials, promoting the winner. It knows nothing
-of reports."""
+"""Optuna: the search space, the objective, running trials, promoting the winner.
+
+It knows nothing of reports.
+"""
