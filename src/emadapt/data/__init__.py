@@ -1,2 +1,5 @@
-"""A dataset: public sources, synthetic EM, pairing, splits, ingest, alignment of grey values,
-tiles, training samples. It knows no model."""
+"""A dataset: where it comes from and how it becomes training samples.
+
+Public sources, synthetic EM, pairing, splits, ingest, alignment of grey values, tiles and samples.
+It knows no model.
+"""

@@ -1,2 +1,5 @@
-"""Backbones, weights, adapters, heads, networks from scratch, the token cache, prediction of
-slices and blocks. It does not know how a model is trained or scored."""
+"""Networks: backbones, weights, adapters, heads, networks from scratch.
+
+Also the token cache, and the prediction of slices and blocks. It does not know how a model is
+trained or scored.
+"""

@@ -1,2 +1,4 @@
-"""What is to be done: the settings of a study and their rules, its units and their keys. It knows
-no files of a dataset, no torch, no tracker."""
+"""What is to be done: settings and their rules, units and keys.
+
+It knows no files of a dataset, no torch and no tracker.
+"""

@@ -1,2 +1,5 @@
-"""Runs in MLflow: one run for each unit, written so that an outage never stops a training. It
-knows nothing of the rooms above, which hand it what to log."""
+"""Runs in MLflow: one run for each unit.
+
+An outage of MLflow never stops a training. This room knows nothing of the rooms above, which hand
+it what to log.
+"""
