@@ -329,4 +329,4 @@ def test_the_template_is_in_the_wheel(tmp_path):
     subprocess.run([sys.executable, "-c", build], cwd=tmp_path, check=True, capture_output=True)
     (wheel,) = (tmp_path / "out").glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
-        assert "emadapt/page.html.jinja" in archive.namelist()
+        assert "emadapt/report/page.html.jinja" in archive.namelist()

@@ -18,7 +18,6 @@ from emadapt.report.aligned import by_gain
 from emadapt.report.comparisons import Groups, headline
 from emadapt.report.few_shot import enough_words, panels
 from emadapt.report.objects import objects_boards, thresholds_words
-from emadapt.report.pareto import WORDS, said
 from emadapt.report.transfer import Card, crossing_rows, grouped, pair_rows
 from emadapt.report.transfer_matrix import labelled_words
 from emadapt.report.transfer_matrix import matrices as transfer_matrices
@@ -96,16 +95,12 @@ def build_page(
         objects=objects_boards(boards),
         few=few_shot_sections(root, summary),
         transfers=transfer_matrices(summary.get("transfer", [])),
-        trades=[{**trade, "said": said(trade)} for trade in summary.get("pareto", [])],
-        gives_up=WORDS,
         aligned_figure=picture(root / "reports/figures/aligned.png"),
         aligned=by_gain(summary.get("aligned", [])),
         unions=by_test_set(summary["unions"]),
-        pareto=picture(root / "reports/figures/pareto.png"),
         domain=[domain_section(root, *key, card) for key, card in cards.items()],
         joined=joined,
         iou=picture(root / "reports/figures/iou.png"),
-        factors=picture(root / "reports/figures/factors.png"),
         scatter=picture(root / "reports/figures/domain-vs-iou.png"),
         overlays=[overlays(root, board, groups) for board in boards],
         weights=weights(root, study),

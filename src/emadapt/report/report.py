@@ -24,12 +24,9 @@ from emadapt.report.comparisons import (
     headline,
     kind_of,
 )
-from emadapt.report.dose import dose_png, dose_response
-from emadapt.report.factors import factors, factors_png, factors_table
 from emadapt.report.few_shot import FEW_SHOT_METHOD, few_shot_curves, few_shot_table, panels
 from emadapt.report.objects import objects_table, of_seeds
 from emadapt.report.page import build_page
-from emadapt.report.pareto import PARETO_METHOD, pareto_png, pareto_table, trade_offs
 from emadapt.report.transfer import domain_vs_iou, read_domain
 from emadapt.report.transfer_matrix import (
     TRANSFER_METHOD,
@@ -89,15 +86,10 @@ def build_report(root: Path, study: Study) -> Path:
         "against_best": against_best(study, groups, entries),
         "unions": unions(study, groups),
     }
-    if response := dose_response(study, entries, cards):
-        summary["dose_response"] = response
-    summary |= factors(root, study, groups)
     if curves := few_shot_curves(study, entries):
         summary |= {"few_shot_method": FEW_SHOT_METHOD, "few_shot": curves}
     if cells := transfer_cells(study, groups, entries):
         summary |= {"transfer_method": TRANSFER_METHOD, "transfer": cells}
-    if trades := trade_offs(study, groups, entries):
-        summary |= {"pareto_method": PARETO_METHOD, "pareto": trades}
     if rows := compare_aligned(study, groups):
         summary |= {"aligned_method": ALIGNED_METHOD, "aligned": rows}
     reports = root / "reports"
@@ -118,20 +110,14 @@ def _figures(
     kinds: Sequence[str],
     joined: Mapping[str, Any],
 ) -> None:
-    """IoU by unit, labels, dose and domain, overlays of each test dataset's best, IoU loss against distance: what there is."""
+    """IoU by unit, labels and domain, overlays of each test dataset's best, IoU loss against distance: what there is."""
     from emadapt.report import figures  # matplotlib takes half a second
 
     folder, rows = root / "reports/figures", headline(study, summary["units"], kinds)
     figures.iou_png(folder / "iou.png", [entry for entry, _ in rows], [kind for _, kind in rows])
     draw: dict[str, tuple[str, Callable[[Path], None]]] = {
-        "dose.png": ("dose_response", lambda path: dose_png(path, summary["dose_response"])),
-        "factors.png": (
-            "fits",
-            lambda path: factors_png(path, summary["fits"], summary["contrasts"]),
-        ),
         "aligned.png": ("aligned", lambda path: aligned_png(path, by_gain(summary["aligned"]))),
         "transfer.png": ("transfer", lambda path: transfer_png(path, summary["transfer"])),
-        "pareto.png": ("pareto", lambda path: pareto_png(path, summary["pareto"])),
     }
     for name, (key, drawn) in draw.items():
         if summary.get(key):
@@ -166,7 +152,7 @@ def _figures(
 
 
 def leaderboard(study: Study, summary: Mapping[str, Any], kinds: Sequence[str]) -> str:
-    """A summary as Markdown: a table per test dataset, the best foreground IoU first; factors; few labels; the trade-off."""
+    """A summary as Markdown: a table per test dataset, the best foreground IoU first; few labels."""
     entries = summary["units"]
     shown = headline(study, entries, kinds)
     few = ["Training sets with few labels stand at the end."] if len(shown) < len(entries) else []
@@ -219,14 +205,10 @@ def leaderboard(study: Study, summary: Mapping[str, Any], kinds: Sequence[str]) 
         lines += aligned_table(summary["aligned"])
     if summary["unions"]:
         lines += unions_table(summary["unions"])
-    if "fits" in summary:
-        lines += factors_table(summary)
     if "few_shot" in summary:
         lines += few_shot_table(summary["few_shot"])
     if "transfer" in summary:
         lines += transfer_table(summary["transfer"])
-    if "pareto" in summary:
-        lines += pareto_table(summary["pareto"])
     return "\n".join(lines) + "\n"
 
 
