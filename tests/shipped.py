@@ -25,7 +25,7 @@ def in_small(name: str, train: dict[str, Any], **backbone: Any) -> dict[str, Any
         train: replaces its section; epochs of single regimes go.
         backbone: what is changed in each of its backbones besides.
     """
-    params = dict(yaml.safe_load((STUDIES / f"{name}.yaml").read_text()))
+    params = dict(yaml.safe_load((STUDIES / name / "study.yaml").read_text()))
     params["study"]["seeds"] = [0]
     params["train"] = train
     params["diagnose"] = {

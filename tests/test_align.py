@@ -430,7 +430,7 @@ def test_a_reference_that_is_not_ingested_is_named() -> None:
 # ---------------------------------------------------------------- the way through
 
 
-TINY_FROZEN = load_study(ROOT / "studies/demo.yaml").regime_settings["frozen"]
+TINY_FROZEN = load_study(ROOT / "studies/demo/study.yaml").regime_settings["frozen"]
 
 
 @pytest.mark.parametrize("method", ALIGNMENTS)

@@ -52,11 +52,11 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         **{f"PhysicalSize{a}": v / 1e3 for a, v in zip("ZYX", VOXEL, strict=True)},
     }
     tifffile.imwrite("volume.ome.tif", IMAGE, photometric="minisblack", metadata=meta)
-    Path("studies").mkdir()
+    Path("studies/demo").mkdir(parents=True)
     study = settings()
     study["study"] |= {"name": "demo", "train_sets": ["a", "b", "paired"]}
     study["train_sets"]["b"] = ["b"]
-    Path("studies/demo.yaml").write_text(yaml.safe_dump(study))
+    Path("studies/demo/study.yaml").write_text(yaml.safe_dump(study))
     return tmp_path
 
 

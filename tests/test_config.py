@@ -26,11 +26,11 @@ def load(tmp_path: Path, params: object) -> list[str]:
     return []
 
 
-@pytest.mark.parametrize("path", sorted(STUDIES.glob("*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted(STUDIES.glob("*/study.yaml")), ids=lambda p: p.parent.name)
 def test_every_shipped_study_loads_and_has_its_units(path: Path) -> None:
     raw, study = yaml.safe_load(path.read_text()), load_study(path)
     lists = raw["study"]
-    assert study.name == path.stem
+    assert study.name == path.parent.name
     assert len({u.name for u in study.units()}) == len(lists["backbones"]) * len(
         lists["regimes"]
     ) * len(lists["train_sets"]) * len(lists["seeds"])
@@ -39,11 +39,11 @@ def test_every_shipped_study_loads_and_has_its_units(path: Path) -> None:
 def test_params_yaml_is_a_shipped_study() -> None:
     params = STUDIES.parent / "params.yaml"
     study = load_study(params)
-    assert params.read_text() == (STUDIES / f"{study.name}.yaml").read_text()
+    assert params.read_text() == (STUDIES / study.name / "study.yaml").read_text()
 
 
 def test_paper_presets_are_the_reference_protocol() -> None:
-    study = load_study(STUDIES / "paper.yaml")
+    study = load_study(STUDIES / "paper/study.yaml")
     train, split = study.train, study.split
     assert (train.head, train.loss, train.head_lr, train.adapter_lr, train.weight_decay) == (
         "deconv",

@@ -30,7 +30,7 @@ def load_study(path: str | Path = PARAMS) -> Study:
     """Read a study.
 
     >>> from emadapt import api
-    >>> study = api.load_study("studies/demo.yaml")
+    >>> study = api.load_study("studies/demo/study.yaml")
     >>> study.name, len(study.units())
     ('demo', 6)
 

@@ -69,7 +69,7 @@ def check(study: Path) -> None:
 @main.command()
 @click.argument("name")
 def use(name: str) -> None:
-    """Make studies/NAME.yaml the study that is selected (params.yaml)."""
+    """Select studies/NAME: copy its study.yaml to params.yaml."""
     from emadapt.pipeline.check import use_study
 
     study = use_study(name)

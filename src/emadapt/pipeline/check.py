@@ -38,14 +38,14 @@ def check_study(path: Path, data: Path = Path("data")) -> list[str]:
 
 
 def use_study(name: str) -> Study:
-    """Make studies/NAME.yaml the study that is selected (params.yaml).
+    """Make studies/NAME/study.yaml the study that is selected (params.yaml).
 
     Raises:
         EmadaptError: there is no such study, or its settings have problems.
     """
-    source = Path("studies") / f"{name}.yaml"
+    source = Path("studies") / name / "study.yaml"
     if not NAME.fullmatch(name) or not source.is_file():
-        have = ", ".join(sorted(p.stem for p in source.parent.glob("*.yaml")))
+        have = ", ".join(sorted(p.parent.name for p in Path("studies").glob("*/study.yaml")))
         raise EmadaptError(f"{source}: no such study; there are: {have}")
     study = load_study(source)
     temporary = PARAMS.with_name(f".{PARAMS.name}.part")
