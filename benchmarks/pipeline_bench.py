@@ -29,7 +29,8 @@ from emadapt.data import prepared
 from emadapt.data.blocks import PatchDataset
 from emadapt.data.crops import CropDataset, Draw, crop
 from emadapt.data.ingest import Volume, ingest, open_volume
-from emadapt.metrics.pixels import REPLICATES, block_bootstrap, overlap_counts, pooled
+from emadapt.metrics.intervals import REPLICATES, block_bootstrap
+from emadapt.metrics.pixels import overlap_counts, pooled
 from emadapt.models.archs import BACKBONES
 from emadapt.models.device import autocast, device, resolve_precision
 from emadapt.models.predict import predict_slices

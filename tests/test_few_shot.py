@@ -16,7 +16,7 @@ from emadapt.report import figures, report
 from emadapt.report.few_shot import enough, enough_words, few_shot_curves, panels
 from emadapt.study.study import RegimeSettings, Study, load_study
 from fakes import few_study, iou_of, labelled_of, transfer_study, write_metrics
-from test_report import pixels
+from test_overlays import pixels
 from tiny import make_study, settings
 
 

@@ -47,7 +47,6 @@ def test_the_verbs_one_after_the_other_with_the_lab_book(
             beside = {
                 "ap50": scores["instances"]["ap50"],
                 "pq": scores["instances"]["pq"],
-                "iou_tuned": scores["tuned"]["iou"],
             }
             assert {key: run.data.metrics[f"test/{key}.{name}"] for key in beside} == beside
         tags = {

@@ -1,7 +1,7 @@
-"""How well single objects are found: average precision and panoptic quality of connected components.
+"""How well objects are found: average precision and panoptic quality of connected components.
 
-Components are those of `emadapt.segment.instances`: voxels that share a face belong together. A predicted and a labelled object
-match where their IoU is above the threshold; from 0.5 on a match is unique.
+Voxels that share a face belong to one object. A predicted and a labelled object match where their
+IoU is above the threshold; from 0.5 on, a match is unique.
 """
 
 from __future__ import annotations
@@ -14,84 +14,85 @@ import numpy as np
 import numpy.typing as npt
 
 MOST_VOXELS = 2**28
-"""Of the test slices: components take about 9 bytes for each. Larger ones have no instance metrics."""
-VALUES = ("ap50", "ap75", "pq", "sq", "rq")
+"""Larger test sets have no object metrics: components take about 9 bytes a voxel."""
 
 Masks = npt.NDArray[np.bool_]
 Labels = npt.NDArray[np.integer[Any]]
+Bits = npt.NDArray[np.uint8]
 
 
 class Instances:
-    """Prediction and label of test slices, a bit a voxel, until all are there."""
+    """Collects prediction and label of the test slices, one bit a voxel, and scores them."""
 
     def __init__(self, slices: Sequence[int], shape: tuple[int, int]) -> None:
         self.shape = shape
         self.wanted = len(slices) * shape[0] * shape[1] <= MOST_VOXELS
         self.slices: list[int] = []
-        self.packed: list[tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]] = []
+        self.predicted: list[Bits] = []
+        self.label: list[Bits] = []
 
     def add(self, z: int, predicted: Masks, label: Masks) -> None:
-        """Slice `z` (rising), (Y, X) each."""
+        """Take slice `z` (rising), (Y, X) each."""
         if self.wanted:
             self.slices.append(z)
-            self.packed.append((np.packbits(predicted), np.packbits(label)))
+            self.predicted.append(np.packbits(predicted))
+            self.label.append(np.packbits(label))
 
     def summary(self) -> dict[str, Any] | None:
-        """`instance_metrics` of the slices; None where they are too many, or none."""
-        if not self.packed:
+        """`instance_metrics` of the slices; None if there are none or too many voxels."""
+        if not self.slices:
             return None
-        predicted, label = (
-            _components([p[i] for p in self.packed], self.slices, self.shape) for i in range(2)
-        )
-        return instance_metrics(predicted, label)
+        predicted = _components(self.predicted, self.slices, self.shape)
+        return instance_metrics(predicted, _components(self.label, self.slices, self.shape))
 
 
 def instance_metrics(predicted: Labels, label: Labels) -> dict[str, Any]:
     """Compare numbered objects.
 
     Args:
-        predicted: numbers from 1 on, 0 in the background.
+        predicted: object numbers from 1 on, 0 in the background.
         label: of the same shape, likewise.
 
     Returns:
-        `ap50` and `ap75`: TP / (TP + FP + FN) at IoU above 0.5 and 0.75 (average precision without scores, as Caicedo et al.
-        2019 and StarDist have it); `pq` = `sq` * `rq`, panoptic quality: mean IoU of the matches at 0.5, and
-        TP / (TP + FP / 2 + FN / 2) (Kirillov et al. 2019). All in [0, 1], 1 where neither has an object. `predicted`,
-        `labelled`: how many objects; `matched`: at 0.5.
+        `ap50`, `ap75`: TP / (TP + FP + FN) at IoU above 0.5 and 0.75, average precision without
+        scores (Caicedo et al. 2019). `pq`: panoptic quality, `sq` * `rq` (Kirillov et al. 2019).
+        `sq`: mean IoU of the matches at 0.5. `rq`: TP / (TP + FP / 2 + FN / 2). All in [0, 1],
+        and 1 where neither has an object. `predicted`, `labelled`, `matched`: numbers of objects.
     """
     one, other = (np.bincount(a.ravel()) for a in (predicted, label))
     n_predicted, n_labelled = int((one[1:] > 0).sum()), int((other[1:] > 0).sum())
+    objects = n_predicted + n_labelled
     both = (predicted > 0) & (label > 0)
-    pairs, overlap = np.unique(
-        predicted[both].astype(np.int64) * len(other) + label[both], return_counts=True
-    )
+    pair = predicted[both].astype(np.int64) * len(other) + label[both]
+    pairs, overlap = np.unique(pair, return_counts=True)
     iou = overlap / (one[pairs // len(other)] + other[pairs % len(other)] - overlap)
     matched = iou[iou > 0.5]
-    objects = n_predicted + n_labelled
 
     def precision(hits: int) -> float:
         return hits / (objects - hits) if objects else 1.0
 
     sq = float(matched.mean()) if len(matched) else float(not objects)
     rq = 2 * len(matched) / objects if objects else 1.0
-    values = dict(
-        zip(
-            VALUES,
-            (precision(len(matched)), precision(int((iou > 0.75).sum())), sq * rq, sq, rq),
-            strict=True,
-        )
-    )
-    counts = {"predicted": n_predicted, "labelled": n_labelled, "matched": len(matched)}
-    return {**{name: round(value, 6) for name, value in values.items()}, **counts}
+    return {
+        "ap50": round(precision(len(matched)), 6),
+        "ap75": round(precision(int((iou > 0.75).sum())), 6),
+        "pq": round(sq * rq, 6),
+        "sq": round(sq, 6),
+        "rq": round(rq, 6),
+        "predicted": n_predicted,
+        "labelled": n_labelled,
+        "matched": len(matched),
+    }
 
 
 def _components(
-    packed: list[npt.NDArray[np.uint8]], slices: list[int], shape: tuple[int, int]
+    packed: list[Bits], slices: list[int], shape: tuple[int, int]
 ) -> npt.NDArray[np.int32]:
-    """Numbered components; slices that are no neighbours in the volume are none here, for an empty slice lies between them."""
+    """Numbered components. An empty slice parts slices that are not neighbours in the volume."""
     from scipy.ndimage import label
 
-    places = np.cumsum([0, *(1 if b == a + 1 else 2 for a, b in itertools.pairwise(slices))])
+    steps = (1 if b == a + 1 else 2 for a, b in itertools.pairwise(slices))
+    places = np.cumsum([0, *steps])
     mask = np.zeros((int(places[-1]) + 1, *shape), bool)
     for place, bits in zip(places, packed, strict=True):
         mask[place] = np.unpackbits(bits, count=shape[0] * shape[1]).reshape(shape)

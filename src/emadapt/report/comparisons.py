@@ -38,7 +38,7 @@ def difference(
     Raises:
         InputError: the two were not tested on the same slices.
     """
-    from emadapt.metrics.significance import REPLICATES, paired_bootstrap  # torch comes along
+    from emadapt.metrics.contrasts import REPLICATES, paired_bootstrap
 
     scores = [[run["test"][test_set] for run in groups[key]] for key in (one, other)]
     if whole and all("unseen" in own for runs in scores for own in runs):
@@ -59,7 +59,7 @@ def difference(
 
 def with_holm(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Comparisons with `p_holm`, corrected for all that are in the list."""
-    from emadapt.metrics.significance import holm
+    from emadapt.metrics.contrasts import holm
 
     corrected = holm([comparison["p_value"] for comparison in found])
     return [

@@ -12,11 +12,9 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 from PIL import Image
 
 ORANGE, BLUE, GREEN, PINK = "#E69F00", "#0072B2", "#009E73", "#CC79A7"
-FALSE_POSITIVE, FALSE_NEGATIVE, FOREGROUND = ORANGE, BLUE, GREEN
 KINDS = {
     "in-domain": (BLUE, "o"),
     "union": (GREEN, "s"),
@@ -26,62 +24,7 @@ KINDS = {
     "zero-shot": ("0.45", "v"),
     "oracle prompts": ("black", "*"),
 }
-PANEL = 420  # px, the longer side of a panel of an overlay
 LIMIT = 1_000_000  # bytes of a figure that goes into git
-
-
-def overlay_png(
-    path: Path, image: np.ndarray, label: np.ndarray, prediction: np.ndarray, title: str
-) -> None:
-    """Writes four panels: image, label, prediction, and errors with false positives and false negatives in two colours.
-
-    Args:
-        path: the PNG to write.
-        image: (Y, X) uint8.
-        label: (Y, X), not 0 where there is foreground.
-        prediction: (Y, X), not 0 where foreground was predicted.
-        title: one line above the panels; the report stacks overlays, so it should name unit, dataset, slice and IoU.
-    """
-    step = max(1, max(image.shape) // (4 * PANEL))  # of huge slices every n-th pixel is plenty
-    grey = np.repeat(image[::step, ::step, None], 3, axis=2).astype(np.float32)
-    true, said = (np.asarray(mask)[::step, ::step] != 0 for mask in (label, prediction))
-    false_positive, false_negative = said & ~true, true & ~said
-    panels = {
-        "image": grey,
-        "label": _tint(grey, {FOREGROUND: true}),
-        "prediction": _tint(grey, {FOREGROUND: said}),
-        "errors": _tint(
-            0.6 * grey + 60, {FALSE_POSITIVE: false_positive, FALSE_NEGATIVE: false_negative}, 0.85
-        ),
-    }
-    height, width = grey.shape[:2]
-    scale = PANEL / max(height, width)
-    high, wide = max(1, round(height * scale)), max(1, round(width * scale))
-    gap, top, bottom, dpi = 8, 52, 34, 100  # px
-    total = (4 * wide + 5 * gap, top + high + bottom)
-    figure = Figure(figsize=(total[0] / dpi, total[1] / dpi), dpi=dpi)
-    figure.text(gap / total[0], 1 - 8 / total[1], title, va="top", fontsize=10, weight="bold")
-    for number, (name, panel) in enumerate(panels.items()):
-        left = gap + number * (wide + gap)
-        axes = figure.add_axes(
-            (left / total[0], bottom / total[1], wide / total[0], high / total[1])
-        )
-        small = Image.fromarray(panel.clip(0, 255).astype(np.uint8)).resize(
-            (wide, high), Image.Resampling.BOX
-        )
-        axes.imshow(np.asarray(small), interpolation="nearest", aspect="auto")
-        axes.set_title(name, fontsize=9, pad=3)
-        axes.set_axis_off()
-    share = 100 * np.array([false_positive.mean(), false_negative.mean()])
-    handles = [
-        Patch(color=FOREGROUND, alpha=0.6, label="foreground"),
-        Patch(color=FALSE_POSITIVE, label=f"false positive ({share[0]:.1f} % of pixels)"),
-        Patch(color=FALSE_NEGATIVE, label=f"false negative ({share[1]:.1f} % of pixels)"),
-    ]
-    figure.legend(
-        handles=handles, loc="lower right", ncols=3, fontsize=9, frameon=False, borderaxespad=0.3
-    )
-    write_figure(path, figure)
 
 
 def iou_png(path: Path, entries: Sequence[Mapping[str, Any]], kinds: Sequence[str]) -> None:
@@ -275,14 +218,6 @@ def stack_png(path: Path, pictures: Sequence[Path]) -> None:
         whole.paste(image, (0, top))
         top += image.height
     _write(path, whole)
-
-
-def _tint(grey: np.ndarray, masks: Mapping[str, np.ndarray], strength: float = 0.45) -> np.ndarray:
-    """Colours (Y, X) masks into a (Y, X, 3) picture of 0 to 255."""
-    picture = grey.copy()
-    for colour, mask in masks.items():
-        picture[mask] = (1 - strength) * picture[mask] + strength * _rgb(colour)
-    return picture
 
 
 def write_figure(path: Path, figure: Figure) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from emadapt.metrics.instances import VALUES
+VALUES = ("ap50", "ap75", "pq", "sq", "rq")
 
 Combine = Callable[[Sequence[float], Sequence[Sequence[float]]], dict[str, Any]]
 """`emadapt.report.report.combine`: each seed's value and interval -> mean, std, values, ci95."""

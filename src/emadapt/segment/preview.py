@@ -17,12 +17,12 @@ from PIL import Image
 from emadapt.data.align import AS_IT_IS
 from emadapt.data.tiles import Grey
 from emadapt.errors import InputError
-from emadapt.report.figures import FOREGROUND
 from emadapt.segment.domain import Domain, domain_of_volume
 from emadapt.segment.job import Block, Order, Runner, grey_rows_of, open_runner, prepare, spread
 from emadapt.segment.model import Model, geometry_for, said
 from emadapt.segment.rows import predict_rows
 from emadapt.segment.rows3d import predict_rows_3d
+from emadapt.training.overlays import FOREGROUND
 
 FIELDS = 3
 SIDE = 2

@@ -16,7 +16,6 @@ from emadapt.metrics.instances import Instances
 from emadapt.metrics.pixels import (
     Mask,
     boundary_band,
-    iou_with_interval,
     overlap_counts,
     pooled,
     summarise,
@@ -26,7 +25,6 @@ from emadapt.models.device import device
 from emadapt.models.predict import Probability, predict_slices
 from emadapt.models.segmenter import Segmenter, load_segmenter
 from emadapt.models.tokens import plain_view
-from emadapt.report.objects import beside_headline
 from emadapt.study.study import Study, Unit, not_default
 from emadapt.tracking import tracker as tracking
 from emadapt.training.model_card import EVALUATED, model_card
@@ -58,7 +56,6 @@ def evaluate_unit(study: Study, unit: Unit, out: Path = EVALUATED) -> Path:
     regime = study.regime_settings[unit.regime]
     cached = regime.pretrained_tokens or regime.kind == "lora_last_k"
     history = json.loads((folder / "history.json").read_text())
-    tuned = card["val"].get("threshold")  # a model of an earlier version has none
     found: dict[str, dict[str, Any]] = {}
     unseen = unseen_by(study, unit)
     apart = bool(segmenter.domains or segmenter.spec.align or regime.oracle)
@@ -69,7 +66,7 @@ def evaluate_unit(study: Study, unit: Unit, out: Path = EVALUATED) -> Path:
             else None
         )
         regimes.merge(segmenter.backbone)
-        scored = score_volumes(segmenter, volumes, view, out / unit.name, unit.name, tuned)
+        scored = score_volumes(segmenter, volumes, view, out / unit.name, unit.name)
         for volume, scores in zip(volumes, scored, strict=True):
             found[volume.name] = scores | _taken_for(segmenter)
             if volume.name in unseen:
@@ -135,9 +132,9 @@ def _track(
         for name, scores in metrics["test"].items():
             volume = open_volume(name)
             tracker.log_dataset(name, volume.md5, str(INGESTED / name), "test")
-            values = {k: scores[k] for k in ("iou", "dice", "boundary_iou")} | beside_headline(
-                scores
-            )
+            values = {k: scores[k] for k in ("iou", "dice", "boundary_iou")}
+            if objects := scores.get("instances"):
+                values |= {k: objects[k] for k in ("ap50", "pq")}
             tracker.log_metrics({f"test/{k}.{name}": value for k, value in values.items()}, step=0)
             if "routed_to" in scores:
                 tracker.set_tags({f"routed_to.{name}": scores["routed_to"]})
@@ -167,7 +164,6 @@ def score_volumes(
     view: Any,
     folder: Path,
     title: str,
-    tuned: float | None = None,
 ) -> list[dict[str, Any]]:
     """Predict the test slices once, and score them on every volume's labels (see `Scores`).
 
@@ -177,9 +173,8 @@ def score_volumes(
         view: cached tokens of the first, or None to run the backbone.
         folder: gets the overlays.
         title: of the overlays; dataset, slice and IoU are added.
-        tuned: another threshold than 0.5 to score at, too.
     """
-    several = [Scores(volume, tuned) for volume in volumes]
+    several = [Scores(volume) for volume in volumes]
     for z, probability in predict_slices(segmenter, volumes[0], volumes[0].split["test"], view):
         for scores in several:
             scores.add(z, probability)
@@ -191,12 +186,11 @@ def score_volumes(
 class Scores:
     """Counts over the test slices of a volume, and the slice in the middle, the best and the worst (by IoU, with foreground)."""
 
-    def __init__(self, volume: Volume, tuned: float | None = None) -> None:
-        self.volume, self.slices, self.tuned = volume, volume.split["test"], tuned
+    def __init__(self, volume: Volume) -> None:
+        self.volume, self.slices = volume, volume.split["test"]
         self.band = BOUNDARY_NM / float(np.mean(volume.manifest["voxel_nm"][1:]))
         self.area: list[tuple[int, int, int]] = []
         self.boundary: list[tuple[int, int, int]] = []
-        self.at_tuned: list[tuple[int, int, int]] = []
         self.instances = Instances(self.slices, (volume.image.shape[1], volume.image.shape[2]))
         self.shown: dict[
             str, tuple[float, int, Mask]
@@ -206,8 +200,6 @@ class Scores:
         """Score slice `z`."""
         predicted, label = probability > 0.5, np.asarray(self.volume.label[z]) > 0
         self.instances.add(z, predicted, label)
-        if self.tuned is not None:
-            self.at_tuned.append(overlap_counts(probability > self.tuned, label))
         self.area.append(overlap_counts(predicted, label))
         self.boundary.append(
             overlap_counts(boundary_band(predicted, self.band), boundary_band(label, self.band))
@@ -222,7 +214,7 @@ class Scores:
 
     def draw(self, folder: Path, title: str) -> None:
         """Write overlay-<dataset>.png, overlay-<dataset>-best.png and -worst.png."""
-        from emadapt.report.figures import overlay_png
+        from emadapt.training.overlays import overlay_png
 
         folder.mkdir(parents=True, exist_ok=True)
         for which, (iou, z, predicted) in self.shown.items():
@@ -239,7 +231,7 @@ class Scores:
     def summary(self) -> dict[str, Any]:
         """`n`; `iou`, `dice`, `boundary_iou` pooled over the slices, each with `<metric>_ci95`; `per_slice` and `counts`.
 
-        Where there are any: `instances` (see `emadapt.metrics.instances`), and `tuned`: `threshold`, `iou` there, `iou_ci95`.
+        `instances`, where there are not too many voxels (see `emadapt.metrics.instances`).
         """
         voxel_z_nm = self.volume.manifest["voxel_nm"][0]
         scores = summarise(
@@ -247,7 +239,4 @@ class Scores:
         )
         if instances := self.instances.summary():
             scores["instances"] = instances
-        if self.tuned is not None:
-            own = iou_with_interval(np.asarray(self.at_tuned), scores["block_slices"])
-            scores["tuned"] = {"threshold": self.tuned, **own}
         return scores

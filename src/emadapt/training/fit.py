@@ -18,7 +18,6 @@ from emadapt.data.blocks import PatchDataset
 from emadapt.data.crops import CropDataset, TokenDataset, deal, load_epoch, plan_epoch, with_absent
 from emadapt.data.ingest import Volume
 from emadapt.errors import EmadaptError
-from emadapt.metrics.thresholds import GRID, choose_threshold, histogram
 from emadapt.models import parallel
 from emadapt.models.device import device
 from emadapt.models.heads import BatchNorm
@@ -274,22 +273,20 @@ def score(
     views: list[list[TokenView]],
     every: int,
     loss_of: nn.Module | None = None,
-    tune: bool = False,
 ) -> dict[str, float]:
     """Foreground IoU on validation slices, the mean over the datasets of the union.
 
-    Beside it, if asked, the loss, or the `threshold` with the highest such mean and the `iou_at_threshold`.
+    With `loss_of`, the mean loss as well.
     """
     segmenter.eval()
     in_3d = segmenter.regime.is_3d
-    ious, losses, histograms = [], [], []
+    ious, losses = [], []
     for i, volume in enumerate(volumes):
         slices = val_slices(volume, every, segmenter.regime.patch[0] if in_3d else 0)
         overlap = 0.0 if every else None  # quick while training, as in evaluation at the end
         counts = torch.zeros(
             (len(slices), 3), dtype=torch.float64
         )  # pixels hit, pixels in either, loss
-        levels = torch.zeros((2, len(GRID) + 1), dtype=torch.float64)  # pixels by probability
         mine = range(parallel.rank(), len(slices), parallel.size())
         shown = (
             mine if every else range(len(slices))
@@ -316,25 +313,16 @@ def score(
                 counts[k, 2] = float(
                     loss_of(logits, torch.from_numpy(np.array(volume.label[z]))[None, None].long())
                 )
-            if tune:
-                levels += torch.from_numpy(histogram(probability, label))
         counts = parallel.total(counts)  # each slice from the one process that has it
         hits, total, _ = counts.sum(0).tolist()
         ious.append(hits / total if total else 1.0)
         if loss_of is not None:
             losses += counts[:, 2].tolist()
-        if tune:
-            histograms.append(parallel.total(levels).long().numpy())
     scored = {
         "iou": float(np.mean(ious)),
         **{f"iou.{v.name}": iou for v, iou in zip(volumes, ious, strict=True)},
     }
-    scored |= {"loss": float(np.mean(losses))} if losses else {}
-    return scored | (
-        dict(zip(("threshold", "iou_at_threshold"), choose_threshold(histograms), strict=True))
-        if tune
-        else {}
-    )
+    return scored | ({"loss": float(np.mean(losses))} if losses else {})
 
 
 def _optimiser(

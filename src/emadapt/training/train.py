@@ -445,7 +445,7 @@ def _fit_or_copy(
         for number, metrics in enumerate(progress.history, 1):
             tracker.log_metrics(metrics, number * steps)
         untracked.unlink()
-    return progress, score(segmenter, inputs.volumes, inputs.views, every=0, tune=True)
+    return progress, score(segmenter, inputs.volumes, inputs.views, every=0)
 
 
 def _copy(

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from emadapt.data.ingest import Volume
-from emadapt.metrics.pixels import block_slices, iou_with_interval, overlap_counts
+from emadapt.metrics.intervals import block_slices
+from emadapt.metrics.pixels import iou_with_interval, overlap_counts
 from emadapt.models.predict import predict_slices, smoothing_reach
 from emadapt.models.segmenter import Segmenter
 from emadapt.study.study import Study, Unit
