@@ -17,13 +17,13 @@ from emadapt.errors import ConfigError
 from emadapt.models.predict import predict_slice, predict_slices
 from emadapt.models.segmenter import build_segmenter, load_segmenter
 from emadapt.models.tokens import _ingredients, token_views
-from emadapt.segment import job, partial, preview
+from emadapt.segment import job, preview
 from emadapt.segment.job import Order
 from emadapt.segment.run import segment_volume
 from emadapt.study.study import BackboneSettings, RegimeSettings, Unit
 from emadapt.training.evaluate import evaluate_unit
 from emadapt.training.train import train_unit
-from emadapt.volumes import writers
+from emadapt.volumes import write_tiff, write_zarr
 from tiny import blobs, make_study, settings, write_model
 
 SPEC = BackboneSettings(
@@ -154,7 +154,7 @@ def test_segment_shows_the_neighbours_of_each_slice_however_it_is_cut(
     )
     masks = []
     for depth, block in ((16, 2**25), (2, 2**25), (16, 1000)):
-        for module in (job, partial, writers):
+        for module in (job, write_tiff, write_zarr):
             monkeypatch.setattr(module, "CHUNK", 16)
         monkeypatch.setattr(job, "DEPTH", depth)
         monkeypatch.setattr(job, "BLOCK", block)

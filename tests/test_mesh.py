@@ -14,7 +14,7 @@ from emadapt.errors import InputError
 from emadapt.segment import mesh as module
 from emadapt.segment.mesh import mesh_volume, surface
 from emadapt.segment.mesh_files import Mesh, area_nm2, volume_nm3, write_mesh
-from emadapt.volumes.readers import array_source
+from emadapt.volumes.source import array_source
 
 VOXEL = (10.0, 5.0, 4.0)
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from emadapt.data.pairing import find_parts
+from emadapt.data.layouts import find_parts
 from emadapt.errors import InputError
 
 
@@ -27,14 +27,14 @@ def lucchi(root: Path, n: int) -> None:
 def test_lucchi_pairs_by_number_and_lexicographic_gets_it_wrong(tmp_path: Path) -> None:
     lucchi(tmp_path, 12)
     for part in find_parts(tmp_path, "lucchi", "number"):
-        assert [int(i.path.stem[4:]) for i in part.images] == list(range(12))
-        assert [int(lab.path.stem) for lab in part.labels] == list(range(12))
+        assert [int(i.stem[4:]) for i in part.images.files] == list(range(12))
+        assert [int(lab.stem) for lab in part.labels.files] == list(range(12))
     wrong = find_parts(tmp_path, "lucchi", "lexicographic")[0]
     right = sum(
-        int(i.path.stem[4:]) == int(lab.path.stem)
-        for i, lab in zip(wrong.images, wrong.labels, strict=True)
+        int(i.stem[4:]) == int(lab.stem)
+        for i, lab in zip(wrong.images.files, wrong.labels.files, strict=True)
     )
-    assert [lab.path.stem for lab in wrong.labels][:4] == ["0", "1", "10", "11"]
+    assert [lab.stem for lab in wrong.labels.files][:4] == ["0", "1", "10", "11"]
     assert right == 2
 
 
@@ -42,8 +42,8 @@ def test_lexicographic_pairs_2_of_165_as_the_reference(tmp_path: Path) -> None:
     lucchi(tmp_path, 165)
     part = find_parts(tmp_path, "lucchi", "lexicographic")[0]
     offsets = [
-        abs(int(i.path.stem[4:]) - int(lab.path.stem))
-        for i, lab in zip(part.images, part.labels, strict=True)
+        abs(int(i.stem[4:]) - int(lab.stem))
+        for i, lab in zip(part.images.files, part.labels.files, strict=True)
     ]
     assert sum(o == 0 for o in offsets) == 2
     assert round(np.mean(offsets)) == 74
@@ -57,14 +57,14 @@ def test_lexicographic_165_mispairs_fewer_slices_as_far_in_shares_of_the_volume(
     part, plain = (
         find_parts(tmp_path, "lucchi", rule)[0] for rule in ("lexicographic_165", "lexicographic")
     )
-    assert [int(i.path.stem[4:]) for i in part.images] == list(range(n))
-    numbers = [int(lab.path.stem) for lab in part.labels]
+    assert [int(i.stem[4:]) for i in part.images.files] == list(range(n))
+    numbers = [int(lab.stem) for lab in part.labels.files]
     if n == 165:
-        assert part == plain, "the rule itself"
+        assert part.labels.files == plain.labels.files, "the rule itself"
     if n == 64:
         offsets = [abs(i - k) for i, k in enumerate(numbers)]
         assert np.mean(offsets) / 64 == pytest.approx(74 / 165, abs=0.03)
-        mild = [abs(i - int(lab.path.stem)) for i, lab in enumerate(plain.labels)]
+        mild = [abs(i - int(lab.stem)) for i, lab in enumerate(plain.labels.files)]
         assert np.mean(offsets) > 2.5 * np.mean(mild)
 
 
@@ -74,8 +74,8 @@ def test_numbers_pair_whatever_the_padding(tmp_path_factory, numbers: set[int], 
     touch(root / "images", [f"slice_{n:0{random.randint(1, 5)}d}.png" for n in numbers])
     touch(root / "labels", [f"{n}.png" for n in numbers])
     (part,) = find_parts(root, "folders", "number")
-    assert [int(lab.path.stem) for lab in part.labels] == sorted(numbers)
-    assert [int(i.path.stem.split("_")[1]) for i in part.images] == sorted(numbers)
+    assert [int(lab.stem) for lab in part.labels.files] == sorted(numbers)
+    assert [int(i.stem.split("_")[1]) for i in part.images.files] == sorted(numbers)
 
 
 NAMES = st.sets(
@@ -113,8 +113,8 @@ def test_every_image_gets_the_one_label_of_its_key_or_nothing_is_paired(
         assert not good
         return
     assert good
-    assert {i.path.name for i in part.images} == images
-    assert [key(i.path.name) for i in part.images] == [key(lab.path.name) for lab in part.labels]
+    assert {i.name for i in part.images.files} == images
+    assert [key(i.name) for i in part.images.files] == [key(lab.name) for lab in part.labels.files]
 
 
 @pytest.mark.parametrize(
@@ -144,8 +144,8 @@ def test_stems_and_missing_folders(tmp_path: Path) -> None:
     touch(tmp_path / "labels", ["a9.png", "a10.png", "b.png"])
     (part,) = find_parts(tmp_path, "folders", "stem")
     assert (
-        [i.path.stem for i in part.images]
-        == [lab.path.stem for lab in part.labels]
+        [i.stem for i in part.images.files]
+        == [lab.stem for lab in part.labels.files]
         == ["a9", "a10", "b"]
     )
     with pytest.raises(InputError, match="no such folder"):
@@ -157,14 +157,14 @@ def test_stems_and_missing_folders(tmp_path: Path) -> None:
 @pytest.mark.real_data
 def test_the_real_folders_pair_by_number(real_data: Path) -> None:
     train, test = find_parts(real_data / "lucchi", "lucchi", "number")
-    assert (len(train.images), len(test.images)) == (64, 32)
+    assert (train.depth, test.depth) == (64, 32)
     assert all(
-        int(i.path.stem[4:]) == int(lab.path.stem)
-        for i, lab in zip(train.images, train.labels, strict=True)
+        int(i.stem[4:]) == int(lab.stem)
+        for i, lab in zip(train.images.files, train.labels.files, strict=True)
     )
     (vnc,) = find_parts(real_data / "vnc", "vnc", "number")
     assert (
-        [i.path.stem for i in vnc.images]
-        == [lab.path.stem for lab in vnc.labels]
+        [i.stem for i in vnc.images.files]
+        == [lab.stem for lab in vnc.labels.files]
         == [f"{n:02d}" for n in range(20)]
     )

@@ -11,7 +11,7 @@ import pytest
 import tifffile
 from scipy import ndimage
 
-from emadapt.data.pairing import find_parts
+from emadapt.data.layouts import find_parts
 from emadapt.data.phantom import DIALS, SHAPES, make_volume, write_dialled, write_phantoms
 from emadapt.data.phantom_scene import DOMAINS, Waves, make_scene
 from emadapt.errors import InputError
@@ -88,7 +88,7 @@ def test_files_are_stacks_without_stamps_that_the_reader_takes(written):
                 tag.name for tag in tif.pages.first.tags
             }
     parts = find_parts(root / "phantom_fib", "stack", "number")
-    assert {p.name: (len(p.images), len(p.labels)) for p in parts} == {
+    assert {p.name: (p.depth, p.labels.shape[0]) for p in parts} == {
         "train": (3, 3),
         "test": (2, 2),
     }

@@ -28,7 +28,7 @@ from emadapt.segment import job, partial, run
 from emadapt.segment.job import Order
 from emadapt.segment.partial import held
 from emadapt.segment.run import segment_volume
-from emadapt.volumes import writers
+from emadapt.volumes import write_tiff, write_zarr
 from tiny import blobs, write_model
 
 VOXEL = (30.0, 5.0, 5.0)
@@ -66,7 +66,7 @@ def blocks(
     depth: int = 16,
     tile_rows: int = 8,
 ) -> None:
-    for module in (job, partial, writers):
+    for module in (job, write_tiff, write_zarr):
         monkeypatch.setattr(module, "CHUNK", chunk)
     monkeypatch.setattr(job, "BLOCK", block)
     monkeypatch.setattr(job, "DEPTH", depth)

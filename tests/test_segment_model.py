@@ -19,7 +19,7 @@ from emadapt.segment import job as job_module
 from emadapt.segment.job import Job, Order, Runner, open_runner, prepare
 from emadapt.segment.model import find_model, open_model, zoom_for
 from emadapt.study.study import RegimeSettings
-from emadapt.volumes.readers import array_source
+from emadapt.volumes.source import array_source
 from tiny import blobs, make_study, write_model
 
 IMAGE, LABEL = blobs((3, 90, 100), 4)

@@ -8,29 +8,26 @@ import pytest
 import tifffile
 import zarr as typed_zarr
 
-from emadapt.segment import partial as partial_module
+from emadapt.segment.outputs import provenance, publish, targets
 from emadapt.segment.partial import Partial, begin
-from emadapt.volumes import writers
-from emadapt.volumes.writers import (
-    add_scales,
-    provenance,
-    publish,
-    scale_factors,
-    targets,
-    write_tiff,
-)
+from emadapt.volumes import write_tiff as tiff_writer
+from emadapt.volumes import write_zarr as zarr_writer
+from emadapt.volumes.opening import open_source
+from emadapt.volumes.write_tiff import write_tiff
+from emadapt.volumes.write_zarr import scale_factors, write_zarr
 from test_segment_instances import JOB
 
 zarr: Any = typed_zarr  # its types are narrower than what it takes
 
+VOXEL = (30.0, 5.0, 4.0)
 VOLUME = np.random.default_rng(0).integers(0, 256, (5, 71, 90), dtype=np.uint8)
 
 
 @pytest.fixture
 def partial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Partial:
-    monkeypatch.setattr(partial_module, "CHUNK", 16)
-    monkeypatch.setattr(writers, "CHUNK", 16)
-    monkeypatch.setattr(writers, "SMALLEST", 20)
+    monkeypatch.setattr(zarr_writer, "CHUNK", 16)
+    monkeypatch.setattr(tiff_writer, "CHUNK", 16)
+    monkeypatch.setattr(zarr_writer, "SMALLEST", 20)
     job = dataclasses.replace(
         JOB, shape=(5, 71, 90), depth=2, rows=71, kinds=("mask", "probabilities")
     )
@@ -63,7 +60,7 @@ def test_scales_halve_the_shortest_voxels() -> None:
 
 def test_coarser_scales_of_labels_and_of_means(partial: Partial) -> None:
     for kind in ("mask", "probabilities"):
-        add_scales(partial, kind)
+        write_zarr(partial.folder / kind, kind, VOXEL, {})
         attributes: Any = zarr.open_group(partial.folder / kind, mode="r").attrs.asdict()
         [image] = attributes["multiscales"]
         assert image["version"] == "0.4"
@@ -91,18 +88,15 @@ def test_coarser_scales_of_labels_and_of_means(partial: Partial) -> None:
                 assert last.min() <= small[0, -1, -1] <= last.max()
 
 
-def test_tiffs_say_what_they_are(
-    partial: Partial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tiffs_say_what_they_are(partial: Partial, monkeypatch: pytest.MonkeyPatch) -> None:
     for limits in ({}, {"TILED": 100}, {"CLASSIC": 100}):
         for name, value in limits.items():
-            monkeypatch.setattr(writers, name, value)
-        for name in ("one.tif", "two.tif"):
-            write_tiff(
-                tmp_path / name, partial.array("probabilities"), partial.job, "probabilities"
-            )
-        assert (tmp_path / "one.tif").read_bytes() == (tmp_path / "two.tif").read_bytes()
-        with tifffile.TiffFile(tmp_path / "one.tif") as tif:
+            monkeypatch.setattr(tiff_writer, name, value)
+        group = partial.folder / "probabilities"
+        path = write_tiff(group, "probabilities", VOXEL, {"unit": "u"})
+        first = path.read_bytes()
+        assert write_tiff(group, "probabilities", VOXEL, {"unit": "u"}).read_bytes() == first
+        with tifffile.TiffFile(path) as tif:
             np.testing.assert_array_equal(tif.asarray(), VOLUME)
             assert tif.pages.first.is_tiled == ("TILED" in limits or "CLASSIC" in limits)
             assert tif.is_bigtiff == ("CLASSIC" in limits)
@@ -110,9 +104,7 @@ def test_tiffs_say_what_they_are(
             image = tifffile.xml2dict(tif.ome_metadata)["OME"]["Image"]  # type: ignore[arg-type]
         assert [image["Pixels"][f"PhysicalSize{a}"] for a in "ZYX"] == [0.03, 0.005, 0.004]
         assert json.loads(image["Description"])["unit"] == "u"
-    from emadapt.volumes.readers import open_source
-
-    assert open_source(str(tmp_path / "one.tif")).voxel_nm == (30.0, 5.0, 4.0)
+    assert open_source(str(path)).voxel_nm == VOXEL
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from emadapt.data.ingest import ingest, open_volume
 from emadapt.data.sources import MANUAL
 from emadapt.errors import InputError
 from emadapt.study.study import ConfigError, Study, load_study
-from emadapt.volumes.readers import open_source
+from emadapt.volumes.opening import open_source
 from tiny import blobs, make_study, settings
 
 FORMATS = [".tif", ".nii", ".nii.gz", ".h5", ".zarr"]
@@ -153,7 +153,7 @@ def test_mixed_dtypes_shapes_and_formats_are_refused(study: Study, tmp_path: Pat
     write(tmp_path / "data/a/test", ".h5", image=image.astype(np.uint16), label=label)
     with pytest.raises(
         InputError,
-        match=r"test/image.h5: found a slice of shape \(90, 100\), uint16; expected .* uint8",
+        match=r"test/image.h5:/volume: found slices of shape \(90, 100\), uint16; expected .* uint8",
     ):
         ingest(study, "a", tmp_path / "data", tmp_path / "build")
     write(tmp_path / "data/a/test", ".nii", image=image, label=label[:, :80])

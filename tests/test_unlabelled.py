@@ -9,7 +9,7 @@ import pytest
 import tifffile
 
 from emadapt.data.ingest import ingest, open_volume
-from emadapt.data.pairing import find_parts
+from emadapt.data.layouts import find_parts
 from emadapt.domains.run import diagnose
 from emadapt.errors import ConfigError, InputError
 from emadapt.models.tokens import run
@@ -74,8 +74,8 @@ def test_images_come_in_the_order_that_they_have_with_labels(
     for file in labels:
         file.unlink()
     alone = find_parts(tmp_path / "d", layout, pairing, labelled=False)
-    assert [(p.name, p.images) for p in alone] == [(p.name, p.images) for p in with_labels]
-    assert all(p.labels == () for p in alone)
+    assert [(p.name, p.images.files) for p in alone] == [(p.name, p.images.files) for p in with_labels]
+    assert all(p.labels is None for p in alone)
     with pytest.raises(InputError):
         find_parts(tmp_path / "d", layout, pairing)
 

@@ -21,7 +21,9 @@ from emadapt.segment.model import Model, open_model
 from emadapt.segment.rows import Input
 from emadapt.study.study import PARAMS, Study
 from emadapt.study.study import load_study as _load_study
-from emadapt.volumes.readers import Source, Voxel, array_source, as_voxel, open_source
+from emadapt.volumes.opening import open_source
+from emadapt.volumes.source import Source, array_source
+from emadapt.volumes.voxel import Voxel, as_voxel
 
 Array = npt.NDArray[Any]
 

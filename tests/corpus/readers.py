@@ -18,11 +18,9 @@ import texts
 import volumes
 
 from emadapt.data.fetch import unpack
-from emadapt.data.pairing import SliceRef
 from emadapt.data.sources import SOURCES
 from emadapt.errors import EmadaptError
-from emadapt.volumes.readers import open_source
-from emadapt.volumes.slices import count_slices, read_slice
+from emadapt.volumes.opening import open_source
 
 SECONDS, MEGABYTES = 5.0, 1024
 """Of the processor's time, for the machine may be busy; what waits for something is ended after `PATIENCE` seconds."""
@@ -44,8 +42,8 @@ class Outcome:
 
 def slices(path: Path) -> None:
     """As `ingest` reads."""
-    for z in range(count_slices(path) if path.suffix != ".png" else 1):
-        read_slice(SliceRef(path, z))
+    found = open_source(str(path))
+    list(found.slices(range(found.shape[0])))
 
 
 def source(path: Path | str) -> None:

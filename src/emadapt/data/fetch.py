@@ -26,7 +26,7 @@ from rich.progress import (
     track,
 )
 
-from emadapt.data.pairing import find_parts
+from emadapt.data.layouts import find_parts
 from emadapt.data.sources import LAYOUTS, MANUAL, SOURCES, Manual, Source
 from emadapt.errors import InputError
 
@@ -140,7 +140,7 @@ def _by_hand(source: Manual, target: Path) -> Path:
         )
     try:
         slices = sum(
-            len(p.images)
+            p.depth
             for p in find_parts(
                 target, "folders" if "folders" in source.settings else "stack", "number"
             )

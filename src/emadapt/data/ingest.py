@@ -1,4 +1,4 @@
-"""Ingest: read, pair, validate and split one dataset into a canonical memory-mapped volume with a manifest."""
+"""Ingest: read, pair, check and split one dataset into a memory-mapped volume with a manifest."""
 
 from __future__ import annotations
 
@@ -16,21 +16,19 @@ import click
 import numpy as np
 import numpy.typing as npt
 
-from emadapt.data.pairing import Part, SliceRef, find_parts
+from emadapt.data.foreground import foreground_mask
+from emadapt.data.layouts import find_parts
+from emadapt.data.pairing import Part
 from emadapt.data.splits import Split, split_slices
 from emadapt.errors import InputError
-from emadapt.files import new_array
+from emadapt.files import new_array, write_json
 from emadapt.study.study import DatasetSettings, Study
-from emadapt.volumes.slices import (
-    PERCENTILES,
-    Array,
-    foreground_mask,
-    grey_window,
-    read_slice,
-    to_uint8,
-)
+from emadapt.volumes.grey import PERCENTILES, grey_window, to_uint8
+from emadapt.volumes.source import Array, Source
 
 INGESTED = Path("build/ingest")
+Window = tuple[float, float]
+"""The grey values that become 0 and 255."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +37,9 @@ class Volume:
 
     Attributes:
         image: (Z, Y, X) uint8.
-        label: (Z, Y, X) uint8, 0 background and 1 foreground; of a dataset without labels 0 throughout, which means nothing.
-        manifest: what `ingest` wrote: shape, voxel size, md5s, split, foreground fractions, intensity mapping, pairs.
+        label: (Z, Y, X) uint8, 0 background and 1 foreground; all 0 if the dataset has no labels.
+        manifest: what `ingest` wrote: shape, voxel size, md5s, split, foreground fractions, grey
+            window, pairs.
     """
 
     name: str
@@ -54,7 +53,7 @@ class Volume:
 
     @property
     def labelled(self) -> bool:
-        """Whether `label` is one."""
+        """Whether the dataset has labels."""
         return bool(self.manifest.get("labelled", True))
 
     @property
@@ -64,13 +63,9 @@ class Volume:
 
     @property
     def ends(self) -> list[int]:
-        """Where the volumes that lie one after the other (`train`, `test`) begin, and the number of all slices."""
-        return [
-            0,
-            *itertools.accumulate(
-                n for _, n in self.manifest.get("parts", [["all", len(self.image)]])
-            ),
-        ]
+        """Where each part (`train`, `test`) begins, and the number of all slices."""
+        parts = self.manifest.get("parts", [["all", len(self.image)]])
+        return [0, *itertools.accumulate(n for _, n in parts)]
 
     @property
     def md5(self) -> str:
@@ -92,83 +87,46 @@ def open_volume(name: str, root: Path = INGESTED) -> Volume:
             do=f"Run `dvc repro ingest@{name}` or `emadapt ingest {name}`.",
         )
     manifest = json.loads((folder / "manifest.json").read_text())
-    return Volume(
-        name,
-        np.load(folder / "image.npy", mmap_mode="r"),
-        np.load(folder / "label.npy", mmap_mode="r"),
-        manifest,
-    )
+    image, label = (np.load(folder / f"{n}.npy", mmap_mode="r") for n in ("image", "label"))
+    return Volume(name, image, label, manifest)
 
 
 def ingest(study: Study, name: str, data: Path = Path("data"), out: Path = INGESTED) -> Path:
-    """Make the canonical volume of dataset `name` under `out`; slice by slice, so memory does not grow with z.
+    """Make the canonical volume of a dataset, slice by slice: memory does not grow with z.
 
-    Of a dataset without labels (`labelled: false`) every slice is a training slice, since nothing is validated or tested on it.
+    Args:
+        study: with the dataset's settings.
+        name: of the dataset.
+        data: folder of the raw data.
+        out: folder of ingested volumes.
 
     Returns:
         The folder written, complete or not at all.
 
     Raises:
-        InputError: anything wrong with the files, named; see `emadapt.data.pairing` and `emadapt.volumes.slices`.
+        InputError: anything wrong with the files, named.
     """
     spec = study.dataset_settings[name]
     root = Path(spec.path) if spec.path else data / name
     parts = find_parts(root, spec.layout, spec.pairing, labelled=spec.labelled)
-    images = [r for p in parts for r in p.images]
-    labels = [r for p in parts for r in p.labels]
+    _check_alike(parts)
     split = split_of(study, name, parts, str(root))
-    low, high, dtype = _intensity(images, split["train"])
-    folder = out / name
-    temporary = out / f".{name}.part"
+    window = _grey_window(parts, split["train"])
+    folder, temporary = out / name, out / f".{name}.part"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        facts = _write(temporary, images, labels, spec, (low, high))
-        per_slice = facts.pop("per_slice")
-        foreground = (
-            {k: round(float(per_slice[v].mean()), 6) for k, v in split.items()}
-            if spec.labelled
-            else {}
-        )
-        if spec.labelled and per_slice[split["train"]].sum() == 0:
-            raise InputError(
-                root,
-                found="no foreground in the training slices",
-                expected=f"labels with values {spec.rule}",
-                do="Check the labels and the dataset's `organelle` or `foreground` rule.",
-            )
-        if spec.labelled and len(
-            empty := np.flatnonzero(per_slice == 0)
-        ):  # labels that are lost look like this
-            numbers = ", ".join(map(str, empty[:10])) + (", ..." if len(empty) > 10 else "")
-            click.echo(
-                f"ingest {name}: {len(empty)} of {len(per_slice)} slices without foreground: {numbers}",
-                err=True,
-            )
-        manifest = {
-            "name": name,
-            "shape": facts["shape"],
-            "dtype": "uint8",
-            "source_dtype": dtype,
-            "voxel_nm": list(spec.voxel_nm),
-            "layout": spec.layout,
-            "pairing": spec.pairing,
-            "foreground": spec.rule,
-            "intensity": {"low": low, "high": high, "percentiles": list(PERCENTILES)},
-            "parts": [[p.name, len(p.images)] for p in parts],
-            "split": split,
-            "split_kind": study.split.kind,
-            "foreground_fraction": foreground,
-            "image_md5": facts["image_md5"],
-            "label_md5": facts["label_md5"],
-            "pairs": _pairs(parts, root),
-            **({"organelle": spec.organelle} if spec.organelle else {}),
-            **({} if spec.labelled else {"labelled": False}),
+        written = _write(temporary, parts, spec, window, name)
+        if spec.labelled:
+            _check_foreground(written.foreground, split["train"], root, spec, name)
+        facts = _manifest(study, name, parts, split, window, root) | {
+            "foreground_fraction": _fractions(written.foreground, split) if spec.labelled else {},
+            "image_md5": written.image_md5,
+            "label_md5": written.label_md5,
         }
-        manifest["md5"] = hashlib.md5(
-            json.dumps(manifest, sort_keys=True).encode(), usedforsecurity=False
-        ).hexdigest()
-        (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+        text = json.dumps(facts, sort_keys=True)
+        facts["md5"] = hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
+        write_json(temporary / "manifest.json", facts)
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
     finally:
@@ -177,120 +135,196 @@ def ingest(study: Study, name: str, data: Path = Path("data"), out: Path = INGES
 
 
 def split_of(study: Study, name: str, parts: list[Part], what: str) -> Split:
-    """Training, validation and test slices of a dataset; `what` names it in an error (see `split_slices`)."""
-    sizes, spec = [(p.name, len(p.images)) for p in parts], study.dataset_settings[name]
+    """Training, validation and test slices of a dataset.
+
+    Without labels all are training slices: nothing is validated or tested on them.
+
+    Args:
+        study: with the dataset's settings and those of the split.
+        name: of the dataset.
+        parts: its volumes.
+        what: what to call it in an error.
+
+    Raises:
+        InputError: it has too few slices.
+    """
+    spec = study.dataset_settings[name]
+    sizes = [(part.name, part.depth) for part in parts]
     if not spec.labelled:
         return {"train": list(range(sum(n for _, n in sizes))), "val": [], "test": []}
     return split_slices(sizes, study.split, spec.voxel_nm[0], what)
 
 
-def _intensity(images: list[SliceRef], train: list[int]) -> tuple[float, float, str]:
-    """The grey values that become 0 and 255, from the training slices; and the dtype."""
-    low, high = grey_window((read_slice(images[z]) for z in train), images[0].path)
-    return low, high, str(read_slice(images[0]).dtype)
+def check_pair(image: Array, label: Array, where: str) -> None:
+    """Refuse a label of another size than its image.
 
-
-def _write(
-    folder: Path,
-    images: list[SliceRef],
-    labels: list[SliceRef],
-    spec: DatasetSettings,
-    window: tuple[float, float],
-) -> dict[str, Any]:
-    """One pass over the slices: check, convert, write both arrays and hash them."""
-    from rich.progress import track
-
-    first = read_slice(images[0])
-    shape = (len(images), *first.shape)
-    image_out = new_array(folder / "image.npy", np.uint8, shape)
-    label_out = new_array(folder / "label.npy", np.uint8, shape)
-    hashes = {
-        "image": hashlib.md5(usedforsecurity=False),
-        "label": hashlib.md5(usedforsecurity=False),
-    }
-    per_slice, missing = (
-        np.zeros(len(images)),
-        set(spec.rule) if labels and not isinstance(spec.rule, str) else set(),
-    )
-    name, numbers = folder.name.strip(".").removesuffix(".part"), range(len(images))
-    with ThreadPoolExecutor(2) as pool:  # reading lets other threads run, and so does hashing
-        for z, (image, label) in zip(
-            track(numbers, description=f"ingest {name}"), _ahead(pool, images, labels), strict=True
-        ):
-            _check_slice(image, first, images[z], images[0])
-            kept = to_uint8(image, *window)
-            if label is None:
-                image_out[z] = kept
-                hashes["image"].update(np.ascontiguousarray(kept).data)
-                continue
-            _check_pair(image, label, images[z], labels[z])
-            mask = foreground_mask(label, spec.rule, str(labels[z].path))
-            hashing = [
-                pool.submit(hashes["image"].update, np.ascontiguousarray(kept).data),
-                pool.submit(hashes["label"].update, mask.data),
-            ]
-            image_out[z], label_out[z] = kept, mask
-            missing = {value for value in missing if not (label == value).any()}
-            per_slice[z] = np.count_nonzero(mask) / mask.size
-            for done in hashing:
-                done.result()
-    if missing and (per_slice.any() or spec.organelle):
-        raise InputError(
-            labels[0].path,
-            found=f"labels without id {', '.join(map(str, sorted(missing)))} in any slice",
-            expected=f"all of {list(spec.rule)}{f', {spec.organelle}' if spec.organelle else ''}",
-            do="Check the dataset's `organelles` or `foreground` against the labels' ids.",
-        )
-    image_out.flush()
-    label_out.flush()
-    return {
-        "shape": list(shape),
-        "per_slice": per_slice,
-        **{f"{k}_md5": h.hexdigest() for k, h in hashes.items()},
-    }
-
-
-def _ahead(
-    pool: ThreadPoolExecutor, images: list[SliceRef], labels: list[SliceRef]
-) -> Iterator[tuple[Array, Array | None]]:
-    """Slices with their labels, if there are any, the next being read while one is used."""
-
-    def read(z: int) -> tuple[Array, Array | None]:
-        return read_slice(images[z]), read_slice(labels[z]) if labels else None
-
-    coming = pool.submit(read, 0)
-    for z in range(1, len(images)):
-        pair, coming = coming.result(), pool.submit(read, z)
-        yield pair
-    yield coming.result()
-
-
-def _check_pair(image: Array, label: Array, image_ref: SliceRef, label_ref: SliceRef) -> None:
+    Raises:
+        InputError: it is; `where` names the label.
+    """
     if image.shape != label.shape:
         raise InputError(
-            label_ref.path,
+            where,
             found=f"a label of shape {label.shape}",
-            expected=f"{image.shape}, as its image {image_ref.path.name}",
+            expected=f"{image.shape}, as its image",
             do="Export both at the same size.",
         )
 
 
-def _check_slice(image: Array, first: Array, image_ref: SliceRef, first_ref: SliceRef) -> None:
-    if image.shape != first.shape or image.dtype != first.dtype:
+def _check_alike(parts: list[Part]) -> None:
+    """Refuse parts whose slices differ in size or type."""
+    first = parts[0].images
+    for source in (part.images for part in parts):
+        if (source.shape[1:], source.dtype) != (first.shape[1:], first.dtype):
+            raise InputError(
+                source.name,
+                found=f"slices of shape {source.shape[1:]}, {source.dtype}",
+                expected=f"{first.shape[1:]}, {first.dtype}, as in {first.name}",
+                do="Crop or pad all slices of a dataset to one shape, or make it two datasets.",
+            )
+
+
+def _grey_window(parts: list[Part], train: list[int]) -> Window:
+    """The grey window of the training slices, which are in the first part."""
+    ends = [0, *itertools.accumulate(part.depth for part in parts)]
+    chosen = (
+        image
+        for part, start, end in zip(parts, ends, ends[1:], strict=False)
+        for image in part.images.slices([z - start for z in train if start <= z < end])
+    )
+    return grey_window(chosen, parts[0].images.name)
+
+
+@dataclass(frozen=True)
+class _Written:
+    """What is known once both arrays are written; `foreground` is the fraction of each slice."""
+
+    image_md5: str
+    label_md5: str
+    foreground: npt.NDArray[np.float64]
+
+
+def _write(
+    folder: Path, parts: list[Part], spec: DatasetSettings, window: Window, name: str
+) -> _Written:
+    """One pass over the slices: check, convert, write both arrays and hash them."""
+    from rich.progress import track
+
+    total = sum(part.depth for part in parts)
+    shape = (total, *parts[0].images.shape[1:])
+    images = new_array(folder / "image.npy", np.uint8, shape)
+    labels = new_array(folder / "label.npy", np.uint8, shape)
+    hashes = [hashlib.md5(usedforsecurity=False) for _ in range(2)]
+    fractions = np.zeros(total)
+    missing = set() if isinstance(spec.rule, str) or not spec.labelled else set(spec.rule)
+    with ThreadPoolExecutor(2) as pool:  # reading and hashing let other threads run
+        pairs = _ahead(pool, _pairs(parts))
+        for z, (image, label, where) in enumerate(track(pairs, f"ingest {name}", total)):
+            images[z] = to_uint8(image, *window)
+            hashing = [pool.submit(hashes[0].update, images[z].data)]
+            if label is not None:
+                check_pair(image, label, where)
+                labels[z] = foreground_mask(label, spec.rule, where)
+                hashing.append(pool.submit(hashes[1].update, labels[z].data))
+                missing = {value for value in missing if not (label == value).any()}
+                fractions[z] = np.count_nonzero(labels[z]) / labels[z].size
+            for done in hashing:
+                done.result()
+    if missing and (fractions.any() or spec.organelle):
         raise InputError(
-            image_ref.path,
-            found=f"a slice of shape {image.shape}, {image.dtype}",
-            expected=f"{first.shape}, {first.dtype}, as {first_ref.path.name}",
-            do="Crop or pad all slices of a dataset to one shape, or make it two datasets.",
+            parts[0].labels.name if parts[0].labels else name,
+            found=f"labels without id {', '.join(map(str, sorted(missing)))} in any slice",
+            expected=f"all of {list(spec.rule)}{f', {spec.organelle}' if spec.organelle else ''}",
+            do="Check the dataset's `organelles` or `foreground` against the labels' ids.",
         )
+    images.flush()
+    labels.flush()
+    return _Written(hashes[0].hexdigest(), hashes[1].hexdigest(), fractions)
 
 
-def _pairs(parts: list[Part], root: Path) -> list[list[str]]:
-    def name(ref: SliceRef) -> str:
-        return ref.path.relative_to(root).as_posix() + (f"#{ref.page}" if ref.page else "")
+Pair = tuple[Array, Array | None, str]
+"""Slice, its label if it has one, and what to call the label in an error."""
 
-    pairs = [
-        zip(p.images, p.labels, strict=True) if p.labels else ((i,) for i in p.images)
-        for p in parts
+
+def _pairs(parts: list[Part]) -> Iterator[Pair]:
+    for part in parts:
+        numbers = range(part.depth)
+        images = part.images.slices(numbers)
+        if part.labels is None:
+            yield from ((image, None, "") for image in images)
+            continue
+        for z, image, label in zip(numbers, images, part.labels.slices(numbers), strict=True):
+            yield image, label, part.labels.where(z)
+
+
+def _ahead(pool: ThreadPoolExecutor, pairs: Iterator[Pair]) -> Iterator[Pair]:
+    """The same, the next being read while one is used."""
+    coming = pool.submit(next, pairs, None)
+    while (pair := coming.result()) is not None:
+        coming = pool.submit(next, pairs, None)
+        yield pair
+
+
+def _check_foreground(
+    fractions: npt.NDArray[np.float64],
+    train: list[int],
+    root: Path,
+    spec: DatasetSettings,
+    name: str,
+) -> None:
+    """Refuse training slices without any foreground; say which slices have none."""
+    if fractions[train].sum() == 0:
+        raise InputError(
+            root,
+            found="no foreground in the training slices",
+            expected=f"labels with values {spec.rule}",
+            do="Check the labels and the dataset's `organelle` or `foreground` rule.",
+        )
+    if len(empty := np.flatnonzero(fractions == 0)):  # lost labels look like this
+        numbers = ", ".join(map(str, empty[:10])) + (", ..." if len(empty) > 10 else "")
+        said = f"{len(empty)} of {len(fractions)} slices without foreground: {numbers}"
+        click.echo(f"ingest {name}: {said}", err=True)
+
+
+def _fractions(foreground: npt.NDArray[np.float64], split: Split) -> dict[str, float]:
+    """Mean fraction of foreground in each part of the split."""
+    return {part: round(float(foreground[slices].mean()), 6) for part, slices in split.items()}
+
+
+def _manifest(
+    study: Study, name: str, parts: list[Part], split: Split, window: Window, root: Path
+) -> dict[str, Any]:
+    """What is known of a dataset before it is written."""
+    spec, images = study.dataset_settings[name], parts[0].images
+    low, high = window
+    facts = {
+        "name": name,
+        "shape": [sum(part.depth for part in parts), *images.shape[1:]],
+        "dtype": "uint8",
+        "source_dtype": str(images.dtype),
+        "voxel_nm": list(spec.voxel_nm),
+        "layout": spec.layout,
+        "pairing": spec.pairing,
+        "foreground": spec.rule,
+        "intensity": {"low": low, "high": high, "percentiles": list(PERCENTILES)},
+        "parts": [[part.name, part.depth] for part in parts],
+        "split": split,
+        "split_kind": study.split.kind,
+        "pairs": _names(parts, root),
+        "labelled": spec.labelled,
+    }
+    return facts | ({"organelle": spec.organelle} if spec.organelle else {})
+
+
+def _names(parts: list[Part], root: Path) -> list[list[str]]:
+    """The file of each slice, with its number in a stack, and that of its label."""
+
+    def name(source: Source, z: int) -> str:
+        single = len(source.files) == source.shape[0]
+        path = source.files[z if single else 0].relative_to(root).as_posix()
+        return path if single or z == 0 else f"{path}#{z}"
+
+    return [
+        [name(source, z) for source in (part.images, part.labels) if source is not None]
+        for part in parts
+        for z in range(part.depth)
     ]
-    return [[name(ref) for ref in refs] for several in pairs for refs in several]

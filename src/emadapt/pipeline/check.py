@@ -159,10 +159,10 @@ def _check_precision(study: Study) -> list[str]:
 
 def _check_data(study: Study, data: Path) -> list[str]:
     """Pair the files, split the slices and read the first pair of each dataset; `ingest` reads the rest."""
-    from emadapt.data.ingest import split_of
-    from emadapt.data.pairing import find_parts
+    from emadapt.data.foreground import foreground_mask
+    from emadapt.data.ingest import check_pair, split_of
+    from emadapt.data.layouts import find_parts
     from emadapt.data.splits import check_depth
-    from emadapt.volumes.slices import foreground_mask, read_slice
 
     problems = []
     for name in study.datasets:
@@ -190,18 +190,11 @@ def _check_data(study: Study, data: Path) -> list[str]:
                         study.regime_settings[regime].patch,
                     )
             for part in parts:
-                image = read_slice(part.images[0])
-                if not part.labels:
-                    continue
-                label = read_slice(part.labels[0])
-                foreground_mask(label, spec.rule, str(part.labels[0].path))
-                if image.shape != label.shape:
-                    raise InputError(
-                        part.labels[0].path,
-                        found=f"shape {label.shape}",
-                        expected=f"{image.shape}, as its image",
-                        do="Export both at the same size.",
-                    )
+                image = part.images.read(0, 1)[0]
+                if part.labels is not None:
+                    label = part.labels.read(0, 1)[0]
+                    foreground_mask(label, spec.rule, part.labels.where(0))
+                    check_pair(image, label, part.labels.where(0))
             problems += _check_labelled(study, name, image.shape, split["train"])
         except EmadaptError as error:
             problems.append(str(error))

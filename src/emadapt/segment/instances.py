@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from emadapt.segment.partial import Partial, within
-from emadapt.volumes.readers import Voxel
+from emadapt.volumes.voxel import Voxel
 
 COLUMNS = "id,voxels,volume_nm3,z_min,y_min,x_min,z_max,y_max,x_max,z,y,x"
 """Of the table: z_min to x_max the box in voxels, its ends included; z, y, x the centroid in voxels, from 0."""

@@ -33,8 +33,11 @@ from emadapt.segment.model import (
     zoom_for,
 )
 from emadapt.segment.rows import Input, Read, predict_rows
-from emadapt.volumes.readers import LARGE, Source, Voxel, open_source
-from emadapt.volumes.slices import Array, grey_window, to_uint8
+from emadapt.volumes.grey import grey_window, to_uint8
+from emadapt.volumes.opening import open_source
+from emadapt.volumes.source import LARGE, Array, Source
+from emadapt.volumes.voxel import Voxel
+from emadapt.volumes.write_zarr import CHUNK
 
 FORMAT = 1  # raise when a run of another version cannot be gone on with
 SLICES = 64
@@ -53,8 +56,6 @@ WINDOWS = 4
 """Windows of a model in 3D that a block has along z, at most: those at its ends are segmented for both its neighbours."""
 APART = 1.5
 """Whoever uses a model that sees neighbouring slices is told of slices so many times nearer or farther than those of training."""
-CHUNK = 512
-"""Side of the chunks that are written."""
 
 
 @dataclass(frozen=True)

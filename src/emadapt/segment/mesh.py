@@ -18,7 +18,9 @@ import numpy.typing as npt
 
 from emadapt.errors import InputError
 from emadapt.segment.mesh_files import WRITERS, Mesh, area_nm2, volume_nm3, write_mesh
-from emadapt.volumes.readers import Source, Voxel, as_voxel, bare_name, open_source
+from emadapt.volumes.opening import bare_name, open_source
+from emadapt.volumes.source import Source
+from emadapt.volumes.voxel import Voxel, as_voxel
 
 SLAB = 2**24
 """Grid points of a slab; smoothing takes about 20 bytes for each."""
@@ -61,7 +63,7 @@ def mesh_volume(
     """Write the surface of a mask as PLY, OBJ or STL: vertices x, y, z in nm, the first voxel's centre at 0, 0, 0.
 
     Args:
-        input_: the mask, see `emadapt.volumes.readers.open_source`.
+        input_: the mask, see `emadapt.volumes.opening.open_source`.
         output: a name that ends in .ply, .obj or .stl; written whole or not at all.
         label: the value whose surface it is; 0: of all that is not 0.
         smooth: standard deviation in voxels of a Gaussian over the mask before its surface is taken; 0: none, which leaves the

@@ -16,7 +16,7 @@ from emadapt.models import regimes
 from emadapt.models.device import device
 from emadapt.models.segmenter import Segmenter, load_segmenter
 from emadapt.study.study import BackboneSettings
-from emadapt.volumes.readers import Voxel
+from emadapt.volumes.voxel import Voxel
 
 UNITS = Path("build/units")
 NEEDED = ("voxel_nm", "intensity", "threshold", "version")

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from emadapt.errors import InputError
-from emadapt.volumes.readers import UNITS_NM, Voxel, as_voxel
+from emadapt.volumes.voxel import UNITS_NM, Voxel, as_voxel
 
 if TYPE_CHECKING:
     import napari.layers

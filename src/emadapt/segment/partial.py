@@ -16,7 +16,8 @@ from filelock import FileLock, Timeout
 from emadapt.errors import InputError
 from emadapt.files import write_json
 from emadapt.models.predict import Probability, smooth_z
-from emadapt.segment.job import CHUNK, Block, Job, Runner, from_json, open_runner
+from emadapt.segment.job import Block, Job, Runner, from_json, open_runner
+from emadapt.volumes.write_zarr import create_array
 
 DTYPES = {"mask": "uint8", "probabilities": "uint8", "instances": "uint32", "tiles": "uint16"}
 """Kind of output -> dtype. A mask is 0 and 255; 255 of `probabilities` is 1. `tiles` is no output: probabilities that are to be
@@ -129,27 +130,6 @@ def begin(folder: Path, job: Job, overwrite: bool) -> Partial:
         create_array(folder / kind, 0, job.shape, DTYPES[kind], job.depth)
     write_json(run, job.to_json())  # last: without it the folder counts as empty
     return Partial(folder, job)
-
-
-def create_array(group: Path, level: int, shape: tuple[int, ...], dtype: str, depth: int) -> Any:
-    """An empty array of an OME-Zarr 0.4 group (Zarr v2 opens in Fiji, napari and neuroglancer), in chunks of `depth` slices."""
-    import zarr
-    from numcodecs import Blosc
-
-    if not (group / ".zgroup").is_file():
-        zarr.create_group(group, zarr_format=2)
-    chunks = (min(depth, shape[0]), min(CHUNK, shape[1]), min(CHUNK, shape[2]))
-    return zarr.create_array(
-        group / str(level),
-        shape=shape,
-        chunks=chunks,
-        dtype=dtype,
-        zarr_format=2,
-        fill_value=0,
-        overwrite=True,
-        chunk_key_encoding={"name": "v2", "separator": "/"},
-        compressors=Blosc(cname="zstd", clevel=5, shuffle=Blosc.NOSHUFFLE),
-    )
 
 
 @contextmanager

@@ -20,7 +20,8 @@ from emadapt.models.segmenter import Segmenter
 from emadapt.segment.job import Block, Runner
 from emadapt.segment.model import WHOLE_SLICE
 from emadapt.segment.rows import Input, real_rows, resized_along_x, taps
-from emadapt.volumes.slices import Array, to_uint8
+from emadapt.volumes.grey import to_uint8
+from emadapt.volumes.source import Array
 
 Read = Callable[[int, int, int], Grey]
 """(z, y0, y1) -> rows [y0, y1) of slice z as (y1 - y0, X) uint8, at its own resolution, aligned."""

@@ -16,6 +16,7 @@ from emadapt.errors import InputError
 from emadapt.files import FULL, REFUSED, write_json
 from emadapt.segment.instances import join
 from emadapt.segment.job import Order, prepare
+from emadapt.segment.outputs import finish, publish, targets
 from emadapt.segment.partial import (
     Partial,
     begin,
@@ -26,7 +27,7 @@ from emadapt.segment.partial import (
     stamp_of,
     work,
 )
-from emadapt.volumes.writers import finish, publish, suffix_of, targets
+from emadapt.volumes.writing import suffix_of
 
 Each = Callable[[str, str, list[int]], Iterable[int]]
 """(Folder, phase, numbers of blocks) -> these numbers, as blocks are finished."""

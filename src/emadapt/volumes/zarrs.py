@@ -1,35 +1,27 @@
-"""Zarr v2 and v3 arrays, and OME-Zarr images (0.4 and 0.5) at one of their scales, as sources."""
+"""Zarr v2 and v3 arrays, and OME-Zarr images (0.4 and 0.5) at one of their scales, by zarr."""
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from emadapt.errors import InputError
-from emadapt.volumes.readers import (
-    UNITS_NM,
-    Source,
-    Voxel,
-    as_voxel,
-    check_extent,
-    region,
-    spatial,
-    stamp,
-    stated_voxel,
-)
-from emadapt.volumes.slices import Array
+from emadapt.volumes.source import Array, Source, chunked_source, spatial_axes, unreadable
+from emadapt.volumes.voxel import Voxel, in_nm, known_voxel, stated_voxel
 
 
-def open_zarr(path: Path, scale: int) -> Source:
+def open_zarr(path: Path, inside: str = "", scale: int = 0) -> Source:
     """The volume in a Zarr array, in a group with one volume, or in an OME-Zarr image.
 
     Args:
         path: of the array or group.
+        inside: of the array or group within it.
         scale: of an OME-Zarr image, 0 for the finest.
 
     Raises:
@@ -37,11 +29,11 @@ def open_zarr(path: Path, scale: int) -> Source:
     """
     import zarr
 
-    node = _open(path)
-    if isinstance(node, zarr.Group) and "bioformats2raw.layout" in _ome(node.attrs.asdict()):
-        node = _open(path / "0")  # what that converter calls the first image
-    attributes = node.attrs.asdict()
-    if isinstance(node, zarr.Group) and (images := _ome(attributes).get("multiscales")):
+    path = path / inside if inside else path
+    node = _node(path)
+    if isinstance(node, zarr.Group) and "bioformats2raw.layout" in _ome(node):
+        node = _node(path / "0")  # what that converter calls the first image
+    if isinstance(node, zarr.Group) and (images := _ome(node).get("multiscales")):
         return _image(path, node, images[0], scale)
     if scale:
         raise InputError(
@@ -50,37 +42,34 @@ def open_zarr(path: Path, scale: int) -> Source:
             expected="an OME-Zarr image",
             do="Leave out the scale.",
         )
+    attributes = node.attrs.asdict()
     if isinstance(node, zarr.Group):
         node = _only_volume(path, node)
         attributes |= node.attrs.asdict()
     names = getattr(node.metadata, "dimension_names", None) or attributes.get("_ARRAY_DIMENSIONS")
-    return _source(
-        str(path),
-        path,
-        node,
-        [str(n) for n in names] if names and all(names) else None,
-        stated_voxel(attributes),
-    )
+    axes = [str(name) for name in names] if names and all(names) else None
+    return _source(str(path), path, node, axes, stated_voxel(attributes))
 
 
-def _open(path: Path) -> Any:
+def is_zarr(path: Path) -> bool:
+    """Whether a folder is, or is in, a Zarr."""
+    marks = ("zarr.json", ".zarray", ".zgroup", ".zattrs")
+    named = any(part.suffix.lower() == ".zarr" for part in (path, *path.parents))
+    return path.is_dir() and (named or any((path / mark).is_file() for mark in marks))
+
+
+def _node(path: Path) -> Any:
     import zarr
 
     try:
         return zarr.open(path, mode="r")
-    except (
-        Exception
-    ) as error:  # zarr raises FileNotFoundError, ValueError, KeyError and more on what is no Zarr
-        raise InputError(
-            path,
-            found=f"no readable Zarr ({type(error).__name__}: {error})",
-            expected="a Zarr array, a group or an OME-Zarr image",
-            do="Check the path.",
-        ) from error
+    except Exception as error:  # FileNotFoundError, ValueError, KeyError and more
+        raise unreadable(path, "no readable Zarr", error) from error
 
 
-def _ome(attributes: dict[str, Any]) -> dict[str, Any]:
-    """Where OME-Zarr keeps what it says: 0.5 under `ome`, 0.4 at the top."""
+def _ome(group: Any) -> dict[str, Any]:
+    """OME-Zarr's metadata: 0.5 has them under `ome`, 0.4 at the top."""
+    attributes = group.attrs.asdict()
     own = attributes.get("ome", attributes)
     return own if isinstance(own, dict) else {}
 
@@ -88,9 +77,8 @@ def _ome(attributes: dict[str, Any]) -> dict[str, Any]:
 def _only_volume(path: Path, group: Any) -> Any:
     import zarr
 
-    arrays = {
-        name: item for name, item in group.members(max_depth=4) if isinstance(item, zarr.Array)
-    }
+    members = group.members(max_depth=4)
+    arrays = {name: item for name, item in members if isinstance(item, zarr.Array)}
     volumes = [name for name, item in arrays.items() if sum(n > 1 for n in item.shape) >= 3]
     if len(volumes) != 1:
         raise InputError(
@@ -103,13 +91,13 @@ def _only_volume(path: Path, group: Any) -> Any:
 
 
 def _image(path: Path, group: Any, image: dict[str, Any], scale: int) -> Source:
+    """One scale of an image that `multiscales` describes."""
     try:
+        # Version 0.3 has plain names of axes.
+        axes = [{"name": a} if isinstance(a, str) else a for a in image["axes"]]
+        names = [axis["name"] for axis in axes]
         levels = image["datasets"]
-        axes = [
-            a if isinstance(a, str) else a["name"] for a in image["axes"]
-        ]  # 0.3 has plain names
-        units = ["" if isinstance(a, str) else str(a.get("unit", "")) for a in image["axes"]]
-        names = [str(level["path"]) for level in levels]
+        paths = [str(level["path"]) for level in levels]
     except (KeyError, TypeError) as error:
         raise InputError(
             path,
@@ -117,39 +105,38 @@ def _image(path: Path, group: Any, image: dict[str, Any], scale: int) -> Source:
             expected="multiscales of version 0.4 or 0.5",
             do="Export it again.",
         ) from error
-    if not 0 <= scale < len(names):
+    if not 0 <= scale < len(paths):
         raise InputError(
             path,
             found=f"scale {scale}",
-            expected=f"0 to {len(names) - 1}",
+            expected=f"0 to {len(paths) - 1}",
             do="Choose one that is there.",
         )
-    if names[scale] not in group:
+    if paths[scale] not in group:
         raise InputError(
             path,
-            found=f"no array {names[scale]!r}",
+            found=f"no array {paths[scale]!r}",
             expected="what its metadata say",
             do="Export it again.",
         )
-    array = group[names[scale]]
-    sizes = np.ones(len(axes))
-    for change in (
+    changes = [
         *levels[scale].get("coordinateTransformations", ()),
         *image.get("coordinateTransformations", ()),
-    ):
+    ]
+    voxel = _voxel(axes, changes)
+    return _source(f"{path} (scale {scale})", path, group[paths[scale]], names, voxel)
+
+
+def _voxel(axes: list[dict[str, Any]], changes: Sequence[dict[str, Any]]) -> Voxel | None:
+    sizes = np.ones(len(axes))
+    for change in changes:
         if change.get("type") == "scale" and len(change.get("scale", ())) == len(axes):
             sizes *= np.asarray(change["scale"], float)
-    return _source(
-        f"{path} (scale {scale})", path, array, axes, _voxel(axes, units, sizes.tolist())
-    )
-
-
-def _voxel(axes: list[str], units: list[str], sizes: list[float]) -> Voxel | None:
-    found = {
-        a: size * UNITS_NM.get(unit.lower(), 0.0)
-        for a, unit, size in zip(axes, units, sizes, strict=True)
+    known = {
+        axis["name"]: in_nm(float(size), str(axis.get("unit", "")))
+        for axis, size in zip(axes, sizes, strict=True)
     }
-    return as_voxel([found[a] for a in "zyx"]) if all(found.get(a, 0) > 0 for a in "zyx") else None
+    return known_voxel([known.get(axis, 0.0) for axis in "zyx"])
 
 
 def _source(
@@ -157,62 +144,52 @@ def _source(
 ) -> Source:
     if not hasattr(array, "chunks"):
         raise InputError(name, found="a group", expected="an array", do="Check the path.")
-    if np.dtype(array.dtype).kind not in "buif":
-        raise InputError(
-            name,
-            found=f"values of type {array.dtype}",
-            expected="integers or real numbers",
-            do="Export it as 8-bit, 16-bit or float.",
-        )
-    filters = [str(getattr(f, "codec_id", "")) for f in getattr(array, "filters", ())]
-    if "pickle" in filters:
+    if "pickle" in [getattr(f, "codec_id", "") for f in getattr(array, "filters", ())]:
         raise InputError(
             name,
             found="values kept as pickles, which may run programs",
             expected="plain values",
             do="Do not open it; ask for another copy.",
         )
-    kept = spatial(array.shape, axes, name)
-    check_extent(
-        array.shape, array.chunks, np.dtype(array.dtype).itemsize, name
-    )  # of a shard, those within
-    z, y, x = (1, 1, *(int(array.shape[i]) for i in kept))[-3:]
-    chunk = getattr(array, "shards", None) or array.chunks
-    depth = int(chunk[kept[0]]) if len(kept) == 3 else 1
-    marks = [
-        p
-        for p in (Path(array.store.root, array.path, m) for m in ("zarr.json", ".zarray"))
-        if p.is_file()
-    ]
-
-    blosc = any("Blosc" in type(codec).__name__ for codec in array.compressors) and not getattr(
-        array, "shards", None
-    )
+    folder = Path(array.store.root, array.path)
+    described = [folder / mark for mark in ("zarr.json", ".zarray") if (folder / mark).is_file()]
+    source = chunked_source(name, array, axes, voxel, path, described)
 
     def cut(z0: int, z1: int, y0: int, y1: int) -> Array:
-        parts = dict(zip(kept[-3:], [(z0, z1), (y0, y1), (0, x)][-len(kept) :], strict=True))
-        for file in _files(array, chunk, parts):
-            _check_file(file, name, blosc)
-        return region(array, kept, z0, z1, y0, y1)
+        for file in _files(array, axes, (z0, z1), (y0, y1)):
+            _check_file(file, name, _is_blosc(array))
+        return source.cut(z0, z1, y0, y1)
 
-    return Source(name, (z, y, x), np.dtype(array.dtype), voxel, depth, cut, stamp(*marks))
+    return dataclasses.replace(source, cut=cut)
 
 
-def _files(array: Any, chunk: Any, parts: dict[int, tuple[int, int]]) -> Iterator[Path]:
-    """Files that hold a region: of chunks, or of shards."""
-    ranges = [
-        range(parts[i][0] // c, -(-parts[i][1] // c)) if i in parts else range(1)
-        for i, c in enumerate(chunk)
-    ]
+def _is_blosc(array: Any) -> bool:
+    """Whether each file is one chunk of Blosc."""
+    sharded = getattr(array, "shards", None)
+    return not sharded and any("Blosc" in type(codec).__name__ for codec in array.compressors)
+
+
+def _files(
+    array: Any, axes: list[str] | None, slices: tuple[int, int], rows: tuple[int, int]
+) -> Iterator[Path]:
+    """Files of the chunks or shards that hold a region."""
+    stored = getattr(array, "shards", None) or array.chunks
+    kept = spatial_axes(array.shape, axes, array.path)
+    wanted = [slices, rows, (0, array.shape[kept[-1]])][-len(kept) :]
+    ranges = [range(1)] * len(stored)
+    for axis, (start, end) in zip(kept, wanted, strict=True):
+        ranges[axis] = range(start // stored[axis], -(-end // stored[axis]))
     for place in itertools.product(*ranges):
         yield Path(array.store.root, array.path, array.metadata.encode_chunk_key(place))
 
 
 def _check_file(file: Path, name: str, blosc: bool) -> None:
-    """A file is one; a chunk of blosc is as long as it says, for numcodecs reads past the end of others."""
-    if (
-        os.path.lexists(file) != file.is_file()
-    ):  # a pipe would be waited for, a link to nothing be read as zeros
+    """Refuse what is no file, and a chunk of Blosc of another length than it says.
+
+    A pipe would be waited for, a link to nothing be read as zeros; numcodecs reads past the end of
+    a chunk that is too short.
+    """
+    if os.path.lexists(file) != file.is_file():
         raise InputError(
             name, found=f"no plain file at {file.name}", expected="files", do="Copy it again."
         )

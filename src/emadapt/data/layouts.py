@@ -1,0 +1,77 @@
+"""Where the files of a dataset are. A layout is a function here and an entry of `LAYOUTS`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from emadapt.data.pairing import Part, slices_part, stack_part
+from emadapt.errors import InputError
+
+
+def find_parts(root: Path, layout: str, pairing: str, *, labelled: bool = True) -> list[Part]:
+    """The volumes of a dataset with their labels.
+
+    Args:
+        root: the dataset's folder.
+        layout: a key of `LAYOUTS`.
+        pairing: a key of `pairing.PAIRINGS`; stacks pair slice by slice.
+        labelled: False: images alone; label files are not looked for.
+
+    Returns:
+        One part called `all`, or `train` and `test`.
+
+    Raises:
+        InputError: a folder or file is missing, empty or unpaired.
+    """
+    if not root.is_dir():
+        raise InputError(
+            root,
+            found="no such folder",
+            expected=f"a dataset in layout `{layout}`",
+            do="Run `dvc pull`, or `emadapt fetch` for a public dataset.",
+        )
+    return LAYOUTS[layout](root, pairing, labelled)
+
+
+def lucchi(root: Path, pairing: str, labelled: bool) -> list[Part]:
+    """Train_In with Train_Out, Test_In with Test_Out."""
+    return [
+        slices_part(
+            name.lower(), root / f"{name}_In", root / f"{name}_Out", pairing, labelled=labelled
+        )
+        for name in ("Train", "Test")
+    ]
+
+
+def vnc(root: Path, pairing: str, labelled: bool) -> list[Part]:
+    """raw with mitochondria."""
+    return [slices_part("all", root / "raw", root / "mitochondria", pairing, labelled=labelled)]
+
+
+def folders(root: Path, pairing: str, labelled: bool) -> list[Part]:
+    """images with labels, in the folder itself or in its train and test."""
+    return [
+        slices_part(name, place / "images", place / "labels", pairing, labelled=labelled)
+        for name, place in _halves(root)
+    ]
+
+
+def stack(root: Path, pairing: str, labelled: bool) -> list[Part]:
+    """One file image and one file label, in the folder itself or in its train and test."""
+    return [stack_part(name, place, labelled=labelled) for name, place in _halves(root)]
+
+
+def _halves(root: Path) -> list[tuple[str, Path]]:
+    """train and test if either is there, else the folder itself."""
+    halves = [(name, root / name) for name in ("train", "test")]
+    return halves if any(place.is_dir() for _, place in halves) else [("all", root)]
+
+
+LAYOUTS: dict[str, Callable[[Path, str, bool], list[Part]]] = {
+    "lucchi": lucchi,
+    "vnc": vnc,
+    "folders": folders,
+    "stack": stack,
+}
+"""(Folder, pairing, whether there are labels) -> parts."""

@@ -1,0 +1,80 @@
+"""HDF5 files, by h5py."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from emadapt.errors import InputError
+from emadapt.volumes.source import Source, chunked_source, only_one, unreadable
+from emadapt.volumes.voxel import stated_voxel
+
+
+def open_hdf5(path: Path, inside: str = "", scale: int = 0) -> Source:
+    """The volume in an HDF5 file.
+
+    Args:
+        path: the file.
+        inside: the dataset; "" for the only volume that the file holds.
+        scale: 0.
+
+    Raises:
+        InputError: not a readable file, no such dataset, or several volumes.
+    """
+    import h5py
+
+    only_one(path, "", scale)
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise unreadable(path, "no readable HDF5 file", error) from error
+    found: dict[str, Any] = {}
+
+    def note(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset) and item.ndim >= 2:
+            found[name] = item
+
+    file.visititems(note)  # follows no link to another file
+    stacks = [name for name, item in found.items() if sum(n > 1 for n in item.shape) >= 3]
+    name = inside.strip("/") or (stacks[0] if len(stacks) == 1 else "")
+    if name not in found:
+        listed = ", ".join(f":/{other}" for other in found) or "none: there are no volumes in it"
+        raise InputError(
+            f"{path}:/{name}",
+            found="no such dataset" if name else f"{len(stacks)} volumes",
+            expected=f"one of {listed}",
+            do=f"Name the dataset: {path}:/DATASET.",
+        )
+    data, what = found[name], f"{path}:/{name}"
+    _check_stored(data, what)
+    return chunked_source(what, data, _axes(data), stated_voxel(data.attrs), path, [path])
+
+
+def _check_stored(data: Any, what: str) -> None:
+    """Refuse values in other files, which the sender could not see, and values never written."""
+    outside = data.is_virtual and any(
+        Path(source.file_name).name != source.file_name for source in data.virtual_sources()
+    )
+    if data.external or outside:
+        raise InputError(
+            what,
+            found="a dataset whose values are in files elsewhere",
+            expected="values in this file",
+            do="Copy it with h5repack, which puts them there.",
+        )
+    if not data.is_virtual and data.id.get_storage_size() == 0:
+        raise InputError(
+            what, found="a dataset that was never written", expected="values", do="Export it again."
+        )
+
+
+def _axes(data: Any) -> list[str] | None:
+    """Names of axes, from ilastik's `axistags` or HDF5's dimension labels."""
+    if "axistags" in data.attrs:
+        try:
+            return [axis["key"] for axis in json.loads(data.attrs["axistags"])["axes"]]
+        except (ValueError, KeyError, TypeError):
+            return None
+    labels = [dimension.label for dimension in data.dims]
+    return labels if all(labels) else None

@@ -1,0 +1,84 @@
+"""Open a volume by its name. A format is a file of this room and an entry of `FORMATS`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from emadapt.errors import InputError
+from emadapt.volumes.folder import open_folder
+from emadapt.volumes.hdf5 import open_hdf5
+from emadapt.volumes.nifti import open_nifti
+from emadapt.volumes.png import open_png
+from emadapt.volumes.source import Source, unreadable
+from emadapt.volumes.tiff import open_tiff
+from emadapt.volumes.zarrs import is_zarr, open_zarr
+
+Opener = Callable[[Path, str, int], Source]
+"""(File or folder, name of the image within it, scale) -> volume."""
+
+FORMATS: dict[str, Opener] = {
+    ".tif": open_tiff,
+    ".tiff": open_tiff,
+    ".png": open_png,
+    ".h5": open_hdf5,
+    ".hdf5": open_hdf5,
+    ".hdf": open_hdf5,
+    ".he5": open_hdf5,
+    ".nii": open_nifti,
+    ".nii.gz": open_nifti,
+    ".zarr": open_zarr,
+}
+"""By the suffix of the name; other folders are folders of slices."""
+
+
+def open_source(text: str, scale: int = 0) -> Source:
+    """Open a volume; only what describes it is read.
+
+    Args:
+        text: a TIFF (stack, OME-TIFF, BigTIFF), a PNG, a folder of TIFF or PNG slices, `file.h5` or
+            `file.h5:/dataset`, a NIfTI file (.nii, .nii.gz), or a Zarr array, group or OME-Zarr
+            image (`volume.zarr`, `volume.zarr/path/within`).
+        scale: of an OME-Zarr image, 0 for the finest.
+
+    Raises:
+        InputError: it is not there, not one of these, or no stack of grey slices.
+    """
+    path, inside = _split(text)
+    try:
+        return _opener(path)(path, inside, scale)
+    except InputError:
+        raise
+    except Exception as error:  # whatever a library meets in what a file says of itself
+        raise unreadable(text, "no volume that can be read", error) from error
+
+
+def bare_name(text: str) -> str:
+    """A volume's name without the folders above it: `em.tif`, `em.h5:/raw`, `em.zarr/0`."""
+    path, inside = _split(text)
+    first = next((p for p in (path, *path.parents) if p.suffix.lower() == ".zarr"), path)
+    return f"{path.relative_to(first.parent)}" + (f":/{inside}" if inside else "")
+
+
+def _split(text: str) -> tuple[Path, str]:
+    """A file, and the name of an image within it after `:/`."""
+    file, _, inside = text.partition(":/")
+    known = Path(file).suffix.lower() in FORMATS
+    return (Path(file), inside) if inside and known else (Path(text), "")
+
+
+def _opener(path: Path) -> Opener:
+    if is_zarr(path):
+        return open_zarr
+    if path.is_dir():
+        return open_folder
+    name = path.name.lower()
+    for suffix, opener in FORMATS.items():
+        if name.endswith(suffix) and path.is_file():
+            return opener
+    raise InputError(
+        path,
+        found="a file of another kind" if path.exists() else "no such volume",
+        expected=f"a name with {', '.join(FORMATS)}, or a folder of slices",
+        do="Check the path.",
+    )

@@ -1,0 +1,88 @@
+"""Write OME-TIFF stacks, by tifffile, slice by slice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.progress import track
+
+from emadapt.volumes.source import Array
+from emadapt.volumes.voxel import Voxel
+from emadapt.volumes.write_zarr import CHUNK
+
+CLASSIC = 2**32 - 2**25
+"""Bytes, before compression, above which a TIFF is a BigTIFF."""
+TILED = 2**28
+"""Pixels of a slice above which a TIFF is tiled; ImageJ does not read tiles, Bio-Formats does."""
+
+
+def write_tiff(group: Path, name: str, voxel_nm: Voxel, about: Mapping[str, Any]) -> Path:
+    """A compressed OME-TIFF of a group's array `0`; the same array gives the same bytes.
+
+    Args:
+        group: folder of the OME-Zarr group.
+        name: of the image.
+        voxel_nm: (z, y, x).
+        about: how the image was made.
+
+    Returns:
+        The file, next to the group.
+    """
+    import tifffile
+    import zarr
+
+    array = zarr.open_array(group / "0", mode="r")
+    path = group.with_name(f"{group.name}.tif")
+    tiled = array.shape[1] * array.shape[2] > TILED
+    parts = _tiles(array) if tiled else _slices(array)
+    description = json.dumps(about)
+    digest = hashlib.md5(description.encode(), usedforsecurity=False)
+    z, y, x = (round(size / 1e3, 9) for size in voxel_nm)  # um
+    metadata = {
+        "axes": "ZYX",
+        "Name": name,
+        "Description": description,
+        "UUID": str(uuid.UUID(bytes=digest.digest())),
+        "PhysicalSizeZ": z,
+        "PhysicalSizeY": y,
+        "PhysicalSizeX": x,
+        **{f"PhysicalSize{axis}Unit": "µm" for axis in "ZYX"},
+    }
+    size = int(np.prod(array.shape)) * array.dtype.itemsize
+    with tifffile.TiffWriter(path, bigtiff=size > CLASSIC, ome=True) as tif:
+        tif.write(
+            parts,
+            shape=array.shape,
+            dtype=array.dtype,
+            photometric="minisblack",
+            tile=(CHUNK, CHUNK) if tiled else None,
+            compression="zlib",
+            metadata=metadata,
+            software="emadapt",
+            resolution=(1e4 / x, 1e4 / y),
+            resolutionunit="CENTIMETER",
+        )
+    next(parts, None)  # ends its progress bar: tifffile asks for no more than it needs
+    return path
+
+
+def _slices(array: Any) -> Iterator[Array]:
+    """(Y, X) slices; those of a chunk are read together."""
+    depth = array.chunks[0]
+    for z in track(range(0, array.shape[0], depth), description="segment: writing"):
+        yield from np.asarray(array[z : z + depth])
+
+
+def _tiles(array: Any) -> Iterator[Array]:
+    """Tiles of CHUNK x CHUNK, slice by slice."""
+    for z in track(range(array.shape[0]), description="segment: writing"):
+        for y in range(0, array.shape[1], CHUNK):
+            rows = np.asarray(array[z, y : y + CHUNK])
+            for x in range(0, array.shape[2], CHUNK):
+                yield np.ascontiguousarray(rows[:, x : x + CHUNK])

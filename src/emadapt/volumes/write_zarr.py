@@ -1,0 +1,127 @@
+"""Write OME-Zarr 0.4 images with their scales; memory does not grow with the volume.
+
+Zarr v2, which Fiji, napari and neuroglancer open.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.progress import track
+
+from emadapt.volumes.source import Array
+from emadapt.volumes.voxel import Voxel
+
+CHUNK = 512
+"""Side of a chunk, and of a tile of a TIFF."""
+SMALLEST = 256
+"""Scales end where a slice is no larger."""
+
+
+def create_array(group: Path, level: int, shape: tuple[int, ...], dtype: str, depth: int) -> Any:
+    """An empty array of an OME-Zarr group, in chunks of `depth` slices."""
+    import zarr
+    from numcodecs import Blosc
+
+    if not (group / ".zgroup").is_file():
+        zarr.create_group(group, zarr_format=2)
+    chunks = (min(depth, shape[0]), min(CHUNK, shape[1]), min(CHUNK, shape[2]))
+    return zarr.create_array(
+        group / str(level),
+        shape=shape,
+        chunks=chunks,
+        dtype=dtype,
+        zarr_format=2,
+        fill_value=0,
+        overwrite=True,
+        chunk_key_encoding={"name": "v2", "separator": "/"},
+        compressors=Blosc(cname="zstd", clevel=5, shuffle=Blosc.NOSHUFFLE),
+    )
+
+
+def write_zarr(group: Path, name: str, voxel_nm: Voxel, about: Mapping[str, Any]) -> Path:
+    """Add coarser scales and the metadata of OME-Zarr to a group whose array `0` is finished.
+
+    Args:
+        group: the folder; it becomes the image.
+        name: of the image; `probabilities` are averaged in coarser scales, of labels the first
+            voxel of each cell is taken.
+        voxel_nm: (z, y, x).
+        about: how the image was made.
+
+    Returns:
+        The group.
+    """
+    import zarr
+
+    finest = zarr.open_array(group / "0", mode="r")
+    factors = scale_factors(finest.shape, voxel_nm)
+    averaged = name == "probabilities"
+    for level, factor in enumerate(factors[1:], 1):
+        finer = zarr.open_array(group / str(level - 1), mode="r")
+        step = [b // a for a, b in zip(factors[level - 1], factor, strict=True)]
+        shape = tuple(math.ceil(n / s) for n, s in zip(finer.shape, step, strict=True))
+        coarse = create_array(group, level, shape, str(finest.dtype), finer.chunks[0])
+        _shrink(finer, coarse, step, mean=averaged)
+    described = _multiscale(name, voxel_nm, factors, mean=averaged)
+    root = zarr.open_group(group, mode="r+")
+    root.attrs.update({"multiscales": [described], "emadapt": dict(about)})
+    return group
+
+
+def scale_factors(shape: tuple[int, ...], voxel_nm: Voxel) -> list[list[int]]:
+    """Of each scale against the finest, (z, y, x): each step halves the axes of the shortest voxels."""
+    factors = [[1, 1, 1]]
+    while max(n // f for n, f in zip(shape[1:], factors[-1][1:], strict=True)) > SMALLEST:
+        now = factors[-1]
+        sizes = [
+            size * f if n // f > 1 else math.inf  # one voxel cannot be halved
+            for size, f, n in zip(voxel_nm, now, shape, strict=True)
+        ]
+        halved = [2 if size <= 1.5 * min(sizes) else 1 for size in sizes]
+        factors.append([f * h for f, h in zip(now, halved, strict=True)])
+    return factors
+
+
+def _shrink(finer: Any, coarse: Any, step: list[int], mean: bool) -> None:
+    """Fill an array from a finer one, a row of chunks at a time."""
+    depth, rows, _ = coarse.chunks
+    for z in track(range(0, coarse.shape[0], depth), description="segment: a coarser scale"):
+        slices = slice(z * step[0], (z + depth) * step[0])
+        for y in range(0, coarse.shape[1], rows):
+            part = np.asarray(finer[slices, y * step[1] : (y + rows) * step[1]])
+            small = _means(part, step) if mean else part[tuple(slice(None, None, s) for s in step)]
+            coarse[z : z + depth, y : y + rows] = small
+
+
+def _means(part: Array, step: list[int]) -> Array:
+    """Means of cells, rounded; cells at the far ends may be smaller."""
+    total, count = part.astype(np.uint32), np.ones(part.shape, np.uint32)
+    for axis, s in enumerate(step):
+        edges = np.arange(0, part.shape[axis], s)
+        total = np.add.reduceat(total, edges, axis)
+        count = np.add.reduceat(count, edges, axis)
+    return ((total + count // 2) // count).astype(part.dtype)
+
+
+def _multiscale(name: str, voxel_nm: Voxel, factors: list[list[int]], mean: bool) -> dict[str, Any]:
+    """`multiscales` of OME-Zarr 0.4. A mean is in the middle of its cell, hence the translation."""
+    datasets = []
+    for level, factor in enumerate(factors):
+        scale = [size * f for size, f in zip(voxel_nm, factor, strict=True)]
+        changes: list[dict[str, Any]] = [{"type": "scale", "scale": scale}]
+        if mean:
+            middle = [size * (f - 1) / 2 for size, f in zip(voxel_nm, factor, strict=True)]
+            changes.append({"type": "translation", "translation": middle})
+        datasets.append({"path": str(level), "coordinateTransformations": changes})
+    return {
+        "version": "0.4",
+        "name": name,
+        "axes": [{"name": axis, "type": "space", "unit": "nanometer"} for axis in "zyx"],
+        "datasets": datasets,
+        "type": "mean" if mean else "nearest",
+    }
