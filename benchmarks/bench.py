@@ -21,7 +21,6 @@ import torch
 from scipy.linalg import sqrtm
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from benchmarks.sweep_bench import stacked_heads_benchmark
 from emadapt.domains.frechet import frechet, frechet_samples
 from emadapt.errors import InputError
 from emadapt.models.device import device
@@ -173,7 +172,6 @@ BENCHMARKS: dict[str, Callable[[], list[Row]]] = {
     "frechet": frechet_benchmark,
     "regimes": regimes_benchmark,
     "segment": segment_benchmark,
-    "stacked-heads": stacked_heads_benchmark,
 }
 
 

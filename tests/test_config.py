@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from emadapt.errors import ConfigError
 from emadapt.study.study import Unit, digest, load_study, not_default
-from emadapt.sweep.space import Target, definition_hash
+from emadapt.sweep.space import Target, definition
 from tiny import settings
 
 STUDIES = Path(__file__).parents[1] / "studies"
@@ -266,6 +266,6 @@ def test_where_files_lie_and_how_many_processes_load_change_no_weights(tmp_path:
         (file := tmp_path / f"{n}.yaml").write_text(yaml.safe_dump(params))
         study = load_study(file)
         keys.append(digest(not_default(study.describe(Unit("t", "frozen", "a", 0)))))
-        swept.append(definition_hash(study, Target("t", "lora", "a")))
+        swept.append(digest(definition(study, Target("t", "lora", "a"))))
     assert len(set(keys[:4])) == len(set(swept[:4])) == 1
     assert keys[4] != keys[0]

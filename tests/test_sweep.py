@@ -1,7 +1,9 @@
-"""Sweeps end to end on the tiny study, in this process."""
+"""Sweeps on the tiny study in this process: the space, the storage, trials, promoting, status."""
 
 import dataclasses
 import json
+import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,21 +11,50 @@ import numpy as np
 import optuna
 import pytest
 import torch
+import yaml
 from click.testing import CliRunner
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from emadapt.cli import main
+from emadapt.errors import EmadaptError, InputError
 from emadapt.study.study import Study, load_study
-from emadapt.sweep.claims import claim, failing, n_ended
-from emadapt.sweep.run import Order, _check, _open
-from emadapt.sweep.space import Target, search_space, study_at
-from emadapt.sweep.storage import open_store
-from emadapt.sweep.trial import Sweep, _reason, run_trials
-from emadapt.sweep.worker import pruner, sampler
+from emadapt.sweep.objective import reason
+from emadapt.sweep.promote import ParamsEditor, changed_values, own_values
+from emadapt.sweep.run import Order, begin, full_name
+from emadapt.sweep.space import (
+    Target,
+    check_target,
+    default_point,
+    definition,
+    search_space,
+    settings_at,
+    study_at,
+)
+from emadapt.sweep.storage import (
+    FOLDER,
+    find_study,
+    first_number,
+    mend_journal,
+    n_ended,
+    open_store,
+    retry_lost,
+)
+from emadapt.sweep.worker import run_trials
 from emadapt.training.train import train_unit
 from tiny import make_study, settings
 
 LORA, FROZEN = Target("t", "lora", "a"), Target("t", "frozen", "a")
+MORE = {
+    "weight_decay": [1e-4, 0.1],
+    "head": ["linear", "pyramid"],
+    "blocks": ["auto", "last", [1, 3]],
+    "scale": [1.0, 1.5],
+}
+RUN = ["sweep", "run", "--backbone", "t", "--train-set", "a"]
 
 
 @pytest.fixture(autouse=True)
@@ -32,22 +63,238 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EMADAPT_TRACKING", "off")
 
 
+def study(tmp_path: Path, sweep: dict[str, Any] | None = None, **changes: Any) -> Study:
+    """The tiny study without its data."""
+    params = settings() | ({"sweep": sweep} if sweep is not None else {})
+    for section, values in changes.items():
+        params[section] = {**params[section], **values}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    return load_study(tmp_path / "params.yaml")
+
+
+def begun(config: Study, target: Target, trials: int) -> optuna.Study:
+    order, store = Order(target, trials), open_store()
+    return begin(config, order, full_name(config, order), store)
+
+
 def sweep_here(config: Study, target: Target, trials: int) -> list[FrozenTrial]:
     """A sweep with its only worker in this process, from its beginning or from where it is."""
-    order, store = Order(target, trials), open_store()
-    study = _open(config, order, *_check(config, order), store)
-    study.sampler, study.pruner = (
-        sampler(config.sweep, 0),
-        pruner(config.sweep, config.train.epochs),
+    sweep = begun(config, target, trials)
+    run_trials(config, target, sweep, 0, trials)
+    return sweep.get_trials()
+
+
+# -- the search space
+
+
+@pytest.mark.parametrize(
+    ("kind", "searched"),
+    [
+        ("frozen", {"head_lr", "weight_decay"}),
+        ("lora", {"head_lr", "adapter_lr", "rank", "alpha_ratio", "dropout"}),
+        ("lora_last_k", {"head_lr", "adapter_lr", "rank", "alpha_ratio", "dropout"}),
+        ("bitfit", {"head_lr", "adapter_lr"}),
+        ("full", {"head_lr", "adapter_lr"}),
+    ],
+)
+def test_the_regime_decides_what_is_searched_and_params_yaml_adds_to_it(
+    tmp_path: Path, kind: str, searched: set[str]
+) -> None:
+    spec: dict[str, Any] = {"kind": kind}
+    spec |= {"rank": 4, "alpha": 4.0} if kind.startswith("lora") else {}
+    spec |= {"k": 2} if kind == "lora_last_k" else {}
+    plain, target = study(tmp_path, regimes={"new": spec}), Target("t", "new", "a")
+    check_target(plain, target)
+    assert set(search_space(plain, target)) == searched
+    more = study(tmp_path, MORE, regimes={"new": spec})
+    assert set(search_space(more, target)) == searched | set(MORE)
+
+
+@pytest.mark.parametrize("target", [LORA, FROZEN], ids=lambda t: t.regime)
+def test_searched_settings_may_change_anything_else_makes_another_sweep(
+    tmp_path: Path, target: Target
+) -> None:
+    here = definition(study(tmp_path), target)
+    searched = {"rank": 8, "alpha": 3.0} if target is LORA else {"weight_decay": 0.02}
+    regime = {target.regime: {"kind": target.regime, "head_lr": 0.007, **searched}}
+    assert definition(study(tmp_path, regimes=regime), target) == here
+    how = {"sampler": "gp", "pruner": "none", "seed": 7}
+    assert definition(study(tmp_path, how), target) == here
+    for other in (
+        study(tmp_path, train={"epochs": 7}),
+        study(tmp_path, {"head_lr": [1e-4, 2e-2]}),
+        study(tmp_path, MORE),
+        study(tmp_path, train_sets={"a": ["b"]}),
+        study(tmp_path, study={"seeds": [1]}),
+    ):
+        assert definition(other, target) != here
+
+
+@pytest.mark.parametrize("target", [LORA, FROZEN], ids=lambda t: t.regime)
+def test_the_default_point_is_the_study_itself(tmp_path: Path, target: Target) -> None:
+    here = study(tmp_path, MORE)
+    changed, unit = study_at(here, target, default_point(here, target))
+    assert unit in here.units()
+    assert changed.backbone_settings == here.backbone_settings
+    assert changed.train_settings(unit) == here.train_settings(unit)
+    assert default_point(study(tmp_path, {"rank": [4, 8]}), LORA) == {}, "outside the space"
+
+
+@pytest.mark.parametrize("target", [LORA, FROZEN], ids=lambda t: t.regime)
+def test_what_promote_writes_is_read_as_the_trials_own_settings(
+    tmp_path: Path, target: Target
+) -> None:
+    points = {
+        name: st.sampled_from(choices.choices)
+        if isinstance(choices, CategoricalDistribution)
+        else st.floats(choices.low, choices.high)
+        for name, choices in search_space(study(tmp_path, MORE), target).items()
+    }
+
+    @hypothesis_settings(
+        max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture]
     )
-    sweep, space = Sweep(study, store, config, target), search_space(config, target)
-    while (
-        claimed := claim(
-            study, store, space, "me", wanted=trials, at_most=config.sweep.stack, since=0
-        )
-    ) is not None:
-        run_trials(sweep, claimed)
-    return study.get_trials()
+    @given(st.fixed_dictionaries(points))
+    def check(point: dict[str, Any]) -> None:
+        here = study(tmp_path, MORE)
+        backbone, regime = settings_at(here, target, point)
+        editor = ParamsEditor(tmp_path / "params.yaml")
+        editor.add("regimes", "tuned", own_values(regime), "why")
+        changed = changed_values(here.backbone_settings["t"], backbone)
+        editor.add("backbones", "t_tuned", {**editor.raw["backbones"]["t"], **changed}, "why")
+        editor.save()
+        there = load_study(tmp_path / "params.yaml")
+        assert there.regime_settings["tuned"] == regime
+        assert there.backbone_settings["t_tuned"] == backbone
+
+    check()
+
+
+@pytest.mark.parametrize(
+    ("target", "sweep", "words"),
+    [
+        (Target("x", "lora", "a"), {}, r"backbone 'x'.*expected t\."),
+        (Target("t", "x", "a"), {}, "regime 'x'.*expected frozen, lora"),
+        (Target("t", "lora", "x"), {}, "train set 'x'.*expected a, paired"),
+        (LORA, {"rank": [8, 4096]}, "sweep.rank: found 4096; expected at most"),
+        (LORA, {"head": ["fpn"]}, "sweep.head: found fpn"),
+        (LORA, {"blocks": [[1, 99]]}, "99"),
+    ],
+)
+def test_a_target_that_cannot_be_swept_is_refused(
+    tmp_path: Path, target: Target, sweep: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(InputError, match=words):
+        check_target(study(tmp_path, sweep), target)
+
+
+@pytest.mark.parametrize("kind", ["ridge", "knn", "unet2d"])
+def test_a_regime_with_nothing_to_search_is_refused(tmp_path: Path, kind: str) -> None:
+    own = study(tmp_path, regimes={"own": {"kind": kind}})
+    with pytest.raises(InputError, match=rf"kind `{kind}`, which a sweep does not search"):
+        check_target(own, Target("t", "own", "a"))
+
+
+# -- the storage
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "not a url",
+        "postgresql://me:secret@host:port/x",
+        "postgresql://me:sec@ret@127.0.0.1:9/x",
+        "redis://me:secret@localhost",
+        "sqlite:///sweeps.db",
+    ],
+)
+def test_storages_that_will_not_do_are_refused(url: str) -> None:
+    with pytest.raises(InputError, match="expected postgresql://") as caught:
+        open_store(url)
+    assert "ret" not in str(caught.value)
+
+
+def test_a_database_that_does_not_answer_is_said_within_seconds_without_the_password() -> None:
+    pytest.importorskip("psycopg2")
+    started = time.monotonic()
+    with pytest.raises(InputError, match=r"cannot be used.*Connection refused") as caught:
+        open_store("postgres://me:secret@127.0.0.1:9/sweeps")
+    assert time.monotonic() - started < 10
+    assert "secret" not in str(caught.value)
+
+
+def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    (tmp_path / "scratch").write_text("a file in the way")
+    with pytest.raises(InputError, match="cannot be written"):
+        open_store()
+
+
+@pytest.mark.parametrize("rest", [b'{"op_code": 4, "wor', b'{"op_code": 4}', b"\0" * 4096, b"\n"])
+def test_an_unfinished_last_entry_of_the_journal_is_cut_off(tmp_path: Path, rest: bytes) -> None:
+    config = make_study(tmp_path)
+    sweep, journal = begun(config, LORA, 2), FOLDER / "journal.log"
+    sweep.add_trial(optuna.create_trial(value=0.7))
+    whole = journal.read_bytes()
+    journal.write_bytes(whole + rest)
+    again = find_study(open_store())
+    again.add_trial(optuna.create_trial(value=0.8))
+    assert journal.read_bytes().startswith(whole)
+    assert [t.value for t in find_study(open_store()).get_trials()] == [None, 0.7, 0.8]
+    mend_journal(journal)
+    assert [t.value for t in again.get_trials()] == [None, 0.7, 0.8]
+
+
+def test_one_run_at_a_time_works_on_a_sweep_in_the_journal() -> None:
+    here, there = open_store(), open_store()
+    again = there.alone("s")
+    with (
+        here.alone("s"),
+        here.alone("other"),
+        pytest.raises(InputError, match="another `emadapt sweep run` at work"),
+        again,
+    ):
+        pass
+    with there.alone("s"):
+        pass
+
+
+def test_other_data_or_settings_make_another_sweep_and_this_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = make_study(tmp_path)
+    first = begun(config, LORA, 2)
+    assert begun(config, LORA, 3).study_name == first.study_name
+    assert "new sweep" not in capsys.readouterr().out
+    manifest = tmp_path / "build/ingest/a/manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"md5": "other"}))
+    second = begun(config, LORA, 2)
+    assert second.study_name != first.study_name
+    assert f"than {first.study_name} has: this is a new sweep" in capsys.readouterr().out
+    with pytest.raises(InputError, match="found 2 sweeps"):
+        find_study(open_store(), "tiny-t-lora-a")
+    assert find_study(open_store(), first.study_name).user_attrs["trials"] == 3
+
+
+def test_a_lost_trial_is_queued_again_with_its_epochs_and_at_last_given_up(tmp_path: Path) -> None:
+    sweep = begun(make_study(tmp_path), LORA, 4)
+    for life in range(5):
+        trial = sweep.ask()
+        point = trial.params
+        trial.set_user_attr("owner", f"machine/{life}")
+        if life == 0:
+            trial.report(0.5, 1)
+        retry_lost(sweep, "machine/another")
+        assert sweep.get_trials()[-1].state == TrialState.RUNNING
+        retry_lost(sweep, f"machine/{life}")
+        again = sweep.get_trials()[-1]
+        if life == 3:
+            assert again.state == TrialState.FAIL, "it may be what kills its process"
+            break
+        assert (again.state, first_number(again)) == (TrialState.WAITING, 0)
+        assert (again.params, again.intermediate_values) == (point, {1: 0.5})
+
+
+# -- trials
 
 
 @pytest.mark.parametrize("target", [LORA, FROZEN], ids=lambda t: t.regime)
@@ -55,9 +302,7 @@ def test_a_trial_is_the_unit_that_promoting_it_would_train_and_never_sees_the_te
     tmp_path: Path, target: Target
 ) -> None:
     """The test slices are blacked out for the sweep; the unit is trained with them in place."""
-    params = settings() | {
-        "sweep": {"stack": 1, "blocks": ["auto", [2, 3]], "head": ["linear", "pyramid"]}
-    }
+    params = settings() | {"sweep": {"blocks": ["auto", [2, 3]], "head": ["linear", "pyramid"]}}
     config = make_study(tmp_path, params)
     volumes = {name: tmp_path / f"build/ingest/a/{name}.npy" for name in ("image", "label")}
     whole = {name: path.read_bytes() for name, path in volumes.items()}
@@ -68,87 +313,69 @@ def test_a_trial_is_the_unit_that_promoting_it_would_train_and_never_sees_the_te
         array.flush()
     trials = sweep_here(config, target, 2)
     assert [t.state for t in trials] == [TrialState.COMPLETE] * 2
+    assert "fixed_params" in trials[0].system_attrs, "the first trial is the default"
     for name, path in volumes.items():
         path.write_bytes(whole[name])
     for trial in trials:
         changed, unit = study_at(config, target, trial.params)
         card = json.loads((train_unit(changed, unit) / "model.json").read_text())
         assert trial.value == card["val"]["iou"]
-    assert changed != config
-    assert not list(Path("scratch/sweeps").glob("*/trial-*")), (
-        "checkpoints of ended trials are left"
-    )
-    assert not set(Path("build/units").iterdir()) - {Path("build/units") / unit.name}
+    assert not list(FOLDER.glob("*/trial-*")), "checkpoints of ended trials are left"
+    run_trials(config, target, find_study(open_store()), 0, 2)
+    assert len(find_study(open_store()).get_trials()) == 2, "enough is enough"
 
 
-def test_a_frozen_sweep_trains_its_heads_together_and_scores_as_one_by_one(tmp_path: Path) -> None:
-    config = make_study(
-        tmp_path,
-        settings(precision="fp32")
-        | {"sweep": {"stack": 4, "pruner": "none", "head": ["linear", "pyramid"]}},
-    )
-    for trial in sweep_here(config, FROZEN, 3):
-        changed, unit = study_at(config, FROZEN, trial.params)
-        card = json.loads((train_unit(changed, unit) / "model.json").read_text())
-        assert trial.value == pytest.approx(card["val"]["iou"], abs=0.02)
-    assert len(list(Path("scratch/tokens").glob("*/manifest.json"))) == 2, (
-        "trials share one cache: a plain and an augmented view"
-    )
-
-
-@pytest.mark.parametrize("target", [LORA, FROZEN], ids=lambda t: t.regime)
-def test_a_trial_that_diverges_fails_with_the_reason_and_does_not_count(
-    tmp_path: Path, monkeypatch, target: Target
+def test_trials_that_fail_do_not_count_and_end_the_sweep_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("emadapt.sweep.claims.MAX_FAILURES", 3)
-    spec = {"head_lr": [1e10, 1e11], "head": ["pyramid"], "stack": 2}
-    params = settings(clip=1e11, schedule="constant", warmup_steps=0, epochs=1) | {"sweep": spec}
-    trials = sweep_here(make_study(tmp_path, params), target, 2)
+    monkeypatch.setattr("emadapt.sweep.worker.MAX_FAILURES", 3)
+    params = settings(clip=1e11, schedule="constant", warmup_steps=0, epochs=1)
+    config = make_study(tmp_path, params | {"sweep": {"head_lr": [1e10, 1e11]}})
+    with pytest.raises(EmadaptError, match=r"3 trials in a row failed.*the loss is not finite"):
+        sweep_here(config, FROZEN, 2)
+    trials = find_study(open_store()).get_trials()
     assert n_ended(trials) == 0
     assert all("the loss is not finite" in t.user_attrs["failed"] for t in trials)
-    assert "the loss is not finite" in failing(trials, 2, 0)
 
 
 def test_the_reason_for_a_full_gpu_says_what_to_do() -> None:
-    said = _reason(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."))
-    assert said.startswith("CUDA out of memory")
-    assert "sweep.stack" in said
+    said = reason(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."))
+    assert said.startswith("CUDA out of memory; a smaller `train.batch`")
 
 
-def test_a_gpu_that_fails_ends_the_worker_and_not_the_trial(
+def test_a_gpu_that_fails_ends_the_process_and_the_trial_is_run_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every later trial of that process would fail too; a fresh one runs it again."""
+    """Every later trial of that process would fail too."""
 
     def broken(*given: Any) -> None:
         raise torch.AcceleratorError("CUDA error: device-side assert triggered")
 
-    monkeypatch.setattr("emadapt.sweep.trial.prepare", broken)
-    with pytest.raises(torch.AcceleratorError):
-        sweep_here(make_study(tmp_path), LORA, 1)
-    store = open_store()
-    (name,) = optuna.get_all_study_names(store.storage)
-    (trial,) = optuna.load_study(study_name=name, storage=store.storage).get_trials()
+    config = make_study(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("emadapt.sweep.objective.prepare", broken)
+        with pytest.raises(SystemExit):
+            sweep_here(config, FROZEN, 1)
+    (trial,) = find_study(open_store()).get_trials()
     assert (trial.state, "failed" in trial.user_attrs) == (TrialState.RUNNING, False)
+    lost, again = sweep_here(config, FROZEN, 1)
+    assert (lost.state, again.state) == (TrialState.FAIL, TrialState.COMPLETE)
+    assert again.params == lost.params
 
 
 def test_hopeless_trials_are_pruned(tmp_path: Path) -> None:
     """Five that can learn, then two that cannot: the median pruner ends those early."""
-    params = settings(epochs=4, steps_per_epoch=4, val_slices=1) | {
-        "sweep": {"stack": 1, "head": ["linear"]}
-    }
-    config = make_study(tmp_path, params)
-    order, store = Order(FROZEN, 7), open_store()
-    study = _open(config, order, *_check(config, order), store)
+    config = make_study(tmp_path, settings(epochs=4, steps_per_epoch=4, val_slices=1))
+    sweep = begun(config, FROZEN, 7)
     for rate in [5e-3] * 5 + [1e-4] * 2:
-        study.enqueue_trial({"head_lr": rate, "weight_decay": 1e-4, "head": "linear"})
-    trials = sweep_here(config, FROZEN, 7)
-    assert [t.state for t in trials[:5]] == [TrialState.COMPLETE] * 5
-    assert [t.state for t in trials[5:]] == [TrialState.PRUNED] * 2
-    assert all(len(t.intermediate_values) < 4 for t in trials[5:])
+        sweep.enqueue_trial({"head_lr": rate, "weight_decay": 1e-4})
+    trials = sweep_here(config, FROZEN, 8)
+    assert [t.state for t in trials[:6]] == [TrialState.COMPLETE] * 6
+    assert [t.state for t in trials[6:]] == [TrialState.PRUNED] * 2
+    assert all(len(t.intermediate_values) < 4 for t in trials[6:])
 
 
-# -- promote
+# -- promote and status
 
 PARAMS = """# a study of mine
 study:
@@ -171,87 +398,71 @@ regimes:
 split: default
 train: {epochs: 2, steps_per_epoch: 3, batch: 2, warmup_steps: 2}
 """
+DEFAULT = {"head_lr": 1e-3, "rank": 2, "alpha_ratio": 2.0, "dropout": 0.0, "adapter_lr": 5e-4}
 
 
 def finished(config: Study, target: Target, values: dict[float, dict[str, Any]]) -> None:
     """A sweep whose trials at these points ended with these values."""
-    order, store = Order(target, len(values)), open_store()
-    study = _open(config, order, *_check(config, order), store)
+    sweep, space = begun(config, target, len(values)), search_space(config, target)
     for value, params in values.items():
-        study.add_trial(
-            optuna.create_trial(
-                params=params, distributions=search_space(config, target), value=value
-            )
-        )
+        sweep.add_trial(optuna.create_trial(params=params, distributions=space, value=value))
+
+
+def emadapt(*words: str) -> tuple[int, str]:
+    result = CliRunner().invoke(main, words)
+    return result.exit_code, result.output
 
 
 def test_promoting_adds_a_regime_and_leaves_every_other_line_as_it_was(tmp_path: Path) -> None:
     make_study(tmp_path)
     Path("params.yaml").write_text(PARAMS)
     config = load_study()
-    point = {
-        "head_lr": 0.00123456,
-        "rank": 8,
-        "alpha_ratio": 0.5,
-        "dropout": 0.1,
-        "adapter_lr": 0.002,
-    }
+    point = DEFAULT | {"head_lr": 0.00123456, "rank": 8, "alpha_ratio": 0.5, "adapter_lr": 0.002}
     finished(config, LORA, {0.7: point, 0.6: {**point, "rank": 4}})
-    result = CliRunner().invoke(main, ["sweep", "promote"])
-    assert result.exit_code == 0, result.output
-    assert "study 'tiny' has 12 units now, 8 before" in result.output
+    code, said = emadapt("sweep", "promote")
+    assert code == 0, said
+    assert "study 'tiny' has 12 units now, 8 before" in said
     before, after = PARAMS.splitlines(), Path("params.yaml").read_text().splitlines()
-    assert [line for line in before if line not in after] == [
-        "  regimes: [frozen, lora]   # the default ones"
-    ]
+    changed = [line for line in before if line not in after]
+    assert changed == ["  regimes: [frozen, lora]   # the default ones"]
     new = [line for line in after if line not in before]
-    assert new[0].startswith("  regimes: [frozen, lora, lora_tuned]")
-    assert new[0].endswith("# the default ones")
+    assert re.match(r"  regimes: \[frozen, lora, lora_tuned\] +# the default ones", new[0])
+    assert re.search(r"# trial 1 of sweep tiny-t-lora-a-\w+: validation IoU 0.7000", new[1])
     assert len(new) == 2
-    assert "of sweep tiny-t-lora-a-" in new[1]
-    assert "validation IoU 0.7000" in new[1]
+    expected = {"rank": 8, "alpha": 4.0, "head_lr": 0.00123, "adapter_lr": 0.002}
     tuned = load_study().regime_settings["lora_tuned"]
-    expected = dataclasses.replace(
-        config.regime_settings["lora"],
-        rank=8,
-        alpha=4.0,
-        dropout=0.1,
-        head_lr=0.00123,
-        adapter_lr=0.002,
-    )
-    assert tuned == expected
-    again = CliRunner().invoke(main, ["sweep", "promote"])
-    assert again.exit_code == 2
-    assert "regime 'lora_tuned': found there already" in again.output
-    assert CliRunner().invoke(main, ["sweep", "promote", "--as", "second"]).exit_code == 0
+    assert tuned == dataclasses.replace(config.regime_settings["lora"], **expected)
+    code, said = emadapt("sweep", "promote")
+    assert (code, "regime 'lora_tuned': found there already" in said) == (2, True)
+    assert emadapt("sweep", "promote", "--as", "second")[0] == 0
+
+
+def test_a_better_winner_is_what_promote_writes(tmp_path: Path) -> None:
+    make_study(tmp_path)
+    Path("params.yaml").write_text(PARAMS)
+    config = load_study()
+    finished(config, LORA, {0.7: DEFAULT | {"rank": 4}})
+    assert emadapt("sweep", "promote")[0] == 0
+    assert load_study().regime_settings["lora_tuned"].rank == 4
+    finished(load_study(), LORA, {0.8: DEFAULT | {"rank": 16}})
+    code, said = emadapt("sweep", "promote", "--as", "better")
+    assert (code, "validation IoU 0.8000" in said) == (0, True)
+    assert load_study().regime_settings["better"].rank == 16
 
 
 def test_promoting_blocks_and_scale_makes_a_backbone_too(tmp_path: Path) -> None:
     make_study(tmp_path)
     Path("params.yaml").write_text(PARAMS + "sweep: {blocks: [auto, [1, 4]], scale: [1.0, 1.5]}\n")
     config = load_study()
-    finished(
-        config,
-        FROZEN,
-        {
-            0.7: {
-                "head_lr": 1e-3,
-                "weight_decay": 1e-3,
-                "head": "linear",
-                "blocks": "1-4",
-                "scale": 1.5,
-            }
-        },
-    )
-    result = CliRunner().invoke(main, ["sweep", "promote", "--as", "best"])
-    assert result.exit_code == 0, result.output
+    point = {"head_lr": 1e-3, "weight_decay": 1e-3, "blocks": "1-4", "scale": 1.5}
+    finished(config, FROZEN, {0.7: point})
+    code, said = emadapt("sweep", "promote", "--as", "best")
+    assert code == 0, said
+    assert "t_best with best" in said
     after = load_study()
     assert after.backbones == ("t", "t_best")
     expected = dataclasses.replace(config.backbone_settings["t"], blocks=(1, 4), scale=1.5)
     assert after.backbone_settings["t_best"] == expected
-    assert after.regime_settings["best"].head == "linear"
-    assert "t_best with best" in result.output
-    assert "study 'tiny' has 24 units now, 8 before" in result.output
 
 
 def test_a_default_that_is_the_best_and_settings_that_changed_are_not_promoted(
@@ -259,38 +470,44 @@ def test_a_default_that_is_the_best_and_settings_that_changed_are_not_promoted(
 ) -> None:
     make_study(tmp_path)
     Path("params.yaml").write_text(PARAMS)
-    default = {"head_lr": 1e-3, "rank": 2, "alpha_ratio": 2.0, "dropout": 0.0, "adapter_lr": 5e-4}
-    finished(load_study(), LORA, {0.7: default, 0.6: {**default, "rank": 4}})
-    result = CliRunner().invoke(main, ["sweep", "promote"])
-    assert "unchanged; its own settings are the best" in result.output
+    finished(load_study(), LORA, {0.7: DEFAULT, 0.6: DEFAULT | {"rank": 4}})
+    assert "unchanged; its own settings are the best" in emadapt("sweep", "promote")[1]
     assert Path("params.yaml").read_text() == PARAMS
     Path("params.yaml").write_text(PARAMS.replace("epochs: 1", "epochs: 9"))
-    result = CliRunner().invoke(main, ["sweep", "promote"])
-    assert result.exit_code == 2
-    assert "regime.epochs 1 there, 9 here" in result.output
+    code, said = emadapt("sweep", "promote")
+    assert (code, "settings or data have changed since sweep" in said) == (2, True)
 
 
-def test_status_counts_and_estimates(tmp_path: Path) -> None:
+def test_status_counts_trials_and_ranks_them(tmp_path: Path) -> None:
     make_study(tmp_path)
-    assert (
-        CliRunner().invoke(main, ["sweep", "status"]).output
-        == "no sweep yet in scratch/sweeps/journal.log\n"
-    )
+    assert emadapt("sweep", "status")[1] == "no sweep yet in scratch/sweeps/journal.log\n"
     Path("params.yaml").write_text(PARAMS)
-    default = {"head_lr": 1e-3, "rank": 2, "alpha_ratio": 2.0, "dropout": 0.0, "adapter_lr": 5e-4}
-    finished(load_study(), LORA, {0.71234: default, 0.6: {**default, "rank": 4}})
-    result = CliRunner().invoke(main, ["sweep", "status"])
-    assert "0.7123" in result.output
-    row = next(line for line in result.output.splitlines() if "tiny-t-lora" in line).split()
-    assert row[1:7] == [
-        "2",
-        "0",
-        "0",
-        "0",
-        "1",
-        "0",
-    ]  # done, pruned, left, run, wait (the default), fail
-    assert "to go" in result.output, "the table is wider than a terminal"
-    assert (
-        "0.6000" in CliRunner().invoke(main, ["sweep", "status", "--name", "tiny-t-lora-a"]).output
-    )
+    finished(load_study(), LORA, {0.71234: DEFAULT, 0.6: DEFAULT | {"rank": 4}})
+    said = emadapt("sweep", "status")[1]
+    row = next(line for line in said.splitlines() if "tiny-t-lora" in line).split()
+    # done, pruned, left, run, wait (the default), fail
+    assert row[1:7] == ["2", "0", "0", "0", "1", "0"]
+    assert "0.7123" in said
+    assert "0.6000" in emadapt("sweep", "status", "--name", "tiny-t-lora-a")[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([*RUN, "--trials", "4", "--regime", "full"], "regime 'full'.*expected frozen, lora"),
+        ([*RUN, "--trials", "4", "--name", "a/b"], "--name: found 'a/b'"),
+        ([*RUN, "--trials", "4", "--storage", "sqlite:///s.db"], "--storage: found 'sqlite"),
+        ([*RUN, "--trials", "4"], "no ingested volume.*emadapt ingest a"),
+        (["sweep", "promote", "--name", "s"], "sweep 's': found no sweeps"),
+        (["sweep", "promote"], "found no sweeps"),
+    ],
+)
+def test_wrong_words_end_with_2_and_one_line_before_any_work(
+    tmp_path: Path, words: list[str], said: str
+) -> None:
+    make_study(tmp_path, ingested=False)
+    code, output = emadapt(*words)
+    assert code == 2
+    (line,) = [line for line in output.splitlines() if line.startswith("error:")]
+    assert re.search(said, line)
+    assert not list(tmp_path.glob("scratch/sweeps/*/worker*"))

@@ -22,20 +22,16 @@ import tifffile
 VERBS = (
     "cli",
     "data.ingest",
-    "tokens",
-    "train",
-    "evaluate",
-    "diagnose.run",
-    "report",
-    "page",
-    "figures",
-    "check",
+    "models.tokens",
+    "training.train",
+    "training.evaluate",
+    "domains.run",
+    "report.report",
+    "pipeline.check",
     "segment.run",
-    "segment.zarrs",
     "sweep.run",
     "sweep.worker",
-    "sweep.trial",
-    "mlflow_store",
+    "tracking.store",
 )
 TIMES = {"seconds", "peak_mb", "train_seconds"}
 """What two runs of the same cannot have in common."""

@@ -15,8 +15,6 @@ class SweepSettings:
     """`median` below about 40 trials, `hyperband` from about 100."""
     seed: int = 0
     """Of the sampler. Trials are trained with the study's first seed, as its units are."""
-    stack: int = 8
-    """How many heads a worker trains in one pass over cached tokens (`frozen`); 1: one at a time."""
     rank: tuple[int, ...] = (2, 4, 8, 16, 32, 64)
     """LoRA's rank, one of these."""
     alpha_ratio: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)
@@ -30,7 +28,7 @@ class SweepSettings:
     weight_decay: tuple[float, ...] = ()
     """Lowest and highest, above 0; logarithmic. Empty: 0.0001 to 0.1 for `frozen`, not searched for the others."""
     head: tuple[str, ...] = ()
-    """Heads to choose from. Empty: all that see tokens alone for `frozen`, not searched for the others."""
+    """Heads to choose from. Empty: not searched."""
     blocks: tuple[str | tuple[int, ...], ...] = ()
     """Choices for the backbone's `blocks`; each has its own token cache. Empty: not searched."""
     scale: tuple[float, ...] = ()
@@ -61,6 +59,6 @@ class SweepSettings:
             bad.append(
                 f"sweep.blocks: found {odd[0]!r}; expected 'auto', 'last' or a list of block numbers"
             )
-        if self.stack < 1 or self.seed < 0:
-            bad.append("sweep: stack must be at least 1, seed at least 0")
+        if self.seed < 0:
+            bad.append(f"sweep.seed: found {self.seed}; expected at least 0")
         return bad

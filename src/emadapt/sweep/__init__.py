@@ -1,4 +1,6 @@
-"""Optuna: the search space, the objective, running trials, promoting the winner.
+"""Sweeps with Optuna: the search space, the objective, running trials, promoting the winner.
 
-It knows nothing of reports.
+A sweep trains units with `training` and compares them on validation slices alone. Optuna keeps the
+trials, chooses their settings, prunes them and notices machines that fall silent. This room knows
+nothing of reports.
 """

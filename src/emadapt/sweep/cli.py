@@ -1,4 +1,4 @@
-"""`emadapt sweep run|status|promote`. Heavy imports happen inside, so that `--help` answers at once."""
+"""`emadapt sweep run|status|promote`. Heavy imports happen inside: `--help` answers at once."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import sys
 
 import click
 
-from emadapt.errors import EmadaptError
 from emadapt.study.study import load_study
 
 
@@ -21,17 +20,20 @@ _STORAGE = click.option(
     envvar="EMADAPT_SWEEP_STORAGE",
     help="postgresql://... for several machines  [default: a journal in scratch/sweeps]",
 )
+_NAME = click.option("--name", default="", help="of the sweep  [default: the only one]")
+_BACKBONE = click.option("--backbone", required=True, help="of params.yaml")
+_TRAIN_SET = click.option("--train-set", required=True, help="of params.yaml")
 
 
 @sweep.command("run")
-@click.option("--backbone", required=True, help="of params.yaml")
-@click.option("--train-set", required=True, help="of params.yaml")
+@_BACKBONE
+@_TRAIN_SET
 @click.option("--regime", default="lora", show_default=True, help="of params.yaml")
 @click.option(
     "--trials",
     required=True,
-    type=int,
-    help="finished or pruned ones that the sweep is to end with, in all",
+    type=click.IntRange(1),
+    help="finished or pruned trials that are enough, those of earlier runs included",
 )
 @click.option(
     "--workers",
@@ -46,7 +48,6 @@ _STORAGE = click.option(
     default="",
     help="of the sweep  [default: after study, backbone, regime and training set]",
 )
-@click.option("--join", is_flag=True, help="help a sweep that another machine has begun")
 def sweep_run(
     backbone: str,
     train_set: str,
@@ -56,9 +57,8 @@ def sweep_run(
     gpus: str,
     storage: str,
     name: str,
-    join: bool,
 ) -> None:
-    """Begin a sweep, or resume it: the same command again goes on where it was stopped."""
+    """Begin a sweep, resume it, or help another machine with it: always the same command."""
     study = load_study()
     from emadapt.sweep.run import Order, run_sweep
     from emadapt.sweep.space import Target
@@ -66,7 +66,7 @@ def sweep_run(
 
     devices = tuple(parse_devices(gpus))
     target = Target(backbone, regime, train_set)
-    order = Order(target, trials, workers or len(devices) or 1, devices, storage, name, join)
+    order = Order(target, trials, workers or len(devices) or 1, devices, storage, name)
     try:
         done = run_sweep(study, order)
     except KeyboardInterrupt:
@@ -80,13 +80,13 @@ def sweep_run(
 @_STORAGE
 @click.option("--name", default="", help="one sweep, with its best trials")
 def sweep_status(storage: str, name: str) -> None:
-    """Say how far sweeps are, and how good."""
+    """Show how far sweeps are, and their best trials."""
     _print_status(storage, name)
 
 
 @sweep.command("promote")
 @_STORAGE
-@click.option("--name", default="", help="the sweep, where there are several")
+@_NAME
 @click.option(
     "--as",
     "regime",
@@ -94,59 +94,57 @@ def sweep_status(storage: str, name: str) -> None:
     help="name of the new regime  [default: the swept one's with _tuned]",
 )
 def sweep_promote(storage: str, name: str, regime: str) -> None:
-    """Write the best trial into params.yaml as a regime, for `dvc repro` to train over the study's seeds."""
+    """Write the best trial into params.yaml as a regime, which `dvc repro` then trains."""
     from emadapt.sweep.promote import promote
-    from emadapt.sweep.storage import open_store, sweep_names
+    from emadapt.sweep.storage import find_study, open_store
 
-    store = open_store(storage)
-    names = sweep_names(store)
-    if not name and len(names) != 1:
-        raise EmadaptError(
-            f"{store.words} has {len(names)} sweeps; choose one with --name: {', '.join(names) or 'none'}"
-        )
-    for line in promote(store, name or names[0], regime):
+    for line in promote(find_study(open_store(storage), name), regime):
         click.echo(line)
 
 
 @sweep.command("worker", hidden=True)
 @click.argument("name")
-@click.option("--backbone", required=True)
+@_BACKBONE
+@_TRAIN_SET
 @click.option("--regime", required=True)
-@click.option("--train-set", required=True)
-@click.option("--owner", required=True)
+@click.option("--number", type=int, required=True)
+@click.option("--trials", type=int, required=True)
 @click.option("--parent", type=int, required=True)
-@click.option("--since", type=int, required=True)
 @_STORAGE
 def sweep_worker(
     name: str,
     backbone: str,
-    regime: str,
     train_set: str,
-    owner: str,
+    regime: str,
+    number: int,
+    trials: int,
     parent: int,
-    since: int,
     storage: str,
 ) -> None:
     """What `run` starts."""
     from emadapt.sweep.space import Target
-    from emadapt.sweep.worker import Job, work
+    from emadapt.sweep.worker import work
+    from emadapt.training.launch import die_with
 
-    work(
-        load_study(), Target(backbone, regime, train_set), Job(name, storage, owner, parent, since)
-    )
+    die_with(parent)
+    work(load_study(), Target(backbone, regime, train_set), name, storage, number, trials)
 
 
 def _print_status(storage: str, name: str) -> None:
+    import optuna
     from rich.console import Console
 
     from emadapt.sweep.status import overview, ranking
-    from emadapt.sweep.storage import find_sweep, open_store, sweep_names
+    from emadapt.sweep.storage import find_study, open_store, study_names
 
     store, console = open_store(storage), Console()
-    names = [find_sweep(store, name)] if name else sweep_names(store)
-    if not names:
-        click.echo(f"no sweep yet in {store.words}")
-        return
-    console.print(overview(store, names))
     if name:
-        console.print(ranking(store, find_sweep(store, name)))
+        study = find_study(store, name)
+        console.print(overview(store.words, [study]))
+        console.print(ranking(study))
+        return
+    studies = [optuna.load_study(study_name=n, storage=store.storage) for n in study_names(store)]
+    if studies:
+        console.print(overview(store.words, studies))
+    else:
+        click.echo(f"no sweep yet in {store.words}")

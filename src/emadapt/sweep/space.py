@@ -1,4 +1,4 @@
-"""The search space of a sweep: its dimensions by regime, and what a point of it means for a unit."""
+"""The search space of a sweep: its dimensions by regime, and what a point means for a unit."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from optuna.distributions import (
-    BaseDistribution,
     CategoricalDistribution,
     FloatDistribution,
     distribution_to_json,
 )
+from optuna.trial import Trial
 
 from emadapt.errors import InputError
 from emadapt.study.study import (
@@ -24,10 +24,14 @@ from emadapt.study.study import (
     without_places,
 )
 
-Space = dict[str, BaseDistribution]
+Space = dict[str, CategoricalDistribution | FloatDistribution]
 Params = dict[str, Any]
 
+LOW_RANK = ("lora", "lora_last_k")
+SWEPT = ("frozen", *LOW_RANK, "bitfit", "full")
+"""Kinds of regimes with something to search."""
 FROZEN_DECAY = (1e-4, 1e-1)
+"""Range of the weight decay of a frozen regime, if the settings give none."""
 FULL_RATE = 0.1
 """Of the range of `adapter_lr`, where it is the rate of all weights."""
 
@@ -45,7 +49,8 @@ def check_target(study: Study, target: Target) -> None:
     """Everything about the target and its space that can be known before a trial runs.
 
     Raises:
-        InputError: a name that the study does not have, or a choice in the space that the backbone or the heads do not know.
+        InputError: a name that the study does not have, a regime with nothing to search, or a
+            choice in the space that the backbone or the heads do not know.
     """
     for what, name, have in (
         ("backbone", target.backbone, study.backbone_settings),
@@ -59,97 +64,102 @@ def check_target(study: Study, target: Target) -> None:
                 expected=", ".join(have),
                 do="Correct the option, or add it to params.yaml.",
             )
+    regime = study.regime_settings[target.regime]
+    if why := _nothing_to_search(study, target):
+        raise InputError(
+            f"regime {target.regime!r}",
+            found=f"{why}, which a sweep does not search",
+            expected=f"a regime of kind {', '.join(SWEPT)} whose head starts from random values",
+            do="Sweep another regime; ridge and kNN choose on validation slices by themselves.",
+        )
     from emadapt.models.archs import get_arch, resolve_blocks
     from emadapt.models.heads import HEADS
 
-    regime = study.regime_settings[target.regime]
-    source = study.source_of(unit_of(study, target))
-    fixed = regime.init_from and (
-        regime.kind == "frozen"
-        or not (source and study.regime_settings[source.regime].pretrained_tokens)
-    )
-    if regime.own_head or regime.init != "random" or fixed or regime.align:
-        kind = f"kind `{regime.kind}`" if regime.own_head else f"`init: {regime.init}`"
-        kind = (
-            f"`init_from: {regime.init_from}`" if fixed else kind
-        )  # whose rank and head are given
-        kind = (
-            f"`align: {regime.align}`" if regime.align else kind
-        )  # stacked heads know no penalty, and no dataset
-        raise InputError(
-            f"regime {target.regime!r}",
-            found=f"{kind}, which a sweep does not search",
-            expected="a regime of a backbone with a head from random initial values, without `align`",
-            do="Sweep another regime: ridge and kNN choose on validation slices by themselves.",
-        )
-    spec, arch = study.sweep, study.backbone_settings[target.backbone].arch
+    ranges, arch = study.sweep, study.backbone_settings[target.backbone].arch
     width = get_arch(arch).dim
-    if regime.low_rank and max(spec.rank) > width:
+    if regime.kind in LOW_RANK and max(ranges.rank) > width:
         raise InputError(
             "sweep.rank",
-            found=str(max(spec.rank)),
+            found=str(max(ranges.rank)),
             expected=f"at most {width}, the width of {arch}",
             do="Leave such ranks out.",
         )
-    for blocks in spec.blocks:
+    for blocks in ranges.blocks:
         if blocks != "last":
             resolve_blocks(arch, blocks)
-    if odd := [h for h in spec.head if h not in HEADS]:
+    if unknown := [head for head in ranges.head if head not in HEADS]:
         raise InputError(
-            "sweep.head", found=odd[0], expected=", ".join(HEADS), do="Correct the list."
+            "sweep.head", found=unknown[0], expected=", ".join(HEADS), do="Correct the list."
         )
+
+
+def _nothing_to_search(study: Study, target: Target) -> str:
+    """Why the target's regime cannot be swept; empty if it can."""
+    regime = study.regime_settings[target.regime]
+    if regime.kind not in SWEPT:
+        return f"kind `{regime.kind}`"
+    if regime.align:
+        return f"`align: {regime.align}`"
+    if regime.init_from:
+        # Rank and head are given by the model it starts from, unless that is a head alone.
+        source = study.source_of(unit_of(study, target))
+        from_head = source and study.regime_settings[source.regime].kind == "frozen"
+        if regime.kind == "frozen" or not from_head:
+            return f"`init_from: {regime.init_from}`"
+    return ""
 
 
 def search_space(study: Study, target: Target) -> Space:
     """The dimensions of the target's regime, and those that the section `sweep:` adds."""
-    from emadapt.models.heads import CONTROLS, HEADS, needs_image
-
-    spec, regime = study.sweep, study.regime_settings[target.regime]
+    ranges, regime = study.sweep, study.regime_settings[target.regime]
     frozen = regime.kind == "frozen"
-    space: Space = {"head_lr": FloatDistribution(*spec.head_lr, log=True)}
-    if regime.low_rank:
-        space |= {
-            "rank": CategoricalDistribution(spec.rank),
-            "alpha_ratio": CategoricalDistribution(spec.alpha_ratio),
-            "dropout": FloatDistribution(*spec.dropout),
-        }
+    space: Space = {"head_lr": FloatDistribution(*ranges.head_lr, log=True)}
+    if regime.kind in LOW_RANK:
+        space["rank"] = CategoricalDistribution(ranges.rank)
+        space["alpha_ratio"] = CategoricalDistribution(ranges.alpha_ratio)
+        space["dropout"] = FloatDistribution(*ranges.dropout)
     if not frozen:
-        low, high = spec.adapter_lr
+        low, high = ranges.adapter_lr
         factor = FULL_RATE if regime.kind == "full" else 1.0
         space["adapter_lr"] = FloatDistribution(low * factor, high * factor, log=True)
-    if decay := spec.weight_decay or (FROZEN_DECAY if frozen else ()):
+    if decay := ranges.weight_decay or (FROZEN_DECAY if frozen else ()):
         space["weight_decay"] = FloatDistribution(decay[0], decay[1], log=True)
-    # One pass over the tokens fits several heads of the same kind; a control is no candidate.
-    stackable = tuple(name for name in HEADS if not needs_image(name) and name not in CONTROLS)
-    if heads := spec.head or (stackable if frozen else ()):
-        space["head"] = CategoricalDistribution(heads)
-    if spec.blocks:
-        space["blocks"] = CategoricalDistribution([_text(b) for b in spec.blocks])
-    if spec.scale:
-        space["scale"] = CategoricalDistribution(spec.scale)
+    if ranges.head:
+        space["head"] = CategoricalDistribution(ranges.head)
+    if ranges.blocks:
+        space["blocks"] = CategoricalDistribution([_text(blocks) for blocks in ranges.blocks])
+    if ranges.scale:
+        space["scale"] = CategoricalDistribution(ranges.scale)
     return space
 
 
+def suggest(trial: Trial, space: Space) -> Params:
+    """A point of the space, as Optuna chooses it for a trial."""
+    for name, choices in space.items():
+        if isinstance(choices, CategoricalDistribution):
+            trial.suggest_categorical(name, choices.choices)
+        else:
+            trial.suggest_float(name, choices.low, choices.high, log=choices.log)
+    return trial.params
+
+
 def default_point(study: Study, target: Target) -> Params:
-    """Where params.yaml stands now: the first trial, so that the default is among them. Empty if it is not in the space."""
+    """What params.yaml says now: the first trial. Empty if it is not in the space."""
     unit = unit_of(study, target)
-    train, regime, backbone = (
-        study.train_settings(unit),
-        study.regime_settings[target.regime],
-        study.backbone_settings[target.backbone],
-    )
+    train, regime = study.train_settings(unit), study.regime_settings[target.regime]
+    backbone, space = study.backbone_settings[target.backbone], search_space(study, target)
     point: Params = {
         "head_lr": train.head_lr,
         "adapter_lr": train.adapter_lr,
         "weight_decay": train.weight_decay,
         "head": train.head,
-        "rank": regime.rank,
-        "alpha_ratio": regime.alpha / regime.rank,
-        "dropout": regime.dropout,
         "blocks": _text(backbone.blocks),
         "scale": backbone.scale,
     }
-    space = search_space(study, target)
+    if regime.kind in LOW_RANK:
+        point["rank"] = regime.rank
+        point["alpha_ratio"] = regime.alpha / regime.rank
+        point["dropout"] = regime.dropout
     inside = all(_holds(choices, point[name]) for name, choices in space.items())
     return {name: point[name] for name in space} if inside else {}
 
@@ -159,34 +169,30 @@ def settings_at(
 ) -> tuple[BackboneSettings, RegimeSettings]:
     """The backbone and the regime that a point of the space stands for.
 
-    Numbers are rounded to three digits, so that what `promote` writes into params.yaml is readable and yet trains the very
-    same model.
+    Numbers are rounded to three digits, so that what `promote` writes into params.yaml is readable
+    and yet trains the very same model.
     """
-    backbone, regime = (
-        study.backbone_settings[target.backbone],
-        study.regime_settings[target.regime],
-    )
-    own = {
-        k: _rounded(v)
-        for k, v in params.items()
-        if k in ("rank", "dropout", "head", "head_lr", "adapter_lr", "weight_decay")
-    }
+    backbone = study.backbone_settings[target.backbone]
+    regime = study.regime_settings[target.regime]
+    of_regime = ("rank", "dropout", "head", "head_lr", "adapter_lr", "weight_decay")
+    own = {name: _rounded(params[name]) for name in of_regime if name in params}
     if "alpha_ratio" in params:
         own["alpha"] = float(params["rank"] * params["alpha_ratio"])
-    regime = dataclasses.replace(regime, **own)
+    of_backbone: dict[str, Any] = {}
     if "blocks" in params:
         text = params["blocks"]
-        blocks = text if text in ("auto", "last") else tuple(int(b) for b in text.split("-"))
-        backbone = dataclasses.replace(backbone, blocks=blocks)
+        listed = text not in ("auto", "last")
+        of_backbone["blocks"] = tuple(int(b) for b in text.split("-")) if listed else text
     if "scale" in params:
-        backbone = dataclasses.replace(backbone, scale=float(params["scale"]))
-    return backbone, regime
+        of_backbone["scale"] = float(params["scale"])
+    return dataclasses.replace(backbone, **of_backbone), dataclasses.replace(regime, **own)
 
 
 def study_at(study: Study, target: Target, params: Params) -> tuple[Study, Unit]:
-    """The study with the point's settings in place of the target's own, and the unit that a trial trains in it.
+    """The study with the point's settings in place of the target's own, and the unit to train.
 
-    It is trained with the study's first seed: a trial at the default is the study's own unit, to the last bit on a CPU.
+    The unit has the study's first seed: a trial at the default is the study's own unit, to the
+    last bit on a CPU.
     """
     backbone, regime = settings_at(study, target, params)
     changed = dataclasses.replace(
@@ -198,11 +204,10 @@ def study_at(study: Study, target: Target, params: Params) -> tuple[Study, Unit]
 
 
 def definition(study: Study, target: Target) -> dict[str, Any]:
-    """All that must be equal for two trials to belong to one sweep: the space, and every setting that it leaves alone."""
+    """All that the trials of a sweep share: the space, and every setting that it leaves alone."""
     space = search_space(study, target)
-    anywhere = {
-        name: _any(choices) for name, choices in space.items()
-    }  # takes searched settings out of the comparison
+    # Searched settings at one value, whatever params.yaml says of them now.
+    anywhere = {name: _any(choices) for name, choices in space.items()}
     changed, unit = study_at(study, target, anywhere)
     said = {
         name: json.loads(distribution_to_json(choices))["attributes"]
@@ -211,9 +216,19 @@ def definition(study: Study, target: Target) -> dict[str, Any]:
     return {"space": said, "fixed": without_places(changed.describe(unit))}
 
 
-def definition_hash(study: Study, target: Target) -> str:
-    """Eight hex digits for the study's name in the storage."""
-    return digest(definition(study, target))[:8]
+def settings_hash(config: Study, target: Target) -> str:
+    """Eight digits of all that the trials of a sweep share: space, other settings, data.
+
+    Raises:
+        InputError: a dataset is not ingested.
+    """
+    from emadapt.data.ingest import open_volume
+
+    datasets = list(config.train_set_settings[target.train_set].datasets)
+    if reference := config.backbone_settings[target.backbone].reference:
+        datasets.append(reference)
+    data = {dataset: open_volume(dataset).md5 for dataset in datasets}
+    return digest({"definition": definition(config, target), "data": data})[:8]
 
 
 def unit_of(study: Study, target: Target) -> Unit:
@@ -221,14 +236,16 @@ def unit_of(study: Study, target: Target) -> Unit:
     return Unit(target.backbone, target.regime, target.train_set, study.seeds[0])
 
 
-def _any(choices: BaseDistribution) -> Any:
-    return choices.choices[0] if isinstance(choices, CategoricalDistribution) else choices.low  # type: ignore[attr-defined]
+def _any(choices: CategoricalDistribution | FloatDistribution) -> Any:
+    if isinstance(choices, CategoricalDistribution):
+        return choices.choices[0]
+    return choices.low
 
 
-def _holds(choices: BaseDistribution, value: Any) -> bool:
+def _holds(choices: CategoricalDistribution | FloatDistribution, value: Any) -> bool:
     if isinstance(choices, CategoricalDistribution):
         return value in choices.choices
-    return bool(choices.low <= value <= choices.high)  # type: ignore[attr-defined]
+    return choices.low <= value <= choices.high
 
 
 def _rounded(value: Any) -> Any:

@@ -1,21 +1,28 @@
-"""Where a sweep is kept: a journal file for one machine, PostgreSQL for several. And the lock under which trials are claimed."""
+"""Where sweeps are kept: a journal file for one machine, PostgreSQL for several."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import json
+import os
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import optuna
 from filelock import FileLock, Timeout
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages import (
+    BaseStorage,
+    JournalStorage,
+    RDBStorage,
+    RetryHeartbeatStaleTrialCallback,
+)
 from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import create_engine, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
@@ -25,37 +32,33 @@ from emadapt.errors import InputError
 from emadapt.tracking.store import redact
 
 FOLDER = Path("scratch/sweeps")
-HEARTBEAT, GRACE = (
-    10,
-    60,
-)  # s: how often a trial in PostgreSQL says that it lives; after how much silence it counts as dead
-# A machine that lost its power holds no lock for longer than about 25 s, and one that does not answer is not waited for.
+HEARTBEAT = 10
+"""Seconds between two signs of life of a trial in PostgreSQL."""
+GRACE = 60
+"""Seconds of silence after which such a trial counts as dead."""
+MAX_RETRIES = 3
+"""How often a trial is started again after its process died: the trial may be what kills it."""
 POSTGRES = {
     "connect_timeout": 5,
+    # A machine without power loses its locks after about 25 s.
     "options": "-c tcp_keepalives_idle=10 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3",
 }
-
-STORAGE_ERRORS = (
-    optuna.exceptions.StorageInternalError,
-    SQLAlchemyError,
-)  # the storage's trouble, not a trial's
-
-Requeue = Callable[[optuna.Study, optuna.trial.FrozenTrial], None]
+STORAGE_ERRORS = (optuna.exceptions.StorageInternalError, SQLAlchemyError)
+"""What Optuna raises when the storage, not a trial, is in trouble."""
+ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
 @dataclass(frozen=True)
 class Store:
-    """An open storage.
+    """An open storage of sweeps.
 
     Attributes:
         storage: Optuna's.
-        url: empty for the journal.
-        shared: several machines may work on it at once.
+        url: of the database; empty for the journal.
     """
 
     storage: BaseStorage
-    url: str
-    shared: bool
+    url: str = ""
 
     @property
     def words(self) -> str:
@@ -63,130 +66,193 @@ class Store:
         return redact(self.url) or str(FOLDER / "journal.log")
 
     @contextlib.contextmanager
-    def lock(self, name: str) -> Iterator[None]:
-        """Held by one process of all machines at a time, and let go when that process dies, however it does.
-
-        PostgreSQL: an advisory lock that ends with its transaction. Else: a locked file.
-        """
-        if not self.shared:
-            with FileLock(FOLDER / f"{name}.lock"):
-                yield
-            return
-        with _postgres_lock(self.url, name):
-            yield
-
-    @contextlib.contextmanager
     def alone(self, name: str) -> Iterator[None]:
-        """On the journal, one `sweep run` per sweep at a time: then a trial that runs when it starts has lost its process.
+        """On the journal, let only one `sweep run` work on a sweep.
+
+        Then a trial that is running when it starts has lost its process.
 
         Raises:
-            InputError: another one runs.
+            InputError: another one is at work.
         """
-        if self.shared:
+        if self.url:
             yield
             return
-        lock = FileLock(FOLDER / f"{name}.run.lock")
+        lock = FileLock(FOLDER / f"{name}.lock")
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            do = "Use more --workers there; for several machines give a PostgreSQL --storage."
             raise InputError(
                 f"sweep {name}",
                 found="another `emadapt sweep run` at work on it",
                 expected="one at a time",
-                do=do,
+                do="Give it more --workers; for several machines use a PostgreSQL --storage.",
             ) from None
         try:
             yield
         finally:
             lock.release()
 
+    @contextlib.contextmanager
+    def turn(self, name: str) -> Iterator[None]:
+        """In PostgreSQL, let one machine after the other set up a sweep."""
+        with _postgres_lock(self.url, name) if self.url else contextlib.nullcontext():
+            yield
 
-def open_store(url: str = "", workers: int = 1, requeue: Requeue | None = None) -> Store:
-    """Open a storage, making its tables where they are missing.
+
+def open_store(url: str = "") -> Store:
+    """Open a storage and make its tables if they are missing.
 
     Args:
-        url: empty for scratch/sweeps/journal.log, else postgresql://user:password@host/database, or sqlite:///file.db.
-        workers: that will write to it from this machine.
-        requeue: called with a trial whose machine fell silent.
+        url: postgresql://user:password@host/database; empty for scratch/sweeps/journal.log.
 
     Raises:
-        InputError: no such kind of storage, sqlite for several workers, a database that does not answer or cannot be written.
+        InputError: another kind of URL, a database that does not answer, or no right to write.
     """
-    quiet()
+    _silence_optuna()
+    if not url:
+        return Store(_journal())
+    url = _checked(url)
+    return Store(_postgres(url), url)
+
+
+def study_names(store: Store) -> list[str]:
+    """Names of all sweeps, each with the eight digits of its settings at the end."""
+    names = optuna.get_all_study_names(store.storage)
+    return sorted(name for name in names if re.fullmatch(r".+-[0-9a-f]{8}", name))
+
+
+def find_study(store: Store, name: str = "") -> optuna.Study:
+    """A sweep by its name, with or without the eight digits; the only one if no name is given.
+
+    Raises:
+        InputError: there is none, or there are several.
+    """
+    names = study_names(store)
+    found = [n for n in names if not name or name in (n, n[:-9])]
+    if len(found) != 1:
+        raise InputError(
+            f"sweep {name!r}" if name else store.words,
+            found=f"{len(found) or 'no'} sweeps",
+            expected=f"one of: {', '.join(found or names) or 'none there yet'}",
+            do="Choose one with --name, or start one with `emadapt sweep run`.",
+        )
+    return optuna.load_study(study_name=found[0], storage=store.storage)
+
+
+def n_ended(trials: list[FrozenTrial]) -> int:
+    """Number of finished and pruned trials: those that count."""
+    return sum(trial.state in ENDED for trial in trials)
+
+
+def best_trial(trials: list[FrozenTrial]) -> FrozenTrial | None:
+    """The finished trial with the highest validation IoU, the earliest of equals."""
+    finished = [t for t in trials if t.state == TrialState.COMPLETE and t.value is not None]
+    return max(finished, key=lambda t: (t.value, -t.number), default=None)
+
+
+def first_number(trial: FrozenTrial) -> int:
+    """The number a trial had before its process died; it names its checkpoint and its run."""
+    return int(trial.system_attrs.get("failed_trial", trial.number))
+
+
+def retry() -> RetryHeartbeatStaleTrialCallback:
+    """Queues a lost trial again with the epochs it has reported: its checkpoint goes on after."""
+    return RetryHeartbeatStaleTrialCallback(MAX_RETRIES, inherit_intermediate_values=True)
+
+
+def retry_lost(study: optuna.Study, owner: str = "") -> None:
+    """Fail running trials whose process is gone, and queue their settings again.
+
+    Args:
+        study: their sweep.
+        owner: only the trials of this process; empty: all running trials.
+    """
+    for trial in study.get_trials(states=(TrialState.RUNNING,)):
+        if owner and trial.user_attrs.get("owner") != owner:
+            continue
+        try:
+            study.tell(trial.number, state=TrialState.FAIL)
+        except (ValueError, optuna.exceptions.UpdateFinishedTrialError):
+            continue  # it has ended meanwhile
+        retry()(study, trial)
+
+
+def _journal() -> BaseStorage:
+    file = FOLDER / "journal.log"
+    # Optuna's own lock outlives a killed process by half a minute; the kernel frees this one.
+    lock: Any = FileLock(FOLDER / "journal.log.flock")
     try:
         FOLDER.mkdir(parents=True, exist_ok=True)
-        # Optuna's own lock, journal.log.lock, outlives a killed process by half a minute; this one does not.
-        lock: Any = FileLock(FOLDER / "journal.log.flock")
-        with lock, (FOLDER / "journal.log").open("ab"):  # a missing right to write shows here
-            pass
+        with lock:
+            mend_journal(file)
     except (OSError, NotImplementedError) as error:  # some network disks have no locks
         raise InputError(
             FOLDER,
             found=f"a folder that cannot be written or locked ({error})",
             expected="one that can",
-            do="Give this user the right to write there; take a disk with file locks.",
+            do="Give this user the right to write there, on a disk with file locks.",
         ) from error
-    if not url:
-        backend = JournalFileBackend(str(FOLDER / "journal.log"), lock_obj=lock)
-        return Store(JournalStorage(backend), "", shared=False)
-    url, kind = _known(url)
-    if kind == "sqlite":
-        if workers > 1:
-            raise InputError(
-                redact(url),
-                found=f"sqlite for {workers} workers",
-                expected="one worker: it loses others",
-                do="Leave --storage out (a journal file), or give a PostgreSQL URL.",
-            )
-        return Store(_reach(url, lambda: RDBStorage(url)), url, shared=False)
-    return Store(_reach(url, lambda: _postgres(url, requeue)), url, shared=True)
+    return JournalStorage(JournalFileBackend(str(file), lock_obj=lock))
 
 
-def quiet() -> None:
-    """Optuna says much about features that may change; it goes to the log books instead."""
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-    warnings.filterwarnings("ignore", category=UserWarning, module="optuna")
-    warnings.filterwarnings("ignore", "Heartbeat of storage")
-    warnings.filterwarnings("ignore", "The reported value is ignored")
+def mend_journal(file: Path) -> None:
+    """Cut off a last line that a crash or a full disk left unfinished; Optuna could not go on.
+
+    Nobody may write to the journal meanwhile.
+    """
+    file.touch()
+    content = file.read_bytes()
+    lines = content.split(b"\n")[:-1]  # what follows the last newline is unfinished
+    while lines and not _is_json(lines[-1]):
+        lines.pop()
+    whole = sum(len(line) + 1 for line in lines)
+    if whole < len(content):
+        os.truncate(file, whole)
+        print(f"sweep: {file}: cut off {len(content) - whole} bytes of an unfinished entry")
 
 
-def _known(url: str) -> tuple[str, str]:
-    """The URL with a driver that is installed, and its kind."""
-    expected = "postgresql://user:password@host/database, sqlite:///file.db for one worker, or none for a journal"
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
+
+
+def _checked(url: str) -> str:
+    """The URL with a driver that is installed.
+
+    Raises:
+        InputError: it is not the URL of a PostgreSQL database.
+    """
+    expected = "postgresql://user:password@host/database, or nothing for a journal file"
     try:
         parsed = make_url(re.sub(r"^postgres://", "postgresql://", url))
         kind = parsed.get_backend_name()
     except (ArgumentError, ValueError):
+        kind = ""
+    if kind != "postgresql" or "@" in (parsed.host or ""):
         raise InputError(
             "--storage",
-            found=f"{re.sub('.*@', '***@', url)!r}, which is no URL",
+            found=f"{re.sub('.*@', '***@', url)!r}",
             expected=expected,
-            do="Correct it.",
-        ) from None
-    if "@" in (parsed.host or ""):
-        raise InputError(
-            "--storage",
-            found="a URL with two @",
-            expected="one, between password and host",
-            do="Write an @ in a user's name or password as %40.",
+            do="Correct it; write an @ in a user's name or password as %40.",
         )
-    if kind not in ("postgresql", "sqlite"):
-        raise InputError(
-            "--storage", found=f"a URL of kind {kind!r}", expected=expected, do="Correct it."
-        )
-    if parsed.drivername == "postgresql":
-        parsed = parsed.set(
-            drivername="postgresql+psycopg2"
-        )  # SQLAlchemy would look for another one
-    return parsed.render_as_string(hide_password=False), kind
+    # SQLAlchemy would look for another driver.
+    return parsed.set(drivername="postgresql+psycopg2").render_as_string(hide_password=False)
 
 
-def _reach(url: str, connect: Callable[[], BaseStorage]) -> BaseStorage:
+def _postgres(url: str) -> BaseStorage:
     try:
-        return connect()
-    except (ModuleNotFoundError, ImportError, NoSuchModuleError) as error:
+        with _postgres_lock(url, "tables"):  # made by one machine at a time
+            return RDBStorage(
+                url,
+                engine_kwargs={"connect_args": POSTGRES, "pool_pre_ping": True},
+                heartbeat_interval=HEARTBEAT,
+                grace_period=GRACE,
+                heartbeat_stale_trial_callback=retry(),
+            )
+    except (ImportError, NoSuchModuleError) as error:
         raise InputError(
             redact(url),
             found=f"no driver for it ({error})",
@@ -194,137 +260,30 @@ def _reach(url: str, connect: Callable[[], BaseStorage]) -> BaseStorage:
             do="Run pip install 'emadapt[postgres]'.",
         ) from error
     except (*STORAGE_ERRORS, OSError) as error:
-        reason = redact(
-            (str(error.__cause__ or error).strip().splitlines() or [type(error).__name__])[0]
-        )
+        said = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
         raise InputError(
             redact(url),
-            found=f"a database that cannot be used ({reason})",
+            found=f"a database that cannot be used ({redact(said[0])})",
             expected="one that answers",
             do="Check host, port, database, user and password, and that it may make tables.",
         ) from error
 
 
-def _postgres(url: str, requeue: Requeue | None) -> BaseStorage:
-    with _postgres_lock(
-        url, "tables"
-    ):  # two machines that make the tables at once get in each other's way
-        return RDBStorage(
-            url,
-            engine_kwargs={"connect_args": POSTGRES, "pool_pre_ping": True},
-            heartbeat_interval=HEARTBEAT,
-            grace_period=GRACE,
-            heartbeat_stale_trial_callback=requeue,
-        )
-
-
 @contextlib.contextmanager
 def _postgres_lock(url: str, name: str) -> Iterator[None]:
-    key = int.from_bytes(hashlib.sha256(f"emadapt {name}".encode()).digest()[:8], signed=True)
+    """An advisory lock; it ends with its connection, so a dead machine does not keep it."""
+    digest = hashlib.sha256(f"emadapt {name}".encode()).digest()
+    key = int.from_bytes(digest[:8], signed=True)
     engine = create_engine(url, poolclass=NullPool, connect_args=POSTGRES)
     with engine.begin() as connection:
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
         yield
 
 
-def sweep_names(store: Store) -> list[str]:
-    """Names of the sweeps in a storage, each with the eight digits of its definition at the end."""
-    return sorted(
-        n for n in optuna.get_all_study_names(store.storage) if re.fullmatch(r".+-[0-9a-f]{8}", n)
-    )
-
-
-def find_sweep(store: Store, name: str) -> str:
-    """The full name of a sweep.
-
-    Raises:
-        InputError: there is none of that name.
-    """
-    names = sweep_names(store)
-    found = [n for n in names if n == name or n[:-9] == name]
-    if not found:
-        have = ", ".join(n[:-9] for n in names) or "none"
-        raise InputError(
-            f"sweep {name!r}",
-            found=f"no such sweep in {store.words}",
-            expected=f"one of: {have}",
-            do="Start it with `emadapt sweep run`.",
-        )
-    return found[0]
-
-
-def open_sweep(
-    store: Store,
-    name: str,
-    space_hash: str,
-    definition: dict[str, Any],
-    data: dict[str, str],
-    trials: int,
-) -> tuple[optuna.Study, bool]:
-    """The sweep `name`, begun where it is not there.
-
-    Args:
-        store: where.
-        name: without the hash.
-        space_hash, definition: of `emadapt.sweep.space`: the settings that all its trials share.
-        data: md5 of each dataset of the training set.
-        trials: how many it is to end with.
-
-    Returns:
-        The study, and whether it is new.
-
-    Raises:
-        InputError: a sweep of this name was begun with other settings or on other data.
-    """
-    full = f"{name}-{space_hash}"
-    with store.lock(name):
-        others = [n for n in sweep_names(store) if n[:-9] == name and n != full]
-        if others:
-            was = optuna.load_study(study_name=others[0], storage=store.storage).user_attrs.get(
-                "definition", {}
-            )
-            raise InputError(
-                f"sweep {name!r} in {store.words}",
-                found=f"one with {difference(was, definition)}",
-                expected="the search space and settings that it was begun with",
-                do="Put them back, or begin another sweep with --name.",
-            )
-        study = optuna.create_study(
-            study_name=full, storage=store.storage, direction="maximize", load_if_exists=True
-        )
-        new = "trials" not in study.user_attrs  # written last
-        if not new and (was := study.user_attrs.get("data")) != data:
-            do = "Bring that data back (`dvc checkout`, `dvc repro`), or begin another sweep with --name."
-            raise InputError(
-                f"sweep {name!r} in {store.words}",
-                found=f"trials on data {was}",
-                expected=f"data {data}",
-                do=do,
-            )
-        if new:
-            study.set_user_attr("definition", definition)
-            study.set_user_attr("data", data)
-        study.set_user_attr("trials", trials)
-    return study, new
-
-
-def difference(was: dict[str, Any], now: dict[str, Any]) -> str:
-    """The first settings that are not the same, as `train.epochs 3 there, 5 here`; another unit before what follows from it."""
-    flat_was, flat_now = _flat(was), _flat(now)
-    keys = [k for k in {**flat_was, **flat_now} if flat_was.get(k) != flat_now.get(k)]
-    keys.sort(key=lambda k: ".unit." not in k)
-    said = [
-        f"{k.split('.', 1)[1]} {flat_was.get(k, 'absent')} there, {flat_now.get(k, 'absent')} here"
-        for k in keys[:3]
-    ]
-    return "; ".join(said) + (f"; and {len(keys) - 3} more" if len(keys) > 3 else "")
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, str]:
-    if not isinstance(value, dict):
-        return {prefix: json.dumps(value)}
-    return {
-        k: v
-        for key, inner in value.items()
-        for k, v in _flat(inner, f"{prefix}.{key}" if prefix else key).items()
-    }
+def _silence_optuna() -> None:
+    """Optuna's notes about experimental features are not for users."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    warnings.filterwarnings("ignore", category=UserWarning, module="optuna")
+    warnings.filterwarnings("ignore", "Heartbeat of storage")
+    warnings.filterwarnings("ignore", "The reported value is ignored")

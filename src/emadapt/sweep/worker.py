@@ -1,99 +1,96 @@
-"""A worker: a process that claims trials and runs them until the sweep is over. `emadapt sweep run` starts and watches it."""
+"""A worker: a process in which Optuna runs trials until the sweep has enough of them."""
 
 from __future__ import annotations
 
 import signal
 import sys
-import time
-from dataclasses import dataclass
+from functools import partial
 
 import optuna
-from optuna.pruners import BasePruner
-from optuna.samplers import BaseSampler
+from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
+from optuna.samplers import BaseSampler, GPSampler, TPESampler
+from optuna.study import MaxTrialsCallback
+from optuna.trial import FrozenTrial
 
+from emadapt.errors import EmadaptError
 from emadapt.study.study import Study
 from emadapt.study.sweep import SweepSettings
-from emadapt.sweep.claims import claim, enroll, requeue
-from emadapt.sweep.space import Target, search_space, unit_of
-from emadapt.sweep.storage import Store, open_store
-from emadapt.training.launch import die_with
+from emadapt.sweep.objective import Objective, TrialFailed
+from emadapt.sweep.space import Target, unit_of
+from emadapt.sweep.storage import ENDED, find_study, n_ended, open_store
 
-POLL = 1.0  # s between looks for a trial when all that remain are running elsewhere
+MAX_FAILURES = 10
+"""So many failed trials in a row end a sweep."""
 
 
-@dataclass(frozen=True)
-class Job:
-    """What a worker is started with.
+def work(config: Study, target: Target, name: str, url: str, number: int, trials: int) -> None:
+    """Run trials of a sweep until it has enough.
 
-    Attributes:
+    Args:
+        config: the study in params.yaml.
+        target: what is swept.
         name: of the sweep, in full.
-        url: of the storage.
-        owner: what it signs its trials with.
-        parent: process that watches it.
-        since: see `claim`.
+        url: of its storage; empty for the journal.
+        number: of the worker; no other one of the sweep has it, on any machine.
+        trials: finished or pruned ones that are enough.
+
+    Raises:
+        EmadaptError: trials keep failing.
     """
-
-    name: str
-    url: str
-    owner: str
-    parent: int
-    since: int
+    signal.signal(signal.SIGTERM, lambda signal_number, frame: sys.exit(128 + signal_number))
+    study = find_study(open_store(url), name)
+    run_trials(config, target, study, number, trials)
 
 
-def work(config: Study, target: Target, job: Job) -> None:
-    """Claim and run trials until none is wanted any more."""
-    die_with(job.parent)
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    store = open_store(job.url, requeue=requeue)
-    study = load(config, target, job.name, store)
-    from emadapt.models import parallel  # torch
-    from emadapt.sweep.trial import Sweep, run_trials
+def run_trials(
+    config: Study, target: Target, study: optuna.Study, number: int, trials: int
+) -> None:
+    """Run trials in this process; the arguments and errors of `work`."""
+    from emadapt.models import parallel
 
-    parallel.join()  # says so where its GPU is missing, rather than run a weekend long on the CPU
-
-    sweep, space = Sweep(study, store, config, target), search_space(config, target)
-    stack = config.sweep.stack if config.regime_settings[target.regime].kind == "frozen" else 1
-    while True:
-        wanted = int(study.user_attrs["trials"])  # another `sweep run` may have asked for more
-        trials = claim(
-            study, store, space, job.owner, wanted=wanted, at_most=stack, since=job.since
-        )
-        if trials is None:
-            return
-        if trials:
-            run_trials(sweep, trials)
-        else:
-            time.sleep(POLL)
-
-
-def load(config: Study, target: Target, name: str, store: Store) -> optuna.Study:
-    """The sweep with a sampler that repeats no other worker's draws, nor its own before a restart."""
-    study = optuna.load_study(study_name=name, storage=store.storage)
-    seed = config.sweep.seed + 1000 * enroll(study, store) + len(study.get_trials(deepcopy=False))
-    epochs = config.train_settings(unit_of(config, target)).epochs
-    return optuna.load_study(
-        study_name=name,
-        storage=store.storage,
-        sampler=sampler(config.sweep, seed),
-        pruner=pruner(config.sweep, epochs),
+    parallel.join()  # an error if the worker's GPU is missing, rather than a weekend on the CPU
+    known = study.get_trials(deepcopy=False)
+    if n_ended(known) >= trials:
+        return  # MaxTrialsCallback would run one more
+    # A fixed seed would repeat the draws of other workers, and its own after a restart.
+    study.sampler = make_sampler(config.sweep, config.sweep.seed + 1000 * number + len(known))
+    study.pruner = make_pruner(config.sweep, config.train_settings(unit_of(config, target)).epochs)
+    enough = MaxTrialsCallback(trials, states=ENDED)
+    study.optimize(
+        Objective(config, target, study),
+        callbacks=[enough, _say, partial(_give_up, since=len(known))],
+        catch=(TrialFailed,),
+        gc_after_trial=True,
     )
 
 
-def sampler(spec: SweepSettings, seed: int) -> BaseSampler:
-    """Multivariate TPE that keeps away from what others are running, or a Gaussian process."""
-    return (
-        optuna.samplers.TPESampler(seed=seed)
-        if spec.sampler == "tpe"
-        else optuna.samplers.GPSampler(seed=seed)
-    )
+def make_sampler(settings: SweepSettings, seed: int) -> BaseSampler:
+    """Multivariate TPE, or a Gaussian process."""
+    return TPESampler(seed=seed) if settings.sampler == "tpe" else GPSampler(seed=seed)
 
 
-def pruner(spec: SweepSettings, epochs: int) -> BasePruner:
+def make_pruner(settings: SweepSettings, epochs: int) -> BasePruner:
     """By name; a step is an epoch."""
-    if spec.pruner == "median":
-        return optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=2)
-    if spec.pruner == "hyperband":
-        return optuna.pruners.HyperbandPruner(
-            min_resource=1, max_resource=epochs, reduction_factor=3
+    if settings.pruner == "median":
+        return MedianPruner(n_startup_trials=5, n_warmup_steps=2)
+    if settings.pruner == "hyperband":
+        return HyperbandPruner(min_resource=1, max_resource=epochs, reduction_factor=3)
+    return NopPruner()
+
+
+def _say(study: optuna.Study, trial: FrozenTrial) -> None:
+    result = f"validation IoU {trial.value:.4f}" if trial.value is not None else ""
+    words = trial.user_attrs.get("failed") or result
+    print(f"trial {trial.number}: {trial.state.name.lower()} {words}".rstrip(), flush=True)
+
+
+def _give_up(study: optuna.Study, trial: FrozenTrial, since: int) -> None:
+    """Stop when trials fail one after the other, of those from number `since` on."""
+    trials = study.get_trials(deepcopy=False)[since:]
+    over = [t for t in trials if t.state in ENDED or "failed" in t.user_attrs]
+    last = over[-MAX_FAILURES:]
+    if len(last) == MAX_FAILURES and n_ended(last) == 0:
+        raise EmadaptError(
+            f"sweep {study.study_name}: given up: {MAX_FAILURES} trials in a row failed, "
+            f"the last one (trial {trial.number}) with: {last[-1].user_attrs['failed']}"
         )
-    return optuna.pruners.NopPruner()
