@@ -1,0 +1,58 @@
+"""Draw results/answer.png and print the README's table from results/summary.json."""
+
+import json
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+RESULTS = Path(__file__).parent / "results"
+SUMMARY = json.loads((RESULTS / "summary.json").read_text())
+UNITS = {(u["regime"], u["train_set"], u["test_set"]): u for u in SUMMARY["units"]}
+GAINS = {(c["regime"], c["train_set"], c["test_set"]): c for c in SUMMARY["comparisons"]}
+REGIMES = {
+    "lora": "LoRA, rank 16, alpha 32",
+    "lora_random": "the same, from a random head",
+    "lora_short": "the same, 1 epoch",
+    "lora_alpha8": "rank 16, alpha 8",
+    "lora_rank4": "rank 4, alpha 8",
+    "last3": "last three blocks",
+    "wise50": "half way to frozen",
+}
+
+
+def draw() -> None:
+    figure, panels = plt.subplots(1, 2, figsize=(10, 3.6), sharey=True, sharex=True)
+    for axes, train, away in zip(panels, ("lucchi", "vnc"), ("vnc", "lucchi"), strict=True):
+        for n, (test, label) in enumerate(((train, "at home"), (away, "on the unseen dataset"))):
+            colour, marker = ("#0072b2", "o") if n == 0 else ("#d55e00", "s")
+            for k, regime in enumerate(REGIMES):
+                gain, at = GAINS[regime, train, test], -k + 0.15 - 0.3 * n
+                axes.plot(gain["ci95"], [at, at], color=colour, lw=2)
+                axes.plot(gain["difference"], at, marker, color=colour, label=None if k else label)
+        axes.axvline(0, color="black", lw=1)
+        axes.grid(axis="x", alpha=0.3)
+        axes.set_title("trained on Lucchi" if train == "lucchi" else "trained on VNC")
+        axes.set_xlabel("change of IoU against frozen, 95 %")
+    panels[0].set_yticks([-k for k in range(len(REGIMES))], list(REGIMES.values()))
+    figure.legend(
+        *panels[0].get_legend_handles_labels(), frameon=False, ncols=2, loc="lower center"
+    )
+    figure.tight_layout(rect=(0, 0.07, 1, 1))
+    figure.savefig(RESULTS / "answer.png", dpi=110)
+
+
+def iou(regime: str, train: str, test: str) -> str:
+    unit = UNITS[regime, train, test]
+    return f"{(unit['iou'] if train == test else unit['unseen']['iou'])['mean']:.3f}"
+
+
+draw()
+pairs = [("lucchi", "lucchi"), ("lucchi", "vnc"), ("vnc", "vnc"), ("vnc", "lucchi")]
+print(
+    "| | " + " | ".join(f"{train} to {test}" for train, test in pairs) + " |\n|---|---|---|---|---|"
+)
+for regime, name in {"frozen": "frozen", **REGIMES}.items():
+    print(f"| {name} | " + " | ".join(iou(regime, *pair) for pair in pairs) + " |")
