@@ -1,4 +1,4 @@
-"""README.md and docs/: their commands, settings and Python are real, their links lead somewhere, and the site of them is whole.
+"""README.md, docs/ and the studies' pages: commands, settings and Python are real, links lead somewhere.
 
 That the Python of docs/your-own-data.md and of `emadapt.api` runs is in test_your_own_data.py and test_api.py.
 """
@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [
     "README.md",
     *sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "docs").glob("*.md")),
+    *sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "studies").glob("*/README.md")),
 ]
 LANGUAGES = {"bash", "text", "yaml", "python"}
 SECTIONS = {
@@ -175,34 +176,6 @@ def test_python_names_what_exists(block: str) -> None:
 
 def _is_module(name: str) -> bool:
     return importlib.util.find_spec(name) is not None
-
-
-def test_files_that_the_tree_names_are_all_there_are() -> None:
-    (tree,) = [
-        block
-        for block in blocks((ROOT / "README.md").read_text(), "text")
-        if "src/emadapt/" in block
-    ]
-    package = tree.split("src/emadapt/\n")[1].split("tests/ ")[0]
-    named = set(re.findall(r"[\w.]+\.(?:py|jinja)", package))
-    there = {
-        p.name
-        for kind in ("py", "jinja")
-        for p in (ROOT / "src/emadapt").rglob(f"*.{kind}")
-        if "__" not in p.name
-    }
-    assert named == there
-    documents = {p.name for p in (ROOT / "docs").glob("*.md")}
-    assert documents <= set(re.findall(r"[\w-]+\.md", tree.split("src/emadapt/\n")[0]))
-
-
-def test_architecture_names_what_exists() -> None:
-    text = (ROOT / "docs/architecture.md").read_text()
-    files = {name for name in re.findall(r"`([\w/]+\.py)", text) if not name.startswith("tests/")}
-    assert not {name for name in files if not (ROOT / "src/emadapt" / name).is_file()}
-    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-    table = text.split("## What is made again")[1].split("\n\n")[1]
-    assert [row.split("`")[1].split("@")[0] for row in table.splitlines()[2:]] == list(stages)
 
 
 def test_the_site_is_whole_and_needs_no_network(tmp_path: Path) -> None:

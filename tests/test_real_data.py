@@ -16,7 +16,7 @@ from emadapt.models.tokens import compute_tokens
 from emadapt.study.study import load_study
 
 pytestmark = pytest.mark.real_data
-STUDY = Path(__file__).parents[1] / "studies/cpu/study.yaml"
+STUDY = Path(__file__).parents[1] / "studies/adapt/study.yaml"
 
 
 def test_the_real_volumes_pass_ingest_with_the_split_that_the_study_states(

@@ -52,20 +52,21 @@ def test_a_study_says_how_it_is_run(name: str) -> None:
 
 def test_use_selects_a_study_and_refuses_others(here: Path) -> None:
     shutil.copytree(STUDIES, here / "studies")
-    assert "study 'cpu'" in emadapt("use", "cpu")
-    assert (here / "params.yaml").read_text() == (here / "studies/cpu/study.yaml").read_text()
+    assert "study 'adapt'" in emadapt("use", "adapt")
+    assert (here / "params.yaml").read_text() == (here / "studies/adapt/study.yaml").read_text()
     result = CliRunner().invoke(main, ["use", "nothing"])
     assert result.exit_code == 2
     assert ", ".join(NAMES) in result.output
     (here / "studies/bad").mkdir()
     (here / "studies/bad/study.yaml").write_text("study: {}")
     assert CliRunner().invoke(main, ["use", "bad"]).exit_code == 2
-    assert load_study().name == "cpu"
+    assert load_study().name == "adapt"
 
 
 @pytest.mark.slow
 def test_the_papers_protocol(here: Path) -> None:
     params = in_small("paper", {"preset": "paper", "epochs": 1}, longest_edge=84)
+    params["study"]["train_sets"] = ["lucchi", "vnc", "paired"]
     archs = ("tiny_dinov2_reg", "tiny_dinov3", "tiny_openclip")
     for spec, arch in zip(params["backbones"].values(), archs, strict=True):
         spec["arch"] = arch

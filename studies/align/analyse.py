@@ -17,6 +17,7 @@ WAYS = ["histogram", "clahe", "standardise", "fda", "voxel"]
 
 
 def draw() -> None:
+    """Plot the gain of each way, in both directions."""
     figure, axes = plt.subplots(figsize=(8, 3.4))
     for n, (direction, key) in enumerate(DIRECTIONS.items()):
         colour, marker = ("#0072b2", "o") if n == 0 else ("#d55e00", "s")
@@ -35,6 +36,7 @@ def draw() -> None:
 
 
 def row(way: str) -> str:
+    """A row of the table: IoU and gain in both directions."""
     cells = [way]
     for key in DIRECTIONS.values():
         cells.append(f"{UNITS[way, *key]['unseen']['iou']['mean']:.3f}")

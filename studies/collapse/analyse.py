@@ -30,6 +30,7 @@ TRAINING = {
 
 
 def draw() -> None:
+    """Plot IoU with its 95 % interval: a panel for each test dataset."""
     figure, panels = plt.subplots(1, 2, figsize=(10, 4.2), sharey=True)
     for column, (axes, test) in enumerate(zip(panels, ("lucchi", "vnc"), strict=True)):
         names = [name for name, sets in TRAINING.items() if sets[column]]
@@ -51,6 +52,7 @@ def draw() -> None:
 
 
 def table() -> str:
+    """Mean IoU, Lucchi / VNC."""
     lines = ["| trained on | " + " | ".join(label for label, *_ in REGIMES.values()) + " |"]
     lines.append("|---" * (1 + len(REGIMES)) + "|")
     for name, sets in TRAINING.items():

@@ -5,6 +5,7 @@ Reads results/summary.json; models of one dataset alone are those of the studies
 
 import json
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -27,7 +28,8 @@ ROWS = {  # name: (study, regime, training set; None: the tested dataset alone)
 }
 
 
-def units(study: str) -> dict:
+def units(study: str) -> dict[tuple[str, str, str], dict[str, Any]]:
+    """Regime, training set and test set -> IoU."""
     path = STUDIES / study / "results/summary.json"
     found = json.loads(path.read_text())["units"]
     return {(u["regime"], u["train_set"], u["test_set"]): u["iou"] for u in found}

@@ -23,6 +23,7 @@ BACKBONES = {"dinov2_s": ("as it is", "#0072b2"), "histogram": ("histograms matc
 
 
 def draw() -> None:
+    """Plot mean IoU as bars and seeds as ticks."""
     figure, panels = plt.subplots(1, 2, figsize=(10, 3), sharey=True, sharex=True)
     for column, (axes, new) in enumerate(zip(panels, ("lucchi", "vnc"), strict=True)):
         for n, (backbone, (label, colour)) in enumerate(BACKBONES.items()):

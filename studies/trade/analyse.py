@@ -24,6 +24,7 @@ REGIMES = {
 
 
 def draw() -> None:
+    """Plot the change against frozen, at home and away."""
     figure, panels = plt.subplots(1, 2, figsize=(10, 3.6), sharey=True, sharex=True)
     for axes, train, away in zip(panels, ("lucchi", "vnc"), ("vnc", "lucchi"), strict=True):
         for n, (test, label) in enumerate(((train, "at home"), (away, "on the unseen dataset"))):
@@ -45,6 +46,7 @@ def draw() -> None:
 
 
 def iou(regime: str, train: str, test: str) -> str:
+    """Mean IoU: test slices at home, all slices of the unseen dataset away."""
     unit = UNITS[regime, train, test]
     return f"{(unit['iou'] if train == test else unit['unseen']['iou'])['mean']:.3f}"
 

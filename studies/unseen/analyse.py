@@ -27,6 +27,7 @@ WAYS = {  # the unit's backbone and regime, and what the report calls their gain
 
 
 def draw() -> None:
+    """Plot the gain of each way, in both directions."""
     figure, axes = plt.subplots(figsize=(9, 3.4))
     for n, (direction, key) in enumerate(DIRECTIONS.items()):
         colour, marker = ("#0072b2", "o") if n == 0 else ("#d55e00", "s")
@@ -45,6 +46,7 @@ def draw() -> None:
 
 
 def row(name: str, backbone: str, regime: str, align: str) -> str:
+    """A row of the table: IoU and gain in both directions."""
     cells = [name]
     for key in DIRECTIONS.values():
         cells.append(f"{UNITS[backbone, regime, *key]['unseen']['iou']['mean']:.3f}")
