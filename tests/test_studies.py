@@ -1,6 +1,7 @@
 """Every study in studies/: its settings hold, and a few of them run in small from ingest to report."""
 
 import json
+import runpy
 import shutil
 from pathlib import Path
 
@@ -48,6 +49,19 @@ def test_a_study_says_how_it_is_run(name: str) -> None:
     comment = "\n".join(lines[: lines.index("study:")])
     assert f"emadapt use {name}" in comment or "make repro" in comment
     assert "two CPU cores" in comment or "GPUs" in comment
+
+
+@pytest.mark.parametrize("name", sorted(p.parent.name for p in STUDIES.glob("*/analyse.py")))
+def test_tables_of_a_study_are_those_of_its_kept_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    shutil.copytree(STUDIES, tmp_path / "studies")
+    figure = tmp_path / "studies" / name / "results/answer.png"
+    figure.unlink()
+    runpy.run_path(str(tmp_path / "studies" / name / "analyse.py"))
+    pages = [path.read_text().splitlines() for path in STUDIES.glob("*/README.md")]
+    assert set(capsys.readouterr().out.splitlines()) <= set().union(*pages)
+    assert figure.is_file()
 
 
 def test_use_selects_a_study_and_refuses_others(here: Path) -> None:

@@ -53,7 +53,11 @@ def draw() -> None:
 
 def table() -> str:
     """Mean IoU, Lucchi / VNC."""
-    lines = ["| trained on | " + " | ".join(label for label, *_ in REGIMES.values()) + " |"]
+    lines = [
+        "| trained on (IoU on Lucchi / VNC) | "
+        + " | ".join(label for label, *_ in REGIMES.values())
+        + " |"
+    ]
     lines.append("|---" * (1 + len(REGIMES)) + "|")
     for name, sets in TRAINING.items():
         cells = [

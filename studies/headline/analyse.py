@@ -27,7 +27,7 @@ axes.grid(axis="x", alpha=0.3)
 figure.tight_layout()
 figure.savefig(RESULTS / "answer.png", dpi=110)
 
-print("| | IoU | Dice | boundary IoU | average precision, objects | trained weights | training |")
+print("| | IoU | Dice | boundary IoU | average precision of objects | trained weights | training |")
 print("|---|---|---|---|---|---|---|")
 for regime, name in NAMES.items():
     unit = UNITS[regime]

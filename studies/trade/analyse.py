@@ -53,8 +53,7 @@ def iou(regime: str, train: str, test: str) -> str:
 
 draw()
 pairs = [("lucchi", "lucchi"), ("lucchi", "vnc"), ("vnc", "vnc"), ("vnc", "lucchi")]
-print(
-    "| | " + " | ".join(f"{train} to {test}" for train, test in pairs) + " |\n|---|---|---|---|---|"
-)
+print("| IoU | Lucchi to Lucchi | Lucchi to VNC | VNC to VNC | VNC to Lucchi |")
+print("|---|---|---|---|---|")
 for regime, name in {"frozen": "frozen", **REGIMES}.items():
     print(f"| {name} | " + " | ".join(iou(regime, *pair) for pair in pairs) + " |")
