@@ -1,4 +1,4 @@
-"""The commands, settings and Python in README.md and docs/ are real, and their links lead somewhere."""
+"""Commands, settings and Python in README.md, docs/ and the studies' pages are real; links lead somewhere."""
 
 import ast
 import importlib
@@ -17,7 +17,11 @@ from emadapt.cli import main
 from emadapt.study.study import load_study
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "studies").glob("*/README.md")),
+]
 SECTIONS = {"datasets", "train_sets", "backbones", "regimes"}
 REST: dict[str, Any] = {  # the sections that a document leaves out
     "datasets": {name: {"layout": "stack", "voxel_nm": [5, 5, 5]} for name in ("lucchi", "vnc")},
@@ -30,7 +34,7 @@ REST: dict[str, Any] = {  # the sections that a document leaves out
 def cases(language: str) -> list[Any]:
     """A test parameter for each block of code in a language."""
     return [
-        pytest.param(block, id=f"{document.name}-{number}")
+        pytest.param(block, id=f"{document.parent.name}/{document.name}-{number}")
         for document in DOCUMENTS
         for number, block in enumerate(
             re.findall(rf"(?ms)^```{language}\n(.*?)^```$", document.read_text())
@@ -76,7 +80,7 @@ def test_wrong_commands_are_found(call: str) -> None:
         check_call(calls(f"emadapt {call}")[0])
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_commands_in_the_text_exist(document: Path) -> None:
     code = " ; ".join(re.findall(r"`([^`\n]+)`", document.read_text()))
     verbs = set(re.findall(r"(?:^|[\s;&])emadapt ([a-z]+)", code))
@@ -85,7 +89,7 @@ def test_commands_in_the_text_exist(document: Path) -> None:
     assert targets <= set(re.findall(r"(?m)^([a-z]+):", (ROOT / "Makefile").read_text()))
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_links_lead_to_files(document: Path) -> None:
     text = re.sub(r"(?ms)^```.*?^```$|`[^`\n]+`", "", document.read_text())
     targets = re.findall(r"\]\(([^)\s#:]+)(?:#[^)]*)?\)", text)
