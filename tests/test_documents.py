@@ -1,4 +1,4 @@
-"""Commands, settings and Python in README.md, docs/ and the studies' pages are real; links lead somewhere."""
+"""What README.md, docs/ and the pages of studies name is real, and their links lead somewhere."""
 
 import ast
 import importlib
