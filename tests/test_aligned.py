@@ -20,7 +20,7 @@ SPECS = {
     "plain": PLAIN,
     "hist": dataclasses.replace(PLAIN, align="histogram", reference="lucchi"),
     "other": dataclasses.replace(
-        PLAIN, align="clahe", overlap=0.1
+        PLAIN, align="voxel", reference="lucchi", overlap=0.1
     ),  # differs in its overlap as well
 }
 

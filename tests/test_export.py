@@ -15,6 +15,8 @@ from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.layers.pos_embed_sincos import RotaryEmbeddingDinoV3
 
 from emadapt.cli import main
+from emadapt.data.fetch import record_of
+from emadapt.data.sources import DATASETS
 from emadapt.errors import EmadaptError, InputError
 from emadapt.models.predict import foreground
 from emadapt.segment import onnx_graph as graph
@@ -35,12 +37,14 @@ from tiny import write_model
 LORA = RegimeSettings("lora", rank=2, alpha=4)
 OF_VNC = {
     "data_md5": {"vnc": "0" * 32},
+    "sources": {"vnc": record_of(DATASETS["vnc"])},
     "pairing": {"vnc": "number"},
     "voxel_nm": {"vnc": [50, 4.6, 4.6]},
     "shape": {"vnc": [20, 90, 100]},
 }
 OF_UROCELL = {
     "data_md5": {"urocell": "0" * 32},
+    "sources": {"urocell": record_of(DATASETS["urocell"])},
     "pairing": {"urocell": "number"},
     "voxel_nm": {"urocell": [15, 16, 16]},
     "shape": {"urocell": [20, 90, 100]},
@@ -174,7 +178,7 @@ def test_what_is_no_function_of_one_image_is_refused(tmp_path: Path) -> None:
     write_model(tmp_path / "strided", stride=7)
     with pytest.raises(InputError, match="overlapping patches"):
         check_exportable(open_model(tmp_path / "strided"))
-    write_model(tmp_path / "aligned", align="standardise")
+    write_model(tmp_path / "aligned", align="histogram", reference="a")
     with pytest.raises(InputError, match="whole volume"):
         check_exportable(open_model(tmp_path / "aligned"))
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from emadapt.data.fetch import record_of
+from emadapt.data.sources import DATASETS
 from emadapt.study.study import RegimeSettings, Unit
 from emadapt.training.evaluate import evaluate_unit
 from emadapt.training.model_card import model_card, terms_of
@@ -14,6 +16,9 @@ from emadapt.training.start import behind_folders
 from emadapt.training.train import train_unit
 from fakes import a_study
 from tiny import make_study, settings
+
+SOURCES = {name: record_of(DATASETS[name]) for name in ("lucchi", "vnc")}
+"""As SOURCE.json has them."""
 
 
 @pytest.fixture(scope="module")
@@ -52,9 +57,11 @@ def test_terms_of_training_data_reach_the_adapter(
 ) -> None:
     _, card, metrics = unit
     names = ("lucchi", "vnc")
-    both = card | {
-        key: dict.fromkeys(names, card[key]["a"]) for key in ("data_md5", "pairing", "voxel_nm")
-    }
+    both = (
+        card
+        | {"sources": SOURCES}
+        | {key: dict.fromkeys(names, card[key]["a"]) for key in ("data_md5", "pairing", "voxel_nm")}
+    )
     both["pairing"] = both["pairing"] | {"lucchi": "lexicographic"}
     text = model_card(both, metrics)
     assert "- vnc: CC BY-NC-SA 3.0. No commercial use." in text
@@ -77,10 +84,12 @@ def test_terms_of_what_earlier_models_saw_reach_the_adapter(
     """A unit fine-tuned on data of its own from a unit of VNC, which itself started from one of a twin of Lucchi."""
     text, card, metrics = unit
     assert "through the model" not in text
-    twin = {"datasets": {"mispaired": {"path": "data/lucchi"}}}
-    settings = card["settings"] | {"source": {"datasets": {"vnc": {"path": ""}}, "source": twin}}
+    twin = {"datasets": {"mispaired": {}}}
+    settings = card["settings"] | {"source": {"datasets": {"vnc": {}}, "source": twin}}
+    sources = {"vnc": SOURCES["vnc"], "mispaired": SOURCES["lucchi"]}
     tuned = model_card(
-        card | {"settings": settings}, metrics | {"test": {"vnc": metrics["test"]["a"]}}
+        card | {"settings": settings, "sources": sources},
+        metrics | {"test": {"vnc": metrics["test"]["a"]}},
     )
     assert "- a: not known here.\n" in tuned
     assert (
@@ -92,14 +101,18 @@ def test_terms_of_what_earlier_models_saw_reach_the_adapter(
         in tuned
     )
     assert "| vnc | through the model that it starts from |" in tuned
-    unlabelled = card | {"unlabelled_md5": {"vnc": "0"}}
+    unlabelled = card | {"unlabelled_md5": {"vnc": "0"}, "sources": SOURCES}
     assert "- vnc (its images, without labels): CC BY-NC-SA 3.0. No commercial use." in model_card(
         unlabelled, metrics
     )
 
 
 def test_terms_reach_through_models_in_folders(tmp_path: Path) -> None:
-    card = {"data_md5": {"mine": "0"}, "settings": {"source": {"datasets": {"vnc": {}}}}}
+    card = {
+        "data_md5": {"mine": "0"},
+        "settings": {"source": {"datasets": {"vnc": {}}}},
+        "sources": {"vnc": SOURCES["vnc"]},
+    }
     (tmp_path / "model.json").write_text(json.dumps(card))
     lora = RegimeSettings("lora")
     regimes = {
@@ -108,7 +121,7 @@ def test_terms_reach_through_models_in_folders(tmp_path: Path) -> None:
     }
     study = replace(a_study(), regime_settings=regimes, regimes=tuple(regimes))
     before = behind_folders(study, Unit("dinov2_s", "again", "lucchi", 0))
-    assert before == [{"name": "mine", "path": ""}, {"name": "vnc", "path": "vnc"}]
+    assert before == [{"name": "mine", "source": {}}, {"name": "vnc", "source": SOURCES["vnc"]}]
     own = {
         "data_md5": {"lucchi": "0"},
         "started_from": before,
@@ -130,9 +143,9 @@ def test_images_under_other_labels_are_not_new(
 ) -> None:
     _, card, metrics = unit
     own = {key: {"twin": card[key]["a"]} for key in ("data_md5", "pairing", "voxel_nm")}
-    settings = card["settings"] | {"datasets": {"twin": {"path": "data/lucchi"}}}
     text = model_card(
-        card | own | {"settings": settings}, metrics | {"test": {"lucchi": metrics["test"]["a"]}}
+        card | own | {"sources": {"twin": SOURCES["lucchi"]}},
+        metrics | {"test": {"lucchi": metrics["test"]["a"]}},
     )
     assert "| lucchi | its images under other labels |" in text
     assert "On data it has not seen" not in text

@@ -182,9 +182,17 @@ def test_the_python_functions_give_the_same(order: Order, model: Path) -> None:
     assert [z for z, _ in api.segment_slices(IMAGE, loaded, VOXEL)] == list(range(13))
 
 
-def test_alignment_sees_whole_slices_of_the_volume(tmp_path: Path, order: Order) -> None:
+def test_slices_are_aligned_by_the_statistics_of_the_volume(tmp_path: Path, order: Order) -> None:
+    reference = Statistics("", [30, 5, 5], [1] * 256)
     folder = write_model(
-        tmp_path / "clahe", regime=KIND, head="resunet3d", tile=32, overlap=0.5, align="clahe"
+        tmp_path / "aligned",
+        regime=KIND,
+        head="resunet3d",
+        tile=32,
+        overlap=0.5,
+        align="histogram",
+        reference="a",
+        facts={"align": {"reference": dataclasses.asdict(reference)}},
     )
     segmenter, _ = load_segmenter(folder)
     settled = job.prepare(dataclasses.replace(order, model=str(folder)))
@@ -194,7 +202,7 @@ def test_alignment_sees_whole_slices_of_the_volume(tmp_path: Path, order: Order)
         [
             p
             for _, p in predict_block(
-                segmenter, IMAGE, range(13), aligner=METHODS["clahe"](own, own)
+                segmenter, IMAGE, range(13), aligner=METHODS["histogram"](own, reference)
             )
         ]
     )

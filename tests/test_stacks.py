@@ -12,11 +12,9 @@ import tifffile
 import zarr
 from nibabel.nifti1 import Nifti1Extension
 
-from emadapt.data.fetch import fetch
 from emadapt.data.ingest import ingest, open_volume
-from emadapt.data.sources import MANUAL
 from emadapt.errors import InputError
-from emadapt.study.study import ConfigError, Study, load_study
+from emadapt.study.study import ConfigError, Study
 from emadapt.volumes.opening import open_source
 from tiny import blobs, make_study, settings
 
@@ -158,7 +156,7 @@ def test_mixed_dtypes_shapes_and_formats_are_refused(study: Study, tmp_path: Pat
         ingest(study, "a", tmp_path / "data", tmp_path / "build")
     write(tmp_path / "data/a/test", ".nii", image=image, label=label[:, :80])
     (tmp_path / "data/a/test/image.h5").unlink(missing_ok=True)
-    with pytest.raises(InputError, match=r"label.nii: found a label of shape \(80, 100\)"):
+    with pytest.raises(InputError, match=r"label.nii, slice 0: found a label of shape \(80, 100\)"):
         ingest(study, "a", tmp_path / "data", tmp_path / "build")
     write(tmp_path / "data/a/test", ".nii", image=image, label=label)
     tifffile.imwrite(tmp_path / "data/a/test/image.tif", image, photometric="minisblack")
@@ -181,46 +179,3 @@ def test_a_dataset_without_voxel_size_is_a_problem_of_the_settings(tmp_path: Pat
     del params["datasets"]["a"]["voxel_nm"]
     with pytest.raises(ConfigError, match="'voxel_nm' is missing"):
         make_study(tmp_path, params, ingested=False)
-
-
-@pytest.mark.parametrize("name", MANUAL)
-def test_manual_downloads_say_page_files_and_folder_and_are_taken_when_there(
-    tmp_path: Path, name: str, capsys
-) -> None:
-    source = MANUAL[name]
-    with pytest.raises(InputError) as told:
-        fetch(name, tmp_path / "data")
-    for words in (
-        source.page,
-        source.files,
-        f"{tmp_path / 'data' / name}/",
-        source.place,
-        source.settings,
-    ):
-        assert words in str(told.value)
-    image, label = blobs((30, 60, 70), 0)
-    target = tmp_path / "data" / name
-    if "folders" in source.settings:
-        for kind, array in (("images", image), ("labels", 255 * label)):
-            (target / kind).mkdir(parents=True)
-            for z, plane in enumerate(array):
-                tifffile.imwrite(target / kind / f"{z:04d}.tif", plane)
-    elif name == "urocell":
-        for part in ("train", "test"):
-            write(target / part, ".nii.gz", image=image, label=label)
-    else:
-        write(target, ".tif", image=image, label=label)
-    assert fetch(name, tmp_path / "data") == target
-    assert source.citation in capsys.readouterr().out
-    import yaml
-
-    params = settings()
-    params["datasets"]["a"] = yaml.safe_load(source.settings) | {"path": str(target)}
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
-    study = load_study(tmp_path / "params.yaml")
-    assert study.dataset_settings["a"].voxel_nm == source.voxel_nm
-    ingest(study, "a", tmp_path / "data", tmp_path / "build")
-    volumes = 2 if name == "urocell" else 1
-    np.testing.assert_array_equal(
-        open_volume("a", tmp_path / "build").label, np.concatenate([label] * volumes)
-    )

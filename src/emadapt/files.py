@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and what a disk says that takes no more."""
+"""Files that are there whole or not at all, and errors of the disk in words that help."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import errno
 import json
 import os
 import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,31 +19,60 @@ if TYPE_CHECKING:
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+# numpy, torch and safetensors tell of the disk in words of their own, without a number.
 _SAID_FULL = re.compile(
-    r"os error (28|122|27)\b|\d+ requested and \d+ written|PytorchStreamWriter failed|inline_container.*unexpected pos"
+    r"os error (28|122|27)\b|\d+ requested and \d+ written|PytorchStreamWriter failed"
+    r"|inline_container.*unexpected pos"
 )
 _SAID_REFUSED = re.compile(
     r"os error (1|13|30)\b|Parent directory .* does not exist|cannot be opened"
 )
 
 
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A temporary file to write, which takes its name at the end, or is removed after an error."""
+    temporary = path.with_name(f".{path.name}.part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """An empty temporary folder to fill; at the end it replaces what is at `path`, if anything."""
+    temporary, old = (path.with_name(f".{path.name}.{ending}") for ending in ("part", "old"))
+    for folder in (temporary, old):
+        shutil.rmtree(folder, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        if path.exists():
+            path.rename(old)
+        temporary.rename(path)
+    finally:
+        for folder in (temporary, old):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write JSON: it is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write text under a temporary name, then rename: it is there whole or not at all."""
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(text)
-    temporary.replace(path)
+    """Write text: it is there whole or not at all."""
+    with whole_file(path) as temporary:
+        temporary.write_text(text)
 
 
 def new_array(path: Path, dtype: Any, shape: tuple[int, ...]) -> np.memmap[Any, Any]:
     """An array in a .npy file, mapped, to be filled.
 
-    Its room is reserved: a full disk is an error here, where otherwise writing to the array would end the process (SIGBUS).
+    Its room is reserved: otherwise writing to it on a full disk would end the process (SIGBUS).
 
     Raises:
         OSError: there is no room for it.
@@ -54,22 +86,26 @@ def new_array(path: Path, dtype: Any, shape: tuple[int, ...]) -> np.memmap[Any, 
 
 
 def disk_error(error: BaseException) -> InputError | None:
-    """A full disk, or one that may not be written to, in words that help; None for other errors.
-
-    numpy, torch and safetensors say it in words of their own, without a number.
-    """
+    """A full disk or a refused file in words that help; None for other errors."""
     number, said = getattr(error, "errno", None), f"{type(error).__name__}: {error}"
-    library = isinstance(error, OSError | RuntimeError) or "Safetensor" in said
-    if number in FULL or (number is None and library and _SAID_FULL.search(said)):
-        found = "a full disk"
-    elif number in REFUSED or (number is None and library and _SAID_REFUSED.search(said)):
-        found = "no permission to write"
+    worded = number is None and (isinstance(error, OSError | RuntimeError) or "Safetensor" in said)
+    what = Path(getattr(error, "filename", None) or Path.cwd())
+    if number in FULL or (worded and _SAID_FULL.search(said)):
+        found, expected = "a full disk", "room to write"
+    elif number in REFUSED and number != errno.EROFS and _cannot_read(what):
+        found, expected = "no permission to read", "a file that can be read"
+    elif number in REFUSED or (worded and _SAID_REFUSED.search(said)):
+        found, expected = "no permission to write", "permission to write"
     else:
         return None
-    what = getattr(error, "filename", None) or Path.cwd()
     return InputError(
         what,
         found=f"{found} ({' '.join(str(error).split())[:200]})",
-        expected="room and permission to write",
+        expected=expected,
         do="See to it and repeat the command: what is done is kept.",
     )
+
+
+def _cannot_read(path: Path) -> bool:
+    """Whether a file that is there may not be read."""
+    return path.exists() and not os.access(path, os.R_OK)

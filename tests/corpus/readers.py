@@ -17,8 +17,6 @@ import nifti
 import texts
 import volumes
 
-from emadapt.data.fetch import unpack
-from emadapt.data.sources import SOURCES
 from emadapt.errors import EmadaptError
 from emadapt.volumes.opening import open_source
 
@@ -68,10 +66,6 @@ def use(name: str) -> None:
     use_study(name)
 
 
-def unzip(path: Path) -> None:
-    unpack(SOURCES["lucchi"], path, path.parent / "out")
-
-
 def load(path: Path) -> None:
     from emadapt.models.weights import load_weights
 
@@ -112,7 +106,6 @@ GROUPS: list[tuple[dict[str, Any], tuple[Callable[[Any], None], ...]]] = [
     (volumes.PATHS, (source,)),
     (texts.STUDIES, (study,)),
     (texts.USED, (use,)),
-    (texts.ARCHIVES, (unzip,)),
     (texts.WEIGHTS, (load, look)),
     (texts.MODELS, (model,)),
     (texts.STARTS, (model, begin)),

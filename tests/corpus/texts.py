@@ -5,7 +5,6 @@ import io
 import json
 import os
 import struct
-import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -109,86 +108,6 @@ USED: dict[str, Write] = {
     "use-a-study-that-climbs": study_called("../../secret"),
     "use-a-study-by-its-whole-path": study_called("/etc/passwd"),
     "use-a-study-with-a-null": study_called("a\0b"),
-}
-
-
-# -- archives
-
-
-def archive(
-    members: dict[Any, bytes],
-    how: int = zipfile.ZIP_STORED,
-    change: Callable[[bytes], bytes] = bytes,
-) -> Write:
-    def write(folder: Path) -> Path:
-        buffer = io.BytesIO()
-        with zipfile.ZipFile(buffer, "w", how) as z:
-            for name, content in members.items():
-                z.writestr(name, content)
-        (folder / "a.zip").write_bytes(change(buffer.getvalue()))
-        return folder / "a.zip"
-
-    return write
-
-
-def member(name: str, mode: int) -> zipfile.ZipInfo:
-    info = zipfile.ZipInfo(name)
-    info.create_system, info.external_attr = 3, mode << 16
-    return info
-
-
-def tar(name: str) -> Write:
-    def write(folder: Path) -> Path:
-        with tarfile.open(folder / "a.zip", "w") as t:
-            info = tarfile.TarInfo(name)
-            info.size = 4
-            t.addfile(info, io.BytesIO(b"evil"))
-        return folder / "a.zip"
-
-    return write
-
-
-def encrypted(raw: bytes) -> bytes:
-    """The flag that says so, set in both places."""
-    raw = raw.replace(b"PK\3\4" + raw[4:6] + b"\0\0", b"PK\3\4" + raw[4:6] + b"\1\0")
-    return raw.replace(
-        b"PK\1\2" + raw[raw.index(b"PK\1\2") + 4 :][:4] + b"\0\0",
-        b"PK\1\2" + raw[raw.index(b"PK\1\2") + 4 :][:4] + b"\1\0",
-    )
-
-
-def size_that_lies(raw: bytes) -> bytes:
-    at = raw.index(b"PK\1\2")
-    return raw[: at + 24] + struct.pack("<I", 2**31) + raw[at + 28 :]
-
-
-def unknown_method(raw: bytes) -> bytes:
-    at = raw.index(b"PK\1\2")
-    raw = raw[: at + 10] + struct.pack("<H", 77) + raw[at + 12 :]
-    return raw[:8] + struct.pack("<H", 77) + raw[10:]
-
-
-WANTED = "Lucchi++/Train_In/mask0000.png"
-ARCHIVES: dict[str, Write] = {
-    "zip-member-that-climbs": archive({WANTED: b"x", "Lucchi++/../../evil.png": b"evil"}),
-    "zip-member-with-a-whole-path": archive({"/tmp/evil.png": b"evil"}),
-    "zip-member-of-windows": archive({"..\\..\\evil.png": b"evil"}),
-    "zip-member-on-a-drive": archive({"C:\\evil.png": b"evil"}),
-    "zip-wanted-member-that-climbs": archive({"Lucchi++/Train_In/../../../mask0001.png": b"evil"}),
-    "zip-link": archive({member(WANTED, 0o120777): b"/etc/passwd"}),
-    "zip-device": archive({member(WANTED, 0o020666): b""}),
-    "zip-bomb": archive({WANTED: bytes(200_000_000)}, zipfile.ZIP_DEFLATED),
-    "zip-bomb-of-lzma": archive({WANTED: bytes(100_000_000)}, zipfile.ZIP_LZMA),
-    "zip-size-that-lies": archive({WANTED: b"x" * 100}, change=size_that_lies),
-    "zip-wrong-checksum": archive(
-        {WANTED: b"x" * 100}, change=lambda raw: raw.replace(b"x" * 100, b"y" * 100)
-    ),
-    "zip-truncated": archive({WANTED: b"x" * 100}, change=lambda raw: raw[:-30]),
-    "zip-encrypted": archive({WANTED: b"x" * 100}, change=encrypted),
-    "zip-unknown-method": archive({WANTED: b"x" * 100}, change=unknown_method),
-    "zip-empty": archive({}, change=lambda raw: b""),
-    "zip-is-a-tar-that-climbs": tar("../../evil.png"),
-    "zip-is-a-tar-with-a-whole-path": tar("/tmp/evil.png"),
 }
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,9 +18,10 @@ import numpy.typing as npt
 from emadapt.data.foreground import foreground_mask
 from emadapt.data.layouts import find_parts
 from emadapt.data.pairing import Part
+from emadapt.data.sources import source_of
 from emadapt.data.splits import Split, split_slices
 from emadapt.errors import InputError
-from emadapt.files import new_array, write_json
+from emadapt.files import new_array, whole_folder, write_json
 from emadapt.study.study import DatasetSettings, Study
 from emadapt.volumes.grey import PERCENTILES, grey_window, to_uint8
 from emadapt.volumes.source import Array, Source
@@ -112,11 +112,8 @@ def ingest(study: Study, name: str, data: Path = Path("data"), out: Path = INGES
     _check_alike(parts)
     split = split_of(study, name, parts, str(root))
     window = _grey_window(parts, split["train"])
-    folder, temporary = out / name, out / f".{name}.part"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        written = _write(temporary, parts, spec, window, name)
+    with whole_folder(out / name) as folder:
+        written = _write(folder, parts, spec, window, name)
         if spec.labelled:
             _check_foreground(written.foreground, split["train"], root, spec, name)
         facts = _manifest(study, name, parts, split, window, root) | {
@@ -126,12 +123,8 @@ def ingest(study: Study, name: str, data: Path = Path("data"), out: Path = INGES
         }
         text = json.dumps(facts, sort_keys=True)
         facts["md5"] = hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
-        write_json(temporary / "manifest.json", facts)
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return folder
+        write_json(folder / "manifest.json", facts)
+    return out / name
 
 
 def split_of(study: Study, name: str, parts: list[Part], what: str) -> Split:
@@ -311,6 +304,7 @@ def _manifest(
         "split_kind": study.split.kind,
         "pairs": _names(parts, root),
         "labelled": spec.labelled,
+        "source": source_of(root),
     }
     return facts | ({"organelle": spec.organelle} if spec.organelle else {})
 

@@ -87,7 +87,7 @@ def starts_in(slices: Sequence[int], depth: int, *, apart: bool = False) -> list
         if last < 0:
             continue
         n = 1 + math.ceil(last / depth)
-        inside = [round(k) for k in np.linspace(0, last, n)] if apart else range(last + 1)
+        inside = evenly_spaced(last + 1, n) if apart else range(last + 1)
         starts += [run[k] for k in inside]
     return starts
 
@@ -107,3 +107,8 @@ def check_depth(what: str, slices: Sequence[int], patch: tuple[int, int, int]) -
             do="Lower the first number of the regime's `patch`, or take a thicker volume; `split.kind: random` "
             "leaves few slices together.",
         )
+
+
+def evenly_spaced(n: int, most: int) -> list[int]:
+    """At most so many of the numbers below n, evenly spaced, the first and the last among them."""
+    return [round(k) for k in np.linspace(0, n - 1, min(most, n))]

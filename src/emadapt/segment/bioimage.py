@@ -162,10 +162,9 @@ def _description(model: Model, folder: Path, authors: Sequence[str]) -> Any:
 
 def _citations(model: Model, v: Any) -> list[Any]:
     """By DOI: bioimageio looks addresses up in the network. Not empty, which its specification calls not FAIR."""
-    sources = dict.fromkeys(data.source for data in datasets_behind(model.card))
-    found = [
-        v.CiteEntry(text=source.citation, doi=v.Doi(source.doi)) for source in sources if source
-    ]  # one's own data: none
+    sources = [data.source for data in datasets_behind(model.card)]
+    cited = dict.fromkeys((s["citation"], s["doi"]) for s in sources if s)  # one's own data: none
+    found = [v.CiteEntry(text=text, doi=v.Doi(doi)) for text, doi in cited]
     if model.segmenter.regime.from_scratch:
         text, doi = U_NET
         found.append(v.CiteEntry(text=text, doi=v.Doi(doi)))

@@ -308,9 +308,7 @@ def spread(n: int, most: int) -> list[int]:
 
 def grey_statistics(source: Source, window: tuple[float, float], voxel: Voxel) -> Statistics:
     """What alignment knows of the volume."""
-    return statistics_from(
-        (to_uint8(image, *window) for image in sampled(source)), min(source.shape[1:]), list(voxel)
-    )
+    return statistics_from((to_uint8(image, *window) for image in sampled(source)), voxel)
 
 
 def spread_tiles(

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from emadapt.study.settings import RegimeSettings
     from emadapt.study.study import Study
 
-ALIGNMENTS = {"standardise": False, "clahe": False, "histogram": True, "fda": True, "voxel": True}
+ALIGNMENTS = {"histogram": True, "voxel": True}
 """Methods of `data.align.METHODS`, and whether they need a reference."""
 
 

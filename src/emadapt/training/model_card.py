@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from emadapt.data.sources import MANUAL, SOURCES, Manual, Source
+from emadapt.data.ingest import INGESTED, open_volume
 from emadapt.models.archs import BACKBONES
 
 EVALUATED = Path("build/evaluate")
@@ -31,7 +31,6 @@ FAMILIES = {
 """Terms of the published weights of a family of backbones, and what to cite for them: words, and the number in arXiv."""
 SYSTEMS = {"mitonet": "MitoNet (Conrad & Narayan 2023)", "sam2": "SAM 2 (Ravi et al. 2024)"}
 """What a regime is that uses a published system."""
-KNOWN: dict[str, Source | Manual] = {**SOURCES, **MANUAL}
 NEVER, EARLIER = "never seen", "through the model that it starts from"
 
 
@@ -42,17 +41,17 @@ class Behind:
     Attributes:
         name: in the study.
         role: how it got there; empty of what the model itself was trained on.
-        source: what is known of it; None of data that is not public.
+        source: what its SOURCE.json says; empty without one.
     """
 
     name: str
     role: str
-    source: Source | Manual | None
+    source: Mapping[str, Any]
 
     @property
     def licence(self) -> str:
         """Its terms, in a word."""
-        return self.source.licence if self.source else "not known here"
+        return str(self.source.get("licence", "not known here"))
 
     @property
     def named(self) -> str:
@@ -102,21 +101,18 @@ def metrics_of(folder: Path, card: Mapping[str, Any]) -> dict[str, Any] | None:
 def datasets_behind(card: Mapping[str, Any]) -> list[Behind]:
     """All datasets that have gone into a model: its own, images without labels, and those of every model before it.
 
-    `started_from` of a card has those of a model in a folder (see `emadapt.training.start.behind_folders`).
+    `started_from` of a card has those of a model in a folder (see `start.behind_folders`).
     """
     found = [(name, "") for name in card.get("data_md5", {})]
     found += [(name, "its images, without labels") for name in card.get("unlabelled_md5", {})]
-    settings = card.get("settings", {})
-    specs = _specs(settings)
-    while settings := settings.get("source"):
-        found += [(name, EARLIER) for name in _specs(settings)]
-        specs = _specs(settings) | specs
+    found += [(name, EARLIER) for name in _names(card.get("settings", {}).get("source"))]
+    sources = dict(card.get("sources", {}))
     for before in card.get("started_from", []):
-        specs.setdefault(before["name"], before)
+        sources.setdefault(before["name"], before["source"])
         found.append((before["name"], EARLIER))
     roles = dict(reversed(found))  # the first role of a name stays
     return [
-        Behind(name, roles[name], _source(name, specs.get(name, {})))
+        Behind(name, roles[name], sources.get(name, {}))
         for name in dict.fromkeys(n for n, _ in found)
     ]
 
@@ -153,14 +149,19 @@ def family_of(card: Mapping[str, Any]) -> str:
     return BACKBONES[card["backbone"]["arch"]].family
 
 
-def _specs(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of the datasets that a unit trains on, with labels or without."""
-    return {**settings.get("datasets", {}), **settings.get("unlabelled", {})}
+def _names(settings: Mapping[str, Any] | None) -> list[str]:
+    """Datasets that a unit trains on, with labels or without, and those of units before it."""
+    if not settings:
+        return []
+    own = [*settings.get("datasets", {}), *settings.get("unlabelled", {})]
+    return own + _names(settings.get("source"))
 
 
-def _source(name: str, spec: Mapping[str, Any]) -> Source | Manual | None:
-    """The public dataset behind a name of a study: that of the name, or of the folder that the name stands for."""
-    return KNOWN.get(name) or KNOWN.get(Path(spec.get("path") or name).name)
+def sources_of(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What SOURCE.json of each dataset behind a unit says, by name, for its model.json."""
+    ingested = [n for n in _names(settings) if (INGESTED / n / "manifest.json").is_file()]
+    found = {name: open_volume(name).manifest.get("source", {}) for name in ingested}
+    return {name: source for name, source in found.items() if source}
 
 
 def _what(
@@ -229,7 +230,7 @@ def _data(card: Mapping[str, Any], trained_on: Sequence[str]) -> list[str]:
     for data in datasets_behind(card):
         voxel = ", ".join(f"{v:g}" for v in card["voxel_nm"].get(data.name, ()))
         licence, citation = (
-            (data.licence, data.source.citation)
+            (data.licence, data.source.get("citation", ""))
             if data.source
             else (f"{data.licence}: ask its owner", "")
         )
@@ -282,12 +283,8 @@ def _seen(card: Mapping[str, Any], test_set: str) -> str:
     for data in behind:
         if data.name == test_set:
             return data.role
-    own = _source(test_set, {})
-    return (
-        "its images under other labels"
-        if own and own in [data.source for data in behind]
-        else NEVER
-    )
+    same = any(data.source.get("name") == test_set for data in behind)
+    return "its images under other labels" if same else NEVER
 
 
 def _limits(

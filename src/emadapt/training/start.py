@@ -77,20 +77,18 @@ def folder_state(folder: Path, segmenter: Segmenter) -> State:
     return state
 
 
-def behind_folders(study: Study, unit: Unit) -> list[dict[str, str]]:
+def behind_folders(study: Study, unit: Unit) -> list[dict[str, Any]]:
     """Datasets behind the models in folders that a unit, or a unit that it starts from, starts from; for its model.json.
 
     Returns:
-        `name` of each in its study, and `path`: the public dataset that it is, or empty.
+        `name` of each in its study, and `source`: what its SOURCE.json says.
     """
-    found: dict[str, str] = {}
+    found: dict[str, Any] = {}
     for at in (unit, *study.sources_of(unit)):
         if "/" in (start := study.regime_settings[at.regime].init_from):
             card = json.loads((Path(start) / "model.json").read_text())
-            found |= {
-                data.name: data.source.name if data.source else "" for data in datasets_behind(card)
-            }
-    return [{"name": name, "path": path} for name, path in found.items()]
+            found |= {data.name: dict(data.source) for data in datasets_behind(card)}
+    return [{"name": name, "source": source} for name, source in found.items()]
 
 
 def _adapter(regime: dict[str, Any]) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from emadapt.training import twins
 from emadapt.training.closed_form import FITS, fit_ridge
 from emadapt.training.fit import Data, Inputs, Progress, fit, score
 from emadapt.training.interpolate import interpolate
+from emadapt.training.model_card import sources_of
 from emadapt.training.start import behind_folders, folder_state, load_start
 
 UNITS = Path("build/units")
@@ -305,6 +306,7 @@ def _facts(
         "settings": study.describe(unit),
         "threshold": 0.5,
         "data_md5": {v.name: v.md5 for v in volumes},
+        "sources": sources_of(study.describe(unit)),
         "val": final,
         "best_epoch": progress.best_epoch,
         "trainable_params": segmenter.n_trainable(),
