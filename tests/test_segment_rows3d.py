@@ -27,6 +27,7 @@ from emadapt.segment.preview import regime_to_tune
 from emadapt.segment.rows3d import predict_rows_3d, reach_of
 from emadapt.segment.run import segment_volume
 from emadapt.study.study import BackboneSettings, RegimeSettings
+from emadapt.volumes import write_zarr
 from tiny import blobs, write_model
 
 IMAGE, _ = blobs((13, 90, 60), 2)
@@ -154,7 +155,7 @@ def test_segment_writes_what_evaluate_predicts_whatever_the_blocks(
     order = dataclasses.replace(order, probabilities=True, instances=True, overwrite=True)
     for rows in (90, 16):
         if rows < 90:
-            for module in (job, partial):
+            for module in (job, write_zarr):
                 monkeypatch.setattr(module, "CHUNK", 16)
             monkeypatch.setattr(job, "BLOCK_3D", 4 * 60 * 8)
         monkeypatch.setattr(job, "WINDOWS", 2)

@@ -45,12 +45,12 @@ def lucchi(root: Path, pairing: str, labelled: bool) -> list[Part]:
 
 
 def vnc(root: Path, pairing: str, labelled: bool) -> list[Part]:
-    """raw with mitochondria."""
+    """Folder raw with folder mitochondria."""
     return [slices_part("all", root / "raw", root / "mitochondria", pairing, labelled=labelled)]
 
 
 def folders(root: Path, pairing: str, labelled: bool) -> list[Part]:
-    """images with labels, in the folder itself or in its train and test."""
+    """Folder images with folder labels, in the folder itself or in its train and test."""
     return [
         slices_part(name, place / "images", place / "labels", pairing, labelled=labelled)
         for name, place in _halves(root)
@@ -63,7 +63,7 @@ def stack(root: Path, pairing: str, labelled: bool) -> list[Part]:
 
 
 def _halves(root: Path) -> list[tuple[str, Path]]:
-    """train and test if either is there, else the folder itself."""
+    """Folders train and test if either is there, else the folder itself."""
     halves = [(name, root / name) for name in ("train", "test")]
     return halves if any(place.is_dir() for _, place in halves) else [("all", root)]
 

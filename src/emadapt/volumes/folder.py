@@ -35,7 +35,8 @@ def open_slices(files: Sequence[Path], name: str) -> Source:
     Raises:
         InputError: a file holds several slices or cannot be read.
     """
-    keep_bits = all([_has_one_bit(file) for file in files])  # looks at every file
+    one_bit = [_has_one_bit(file) for file in files]  # looks at every file
+    keep_bits = all(one_bit)
     first = _read(files[0], keep_bits)
 
     def cut(z0: int, z1: int, y0: int, y1: int) -> Array:
