@@ -20,7 +20,8 @@ from emadapt.models.device import autocast
 from emadapt.models.monai_parts import monai_part
 from emadapt.models.predict import BATCH_TILES, foreground
 from emadapt.models.segmenter import Segmenter, build_segmenter, save_segmenter
-from emadapt.segment.job import Order, cached_model
+from emadapt.segment.job import Order
+from emadapt.segment.model import cached_model
 from emadapt.segment.run import segment_volume
 from emadapt.study.study import BackboneSettings, RegimeSettings
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tifffile
 import torch
 
 from emadapt.data.crops import CropDataset, Draw
@@ -15,16 +14,12 @@ from emadapt.data.ingest import Volume, open_volume
 from emadapt.data.tiles import geometry_of, to_input, with_neighbours
 from emadapt.errors import ConfigError
 from emadapt.models.predict import predict_slice, predict_slices
-from emadapt.models.segmenter import build_segmenter, load_segmenter
+from emadapt.models.segmenter import build_segmenter
 from emadapt.models.tokens import _ingredients, token_views
-from emadapt.segment import job, preview
-from emadapt.segment.job import Order
-from emadapt.segment.run import segment_volume
 from emadapt.study.study import BackboneSettings, RegimeSettings, Unit
 from emadapt.training.evaluate import evaluate_unit
 from emadapt.training.train import train_unit
-from emadapt.volumes import write_tiff, write_zarr
-from tiny import blobs, make_study, settings, write_model
+from tiny import make_study, settings
 
 SPEC = BackboneSettings(
     "tiny_dinov2", "random", tile=56, overlap=0.25, views=1, precision="fp32", context=1
@@ -120,72 +115,3 @@ def test_networks_from_scratch(kind: Any, monkeypatch: pytest.MonkeyPatch) -> No
     plain = build_segmenter(dataclasses.replace(SPEC, context=0), regime, kind, 0)
     first, ours = (next(m.head.parameters()) for m in (plain, model))
     assert (first.shape[1], ours.shape[1]) == (1, 3)
-
-
-UNET = {"regime": RegimeSettings("unet2d"), "head": "unet2d"}
-
-
-@pytest.mark.parametrize(
-    "change", [{}, {"scale": 0.7, "smooth_z_nm": 30.0}, UNET], ids=["plain", "scaled", "unet2d"]
-)
-def test_segment_shows_the_neighbours_of_each_slice_however_it_is_cut(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
-) -> None:
-    monkeypatch.setattr("emadapt.models.unet2d.FEATURES", (8, 8, 16, 32, 64, 8))
-    image, label = blobs((7, 90, 60), 2)
-    tifffile.imwrite(tmp_path / "image.tif", image, photometric="minisblack")
-    model = write_model(tmp_path / "model", context=1, **change)
-    volume = Volume(
-        "v",
-        image,
-        label,
-        {"split": {"train": [], "val": [], "test": []}, "md5": "", "voxel_nm": [30, 5, 5]},
-    )
-    expected = np.stack(
-        [p for _, p in predict_slices(load_segmenter(model)[0], volume, list(range(7)))]
-    )
-    order = Order(
-        str(tmp_path / "image.tif"),
-        str(tmp_path / "mask.tif"),
-        str(model),
-        voxel_nm=(30.0, 5.0, 5.0),
-        window=(0.0, 255.0),
-        overwrite=True,
-    )
-    masks = []
-    for depth, block in ((16, 2**25), (2, 2**25), (16, 1000)):
-        for module in (job, write_tiff, write_zarr):
-            monkeypatch.setattr(module, "CHUNK", 16)
-        monkeypatch.setattr(job, "DEPTH", depth)
-        monkeypatch.setattr(job, "BLOCK", block)
-        segment_volume(order)
-        masks.append(tifffile.imread(order.output))
-    clear = np.abs(expected - 0.5) > (1e-4 if change else 0)
-    for mask in masks:
-        np.testing.assert_array_equal(mask[clear], np.where(expected > 0.5, 255, 0)[clear])
-    np.testing.assert_array_equal(masks[0], masks[1])
-    alone = np.stack(
-        [predict_slice(load_segmenter(model)[0], np.repeat(z[..., None], 3, -1)) for z in image]
-    )
-    assert ((alone > 0.5) != (expected > 0.5)).any()
-    preview.preview(dataclasses.replace(order, output=str(tmp_path / "page.html")))
-    assert (tmp_path / "page.html").is_file()
-
-
-@pytest.mark.parametrize(
-    ("context", "z_nm", "warned"), [(1, 30.0, False), (1, 300.0, True), (0, 300.0, False)]
-)
-def test_models_of_neighbours_say_so_where_slices_lie_farther_apart_than_in_training(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], context: int, z_nm: float, warned: bool
-) -> None:
-    tifffile.imwrite(tmp_path / "image.tif", blobs((4, 60, 60), 2)[0], photometric="minisblack")
-    model = write_model(tmp_path / "model", context=context)
-    job.prepare(
-        Order(
-            str(tmp_path / "image.tif"),
-            str(tmp_path / "mask.tif"),
-            str(model),
-            voxel_nm=(z_nm, 5.0, 5.0),
-        )
-    )
-    assert ("slices 300 nm apart, in training 30 nm" in capsys.readouterr().err) == warned

@@ -7,20 +7,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tifffile
 
 from emadapt.data.ingest import Volume, open_volume
 from emadapt.models.predict import predict_slices
 from emadapt.models.segmenter import Segmenter, build_segmenter, load_segmenter
 from emadapt.models.tokens import plain_view, token_key
 from emadapt.models.tokens import run as tokens
-from emadapt.segment.job import Order
-from emadapt.segment.run import segment_volume
 from emadapt.study.settings import OWN_HEADS
 from emadapt.study.study import BackboneSettings, RegimeSettings, Unit
 from emadapt.training.evaluate import evaluate_unit
 from emadapt.training.train import train_unit
-from tiny import blobs, make_study, settings, write_model
+from tiny import blobs, make_study, settings
 
 SPEC = BackboneSettings(
     "tiny_dinov2", "random", tile=56, overlap=0.25, views=0, precision="fp32", flips=True
@@ -133,24 +130,3 @@ def test_a_unit_is_validated_tested_and_used_with_flips(
         found = np.stack([p for _, p in predict_slices(segmenter, own, slices)]) > 0.5
         truth = own.label[slices] > 0
         assert iou == pytest.approx((found & truth).sum() / (found | truth).sum(), abs=5e-3)
-
-
-def test_a_model_of_flips_segments_with_them_unasked(volume: Volume, tmp_path: Path) -> None:
-    tifffile.imwrite(tmp_path / "in.tif", volume.image, photometric="minisblack")
-    results: list[np.ndarray] = []
-    for own, asked in ((True, False), (False, True), (False, False)):
-        folder = write_model(tmp_path / f"model-{len(results)}", flips=own)
-        out = tmp_path / f"out-{len(results)}.tif"
-        segment_volume(
-            Order(
-                str(tmp_path / "in.tif"),
-                str(out),
-                str(folder),
-                flips=asked,
-                voxel_nm=(30.0, 5.0, 5.0),
-                probabilities=True,
-            )
-        )
-        results.append(tifffile.imread(tmp_path / f"out-{len(results)}-probabilities.tif"))
-    np.testing.assert_array_equal(results[0], results[1])
-    assert (results[1] != results[2]).any()

@@ -1,4 +1,4 @@
-"""The napari plugin without napari: its manifest, and what its button does with a layer and a viewer that are stand-ins."""
+"""The napari plugin without napari: its manifest, and what it does with stand-ins of a layer."""
 
 import importlib.util
 import inspect
@@ -19,7 +19,7 @@ from emadapt.segment import napari as plugin
 from tiny import blobs, write_model
 
 ROOT = Path(__file__).resolve().parents[1]
-MANIFEST = ROOT / "src/emadapt/napari.yaml"
+MANIFEST = ROOT / "src/emadapt/segment/napari.yaml"
 IMAGE, _ = blobs((4, 90, 100), 1)
 VOXEL = (30.0, 5.0, 5.0)
 
@@ -36,51 +36,30 @@ class Recorder:
         return self.array[index]
 
 
-class Layer(SimpleNamespace):
-    """The part of napari.layers.Image that the plugin uses: scale in µm, and nothing turned."""
-
-    def __init__(self, array: Any, **change: Any) -> None:
-        n = len(array.shape)
-        super().__init__(
-            **{
-                "name": "em",
-                "data": array,
-                "rgb": False,
-                "multiscale": False,
-                "ndim": n,
-                "units": ("micrometer",) * n,
-                "scale": np.array((0.03, 0.005, 0.005)[-n:]),
-                "translate": np.zeros(n),
-                "data_level": 0,
-                "corner_pixels": np.array([[0] * n, [s - 1 for s in array.shape]]),
-            }
-            | change
-        )
-
-    def world_to_data(self, point: Any) -> np.ndarray:
-        return (np.asarray(point) - self.translate) / self.scale
-
-    def data_to_world(self, point: Any) -> np.ndarray:
-        return np.asarray(point) * self.scale + self.translate
+def layer(array: Any, **change: Any) -> SimpleNamespace:
+    """The part of napari.layers.Image that the plugin uses, with a scale in um."""
+    n = len(array.shape)
+    scale = np.array((0.03, 0.005, 0.005)[-n:])
+    facts = {
+        "name": "em",
+        "data": array,
+        "rgb": False,
+        "multiscale": False,
+        "ndim": n,
+        "units": ("micrometer",) * n,
+        "scale": scale,
+        "data_level": 0,
+        "corner_pixels": np.array([[0] * n, [s - 1 for s in array.shape]]),
+        "world_to_data": lambda point: np.asarray(point) / scale,
+        "data_to_world": lambda point: np.asarray(point) * scale,
+    }
+    return SimpleNamespace(**facts | change)
 
 
-class Viewer:
-    """The part of a viewer: at slice z of the layer, in 2D."""
-
-    def __init__(self, z: int = 0, n: int = 3, **change: Any) -> None:
-        facts: dict[str, Any] = {
-            "ndisplay": 2,
-            "ndim": n,
-            "displayed": (n - 2, n - 1),
-            "point": (z * 0.03, 0.1, 0.1)[-n:],
-        }
-        self.dims, self.added = (
-            SimpleNamespace(**facts | change),
-            list[tuple[np.ndarray, dict[str, Any]]](),
-        )
-
-    def add_labels(self, mask: np.ndarray, **about: Any) -> None:
-        self.added.append((mask, about))
+def viewer(z: int = 0, **change: Any) -> SimpleNamespace:
+    """A viewer at slice z of the layer, in 2D."""
+    facts = {"ndisplay": 2, "ndim": 3, "displayed": (1, 2), "point": (z * 0.03, 0.1, 0.1)}
+    return SimpleNamespace(dims=SimpleNamespace(**facts | change))
 
 
 @pytest.fixture(scope="module")
@@ -93,115 +72,91 @@ def test_the_manifest_is_valid_and_its_commands_can_be_imported() -> None:
     manifest.validate_imports()
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert settings["project"]["entry-points"]["napari.manifest"] == {
-        manifest.name: f"emadapt:{MANIFEST.name}"
+        manifest.name: f"emadapt.segment:{MANIFEST.name}"
     }
-    assert MANIFEST.name in settings["tool"]["setuptools"]["package-data"]["emadapt"]
-    commands = {command.id for command in manifest.contributions.commands or []}
-    assert {widget.command for widget in manifest.contributions.widgets or []} == commands
+    assert MANIFEST.name in settings["tool"]["setuptools"]["package-data"]["emadapt.segment"]
 
 
 def test_the_widget_knows_how_to_ask_for_everything() -> None:
-    """Without Qt no widget can be made; that magicgui finds a kind for each argument can be seen all the same."""
+    """Without Qt no widget can be made, but magicgui must find a kind for each argument."""
     from magicgui.type_map import get_widget_class
 
-    asked = inspect.signature(plugin.segment_in_thread).parameters
+    asked = inspect.signature(plugin.segment_layer).parameters
     assert plugin.ASKED.keys() <= asked.keys()
-    assert [asked[name].annotation for name in ("viewer", "image")] == [
-        "napari.viewer.Viewer",
-        "napari.layers.Image",
-    ]
-    kinds = {
-        name: get_widget_class(
-            value=p.default, annotation=p.annotation, options=dict(plugin.ASKED[name])
-        )[0].__name__
-        for name, p in asked.items()
-        if name not in ("viewer", "image")
-    }
+    kinds = {}
+    for name in ("model", "part", "voxel_nm"):
+        p, options = asked[name], dict(plugin.ASKED[name])
+        kind, _ = get_widget_class(value=p.default, annotation=p.annotation, options=options)
+        kinds[name] = kind.__name__
     assert kinds == {"model": "FileEdit", "part": "ComboBox", "voxel_nm": "TupleEdit"}
 
 
-def test_the_shown_slice_is_segmented_and_nothing_else_is_read(model: str) -> None:
-    layer, viewer = Layer(Recorder(IMAGE), translate=np.array([0.3, 0.0, 1.0])), Viewer()
-    viewer.dims.point = (0.3 + 2 * 0.03, 0, 0)
-    plugin.segment_layer(viewer, layer, model, "slice")
-    ((mask, about),) = viewer.added
-    np.testing.assert_array_equal(mask[0], api.segment(IMAGE[2], api.load_model(model), VOXEL))
-    assert mask.shape == (1, 90, 100)
+@pytest.mark.parametrize(
+    ("part", "z", "rows", "columns"),
+    [("slice", 2, (0, 90), (0, 100)), ("visible part", 1, (0, 60), (20, 80))],
+)
+def test_the_shown_part_is_segmented_and_nothing_else_is_read(
+    model: str, part: str, z: int, rows: tuple[int, int], columns: tuple[int, int]
+) -> None:
+    array = Recorder(IMAGE)
+    image = layer(array, corner_pixels=np.array([[0, -3, 20], [3, 59, 79]]))
+    box = plugin.box_of(viewer(z), image, part)
+    *_, mask = plugin.segmented(array, box, model, plugin.voxel_of(image, (0.0, 0.0, 0.0)))
+    assert array.asked == [(slice(z, z + 1), slice(*rows), slice(*columns))]
+    cut = IMAGE[z, slice(*rows), slice(*columns)]
+    np.testing.assert_array_equal(mask[0], api.segment(cut, api.load_model(model), VOXEL))
     assert 0 < mask.mean() < 1
-    assert layer.data.asked == [(slice(2, 3), slice(0, 90), slice(0, 100))]
-    np.testing.assert_allclose(about["translate"], [0.36, 0, 1])
-    np.testing.assert_array_equal(about["scale"], layer.scale)
+    place = plugin.place_of(image, box)["translate"]
+    np.testing.assert_allclose(place, [z * 0.03, rows[0] * 0.005, columns[0] * 0.005])
 
 
-def test_the_visible_part_is_a_cut_of_it(model: str) -> None:
-    layer = Layer(Recorder(IMAGE), corner_pixels=np.array([[0, -3, 20], [3, 59, 79]]))
-    viewer = Viewer(z=1)
-    plugin.segment_layer(viewer, layer, model, "visible part")
-    ((mask, about),) = viewer.added
-    np.testing.assert_array_equal(
-        mask[0], api.segment(IMAGE[1, :60, 20:80], api.load_model(model), VOXEL)
-    )
-    assert layer.data.asked == [(slice(1, 2), slice(0, 60), slice(20, 80))]
-    np.testing.assert_allclose(about["translate"], [0.03, 0, 0.1])
-
-
-def test_a_volume_is_read_slice_by_slice(model: str) -> None:
-    array, opened = Recorder(IMAGE), api.load_model(model)
-    work = plugin.segmented(array, tuple(slice(0, n) for n in IMAGE.shape), model, VOXEL)
-    before = len(array.asked), next(work)[1:].sum()
-    assert before[1] == 0
+def test_a_volume_is_segmented_slice_by_slice(model: str) -> None:
+    box = plugin.box_of(viewer(), layer(IMAGE), "volume")
+    work = plugin.segmented(IMAGE, box, model, VOXEL)
+    assert not next(work)[1:].any()
     *_, mask = work
-    np.testing.assert_array_equal(mask, api.segment(IMAGE, opened, VOXEL))
-    assert all(z.stop - z.start == 1 for z, *_ in array.asked)
+    np.testing.assert_array_equal(mask, api.segment(IMAGE, api.load_model(model), VOXEL))
 
 
 def test_several_scales_and_single_slices(model: str) -> None:
-    coarse = [IMAGE, IMAGE[:, ::2, ::2]]
-    layer = Layer(
+    image = layer(
         IMAGE,
-        data=coarse,
+        data=[IMAGE, IMAGE[:, ::2, ::2]],
         multiscale=True,
         data_level=1,
         downsample_factors=np.array([[1, 1, 1], [1, 2, 2]]),
         corner_pixels=np.array([[0, 5, 10], [3, 29, 39]]),
     )
-    assert plugin.box_of(Viewer(z=1), layer, "visible part") == (
-        slice(1, 2),
-        slice(10, 59),
-        slice(20, 79),
-    )
-    viewer = Viewer(n=3)  # a flat layer in a viewer that has a slider for another one
-    plugin.segment_layer(viewer, Layer(IMAGE[0]), model, "slice")
-    np.testing.assert_array_equal(
-        viewer.added[0][0], api.segment(IMAGE[0], api.load_model(model), VOXEL)
-    )
-    assert plugin.voxel_of(Layer(IMAGE), (50.0, 4.0, 4.0)) == (50.0, 4.0, 4.0)
+    seen = plugin.box_of(viewer(1), image, "visible part")
+    assert seen == (slice(1, 2), slice(10, 59), slice(20, 79))
+    flat = layer(IMAGE[0])
+    box, voxel = plugin.box_of(viewer(), flat, "slice"), plugin.voxel_of(flat, (0.0, 0.0, 0.0))
+    *_, mask = plugin.segmented(IMAGE[0], box, model, voxel)
+    np.testing.assert_array_equal(mask, api.segment(IMAGE[0], api.load_model(model), VOXEL))
+    assert plugin.voxel_of(layer(IMAGE), (50.0, 4.0, 4.0)) == (50.0, 4.0, 4.0)
 
 
 @pytest.mark.parametrize(
-    ("layer", "view", "said"),
+    ("image", "view", "said"),
     [
-        (Layer(IMAGE, units=("pixel",) * 3), {}, "State the voxel size"),
-        (Layer(IMAGE, rgb=True), {}, "colours"),
-        (Layer(IMAGE[None]), {}, "channels"),
-        (Layer(IMAGE), {"ndisplay": 3, "displayed": (0, 1, 2)}, "in 2D"),
-        (Layer(IMAGE), {"displayed": (0, 2)}, "across z"),
-        (Layer(IMAGE), {"point": (9.0, 0, 0)}, "Move the slider"),
-        (
-            Layer(IMAGE, corner_pixels=np.array([[0, 90, 0], [3, 89, 99]])),
-            {},
-            "nothing of it in view",
-        ),
-        (Layer(IMAGE.astype(np.float32) * np.nan), {}, "NaN"),
+        (layer(IMAGE, units=("pixel",) * 3), {}, "State the voxel size"),
+        (layer(IMAGE, rgb=True), {}, "colours"),
+        (layer(IMAGE[None]), {}, "channels"),
+        (layer(IMAGE), {"ndisplay": 3, "displayed": (0, 1, 2)}, "in 2D"),
+        (layer(IMAGE), {"displayed": (0, 2)}, "across z"),
+        (layer(IMAGE), {"point": (9.0, 0, 0)}, "Move the slider"),
+        (layer(IMAGE, corner_pixels=np.array([[0, 90, 0], [3, 89, 99]])), {}, "nothing of it"),
     ],
 )
 def test_what_cannot_be_segmented_is_said(
-    model: str, layer: Layer, view: dict[str, Any], said: str
+    image: SimpleNamespace, view: dict[str, Any], said: str
 ) -> None:
-    viewer = Viewer(**view)
+    def ask() -> None:
+        plugin.box_of(viewer(**view), image, "visible part")
+        plugin.voxel_of(image, (0.0, 0.0, 0.0))
+
     with pytest.raises(InputError, match=said):
-        plugin.segment_layer(viewer, layer, model, "visible part")
-    assert not viewer.added
+        ask()
 
 
 @pytest.mark.skipif(

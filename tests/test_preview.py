@@ -46,7 +46,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         },
     )
     write_model(root / "m", facts={"tokens": token_facts(segmenter, [own], [])})
-    write_model(root / "old")
     tifffile.imwrite(root / "like.tif", IMAGE, photometric="minisblack")
     tifffile.imwrite(root / "unlike.tif", 255 - IMAGE // 3, photometric="minisblack")
     return root
@@ -104,11 +103,6 @@ def test_a_volume_unlike_them_is_warned_of(folder: Path) -> None:
         "head": "linear",
         "init_from": f"{(folder / 'm').resolve()}/",
     }
-
-
-def test_a_model_of_an_earlier_version(folder: Path) -> None:
-    run(folder, "like.tif", "old.html", *VOXEL, model="old")
-    assert "does not say what its training data are like" in (folder / "old.html").read_text()
 
 
 def test_other_pixel_sizes_and_few_slices(folder: Path) -> None:

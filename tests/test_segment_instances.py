@@ -1,3 +1,5 @@
+"""Instances against scipy's labels of the whole volume, whatever the blocks."""
+
 import csv
 import dataclasses
 from pathlib import Path
@@ -10,42 +12,38 @@ from scipy.ndimage import center_of_mass, find_objects, label
 
 from emadapt.segment.instances import COLUMNS, join
 from emadapt.segment.job import Job
-from emadapt.segment.partial import PHASES, begin, within
+from emadapt.segment.partial import begin, within
+from emadapt.segment.phases import PHASES
 
 JOB = Job(
-    "in",
-    0,
-    [],
-    (1, 1, 1),
-    "uint8",
-    (30.0, 5.0, 4.0),
-    "m",
-    "u",
-    "0",
-    "0",
-    (0.0, 255.0),
-    (1.0, 1.0),
-    "a",
-    None,
-    "",
-    0.0,
-    0.5,
-    False,
-    ("mask", "instances"),
-    1,
-    1,
+    input="in",
+    scale=0,
+    stamp=[],
+    shape=(1, 1, 1),
+    voxel_nm=(30.0, 5.0, 4.0),
+    model="m",
+    unit="u",
+    weights="0",
+    card="0",
+    window=(0.0, 255.0),
+    zoom=(1.0, 1.0),
+    dataset="a",
+    statistics=None,
+    sigma=0.0,
+    threshold=0.5,
+    kinds=("mask", "instances"),
+    depth=1,
+    rows=1,
 )
 
 
 def run(
     folder: Path, mask: np.ndarray, depth: int, rows: int
 ) -> tuple[np.ndarray, list[dict[str, float]]]:
-    """The instances of a mask that is there, block by block in a strange order."""
+    """The instances of a mask, block by block from the last to the first."""
     folder.mkdir()
-    z, y, x = mask.shape
-    partial = begin(
-        folder, dataclasses.replace(JOB, shape=(z, y, x), depth=depth, rows=rows), False
-    )
+    job = dataclasses.replace(JOB, shape=mask.shape, depth=depth, rows=rows)
+    partial = begin(folder, job, overwrite=False)
     for block in partial.blocks:
         partial.array("mask")[within(block)] = np.where(mask[within(block)], 255, 0)
     for number in reversed(range(len(partial.blocks))):

@@ -1,5 +1,7 @@
-import dataclasses
+"""Parts of a volume through a model against the whole volume at once, in 2D and in 3D."""
+
 import itertools
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,154 +11,115 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from emadapt.data.align import Aligner
 from emadapt.data.tiles import Geometry, geometry
-from emadapt.models import predict
-from emadapt.models.predict import predict_slice
-from emadapt.models.segmenter import Segmenter, build_segmenter
-from emadapt.segment import rows as rows_module
-from emadapt.segment.rows import grey_rows, predict_rows, real_rows, taps
-from emadapt.study.study import BackboneSettings, RegimeSettings
+from emadapt.models.segmenter import load_segmenter
+from emadapt.segment import rows
+from emadapt.segment.rows import View, _resized, _rows_below, native_rows, predict_rows, view_of
+from tiny import blobs, predicted, write_3d_model, write_model
 
-SPEC = BackboneSettings("tiny_dinov2", "random", tile=56, overlap=0.4, views=0, precision="fp32")
-IMAGE = np.random.default_rng(0).integers(0, 256, (150, 90), dtype=np.uint8)
+IMAGE, _ = blobs((9, 150, 90), 2)
+KINDS: dict[str, Any] = {
+    "tiles": {},
+    "one tile": {"tile": 0},
+    "no overlap": {"overlap": 0.0},
+    "neighbours": {"context": 1},
+    "larger": {"scale": 1.7},
+    "smaller": {"scale": 0.6},
+    "windows": {"overlap": 0.5},
+    "windows larger": {"overlap": 0.2, "scale": 1.3},
+}
 
 
-@pytest.fixture(autouse=True)
-def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Batches end within a row of tiles, and rows are read in many parts."""
-    for module in (predict, rows_module):
-        monkeypatch.setattr(module, "BATCH_TILES", 3)
-    monkeypatch.setattr(rows_module, "FETCH", 60 * 90)
+def make(folder: Path, kind: str) -> tuple[View, Geometry]:
+    write = write_3d_model if "windows" in kind else write_model
+    segmenter, _ = load_segmenter(write(folder, **KINDS[kind]))
+    geo = geometry((150, 90), segmenter.spec, segmenter.backbone.arch.patch)
+    return view_of(segmenter, geo, len(IMAGE)), geo
 
 
-def make(**change: Any) -> tuple[Segmenter, Geometry, Aligner]:
-    zoom = change.pop("zoom", (1.0, 1.0))
-    spec = dataclasses.replace(SPEC, **change)
-    segmenter = build_segmenter(spec, RegimeSettings("frozen"), "pyramid", seed=0).eval()
-    aligner = Aligner(zoom=zoom)
-    return segmenter, geometry((150, 90), spec, 14, aligner), aligner
+def run(
+    view: View, geo: Geometry, z: tuple[int, int], y: tuple[int, int], image: np.ndarray = IMAGE
+) -> np.ndarray:
+    """A part; nothing but the slices and rows that it is said to need may be read."""
+    first, end = view.slices(*z)
+    top, bottom = native_rows(view, geo, *y)
+
+    def read(k: int, y0: int, y1: int) -> np.ndarray:
+        assert first <= k < end
+        assert top <= y0 < y1 <= bottom
+        return image[k, y0:y1]
+
+    found = dict(predict_rows(view, read, geo, z, y))
+    assert list(found) == list(range(*z))
+    return np.stack(list(found.values()))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_part_of_a_volume_is_a_part_of_the_whole(kind: str, tmp_path: Path) -> None:
+    view, geo = make(tmp_path, kind)
+    expected = predicted(tmp_path, IMAGE)
+    assert expected.std() > 0.01
+    whole = run(view, geo, (0, 9), (0, 150))
+    # Where both axes are resized, Pillow may begin with y; here x always comes first.
+    exact = geo.resized == geo.native
+    np.testing.assert_allclose(whole, expected, rtol=0, atol=1e-6 if exact else 2e-2)
+    # A resampled grey value may be rounded another way.
+    for z, y in itertools.product([(0, 1), (4, 7), (8, 9)], [(0, 1), (40, 97), (97, 150)]):
+        part, wanted = run(view, geo, z, y), whole[slice(*z), slice(*y)]
+        np.testing.assert_allclose(part, wanted, rtol=0, atol=1e-5 if exact else 1e-2)
+
+
+@pytest.mark.parametrize("kind", ["tiles", "windows"])
+def test_no_more_is_read_than_is_needed(kind: str, tmp_path: Path) -> None:
+    view, geo = make(tmp_path, kind)
+    first, end = view.slices(4, 5)
+    assert end - first <= 2 * view.depth - 1
+    top, bottom = native_rows(view, geo, 70, 71)
+    assert bottom - top <= 2 * geo.tile[0] - 1
 
 
 @given(st.integers(1, 60), st.integers(1, 60), st.data())
-def test_rows_are_resized_as_pillow_resizes_a_slice(
+def test_rows_are_resized_as_pillow_resizes_a_whole_slice(
     n_in: int, n_out: int, data: st.DataObject
 ) -> None:
-    resized: Any
     rng = np.random.default_rng(n_in * 61 + n_out)
     y0 = data.draw(st.integers(0, n_out - 1))
     y1 = data.draw(st.integers(y0 + 1, n_out))
-    ways: list[tuple[Any, Any, Any]] = [
-        (np.uint8, Image.Resampling.BICUBIC, grey_rows),
-        (np.float32, Image.Resampling.BILINEAR, real_rows),
-    ]
-    for dtype, how, resized in ways:
-        image = (
-            rng.integers(0, 256, (n_in, 5)).astype(dtype)
-            if dtype == np.uint8
-            else rng.random((n_in, 5), np.float32)
-        )
-        whole = np.asarray(Image.fromarray(image).resize((5, n_out), how))
-        t = taps(n_in, n_out, how)
-        first, stop = int(t.first[y0]), int(t.stop[y1 - 1])
-        np.testing.assert_array_equal(resized(image[first:stop], first, t, y0, y1), whole[y0:y1])
+    grey = rng.integers(0, 256, (n_in, 5), dtype=np.uint8)
+    real = rng.random((n_in, 5), np.float32)
+    for image, how, taps, away in (
+        (grey, Image.Resampling.BICUBIC, 2, 1),
+        (real, Image.Resampling.BILINEAR, 1, 1e-5),
+    ):
+        whole = np.asarray(Image.fromarray(image).resize((5, n_out), how), float)
+        first, end = _rows_below(n_in, n_out, y0, y1, taps)
+        place = y0 * n_in / n_out - first, y1 * n_in / n_out - first
+        found = _resized(image[first:end], (y1 - y0, 5), place, how)
+        np.testing.assert_allclose(found, whole[y0:y1], rtol=0, atol=away)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {},
-        {"scale": 1.7},
-        {"scale": 0.6},
-        {"zoom": (1.3, 0.8)},
-        {"zoom": (1.0, 0.5)},
-        {"tile": 0},
-        {"longest_edge": 98, "tile": 0},
-        {"tile": 140},
-        {"overlap": 0.0},
-    ],
-    ids=str,
-)
-def test_a_slice_in_any_parts_is_the_slice_as_a_whole(change: dict[str, Any]) -> None:
-    segmenter, geo, aligner = make(**change)
-    whole = predict_slice(segmenter, IMAGE, aligner=aligner)
-    assert whole.std() > 1e-3
+def test_where_the_grid_begins_matters_little(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that sees less well towards the borders of a tile leaves no seams."""
+    segmenter, _ = load_segmenter(write_model(tmp_path, overlap=0.5))
+    image = np.random.default_rng(1).integers(0, 256, (1, 180, 180), dtype=np.uint8)
 
-    def joined(*cuts: int) -> np.ndarray:
-        return np.concatenate(
-            [
-                p
-                for y0, y1 in itertools.pairwise(cuts)
-                for p in predict_rows(segmenter, lambda a, b: IMAGE[a:b], geo, y0, y1)
-            ]
-        )
+    def ramp(_: Any, batch: torch.Tensor, size: tuple[int, int]) -> np.ndarray:
+        """0.6 in the middle of a tile and 0.5 at its border."""
+        near = np.minimum(np.arange(size[0]), np.arange(size[0])[::-1]) / (size[0] / 2)
+        tile = 0.5 + 0.1 * np.minimum.outer(near, near)
+        return np.broadcast_to(tile, (len(batch), *size)).astype(np.float32)
 
-    one = joined(0, 150)
-    # Where both axes are resized, Pillow begins with y if that is less work; here x always comes first.
-    np.testing.assert_allclose(one, whole, rtol=0, atol=0 if geo.resized == geo.native else 5e-3)
-    np.testing.assert_array_equal(joined(0, 1, 63, 64, 140, 150), one)
+    monkeypatch.setattr(rows, "foreground", ramp)
 
+    def segmented(part: np.ndarray) -> np.ndarray:
+        geo = geometry(part.shape[1:], segmenter.spec, 14)
+        return run(view_of(segmenter, geo, 1), geo, (0, 1), (0, part.shape[1]), part)[0]
 
-def test_no_more_rows_are_read_than_tiles_need() -> None:
-    segmenter, geo, _ = make()
-    seen: list[tuple[int, int]] = []
-
-    def read(a: int, b: int) -> np.ndarray:
-        seen.append((a, b))
-        return IMAGE[a:b]
-
-    list(predict_rows(segmenter, read, geo, 0, 10))
-    assert (
-        max(b for _, b in seen) <= 112
-    )  # the first row of tiles, and the second, which a batch begins
-    seen.clear()
-    list(predict_rows(segmenter, read, geo, 0, 150))
-    assert max(b - a for a, b in seen) < 150
-
-
-def test_flips_are_a_mean_over_mirrored_slices() -> None:
-    """The grid of tiles is its own mirror image, so the mirrored slice gives the mirrored tiles."""
-    segmenter, geo, _ = make()
-    flipped = np.concatenate(
-        list(predict_rows(segmenter, lambda a, b: IMAGE[a:b], geo, 0, 150, flips=True))
-    )
-    views = [
-        np.flip(predict_slice(segmenter, np.ascontiguousarray(np.flip(IMAGE, axes))), axes)
-        for axes in ((), (0,), (1,), (0, 1))
-    ]
-    np.testing.assert_allclose(flipped, np.mean(views, 0), atol=1e-5)
-    assert np.abs(flipped - views[0]).max() > 1e-3
-
-
-def test_where_the_grid_begins_matters_little() -> None:
-    """A model that sees less well towards the borders of a tile: where the grid begins changes little, and there are no seams."""
-    segmenter, _, _ = make(overlap=0.5)
-    image = np.random.default_rng(1).integers(0, 256, (180, 180), dtype=np.uint8)
-
-    def foreground(_: Any, batch: torch.Tensor, size: tuple[int, int], flips: bool) -> np.ndarray:
-        """A model that sees less well towards the borders of a tile: the middle says 0.6, the border 0.5."""
-        ramp = np.minimum(np.arange(size[0]), np.arange(size[0])[::-1]) / (size[0] / 2)
-        return np.broadcast_to(
-            0.5 + 0.1 * np.minimum.outer(ramp, ramp), (len(batch), *size)
-        ).astype(np.float32)
-
-    def run(part: np.ndarray) -> np.ndarray:
-        geo = geometry(part.shape, segmenter.spec, 14)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(rows_module, "over_flips", foreground)
-            return np.concatenate(
-                list(predict_rows(segmenter, lambda a, b: part[a:b], geo, 0, len(part)))
-            )
-
-    whole = run(image)
+    whole = segmented(image)
+    assert np.abs(np.diff(whole, axis=0)).max() < 0.012  # tiles side by side would step by 0.1
     for offset in (1, 7, 14, 23):
-        shifted = run(image[offset:, offset:])
-        assert (
-            np.abs(
-                whole[offset + 56 : 124, offset + 56 : 124]
-                - shifted[56 : 124 - offset, 56 : 124 - offset]
-            ).max()
-            < 0.06
-        )
-    steps = np.abs(np.diff(whole, axis=0)).max()
-    assert steps < 0.012  # tiles put side by side would step by 0.1
+        shifted = segmented(image[:, offset:, offset:])
+        near = whole[offset + 56 : 124, offset + 56 : 124]
+        assert np.abs(near - shifted[56 : 124 - offset, 56 : 124 - offset]).max() < 0.06

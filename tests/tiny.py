@@ -13,10 +13,12 @@ import pytest
 import tifffile
 import torch
 import yaml
+from safetensors.torch import save_file
 
 import emadapt
-from emadapt.data.ingest import ingest
-from emadapt.models.segmenter import build_segmenter, save_segmenter
+from emadapt.data.ingest import Volume, ingest
+from emadapt.models.predict import predict_slices
+from emadapt.models.segmenter import build_segmenter, load_segmenter, save_segmenter
 from emadapt.study.rules import ALIGNMENTS
 from emadapt.study.study import BackboneSettings, RegimeSettings, Study, Unit, load_study
 from emadapt.training import fit as fitting
@@ -180,4 +182,30 @@ def write_model(
         "precision": "fp32",
     }
     save_segmenter(segmenter, folder, card | (facts or {}))
+    return folder
+
+
+def predicted(folder: Path, image: np.ndarray) -> np.ndarray:
+    """Foreground probabilities of a volume (30 nm along z) as `evaluate` computes them."""
+    split: dict[str, list[int]] = {"train": [], "val": [], "test": []}
+    manifest = {"split": split, "md5": "", "voxel_nm": [30, 5, 5]}
+    segmenter, _ = load_segmenter(folder)
+    slices = list(range(len(image)))
+    found = predict_slices(segmenter, Volume("v", image, image, manifest), slices)
+    return np.stack([probability for _, probability in found])
+
+
+def write_3d_model(folder: Path, **change: Any) -> Path:
+    """As `write_model`, of a network in 3D whose answers differ from place to place."""
+    patch = (4, 32, 32)
+    kind = RegimeSettings("resunet3d", patch=patch, channels=(2, 2, 2, 2, 2))
+    write_model(folder, regime=kind, head="resunet3d", **{"tile": 32, **change})
+    segmenter, _ = load_segmenter(folder)
+    torch.manual_seed(0)
+    segmenter.train()
+    with torch.no_grad():
+        for _ in range(3):  # running statistics of its own
+            segmenter(torch.rand(2, 1, *patch), patch[1:])
+        segmenter.head.after.conv.weight.mul_(10)  # type: ignore[union-attr, operator]
+    save_file(segmenter.trained_state(), folder / "model.safetensors")
     return folder

@@ -1,12 +1,11 @@
-"""A few functions for notebooks and scripts: arrays in, arrays out.
+"""Functions for notebooks and scripts: arrays in, arrays out.
 
-The examples are run by the tests, one after the other, with a small model in the folder `model`, which `emadapt train` wrote.
+The tests run the examples, one after the other, with a small model in the folder `model` that
+`emadapt train` wrote.
 """
 
 from __future__ import annotations
 
-import itertools
-import operator
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,18 +13,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from emadapt.models.predict import smooth_z
 from emadapt.segment.domain import Domain, domain_of_volume
-from emadapt.segment.job import Block, Order, Runner, runner_for, settle, spread
+from emadapt.segment.instances import components
 from emadapt.segment.model import Model, open_model
-from emadapt.segment.rows import Input
+from emadapt.segment.runner import array_runner
 from emadapt.study.study import PARAMS, Study
 from emadapt.study.study import load_study as _load_study
 from emadapt.volumes.opening import open_source
-from emadapt.volumes.source import Source, array_source
 from emadapt.volumes.voxel import Voxel, as_voxel
 
 Array = npt.NDArray[Any]
+Window = tuple[float, float]
 
 
 def load_study(path: str | Path = PARAMS) -> Study:
@@ -37,24 +35,24 @@ def load_study(path: str | Path = PARAMS) -> Study:
     ('demo', 6)
 
     Raises:
-        ConfigError: the file is missing, or has unknown keys, wrong types or names that lead nowhere.
+        ConfigError: the file is missing, or has unknown keys, wrong types or unknown names.
     """
     return _load_study(Path(path))
 
 
 def load_model(model: str | Path) -> Model:
-    """Load a model for prediction, on the GPU where there is one.
+    """Load a model for prediction, on the GPU if there is one.
 
     >>> loaded = api.load_model("model")
     >>> loaded.name, loaded.voxels
     ('t-frozen-a-0', {'a': (30.0, 5.0, 5.0)})
 
     Args:
-        model: a folder that `train` wrote, the name of a trained unit of the study in the working directory, or
-            models:/NAME@ALIAS of MLflow's registry.
+        model: a folder that `train` wrote, the name of a trained unit of the study in the working
+            directory, or models:/NAME@ALIAS of MLflow's registry.
 
     Raises:
-        InputError: it is not there, damaged, of another version, or its backbone's weights cannot be had.
+        InputError: it is not there or damaged, or its backbone's weights cannot be had.
     """
     return open_model(model)
 
@@ -67,11 +65,11 @@ def read_volume(path: str | Path, scale: int = 0) -> tuple[Array, Voxel | None]:
     ((3, 90, 100), (30.0, 5.0, 5.0))
 
     Args:
-        path: TIFF, PNG, a folder of slices, `file.h5:/dataset`, Zarr or OME-Zarr.
+        path: TIFF, PNG, a folder of slices, `file.h5:/dataset`, Zarr, OME-Zarr or NIfTI.
         scale: of an OME-Zarr image, 0 for the finest.
 
     Returns:
-        (Z, Y, X) in the file's own dtype, and its voxel size (z, y, x) in nm, None where the file does not say.
+        (Z, Y, X) in the file's own dtype, and its voxel size (z, y, x) in nm, None if unknown.
 
     Raises:
         InputError: it is not there, damaged, or no stack of grey slices.
@@ -87,10 +85,9 @@ def segment(
     *,
     probabilities: bool = False,
     threshold: float | None = None,
-    flips: bool = False,
-    window: tuple[float, float] | None = None,
+    window: Window | None = None,
 ) -> Array:
-    """Segment an array; the same values as `emadapt segment` writes for a file of it.
+    """Segment an array, as `emadapt segment` segments a file of it.
 
     >>> mask = api.segment(volume, loaded, voxel_nm)
     >>> mask.shape, mask.dtype
@@ -105,26 +102,20 @@ def segment(
         voxel_nm: (z, y, x).
         probabilities: give these instead of a mask.
         threshold: of the mask; None: the model's.
-        flips: mean over mirrored tiles, four times the work.
-        window: grey values that become black and white; None: of 8 bits all, else percentiles of `volume`.
+        window: grey values of black and white; None: all of 8 bits, else percentiles of `volume`.
 
     Returns:
-        bool, or float32 in [0, 1], of the shape of `volume`.
+        bool, or float32 in [0, 1], in the shape of `volume`.
 
     Raises:
-        InputError: the array has NaN, no fitting shape, or voxels of quite another size than in training.
+        InputError: the array has NaN or another number of axes, or voxels of quite another size
+            than in training.
     """
-    shape = (1, *np.shape(volume))[-3:]
-    out = np.empty(shape, np.float32 if probabilities else bool)
-    for z, found in segment_slices(
-        volume,
-        model,
-        voxel_nm,
-        probabilities=probabilities,
-        threshold=threshold,
-        flips=flips,
-        window=window,
-    ):
+    out = np.empty((1, *np.shape(volume))[-3:], np.float32 if probabilities else bool)
+    slices = segment_slices(
+        volume, model, voxel_nm, probabilities=probabilities, threshold=threshold, window=window
+    )
+    for z, found in slices:
         out[z] = found
     return out.reshape(np.shape(volume))
 
@@ -136,33 +127,33 @@ def segment_slices(
     *,
     probabilities: bool = False,
     threshold: float | None = None,
-    flips: bool = False,
-    window: tuple[float, float] | None = None,
+    window: Window | None = None,
 ) -> Iterator[tuple[int, Array]]:
-    """The same slice by slice as they are done, e.g. for an array of Zarr or dask, which is not read as a whole.
+    """As `segment`, slice by slice, for a volume that does not fit in memory.
 
-    >>> [(z, bool((found == mask[z]).all())) for z, found in api.segment_slices(volume, loaded, voxel_nm)]
+    >>> slices = api.segment_slices(volume, loaded, voxel_nm)
+    >>> [(z, bool((found == mask[z]).all())) for z, found in slices]
     [(0, True), (1, True), (2, True)]
 
     Args:
-        volume: as for `segment`, or anything that has `shape` and `dtype` and gives arrays for slices of (Z, Y, X).
-        model: and what follows as for `segment`.
+        volume: as of `segment`, or anything with `shape` and `dtype` that gives arrays for slices
+            of (Z, Y, X), such as an array of Zarr or dask.
+        model: and all that follows as of `segment`.
 
     Returns:
-        Numbers of slices, and each one's (Y, X) bool, or float32 in [0, 1].
+        The number of each slice, and its (Y, X) bool, or float32 in [0, 1].
 
     Raises:
         InputError: as `segment`.
     """
-    runner = _runner(volume, model, voxel_nm, threshold, flips, window)
-    found = smooth_z(_slices(runner), runner.job.sigma)
-    return ((z, p if probabilities else p > runner.job.threshold) for z, p in found)
+    runner = array_runner(volume, model, voxel_nm, threshold=threshold, window=window)
+    return ((z, p if probabilities else p > runner.job.threshold) for z, p in runner.slices())
 
 
 def tokens(
-    image: Array, model: Model, voxel_nm: Voxel, window: tuple[float, float] | None = None
+    image: Array, model: Model, voxel_nm: Voxel, window: Window | None = None
 ) -> npt.NDArray[np.float32]:
-    """Patch tokens of a slice, of the last block that the model's head sees, adapters included.
+    """Patch tokens of a slice, from the last block that the model's head sees.
 
     >>> api.tokens(volume[0], loaded, voxel_nm).shape
     (4, 64, 4, 4)
@@ -171,7 +162,7 @@ def tokens(
         image: (Y, X).
         model: from `load_model`.
         voxel_nm: (z, y, x).
-        window: see `segment`.
+        window: as of `segment`.
 
     Returns:
         (n, D, h, w), a map for each of n tiles that cover the slice, row by row.
@@ -181,24 +172,17 @@ def tokens(
     from emadapt.models.device import autocast
     from emadapt.models.predict import BATCH_TILES
 
-    runner = _runner(image, model, voxel_nm, None, False, window)
-    shown, corners, found = (
-        Input(runner.reader(0, runner.source.read(0, 1), 0), runner.geo),
-        runner.geo.corners(0.0),
-        [],
-    )
-    device = next(model.segmenter.buffers()).device
-    for start in range(0, len(corners), BATCH_TILES):
-        with torch.inference_mode(), autocast(model.segmenter.spec.precision):
-            batch = shown.tiles(corners[start : start + BATCH_TILES]).to(device)
-            found.append(model.segmenter.tokens(batch)[0][-1].float().cpu().numpy())
-    return np.concatenate(found)
+    runner, segmenter = array_runner(image, model, voxel_nm, window=window), model.segmenter
+    tiles = runner.tiles(0, runner.geo.corners(0.0)).to(next(segmenter.buffers()).device)
+    with torch.inference_mode(), autocast(segmenter.spec.precision):
+        found = [segmenter.tokens(batch)[0][-1].float().cpu() for batch in tiles.split(BATCH_TILES)]
+    return torch.cat(found).numpy()
 
 
 def domain_distance(
-    volume: Array, model: Model, voxel_nm: Voxel, window: tuple[float, float] | None = None
+    volume: Array, model: Model, voxel_nm: Voxel, window: Window | None = None
 ) -> Domain:
-    """How far a volume is from the data that a model was trained on, by the tokens of some tiles; see `emadapt.models.closest`.
+    """How far a volume is from the data that a model was trained on, by the tokens of some tiles.
 
     >>> domain = api.domain_distance(volume, loaded, voxel_nm)
     >>> domain.nearest, domain.verdict
@@ -208,15 +192,12 @@ def domain_distance(
         volume: (Z, Y, X) or (Y, X).
         model: from `load_model`.
         voxel_nm: (z, y, x).
-        window: see `segment`.
+        window: as of `segment`.
 
     Returns:
-        Distances to each training dataset, those that are usual within it, and what follows.
-
-    Raises:
-        InputError: the model was trained by a version that did not keep what its tokens are like.
+        Distances to each training dataset, those within it, and a verdict.
     """
-    return domain_of_volume(_runner(volume, model, voxel_nm, None, False, window))
+    return domain_of_volume(array_runner(volume, model, voxel_nm, window=window))
 
 
 def evaluate_masks(predicted: Array, label: Array, voxel_nm: Voxel) -> dict[str, Any]:
@@ -227,34 +208,41 @@ def evaluate_masks(predicted: Array, label: Array, voxel_nm: Voxel) -> dict[str,
     (1.0, 1.0, 3)
 
     Args:
-        predicted: (Z, Y, X) or (Y, X), not 0 in the foreground.
+        predicted: (Z, Y, X), not 0 in the foreground.
         label: of the same shape, likewise.
-        voxel_nm: (z, y, x), for the width of the boundary and of blocks.
+        voxel_nm: (z, y, x), for the width of boundaries and of blocks of slices.
 
     Returns:
-        `n` slices; `iou`, `dice` and `boundary_iou` pooled over them, each with `<metric>_ci95` from a bootstrap over blocks of
-        slices; `per_slice` values.
+        `n` slices; `iou`, `dice` and `boundary_iou` pooled over them, each with `<metric>_ci95`
+        from a bootstrap over blocks of slices; `per_slice` values.
+
+    Raises:
+        InputError: the shapes differ.
     """
+    from emadapt.errors import InputError
     from emadapt.metrics.pixels import boundary_band, overlap_counts, summarise
     from emadapt.training.evaluate import BOUNDARY_NM
 
-    one, other = (array_source(np.asarray(a) != 0, voxel_nm) for a in (predicted, label))
-    _same_shape(one, other)
+    if predicted.shape != label.shape:
+        raise InputError(
+            "label",
+            found=f"shape {label.shape}",
+            expected=f"{predicted.shape}, as the mask",
+            do="Pass the same slices.",
+        )
     band = BOUNDARY_NM / float(np.mean(voxel_nm[1:]))
     area, boundary = [], []
-    for z in range(one.shape[0]):
-        a, b = one.read(z, z + 1)[0], other.read(z, z + 1)[0]
+    for a, b in zip(predicted != 0, label != 0, strict=True):
         area.append(overlap_counts(a, b))
         boundary.append(overlap_counts(boundary_band(a, band), boundary_band(b, band)))
-    return summarise(
-        np.asarray(area), np.asarray(boundary), voxel_nm[0], spread(one.shape[0], one.shape[0])
-    )
+    numbers = list(range(len(predicted)))
+    return summarise(np.asarray(area), np.asarray(boundary), voxel_nm[0], numbers)
 
 
 def find_instances(
     mask: Array, voxel_nm: Voxel
 ) -> tuple[npt.NDArray[np.uint32], list[dict[str, float]]]:
-    """Connected components of a mask that fits in memory, and a table of them, as `emadapt segment --instances` gives them.
+    """Connected components of a mask, as `emadapt segment --instances` gives them.
 
     >>> labels, table = api.find_instances(mask, voxel_nm)
     >>> int(labels.max()) == len(table)
@@ -265,54 +253,7 @@ def find_instances(
         voxel_nm: (z, y, x).
 
     Returns:
-        (Z, Y, X) with 0 in the background and numbers from 1 on; rows with the columns of `emadapt.segment.instances.COLUMNS`.
+        (Z, Y, X) with 0 in the background and numbers from 1 on, and a row for each with the
+        columns of `emadapt.segment.instances.COLUMNS`.
     """
-    from emadapt.segment.instances import components
-
     return components(np.asarray(mask) != 0, as_voxel(voxel_nm))
-
-
-def _slices(runner: Runner) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
-    """Slices one after the other; of a model in 3D a block at a time, since neighbours share windows."""
-    depth = runner.job.depth if runner.model.segmenter.regime.is_3d else 1
-    z, y, _ = runner.job.shape
-    for z0 in range(0, z, depth):
-        whole = Block(z0, min(z0 + depth, z), 0, y)
-        for at, parts in itertools.groupby(
-            runner.probability(whole, runner.load(whole)), key=operator.itemgetter(0)
-        ):
-            yield at, np.concatenate([rows for _, _, rows in parts])
-
-
-def _same_shape(one: Source, other: Source) -> None:
-    from emadapt.errors import InputError
-
-    if one.shape != other.shape:
-        raise InputError(
-            "label",
-            found=f"shape {other.shape}",
-            expected=f"{one.shape}, as the mask",
-            do="Pass the same slices.",
-        )
-
-
-def _runner(
-    volume: Any,
-    model: Model,
-    voxel_nm: Voxel,
-    threshold: float | None,
-    flips: bool,
-    window: tuple[float, float] | None,
-) -> Runner:
-    lazy = len(getattr(volume, "shape", ())) == 3 and hasattr(volume, "dtype")
-    source = array_source(volume if lazy else np.asarray(volume), as_voxel(voxel_nm))
-    order = Order(
-        "array",
-        "",
-        "",
-        threshold=threshold,
-        flips=flips,
-        voxel_nm=as_voxel(voxel_nm),
-        window=window,
-    )
-    return runner_for(settle(order, source, model), source, model)

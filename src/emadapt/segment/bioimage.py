@@ -1,6 +1,7 @@
-"""A model as a package for bioimage.io: the ONNX graph with axes, a test image, a cover, terms, citations and its model card.
+"""A model as a package for bioimage.io, which Fiji (deepImageJ), ilastik and QuPath read.
 
-Fiji (deepImageJ), ilastik, QuPath and `bioimageio.core` read such packages (https://bioimage.io/docs). No network is needed.
+It holds the ONNX graph with axes, a test image, a cover, terms, citations and the model card. See
+https://bioimage.io/docs. No network is needed.
 """
 
 from __future__ import annotations
@@ -32,18 +33,21 @@ U_NET = (
     "Falk et al. 2019, U-Net: deep learning for cell counting, detection, and morphometry",
     "10.1038/s41592-018-0261-2",
 )
-"""What MONAI's BasicUNet, which `unet2d` is, says that it follows."""
+"""What `unet2d`, MONAI's BasicUNet, follows."""
 SIDE, SMALLEST = 18, 4
 """Patches on a side of the test image, and of the smallest image that users may pass."""
+ORANGE = np.array([255, 120, 0], np.float32)
+"""Colour of foreground on the cover."""
 
 
 def write_package(model: Model, path: Path, authors: Sequence[str]) -> dict[str, float]:
-    """Write a package, and have `bioimageio.core` test it; nothing is left where it fails.
+    """Write a package, and have `bioimageio.core` test it; nothing is left if it fails.
 
-    The test image is synthetic, since a public dataset's would bring its terms along; the expected output is the model's own.
+    The test image is synthetic, so that no dataset's terms hold for it; the expected output is the
+    model's own.
 
     Args:
-        model: see `emadapt.segment.onnx_graph.check_exportable`.
+        model: see `check_exportable`.
         path: ends with .zip.
         authors: names of who trained it.
 
@@ -66,7 +70,8 @@ def write_package(model: Model, path: Path, authors: Sequence[str]) -> dict[str,
         if summary.status != "passed":
             wrong = "; ".join(f"{d.name}: {e.msg}" for d in summary.details for e in d.errors)
             raise EmadaptError(
-                f"bioimageio.core does not pass the package; nothing was written. It says: {wrong[:2000]}"
+                "bioimageio.core does not pass the package, and nothing was written. It says: "
+                f"{wrong[:2000]}"
             )
         shutil.move(packed, path)
     return found
@@ -93,29 +98,28 @@ def _write_files(model: Model, folder: Path) -> None:
     side = SIDE * model.segmenter.backbone.arch.patch
     grey = make_volume("phantom_fib", (1, side, side), 0)[0][0]
     image = grey[None, None].astype(np.float32)
+    whole = GreyToProbability(model.segmenter).eval().cpu()
     with torch.inference_mode():
-        probability = (
-            GreyToProbability(model.segmenter).eval().cpu()(torch.from_numpy(image)).numpy()
-        )
+        probability = whole(torch.from_numpy(image)).numpy()
     np.save(folder / "test-input.npy", image)
     np.save(folder / "test-output.npy", probability)
     shown = np.stack([grey] * 3, -1).astype(np.float32)
     share = 0.6 * (probability[0, 0] > model.card["threshold"])[..., None]
-    overlay = shown * (1 - share) + np.array([255, 120, 0], np.float32) * share
+    overlay = shown * (1 - share) + ORANGE * share
     Image.fromarray(np.concatenate([shown, overlay], 1).astype(np.uint8)).save(folder / "cover.png")
     (folder / "README.md").write_text(documentation(model))
     terms = "\n".join(f"- {line}" for line in terms_of(model.card, with_backbone=True))
-    (folder / "LICENSE.md").write_text(
-        f"# Terms of {model.name}\n\nAll of these hold:\n\n{terms}\n"
-    )
+    text = f"# Terms of {model.name}\n\nAll of these hold:\n\n{terms}\n"
+    (folder / "LICENSE.md").write_text(text)
 
 
 def _description(model: Model, folder: Path, authors: Sequence[str]) -> Any:
     from bioimageio.spec.model import v0_5 as v
 
     patch = model.segmenter.backbone.arch.patch
-    # In steps of 1/1024 nm, so that bioimageio's int(size * scale / scale) is the size: with 9.2 it would be one pixel less.
-    y, x = (round(1024 * nm) / 1024 for nm in next(iter(pixels_of(model).values())))
+    pixel = next(iter(pixels_of(model).values()))
+    # In steps of 1/1024 nm: bioimageio computes int(size * scale / scale), one less with 9.2.
+    y, x = (round(1024 * nm) / 1024 for nm in pixel)
     sides = v.ParameterizedSize(min=SMALLEST * patch, step=patch)
     shown = v.InputTensorDescr(
         id=v.TensorId(INPUT),
@@ -147,13 +151,13 @@ def _description(model: Model, folder: Path, authors: Sequence[str]) -> Any:
     weights = v.OnnxWeightsDescr(source=folder / "weights.onnx", opset_version=OPSET)
     return v.ModelDescr(
         name=model.name,
-        description="Foreground probability of mitochondria in electron micrographs, slice by slice.",
+        description="Probability of foreground in electron micrographs, slice by slice.",
         authors=[v.Author(name=name) for name in authors],
         cite=_citations(model, v),
         license=v.FileDescr(source=folder / "LICENSE.md"),
         documentation=v.FileDescr(source=folder / "README.md"),
         covers=[v.FileDescr(source=folder / "cover.png")],
-        tags=["electron-microscopy", "mitochondria", "segmentation", "2d"],
+        tags=["electron-microscopy", "segmentation", "2d"],
         inputs=[shown],
         outputs=[given],
         weights=v.WeightsDescr(onnx=weights),
@@ -161,7 +165,7 @@ def _description(model: Model, folder: Path, authors: Sequence[str]) -> Any:
 
 
 def _citations(model: Model, v: Any) -> list[Any]:
-    """By DOI: bioimageio looks addresses up in the network. Not empty, which its specification calls not FAIR."""
+    """By DOI, as bioimageio looks addresses up in the network; its specification wants some."""
     sources = [data.source for data in datasets_behind(model.card)]
     cited = dict.fromkeys((s["citation"], s["doi"]) for s in sources if s)  # one's own data: none
     found = [v.CiteEntry(text=text, doi=v.Doi(doi)) for text, doi in cited]

@@ -1,8 +1,10 @@
-"""Verbs for a user's own volume. As in `emadapt.cli`, heavy imports happen inside."""
+"""The verbs of this room. Heavy imports happen inside, so that `--help` answers at once."""
 
 from __future__ import annotations
 
 import sys
+import time
+from pathlib import Path
 from typing import Any
 
 import click
@@ -10,28 +12,29 @@ import click
 MODEL = click.option(
     "--model",
     required=True,
-    help="a folder that `train` wrote, a trained unit's name, or models:/NAME@ALIAS",
+    help="A folder that `train` wrote, the name of a trained unit, or models:/NAME@ALIAS.",
 )
 SCALE = click.option(
     "--scale",
     default=0,
     type=click.IntRange(0),
-    help="of an OME-Zarr image  [default: 0, the finest]",
+    help="Scale of an OME-Zarr image.  [default: 0, the finest]",
 )
 VOXEL = click.option(
     "--voxel-nm",
     nargs=3,
     type=float,
     metavar="Z Y X",
-    help="voxel size  [default: what INPUT says]",
+    help="Voxel size in nm.  [default: what INPUT says]",
 )
 WINDOW = click.option(
     "--window",
     nargs=2,
     type=float,
     metavar="LOW HIGH",
-    help="grey values for black and white  [default: of 8 bits 0 255, else percentiles of INPUT]",
+    help="Grey values of black and white.  [default: all of 8 bits, else percentiles of INPUT]",
 )
+OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace the output.")
 
 
 @click.command()
@@ -39,40 +42,32 @@ WINDOW = click.option(
 @click.argument("output")
 @MODEL
 @SCALE
-@click.option(
-    "--probabilities", is_flag=True, help="write them, too, as OUTPUT-probabilities; 255 is 1"
-)
+@click.option("--probabilities", is_flag=True, help="Also write OUTPUT-probabilities; 255 is 1.")
 @click.option(
     "--instances",
     is_flag=True,
-    help="number connected components in OUTPUT-instances, with a table of them as CSV",
+    help="Also write OUTPUT-instances, numbered connected components, with a table as CSV.",
 )
 @click.option(
     "--threshold",
     type=click.FloatRange(0, 1),
-    help="foreground has a higher probability  [default: the model's]",
-)
-@click.option(
-    "--flips",
-    is_flag=True,
-    help="mean over mirrored tiles: four times the work; a model with flips: true always does",
+    help="Foreground has a higher probability.  [default: the model's]",
 )
 @VOXEL
 @WINDOW
 @click.option(
     "--dask",
     default="",
-    help="share the work: local:N processes here, or the address of a scheduler",
+    help="Share the work: local:N processes here, or the address of a scheduler.",
 )
 @click.option(
-    "--overwrite",
-    is_flag=True,
-    help="replace OUTPUT, and what a stopped run of other settings left",
+    "--overwrite", is_flag=True, help="Replace OUTPUT, and what a run of other settings left."
 )
 def segment(input_: str, output: str, **options: Any) -> None:
-    """Segment INPUT (TIFF, folder of slices, file.h5:/dataset, Zarr, OME-Zarr, NIfTI) into OUTPUT (.tif or .zarr).
+    """Segment INPUT into OUTPUT (.tif or .zarr).
 
-    Stopped, the same command goes on where it was: what is done lies in OUTPUT.partial.
+    INPUT is a TIFF, a folder of slices, file.h5:/dataset, Zarr, OME-Zarr or NIfTI. If the command
+    is stopped, repeat it to go on; OUTPUT.partial holds what is done.
     """
     from emadapt.segment.job import Order
     from emadapt.segment.run import segment_volume
@@ -91,21 +86,19 @@ def segment(input_: str, output: str, **options: Any) -> None:
 @SCALE
 @VOXEL
 @WINDOW
-@click.option("--overwrite", is_flag=True, help="replace the page")
+@OVERWRITE
 def preview(input_: str, output: str, **options: Any) -> None:
-    """Segment three places of INPUT for a look, and say whether it is like the data that the model was trained on."""
+    """Segment three places of INPUT, and say whether INPUT resembles the training data."""
     from emadapt.segment.job import Order
     from emadapt.segment.preview import LABEL
     from emadapt.segment.preview import preview as run
 
     domain = run(Order(input_, output, **options))
     click.echo(f"preview: {output}")
-    if domain is not None:
-        click.echo(f"preview: {domain.words()}")
-        if domain.verdict == "unlike":
-            click.echo(
-                f"preview: label {LABEL} slices and fine-tune, see docs/your-own-data.md", err=True
-            )
+    click.echo(f"preview: {domain.words()}")
+    if domain.verdict == "unlike":
+        advice = f"label {LABEL} slices and fine-tune, see docs/your-own-data.md"
+        click.echo(f"preview: {advice}", err=True)
 
 
 @click.command()
@@ -115,27 +108,65 @@ def preview(input_: str, output: str, **options: Any) -> None:
     "--label",
     default=0,
     type=click.IntRange(0),
-    help="value whose surface it is  [default: all that is not 0]",
+    help="Value whose surface it is.  [default: everything that is not 0]",
 )
 @click.option(
     "--smooth",
     default=1.0,
     show_default=True,
     type=click.FloatRange(0, 10),
-    help="sd in voxels of a Gaussian over MASK",
+    help="Standard deviation of a Gaussian over MASK, in voxels.",
 )
 @click.option(
     "--step",
     default=1,
     show_default=True,
     type=click.IntRange(1),
-    help="voxels of the shortest side taken as one",
+    help="Voxels of the shortest side that are taken as one.",
 )
 @SCALE
 @VOXEL
-@click.option("--overwrite", is_flag=True, help="replace OUT")
+@OVERWRITE
 def mesh(input_: str, output: str, **options: Any) -> None:
-    """Write the surface of MASK (as `segment` writes and reads it) as OUT: .ply, .obj or .stl; x, y, z in nm."""
+    """Write the surface of MASK as OUT (.ply, .obj or .stl), in nm.
+
+    MASK is an output of `segment`, or any volume that `segment` reads.
+    """
     from emadapt.segment.mesh import mesh_volume
 
     mesh_volume(input_, output, **options)
+
+
+@click.command()
+@click.argument("model")
+@click.argument("output", metavar="OUT.onnx|OUT.zip", type=click.Path(path_type=Path))
+@click.option("--author", "authors", multiple=True, help="Of the package; may be repeated.")
+@OVERWRITE
+def export(model: str, output: Path, authors: tuple[str, ...], overwrite: bool) -> None:
+    """Write MODEL for other programs: OUT.onnx, or OUT.zip, a package for bioimage.io.
+
+    MODEL is a folder that `train` wrote, the name of a trained unit, or models:/NAME@ALIAS.
+    """
+    from emadapt.segment.export import export_model
+
+    started = time.perf_counter()
+    found = export_model(model, output, authors, overwrite)
+    size, seconds = output.stat().st_size / 2**20, time.perf_counter() - started
+    said = ", ".join(f"{away:.1e} at {shape}" for shape, away in found.items())
+    click.echo(f"export: {output}, {size:.0f} MB, {seconds:.0f} s")
+    click.echo(f"export: largest difference of a probability from the model's: {said}")
+
+
+@click.command()
+@click.argument("model")
+@click.option("--name", default="emadapt", show_default=True, help="Of the registered model.")
+@click.option("--alias", default="", help="Let it point to this version, e.g. champion.")
+def register(model: str, name: str, alias: str) -> None:
+    """Add MODEL (a folder that `train` wrote, or a trained unit) to MLflow's registry."""
+    from emadapt.segment.model import open_model
+    from emadapt.segment.registry import register as run
+
+    opened = open_model(model)
+    version = run(Path(), opened.folder, opened.card, name, alias)
+    said = f", models:/{name}@{alias}" if alias else ""
+    click.echo(f"register: models:/{name}/{version}{said}")

@@ -1,7 +1,8 @@
-"""Blocks as tasks of dask.distributed, on this machine or a cluster. Every machine needs the same paths, as on a shared disk.
+"""Blocks as tasks of dask.distributed, on this machine or on a cluster.
 
-A block that is finished is marked on the disk by the worker; a worker that dies loses the block that it was at, which another
-takes over. Dask's processes send each other pickled functions, so a scheduler's address is to be trusted like a login.
+Every machine needs the same paths, as on a shared disk. The worker marks a finished block on the
+disk; when a worker dies, another one takes over its block. Dask's processes send each other pickled
+functions, so trust a scheduler's address as you would trust a login.
 """
 
 from __future__ import annotations
@@ -12,29 +13,27 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import torch
-
 from emadapt.errors import InputError
-from emadapt.segment.partial import work
+from emadapt.segment.phases import work
 
 RETRIES = 3
-"""Of a block whose worker had an error other than one of the input."""
+"""Of a block whose worker failed, other than by an error of the input."""
 AHEAD = 256
 """Blocks that the scheduler knows of at a time."""
 
 
 @contextmanager
 def workers(where: str) -> Iterator[Callable[[str, str, list[int]], Iterable[int]]]:
-    """A function that has blocks finished by workers, in any order.
+    """A function (folder, phase, numbers) that has workers finish blocks, in any order.
 
     Args:
-        where: the address of a scheduler, or `local:N` for N processes of one thread here.
+        where: address of a scheduler, or `local:N` for N processes here.
 
     Raises:
         InputError: dask is not installed, or there is no scheduler.
     """
     try:
-        from dask.distributed import Client, LocalCluster
+        from dask.distributed import Client
     except ImportError as error:
         raise InputError(
             "--dask",
@@ -42,25 +41,10 @@ def workers(where: str) -> Iterator[Callable[[str, str, list[int]], Iterable[int
             expected="the extra `cluster`",
             do="Install it: pip install 'emadapt[cluster]'.",
         ) from error
-    kind, _, number = where.partition(":")
     with ExitStack() as stack:
-        if kind == "local":
-            if not number.isdigit() or int(number) < 1:
-                raise InputError(
-                    "--dask", found=where, expected="local:N with N of 1 or more", do="Correct it."
-                )
-            cluster = LocalCluster(
-                host="127.0.0.1",
-                n_workers=int(number),
-                threads_per_worker=1,
-                memory_limit=0,
-                dashboard_address=None,
-            )
-            address: Any = stack.enter_context(cluster)
-        else:
-            address = where
+        local = stack.enter_context(_local(where)) if where.startswith("local:") else where
         try:
-            client = stack.enter_context(Client(address, timeout=30))
+            client = stack.enter_context(Client(local, timeout=30))
         except (OSError, ValueError) as error:
             raise InputError(
                 "--dask",
@@ -71,22 +55,34 @@ def workers(where: str) -> Iterator[Callable[[str, str, list[int]], Iterable[int
         yield lambda folder, phase, numbers: _finished(client, folder, phase, numbers)
 
 
+def _local(where: str) -> Any:
+    """N processes of one thread each on this machine."""
+    from dask.distributed import LocalCluster
+
+    number = where.removeprefix("local:")
+    if not number.isdigit() or int(number) < 1:
+        raise InputError(
+            "--dask", found=where, expected="local:N with N of 1 or more", do="Correct it."
+        )
+    return LocalCluster(
+        host="127.0.0.1",
+        n_workers=int(number),
+        threads_per_worker=1,
+        memory_limit=0,
+        dashboard_address=None,
+    )
+
+
 def _finished(client: Any, folder: str, phase: str, numbers: list[int]) -> Iterator[int]:
-    """Numbers of blocks as their tasks end; the first error of one ends all."""
+    """Numbers of blocks as their tasks end; the first error ends all."""
     from dask.distributed import KilledWorker, as_completed
 
     run, waiting = uuid.uuid4().hex[:8], iter(numbers)
 
     def submit(number: int) -> Any:
-        return client.submit(
-            on_worker,
-            folder,
-            phase,
-            number,
-            key=f"{phase}-{number}-{run}",
-            retries=RETRIES,
-            pure=False,
-        )
+        key = f"{phase}-{number}-{run}"
+        task = on_worker, folder, phase, number
+        return client.submit(*task, key=key, retries=RETRIES, pure=False)
 
     tasks = as_completed([submit(n) for n in itertools.islice(waiting, AHEAD)])
     for task in tasks:
@@ -97,7 +93,7 @@ def _finished(client: Any, folder: str, phase: str, numbers: list[int]) -> Itera
                 f"workers at block {task.key}",
                 found=f"several that died ({error})",
                 expected="workers that live",
-                do="See their logs; out of memory? Repeat the command to go on.",
+                do="Look at their logs (out of memory?) and repeat the command to go on.",
             ) from error
         if isinstance(number, InputError):
             raise number
@@ -107,13 +103,15 @@ def _finished(client: Any, folder: str, phase: str, numbers: list[int]) -> Itera
 
 
 def on_worker(folder: str, phase: str, number: int) -> int | InputError:
-    """`work`, on a GPU of its own where the machine has several. An error of the input is handed back: it needs no retries."""
+    """`work`, on a GPU of its own if the machine has several.
+
+    An error of the input is returned and not raised, since retries would not help.
+    """
+    import torch
     from dask.distributed import get_worker
 
-    name = get_worker().name
-    if torch.cuda.device_count() > 1 and isinstance(
-        name, int
-    ):  # of LocalCluster; on a cluster the batch system deals them out
+    name = get_worker().name  # a number in `_local`; on a cluster the batch system deals out GPUs
+    if torch.cuda.device_count() > 1 and isinstance(name, int):
         torch.cuda.set_device(name % torch.cuda.device_count())
     try:
         return work(folder, phase, number)

@@ -1,21 +1,25 @@
-"""Is a volume like the data that a model was trained on? A look at tokens before hours of segmenting."""
+"""Is a volume like the data that a model was trained on? Ask before hours of segmenting."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from emadapt.errors import InputError
-from emadapt.models.closest import shift, statistics_of
-from emadapt.segment.job import TILES, Runner, spread_tiles
+import torch
 
+from emadapt.data.splits import evenly_spaced
+from emadapt.models.closest import shift, statistics_of
+from emadapt.segment.runner import Runner
+
+SLICES, TILES = 8, 48
+"""Slices and tiles of a volume that are looked at."""
 FAR = 3.0
-"""A volume is unlike the training data where it is this many times as far away as the farthest validation slice: between what
-a model of Lucchi finds on Lucchi's test slices and on VNC."""
+"""A volume is unlike the training data if it is this many times as far away as the farthest
+validation slice. Between what a model of Lucchi finds on Lucchi's test slices and on VNC."""
 
 
 @dataclass(frozen=True)
 class Domain:
-    """How far a volume's tokens are from those of each training dataset, see `emadapt.models.closest.shift`.
+    """How far a volume's tokens are from those of each training dataset, see `shift`.
 
     Attributes:
         distances: by dataset.
@@ -27,49 +31,43 @@ class Domain:
 
     @property
     def nearest(self) -> str:
-        """The dataset that the volume is least unlike."""
-        return min(
-            self.distances, key=lambda name: self.distances[name] / max(self.usual[name], 1e-12)
-        )
+        """The dataset that the volume resembles most."""
+        return min(self.distances, key=lambda name: self.distances[name] / (self.usual[name] or 1))
 
     @property
     def verdict(self) -> str:
         """`like` or `unlike`."""
-        return (
-            "like" if self.distances[self.nearest] <= FAR * self.usual[self.nearest] else "unlike"
-        )
+        near = self.distances[self.nearest] <= FAR * self.usual[self.nearest]
+        return "like" if near else "unlike"
 
     def words(self) -> str:
-        """The verdict as a sentence."""
+        """The verdict in two sentences."""
         name = self.nearest
         poor = ": expect poor results" if self.verdict == "unlike" else ""
         return (
-            f"The volume is {self.verdict} the data that the model was trained on{poor}. Its tokens are "
-            f"{self.distances[name]:.3g} away from those of {name}, whose own validation slices are up to "
-            f"{self.usual[name]:.3g} away."
+            f"The volume is {self.verdict} the data that the model was trained on{poor}. "
+            f"Its distance to {name} is {self.distances[name]:.3g}; "
+            f"validation slices of {name} have up to {self.usual[name]:.3g}."
         )
 
 
 def domain_of_volume(runner: Runner) -> Domain:
-    """Look at some tiles all over a volume.
-
-    Raises:
-        InputError: the model does not say what the tokens of its training data are like.
-    """
-    model = runner.model
-    known = {name: own for name, own in model.card.get("tokens", {}).items() if own.get("usual")}
-    if not known:
-        raise InputError(
-            model.folder / "model.json",
-            found="no token statistics: a model of another version",
-            expected="those of its training data",
-            do="Train the unit again.",
-        )
-    tiles = spread_tiles(
-        runner.source, runner.job.window, runner.geo, TILES, runner.model.segmenter.spec.context
-    )
-    found = statistics_of(model.segmenter, tiles.split(1))
+    """Compare the tokens of some tiles all over a volume with those of the training data."""
+    known = runner.model.card["tokens"]
+    found = statistics_of(runner.model.segmenter, spread_tiles(runner).split(1))
     return Domain(
         {name: shift(found, own) for name, own in known.items()},
         {name: max(own["usual"]) for name, own in known.items()},
     )
+
+
+def spread_tiles(runner: Runner) -> torch.Tensor:
+    """About `TILES` tiles of a volume, from other places in each slice; (n, 1 or 3, h, w)."""
+    slices, corners = evenly_spaced(runner.job.shape[0], SLICES), runner.geo.corners(0.0)
+    tiles = []
+    for i, z in enumerate(slices):
+        own = corners[i :: len(slices)] or [corners[i % len(corners)]]
+        tiles.append(
+            runner.tiles(z, [own[k] for k in evenly_spaced(len(own), TILES // len(slices))])
+        )
+    return torch.cat(tiles)

@@ -1,7 +1,7 @@
-"""A plugin for napari: segment a volume that is open there, or the part of it in view. `emadapt.api` does the work.
+"""A plugin for napari: segment an open volume, one slice of it, or the part in view.
 
-napari finds it by napari.yaml beside this file. Annotations are evaluated here, since magicgui makes the widget of them; those of
-napari's own types are strings, since nothing but the widget needs napari.
+napari finds it by napari.yaml in this folder. magicgui makes the widget of the annotations, so they
+are evaluated here; those of napari's own types are strings, as only the widget needs napari.
 """
 
 import contextlib
@@ -23,18 +23,10 @@ if TYPE_CHECKING:
     import napari.viewer
 
 PARTS = ("visible part", "slice", "volume")
-"""What can be segmented: what of the shown slice is in view, all of that slice, all slices."""
-
-Box = tuple[slice, ...]
-Mask = npt.NDArray[np.uint8]
-
-
+"""What can be segmented: the part of the shown slice in view, that slice, all slices."""
 ASKED: dict[str, Any] = {
     "image": {"label": "volume"},
-    "model": {
-        "mode": "d",
-        "tooltip": "as `emadapt segment --model` takes it: a folder that `train` wrote, the name of a unit",
-    },
+    "model": {"mode": "d", "tooltip": "a folder that `train` wrote, or the name of a unit"},
     "part": {"choices": PARTS},
     "voxel_nm": {
         "label": "voxel zyx, nm",
@@ -42,46 +34,39 @@ ASKED: dict[str, Any] = {
         "options": {"max": 1e6, "step": 0.1},
     },
 }
-"""How magicgui asks for the arguments of `segment_in_thread`; napari fills in the viewer and the choice of layers."""
+"""How magicgui asks for the arguments of `segment_layer`; napari fills in viewer and layers."""
+
+Box = tuple[slice, ...]
+Mask = npt.NDArray[np.uint8]
 
 
 def segment_widget() -> Any:
     """The widget in napari's dock."""
     from magicgui import magicgui
 
-    widget = magicgui(segment_in_thread, call_button="Segment", **ASKED)
+    widget = magicgui(segment_layer, call_button="Segment", **ASKED)
     widget.max_width = 420  # pixels; the rest of the window is for the volume
     return widget
 
 
 def segment_layer(
-    viewer: Any, image: Any, model: str, part: str, voxel_nm: Voxel = (0.0, 0.0, 0.0)
-) -> None:
-    """Segment an image layer, or a part of it, into a new labels layer; at once, for scripts.
-
-    Args:
-        viewer: napari's; of it the shown slice, whether it is shown in 2D, and `add_labels`.
-        image: the layer, (Z, Y, X) or (Y, X), grey.
-        model: as for `emadapt.api.load_model`.
-        part: of `PARTS`.
-        voxel_nm: (z, y, x); zeros: the layer's scale and units.
-
-    Raises:
-        InputError: anything wrong with the layer or the model.
-    """
-    box, voxel = box_of(viewer, image, part), voxel_of(image, voxel_nm)
-    *_, mask = segmented(array_of(image), box, model, voxel)
-    add_mask(viewer, image, box, model, mask)
-
-
-def segment_in_thread(
     viewer: "napari.viewer.Viewer",
     image: "napari.layers.Image",
     model: Path = Path("build/units"),
     part: str = PARTS[0],
     voxel_nm: Voxel = (0.0, 0.0, 0.0),
 ) -> None:
-    """The same while the window goes on; progress is a bar, errors are notifications."""
+    """Segment an image layer, (Z, Y, X) or (Y, X), into a new labels layer in the background.
+
+    Progress is a bar in the window; errors are notifications.
+
+    Args:
+        viewer: napari's.
+        image: the layer.
+        model: see `emadapt.segment.model.find_model`.
+        part: of `PARTS`.
+        voxel_nm: (z, y, x); zeros: the layer's scale and units.
+    """
     from napari.qt.threading import create_worker
     from napari.utils.notifications import show_error
 
@@ -90,7 +75,10 @@ def segment_in_thread(
     except InputError as error:
         show_error(str(error))
         return
-    slices = box[0].stop - box[0].start if len(box) == 3 else 1
+
+    def add(mask: Mask) -> None:
+        viewer.add_labels(mask, name=f"{image.name} {model.name}", **place_of(image, box))
+
     create_worker(
         segmented,
         array,
@@ -98,32 +86,36 @@ def segment_in_thread(
         str(model),
         voxel,
         _ignore_errors=True,
-        _progress={"total": slices, "desc": part},
-        _connect={
-            "returned": lambda mask: add_mask(viewer, image, box, str(model), mask),
-            "errored": lambda error: show_error(str(error)),
-        },
+        _progress={"total": box[0].stop - box[0].start if len(box) == 3 else 1, "desc": part},
+        _connect={"returned": add, "errored": lambda error: show_error(str(error))},
     )
 
 
 def segmented(array: Any, box: Box, model: str, voxel_nm: Voxel) -> Generator[Mask, None, Mask]:
-    """Segment a box of an array: yields the mask so far after each slice, and returns it; 0 and 1 in the shape of the box."""
+    """Segment a box of an array; yields the mask so far after each slice, and returns it.
+
+    The mask has the shape of the box, and values 0 and 1.
+
+    Raises:
+        InputError: something is wrong with the model or the array.
+    """
     _load_triton()
-    from emadapt import api
+    from emadapt.segment.model import open_model
+    from emadapt.segment.runner import array_runner
 
     shape = tuple(s.stop - s.start for s in box)
-    whole = shape == tuple(array.shape)  # a volume may be larger than memory: read slice by slice
+    whole = shape == tuple(array.shape)  # a volume may be larger than memory, and is read in blocks
+    part = array if whole else np.asarray(array[box])
+    runner = array_runner(part, open_model(model), voxel_nm)
     mask = np.zeros(shape, np.uint8)
-    for z, found in api.segment_slices(
-        array if whole else np.asarray(array[box]), api.load_model(model), voxel_nm
-    ):
-        mask.reshape((1, *shape)[-3:])[z] = found
+    for z, probability in runner.slices():
+        mask.reshape((1, *shape)[-3:])[z] = probability > runner.job.threshold
         yield mask
     return mask
 
 
 def _load_triton() -> None:
-    """Load triton before torch does: its LLVM crashes on the one of Mesa's OpenGL, which napari's window has loaded."""
+    """Load triton before torch does: its LLVM crashes on the one that napari's OpenGL loaded."""
     if sys.platform != "linux" or "triton" in sys.modules:
         return
     flags = sys.getdlopenflags()
@@ -135,15 +127,10 @@ def _load_triton() -> None:
         sys.setdlopenflags(flags)
 
 
-def add_mask(viewer: Any, image: Any, box: Box, model: str, mask: Mask) -> None:
-    """A labels layer at the place of the box."""
-    viewer.add_labels(
-        mask,
-        name=f"{image.name} {Path(model).name}",
-        scale=image.scale,
-        units=image.units,
-        translate=image.data_to_world([s.start for s in box]),
-    )
+def place_of(image: Any, box: Box) -> dict[str, Any]:
+    """Where a labels layer of the box belongs."""
+    corner = image.data_to_world([s.start for s in box])
+    return {"scale": image.scale, "units": image.units, "translate": corner}
 
 
 def array_of(image: Any) -> Any:
@@ -154,11 +141,9 @@ def array_of(image: Any) -> Any:
     """
     array = image.data[0] if image.multiscale else image.data
     if image.rgb or len(array.shape) not in (2, 3):
-        raise InputError(
-            f"layer {image.name}",
-            found=f"{'colours' if image.rgb else f'shape {tuple(array.shape)}'}",
-            expected="grey values, (Z, Y, X) or (Y, X)",
-            do="Split the stack into its channels.",
+        found = "colours" if image.rgb else f"shape {tuple(array.shape)}"
+        raise _refused(
+            image, found, "grey values, (Z, Y, X) or (Y, X)", "Split the stack into its channels."
         )
     return array
 
@@ -167,50 +152,37 @@ def box_of(viewer: Any, image: Any, part: str) -> Box:
     """Which part of the layer's finest array is to be segmented.
 
     Raises:
-        InputError: there is no slice in view: the layer is shown in 3D or from another side.
+        InputError: no slice is in view: the layer is shown in 3D, from another side, or not at all.
     """
-    array, n = array_of(image), image.ndim
+    array, dims = array_of(image), viewer.dims
     box = [slice(0, size) for size in array.shape]
     if part == "volume":
         return tuple(box)
-    if viewer.dims.ndisplay != 2 or tuple(viewer.dims.displayed[-2:]) != (
-        viewer.dims.ndim - 2,
-        viewer.dims.ndim - 1,
-    ):
-        raise InputError(
-            f"layer {image.name}",
-            found="no Y X plane in view",
-            expected="slices across z, in 2D",
-            do="Show them so, or segment the volume.",
+    if dims.ndisplay != 2 or tuple(dims.displayed[-2:]) != (dims.ndim - 2, dims.ndim - 1):
+        raise _refused(
+            image,
+            "no Y X plane in view",
+            "slices across z, in 2D",
+            "Show them so, or segment the volume.",
         )
-    if n == 3:
-        z = round(float(image.world_to_data(viewer.dims.point[-n:])[0]))
+    if image.ndim == 3:
+        z = round(float(image.world_to_data(dims.point[-3:])[0]))
         if not 0 <= z < array.shape[0]:
-            raise InputError(
-                f"layer {image.name}",
-                found="a view outside it",
-                expected="a slice of it",
-                do="Move the slider.",
-            )
+            raise _refused(image, "a view outside it", "a slice of it", "Move the slider.")
         box[0] = slice(z, z + 1)
     if part == "visible part":
-        finer = image.downsample_factors[image.data_level] if image.multiscale else np.ones(n)
+        finer = image.downsample_factors[image.data_level] if image.multiscale else 1
         low, high = (np.asarray(corner) * finer for corner in image.corner_pixels)
-        for axis in (n - 2, n - 1):
-            start, stop = int(low[axis]), min(int(np.ceil(high[axis])) + 1, array.shape[axis])
-            if max(start, 0) >= stop:
-                raise InputError(
-                    f"layer {image.name}",
-                    found="nothing of it in view",
-                    expected="some",
-                    do="Move or zoom out.",
-                )
-            box[axis] = slice(max(start, 0), stop)
+        for axis in (image.ndim - 2, image.ndim - 1):
+            start, stop = max(int(low[axis]), 0), int(np.ceil(high[axis])) + 1
+            box[axis] = slice(start, min(stop, array.shape[axis]))
+            if start >= box[axis].stop:
+                raise _refused(image, "nothing of it in view", "some", "Move or zoom out.")
     return tuple(box)
 
 
 def voxel_of(image: Any, stated: Voxel) -> Voxel:
-    """Voxel size (z, y, x) in nm as stated, else from the layer's scale and units. Of a single slice z stands for nothing.
+    """Voxel size (z, y, x) in nm as stated, else from the layer's scale and units.
 
     Raises:
         InputError: neither says it.
@@ -219,11 +191,16 @@ def voxel_of(image: Any, stated: Voxel) -> Voxel:
         return as_voxel(stated)
     units = [UNITS_NM.get(str(unit), 0.0) for unit in image.units]
     if not all(units):
-        raise InputError(
-            f"layer {image.name}",
-            found=f"voxels in {', '.join(sorted({str(u) for u in image.units}))}",
-            expected="a scale in nm or µm",
-            do="State the voxel size (z y x) in nm.",
+        names = ", ".join(sorted({str(unit) for unit in image.units}))
+        raise _refused(
+            image,
+            f"voxels in {names}",
+            "a scale in nm or µm",
+            "State the voxel size (z y x) in nm.",
         )
     sizes = [abs(float(s)) * unit for s, unit in zip(image.scale, units, strict=True)]
-    return as_voxel(sizes if len(sizes) == 3 else [sizes[0], *sizes])
+    return as_voxel(sizes if len(sizes) == 3 else [sizes[0], *sizes])  # z of a slice does not count
+
+
+def _refused(image: Any, found: str, expected: str, do: str) -> InputError:
+    return InputError(f"layer {image.name}", found=found, expected=expected, do=do)

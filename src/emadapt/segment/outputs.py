@@ -18,8 +18,8 @@ MEANING = {
     "instances": "number of the connected component",
 }
 """What the values of each kind of output are."""
-SAID = ("scale", "voxel_nm", "unit", "weights", "window", "zoom", "dataset", "domain", "sigma")
-SAID += ("threshold", "flips", "version")
+SAID = ("scale", "voxel_nm", "unit", "weights", "window", "zoom", "dataset", "sigma", "threshold")
+SAID += ("version",)
 """Fields of a job that outputs name; no paths, which say who has a file, and where."""
 
 

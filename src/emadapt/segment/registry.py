@@ -1,6 +1,7 @@
-"""MLflow's registry: a model under a name, in versions, with aliases such as `champion` that say which one to use.
+"""MLflow's registry: models under a name, in versions, with aliases such as `champion`.
 
-A version holds the adapter and head with their settings, scores and model card, and not the backbone.
+A version holds the adapter and head with their settings, scores and model card. It does not hold
+the backbone.
 """
 
 from __future__ import annotations
@@ -8,89 +9,85 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from emadapt.errors import InputError
 from emadapt.files import write_json
-from emadapt.segment.model import Model
 from emadapt.tracking import store as mlflow_store
 from emadapt.training.model_card import card_of, metrics_of, terms_of
 
 COPIES = Path("scratch/models")
-"""Where versions lie that were fetched from the registry, by MLflow's id of the model."""
+"""Versions that were fetched from the registry."""
 SCHEME = "models:/"
-_ADDRESS = re.compile(r"models:/(?P<name>[^/@]+)(?:/(?P<version>\d+)|@(?P<alias>[^/@]+))")
 CODE = Path(__file__).with_name("served.py")
 DESCRIPTION = 5000
 """Characters of a version's description that MLflow keeps."""
+_ADDRESS = re.compile(r"models:/(?P<name>[^/@]+)(?:/(?P<version>\d+)|@(?P<alias>[^/@]+))")
 
 
-def register(root: Path, model: Model, name: str) -> int:
-    """Add a trained model to the registry as the next version of `name`.
+def register(root: Path, folder: Path, card: Mapping[str, Any], name: str, alias: str = "") -> int:
+    """Add a trained model as the next version of a registered model.
 
     Args:
-        root: the project root, whose lab book it goes to (MLFLOW_TRACKING_URI wins).
-        model: of a unit that was trained here; its run in the lab book, where there is one, becomes the version's source.
-        name: of the registered model; made where it is missing.
+        root: the project root, whose MLflow is used (MLFLOW_TRACKING_URI wins).
+        folder: of the model, whose MLflow run, if there is one, becomes the version's source.
+        card: its model.json.
+        name: of the registered model; made if it does not exist.
+        alias: to point to the new version, and to no other any more.
 
     Returns:
         The version.
+
+    Raises:
+        InputError: MLflow refuses the alias.
     """
     from emadapt.training.train import file_md5
 
-    store, card = (
-        mlflow_store.client(root.resolve()),
-        model.card,
-    )  # first, since it sets what MLflow's import reads
+    root = root.resolve()
+    store = mlflow_store.client(root)  # before MLflow is imported, which reads what this sets
     from mlflow.exceptions import MlflowException
 
-    tags = {"unit": model.name, "model.md5": file_md5(model.folder / "model.safetensors")}
-    run = mlflow_store.find_run(root, str(card["study"]), tags)
-    with tempfile.TemporaryDirectory(prefix="emadapt-") as folder:
-        _save(model, Path(folder) / "pyfunc")
-        made = store.create_logged_model(
-            mlflow_store.experiment_of(store, root.resolve(), str(card["study"])), name, run, tags
-        )
-        store.log_model_artifacts(made.model_id, str(Path(folder) / "pyfunc"))
+    study = str(card["study"])
+    tags = {"unit": str(card["unit"]), "model.md5": file_md5(folder / "model.safetensors")}
+    run = mlflow_store.find_run(root, study, tags)
+    with tempfile.TemporaryDirectory(prefix="emadapt-") as temporary:
+        pyfunc = Path(temporary) / "pyfunc"
+        _save(folder, card, pyfunc)
+        experiment = mlflow_store.experiment_of(store, root, study)
+        made = store.create_logged_model(experiment, name, run, tags)
+        store.log_model_artifacts(made.model_id, str(pyfunc))
     store.finalize_logged_model(made.model_id, "READY")
     try:
         store.get_registered_model(name)
     except MlflowException:
         store.create_registered_model(name)
-    tags["terms"] = "; ".join(terms_of(card))
-    text = card_of(model.folder, card)[:DESCRIPTION]
     version = store.create_model_version(
-        name, f"{SCHEME}{made.model_id}", run, tags, description=text, model_id=made.model_id
+        name,
+        f"{SCHEME}{made.model_id}",
+        run,
+        {**tags, "terms": "; ".join(terms_of(card))},
+        description=card_of(folder, card)[:DESCRIPTION],
+        model_id=made.model_id,
     )
+    if alias:
+        try:
+            store.set_registered_model_alias(name, alias, version.version)
+        except MlflowException as error:
+            raise _missing(f"alias {alias}", store, error) from error
     return int(version.version)
 
 
-def promote(root: Path, name: str, version: int, alias: str) -> None:
-    """Let an alias point to a version, and to no other.
-
-    Raises:
-        InputError: there is no such version, or MLflow does not take the alias.
-    """
-    store = mlflow_store.client(root.resolve())
-    from mlflow.exceptions import MlflowException
-
-    try:
-        store.get_model_version(name, str(version))
-        store.set_registered_model_alias(name, alias, str(version))
-    except MlflowException as error:
-        raise _missing(f"{name}, version {version}, alias {alias}", store, error) from error
-
-
 def fetch(root: Path, address: str) -> Path:
-    """The folder of a registered model, as `train` writes one; copied from the registry the first time.
+    """The folder of a registered model, as `train` writes one; copied here the first time.
 
     Args:
         root: the project root.
         address: models:/NAME@ALIAS or models:/NAME/VERSION.
 
     Raises:
-        InputError: there is none.
+        InputError: there is no such model, or another program made it.
     """
     if not (parts := _ADDRESS.fullmatch(address)):
         raise InputError(
@@ -103,70 +100,63 @@ def fetch(root: Path, address: str) -> Path:
     from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
 
+    name, number, alias = parts["name"], parts["version"], parts["alias"]
     try:
-        version = (
-            store.get_model_version_by_alias(parts["name"], parts["alias"])
-            if parts["alias"]
-            else store.get_model_version(parts["name"], parts["version"])
-        )
+        if alias:
+            version = store.get_model_version_by_alias(name, alias)
+        else:
+            version = store.get_model_version(name, number)
     except MlflowException as error:
         raise _missing(address, store, error) from error
-    folder = (
-        root
-        / COPIES
-        / f"{parts['name']}-{version.version}-{str(version.source).rpartition('/')[2]}"
-    )
-    if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".") as part:
-            place = f"{SCHEME}{parts['name']}/{version.version}"
-            got = (
-                Path(download_artifacts(place, dst_path=part, tracking_uri=uri, registry_uri=uri))
-                / "artifacts/model"
+    model_id = str(version.source).rpartition("/")[2]
+    folder = root / COPIES / f"{name}-{version.version}-{model_id}"
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".") as part:
+        place = f"{SCHEME}{name}/{version.version}"
+        got = download_artifacts(place, dst_path=part, tracking_uri=uri, registry_uri=uri)
+        model = Path(got) / "artifacts/model"
+        if not (model / "model.json").is_file():
+            raise InputError(
+                address,
+                found="a model of another program",
+                expected="one that `emadapt register` made",
+                do="Choose another one.",
             )
-            if not (got / "model.json").is_file():
-                raise InputError(
-                    address,
-                    found="a model of another program",
-                    expected="one that `emadapt register` made",
-                    do="Choose another one.",
-                )
-            shutil.move(got, folder)
+        shutil.move(model, folder)
     return folder
 
 
-def _save(model: Model, folder: Path) -> None:
-    """Write MLflow's model: adapter and head with what they need to be built, code that loads them, a signature, an example."""
+def _save(folder: Path, card: Mapping[str, Any], pyfunc: Path) -> None:
+    """Write MLflow's model: adapter and head, the code that loads them, a signature."""
     import numpy as np
     from mlflow.models import ModelSignature
     from mlflow.pyfunc import save_model
     from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
 
     import emadapt
-    from emadapt.segment.onnx_graph import probe
 
-    own = folder.with_name("model")
+    own = pyfunc.with_name("model")
     own.mkdir()
     for name in ("model.json", "model.safetensors"):
-        shutil.copy(model.folder / name, own)
-    if metrics := metrics_of(model.folder, model.card):
+        shutil.copy(folder / name, own)
+    if metrics := metrics_of(folder, card):
         write_json(own / "metrics.json", metrics)
-    (own / "model-card.md").write_text(card_of(model.folder, model.card))
-    voxel = list(next(iter(model.voxels.values())))
+    (own / "model-card.md").write_text(card_of(folder, card))
     given, found = (
         Schema([TensorSpec(np.dtype(name), (-1, -1, -1))]) for name in ("uint8", "float32")
     )  # Z, Y, X
-    signature = ModelSignature(
-        given, found, ParamSchema([ParamSpec("voxel_nm", "double", voxel, (-1,))])
-    )
-    example, needs = probe(1, 64, 64, 0)[0].astype(np.uint8), [f"emadapt=={emadapt.__version__}"]
+    voxel = [float(v) for v in next(iter(card["voxel_nm"].values()))]
+    params = ParamSchema([ParamSpec("voxel_nm", "double", voxel, (-1,))])
+    example = np.random.default_rng(0).integers(0, 256, (1, 64, 64), dtype=np.uint8)
     save_model(
-        folder,
+        pyfunc,
         python_model=str(CODE),
         artifacts={"model": str(own)},
-        signature=signature,
+        signature=ModelSignature(given, found, params),
         input_example=example,
-        pip_requirements=needs,
+        pip_requirements=[f"emadapt=={emadapt.__version__}"],
     )
 
 

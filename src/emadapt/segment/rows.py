@@ -1,16 +1,16 @@
-"""A slice as a stream of rows: what `emadapt.models.predict.predict_slice` gives, without ever holding the slice.
+"""A part of a volume through a model, with the same result as if the whole volume were in memory.
 
-The grid of tiles belongs to the whole slice, its batches are numbered over the whole slice, and tiles are added up in the
-order of that grid. A part of a slice therefore has the same bytes, however the slice is cut into parts. Resizing is
-Pillow's, as in training; along y it is done here, with weights that belong to the whole slice, for some rows at a time.
-(Pillow resizes y first where that is less work, and rounds in between: then a grey value may differ from its by one.)
+Tiles and windows have fixed places in the whole volume. A part needs the slices and rows that are
+covered by those which reach into it. So parts can be segmented one by one, in any order, and leave
+no seams. (Of a volume that is resampled, a grey value may be rounded another way.) `view_of` is the only place that asks whether a model works in 2D or in 3D.
 """
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,221 +18,220 @@ import torch
 from PIL import Image
 
 from emadapt.data.crops import as_input
-from emadapt.data.tiles import Geometry, Grey, window
-from emadapt.models.predict import BATCH_TILES, Probability, over_flips
+from emadapt.data.tiles import Geometry, Grey, around, window
+from emadapt.models.predict import BATCH_TILES, Probability, foreground
+from emadapt.models.predict3d import blended, continued, window_starts
 from emadapt.models.segmenter import Segmenter
 
-Read = Callable[[int, int], Grey]
-"""Rows [y0, y1) of a slice as (y1 - y0, X) uint8, at its own resolution, aligned; with its neighbours (y1 - y0, X, 3)."""
+Read = Callable[[int, int, int], Grey]
+"""(z, y0, y1) -> rows [y0, y1) of slice z as (y1 - y0, X) uint8, aligned, not yet resized."""
+Enter = Callable[[int], Grey]
+"""z -> rows of slice z as they enter the model, resized and padded."""
+Range = tuple[int, int]
+"""First and end of some slices or rows."""
 
-FETCH = 2**22
-"""Pixels of a slice that are read and resized at once, where a batch of tiles does not need more."""
-_BITS = 22  # of Pillow's fixed point numbers for 8-bit images
 
-
-@dataclass(frozen=True)
-class Taps:
-    """How an axis is resampled, for all of its n output pixels.
+class View(Protocol):
+    """How a model looks at a volume.
 
     Attributes:
-        first: (n,) the first input pixel that counts.
-        stop: (n,) the first one after it that does not count any more.
-        weights: (n, k) float64, zeros where there are fewer than k.
+        depth: slices of a window.
+        step: slices from one window to the next.
     """
 
-    first: npt.NDArray[np.int64]
-    stop: npt.NDArray[np.int64]
-    weights: npt.NDArray[np.float64]
+    depth: int
+    step: int
+
+    def slices(self, z0: int, z1: int) -> Range:
+        """Slices that the model must see for [z0, z1)."""
+
+    def rows(self, r0: int, r1: int) -> Range:
+        """Rows of the padded slice that it must see for rows [r0, r1) of the resized slice."""
+
+    def predict(
+        self, enter: Enter, z0: int, z1: int, rows: Range
+    ) -> Iterator[tuple[int, Probability]]:
+        """Slice number and probability of these rows, for each slice in [z0, z1)."""
+
+    def seen(self, enter: Enter, z: int) -> Grey:
+        """(h, w) of a slice, or (h, w, 3) where the model sees it with its neighbours."""
 
 
-def taps(n_in: int, n_out: int, how: Image.Resampling) -> Taps:
-    """Weights of Pillow's resize along an axis, BILINEAR or BICUBIC (libImaging/Resample.c, precompute_coeffs)."""
-    bicubic = how == Image.Resampling.BICUBIC
-    scale = n_in / n_out
-    stretch = max(scale, 1.0)
-    support = (2.0 if bicubic else 1.0) * stretch
-    centre = (np.arange(n_out) + 0.5) * scale
-    first = np.maximum((centre - support + 0.5).astype(np.int64), 0)
-    stop = np.minimum((centre + support + 0.5).astype(np.int64), n_in)
-    place = first[:, None] + np.arange(int((stop - first).max()))
-    x = np.abs((place - centre[:, None] + 0.5) * (1.0 / stretch))
-    near, far = (
-        ((1.5 * x - 2.5) * x * x + 1, (((x - 5) * x + 8) * x - 4) * -0.5)
-        if bicubic
-        else (1 - x, np.zeros_like(x))
-    )
-    weights = np.where(x < 1, near, np.where(x < 2, far, 0.0))
-    weights[place >= stop[:, None]] = 0
-    total = np.zeros(n_out)
-    for column in weights.T:  # one after the other, as Pillow adds them up
-        total += column
-    return Taps(first, stop, weights / total[:, None])
+class TileView:
+    """Slices one by one, in tiles; a model with `context` also sees the slices below and above."""
+
+    depth = step = 1
+
+    def __init__(self, segmenter: Segmenter, geo: Geometry, length: int) -> None:
+        self.segmenter, self.geo, self.length = segmenter, geo, length
+        self.context = segmenter.spec.context
+
+    def slices(self, z0: int, z1: int) -> Range:
+        """See `View`."""
+        return max(z0 - self.context, 0), min(z1 + self.context, self.length)
+
+    def rows(self, r0: int, r1: int) -> Range:
+        """See `View`."""
+        tops = sorted({y for y, _ in self.geo.corners()})
+        return _covered(tops, self.geo.tile[0], r0, r1)
+
+    def predict(
+        self, enter: Enter, z0: int, z1: int, rows: Range
+    ) -> Iterator[tuple[int, Probability]]:
+        """See `View`."""
+        (top, bottom), (h, w) = rows, self.geo.tile
+        corners = [(y - top, x) for y, x in self.geo.corners() if top <= y <= bottom - h]
+        weights = window(self.geo.tile)
+        enter = functools.lru_cache(maxsize=3)(enter)
+        for z in range(z0, z1):
+            image = self.seen(enter, z)
+            total, weight = np.zeros((2, *image.shape[:2]), np.float32)
+            for start in range(0, len(corners), BATCH_TILES):
+                some = corners[start : start + BATCH_TILES]
+                tiles = torch.stack([as_input(image[y : y + h, x : x + w]) for y, x in some])
+                found = foreground(self.segmenter, tiles, self.geo.tile)
+                for tile, (y, x) in zip(found, some, strict=True):
+                    total[y : y + h, x : x + w] += tile * weights
+                    weight[y : y + h, x : x + w] += weights
+            yield z, total / weight
+
+    def seen(self, enter: Enter, z: int) -> Grey:
+        """See `View`."""
+        if not self.context:
+            return enter(z)
+        return np.stack([enter(k) for k in around(z, 0, self.length - 1)], -1)
 
 
-def grey_rows(rows: Grey, start: int, t: Taps, y0: int, y1: int) -> Grey:
-    """Resampled rows [y0, y1) of an 8-bit slice, of which `rows` (n, X) are those from `start` on."""
-    fixed = np.trunc(t.weights[y0:y1] * (1 << _BITS) + np.copysign(0.5, t.weights[y0:y1])).astype(
-        np.int32
-    )
-    total = np.full((y1 - y0, rows.shape[1]), 1 << (_BITS - 1), np.int32)
-    for k in range(fixed.shape[1]):
-        total += fixed[:, k, None] * rows[np.minimum(t.first[y0:y1] + k - start, len(rows) - 1)]
-    return np.clip(total >> _BITS, 0, 255).astype(np.uint8)
+class WindowView:
+    """Windows of several slices at once, for a model in 3D."""
 
+    def __init__(self, segmenter: Segmenter, geo: Geometry, length: int) -> None:
+        self.segmenter, self.geo = segmenter, geo
+        self.depth = segmenter.regime.patch[0]
+        self.step = max(1, int(self.depth * (1 - geo.overlap)))
+        self.shown, self.before = continued(range(length), self.depth)
 
-def real_rows(rows: Probability, start: int, t: Taps, y0: int, y1: int) -> Probability:
-    """The same of a slice of float32."""
-    total = np.zeros((y1 - y0, rows.shape[1]))
-    for k in range(t.weights.shape[1]):
-        total += (
-            t.weights[y0:y1, k, None] * rows[np.minimum(t.first[y0:y1] + k - start, len(rows) - 1)]
+    def slices(self, z0: int, z1: int) -> Range:
+        """See `View`."""
+        first, end = _covered(self.starts(), self.depth, z0 + self.before, z1 + self.before)
+        seen = self.shown[first:end]
+        return int(seen.min()), int(seen.max()) + 1
+
+    def rows(self, r0: int, r1: int) -> Range:
+        """See `View`."""
+        tops = window_starts(self.geo.padded[0], self.geo.tile[0], self.geo.overlap)
+        return _covered(tops, self.geo.tile[0], r0, r1)
+
+    def predict(
+        self, enter: Enter, z0: int, z1: int, rows: Range
+    ) -> Iterator[tuple[int, Probability]]:
+        """See `View`."""
+        first, end = z0 + self.before, z1 + self.before
+        starts = [n for n in self.starts() if n < end and n + self.depth > first]
+        found = blended(
+            self.segmenter,
+            lambda at: enter(int(self.shown[at])),
+            starts,
+            self.geo.tile,
+            self.geo.overlap,
         )
-    return total.astype(np.float32)
+        return ((at - self.before, p) for at, p in found if first <= at < end)
+
+    def seen(self, enter: Enter, z: int) -> Grey:
+        """See `View`."""
+        return enter(z)
+
+    def starts(self) -> list[int]:
+        """First slices of the windows, counted from the first one that is shown."""
+        return window_starts(len(self.shown), self.depth, self.geo.overlap)
+
+
+def view_of(segmenter: Segmenter, geo: Geometry, length: int) -> View:
+    """How a model looks at a volume of `length` slices."""
+    kind = WindowView if segmenter.regime.is_3d else TileView
+    return kind(segmenter, geo, length)
+
+
+def native_rows(view: View, geo: Geometry, y0: int, y1: int) -> Range:
+    """Rows of a slice that must be read to segment rows [y0, y1)."""
+    top, bottom = view.rows(*_resized_rows(geo, y0, y1))
+    return _rows_below(geo.native[0], geo.resized[0], top, min(bottom, geo.resized[0]), 2)
 
 
 def predict_rows(
-    segmenter: Segmenter, read: Read, geo: Geometry, y0: int, y1: int, flips: bool = False
-) -> Iterator[Probability]:
-    """Foreground probability of rows [y0, y1) of a slice, a few of them at a time.
-
-    Memory grows with the width of the slice and the height of a tile, not with the number of rows.
+    view: View, read: Read, geo: Geometry, z: Range, y: Range
+) -> Iterator[tuple[int, Probability]]:
+    """Foreground probability of a part of a volume.
 
     Args:
-        segmenter: in eval mode, adapters merged.
-        read: gives rows of the slice; they are asked for from the top down, some of them twice.
-        geo: of the whole slice.
-        y0: the first row.
-        y1: the row after the last.
-        flips: mean over each tile and its mirror images in y, in x and in both.
+        view: of the model.
+        read: gives the slices `view.slices(*z)` and the rows `native_rows(view, geo, *y)`.
+        geo: of the whole slices.
+        z: slices [first, end).
+        y: rows [first, end), whole rows.
 
     Yields:
-        (n, X) float32 in [0, 1], consecutive rows at the slice's own resolution.
+        The number of a slice and (rows, X) float32 in [0, 1].
     """
-    back = (
-        taps(geo.resized[0], geo.native[0], Image.Resampling.BILINEAR)
-        if geo.resized[0] != geo.native[0]
-        else None
-    )
-    a, b = (int(back.first[y0]), int(back.stop[y1 - 1])) if back else (y0, y1)
-    merged = (
-        (start, resized_along_x(rows, geo.native[1], Image.Resampling.BILINEAR))
-        for start, rows in _merged(segmenter, Input(read, geo), geo, a, b, flips)
-    )
-    if back is None:
-        yield from (rows for _, rows in merged)
-        return
-    held, start = np.empty((0, geo.native[1]), np.float32), a
-    for _, rows in merged:
-        held = np.concatenate([held, rows])
-        stop = min(y1, int(np.searchsorted(back.stop, start + len(held), side="right")))
-        if stop > y0:
-            yield real_rows(held, start, back, y0, stop)
-            y0 = stop
-            if y0 < y1:
-                held, start = held[back.first[y0] - start :], int(back.first[y0])
+    (y0, y1), (first, end) = y, _resized_rows(geo, *y)
+    rows = view.rows(first, end)
+    scale = geo.resized[0] / geo.native[0]
+    for number, found in view.predict(lambda k: entering(read, geo, k, *rows), *z, rows):
+        merged = found[first - rows[0] : end - rows[0], : geo.resized[1]]
+        place = y0 * scale - first, y1 * scale - first
+        size = y1 - y0, geo.native[1]
+        yield number, _resized(merged, size, place, Image.Resampling.BILINEAR)
 
 
-def _merged(
-    segmenter: Segmenter, image: Input, geo: Geometry, a: int, b: int, flips: bool
-) -> Iterator[tuple[int, Probability]]:
-    """Blended rows of the resized slice from row `a` to `b`, each with the number of its first row."""
-    (h, w), corners, hann = geo.tile, geo.corners(), window(geo.tile)
-    batches = [corners[i : i + BATCH_TILES] for i in range(0, len(corners), BATCH_TILES)]
-    batches = [batch for batch in batches if any(y < b and y + h > a for y, _ in batch)]
-    base, height = batches[0][0][0], max(batch[-1][0] + h - batch[0][0] for batch in batches)
-    total, weight = np.zeros((2, height, geo.padded[1]), np.float32)
-    for number, batch in enumerate(batches):
-        tiles = over_flips(segmenter, image.tiles(batch), geo.tile, flips)
-        for tile, (y, x) in zip(tiles, batch, strict=True):
-            total[y - base : y - base + h, x : x + w] += tile * hann
-            weight[y - base : y - base + h, x : x + w] += hann
-        after = batches[number + 1][0][0] if number + 1 < len(batches) else b
-        first, stop = (
-            max(base, a),
-            min(after, b),
-        )  # no tile that is still to come covers rows above `after`
-        if stop > first:
-            yield (
-                first,
-                (total[first - base : stop - base] / weight[first - base : stop - base])[
-                    :, : geo.resized[1]
-                ],
-            )
-        if number + 1 < len(batches):
-            for array in (total, weight):
-                kept = array[after - base :].copy()
-                array[: len(kept)], array[len(kept) :] = kept, 0
-            base = after
+def entering(read: Read, geo: Geometry, z: int, top: int, bottom: int) -> Grey:
+    """Rows [top, bottom) of a slice as the model sees them: resized bicubically, then padded."""
+    stop = min(bottom, geo.resized[0])
+    n0, n1 = _rows_below(geo.native[0], geo.resized[0], top, stop, 2)
+    scale = geo.native[0] / geo.resized[0]
+    place = top * scale - n0, stop * scale - n0
+    size = stop - top, geo.resized[1]
+    rows = _resized(read(z, n0, n1), size, place, Image.Resampling.BICUBIC)
+    missing = [(0, bottom - stop), (0, geo.padded[1] - geo.resized[1])]
+    return np.pad(rows, missing, mode="symmetric") if missing != [(0, 0), (0, 0)] else rows
 
 
-class Input:
-    """Rows of a slice as the backbone sees them: resized bicubically and padded by reflection, as `to_input` does."""
-
-    def __init__(self, read: Read, geo: Geometry) -> None:
-        self.read, self.geo = read, geo
-        same = geo.resized[0] == geo.native[0]
-        self.taps = None if same else taps(geo.native[0], geo.resized[0], Image.Resampling.BICUBIC)
-        self.source = _reflected(
-            *geo.resized, geo.padded, 0
-        )  # which resized row each padded row is
-        self.columns = _reflected(*geo.resized, geo.padded, 1)
-        self.start, self.held = 0, np.empty((0, geo.padded[1]), np.uint8)
-
-    def tiles(self, corners: list[tuple[int, int]]) -> torch.Tensor:
-        """Tiles at these corners of the padded slice, (n, 1 or 3, h, w) in [0, 1]."""
-        h, w = self.geo.tile
-        top, bottom = corners[0][0], corners[-1][0] + h
-        if top < self.start or bottom > self.start + len(self.held):
-            more = max(bottom, min(self.geo.padded[0], top + FETCH // self.geo.padded[1]))
-            self.start, self.held = top, self.rows(top, more)
-        y0 = self.start
-        return torch.stack(
-            [as_input(self.held[y - y0 : y - y0 + h, x : x + w]) for y, x in corners]
-        )
-
-    def native(self, top: int, bottom: int) -> tuple[int, int]:
-        """Rows of the slice itself that rows [top, bottom) of the padded slice are made of."""
-        r0, r1 = self._resized_rows(top, bottom)
-        return (
-            (r0, r1)
-            if self.taps is None
-            else (int(self.taps.first[r0]), int(self.taps.stop[r1 - 1]))
-        )
-
-    def rows(self, top: int, bottom: int) -> Grey:
-        """Rows [top, bottom) of the padded slice."""
-        wanted = self.source[top:bottom]
-        r0, r1 = self._resized_rows(top, bottom)
-        n0, n1 = self.native(top, bottom)
-        shown = self.read(n0, n1)
-        if shown.ndim == 2:
-            rows = self._resampled(shown, n0, r0, r1)
-        else:
-            rows = np.stack(
-                [self._resampled(shown[..., k], n0, r0, r1) for k in range(shown.shape[-1])], -1
-            )
-        return np.ascontiguousarray(rows[wanted - r0][:, self.columns])
-
-    def _resized_rows(self, top: int, bottom: int) -> tuple[int, int]:
-        wanted = self.source[top:bottom]
-        return int(wanted.min()), int(wanted.max()) + 1
-
-    def _resampled(self, shown: Grey, start: int, r0: int, r1: int) -> Grey:
-        """Rows [r0, r1) of the resized slice, of which `shown` are the native rows from `start` on."""
-        wide = resized_along_x(shown, self.geo.resized[1], Image.Resampling.BICUBIC)
-        return wide if self.taps is None else grey_rows(wide, start, self.taps, r0, r1)
+def _covered(starts: list[int], side: int, first: int, end: int) -> Range:
+    """What the windows cover that reach into [first, end)."""
+    inside = [start for start in starts if start < end and start + side > first]
+    return inside[0], inside[-1] + side
 
 
-def _reflected(
-    height: int, width: int, padded: tuple[int, int], axis: int
-) -> npt.NDArray[np.int64]:
-    """For each padded row (axis 0) or column (1) the one of the resized slice that it repeats."""
-    n = (height, width)[axis]
-    return np.pad(np.arange(n), (0, padded[axis] - n), mode="symmetric")
+def _resized_rows(geo: Geometry, y0: int, y1: int) -> Range:
+    """Rows of the resized slice that rows [y0, y1) of the slice are made of."""
+    return _rows_below(geo.resized[0], geo.native[0], y0, y1, 1)
 
 
-def resized_along_x(rows: npt.NDArray[Any], width: int, how: Image.Resampling) -> npt.NDArray[Any]:
-    """Rows (n, X) resized along x alone."""
-    if rows.shape[1] == width:
+def _rows_below(n_in: int, n_out: int, first: int, end: int, taps: int) -> Range:
+    """Of n_in rows those that rows [first, end) of n_out depend on, by a filter of so many taps."""
+    if n_in == n_out:
+        return first, end
+    scale = n_in / n_out
+    reach = taps * max(scale, 1.0) + 1
+    start, stop = math.floor(first * scale - reach), math.ceil(end * scale + reach)
+    return max(start, 0), min(stop, n_in)
+
+
+def _resized(
+    rows: npt.NDArray[Any],
+    size: tuple[int, int],
+    place: tuple[float, float],
+    how: Image.Resampling,
+) -> npt.NDArray[Any]:
+    """Pillow's resize, of the rows between the two edges of `place`.
+
+    First along x, then along y: Pillow chooses the order by the size of a part and rounds in
+    between, which would leave seams.
+    """
+    height, width = size
+    if rows.shape[1] != width:
+        wide = Image.fromarray(np.ascontiguousarray(rows))
+        rows = np.asarray(wide.resize((width, len(rows)), how))
+    if place == (0, len(rows)) and height == len(rows):
         return rows
-    return np.asarray(Image.fromarray(np.ascontiguousarray(rows)).resize((width, len(rows)), how))
+    image = Image.fromarray(np.ascontiguousarray(rows))
+    return np.asarray(image.resize((width, height), how, (0, place[0], width, place[1])))

@@ -1,4 +1,4 @@
-"""`emadapt segment`: from checks over blocks to outputs. What is done stays done, whatever stops it."""
+"""`emadapt segment`: from checks over blocks to outputs. A run that was stopped can go on."""
 
 from __future__ import annotations
 
@@ -17,16 +17,8 @@ from emadapt.files import FULL, REFUSED, write_json
 from emadapt.segment.instances import join
 from emadapt.segment.job import Order, prepare
 from emadapt.segment.outputs import finish, publish, targets
-from emadapt.segment.partial import (
-    Partial,
-    begin,
-    held,
-    opened,
-    runner_of,
-    segment_block,
-    stamp_of,
-    work,
-)
+from emadapt.segment.partial import Partial, begin, held, opened
+from emadapt.segment.phases import phases, segment_block, work
 from emadapt.volumes.writing import suffix_of
 
 Each = Callable[[str, str, list[int]], Iterable[int]]
@@ -40,18 +32,12 @@ def segment_volume(order: Order) -> Path:
         The mask.
 
     Raises:
-        InputError: anything wrong with the input, the model or the output. What is done until then is kept in OUTPUT.partial.
+        InputError: something is wrong with the input, the model or the output. What is done until
+            then is kept in OUTPUT.partial.
     """
-    output = Path(
-        order.output
-    ).absolute()  # a run may be gone on with from another folder, and workers have one of their own
+    output = Path(order.output).absolute()  # workers, and who repeats the command, may be elsewhere
     folder = output.with_name(f"{output.name}.partial")
-    kinds = (
-        "mask",
-        *(["probabilities"] if order.probabilities else []),
-        *(["instances"] if order.instances else []),
-    )
-    _check_output(order, targets(order.output, kinds), folder)
+    check_output(order, targets(order.output, order.kinds), folder)
     try:
         with held(folder):
             started = time.perf_counter()
@@ -61,7 +47,7 @@ def segment_volume(order: Order) -> Path:
                     seconds = _run(partial, order, each)
                 _say(partial, order, seconds, time.perf_counter() - started)
             publish(_made(folder), folder / "aside")
-        shutil.rmtree(folder)  # what was made is in its place: `publish` has looked
+        shutil.rmtree(folder)
     except OSError as error:
         if error.errno not in (*FULL, *REFUSED):
             raise
@@ -69,18 +55,12 @@ def segment_volume(order: Order) -> Path:
     return output
 
 
-def _begun(order: Order, folder: Path) -> Partial:
-    """The run's folder, new or gone on with; nothing is left behind where the input is refused."""
-    try:
-        return begin(folder, prepare(order), order.overwrite)
-    except BaseException:
-        if not (folder / "run.json").is_file():
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
+def check_output(order: Order, named: dict[str, Path], folder: Path) -> None:
+    """Check that the output can be written, before any work.
 
-
-def _check_output(order: Order, named: dict[str, Path], folder: Path) -> None:
-    """Whether the output can be written, before any work."""
+    Raises:
+        InputError: it cannot.
+    """
     suffix_of(order.output)
     parent = Path(order.output).resolve().parent
     if not parent.is_dir() or not os.access(parent, os.W_OK):
@@ -90,10 +70,8 @@ def _check_output(order: Order, named: dict[str, Path], folder: Path) -> None:
             expected="one",
             do="Make it, or choose another output.",
         )
-    source, places = (
-        Path(order.input.partition(":/")[0]).resolve(),
-        [p.resolve() for p in named.values()],
-    )
+    source = Path(order.input.partition(":/")[0]).resolve()
+    places = [path.resolve() for path in named.values()]
     if any(source == p or p in source.parents or source in p.parents for p in places):
         raise InputError(
             order.output,
@@ -101,25 +79,51 @@ def _check_output(order: Order, named: dict[str, Path], folder: Path) -> None:
             expected="another file",
             do="Choose another output.",
         )
-    there = [str(p) for p in named.values() if p.exists()]
+    there = [path for path in named.values() if path.exists()]
     if there and not order.overwrite and not (folder / "made.json").is_file():
         raise InputError(
-            ", ".join(there),
+            ", ".join(map(str, there)),
             found="an output of that name",
             expected="none",
             do="Choose another name, or replace it with --overwrite.",
         )
+    for path in there:
+        if path.is_dir() and not _is_ours(path):
+            raise InputError(
+                path,
+                found="a folder that emadapt did not write",
+                expected="none, or an output of `emadapt segment`",
+                do="Move it, or choose another output.",
+            )
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a Zarr says that it was segmented by emadapt."""
+    try:
+        return "emadapt" in json.loads((path / ".zattrs").read_text())
+    except (OSError, ValueError):
+        return False
+
+
+def _begun(order: Order, folder: Path) -> Partial:
+    """The run's folder, new or gone on with; nothing is left where the input is refused."""
+    try:
+        return begin(folder, prepare(order), order.overwrite)
+    except BaseException:
+        if not (folder / "run.json").is_file():
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _run(partial: Partial, order: Order, each: Each) -> float:
     """All phases; the seconds that segmenting took."""
     began = time.perf_counter()
-    for phase in (["tiles"] if partial.job.reach else []) + ["mask"]:
+    for phase in phases(partial):
         _phase(partial, phase, each)
     seconds = time.perf_counter() - began
     made = {}
     named = targets(order.output, partial.job.kinds)
-    if "instances" in partial.job.kinds:
+    if "instances" in named:
         _phase(partial, "components", each)
         table = partial.folder / "instances.csv"
         n = join(partial, table)
@@ -135,34 +139,24 @@ def _run(partial: Partial, order: Order, each: Each) -> float:
 
 def _made(folder: Path) -> dict[Path, Path]:
     """What a run has made in its folder, and where it belongs."""
-    return {Path(a): Path(b) for a, b in json.loads((folder / "made.json").read_text()).items()}
+    made = json.loads((folder / "made.json").read_text())
+    return {Path(a): Path(b) for a, b in made.items()}
 
 
 def _phase(partial: Partial, phase: str, each: Each) -> None:
     """Finish the blocks that are left, with progress."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-    left = partial.left(phase)
+    left, total = partial.left(phase), len(partial.blocks)
     columns = (
-        TextColumn("segment: {task.description}"),
+        "segment: {task.description}",
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("blocks"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(elapsed_when_finished=False),
+        "blocks, left",
+        TimeRemainingColumn(elapsed_when_finished=True),
     )
     with Progress(*columns) as progress:
-        task = progress.add_task(
-            phase, total=len(partial.blocks), completed=len(partial.blocks) - len(left)
-        )
+        task = progress.add_task(phase, total=total, completed=total - len(left))
         for _ in each(str(partial.folder), phase, left):
             progress.advance(task)
 
@@ -177,17 +171,17 @@ def _workers(dask: str) -> AbstractContextManager[Each]:
 
 def alone(folder: str, phase: str, numbers: list[int]) -> Iterator[int]:
     """Blocks one after the other in this process; while one is segmented, the next is read."""
-    partial = opened(folder, stamp_of(folder))
-    if phase != ("tiles" if partial.job.reach else "mask") or not numbers:
+    partial = opened(folder)
+    if phase != phases(partial)[0] or not numbers:
         yield from (work(folder, phase, number) for number in numbers)
         return
-    runner = runner_of(partial)
+    load, blocks = partial.runner.load, partial.blocks
     with ThreadPoolExecutor(1) as reader:
-        ahead = reader.submit(runner.load, partial.blocks[numbers[0]])
-        for i, number in enumerate(numbers):
+        ahead = reader.submit(load, blocks[numbers[0]])
+        for number, following in zip(numbers, [*numbers[1:], None], strict=True):
             loaded = ahead.result()
-            if i + 1 < len(numbers):
-                ahead = reader.submit(runner.load, partial.blocks[numbers[i + 1]])
+            if following is not None:
+                ahead = reader.submit(load, blocks[following])
             segment_block(partial, number, loaded)
             yield number
 
@@ -205,14 +199,10 @@ def _say(partial: Partial, order: Order, seconds: float, whole: float) -> None:
 def _explained(error: OSError, folder: Path) -> InputError:
     """An error of the disk in words that help."""
     done = len(list((folder / "done").glob("mask-*.json"))) if folder.is_dir() else 0
-    reason = (
-        "a full disk"
-        if error.errno in FULL
-        else f"no permission to write ({error.filename or error})"
-    )
+    refused = f"no permission to write ({error.filename or error})"
     return InputError(
         folder,
-        found=reason,
+        found="a full disk" if error.errno in FULL else refused,
         expected="room and permission to write",
-        do=f"See to it and repeat the command: it goes on after the {done} blocks that are done.",
+        do=f"Free some and repeat the command: it goes on after the {done} blocks that are done.",
     )

@@ -1,6 +1,7 @@
 """The model behind `mlflow models serve` and `mlflow.pyfunc.load_model`.
 
-MLflow keeps a copy of this file beside the adapter and runs it to load the model ("models from code"), so nothing is pickled.
+MLflow keeps a copy of this file with the adapter and runs it to load the model ("models from
+code"), so nothing is pickled.
 """
 
 from __future__ import annotations
@@ -13,14 +14,16 @@ from mlflow.pyfunc import PythonModel
 
 
 class Served(PythonModel):
-    """Foreground probabilities of a stack of slices, those of `emadapt.api.segment`."""
+    """Foreground probabilities of a stack of slices, as of `emadapt.api.segment`."""
 
     def load_context(self, context: Any) -> None:
-        from emadapt import api
+        """Load the model from MLflow's artifacts."""
+        from emadapt.segment.model import open_model
 
-        self.model = api.load_model(context.artifacts["model"])
+        self.model = open_model(context.artifacts["model"])
 
-    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # MLflow would take types for a schema
+    # With types MLflow would derive a schema from them.
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
         """(Z, Y, X) uint8 grey values -> (Z, Y, X) float32 in [0, 1].
 
         Args:
@@ -28,15 +31,11 @@ class Served(PythonModel):
             model_input: the stack.
             params: `voxel_nm`, (z, y, x) of the stack.
         """
-        from emadapt import api
+        from emadapt.segment.runner import array_runner
 
-        z, y, x = (params or {})["voxel_nm"]
-        return api.segment(
-            np.asarray(model_input, np.uint8),
-            self.model,
-            (float(z), float(y), float(x)),
-            probabilities=True,
-        )
+        stack = np.asarray(model_input, np.uint8)
+        runner = array_runner(stack, self.model, params["voxel_nm"])
+        return np.stack([probability for _, probability in runner.slices()])
 
 
 mlflow.models.set_model(Served())

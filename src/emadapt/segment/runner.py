@@ -1,0 +1,135 @@
+"""A job at work: its volume and model open, blocks of the volume to probabilities."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from emadapt.data.align import Statistics
+from emadapt.data.crops import as_input
+from emadapt.data.tiles import Grey
+from emadapt.errors import InputError
+from emadapt.models.predict import Probability, smooth_z
+from emadapt.segment.job import Block, Job, Order, settle
+from emadapt.segment.model import Model, aligner_for, cached_model, geometry_for, sha256_of
+from emadapt.segment.rows import entering, native_rows, predict_rows, view_of
+from emadapt.volumes.grey import to_uint8
+from emadapt.volumes.opening import open_source
+from emadapt.volumes.source import Array, Source, array_source
+from emadapt.volumes.voxel import as_voxel
+
+
+class Runner:
+    """A job with its volume and model open."""
+
+    def __init__(self, job: Job, source: Source, model: Model) -> None:
+        self.job, self.source, self.model = job, source, model
+        statistics = Statistics(**job.statistics) if job.statistics else None
+        aligner = aligner_for(model, statistics, job.zoom)
+        self.geo = geometry_for(model, job.shape[1:], job.dataset, aligner)
+        self.view = view_of(model.segmenter, self.geo, job.shape[0])
+
+    def load(self, block: Block) -> Array:
+        """All that a block needs of the volume."""
+        rows = native_rows(self.view, self.geo, block.y0, block.y1)
+        return self.source.read(*self.view.slices(block.z0, block.z1), *rows)
+
+    def probability(self, block: Block, loaded: Array) -> Iterator[tuple[int, Probability]]:
+        """The number of a slice and the block's rows of it, (n, X) in [0, 1], as they are done."""
+        first, _ = self.view.slices(block.z0, block.z1)
+        top, _ = native_rows(self.view, self.geo, block.y0, block.y1)
+
+        def read(z: int, y0: int, y1: int) -> Grey:
+            return self.grey(loaded[z - first, y0 - top : y1 - top])
+
+        z, y = (block.z0, block.z1), (block.y0, block.y1)
+        return predict_rows(self.view, read, self.geo, z, y)
+
+    def slices(self) -> Iterator[tuple[int, Probability]]:
+        """Number and probability (Y, X) of each slice of the volume, smoothed along z."""
+        return smooth_z(self._slices(), self.job.sigma)
+
+    def _slices(self) -> Iterator[tuple[int, Probability]]:
+        _, height, width = self.job.shape
+        for _, parts in itertools.groupby(self.job.blocks(), key=lambda block: block.z0):
+            blocks = list(parts)
+            if len(blocks) == 1:
+                yield from self.probability(blocks[0], self.load(blocks[0]))
+                continue
+            z0, z1 = blocks[0].z0, blocks[0].z1
+            whole = np.empty((z1 - z0, height, width), np.float32)
+            for block in blocks:
+                for z, rows in self.probability(block, self.load(block)):
+                    whole[z - z0, block.y0 : block.y1] = rows
+            yield from enumerate(whole, z0)
+
+    def tiles(self, z: int, corners: list[tuple[int, int]]) -> torch.Tensor:
+        """Tiles at these corners of a padded slice as the model sees them, (n, 1 or 3, h, w)."""
+        height, width = self.geo.tile
+
+        def read(z: int, y0: int, y1: int) -> Grey:
+            return self.grey(self.source.read(z, z + 1, y0, y1)[0])
+
+        def enter(z: int, y: int) -> Grey:
+            return entering(read, self.geo, z, y, y + height)
+
+        found = []
+        for y, x in corners:
+            rows = self.view.seen(functools.partial(enter, y=y), z)
+            found.append(as_input(rows[:, x : x + width]))
+        return torch.stack(found)
+
+    def grey(self, values: Array) -> Grey:
+        """Grey values as the model sees them."""
+        return self.geo.aligner(to_uint8(values, *self.job.window))
+
+
+def open_runner(job: Job) -> Runner:
+    """Open the job's volume and model, on whatever machine this is.
+
+    Raises:
+        InputError: either is not what it was when the job was settled.
+    """
+    source, model = open_source(job.input, job.scale), cached_model(job.model)
+    if (source.stamp, *sha256_of(model.folder)) != (job.stamp, job.weights, job.card):
+        raise InputError(
+            job.input if source.stamp != job.stamp else job.model,
+            found="another content than when the run began",
+            expected="the same files for all of a run",
+            do="Start over with --overwrite.",
+        )
+    return Runner(job, source, model)
+
+
+def array_runner(
+    volume: Any,
+    model: Model,
+    voxel_nm: Sequence[float],
+    *,
+    threshold: float | None = None,
+    window: tuple[float, float] | None = None,
+) -> Runner:
+    """A runner for an array.
+
+    Args:
+        volume: (Z, Y, X) or (Y, X), grey values of any dtype; or anything with `shape` and `dtype`
+            that gives arrays for slices of (Z, Y, X), such as an array of Zarr or dask.
+        model: that segments it.
+        voxel_nm: (z, y, x).
+        threshold: None: the model's.
+        window: grey values that become black and white; None: all of 8 bits, else percentiles.
+
+    Raises:
+        InputError: the array has NaN or another shape, or voxels of quite another size than in
+            training.
+    """
+    is_lazy = len(getattr(volume, "shape", ())) == 3 and hasattr(volume, "dtype")
+    voxel = as_voxel(voxel_nm)
+    source = array_source(volume if is_lazy else np.asarray(volume), voxel)
+    order = Order("array", "", "", threshold=threshold, voxel_nm=voxel, window=window)
+    return Runner(settle(order, source, model), source, model)
