@@ -63,14 +63,10 @@ def run_all(study: Study) -> dict:
     """What `dvc repro` runs, in its order."""
     for dataset in study.datasets:
         emadapt("ingest", dataset)
+    emadapt("plan")
     for backbone in study.backbones:
-        emadapt("reference", backbone)
         for dataset in study.datasets:
             emadapt("tokens", backbone, dataset)
-        for train_set in study.train_sets:
-            emadapt("trainset", backbone, train_set)
-    for regime in study.regimes:
-        emadapt("start", regime)
     for unit in study.units():
         emadapt("train", unit.name)
         emadapt("evaluate", unit.name)

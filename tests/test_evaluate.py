@@ -188,20 +188,3 @@ def test_a_model_of_other_settings_is_refused(
     (tmp_path / "params.yaml").write_text(text.replace("epochs: 2", "epochs: 3"))
     with pytest.raises(InputError, match=r"other settings.*dvc repro train@t-frozen-a-0"):
         evaluate_unit(load_study(), unit)
-
-
-def test_a_model_of_a_version_that_did_not_have_a_setting_is_evaluated(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("EMADAPT_TRACKING", "off")
-    study, unit = make_study(tmp_path), Unit("t", "frozen", "a", 0)
-    path = train_unit(study, unit) / "model.json"
-    card = json.loads(path.read_text())
-    del card["settings"]["backbone"]["stride"], card["settings"]["regime"]["layer_decay"]
-    path.write_text(json.dumps(card))
-    assert evaluate_unit(study, unit).is_file()
-    card["settings"]["backbone"]["scale"] = 2.0
-    path.write_text(json.dumps(card))
-    with pytest.raises(InputError, match="other settings"):
-        evaluate_unit(study, unit)

@@ -17,7 +17,6 @@ from emadapt.study.study import BackboneSettings, RegimeSettings, Study, Unit
 from emadapt.training.evaluate import evaluate_unit
 from emadapt.training.interpolate import interpolate
 from emadapt.training.train import train_unit
-from emadapt.training.trainset import record_start
 from tiny import make_study, settings
 
 KINDS = {
@@ -154,25 +153,6 @@ def test_a_study_trains_the_two_ends_and_nothing_between(
     assert (
         json.loads(evaluate_unit(study, wise[50]).read_text())["train_seconds"] == cost["seconds"]
     )
-
-
-def test_the_record_of_the_start_knows_the_sources_source(study: Study) -> None:
-    from emadapt.models.tokens import run
-
-    for name in study.datasets:
-        run(study, "t", name)
-    before = record_start(study, "wise50").read_text()
-    other = make_study(
-        Path("other"), params(frozen={"kind": "frozen", "head_lr": 0.01}), ingested=False
-    )
-    assert record_start(other, "wise50").read_text() != before
-    far = params(lora=LORA | {"init_from": "frozen-b"})
-    far["train_sets"]["b"] = ["b"]
-    study = make_study(Path("far"), far, ingested=False)
-    before = record_start(study, "wise50").read_text()
-    tokens = Path("build/tokens/t/b.json")
-    tokens.write_text(tokens.read_text().replace("data_md5", "data_md6"))
-    assert record_start(study, "wise50").read_text() != before
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,7 @@ from emadapt.study.study import RegimeSettings, Study, Unit, not_default
 from emadapt.training.evaluate import evaluate_unit
 from emadapt.training.fit import loss_function
 from emadapt.training.joint import ALIGN, POSITIONS, Penalised, at_some_positions, coral, members_of
-from emadapt.training.train import prepare, train_unit, unit_key
-from emadapt.training.trainset import record_train_set
+from emadapt.training.train import prepare, train_unit
 from tiny import blobs, make_study, settings, stop_after_an_epoch, write_stack
 
 LORA = {"kind": "lora", "rank": 2, "alpha": 4}
@@ -293,35 +292,6 @@ def test_a_tiny_study_from_training_to_the_report(tmp_path: Path) -> None:
     assert {e["regime"] for e in entries} == {"coral", "dann", "norm"}
 
 
-def test_an_unlabelled_dataset_belongs_to_the_key_and_to_the_record(tmp_path: Path) -> None:
-    from emadapt.models.tokens import run
-
-    study = make_study(tmp_path, params())
-    for name in study.datasets:
-        run(study, "t", name)
-    unit = Unit("t", "coral", "onto_b", 0)
-    key, control = (
-        unit_key(study, u, prepare(study, u)) for u in (unit, Unit("t", "frozen", "onto_b", 0))
-    )
-    record = record_train_set(study, "t", "onto_b").read_text()
-    assert set(json.loads(record)) == {"a", "unlabelled"}
-    for file in ("build/ingest/b/manifest.json", "build/tokens/t/b.json"):
-        path = Path(file)
-        manifest = json.loads(path.read_text())
-        name = "data_md5" if "data_md5" in manifest else "md5"
-        path.write_text(json.dumps(manifest | {name: "0" * 32}))
-    assert record_train_set(study, "t", "onto_b").read_text() != record
-    assert unit_key(study, unit, prepare(study, unit)) != key
-    assert (
-        unit_key(
-            study,
-            Unit("t", "frozen", "onto_b", 0),
-            prepare(study, Unit("t", "frozen", "onto_b", 0)),
-        )
-        == control
-    )
-
-
 def test_settings_of_units_without_align_are_what_they_were(tmp_path: Path) -> None:
     study = make_study(tmp_path, params(plain=LORA), ingested=False)
     described = not_default(study.describe(Unit("t", "plain", "paired", 0)))
@@ -411,7 +381,8 @@ def test_several_processes_and_sweeps_are_refused(
     from emadapt.sweep.space import Target, check_target
 
     study = make_study(tmp_path, params())
-    assert set(useful_devices()) == {"train@t-frozen-paired-0", "train@t-frozen-onto_b-0"}
+    several = {name for name, n in useful_devices(study).items() if n > 1}
+    assert several == {"train@t-frozen-paired-0", "train@t-frozen-onto_b-0"}
     for regime in ("coral", "dann"):
         with pytest.raises(InputError, match=r"found `align: .*which a sweep does not search"):
             check_target(study, Target("t", regime, "paired"))

@@ -1,6 +1,5 @@
 """Few labels: what is drawn, and that a unit sees nothing else."""
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,10 @@ from emadapt.data.ingest import open_volume
 from emadapt.data.labelled import amount, choose, few_slices, few_tiles
 from emadapt.errors import ConfigError, InputError
 from emadapt.pipeline.check import check_study
-from emadapt.study.study import Study, TrainSetSettings, Unit, load_study
+from emadapt.study.study import Study, TrainSetSettings, Unit
 from emadapt.training.evaluate import evaluate_unit
-from emadapt.training.train import prepare, train_unit, unit_key
-from emadapt.training.trainset import record_train_set
+from emadapt.training.plan import unit_key
+from emadapt.training.train import prepare, train_unit
 from tiny import make_study, settings
 
 KINDS = ("frozen", "lora", "last", "ridge", "knn", "unet2d")
@@ -192,7 +191,7 @@ def forget() -> None:
 def test_seeds_and_amounts_make_other_models(study: Study) -> None:
     def key(kind: str, train_set: str, seed: int) -> str:
         unit = Unit("t", kind, train_set, seed)
-        return unit_key(study, unit, prepare(study, unit))
+        return unit_key(study, unit)
 
     assert (
         len({key("ridge", name, seed) for name in ("a", "two", "tiles", "half") for seed in (0, 1)})
@@ -223,22 +222,3 @@ def test_few_labels_of_one_dataset_beside_all_of_another(tmp_path: Path, study: 
         "slices": {"b": 2},
         "crops": 0,
     }
-
-
-def test_the_record_that_training_depends_on_names_the_amount(study: Study, tmp_path: Path) -> None:
-    from emadapt.models.tokens import run
-
-    run(study, "t", "a")
-    run(study, "t", "b")
-    texts = [record_train_set(study, "t", name).read_text() for name in ("a", "two", "tiles")]
-    assert len(set(texts)) == 3
-    union = TrainSetSettings(("a", "b"))
-    draws = [
-        dataclasses.replace(
-            study, train_set_settings={"both": dataclasses.replace(union, draw=draw)}
-        )
-        for draw in ("", "balanced", "proportional")
-    ]
-    assert len({record_train_set(own, "t", "both").read_text() for own in draws}) == 3
-    again = load_study(tmp_path / "params.yaml")
-    assert record_train_set(again, "t", "two").read_text() == texts[1]

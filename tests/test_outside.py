@@ -110,7 +110,7 @@ def test_a_program_or_another_network_is_not_taken_for_mitonet(
 def test_seeds_and_backbones_make_one_model_of_what_is_not_trained(
     tmp_path: Path, folder: Path, tracking_off: None
 ) -> None:
-    from emadapt.training.train import prepare, unit_key
+    from emadapt.training.plan import unit_key
 
     params = settings()
     params["regimes"] = {"o_oracle": {"kind": "sam2", "weights": str(folder), "prompts": "box"}}
@@ -122,9 +122,6 @@ def test_seeds_and_backbones_make_one_model_of_what_is_not_trained(
         "backbones": ["t", "u"],
     }
     study = make_study(tmp_path, params)
-    keys = {
-        unit_key(study, unit, prepare(study, unit))
-        for unit in load_study(tmp_path / "params.yaml").units()
-    }
+    keys = {unit_key(study, unit) for unit in load_study(tmp_path / "params.yaml").units()}
     assert len(study.units()) == 4
     assert len(keys) == 1

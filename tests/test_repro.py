@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,8 @@ import pytest
 from emadapt.errors import EmadaptError
 from emadapt.pipeline import repro
 from emadapt.pipeline.repro import place, run_pipeline, useful_devices
+from emadapt.pipeline.stages import tokens_first
+from emadapt.study.study import load_study
 from tiny import make_study, settings, under_dvc
 
 FOUR = ["0", "1", "2", "3"]
@@ -51,98 +55,143 @@ def test_who_gets_which_devices(
     assert place(ready, free, room, TRAIN if any(free) else {}) == expected
 
 
-def run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: int, gpus: list[str], slow: str = ""
-) -> dict[str, dict[str, str]]:
-    """Environment that each stage saw, and from when to when it ran."""
-    monkeypatch.chdir(tmp_path)
-    for name in ("EMADAPT_DEVICES", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS"):
-        monkeypatch.delenv(name, raising=False)
-    dvc = tmp_path / "bin/dvc"
+def fake_dvc(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    dvc = folder / "bin/dvc"
     dvc.parent.mkdir()
-    dvc.write_text(DVC)
+    dvc.write_text(script)
     dvc.chmod(0o755)
     monkeypatch.setenv("PATH", f"{dvc.parent}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setattr("emadapt.pipeline.repro.os.sched_getaffinity", lambda _: set(range(8)))
-    run_pipeline(jobs, gpus)
-    return {
-        f.stem.removeprefix("seen-"): json.loads(f.read_text())
-        for f in tmp_path.glob("seen-*.json")
-    }
 
 
 @pytest.fixture
-def graph(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Four units that wait for one stage; one more that waits for all of them."""
-    units = [
-        f"train@t-{regime}-{data}-0" for regime in ("frozen", "lora") for data in ("a", "paired")
-    ]
-    needs = {
-        "ingest": set(),
-        **{u: {"ingest"} for u in units[:3]},
-        units[3]: set(units[:3]),
-        "report": {units[3]},
-    }
-    monkeypatch.setattr("emadapt.pipeline.repro.stage_graph", lambda: needs)
-
-
-def test_units_share_out_the_devices_and_one_alone_gets_them_all(
-    tmp_path: Path, monkeypatch, graph: None
-) -> None:
+def graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four units that wait for one stage, the last of them for the others too; a report that waits for it."""
+    monkeypatch.chdir(tmp_path)
     make_study(tmp_path, settings(batch=4), ingested=False)
-    seen = run(tmp_path, monkeypatch, 3, ["0", "1", "2"])
-    assert (seen["ingest"]["devices"], seen["ingest"]["cuda"]) == ("0", "0")
-    side_by_side = [
-        v for k, v in seen.items() if k.startswith("train@") and k != "train@t-lora-paired-0"
-    ]
-    assert sorted(s["devices"] for s in side_by_side) == ["0", "1", "2"]
-    assert all(s["threads"] == "2" for s in side_by_side)
-    alone = seen["train@t-lora-paired-0"]
+    pairs = [(regime, data) for regime in ("frozen", "lora") for data in ("a", "paired")]
+    units = [f"train@t-{regime}-{data}-0" for regime, data in pairs]
+    needs = {"tokens": set(), **{u: {"tokens"} for u in units[:3]}}
+    needs |= {units[3]: set(units[:3]), "report": {units[3]}}
+    monkeypatch.setattr(repro, "stale_ingests", dict)
+    monkeypatch.setattr(repro, "_plan", lambda *_: True)
+    monkeypatch.setattr(repro, "stale_stages", lambda _: needs)
+    monkeypatch.setattr("emadapt.pipeline.repro.os.sched_getaffinity", lambda _: set(range(8)))
+    for name in ("EMADAPT_DEVICES", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    fake_dvc(tmp_path, monkeypatch, DVC)
+
+
+def run(jobs: int, gpus: list[str]) -> dict[str, dict[str, str]]:
+    """Environment that each stage saw, and from when to when it ran."""
+    assert run_pipeline(jobs, gpus) == 0
+    return {f.stem.removeprefix("seen-"): json.loads(f.read_text()) for f in Path().glob("seen-*")}
+
+
+def test_units_share_the_devices_and_one_alone_gets_them_all(graph: None) -> None:
+    seen = run(3, ["0", "1", "2"])
+    assert (seen["tokens"]["devices"], seen["tokens"]["cuda"]) == ("0", "0")
+    alone = seen.pop("train@t-lora-paired-0")
+    together = [facts for name, facts in seen.items() if name.startswith("train@")]
+    assert sorted(s["devices"] for s in together) == ["0", "1", "2"]
+    assert all(s["threads"] == "2" for s in together)
     assert sorted(alone["devices"].split(",")) == ["0", "1", "2"]
     assert alone["cuda"] == alone["devices"]
     assert alone["threads"] == "8"
     assert len(seen["report"]["devices"]) == 1
 
 
-def test_more_jobs_than_devices_share_them_and_no_unit_gets_several(
-    tmp_path: Path, monkeypatch, graph: None
-) -> None:
-    make_study(tmp_path, settings(batch=4), ingested=False)
-    seen = run(tmp_path, monkeypatch, 4, ["0", "1"])
+def test_more_jobs_than_devices_share_them_and_no_unit_gets_several(graph: None) -> None:
+    seen = run(4, ["0", "1"])
     assert all(s["devices"] in ("0", "1") for s in seen.values())
-    assert len({s["devices"] for k, s in seen.items() if k.startswith("train@")}) == 2
+    assert len({s["devices"] for name, s in seen.items() if name.startswith("train@")}) == 2
 
 
-def test_without_devices_stages_run_side_by_side_as_many_as_asked_for(
-    tmp_path: Path, monkeypatch, graph: None
-) -> None:
-    seen = run(tmp_path, monkeypatch, 2, [])
-    assert all(
-        s["devices"] == "" and s["cuda"] == "unset" and s["threads"] == "4" for s in seen.values()
-    )
+def test_without_devices_as_many_stages_run_at_once_as_asked_for(graph: None) -> None:
+    seen = run(2, [])
+    facts = {(s["devices"], s["cuda"], s["threads"]) for s in seen.values()}
+    assert facts == {("", "unset", "4")}
     spans = sorted((int(s["began"]), int(s["ended"])) for s in seen.values())
     assert all(sum(a <= moment < b for a, b in spans) <= 2 for moment, _ in spans)
 
 
-def test_one_stage_at_a_time_has_the_whole_machine(
-    tmp_path: Path, monkeypatch, graph: None
-) -> None:
-    seen = run(tmp_path, monkeypatch, 1, [])
+def test_one_stage_at_a_time_has_the_whole_machine(graph: None) -> None:
+    seen = run(1, [])
     assert {s["threads"] for s in seen.values()} == {""}
     assert len(seen) == 6
 
 
-def test_as_many_devices_are_of_use_as_a_batch_has_samples(
+def test_a_unit_can_use_a_device_for_each_sample_of_a_batch_or_only_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    make_study(tmp_path, settings(batch=1), ingested=False)
-    assert useful_devices() == {
+    params = settings(batch=1)
+    params["regimes"] = {"frozen": {"kind": "frozen"}, "ridge": {"kind": "ridge"}}
+    params["study"]["regimes"] = ["frozen", "ridge"]
+    assert useful_devices(make_study(tmp_path, params, ingested=False)) == {
         "train@t-frozen-a-0": 1,
         "train@t-frozen-paired-0": 2,
-        "train@t-lora-a-0": 1,
-        "train@t-lora-paired-0": 2,
+        "train@t-ridge-a-0": 1,
+        "train@t-ridge-paired-0": 1,
     }
+
+
+def test_units_wait_for_the_token_caches_that_they_read(tmp_path: Path) -> None:
+    needs = tokens_first(make_study(tmp_path, ingested=False))
+    assert needs["train@t-lora-a-0"] == {"tokens@t-a"}
+    assert needs["evaluate@t-lora-a-0"] == {"tokens@t-a", "tokens@t-b"}
+    assert load_study(tmp_path / "params.yaml").units()
+
+
+ENDLESS = """#!/bin/sh
+sleep 987654 &
+sleep 987654
+"""
+DEAF = ENDLESS.replace("sleep 987654 &\n", "sleep 987654 &\ntrap '' TERM\n")
+
+
+@pytest.mark.parametrize(
+    ("number", "script"),
+    [(n, ENDLESS) for n in (signal.SIGKILL, signal.SIGHUP, signal.SIGTERM, signal.SIGINT)]
+    + [(signal.SIGKILL, DEAF)],
+)
+def test_no_stage_survives_repro(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, script: str
+) -> None:
+    """Neither a child of a stage, nor one that does not listen."""
+    monkeypatch.chdir(tmp_path)
+    fake_dvc(tmp_path, monkeypatch, script)
+    code = (
+        "from emadapt.pipeline import repro, watchdog\n"
+        "repro.stale_ingests = lambda: {'one': set(), 'two': set()}\n"
+        "repro.run_pipeline(2, [])"
+    )
+    monkeypatch.setenv("MARKER", str(tmp_path))
+    with subprocess.Popen([sys.executable, "-c", code], start_new_session=True) as process:
+        until(lambda: len(stages_of(tmp_path)) >= 4)
+        process.send_signal(number)
+        process.wait(30)
+    until(lambda: not stages_of(tmp_path))
+
+
+def stages_of(marker: Path) -> list[int]:
+    """Processes of stages: those with the marker in their environment that are neither Python nor this one."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = (folder / "environ").read_bytes()
+            command = (folder / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if f"MARKER={marker}\0".encode() in environment and b"python" not in command:
+            found.append(int(folder.name))
+    return found
+
+
+def until(condition, seconds: float = 30) -> None:  # type: ignore[no-untyped-def]
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 @pytest.mark.slow
@@ -154,25 +203,28 @@ def test_the_pipeline_on_two_devices(tmp_path: Path, monkeypatch: pytest.MonkeyP
     params["study"] |= {"regimes": ["frozen"], "train_sets": ["paired"]}
     make_study(tmp_path, params, ingested=False)
     under_dvc(tmp_path)("emadapt", "repro", "--gpus", "cpu,cpu")
-    assert (
-        json.loads(Path("build/units/t-frozen-paired-0/model.json").read_text())["processes"] == 2
-    )
+    model = json.loads(Path("build/units/t-frozen-paired-0/model.json").read_text())
+    assert model["processes"] == 2
     assert Path("reports/summary.json").is_file()
 
 
 def test_two_at_once_in_one_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second is refused before it does anything, while the first lives; not by what a killed one left."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(repro, "stage_graph", dict)
+    monkeypatch.setattr(repro, "stale_ingests", dict)
+    monkeypatch.setattr(repro, "stale_stages", lambda _: {})
+    monkeypatch.setattr(repro, "_plan", lambda *_: True)
+    monkeypatch.setattr(repro, "load_study", lambda: None)
     hold = (
-        "import time; from emadapt.pipeline import repro; repro.stage_graph = lambda: (print('held', flush=True), time.sleep(60)); "
+        "import time; from emadapt.pipeline import repro\n"
+        "repro.stale_ingests = lambda: (print('held', flush=True), time.sleep(60))\n"
         "repro.run_pipeline(1, [])"
     )
     with subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE) as first:
         assert first.stdout is not None
         assert first.stdout.readline() == b"held\n"
         with pytest.raises(EmadaptError, match="another `emadapt repro`"):
-            repro.run_pipeline(1, [])
+            run_pipeline(1, [])
         first.kill()
     assert Path("scratch/repro/lock").is_file()
-    assert repro.run_pipeline(1, []) == 0
+    assert run_pipeline(1, []) == 0

@@ -11,11 +11,10 @@ from safetensors.torch import load_file
 
 from emadapt.errors import ConfigError, InputError
 from emadapt.models.segmenter import load_segmenter
-from emadapt.pipeline.check import check_study
 from emadapt.study.study import Study, Unit, load_study
 from emadapt.training.evaluate import evaluate_unit
-from emadapt.training.train import prepare, train_unit, unit_key
-from emadapt.training.trainset import record_start
+from emadapt.training.plan import unit_key
+from emadapt.training.train import prepare, train_unit
 from tiny import make_study, settings
 
 TUNED = {"kind": "lora", "rank": 2, "alpha": 4}
@@ -82,7 +81,7 @@ def test_a_source_that_was_not_trained_is_trained_and_later_found(
 
 def test_what_starts_elsewhere_is_another_model_and_other_keys_stay(study: Study) -> None:
     def key(study: Study, regime: str) -> str:
-        return unit_key(study, Unit("t", regime, "a", 0), prepare(study, Unit("t", regime, "a", 0)))
+        return unit_key(study, Unit("t", regime, "a", 0))
 
     keys = {regime: key(study, regime) for regime in ("lora", "from_b", "lpft")}
     assert len(set(keys.values())) == 3
@@ -90,27 +89,6 @@ def test_what_starts_elsewhere_is_another_model_and_other_keys_stay(study: Study
     again = make_study(Path("other"), changed, ingested=False)
     assert key(again, "from_b") != keys["from_b"], "its source is another"
     assert key(again, "lpft") == keys["lpft"]
-
-
-def test_the_record_changes_with_the_source_alone(study: Study, tmp_path: Path) -> None:
-    from emadapt.models.tokens import run
-
-    for name in study.datasets:
-        run(study, "t", name)
-
-    def records(study: Study) -> dict[str, str]:
-        return {regime: record_start(study, regime).read_text() for regime in study.regimes}
-
-    before = records(study)
-    assert json.loads(before["frozen"]) == json.loads(before["lora"]) == {}
-    other = make_study(
-        tmp_path / "other", params(lora=TUNED | {"adapter_lr": 0.01}), ingested=False
-    )
-    after = records(other)
-    assert [regime for regime in before if before[regime] != after[regime]] == ["from_b"]
-    tokens = Path("build/tokens/t/b.json")
-    tokens.write_text(tokens.read_text().replace("data_md5", "data_md6"))
-    assert records(study)["from_b"] != before["from_b"]
 
 
 @pytest.mark.parametrize(
@@ -131,30 +109,6 @@ def test_the_record_changes_with_the_source_alone(study: Study, tmp_path: Path) 
 def test_settings_that_cannot_be(tmp_path: Path, own: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         make_study(tmp_path, params(bad=own), ingested=False)
-
-
-def test_the_record_holds_the_folder_that_a_source_began_from(study: Study, tmp_path: Path) -> None:
-    from emadapt.models.tokens import run
-
-    for name in study.datasets:
-        run(study, "t", name)
-    (folder := tmp_path / "models/mine").mkdir(parents=True)
-    own = params(mine=TUNED | {"init_from": "models/mine"}, then=TUNED | {"init_from": "mine"})
-    (tmp_path / "params.yaml").write_text(json.dumps(own))
-    assert any(
-        "models/mine: found no model" in line for line in check_study(tmp_path / "params.yaml")
-    )
-    study, records = load_study(tmp_path / "params.yaml"), []
-    for said in ("one", "another"):
-        (folder / "model.json").write_text(json.dumps({"head": "linear", "said": said}))
-        records.append(
-            [record_start(study, regime).read_text() for regime in ("mine", "then", "from_b")]
-        )
-    assert [a != b for a, b in zip(*records, strict=True)] == [True, True, False]
-    assert any(
-        "found a head linear; expected pyramid" in line
-        for line in check_study(tmp_path / "params.yaml")
-    )
 
 
 def test_a_folder_and_what_is_wrong_with_it(study: Study, tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-import yaml
 
 from emadapt.data.ingest import Volume, ingest, open_volume
 from emadapt.errors import InputError
@@ -18,8 +17,7 @@ from emadapt.models.backbones import Backbone, build_backbone
 from emadapt.models.device import resolve_precision
 from emadapt.models.segmenter import build_frozen
 from emadapt.models.tokens import token_key, token_views
-from emadapt.study.study import BackboneSettings, RegimeSettings, Study, Unit, load_study
-from emadapt.training.trainset import record_start, record_train_set
+from emadapt.study.study import BackboneSettings, Study, Unit
 from tiny import blobs, make_study, settings, write_stack
 
 SPEC = BackboneSettings(
@@ -422,34 +420,3 @@ def test_training_makes_a_deleted_cache_anew(study: Study) -> None:
     shutil.rmtree("scratch")
     assert (train_unit(small, unit) / "model.safetensors").read_bytes() == first
     assert entries() == there
-
-
-def test_what_stands_for_tokens_needs_them(study: Study) -> None:
-    with pytest.raises(
-        InputError, match=r"build/tokens/t/a\.json: found no such file.*emadapt tokens t a"
-    ):
-        record_train_set(study, "t", "a")
-    regimes = {**study.regime_settings, "again": RegimeSettings(kind="frozen", init_from="frozen")}
-    started = dataclasses.replace(study, regimes=(*study.regimes, "again"), regime_settings=regimes)
-    with pytest.raises(InputError, match=r"build/tokens/t/a\.json: found no such file"):
-        record_start(started, "again")
-
-
-def test_a_training_set_is_recorded_with_its_members_alone(study: Study, tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        tokens.run(study, "t", name)
-    before = {name: record_train_set(study, "t", name).read_bytes() for name in ("a", "paired")}
-    assert {k: list(json.loads(v)) for k, v in before.items()} == {"a": ["a"], "paired": ["a", "b"]}
-    shutil.rmtree(tmp_path / "data/b")
-    write_stack(tmp_path / "data/b", *blobs((10, 90, 100), 7))
-    ingest(study, "b")
-    tokens.run(study, "t", "b")
-    after = {name: record_train_set(study, "t", name).read_bytes() for name in ("a", "paired")}
-    assert after["a"] == before["a"]
-    assert after["paired"] != before["paired"]
-    params = yaml.safe_load((tmp_path / "params.yaml").read_text())
-    params["backbones"]["t"]["overlap"] = 0.5
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
-    changed = load_study()
-    tokens.run(changed, "t", "a")
-    assert record_train_set(changed, "t", "a").read_bytes() != before["a"]

@@ -20,7 +20,6 @@ from emadapt.study.settings import DatasetSettings
 from emadapt.study.study import Study, Unit
 from emadapt.training.evaluate import evaluate_unit
 from emadapt.training.train import train_unit
-from emadapt.training.trainset import record_train_set
 from emadapt.training.unseen import unseen_by
 from tiny import blobs, make_study, settings, write_stack
 
@@ -74,7 +73,9 @@ def test_images_come_in_the_order_that_they_have_with_labels(
     for file in labels:
         file.unlink()
     alone = find_parts(tmp_path / "d", layout, pairing, labelled=False)
-    assert [(p.name, p.images.files) for p in alone] == [(p.name, p.images.files) for p in with_labels]
+    assert [(p.name, p.images.files) for p in alone] == [
+        (p.name, p.images.files) for p in with_labels
+    ]
     assert all(p.labels is None for p in alone)
     with pytest.raises(InputError):
         find_parts(tmp_path / "d", layout, pairing)
@@ -104,7 +105,6 @@ def test_from_images_to_the_report(tmp_path: Path) -> None:
     assert check_study(tmp_path / "params.yaml") == []
     for name in study.datasets:
         run(study, "t", name)
-    record_train_set(study, "t", "onto_c")
     (unit,) = study.units()
     train_unit(study, unit)
     assert set(json.loads(evaluate_unit(study, unit).read_text())["test"]) == {"a", "b"}

@@ -107,14 +107,12 @@ def ingest(dataset: str) -> None:
 
 
 @main.command()
-@click.argument("backbone")
-def reference(backbone: str) -> None:
-    """Record what the alignment of BACKBONE takes from its reference dataset, if it has one."""
-    study = load_study()
-    _known(backbone, study.backbones, "backbones")
-    from emadapt.training.trainset import record_reference
+def plan() -> None:
+    """Write build/plan/: what each later stage depends on, from the settings, data and weights."""
+    from emadapt.training.plan import write_plans
 
-    click.echo(f"reference {backbone}: {record_reference(study, backbone)}")
+    total, changed = write_plans(load_study())
+    click.echo(f"plan: {total} plans, {changed} changed")
 
 
 @main.command()
@@ -128,37 +126,6 @@ def tokens(backbone: str, dataset: str) -> None:
     from emadapt.models.tokens import run
 
     run(study, backbone, dataset)
-
-
-@main.command()
-@click.argument("backbone")
-@click.argument("train_set")
-def trainset(backbone: str, train_set: str) -> None:
-    """Record what TRAIN_SET consists of, so that only a change in its own data trains its units again."""
-    study = load_study()
-    _known(backbone, study.backbones, "backbones")
-    _known(train_set, study.train_sets, "train_sets")
-    from emadapt.training.trainset import record_train_set
-
-    click.echo(f"trainset {train_set}: {record_train_set(study, backbone, train_set)}")
-
-
-@main.command()
-@click.argument("regime")
-def start(regime: str) -> None:
-    """Record what units of REGIME start from, so that a change in the source of `init_from` trains them again."""
-    study = load_study()
-    _known(regime, study.regimes, "regimes")
-    from emadapt.training.trainset import record_start
-
-    click.echo(f"start {regime}: {record_start(study, regime)}")
-
-
-@main.command()
-def units() -> None:
-    """Print the study's units, a line each."""
-    for unit in load_study().units():
-        click.echo(unit.name)
 
 
 @main.command()

@@ -57,8 +57,8 @@ def make_states(top: Path) -> Path:
         photometric="minisblack",
     )
     more: dict[str, list[tuple[str, ...]]] = {
-        "ingest": [("ingest", "b"), ("reference", "t")],
-        "tokens": [("tokens", "t", "b"), ("trainset", "t", "a")],
+        "ingest": [("ingest", "b")],
+        "tokens": [("tokens", "t", "b")],
         "train": [("train", "t-frozen-a-0")],
         "evaluate": [("evaluate", "t-lora-a-0")],
         "diagnose": [("diagnose", "t", "lora")],

@@ -21,7 +21,8 @@ from emadapt.sweep.space import Target, search_space, study_at, suggest
 from emadapt.sweep.storage import FOLDER, STORAGE_ERRORS, first_number
 from emadapt.tracking import tracker as tracking
 from emadapt.training.fit import fit, score
-from emadapt.training.train import prepare, unit_key, unit_tags
+from emadapt.training.plan import unit_key
+from emadapt.training.train import prepare, unit_tags
 
 
 class TrialFailed(Exception):
@@ -82,7 +83,7 @@ class Objective:
                 if epoch < train.epochs and trial.should_prune():
                     raise optuna.TrialPruned
 
-            fit(inputs, train, unit, folder / unit_key(config, unit, inputs), on_epoch)
+            fit(inputs, train, unit, folder / unit_key(config, unit), on_epoch)
             scored = score(inputs.segmenter, inputs.volumes, inputs.views, every=0)
             run.log_metrics({f"val/best_{name}": value for name, value in scored.items()})
         shutil.rmtree(folder, ignore_errors=True)

@@ -25,9 +25,10 @@ from emadapt.models.device import device
 from emadapt.models.predict import Probability, predict_slices
 from emadapt.models.segmenter import Segmenter, load_segmenter
 from emadapt.models.tokens import plain_view
-from emadapt.study.study import Study, Unit, not_default
+from emadapt.study.study import Study, Unit
 from emadapt.tracking import tracker as tracking
 from emadapt.training.model_card import EVALUATED, model_card
+from emadapt.training.plan import unit_key
 from emadapt.training.train import UNITS, file_md5, unit_tags
 from emadapt.training.unseen import score_unseen, unseen_by
 
@@ -46,11 +47,11 @@ def evaluate_unit(study: Study, unit: Unit, out: Path = EVALUATED) -> Path:
     folder = UNITS / unit.name
     segmenter, card = load_segmenter(folder)
     segmenter.to(device())
-    if not_default(card["settings"]) != not_default(study.describe(unit)):
+    if card["key"] != unit_key(study, unit):
         raise InputError(
             folder,
-            found="a model that was trained under other settings than params.yaml has",
-            expected="a model of the settings that are selected now",
+            found="a model of other settings, data or weights than those selected now",
+            expected="a model of these",
             do=f"Run `dvc repro train@{unit.name}`.",
         )
     regime = study.regime_settings[unit.regime]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import emadapt
-from emadapt.data.align import aligner_of, described
+from emadapt.data.align import described
 from emadapt.data.blocks import PatchDataset
 from emadapt.data.crops import CropDataset, TokenDataset, plan_epoch
 from emadapt.data.ingest import INGESTED, Volume, open_volume
@@ -22,6 +22,7 @@ from emadapt.data.labelled import Tile, few_slices, few_tiles, with_training
 from emadapt.data.splits import check_depth, starts_in
 from emadapt.data.tiles import geometry_of
 from emadapt.errors import InputError
+from emadapt.files import write_json
 from emadapt.models import parallel
 from emadapt.models.closest import token_facts, token_statistics
 from emadapt.models.device import check_precision, device, resolve_precision
@@ -29,16 +30,18 @@ from emadapt.models.heads import needs_image
 from emadapt.models.regimes import State
 from emadapt.models.segmenter import Segmenter, build_segmenter, save_segmenter
 from emadapt.models.tokens import TokenView, plain_view, token_views
-from emadapt.study.study import Study, TrainSettings, Unit, digest, not_default
+from emadapt.study.study import Study, TrainSettings, Unit
 from emadapt.tracking import tracker as tracking
 from emadapt.training import twins
 from emadapt.training.closed_form import FITS, fit_ridge
 from emadapt.training.fit import Data, Inputs, Progress, fit, score
 from emadapt.training.interpolate import interpolate
 from emadapt.training.model_card import sources_of
+from emadapt.training.plan import unit_key
 from emadapt.training.start import behind_folders, folder_state, load_start
 
 UNITS = Path("build/units")
+ADAPTED = Path("build/adapted")
 UNTRACKED = "untracked"
 """Beside a checkpoint: its epochs are in no run of the lab book, since another unit that starts from this one had it trained."""
 SCRATCH = Path("scratch/units")
@@ -170,7 +173,7 @@ def _start(study: Study, unit: Unit, segmenter: Segmenter) -> tuple[str, Progres
 def weights_of(study: Study, unit: Unit) -> tuple[State, Progress]:
     """Trained tensors of a unit and its training: of its published model, or of one that is gone on with or begun."""
     inputs = prepare(study, unit)
-    key, segmenter = unit_key(study, unit, inputs), inputs.segmenter
+    key, segmenter = unit_key(study, unit), inputs.segmenter
     with twins.turn(key):
         if published := twins.find(UNITS, key):
             fields, _ = twins.adopt(published, segmenter)
@@ -183,26 +186,6 @@ def weights_of(study: Study, unit: Unit) -> tuple[State, Progress]:
             inputs, study.train_settings(unit), unit, scratch, lambda metrics, step: None
         )
     return segmenter.trained_state(), progress
-
-
-def unit_key(study: Study, unit: Unit, inputs: Inputs) -> str:
-    """Hash over all that the trained weights depend on: a checkpoint under another one is not gone on from."""
-    settings = twins.identity(not_default(study.describe(unit)), inputs.segmenter)
-    settings |= {
-        "data": [v.md5 for v in inputs.volumes],
-        "version": emadapt.__version__,
-        "weights": inputs.segmenter.backbone.provenance.sha256,
-    }
-    if any(
-        facts := [
-            aligner_of(v, inputs.segmenter.spec).facts
-            for v in [*inputs.volumes, *inputs.unlabelled]
-        ]
-    ):
-        settings["align"] = facts
-    if inputs.unlabelled:
-        settings["unlabelled_data"] = [v.md5 for v in inputs.unlabelled]
-    return digest(settings | ({"start": inputs.start} if inputs.start else {}))[:24]
 
 
 def train_unit(study: Study, unit: Unit) -> Path:
@@ -219,7 +202,7 @@ def train_unit(study: Study, unit: Unit) -> Path:
     parallel.join()
     processes, is_first = parallel.size(), parallel.rank() == 0
     train, inputs = study.train_settings(unit), prepare(study, unit)
-    segmenter, volumes, key = inputs.segmenter, inputs.volumes, unit_key(study, unit, inputs)
+    segmenter, volumes, key = inputs.segmenter, inputs.volumes, unit_key(study, unit)
     scratch = SCRATCH / unit.name / key
     weights = segmenter.backbone.provenance
     tags = {
@@ -255,6 +238,7 @@ def train_unit(study: Study, unit: Unit) -> Path:
                 tracker.set_tags({"processes": processes})
                 facts["processes"] = processes
             folder = _publish(segmenter, facts, progress, unit, final)
+            _note_adapted(study, unit, folder)
         tracker.log_metrics({f"val/best_{k}": v for k, v in final.items()}, step=0)
         tracker.set_tags(
             {
@@ -352,6 +336,15 @@ def _publish(
         f"{progress.seconds:.0f} s, peak {peak:.0f} MB"
     )
     return folder
+
+
+def _note_adapted(study: Study, unit: Unit, folder: Path) -> None:
+    """Write the md5 of a model that has tokens of its own, on which `diagnose` of its regime depends."""
+    own = study.tokens_of(unit.regime) == unit.regime
+    adapted = own and not study.regime_settings[unit.regime].pretrained_tokens
+    md5 = file_md5(folder / "model.safetensors") if adapted else None
+    path = ADAPTED / f"{unit.backbone}-{unit.regime}" / f"{unit.name}.json"
+    write_json(path, {"model_md5": md5})
 
 
 def _is_cached(study: Study, unit: Unit) -> bool:

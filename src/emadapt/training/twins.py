@@ -1,7 +1,7 @@
-"""Units that cannot differ: trained once, and then copied.
+"""Units with the same plan are the same model: it is trained once and then copied.
 
-Ridge draws nothing but few labels, so its seeds are one model; a U-Net from scratch is the same under every backbone that cuts
-the same tiles; a published system that is used as it is has neither seed nor backbone.
+Ridge draws nothing but few labels, so its seeds are one model. A U-Net from scratch is the same under
+every backbone with the same tiles. A pretrained system used as it is has neither seed nor backbone.
 """
 
 from __future__ import annotations
@@ -18,27 +18,6 @@ from emadapt.models import parallel
 from emadapt.models.segmenter import Segmenter
 
 ROOT = Path("scratch/twins")
-INPUT = ("scale", "longest_edge", "tile", "overlap", "precision")
-"""What a U-Net's input takes from the backbone's settings, besides `align`."""
-
-
-def identity(described: dict[str, Any], segmenter: Segmenter) -> dict[str, Any]:
-    """What of `Study.describe` the trained weights depend on."""
-    kind = segmenter.regime.kind
-    if kind == "ridge" and "labelled" not in described:
-        return described | {"unit": None}
-    if segmenter.regime.no_backbone:
-        settings = {name: getattr(segmenter.spec, name) for name in INPUT}
-        settings |= {
-            name: value
-            for name in ("smooth_z_nm", "flips", "context")
-            if (value := getattr(segmenter.spec, name))
-        }
-        if segmenter.spec.align:
-            settings |= {"align": segmenter.spec.align, "reference": segmenter.spec.reference}
-        seed = None if segmenter.regime.untrained else described["unit"]["seed"]
-        return described | {"unit": {"seed": seed}, "backbone": settings}
-    return described
 
 
 def turn(key: str) -> AbstractContextManager[Any]:

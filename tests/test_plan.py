@@ -1,0 +1,208 @@
+"""The stage `plan`: what a change of settings, data or weights makes another plan, and what it does not."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tifffile
+import yaml
+
+from emadapt.data.ingest import ingest
+from emadapt.errors import InputError
+from emadapt.models.identity import OPENCLIP_REPOSITORIES, file_sha256
+from emadapt.study.study import Study, load_study
+from emadapt.training.plan import PLAN, unit_key, write_plans
+from tiny import make_study, settings, under_dvc
+
+Edit = Callable[[dict[str, Any]], Any]
+
+
+def params() -> dict[str, Any]:
+    """Two backbones, one aligned to dataset b; regimes with and without a backbone; a warm start."""
+    own = settings()
+    own["backbones"]["h"] = own["backbones"]["t"] | {"align": "histogram", "reference": "b"}
+    own["regimes"] |= {
+        "warm": {"kind": "lora", "rank": 2, "alpha": 4, "init_from": "frozen"},
+        "unet2d": {"kind": "unet2d"},
+    }
+    own["study"] |= {"backbones": ["t", "h"], "regimes": ["frozen", "lora", "warm", "unet2d"]}
+    return own
+
+
+@pytest.fixture
+def study(tmp_path: Path, tracking_off: None) -> Study:
+    return make_study(tmp_path, params())
+
+
+def plans() -> dict[str, str]:
+    write_plans(load_study())
+    files = PLAN.glob("*/*.json")
+    return {f.relative_to(PLAN).with_suffix("").as_posix(): f.read_text() for f in files}
+
+
+def changed(edit: Edit) -> set[str]:
+    """Plans that are others, or new, after an edit of params.yaml."""
+    before = plans()
+    own = yaml.safe_load(Path("params.yaml").read_text())
+    edit(own)
+    Path("params.yaml").write_text(yaml.safe_dump(own, sort_keys=False))
+    after = plans()
+    return {name for name in after if after[name] != before.get(name)}
+
+
+def units(kind: str, *, backbone: str = "th", regimes: str, train_set: str = "") -> set[str]:
+    """Names of plans of a kind, e.g. train/t-lora-a-0."""
+    train_sets = [train_set] if train_set else ["a", "paired"]
+    pairs = [(b, r) for b in backbone for r in regimes.split()]
+    return {f"{kind}/{b}-{r}-{t}-0" for b, r in pairs for t in train_sets}
+
+
+@pytest.mark.parametrize(
+    ("edit", "expected"),
+    [
+        (
+            lambda own: own["regimes"]["lora"].update(rank=3),
+            units("train", regimes="lora") | {"diagnose/t-lora", "diagnose/h-lora"},
+        ),
+        (
+            lambda own: own["regimes"]["frozen"].update(head_lr=0.1),
+            units("train", regimes="frozen warm") | {"diagnose/t-warm", "diagnose/h-warm"},
+        ),
+        (lambda own: own["train"].update(workers=2), set()),
+        (
+            lambda own: own["diagnose"].update(replicates=3),
+            {f"diagnose/{b}-{r}" for b in "th" for r in ("frozen", "lora", "warm")},
+        ),
+        (lambda own: own["study"].update(regimes=["frozen"]), set()),
+    ],
+    ids=["rank", "learning-rate", "workers", "replicates", "fewer-regimes"],
+)
+def test_a_setting_changes_its_own_plans(study: Study, edit: Edit, expected: set[str]) -> None:
+    assert changed(edit) == expected
+
+
+def test_what_is_gone_leaves_no_plan_and_no_result(study: Study) -> None:
+    plans()
+    for path in ("build/evaluate/t-lora-a-0", "reports/domain/t-lora", "build/units/t-lora-a-0"):
+        Path(path).mkdir(parents=True)
+    changed(lambda own: own["study"].update(regimes=["frozen"]))
+    assert {path.stem for path in PLAN.glob("diagnose/*")} == {"t-frozen", "h-frozen"}
+    assert not Path("build/evaluate/t-lora-a-0").exists()
+    assert not Path("reports/domain/t-lora").exists()
+    assert Path("build/units/t-lora-a-0").exists()
+
+
+def test_data_changes_the_plans_of_its_members_and_of_what_it_is_a_reference_for(
+    study: Study,
+) -> None:
+    before = plans()
+    path = Path("data/b/image.tif")
+    tifffile.imwrite(path, 255 - tifffile.imread(path), photometric="minisblack")
+    ingest(study, "b")
+    after = plans()
+    same = {name for name in before if before[name] == after[name]}
+    untouched = units("train", backbone="t", regimes="frozen lora warm unet2d", train_set="a")
+    assert same == untouched | {"tokens/t-a", "diagnose/t-unet2d", "diagnose/h-unet2d"}
+
+
+def test_a_second_run_writes_nothing(study: Study) -> None:
+    total, written = write_plans(study)
+    assert written == total > 0
+    times = {path: path.stat().st_mtime_ns for path in PLAN.glob("*/*")}
+    assert write_plans(study) == (total, 0)
+    assert times == {path: path.stat().st_mtime_ns for path in PLAN.glob("*/*")}
+
+
+def test_a_replaced_weights_file_is_noticed(study: Study) -> None:
+    Path("weights.bin").write_bytes(b"one")
+    own = {"arch": "dinov2_s", "source": "file", "file": "weights.bin"}
+    changed(lambda p: p["backbones"].update(t=p["backbones"]["t"] | own))
+    before = plans()
+    Path("weights.bin").write_bytes(b"two")
+    after = plans()
+    assert {n for n in before if before[n] != after[n] and "/h-" not in n} == (
+        {"tokens/t-a", "tokens/t-b", "diagnose/t-frozen", "diagnose/t-lora", "diagnose/t-warm"}
+        | units("train", backbone="t", regimes="frozen lora warm")
+    )
+    Path("weights.bin").unlink()
+    with pytest.raises(InputError, match=r"weights\.bin: found no file that can be read"):
+        plans()
+
+
+def test_a_model_folder_that_a_unit_starts_from_is_noticed(study: Study) -> None:
+    Path("models/mine").mkdir(parents=True)
+    Path("models/mine/model.safetensors").write_bytes(b"one")
+    changed(lambda own: own["regimes"]["warm"].update(init_from="models/mine"))
+    unit = next(unit for unit in load_study().units() if unit.regime == "warm")
+    before = unit_key(load_study(), unit)
+    Path("models/mine/model.safetensors").write_bytes(b"two!")
+    assert unit_key(load_study(), unit) != before
+
+
+def test_a_hash_is_remembered_until_the_file_changes(tracking_off: None) -> None:
+    path = Path("file")
+    path.write_bytes(b"one")
+    first = file_sha256(path)
+    Path("scratch/hashes.json").write_text("{ damaged")
+    assert file_sha256(path) == first
+    path.write_bytes(b"two")
+    assert file_sha256(path) != first
+
+
+def test_without_ingested_data_it_says_what_to_run(tmp_path: Path, tracking_off: None) -> None:
+    study = make_study(tmp_path, ingested=False)
+    with pytest.raises(InputError, match="Run `emadapt ingest a`"):
+        write_plans(study)
+
+
+def test_repositories_are_those_of_open_clip() -> None:
+    import open_clip
+
+    for name, repository in OPENCLIP_REPOSITORIES.items():
+        config = open_clip.get_pretrained_cfg(*name.split(":"))
+        assert config["hf_hub"].rstrip("/") == repository
+
+
+def test_it_is_quick(study: Study) -> None:
+    code = (
+        "import sys; sys.argv = ['emadapt', 'plan']\nfrom emadapt.cli import main\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code\n"
+        "print([m for m in ('torch', 'mlflow', 'scipy', 'matplotlib') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("[]\n")
+
+
+@pytest.mark.slow
+def test_dvc_reruns_what_a_change_needs_and_no_more(tmp_path: Path) -> None:
+    own = settings()
+    own["study"]["train_sets"] = ["paired"]
+    own["diagnose"]["controls"] = False
+    make_study(tmp_path, own, ingested=False)
+    sh = under_dvc(tmp_path)
+
+    def ran() -> set[str]:
+        lines = sh("dvc", "repro").splitlines()
+        return {line.split("'")[1] for line in lines if line.startswith("Running stage")} - {"plan"}
+
+    def edit(old: str, new: str) -> set[str]:
+        path = tmp_path / "params.yaml"
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new))
+        return ran()
+
+    unit = "t-lora-paired-0"
+    assert {f"train@{unit}", "ingest@a", "tokens@t-a", "diagnose@t-frozen"} <= ran()
+    assert ran() == set()
+    lora = {f"train@{unit}", f"evaluate@{unit}", "diagnose@t-lora", "report"}
+    assert edit("rank: 2", "rank: 3") == lora
+    assert edit("- lora\n", "") == {"report"}
+    assert not (tmp_path / "reports/domain/t-lora.json").exists()
+    assert edit("replicates: 4", "replicates: 3") == {"diagnose@t-frozen", "report"}
+    plan = json.loads((tmp_path / "build/plan/train/t-frozen-paired-0.json").read_text())
+    assert [name for name, _ in plan["data"]] == ["a", "b"]
