@@ -68,7 +68,6 @@ def test_the_same_population_reads_as_same_and_another_as_different() -> None:
     token_level = compare.compare(a, same, "token", "all", OWN)
     assert token_level["probe"]["p_value"] > 0.05
     assert token_level["knn_mixing"] == pytest.approx(1, abs=0.1)
-    assert abs(token_level["mmd2"]) < 0.01
 
 
 def test_drift_along_z_is_in_the_null() -> None:
@@ -81,7 +80,7 @@ def test_drift_along_z_is_in_the_null() -> None:
     assert drifting["splits"] == 3
 
 
-def test_segmentation_outliers_and_likeness() -> None:
+def test_segmentation_and_outliers() -> None:
     a, b = gaussian("a", 0, 12, 0), gaussian("b", 3, 12, 1)
     assert compare.outlyingness(a, b)["auroc_token"] > 0.95
     assert compare.outlyingness(a, gaussian("c", 0, 12, 2))["auroc_token"] == pytest.approx(
@@ -90,7 +89,6 @@ def test_segmentation_outliers_and_likeness() -> None:
     assert compare.segmentation(a, a, OWN)["probe"]["balanced_accuracy"] == pytest.approx(
         0.5, abs=0.1
     )  # no signal in it
-    assert compare.likeness(a, a)["cka"] == pytest.approx(1)
 
 
 def test_a_class_without_tokens_is_refused() -> None:
@@ -178,7 +176,6 @@ def test_a_frozen_backbone(study: Study) -> None:
     assert all((e["a"], e["b"], e["model"]) == ("a", "b", "pretrained") for e in found["pairs"])
     assert len(found["segmentation"]) == 4
     assert len(found["outliers"]) == 2
-    assert not found["cka"]
     shares = found["pca"]["explained_variance"]
     assert len(shares) == 10
     assert shares == sorted(shares, reverse=True)
@@ -231,10 +228,6 @@ def test_adapted_models_one_by_one_and_a_second_run_reads_what_was_kept(
             train_unit(study, unit)
     first = read(diagnose(study, "t", "lora"))
     assert {e["model"] for e in first["pairs"]} == {"t-lora-a-0", "t-lora-paired-0"}
-    assert {(e["model"], e["dataset"]) for e in first["cka"]} == {
-        (m, d) for m in ("t-lora-a-0", "t-lora-paired-0") for d in "ab"
-    }
-    assert all(0 < e["cka"] <= 1.000001 for e in first["cka"])
     assert not first["controls"]
 
     def refuse(*_: Any, **__: Any) -> None:

@@ -101,6 +101,10 @@ class Features:
         """Places in `slices` that belong to these parts."""
         return np.flatnonzero(np.isin(self.parts, parts))
 
+    def within(self, *parts: str) -> npt.NDArray[np.bool_]:
+        """(n,) Which tokens of the subsample are of slices of these parts."""
+        return np.isin(self.at, self.places(*parts))
+
 
 def chosen_slices(
     volume: Volume, spec: DiagnoseSettings

@@ -21,7 +21,7 @@ class OutlierAUROC:
 
     Attributes:
         token: area under the ROC curve over tokens, in [0, 1]; 0.5: no more of an outlier than held-out data.
-        slice: likewise over slices, by the mean score of their tokens.
+        slice: the same over slices, by the mean score of their tokens.
         n: tokens fitted to, held out, of the other dataset.
     """
 
@@ -35,18 +35,17 @@ def mahalanobis_scores(x_train: Array, x: Array) -> npt.NDArray[np.float64]:
 
     Args:
         x_train: (m, D) features, two or more.
-        x: (n, D) features to score, likewise.
+        x: (n, D) features to score, two or more.
 
     Returns:
-        (n,), at least 0; about D for data like `x_train`, if that has many more tokens than dimensions.
+        (n,), at least 0; about D for data like `x_train` with many more tokens than dimensions.
 
     Raises:
         InputError: fewer than two tokens, different D, features that are not finite.
     """
     check_features("outlier score", (x_train, x), ("training tokens", "scored tokens"), least=2)
-    return np.asarray(
-        LedoitWolf().fit(x_train.astype(np.float64)).mahalanobis(x.astype(np.float64))
-    )
+    fitted = LedoitWolf().fit(x_train.astype(np.float64))
+    return np.asarray(fitted.mahalanobis(x.astype(np.float64)))
 
 
 def outlier_auroc(
@@ -64,19 +63,12 @@ def outlier_auroc(
     Raises:
         InputError: as `mahalanobis_scores`, for any of the three.
     """
-    check_features(
-        "outlier score",
-        (x_train, x_same, x_other),
-        ("training tokens", "held-out tokens", "other dataset"),
-        least=2,
-    )
-    same, other = np.split(
-        mahalanobis_scores(x_train, np.concatenate([x_same, x_other])), [len(x_same)]
-    )
-    slices = _slice_means(same, slices_same), _slice_means(other, slices_other)
-    return OutlierAUROC(
-        _auroc(same, other), _auroc(*slices), (len(x_train), len(x_same), len(x_other))
-    )
+    names = ("training tokens", "held-out tokens", "other dataset")
+    check_features("outlier score", (x_train, x_same, x_other), names, least=2)
+    scores = mahalanobis_scores(x_train, np.concatenate([x_same, x_other]))
+    same, other = np.split(scores, [len(x_same)])
+    of_slices = _auroc(_slice_means(same, slices_same), _slice_means(other, slices_other))
+    return OutlierAUROC(_auroc(same, other), of_slices, (len(x_train), len(x_same), len(x_other)))
 
 
 def _slice_means(scores: Array, slices: Ints) -> Array:
@@ -85,8 +77,5 @@ def _slice_means(scores: Array, slices: Ints) -> Array:
 
 
 def _auroc(same: Array, other: Array) -> float:
-    return float(
-        roc_auc_score(
-            np.repeat([False, True], [len(same), len(other)]), np.concatenate([same, other])
-        )
-    )
+    truth = np.repeat([False, True], [len(same), len(other)])
+    return float(roc_auc_score(truth, np.concatenate([same, other])))

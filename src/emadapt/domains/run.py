@@ -89,7 +89,6 @@ def diagnose(study: Study, backbone_name: str, regime: str, out: Path = OUT) -> 
         "pairs": [],
         "segmentation": [],
         "outliers": [],
-        "cka": [],
     }
     for model in models:
         _measure(model, before, own, result)
@@ -132,7 +131,6 @@ def _note(study: Study, backbone: str, regime: str, out: Path) -> Path:
         "pairs": [],
         "segmentation": [],
         "outliers": [],
-        "cka": [],
         "controls": {},
     }
     folder, path = out / f"{backbone}-{regime}", out / f"{backbone}-{regime}.json"
@@ -215,8 +213,6 @@ def _measure(model: Model, before: Model, own: DiagnoseSettings, result: dict[st
             continue  # all its slices are training slices: none is held out for the comparison
         if a != b:
             result["outliers"].append(model.tags | compare.outlyingness(fa, fb))
-        elif model is not before:
-            result["cka"].append(model.tags | compare.likeness(fa, before.features[a]))
 
 
 def _controls(
@@ -317,7 +313,6 @@ def _track(study: Study, backbone: str, regime: str, result: dict[str, Any], pat
                             "frechet_inf",
                             "null",
                             "knn_mixing",
-                            "mmd2",
                         )
                     }
                     values["probe"] = entry["probe"]["balanced_accuracy"]

@@ -1,0 +1,111 @@
+"""What two datasets are compared by: all their tokens, those of a class, or one mean token for each slice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from emadapt.domains import frechet
+from emadapt.domains.features import Features
+from emadapt.domains.moments import CLASSES, z_blocks
+from emadapt.errors import InputError
+
+Numbers = npt.NDArray[np.int64]
+Distance = Callable[[Numbers, Numbers], float]
+FEWEST = 4
+"""A class in fewer slices than this is not compared."""
+
+
+@dataclass(frozen=True)
+class Population:
+    """What is compared of a dataset under a model.
+
+    Attributes:
+        features: of the dataset.
+        level: "token" or "pixel" (all tokens of all slices), or "image" (one mean token per slice).
+        cls: "all", "foreground" or "background"; of "image" only "all".
+    """
+
+    features: Features
+    level: str
+    cls: str
+
+    @property
+    def of_slices(self) -> bool:
+        """Whether its members are slices, not tokens."""
+        return self.level == "image"
+
+    def count(self) -> int:
+        """Number of members.
+
+        Raises:
+            InputError: fewer than two.
+        """
+        if self.of_slices:
+            return len(self.features.slices)
+        n = int(self.features.moments.count[:, CLASSES[self.cls]].sum())
+        if n < 2:
+            raise self.lacking(f"{n or 'no'} {self.cls} tokens", "at least two")
+        return n
+
+    def places(self) -> Numbers:
+        """Places of the slices that have members."""
+        if self.of_slices:
+            return np.arange(len(self.features.slices))
+        return np.flatnonzero(self.features.moments.count[:, CLASSES[self.cls]].sum(1) > 0)
+
+    def variance(self) -> float:
+        """Total variance of the members."""
+        moments = self.features.moments
+        if self.of_slices:
+            return float(moments.slice_means().var(0, ddof=1).sum())
+        return float(np.trace(moments.merged(np.arange(len(self.features.slices)), self.cls)[2]))
+
+    def sampled(self) -> tuple[Numbers, Numbers]:
+        """Tokens of the subsample that are members, and the places of their slices."""
+        chosen = np.flatnonzero(np.isin(self.features.foreground, CLASSES[self.cls]))
+        return chosen, self.features.at[chosen]
+
+    def sample(self, most: int, blocks: int) -> tuple[npt.NDArray[np.float32], Numbers, Numbers]:
+        """Members (n, D), their z-blocks (n,), and where they are in the subsample (n,), thinned evenly to `most`.
+
+        Blocks are of the slices that have members: a block of slices without any could not be held out.
+
+        Raises:
+            InputError: too few slices have members.
+        """
+        if self.of_slices:
+            means = self.features.moments.slice_means().astype(np.float32)
+            return means, z_blocks(len(means), blocks), np.arange(len(means))
+        chosen, at = self.sampled()
+        slices, place = np.unique(at, return_inverse=True)
+        if len(slices) < (least := blocks if self.cls == "all" else FEWEST):
+            found = f"{self.cls} tokens in {len(slices)} slices of the subsample"
+            raise self.lacking(found, f"in at least {least}")
+        thin = np.linspace(0, len(chosen) - 1, min(most, len(chosen))).round().astype(int)
+        block = z_blocks(len(slices), blocks)[place]
+        return self.features.tokens[chosen[thin]], block[thin], chosen[thin]
+
+    def distance_to(self, other: Population) -> Distance:
+        """Fréchet distance as a function of the slices that stand for each of the two."""
+        a, b = self.features.moments, other.features.moments
+        if self.of_slices:
+            means_a, means_b = a.slice_means(), b.slice_means()
+            return lambda i, j: frechet.frechet_samples(means_a[i], means_b[j])
+
+        def between(i: Numbers, j: Numbers) -> float:
+            return frechet.frechet(*a.merged(i, self.cls)[1:], *b.merged(j, self.cls)[1:])
+
+        return between
+
+    def lacking(self, found: str, expected: str) -> InputError:
+        """The error for a dataset with too few members."""
+        return InputError(
+            f"dataset {self.features.name}",
+            found=found,
+            expected=expected,
+            do="Raise `diagnose.slices` or `diagnose.tokens`, or look at the dataset's label rule.",
+        )
