@@ -10,7 +10,7 @@ import tifffile
 
 from emadapt.data.ingest import ingest, open_volume
 from emadapt.data.phantom import CLASSES, make_volume
-from emadapt.data.phantom_scene import ORGANELLES
+from emadapt.data.phantom_domains import ORGANELLES
 from emadapt.errors import ConfigError, InputError
 from emadapt.study.study import DatasetSettings, digest, load_study
 from tiny import blobs, make_study, settings

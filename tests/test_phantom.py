@@ -12,9 +12,9 @@ import tifffile
 from scipy import ndimage
 
 from emadapt.data.layouts import find_parts
-from emadapt.data.phantom import DIALS, SHAPES, make_volume, write_dialled, write_phantoms
-from emadapt.data.phantom_scene import DOMAINS, Waves, make_scene
-from emadapt.errors import InputError
+from emadapt.data.phantom import SHAPES, make_volume, write_phantoms
+from emadapt.data.phantom_domains import DOMAINS
+from emadapt.data.phantom_scene import Waves, make_scene
 
 SHAPE = {"phantom_fib": (10, 224, 224), "phantom_tem": (6, 224, 224)}
 TINY = {name: {"train": (3, 48, 64), "test": (2, 48, 64)} for name in DOMAINS}
@@ -215,46 +215,6 @@ def test_embedded_data_are_what_the_generator_writes(tmp_path):
         assert (
             np.mean(here != there) < 1e-4
         )  # the last bit of a cosine may differ between processors
-
-
-def test_a_dial_changes_what_it_says_and_more_with_the_dose() -> None:
-    shape = (3, 96, 96)
-    plain, label = make_volume("phantom_fib", shape, 3)
-
-    def measured(image: np.ndarray) -> dict[str, float]:
-        fine = image - ndimage.gaussian_filter(image.astype(float), (0, 1, 1))
-        smooth = ndimage.gaussian_filter(image.astype(float), (0, 2, 2))
-        steps = float(np.abs(np.diff(image.astype(float))).mean())
-        return {
-            "contrast": -float(image.std()),
-            "noise": float(fine.std()),
-            "blur": -steps,
-            "texture": float(np.abs(np.diff(smooth)).mean()),
-            "voxel": -image.shape[1],
-        }
-
-    for dial in DIALS:
-        same, _ = make_volume("phantom_fib", shape, 3, dial, 0.0)
-        assert np.array_equal(same, plain)
-        some = [make_volume("phantom_fib", shape, 3, dial, dose) for dose in (0.5, 1.0)]
-        values = [measured(image)[dial] for image in (plain, some[0][0], some[1][0])]
-        assert values == sorted(values), dial
-        assert values[0] < values[2]
-        for image, again in some:
-            assert image.shape == again.shape
-            if dial != "voxel":
-                assert np.array_equal(again, label), "the scene stays"
-            assert again.mean() == pytest.approx(label.mean(), abs=0.02)
-
-
-def test_dialled_volumes_are_written_under_their_name(tmp_path: Path) -> None:
-    small = {"train": (2, 64, 64), "test": (2, 64, 64)}
-    files = write_dialled(tmp_path, "noise", 0.25, shapes=small)
-    assert {f.parent.parent.name for f in files} == {"dialled_noise_25"}
-    assert tifffile.imread(tmp_path / "dialled_noise_25/test/image.tif").shape == (2, 64, 64)
-    for dial, dose in (("colour", 0.5), ("noise", 1.5), ("noise", float("nan"))):
-        with pytest.raises(InputError, match="expected contrast, noise"):
-            write_dialled(tmp_path, dial, dose)
 
 
 def test_an_option_in_place_of_the_folder_is_answered_and_makes_no_folder(tmp_path: Path) -> None:

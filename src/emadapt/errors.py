@@ -1,4 +1,4 @@
-"""Errors that a user can act on: each names the thing, what was found, what was expected and what to do."""
+"""Errors that a user can act on: the thing, what was found, what was expected, what to do."""
 
 import functools
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 
 class EmadaptError(Exception):
-    """Base of every error that emadapt raises on purpose; the command line prints it and exits with 2."""
+    """Base of every error raised on purpose; the command line prints it and exits with 2."""
 
 
 class ConfigError(EmadaptError):

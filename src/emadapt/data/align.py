@@ -1,10 +1,10 @@
 """Slices of several datasets are brought closer together before a backbone sees them.
 
-A backbone's setting `align` names a method of `METHODS`, and `reference` the dataset that others are
-made to resemble. No method looks at labels. What a method knows of a dataset comes from its training
-slices alone, and the same change is made to its training, validation and test slices. A dataset that
-the model was not trained on is aligned by its own statistics, as those in training were by theirs;
-of data without a split, all slices count as training slices.
+A backbone's setting `align` names a method of `METHODS`, and `reference` the dataset that others
+are made to resemble. No method looks at labels. What a method knows of a dataset comes from its
+training slices alone, and the same change is made to all its slices. A dataset that the model was
+not trained on is aligned by its own statistics; without a split, all its slices count as training
+slices.
 """
 
 from __future__ import annotations

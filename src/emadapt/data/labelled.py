@@ -13,11 +13,11 @@ from emadapt.errors import InputError
 from emadapt.study.study import TrainSetSettings
 
 Tile = tuple[int, int, int]
-"""Slice (of a 3D patch the first), and upper left corner (y, x) in the padded slice."""
+"""Slice (the first of a 3D patch), and upper left corner (y, x) in the padded slice."""
 
 
 def choose(total: int, n: int, seed: int) -> list[int]:
-    """`n` of `total` places, ascending: one drawn from each of n stretches that are equally long, but for rounding."""
+    """`n` of `total` places, ascending: one drawn from each of n stretches of equal length."""
     rng = np.random.default_rng([seed, n])
     edges = [total * i // n for i in range(n + 1)]
     return [int(rng.integers(low, high)) for low, high in pairwise(edges)]
@@ -81,7 +81,7 @@ def few_tiles(
 
 
 def with_training(volume: Volume, slices: Sequence[int]) -> Volume:
-    """The volume with other labelled training slices; those that were there before remain its `training_images`."""
+    """The volume with other labelled training slices; its `training_images` stay."""
     manifest = {
         **volume.manifest,
         "training_images": volume.training_images,

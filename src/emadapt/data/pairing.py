@@ -1,9 +1,9 @@
 """Which label belongs to which image. Pairing is strict: every image has exactly one label.
 
 The reference study's script pairs files by position in two sorted lists where their stems do not
-match, which for Lucchi++ gives most slices another slice's label. That rule exists here only by name
-(`lexicographic`), to measure its effect. On a part of Lucchi++, `lexicographic_165` mispairs as far,
-in shares of the volume, as the rule does on the whole.
+match, which for Lucchi++ gives most slices another slice's label. That rule exists here only by
+name (`lexicographic`), to measure its effect. On a part of Lucchi++, `lexicographic_165` mispairs
+as far, in shares of the volume, as the rule does on the whole.
 """
 
 from __future__ import annotations

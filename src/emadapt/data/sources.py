@@ -1,8 +1,8 @@
 """Public datasets: where to get them, and under which terms.
 
-The sha256 are those that another project's loaders publish for these archives; they were not checked
-here, as neither archive could be reached. What is said of datasets to be downloaded by hand is what
-their pages and other projects say of them; none was downloaded here.
+The sha256 are those that another project's loaders publish for these archives; they were not
+checked here, as neither archive could be reached. What is said of datasets to be downloaded by hand
+is what their pages and other projects say of them; none was downloaded here.
 """
 
 import json
@@ -142,8 +142,8 @@ DATASETS = {
         voxel_nm=(15.0, 16.0, 16.0),
         foreground=">0",
         licence="as its repository says; not checked here",
-        citation="Zerovnik Mekuc et al., Automatic segmentation of mitochondria and endolysosomes in"
-        " volumetric electron microscopy data, Computers in Biology and Medicine 119 (2020), doi"
+        citation="Zerovnik Mekuc et al., Automatic segmentation of mitochondria and endolysosomes"
+        " in volumetric electron microscopy data, Computers in Biology and Medicine 119 (2020), doi"
         " 10.1016/j.compbiomed.2020.103693.",
         doi="10.1016/j.compbiomed.2020.103693",
         note="Mitochondria in mouse urothelial cells, FIB-SEM, volumes of 256 x 256 x 256.",
@@ -160,11 +160,11 @@ DATASETS = {
         voxel_nm=(8.0, 8.0, 8.0),
         foreground=">127",  # masks of 0 and 255, one organelle each
         licence="as its EMPIAR entry says; not checked here",
-        citation="Parlakgul et al., Regulation of liver subcellular architecture controls metabolic"
-        f" homeostasis, Nature 603 (2022). Used by {_XIE}",
+        citation="Parlakgul et al., Regulation of liver subcellular architecture controls"
+        f" metabolic homeostasis, Nature 603 (2022). Used by {_XIE}",
         doi="10.1038/s41586-022-04488-5",
-        note="Mitochondria, ER and lipid droplets of mouse hepatocytes, FIB-SEM; the whole entry has"
-        " terabytes: take a part.",
+        note="Mitochondria, ER and lipid droplets of mouse hepatocytes, FIB-SEM; the whole entry"
+        " has terabytes: take a part.",
         by_hand=(
             "https://www.ebi.ac.uk/empiar/EMPIAR-10791/",
             "slices of one FIB-SEM liver and the slices of the same numbers of one segmentation"
@@ -180,11 +180,11 @@ DATASETS = {
         licence="as its Zenodo record says; not checked here",
         citation=_XIE,
         doi="10.1093/bioadv/vbaf021",
-        note="Mitochondria and ER of rat liver, SBF-SEM, 219 sections of 7000 x 7000; not seen here:"
-        " check the labels' values.",
+        note="Mitochondria and ER of rat liver, SBF-SEM, 219 sections of 7000 x 7000; not seen"
+        " here: check the labels' values.",
         by_hand=(
-            "https://github.com/Xrioen/cross-tissue-transfer-learning-in-VEM, which names its Zenodo"
-            " record, 13357732",
+            "https://github.com/Xrioen/cross-tissue-transfer-learning-in-VEM, which names its"
+            " Zenodo record, 13357732",
             "the raw volume and the manual annotation of mitochondria or ER",
             "image.tif and label.tif (or .h5, .zarr, .nii); a dataset for each organelle, if they"
             " are separate files",

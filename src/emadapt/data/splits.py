@@ -1,4 +1,7 @@
-"""Train, validation and test as blocks of z with a gap: neighbouring EM slices are near copies, so random slices leak."""
+"""Train, validation and test as blocks of z with a gap.
+
+Neighbouring EM slices are near copies, so random slices leak from training to test.
+"""
 
 from __future__ import annotations
 
@@ -16,17 +19,18 @@ Split = dict[str, list[int]]
 def split_slices(
     parts: list[tuple[str, int]], spec: SplitSettings, voxel_z_nm: float, what: str = "volume"
 ) -> Split:
-    """Assign slices of the concatenated parts to `train`, `val` and `test`; slices in the gaps belong to none.
+    """Assign slices of the concatenated parts to `train`, `val` and `test`, or to a gap.
 
     Args:
-        parts: (name, number of slices) in order, either [("train", n), ("test", m)] (official test volume) or [("all", n)].
+        parts: (name, number of slices): [("train", n), ("test", m)] with an official test volume,
+            or [("all", n)].
         spec: shares and gap.
-        voxel_z_nm: thickness of a slice in nm, which turns the gap into slices (at least one).
+        voxel_z_nm: thickness of a slice, which turns the gap into slices (at least one).
         what: what to call the volume in an error.
 
     Returns:
-        Sorted slice numbers of the concatenated volume for each of `train`, `val`, `test`. In a block split the order
-        along z is train, gap, val(, gap, test).
+        Sorted slice numbers of the concatenated volume. In a block split the order along z is
+        train, gap, val(, gap, test).
 
     Raises:
         InputError: too few slices for three non-empty blocks and their gaps.
@@ -38,21 +42,17 @@ def split_slices(
     gap = max(1, math.ceil(spec.gap_nm / voxel_z_nm)) if spec.kind == "blocks" else 0
     n_train = total - n_val - gap - (0 if official else n_test + gap)
     if n_train < 1 or n_test < 1:
-        need = (
-            f"1 train + {n_val} val"
-            + ("" if official else f" + {n_test} test")
-            + f" and gaps of {gap} between them"
-        )
+        need = f"1 train + {n_val} val" + ("" if official else f" + {n_test} test")
         raise InputError(
             what,
             found=f"{total} slices",
-            expected=f"at least {total - n_train + 1} ({need})",
+            expected=f"at least {total - n_train + 1} ({need} and gaps of {gap} between them)",
             do="Use a thicker volume, or lower split.gap_nm.",
         )
     if spec.kind == "random":
         order = np.random.default_rng(spec.seed).permutation(total)
         cuts = [order[:n_train], order[n_train : n_train + n_val], order[n_train + n_val :]]
-        train, val, test = (sorted(int(z) for z in c) for c in cuts)
+        train, val, test = (sorted(int(z) for z in cut) for cut in cuts)
     else:
         train = list(range(n_train))
         val = list(range(n_train + gap, n_train + gap + n_val))
@@ -63,7 +63,7 @@ def split_slices(
 
 
 def runs_of(slices: Sequence[int]) -> list[list[int]]:
-    """Slices in runs of consecutive numbers: between two runs there is a gap, or a slice of another part."""
+    """Slices in runs of consecutive numbers."""
     runs: list[list[int]] = []
     for z in sorted(slices):
         if runs and z == runs[-1][-1] + 1:
@@ -74,7 +74,7 @@ def runs_of(slices: Sequence[int]) -> list[list[int]]:
 
 
 def starts_in(slices: Sequence[int], depth: int, *, apart: bool = False) -> list[int]:
-    """First slices of patches of `depth` that lie in `slices` with all of their slices.
+    """First slices of patches of `depth` slices that are all in `slices`.
 
     Args:
         slices: of one part of the split.
@@ -92,6 +92,11 @@ def starts_in(slices: Sequence[int], depth: int, *, apart: bool = False) -> list
     return starts
 
 
+def evenly_spaced(n: int, most: int) -> list[int]:
+    """At most so many of the numbers below n, evenly spaced, with the first and the last."""
+    return [round(k) for k in np.linspace(0, n - 1, min(most, n))]
+
+
 def check_depth(what: str, slices: Sequence[int], patch: tuple[int, int, int]) -> None:
     """Refuse a patch that fits nowhere into the training slices.
 
@@ -104,11 +109,6 @@ def check_depth(what: str, slices: Sequence[int], patch: tuple[int, int, int]) -
             what,
             found=f"a volume thinner than the patch: at most {deepest} consecutive training slices",
             expected=f"{patch[0]}, the depth of `patch: {list(patch)}`",
-            do="Lower the first number of the regime's `patch`, or take a thicker volume; `split.kind: random` "
-            "leaves few slices together.",
+            do="Lower the first number of the regime's `patch`, or take a thicker volume;"
+            " `split.kind: random` leaves few slices together.",
         )
-
-
-def evenly_spaced(n: int, most: int) -> list[int]:
-    """At most so many of the numbers below n, evenly spaced, the first and the last among them."""
-    return [round(k) for k in np.linspace(0, n - 1, min(most, n))]

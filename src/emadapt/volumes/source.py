@@ -1,4 +1,4 @@
-"""A volume that can be read in parts, whatever file it is in; every format's `open_...` gives one."""
+"""A volume that can be read in parts, whatever file it is in."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Array = npt.NDArray[Any]
 LARGE = 2**28
 """Pixels of a slice up to which it is decoded whole, and bytes that a PNG may unpack to."""
 HELD = 2**28
-"""Bytes of neighbouring slices that `Source.slices` keeps in memory where the file stores them together."""
+"""Bytes of slices that `Source.slices` keeps in memory where the file stores them together."""
 MAX_SIDE = 2**20
 """Pixels of a side; a file that claims more is damaged or hostile."""
 MAX_CHUNK = 2**29
@@ -91,7 +91,7 @@ class Source:
 
 
 def array_source(array: Any, voxel_nm: Voxel | None, name: str = "array") -> Source:
-    """An array in memory, or one that gives NumPy arrays for slices: (Z, Y, X), or one slice (Y, X).
+    """An array, or what gives NumPy arrays for slices: (Z, Y, X), or one slice (Y, X).
 
     Raises:
         InputError: it has another number of axes, or no values.

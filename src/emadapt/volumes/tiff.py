@@ -68,7 +68,7 @@ def open_tiff(path: Path, inside: str = "", scale: int = 0) -> Source:
 
 
 class _Reader:
-    """Reads parts of a series: mapped if not compressed, huge slices by their tiles, others whole."""
+    """Reads parts of a series: mapped if not compressed, huge slices by tiles, others whole."""
 
     def __init__(self, path: Path, tif: Any, series: Any, shape: tuple[int, int, int]) -> None:
         self.path, self.tif, self.series, self.shape = path, tif, series, shape

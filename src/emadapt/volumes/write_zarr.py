@@ -74,7 +74,7 @@ def write_zarr(group: Path, name: str, voxel_nm: Voxel, about: Mapping[str, Any]
 
 
 def scale_factors(shape: tuple[int, ...], voxel_nm: Voxel) -> list[list[int]]:
-    """Of each scale against the finest, (z, y, x): each step halves the axes of the shortest voxels."""
+    """Factors (z, y, x) of each scale: a step halves the axes of the shortest voxels."""
     factors = [[1, 1, 1]]
     while max(n // f for n, f in zip(shape[1:], factors[-1][1:], strict=True)) > SMALLEST:
         now = factors[-1]
