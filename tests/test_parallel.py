@@ -294,7 +294,7 @@ def test_a_loss_that_is_not_finite_is_said_once_and_only_one_run_is_logged(
     trained(unit, "cpu,cpu")
     from mlflow import MlflowClient
 
-    from emadapt.tracking.tracker import tracking_uri
+    from emadapt.tracking.relocate import tracking_uri
 
     client = MlflowClient(tracking_uri(place))
     experiment = client.get_experiment_by_name("tiny")

@@ -22,6 +22,7 @@ from emadapt.segment import registry
 from emadapt.segment.model import find_model, open_model
 from emadapt.study.study import RegimeSettings
 from emadapt.tracking import store as mlflow_store
+from emadapt.tracking.relocate import tracking_uri
 from tiny import blobs, write_model
 
 IMAGE = blobs((2, 60, 70), 3)[0]
@@ -129,7 +130,7 @@ def test_mlflow_serves_what_the_api_gives(root: Path) -> None:
         "--port",
         str(port),
     ]
-    environment = os.environ | {"MLFLOW_TRACKING_URI": mlflow_store.tracking_uri(root)}
+    environment = os.environ | {"MLFLOW_TRACKING_URI": tracking_uri(root)}
     with (
         Path("served.log").open("wb") as log,
         subprocess.Popen(

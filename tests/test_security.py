@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emadapt.cli import main
-from emadapt.tracking.store import redact
+from emadapt.tracking.redact import redact
 from tiny import make_study
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -189,19 +189,20 @@ def test_no_run_keeps_what_the_environment_hides(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Addresses of a repository and of a lab book, with a token each, through a whole training's records."""
-    from emadapt.tracking import tracker as tracking
+    from emadapt.tracking.publish import live, sync
+    from emadapt.tracking.run import Run
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:{SECRET}@127.0.0.1:9")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
 
     def training() -> None:
-        with tracking.open_run(tmp_path, "demo", {"unit": "u"}, {}) as run:
-            run.log_dict({"from": f"https://me:{SECRET}@host/x?token={SECRET}"}, "config.json")
+        params = {"from": f"https://me:{SECRET}@host/x?token={SECRET}"}
+        with live(Run("demo", "u", {"unit": "u"}, params, root=tmp_path)):
             raise RuntimeError(f"no answer of postgresql://me:{SECRET}@host/db?password={SECRET}")
 
     with pytest.raises(RuntimeError):
         training()
-    tracking.sync(tmp_path)
+    sync(tmp_path)
     kept = [
         file
         for file in tmp_path.rglob("*")

@@ -116,7 +116,7 @@ def check_runs(root: Path, ended: list[FrozenTrial]) -> None:
     """One parent in MLflow; below it each trial that ended, as it ended."""
     from mlflow import MlflowClient
 
-    from emadapt.tracking.store import tracking_uri
+    from emadapt.tracking.relocate import tracking_uri
 
     client = MlflowClient(tracking_uri(root))
     experiment = client.get_experiment_by_name("tiny")

@@ -1,285 +1,555 @@
-"""The lab book against a real MLflow in sqlite: whatever happens to the store, work goes on and nothing is lost or doubled."""
+"""Runs in a real MLflow on sqlite: whatever happens, work goes on and nothing is lost or twice."""
 
+import hashlib
+import importlib
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import socket
 import sqlite3
+import subprocess
+import sys
 import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from emadapt.tracking import store as mlflow_store
-from emadapt.tracking import tracker as tracking
-from lab_book import DEAD, TAGS, a_training, check_training, curves, runs, spools
+from emadapt.errors import InputError
+from emadapt.tracking import publish as publishing
+from emadapt.tracking import send, store, views
+from emadapt.tracking.provenance import provenance_tags
+from emadapt.tracking.publish import live, publish, sync
+from emadapt.tracking.relocate import moved, relocate, tracking_uri
+from emadapt.tracking.run import FOLDER, Dataset, Run
+from emadapt.tracking.store import find_run
+
+DEAD = "http://127.0.0.1:9"
+TAGS = {"unit": "dinov2_s-lora-lucchi-0", "regime": "lora", "seed": 0}
+PARAMS = {"train": {"lr": 1e-4, "amp": True}, "rank": 16}
 
 
-def test_a_run_and_its_experiment(root):
+@pytest.fixture(autouse=True)
+def no_outage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test begins with a store that has not failed."""
+    monkeypatch.setattr(publishing, "_OUTAGES", {})
+
+
+def stored(root: Path, study: str = "demo") -> list[Any]:
+    """MLflow's runs of a study."""
+    client = store.client(root)
+    return list(client.search_runs([client.get_experiment_by_name(study).experiment_id]))
+
+
+def curve(root: Path, name: str, run: Any = None) -> list[tuple[int, float]]:
+    """Every stored point of a metric, doubles included."""
+    run_id = (run or stored(root)[0]).info.run_id
+    return sorted((m.step, m.value) for m in store.client(root).get_metric_history(run_id, name))
+
+
+def waiting(root: Path) -> list[Path]:
+    """Files of runs that MLflow does not have yet."""
+    return sorted((root / FOLDER).glob("*.json"))
+
+
+def a_run(root: Path, **changes: Any) -> Run:
+    return Run("demo", TAGS["unit"], dict(TAGS), PARAMS, root=root, **changes)  # type: ignore[arg-type]
+
+
+def a_training(root: Path, epochs: int = 3) -> None:
+    """What train does, in small."""
+    run = a_run(root)
+    digest = "0123456789abcdef0123456789abcdef"
+    run.datasets = [Dataset("lucchi", digest, "data/lucchi", "training")]
+    with live(run) as log:
+        for epoch in range(1, epochs + 1):
+            log({"train/loss": 1 / epoch, "val/iou": epoch / 10}, epoch)
+        (root / "model.bin").write_bytes(b"weights")
+        run.artifacts["model/model.bin"] = root / "model.bin"
+        run.tags["model.md5"] = "m1"
+
+
+def check_training(root: Path, epochs: int = 3) -> Any:
+    (run,) = stored(root)
+    assert (run.info.run_name, run.info.status) == (TAGS["unit"], "FINISHED")
+    assert run.data.params == {"train.lr": "0.0001", "train.amp": "true", "rank": "16"}
+    assert (run.data.tags["model.md5"], run.data.tags["origin"]) == ("m1", "trained")
+    steps = range(1, epochs + 1)
+    assert curve(root, "train/loss") == [(epoch, 1 / epoch) for epoch in steps]
+    assert curve(root, "val/iou") == [(epoch, epoch / 10) for epoch in steps]
+    (read,) = run.inputs.dataset_inputs
+    assert read.dataset.name == "lucchi"
+    assert [(tag.key, tag.value) for tag in read.tags] == [("mlflow.data.context", "training")]
+    artifacts = Path(run.info.artifact_uri)
+    assert artifacts.is_relative_to(root / "mlruns")
+    assert (artifacts / "model/model.bin").read_bytes() == b"weights"
+    assert run.info.end_time >= run.info.start_time
+    assert not waiting(root)
+    return run
+
+
+def everything(root: Path) -> str:
+    """All that the database has."""
+    with sqlite3.connect(root / "mlflow.db") as database:
+        return "\n".join(database.iterdump())
+
+
+# -- publishing
+
+
+def test_a_live_run_is_in_mlflow_epoch_by_epoch(root: Path) -> None:
+    run = a_run(root)
+    with live(run) as log:
+        log({"val/iou": 0.5}, 1)
+        assert curve(root, "val/iou") == [(1, 0.5)]
+        assert stored(root)[0].info.status == "RUNNING"
+        assert sync(root) == (0, 0), "it is alive: not ours to end"
+    assert stored(root)[0].info.status == "FINISHED"
     a_training(root)
-    check_training(root)
-    assert spools(root) == []
-    (run,) = runs(root)
-    assert (
-        tracking.find_run(root, "demo", {"unit": str(TAGS["unit"]), "model.md5": "m1"})
-        == run.info.run_id
-    )
-    assert tracking.find_run(root, "demo", {"unit": "another"}) is None
-    assert tracking.find_run(root, "no such study", {"unit": "another"}) is None
+    assert len(stored(root)) == 2, "a training from the start is a new run"
+    tags = {"unit": str(TAGS["unit"]), "model.md5": "m1"}
+    assert find_run(root, "demo", tags) == stored(root)[0].info.run_id
+    assert find_run(root, "demo", {"unit": "another"}) is None
+    assert find_run(root, "no such study", tags) is None
 
 
-def test_left_for_later_nothing_is_sent_until_sync_and_then_it_equals_undisturbed(
-    root, monkeypatch
-):
-    monkeypatch.setenv("EMADAPT_TRACKING", "later")
+def test_publishing_again_changes_nothing(root: Path) -> None:
     a_training(root)
-    assert mlflow_store.client(root).get_experiment_by_name("demo") is None
-    assert len(spools(root)) == 1
-    assert tracking.sync(root)[1] == 0  # whatever the setting says
-    check_training(root)
-    assert spools(root) == []
+    before = everything(root)
+    run = a_run(root, same=("unit", "model.md5"), origin="restored")
+    run.tags |= {"model.md5": "m1", "git.commit": "later"}
+    for epoch in (1, 2, 3):
+        run.log({"train/loss": 1 / epoch, "val/iou": epoch / 10}, epoch)
+    run.artifacts["model/model.bin"] = root / "model.bin"
+    publish(run)
+    once = everything(root)
+    assert len(once) - len(before) < 1000, "a tag more, and nothing else"
+    for again in (run, a_run(root, same=run.same, metrics=run.metrics)):
+        again.tags, again.artifacts = dict(run.tags), dict(run.artifacts)
+        publish(again)
+        assert everything(root) == once
+    assert check_training(root).data.tags["git.commit"] == "later"
 
 
-def test_dead_server_then_sync_equals_undisturbed(root, monkeypatch, caplog):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", DEAD)
-    start = time.monotonic()
-    a_training(root)
-    assert time.monotonic() - start < 15
-    said = [record.message for record in caplog.records]
-    assert sum("does not answer" in text for text in said) == 1
-    assert "emadapt track sync" in said[-1]
-    (spool,) = spools(root)
-    assert tracking.sync(root) == (
-        0,
-        10,
-    )  # open, params, 3 epochs, dict, dataset, tags, artifact, end
-    monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    again = root / "kept"
-    shutil.copytree(spool.parent, again)
-    assert tracking.sync(root) == (10, 0)
-    check_training(root)
-    assert spools(root) == []
-    assert tracking.sync(root) == (0, 0)
-    shutil.copytree(
-        again, spool.parent
-    )  # as if the process had died before it could remove the spool
-    assert tracking.sync(root) == (10, 0)
-    check_training(root)
+def test_other_numbers_at_the_same_step_are_the_ones_shown(root: Path) -> None:
+    for value in (0.8, 0.8, 0.9, 0.8):
+        run = a_run(root, same=("unit", "model.md5"), origin="restored")
+        run.tags["model.md5"] = "from the cache"
+        run.log({"test/iou.lucchi": value})
+        publish(run)
+        time.sleep(0.002)
+    (only,) = stored(root)
+    assert only.data.tags["origin"] == "restored"
+    assert only.data.metrics == {"test/iou.lucchi": 0.8}
+    assert curve(root, "test/iou.lucchi") == [(0, 0.8), (0, 0.8), (0, 0.9)]
 
 
-def test_server_that_never_answers(root, monkeypatch):
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.getsockname()[1]}")
-        start = time.monotonic()
-        run = tracking.open_run(root, "demo", TAGS, {})
-        opened = time.monotonic()
-        for epoch in range(100):
-            run.log_metrics({"train/loss": 1.0}, epoch)
-        run.end()
-        assert opened - start < 15
-        assert time.monotonic() - opened < 1
-    monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    assert tracking.sync(root) == (102, 0)
-    assert len(curves(root, runs(root)[0].info.run_id, "train/loss")["train/loss"]) == 100
-
-
-def test_a_store_that_comes_back_gets_all_in_the_same_run(root, monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", DEAD)
-    run = tracking.open_run(root, "demo", TAGS, {})
-    run.log_metrics({"a": 1}, 0)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    run.log_metrics({"a": 2}, 1)
-    assert run.run_id is None  # not tried: the last failure is too young
-    run._failed_at -= 100
-    run.log_metrics({"a": 3}, 2)
-    assert curves(root, run.run_id, "a") == {"a": [(0, 1), (1, 2), (2, 3)]}
-    assert tracking.sync(root) == (0, 0)  # it is alive: not ours to send
-    run.end()
-    assert spools(root) == []
-
-
-def test_locked_database(root, monkeypatch):
-    monkeypatch.setattr(mlflow_store, "PATIENCE", 1.0)
-    run = tracking.open_run(root, "demo", TAGS, {})
-    lock = sqlite3.connect(root / "mlflow.db", isolation_level=None)
-    lock.execute("BEGIN EXCLUSIVE")
-    start = time.monotonic()
-    run.log_metrics({"a": 1}, 0)
-    run.log_metrics({"a": 2}, 1)
-    run.end()
-    assert time.monotonic() - start < 5
-    lock.execute("ROLLBACK")
-    lock.close()
-    tracking.sync(root)  # meanwhile the write that was given up may go through as well
-    (stored,) = runs(root)
-    assert stored.info.status == "FINISHED"
-    assert curves(root, stored.info.run_id, "a") == {"a": [(0, 1), (1, 2)]}
-
-
-def test_full_disk(root, monkeypatch, caplog):
-    write, full = os.write, True
-
-    def half_written(fd, data):
-        return write(fd, data[: len(data) // 2]) if full else write(fd, data)
-
-    run = tracking.open_run(root, "demo", TAGS, {})
-    monkeypatch.setattr(os, "write", half_written)
-    run.log_metrics({"a": 1}, 0)
-    assert "the disk is full" in caplog.text
-    assert curves(root, run.run_id, "a") == {"a": [(0, 1)]}  # what can be sent is sent
-    full = False
-    run.log_metrics({"a": 2}, 1)
-    lines = [json.loads(line) for line in spools(root)[0].read_text().splitlines()]
-    assert [line["values"]["a"] for line in lines if line.get("do") == "metrics"] == [1, 2]
-    run.end()
-    assert len(runs(root)) == 1
-    shutil.rmtree(root / "scratch")
-    (root / "scratch").write_text("a file where the folder should be")
-    with tracking.open_run(root, "demo", TAGS, {}) as run:
-        run.log_metrics({"a": 1})
-        run.log_dict({}, "config.json")
-    assert "cannot be written" in caplog.text
-
-
-def test_not_a_number(root, caplog):
-    with tracking.open_run(root, "demo", TAGS, {}) as run:
-        run.log_metrics({"train/loss": float("nan"), "val/iou": 0.5, "lr": float("inf")}, 3)
-    (stored,) = runs(root)
-    assert stored.data.metrics == {"val/iou": 0.5}
-    assert stored.data.tags["nonfinite"] == "train/loss=nan, lr=inf at step 3"
+def test_not_a_number(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with live(a_run(root)) as log:
+        log({"train/loss": float("nan"), "val/iou": 0.5, "lr": float("inf")}, 3)
+    (run,) = stored(root)
+    assert run.data.metrics == {"val/iou": 0.5}
+    assert run.data.tags["nonfinite"] == "train/loss=nan, lr=inf at step 3"
     assert "train/loss=nan" in caplog.text
 
 
-def test_a_refused_entry_does_not_hold_up_the_rest(root, caplog):
-    with tracking.open_run(root, "demo", TAGS, {}) as run:
-        run.set_tags({"../bad name": "x"})
-        run.log_artifact(root / "not there.bin")
-        run.log_metrics({"a": 1})
-    (stored,) = runs(root)
-    assert (stored.data.metrics, stored.info.status) == ({"a": 1}, "FINISHED")
-    assert "refused" in caplog.text
-    assert "not there.bin" in caplog.text
-    assert spools(root) == []
+def test_what_mlflow_refuses_does_not_hold_up_the_rest(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = a_run(root, results={"../bad name": "x"}, metrics={0: {"a": 1.0}})
+    run.artifacts["not there.bin"] = root / "not there.bin"
+    publish(run)
+    (only,) = stored(root)
+    assert (only.data.metrics, only.info.status) == ({"a": 1}, "FINISHED")
+    assert "MLflow refuses tags" in caplog.text
+    assert "not there.bin is gone" in caplog.text
+    assert not waiting(root)
 
 
-def test_failure_is_recorded(root):
-    tags = {**TAGS, "backbone": "dinov2_s", "train_set": "lucchi"}
-    with pytest.raises(RuntimeError), tracking.open_run(root, "demo", tags, {}):
-        raise RuntimeError("out of memory")
-    (stored,) = runs(root)
-    assert (stored.info.status, stored.data.tags["error"]) == (
-        "FAILED",
-        "RuntimeError: out of memory",
-    )
-    line = "dinov2_s, lora, trained on lucchi, seed 0. Stopped by RuntimeError: out of memory"
-    assert stored.data.tags["mlflow.note.content"] == line
-    with tracking.open_run(root, "demo", tags, {}, resume_by=["unit"]):
-        pass
-    assert "Stopped" not in runs(root)[0].data.tags["mlflow.note.content"]
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(RuntimeError("out of memory"), "FAILED"), (KeyboardInterrupt(), "KILLED")],
+)
+def test_how_a_run_ended(root: Path, error: BaseException, status: str) -> None:
+    run = a_run(root)
+    run.tags |= {"backbone": "dinov2_s", "train_set": "lucchi"}
+    with pytest.raises(type(error)), live(run):
+        raise error
+    (only,) = stored(root)
+    assert only.info.status == status
+    if status == "FAILED":
+        assert only.data.tags["error"] == "RuntimeError: out of memory"
+        line = "dinov2_s, lora, trained on lucchi, seed 0. Stopped by RuntimeError: out of memory"
+        assert only.data.tags["mlflow.note.content"] == line
 
 
-def test_a_run_that_is_gone_is_logged_again(root):
-    with tracking.open_run(root, "demo", TAGS, {"rank": 4}) as run:
-        run.run_id = "0" * 32
-        run.log_metrics({"a": 1})
-    (stored,) = runs(root)
-    assert (stored.data.metrics, stored.data.params) == ({"a": 1}, {"rank": "4"})
+def test_a_run_that_was_deleted_is_logged_again(root: Path) -> None:
+    run = a_run(root)
+    with live(run) as log:
+        log({"a": 1.0}, 1)
+        run.known.run_id = "0" * 32
+        log({"a": 2.0}, 2)
+    assert {tuple(curve(root, "a", one)) for one in stored(root)} == {((1, 1.0), (2, 2.0))}
 
 
-def test_evaluate_goes_on_with_the_run_of_train(root):
+def test_children_find_their_parent_by_its_tags(root: Path) -> None:
+    parent = publish(Run("demo", "sweep", {"unit": "sweep", "sweep.parent": "s"}, root=root))
+    publish(a_run(root, parent={"sweep.parent": "s"}))
+    assert stored(root)[0].data.tags["mlflow.parentRunId"] == parent
+
+
+# -- outages
+
+
+def test_left_for_later_nothing_is_sent_until_sync(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EMADAPT_TRACKING", "later")
     a_training(root)
-    (trained,) = runs(root)
-    tags = {**TAGS, "model.md5": "m1", "git.commit": "later", "origin": "ignored"}
-    for value in (0.8, 0.8, 0.9):
-        resume = ("unit", "model.md5")
-        with tracking.open_run(
-            root, "demo", tags, {"rank": 99, "new": 1}, resume_by=resume, origin="restored"
-        ) as run:
-            assert run.run_id == trained.info.run_id
-            run.log_metrics({"test/iou.lucchi": value})
-    (stored,) = runs(root)
-    assert stored.data.params == {**trained.data.params, "new": "1"}
-    assert stored.data.tags["origin"] == "trained"
-    assert stored.info.status == "FINISHED"
-    assert stored.data.metrics["test/iou.lucchi"] == 0.9
-    assert curves(root, stored.info.run_id, "test/iou.lucchi")["test/iou.lucchi"] == [
-        (0, 0.8),
-        (0, 0.9),
-    ]
-    assert stored.info.end_time - stored.info.start_time < 60_000
+    assert store.client(root).get_experiment_by_name("demo") is None
+    assert len(waiting(root)) == 1
+    assert sync(root) == (1, 0)  # whatever the setting says
+    check_training(root)
 
 
-def test_evaluate_of_a_restored_model_makes_one_run(root):
+def test_an_outage_is_said_once_and_made_up_for_by_sync(
+    root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", DEAD)
+    started = time.monotonic()
     a_training(root)
-    tags = {**TAGS, "model.md5": "from the cache"}
-    for _ in range(2):
-        with tracking.open_run(
-            root, "demo", tags, {}, resume_by=("unit", "model.md5"), origin="restored"
-        ) as run:
-            run.log_metrics({"test/iou.lucchi": 0.8})
-    restored = [run for run in runs(root) if run.data.tags["origin"] == "restored"]
-    assert len(runs(root)) == 2
-    assert [run.data.metrics for run in restored] == [{"test/iou.lucchi": 0.8}]
+    assert time.monotonic() - started < 15
+    assert caplog.text.count("the server does not answer. Work goes on") == 1
+    assert "emadapt track sync" in caplog.text
+    assert sync(root) == (0, 1)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    (file,) = waiting(root)
+    again = file.read_bytes()
+    assert sync(root) == (1, 0)
+    check_training(root)
+    file.write_bytes(again)  # as if it had died before it could remove the file
+    assert sync(root) == (1, 0)
+    check_training(root)
+    assert sync(root) == (0, 0)
 
 
-def killed_training(root, uri):
+def test_a_server_that_never_answers_costs_one_wait(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.getsockname()[1]}")
+        started = time.monotonic()
+        with live(a_run(root)) as log:
+            opened = time.monotonic()
+            for epoch in range(100):
+                log({"train/loss": 1.0}, epoch)
+        assert opened - started < 15
+        assert time.monotonic() - opened < 3
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert sync(root) == (1, 0)
+    assert len(curve(root, "train/loss")) == 100
+
+
+def test_a_store_that_comes_back_gets_all_in_one_run(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", DEAD)
+    with live(a_run(root)) as log:
+        log({"a": 1.0}, 1)
+        monkeypatch.delenv("MLFLOW_TRACKING_URI")
+        log({"a": 2.0}, 2)
+    assert curve(root, "a") == [(1, 1), (2, 2)]
+    assert not waiting(root)
+
+
+def test_a_locked_database(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(send, "PATIENCE", 1.0)
+    store.client(root)
+    lock = sqlite3.connect(root / "mlflow.db", isolation_level=None)
+    lock.execute("BEGIN EXCLUSIVE")
+    started = time.monotonic()
+    with live(a_run(root)) as log:
+        log({"a": 1.0}, 1)
+    assert time.monotonic() - started < 5
+    lock.execute("ROLLBACK")
+    lock.close()
+    sync(root)  # meanwhile the write that was given up may go through as well
+    assert {run.info.status for run in stored(root)} <= {"FINISHED", "RUNNING"}
+    assert [(1, 1)] in [curve(root, "a", run) for run in stored(root)]
+
+
+def test_a_disk_that_takes_nothing(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store.client(root)
+    shutil.rmtree(root / "scratch")
+    (root / "scratch").write_text("a file where the folder should be")
+    with live(a_run(root)) as log:
+        log({"a": 1.0}, 1)
+    assert "cannot be kept" in caplog.text
+    assert curve(root, "a") == [(1, 1)], "what can be sent is sent"
+
+
+# -- processes that die
+
+
+def killed(root: Path, uri: str) -> None:
     if uri:
         os.environ["MLFLOW_TRACKING_URI"] = uri
-    run = tracking.open_run(root, "demo", {**TAGS, "train.key": "k"}, {})
-    for epoch in range(3):
-        run.log_metrics({"a": epoch}, epoch)
-    os._exit(9)
+    run = a_run(root)
+    run.tags["unit.key"] = "k"
+    with live(run) as log:
+        for epoch in (1, 2, 3):
+            log({"a": epoch}, epoch)
+        os._exit(9)
 
 
-@pytest.mark.parametrize("uri", [None, DEAD])
-def test_killed_and_resumed_is_one_run(root, uri, monkeypatch):
-    process = multiprocessing.get_context("fork").Process(target=killed_training, args=(root, uri))
+def kill_a_training(root: Path, uri: str = "") -> None:
+    process = multiprocessing.get_context("fork").Process(target=killed, args=(root, uri))
     process.start()
     process.join(60)
     assert process.exitcode == 9
-    assert len(spools(root)) == 1
-    # The checkpoint is of epoch 1, so epoch 2 is trained, and logged, a second time.
-    run = tracking.open_run(
-        root, "demo", {**TAGS, "train.key": "k"}, {}, resume_by=("unit", "train.key")
+    assert len(waiting(root)) == 1
+
+
+@pytest.mark.parametrize("uri", ["", DEAD], ids=["", "outage"])
+def test_killed_and_resumed_is_one_run(root: Path, uri: str) -> None:
+    kill_a_training(root, uri)
+    run = a_run(root, same=("unit", "unit.key"))
+    run.tags["unit.key"] = "k"
+    with live(run) as log:
+        assert stored(root)[0].info.status == "RUNNING"
+        log({"a": 3}, 3)  # the checkpoint was of epoch 2
+        log({"a": 4}, 4)
+    (only,) = stored(root)
+    assert only.info.status == "FINISHED"
+    assert curve(root, "a") == [(1, 1), (2, 2), (3, 3), (4, 4)]
+    assert not waiting(root)
+
+
+def test_killed_and_not_resumed_ends_as_killed(root: Path) -> None:
+    kill_a_training(root)
+    (root / FOLDER / "u-01234567.json").write_text('{"study": "demo", "na')  # not a run
+    assert sync(root) == (1, 0)
+    (only,) = stored(root)
+    assert (only.info.status, only.data.metrics) == ("KILLED", {"a": 3})
+    assert sync(root) == (0, 0)
+
+
+def first_use(root: Path, number: int) -> None:
+    run = Run("demo", f"unit-{number}", {"unit": f"unit-{number}"}, root=root)
+    run.log({"a": number})
+    os._exit(0 if publish(run) else 1)
+
+
+def test_first_use_by_four_processes(
+    tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=first_use, args=(tmp_path, number)) for number in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(90)
+    assert [process.exitcode for process in processes] == [0] * 4
+    assert sorted(run.data.metrics["a"] for run in stored(tmp_path)) == [0, 1, 2, 3]
+
+
+# -- where the store is
+
+
+@pytest.mark.parametrize("name", ["moved", "project/inside"])
+def test_a_moved_checkout(root: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    a_training(root)
+    there = root.parent / name
+    shutil.copytree(root, root.parent / "copy")
+    shutil.rmtree(root)
+    there.parent.mkdir(exist_ok=True)
+    shutil.move(root.parent / "copy", there)
+    assert moved(there) == str(root)
+    a_training(there)
+    assert f"emadapt track relocate {root}" in caplog.text
+    assert not (root / "mlruns").exists()
+    assert relocate(there, str(root)) == 2, "the experiment and its run"
+    assert relocate(there, str(root)) == 0
+    assert moved(there) is None
+    assert sync(there) == (1, 0)
+    assert len(stored(there)) == 2
+    for run in stored(there):
+        model = Path(run.info.artifact_uri) / "model/model.bin"
+        assert model.is_relative_to(there)
+        assert model.is_file()
+
+
+def test_relocate_rewrites_whole_names_only(root: Path) -> None:
+    places = ("/old/dir/mlruns/1", "file:///old/dir/mlruns/2", "/old/dir2/mlruns/3")
+    insert = "INSERT INTO experiments (name, artifact_location, lifecycle_stage) VALUES (?, ?, ?)"
+    with sqlite3.connect(root / "mlflow.db") as database:
+        database.executemany(insert, [(place, place, "active") for place in places])
+    assert relocate(root, "/old/dir/") == 2
+    found = {row[0] for row in database.execute("SELECT artifact_location FROM experiments")}
+    assert {f"{root}/mlruns/1", f"file://{root}/mlruns/2", "/old/dir2/mlruns/3"} <= found
+
+
+def test_where_the_store_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for given, uri in (
+        ("", f"sqlite:///{tmp_path}/mlflow.db"),
+        ("sqlite:///sub/other.db", f"sqlite:///{tmp_path}/sub/other.db"),
+        ("http://server:5000", "http://server:5000"),
+    ):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", given)
+        assert tracking_uri(tmp_path) == uri
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://me:secret@host/db")
+    with pytest.raises(InputError) as error:
+        relocate(tmp_path, "/old")
+    assert "secret" not in str(error.value)
+
+
+def test_passwords_stay_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(store, "PATIENCE", 1.0)
+    dead = "postgresql://me:secret@127.0.0.1:9/db?password=secret"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", dead)
+    run = a_run(tmp_path, results={"storage": "mysql://me:secret@host/db", "plain": "me@host"})
+    run.params = {"storage": "postgresql://me:secret@host/db"}
+    run.datasets = [Dataset("a", "b", "https://me:secret@host/file", "test")]
+    publish(run)
+    assert "postgresql://***@127.0.0.1:9" in caplog.text
+    assert "secret" not in caplog.text
+    (file,) = waiting(tmp_path)
+    assert "secret" not in file.read_text()
+    assert "me@host" in file.read_text()
+
+
+def test_off_and_light(tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "from emadapt.tracking.publish import live\n"
+        "from emadapt.tracking.run import Run\n"
+        "with live(Run('demo', 'a', {'unit': 'a'}, {'x': 1})) as log:\n"
+        "    log({'a': 1.0}, 1)\n"
+        "assert 'mlflow' not in sys.modules\n"
     )
-    (stored,) = runs(root)
-    assert (run.run_id, stored.info.status) == (stored.info.run_id, "RUNNING")
-    run.log_metrics({"a": 2}, 2)
-    run.log_metrics({"a": 3}, 3)
-    run.end()
-    (stored,) = runs(root)
-    assert stored.info.status == "FINISHED"
-    assert curves(root, stored.info.run_id, "a") == {"a": [(0, 0), (1, 1), (2, 2), (3, 3)]}
-    assert spools(root) == []
+    environment = {**os.environ, "EMADAPT_TRACKING": "off"}
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True)
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_killed_one_left_does_not_end_a_run_again_that_another_has_ended(root, monkeypatch):
-    """The kernel may hold the dead one's lock a moment longer, so that its spool is found only when the other is done."""
-    process = multiprocessing.get_context("fork").Process(target=killed_training, args=(root, None))
-    process.start()
-    process.join(60)
-    with monkeypatch.context() as patch:
-        patch.setattr(tracking, "_left_over", lambda *_: None)
-        run = tracking.open_run(
-            root, "demo", {**TAGS, "train.key": "k"}, {}, resume_by=("unit", "train.key")
-        )
-        run.log_metrics({"a": 3}, 3)
-        run.end()
-    assert len(spools(root)) == 1
-    assert tracking.sync(root)[1] == 0
-    (stored,) = runs(root)
-    assert (stored.info.status, stored.data.metrics) == ("FINISHED", {"a": 3})
-    assert spools(root) == []
+def test_provenance(tmp_path: Path) -> None:
+    assert provenance_tags(tmp_path) == {}
+    md5 = "0123456789abcdef0123456789abcdef.dir"
+    files = {"params.yaml": "a: 1\n", "data.dvc": f"outs:\n- md5: {md5}\n  path: data\n"}
+    for name, text in {**files, "dvc.lock": "1", "code.py": "1"}.items():
+        (tmp_path / name).write_text(text)
+
+    def git(*args: str) -> str:
+        command = ["git", "-c", "user.name=a", "-c", "user.email=a@b", *args]
+        done = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-q", "-m", "x")
+    tags = provenance_tags(tmp_path)
+    assert tags == {
+        "git.commit": git("rev-parse", "HEAD"),
+        "git.dirty": "false",
+        "params.sha256": hashlib.sha256(b"a: 1\n").hexdigest(),
+        "data.md5": md5,
+    }
+    (tmp_path / "dvc.lock").write_text("2")  # every stage rewrites it
+    (tmp_path / "params.yaml").write_text("a: 2\n")  # another study: it has a tag of its own
+    other = {"params.sha256": hashlib.sha256(b"a: 2\n").hexdigest()}
+    assert provenance_tags(tmp_path) == tags | other
+    (tmp_path / "code.py").write_text("2")
+    assert provenance_tags(tmp_path)["git.dirty"] == "true"
 
 
-def test_killed_and_not_resumed_ends_as_killed(root):
-    process = multiprocessing.get_context("fork").Process(target=killed_training, args=(root, None))
-    process.start()
-    process.join(60)
-    with spools(root)[0].open("a") as file:
-        file.write('{"do": "metrics", "at')  # the machine went down in the middle of a line
-    assert tracking.sync(root) == (1, 0)
-    (stored,) = runs(root)
-    assert (stored.info.status, stored.data.metrics) == ("KILLED", {"a": 2})
-    assert tracking.sync(root) == (0, 0)
+# -- what a person sees
+
+
+def a_unit(root: Path, regime: str, seed: int, scores: dict[str, float], **changes: Any) -> str:
+    """What train and evaluate publish, in small; scores by dataset. Gives the run's id."""
+    name = f"dinov2_s-{regime}-paired-{seed}"
+    tags = {"unit": name, "backbone": "dinov2_s", "regime": regime, "train_set": "paired"}
+    tags |= {"seed": str(seed), "stage": "train", "git.commit": "c0ffee", "git.dirty": "false"}
+    tags["model.md5"] = f"{regime}-{seed}"
+    params = {"unit": {"regime": regime, "seed": seed}}
+    run = Run("demo", name, tags, params, root=root, same=("unit", "model.md5"), **changes)
+    run.log({"val/best_iou": 0.7} | {f"test/iou.{name}": score for name, score in scores.items()})
+    return publish(run)
+
+
+def test_what_a_person_sees_in_mlflow(root: Path) -> None:
+    client = store.client(root)
+    ids = {"frozen 0": a_unit(root, "frozen", 0, {"lucchi": 0.78, "vnc": 0.82})}
+    note = client.get_experiment_by_name("demo").tags["mlflow.note.content"]
+    assert "tested on lucchi, vnc." in note
+    assert "over-seeds" not in note, "one seed: no means"
+    ids["lora 0"] = a_unit(root, "lora", 0, {"lucchi": 0.83, "vnc": 0.6}, origin="restored")
+    ids["lora 1"] = a_unit(root, "lora", 1, {"lucchi": 0.81, "vnc": 0.5})
+    ids["failed"] = a_unit(root, "lora", 2, {}, status="FAILED")
+    experiment = client.get_experiment_by_name("demo")
+    note = experiment.tags["mlflow.note.content"]
+    found = {
+        text: {
+            name
+            for name, run_id in ids.items()
+            if run_id in {run.info.run_id for run in client.search_runs(["1"], text)}
+        }
+        for text in re.findall(r"^- `` (.*) ``: ", note, re.MULTILINE)
+    }
+    assert found['tags.regime = "lora"'] == {"lora 0", "lora 1", "failed"}
+    assert found["metrics.`test/iou.vnc` > 0.8"] == {"frozen 0"}
+    assert found['attributes.status != "FINISHED"'] == {"failed"}
+    assert found['tags.origin = "restored"'] == {"lora 0"}
+    assert all(found.values()), "each filter finds something"
+    for key, name in {"test-iou": "Test IoU", "over-seeds": "Means over seeds"}.items():
+        assert f"[{name}](#/experiments/1/runs?" in note
+        view = json.loads(experiment.tags[f"mlflow.sharedViewState.{key}"])
+        shown = set(json.loads(view["state"])["selectedColumns"])
+        assert {"metrics.`test/iou.lucchi`", "metrics.`test/iou.vnc`"} <= shown
+    tags = {name: client.get_run(run_id).data.tags for name, run_id in ids.items()}
+    assert tags["lora 0"]["settings"] == tags["lora 1"]["settings"] != tags["frozen 0"]["settings"]
+    assert tags["lora 1"]["mlflow.note.content"] == (
+        "dinov2_s, lora, trained on paired, seed 1. Validation IoU 0.700. "
+        "Test IoU 0.810 on lucchi, 0.500 on vnc."
+    )
+    assert tags["lora 1"]["mlflow.source.name"] == "emadapt train"
+
+
+def test_what_a_person_wrote_in_mlflow_stays(
+    root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_id, client = a_unit(root, "lora", 0, {"lucchi": 0.8}), store.client(root)
+    client.set_tag(run_id, "mlflow.note.content", "Looked at by hand.")
+    client.set_experiment_tag("1", "mlflow.note.content", "Ours.")
+    assert a_unit(root, "lora", 0, {"lucchi": 0.9, "vnc": 0.5}) == run_id
+    assert client.get_run(run_id).data.tags["mlflow.note.content"] == "Looked at by hand."
+    tags = client.get_experiment("1").tags
+    assert tags["mlflow.note.content"] == "Ours."
+    assert "test/iou.vnc" in tags["mlflow.sharedViewState.test-iou"], "nobody touched it"
+    monkeypatch.setattr(views, "refresh_run", lambda *_: 1 / 0)
+    a_unit(root, "frozen", 0, {"lucchi": 0.8})
+    assert "description" in caplog.text
+    assert {run.info.status for run in stored(root)} == {"FINISHED"}
+
+
+@pytest.mark.browser
+def test_the_views_in_a_browser(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for seed in (0, 1):
+        a_unit(root, "lora", seed, {"lucchi": 0.8 + seed / 10, "vnc": 0.5})
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "docs"))
+    screenshots = importlib.import_module("screenshots")
+    with screenshots.server(root / "mlflow.db") as port:
+        runs = "#/experiments/1/runs?workflowType=machine_learning&viewStateShareKey="
+        page = f"http://{screenshots.HOST}:{port}/{runs}"
+        table = screenshots.chromium(page + "test-iou", "--window-size=1480,640", "--dump-dom")
+        means = screenshots.chromium(page + "over-seeds", "--window-size=1480,640", "--dump-dom")
+    for text in ("dinov2_s-lora-paired-0", "test/iou.lucchi", "test/iou.vnc", "0.9"):
+        assert text in table
+    assert "Group: train_set: paired, regime: lora" in means
+    assert "0.85" in means

@@ -233,26 +233,28 @@ main.add_command(sweep)
 
 @main.group()
 def track() -> None:
-    """Look after the lab book (MLflow)."""
+    """Look after the runs in MLflow."""
 
 
 @track.command()
 def sync() -> None:
-    """Log what could not be logged while it happened."""
-    from emadapt.tracking import tracker as tracking
+    """Publish what MLflow does not have: runs of an outage, trained units from DVC's cache."""
+    from emadapt.tracking import publish
+    from emadapt.training.tracked import publish_units
 
-    sent, left = tracking.sync(Path())
-    click.echo(f"track sync: {sent} entries logged, {left} left")
+    done, left = publish.sync(Path())
+    units = publish_units(load_study()) if PARAMS.is_file() and not left else 0
+    click.echo(f"track sync: {done} runs published, {left} left; {units} units are in MLflow")
     sys.exit(1 if left else 0)
 
 
 @track.command()
 @click.argument("old_root")
 def relocate(old_root: str) -> None:
-    """Repair the lab book of a checkout that was moved here from OLD_ROOT."""
-    from emadapt.tracking import tracker as tracking
+    """Repair MLflow's database in a checkout that was moved here from OLD_ROOT."""
+    from emadapt.tracking import relocate
 
-    click.echo(f"track relocate: {tracking.relocate(Path(), old_root)} places changed")
+    click.echo(f"track relocate: {relocate.relocate(Path(), old_root)} places changed")
 
 
 def _known(name: str, names: tuple[str, ...], section: str) -> None:

@@ -31,9 +31,10 @@ from emadapt.models.backbones import Backbone
 from emadapt.models.closest import domain_of
 from emadapt.models.device import device
 from emadapt.models.segmenter import build_frozen, load_segmenter
-from emadapt.study.study import BackboneSettings, DiagnoseSettings, Study, Unit
-from emadapt.tracking import tracker as tracking
-from emadapt.training.train import UNITS, file_md5, unit_tags
+from emadapt.study.study import BackboneSettings, DiagnoseSettings, Study
+from emadapt.tracking.publish import publish
+from emadapt.training.tracked import UNITS, finished_run
+from emadapt.training.train import file_md5
 
 OUT = Path("reports/domain")
 PRETRAINED = "pretrained"
@@ -295,46 +296,21 @@ def lower_contrast(image: Grey) -> Grey:
 
 def _track(study: Study, backbone: str, regime: str, result: dict[str, Any], path: Path) -> None:
     """Add distances, the file and the figures to the runs of the units that they are about."""
+    measures = ("frechet", "relative", "frechet_inf", "null", "knn_mixing")
+    figures = sorted((path.parent / path.stem).glob("*.png"))
     for unit in study.units():
-        if (unit.backbone, unit.regime) != (backbone, regime) or not (
-            UNITS / unit.name / "model.json"
-        ).is_file():
+        if (unit.backbone, unit.regime) != (backbone, regime):
             continue
-        with _open(study, unit) as tracker:
-            for entry in result["pairs"]:
-                if entry["model"] in (PRETRAINED, unit.name) and entry["class"] == "all":
-                    between = f"{entry['a']}__{entry['b']}"
-                    prefix = "domain/" if entry["level"] == "token" else "domain/image_"
-                    values = {
-                        k: entry[k]
-                        for k in (
-                            "frechet",
-                            "relative",
-                            "frechet_inf",
-                            "null",
-                            "knn_mixing",
-                        )
-                    }
-                    values["probe"] = entry["probe"]["balanced_accuracy"]
-                    tracker.log_metrics(
-                        {f"{prefix}{k}.{between}": v for k, v in values.items()}, step=0
-                    )
-            tracker.log_artifact(path, "domain")
-            for figure in sorted((path.parent / path.stem).glob("*.png")):
-                tracker.log_artifact(figure, "domain")
-
-
-def _open(study: Study, unit: Unit) -> tracking.Tracker | tracking.NullTracker:
-    """The run that trained the unit's model, or one that says that the model was restored."""
-    tags = {
-        **unit_tags(study, unit, "diagnose"),
-        "model.md5": file_md5(UNITS / unit.name / "model.safetensors"),
-    }
-    return tracking.open_run(
-        Path(),
-        study.name,
-        tags,
-        study.describe(unit),
-        resume_by=("unit", "model.md5"),
-        origin="restored",
-    )
+        if not (UNITS / unit.name / "model.json").is_file():
+            continue
+        run = finished_run(study, unit, "diagnose")
+        for entry in result["pairs"]:
+            if entry["model"] not in (PRETRAINED, unit.name) or entry["class"] != "all":
+                continue
+            prefix = "domain/" if entry["level"] == "token" else "domain/image_"
+            values = {name: entry[name] for name in measures}
+            values["probe"] = entry["probe"]["balanced_accuracy"]
+            between = f"{entry['a']}__{entry['b']}"
+            run.log({f"{prefix}{name}.{between}": value for name, value in values.items()})
+        run.artifacts |= {f"domain/{file.name}": file for file in (path, *figures)}
+        publish(run)

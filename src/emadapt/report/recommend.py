@@ -12,7 +12,7 @@ from emadapt.report.comparisons import Entry, key_of, trained_on
 from emadapt.report.transfer_matrix import labelled_words
 from emadapt.study.settings import HEAD_NAMES
 from emadapt.study.study import RegimeSettings, Study
-from emadapt.tracking.tracker import provenance_tags
+from emadapt.tracking.provenance import provenance_tags
 
 Summary = Mapping[str, Any]
 

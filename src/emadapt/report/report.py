@@ -36,7 +36,7 @@ from emadapt.report.transfer_matrix import (
 )
 from emadapt.report.unions import unions, unions_table
 from emadapt.study.study import Study, Unit
-from emadapt.tracking.tracker import provenance_tags
+from emadapt.tracking.provenance import provenance_tags
 
 METRICS = ("iou", "dice", "boundary_iou")
 CI95_METHOD = (

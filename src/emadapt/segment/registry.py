@@ -16,6 +16,7 @@ from typing import Any
 from emadapt.errors import InputError
 from emadapt.files import write_json
 from emadapt.tracking import store as mlflow_store
+from emadapt.tracking.relocate import tracking_uri
 from emadapt.training.model_card import card_of, metrics_of, terms_of
 
 COPIES = Path("scratch/models")
@@ -96,7 +97,7 @@ def fetch(root: Path, address: str) -> Path:
             expected="models:/NAME@ALIAS or models:/NAME/VERSION",
             do="Correct it.",
         )
-    store, uri = mlflow_store.client(root.resolve()), mlflow_store.tracking_uri(root)
+    store, uri = mlflow_store.client(root.resolve()), tracking_uri(root)
     from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
 

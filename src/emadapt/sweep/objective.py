@@ -5,24 +5,22 @@ Test slices are never looked at.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
-from collections.abc import Iterator
-from pathlib import Path
 
 import optuna
 import torch
 from optuna.trial import Trial
 
-from emadapt.data.crops import plan_epoch
 from emadapt.study.study import Study
 from emadapt.sweep.space import Target, search_space, study_at, suggest
 from emadapt.sweep.storage import FOLDER, STORAGE_ERRORS, first_number
-from emadapt.tracking import tracker as tracking
+from emadapt.tracking.publish import live
+from emadapt.tracking.run import Run
 from emadapt.training.fit import fit, score
 from emadapt.training.plan import unit_key
-from emadapt.training.train import prepare, unit_tags
+from emadapt.training.tracked import unit_run
+from emadapt.training.train import prepare
 
 
 class TrialFailed(Exception):
@@ -68,54 +66,37 @@ class Objective:
 
     def _train(self, trial: Trial) -> float:
         number = first_number(self.study.get_trials(deepcopy=False)[trial.number])
-        params = suggest(trial, self.space)
-        config, unit = study_at(self.config, self.target, params)
+        config, unit = study_at(self.config, self.target, suggest(trial, self.space))
         train = config.train_settings(unit)
         folder = FOLDER / self.study.study_name / f"trial-{number}"
-        with self._run(trial, number) as run:
+        run = self._run(trial, number)
+        with live(run) as log_epoch:
             inputs = prepare(config, unit)
-            steps = len(plan_epoch(inputs.data.rows(), train, unit.seed, 0))
 
-            def on_epoch(metrics: dict[str, float], step: int) -> None:
-                run.log_metrics(metrics, step)
-                epoch = step // steps
+            def on_epoch(metrics: dict[str, float], epoch: int) -> None:
+                log_epoch(metrics, epoch)
                 trial.report(metrics["val/iou"], epoch)
                 if epoch < train.epochs and trial.should_prune():
+                    run.status = "KILLED"
                     raise optuna.TrialPruned
 
             fit(inputs, train, unit, folder / unit_key(config, unit), on_epoch)
             scored = score(inputs.segmenter, inputs.volumes, inputs.views, every=0)
-            run.log_metrics({f"val/best_{name}": value for name, value in scored.items()})
+            run.log({f"val/best_{name}": value for name, value in scored.items()})
         shutil.rmtree(folder, ignore_errors=True)
         return scored["iou"]
 
-    @contextlib.contextmanager
-    def _run(self, trial: Trial, number: int) -> Iterator[tracking.Tracker]:
+    def _run(self, trial: Trial, number: int) -> Run:
         """The trial's run in MLflow, below the sweep's; a retried trial goes on with its own."""
         name = self.study.study_name
         config, unit = study_at(self.config, self.target, trial.params)
-        tags = {
-            **unit_tags(config, unit, "sweep"),
-            "unit": f"{name[:-9]}-trial-{number}",
-            "sweep": name,
-            "trial": str(number),
-            "sweep.trial": f"{name}/{number}",
-        }
-        params = {**config.describe(unit), "sweep": trial.params}
-        again = ("sweep.trial",) if number != trial.number else ()
-        parent = self.study.user_attrs.get("mlflow.parent") or None
-        run = tracking.open_run(Path(), config.name, tags, params, resume_by=again, parent=parent)
-        try:
-            yield run
-        except optuna.TrialPruned:
-            run.set_tags({"state": "pruned"})
-            run.end("KILLED")
-            raise
-        except BaseException as error:
-            run.__exit__(type(error), error, None)
-            raise
-        else:
-            run.end()
+        run = unit_run(config, unit, "sweep")
+        run.name = f"{name[:-9]}-trial-{number}"
+        run.tags |= {"unit": run.name, "sweep": name, "trial": number}
+        run.params["sweep"] = trial.params
+        run.parent = {"sweep.parent": name}
+        run.same = ("sweep", "trial")
+        return run
 
 
 def own_name() -> str:

@@ -2,94 +2,87 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from emadapt.study.study import Study
 from emadapt.sweep.space import Target, definition
-from emadapt.sweep.storage import best_trial, n_ended
-from emadapt.tracking import tracker as tracking
+from emadapt.sweep.storage import FOLDER, best_trial, n_ended
+from emadapt.tracking.provenance import provenance_tags
+from emadapt.tracking.run import Run
 
 MIN_IMPORTANCE = 4
 """Finished trials below which importance says nothing."""
 
 
-class SweepRun:
-    """The parent run: opened or gone on with, brought up to date as trials end."""
+def sweep_run(config: Study, target: Target, name: str) -> Run:
+    """The run of a sweep; a sweep that is resumed goes on with its own.
 
-    def __init__(self, config: Study, target: Target, study: optuna.Study) -> None:
-        self.study, self.ended, name = study, -1, study.study_name
-        tags = {
-            **tracking.provenance_tags(Path()),
-            "unit": name[:-9],
-            "sweep": name,
-            "stage": "sweep",
-            "sweep.parent": name,
-            "study": config.name,
-            **dataclasses.asdict(target),
-        }
-        params = {
-            "space": definition(config, target)["space"],
-            "sampler": config.sweep.sampler,
-            "pruner": config.sweep.pruner,
-        }
-        self.tracker = tracking.open_run(
-            Path(), config.name, tags, params, resume_by=("sweep.parent",)
-        )
-        if self.tracker.run_id:
-            study.set_user_attr("mlflow.parent", self.tracker.run_id)
+    Args:
+        config: the study in params.yaml.
+        target: what is swept.
+        name: of the sweep, in full.
+    """
+    tags = {
+        **provenance_tags(Path()),
+        "unit": name[:-9],
+        "sweep.parent": name,
+        "stage": "sweep",
+        "study": config.name,
+        **asdict(target),
+    }
+    params = {
+        "space": definition(config, target)["space"],
+        "sampler": config.sweep.sampler,
+        "pruner": config.sweep.pruner,
+    }
+    return Run(config.name, name[:-9], tags, params, same=("sweep.parent",))
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: object
-    ) -> None:
-        with contextlib.suppress(Exception):  # a figure must not hide an error of the sweep
-            self.follow(self.study.get_trials(deepcopy=False))
-            if kind is None or issubclass(kind, Exception):  # who pressed Ctrl-C is in a hurry
-                self._draw()
-        self.tracker.__exit__(kind, error, trace)
+def progress(trials: list[FrozenTrial]) -> dict[str, float]:
+    """Numbers of trials by state; the best trial with those of its settings that are numbers."""
+    numbers: dict[str, float] = {
+        f"trials.{state.name.lower()}": sum(trial.state == state for trial in trials)
+        for state in TrialState
+    }
+    if best := best_trial(trials):
+        found = {"val_iou": best.value, "trial": best.number, **best.params}
+        numbers |= {f"best.{k}": v for k, v in found.items() if isinstance(v, int | float)}
+    return numbers
 
-    def follow(self, trials: list[FrozenTrial]) -> None:
-        """Log the best so far whenever a trial has ended."""
-        ended = n_ended(trials)
-        if ended == self.ended:
-            return
-        self.ended = ended
-        numbers: dict[str, float] = {
-            f"trials.{state.name.lower()}": sum(trial.state == state for trial in trials)
-            for state in TrialState
-        }
-        if best := best_trial(trials):
-            found: dict[str, Any] = {
-                "best.val_iou": best.value,
-                "best.trial": best.number,
-                **{f"best.{name}": value for name, value in best.params.items()},
-            }
-            numbers |= {k: v for k, v in found.items() if isinstance(v, int | float)}
-            self.tracker.set_tags(found)
-        self.tracker.log_metrics(numbers, step=ended)
 
-    def _draw(self) -> None:
-        import matplotlib.pyplot as plt
-        from optuna.visualization import matplotlib as draw
+def add_result(run: Run, study: optuna.Study) -> None:
+    """Add the best settings in words, and figures of the sweep."""
+    trials = study.get_trials(deepcopy=False)
+    run.log(progress(trials), n_ended(trials))
+    if best := best_trial(trials):
+        run.results |= {f"best.{name}": value for name, value in best.params.items()}
+        run.results["best.trial"] = best.number
+    for file in draw(study, FOLDER / study.study_name):
+        run.artifacts[f"figures/{file.name}"] = file
 
-        trials = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        plots: dict[str, Callable[[optuna.Study], Any]] = {}
-        if trials:
-            plots["history"] = draw.plot_optimization_history
-            plots["intermediate"] = draw.plot_intermediate_values
-        if len(trials) >= MIN_IMPORTANCE and len({t.value for t in trials}) > 1:
-            plots["importance"] = draw.plot_param_importances
-        for name, plot in plots.items():
-            axes = plot(self.study)
-            axes.figure.tight_layout()
-            self.tracker.log_figure(axes.figure, f"figures/{name}.png")
-            plt.close("all")
+
+def draw(study: optuna.Study, folder: Path) -> list[Path]:
+    """Draw Optuna's figures that the trials allow; gives the files."""
+    import matplotlib.pyplot as plt
+    from optuna.visualization import matplotlib as figures
+
+    finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    plots: dict[str, Callable[[optuna.Study], Any]] = {}
+    if finished:
+        plots["history"] = figures.plot_optimization_history
+        plots["intermediate"] = figures.plot_intermediate_values
+    if len(finished) >= MIN_IMPORTANCE and len({trial.value for trial in finished}) > 1:
+        plots["importance"] = figures.plot_param_importances
+    files = []
+    for name, plot in plots.items():
+        plot(study)
+        files.append(folder / f"{name}.png")
+        plt.savefig(files[-1], bbox_inches="tight")
+        plt.close("all")
+    return files

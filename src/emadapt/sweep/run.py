@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from emadapt.errors import EmadaptError, InputError
 from emadapt.study.study import Study
-from emadapt.sweep.record import SweepRun
+from emadapt.sweep.record import add_result, progress, sweep_run
 from emadapt.sweep.space import Target, check_target, default_point, settings_hash
 from emadapt.sweep.storage import (
     FOLDER,
@@ -32,7 +32,8 @@ from emadapt.sweep.storage import (
     retry_lost,
     study_names,
 )
-from emadapt.tracking.store import redact
+from emadapt.tracking.publish import Log, live, publish
+from emadapt.tracking.redact import redact
 from emadapt.training.launch import STOPS, stoppable, visible
 
 POLL = 0.5
@@ -87,9 +88,12 @@ def run_sweep(config: Study, order: Order) -> str:
                 study = begin(config, order, name, store)
                 session = int(study.user_attrs.get("sessions", 0))
                 study.set_user_attr("sessions", session + 1)
-                run = SweepRun(config, order.target, study)
-            with run, Crew(order, study, first=MAX_WORKERS * session) as crew:
-                _watch(crew, study, store, run)
+                run = sweep_run(config, order.target, name)
+                publish(run)  # one machine makes it, the others find it
+            with live(run) as log_progress:
+                with Crew(order, study, first=MAX_WORKERS * session) as crew:
+                    _watch(crew, study, store, log_progress)
+                add_result(run, study)
     return name
 
 
@@ -246,7 +250,7 @@ def _spawn(
     )
 
 
-def _watch(crew: Crew, study: optuna.Study, store: Store, run: SweepRun) -> None:
+def _watch(crew: Crew, study: optuna.Study, store: Store, log_progress: Log) -> None:
     """Wait until all workers have ended well; replace those that die.
 
     Raises:
@@ -268,6 +272,7 @@ def _watch(crew: Crew, study: optuna.Study, store: Store, run: SweepRun) -> None
                 trials = study.get_trials(deepcopy=False)
                 if n_ended(trials) > ended:
                     ended, deaths = n_ended(trials), 0
+                    log_progress(progress(trials), ended)
                 deaths += _replace_dead(crew, study, more=ended < crew.order.trials, deaths=deaths)
             except STORAGE_ERRORS as error:  # until it is back nobody can run a trial
                 if not waiting:
@@ -276,7 +281,6 @@ def _watch(crew: Crew, study: optuna.Study, store: Store, run: SweepRun) -> None
                 waiting = True
                 time.sleep(OUTAGE)
                 continue
-            run.follow(trials)
             bar.update(task, completed=ended, words=_words(trials))
 
 

@@ -29,7 +29,7 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from emadapt.errors import InputError
-from emadapt.tracking.store import redact
+from emadapt.tracking.redact import redact
 
 FOLDER = Path("scratch/sweeps")
 HEARTBEAT = 10
@@ -234,7 +234,7 @@ def _checked(url: str) -> str:
     if kind != "postgresql" or "@" in (parsed.host or ""):
         raise InputError(
             "--storage",
-            found=f"{re.sub('.*@', '***@', url)!r}",
+            found=repr(redact(re.sub(".*@", "***@", url))),
             expected=expected,
             do="Correct it; write an @ in a user's name or password as %40.",
         )

@@ -1,5 +1,6 @@
-"""Runs in MLflow: one run for each unit.
+"""Runs in MLflow: one for each unit, each sweep and each trial.
 
-An outage of MLflow never stops a training. This room knows nothing of the rooms above, which hand
-it what to log.
+An outage of MLflow never stops a training: a run is a file first, and `publish` brings MLflow up to
+date with it, now or later. This room knows nothing of the rooms above, which hand it tags, numbers
+and paths.
 """

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from emadapt.data.ingest import INGESTED, Volume, open_volume
+from emadapt.data.ingest import Volume, open_volume
 from emadapt.errors import InputError
 from emadapt.files import write_json, write_text
 from emadapt.metrics.instances import Instances
@@ -26,10 +26,11 @@ from emadapt.models.predict import Probability, predict_slices
 from emadapt.models.segmenter import Segmenter, load_segmenter
 from emadapt.models.tokens import plain_view
 from emadapt.study.study import Study, Unit
-from emadapt.tracking import tracker as tracking
+from emadapt.tracking.publish import publish
 from emadapt.training.model_card import EVALUATED, model_card
 from emadapt.training.plan import unit_key
-from emadapt.training.train import UNITS, file_md5, unit_tags
+from emadapt.training.tracked import UNITS, finished_run
+from emadapt.training.train import file_md5
 from emadapt.training.unseen import score_unseen, unseen_by
 
 BOUNDARY_NM = 25.0
@@ -100,7 +101,7 @@ def evaluate_unit(study: Study, unit: Unit, out: Path = EVALUATED) -> Path:
     path = out / unit.name / "metrics.json"
     write_json(path, metrics)
     write_text(path.parent / "model-card.md", model_card(card, metrics))
-    _track(study, unit, card, metrics, path)
+    publish(finished_run(study, unit, "evaluate", evaluated=out))
     return path
 
 
@@ -113,37 +114,6 @@ def _taken_for(segmenter: Segmenter) -> dict[str, Any]:
     }
     away = {name: round(distance, 6) for name, distance in segmenter.distances.items()}
     return taken | ({"distances": away} if away else {})
-
-
-def _track(
-    study: Study, unit: Unit, card: dict[str, Any], metrics: dict[str, Any], path: Path
-) -> None:
-    """Add the test metrics to the run that trained the model; where there is none (a restored model) make one that says so."""
-    tags = {
-        **unit_tags(study, unit, "evaluate"),
-        "model.md5": metrics["model_md5"],
-        "weights.source": card["weights"]["source"],
-        "weights.sha256": card["weights"]["sha256"],
-        "trainable_params": card["trainable_params"],
-    }
-    params = study.describe(unit)
-    with tracking.open_run(
-        Path(), study.name, tags, params, resume_by=("unit", "model.md5"), origin="restored"
-    ) as tracker:
-        for name, scores in metrics["test"].items():
-            volume = open_volume(name)
-            tracker.log_dataset(name, volume.md5, str(INGESTED / name), "test")
-            values = {k: scores[k] for k in ("iou", "dice", "boundary_iou")}
-            if objects := scores.get("instances"):
-                values |= {k: objects[k] for k in ("ap50", "pq")}
-            tracker.log_metrics({f"test/{k}.{name}": value for k, value in values.items()}, step=0)
-            if "routed_to" in scores:
-                tracker.set_tags({f"routed_to.{name}": scores["routed_to"]})
-            for which in ("", "-best", "-worst"):
-                if (overlay := path.parent / f"overlay-{name}{which}.png").is_file():
-                    tracker.log_artifact(overlay, "overlays")
-        tracker.log_artifact(path)
-        tracker.log_artifact(path.parent / "model-card.md", "model")
 
 
 def _alike(volumes: list[Volume], *, apart: bool) -> list[list[Volume]]:

@@ -95,7 +95,7 @@ def fit(
         train: of the unit.
         unit: names and seeds it.
         scratch: folder of the checkpoint.
-        on_epoch: called after each epoch with its metrics and the steps so far, the checkpoint written; may raise.
+        on_epoch: called after each epoch with its metrics and number, from 1, the checkpoint written; may raise.
             Of several processes, in the first one.
     """
     segmenter, data, volumes, views = inputs.segmenter, inputs.data, inputs.volumes, inputs.views
@@ -175,7 +175,7 @@ def fit(
                 _checkpoint(
                     scratch, progress, segmenter, joint, best, optimiser, schedule, scaler, average
                 )
-                on_epoch(metrics, progress.epoch * steps)
+                on_epoch(metrics, progress.epoch)
     segmenter.load_trained(best)
     return progress
 

@@ -16,8 +16,8 @@ from typing import Any
 import emadapt
 from emadapt.data.align import described
 from emadapt.data.blocks import PatchDataset
-from emadapt.data.crops import CropDataset, TokenDataset, plan_epoch
-from emadapt.data.ingest import INGESTED, Volume, open_volume
+from emadapt.data.crops import CropDataset, TokenDataset
+from emadapt.data.ingest import Volume, open_volume
 from emadapt.data.labelled import Tile, few_slices, few_tiles, with_training
 from emadapt.data.splits import check_depth, starts_in
 from emadapt.data.tiles import geometry_of
@@ -31,7 +31,8 @@ from emadapt.models.regimes import State
 from emadapt.models.segmenter import Segmenter, build_segmenter, save_segmenter
 from emadapt.models.tokens import TokenView, plain_view, token_views
 from emadapt.study.study import Study, TrainSettings, Unit
-from emadapt.tracking import tracker as tracking
+from emadapt.tracking.publish import Log, live
+from emadapt.tracking.run import Run
 from emadapt.training import twins
 from emadapt.training.closed_form import FITS, fit_ridge
 from emadapt.training.fit import Data, Inputs, Progress, fit, score
@@ -39,8 +40,8 @@ from emadapt.training.interpolate import interpolate
 from emadapt.training.model_card import sources_of
 from emadapt.training.plan import unit_key
 from emadapt.training.start import behind_folders, folder_state, load_start
+from emadapt.training.tracked import UNITS, add_model, as_dataset, unit_run
 
-UNITS = Path("build/units")
 ADAPTED = Path("build/adapted")
 UNTRACKED = "untracked"
 """Beside a checkpoint: its epochs are in no run of the lab book, since another unit that starts from this one had it trained."""
@@ -205,71 +206,36 @@ def train_unit(study: Study, unit: Unit) -> Path:
     segmenter, volumes, key = inputs.segmenter, inputs.volumes, unit_key(study, unit)
     scratch = SCRATCH / unit.name / key
     weights = segmenter.backbone.provenance
-    tags = {
-        **unit_tags(study, unit, "train"),
+    run = unit_run(study, unit, "train")
+    run.tags |= {
         "unit.key": key,
         "weights.source": weights.source,
         "weights.sha256": weights.sha256,
     }
-    goes_on = (
-        ("unit", "unit.key") if (scratch / "checkpoint.pt").is_file() else ()
-    )  # a training from the start is a new run
-    with (
-        tracking.open_run(Path(), study.name, tags, study.describe(unit), resume_by=goes_on)
-        if is_first
-        else tracking.NullTracker()
-    ) as tracker:
-        tracker.log_dict(study.describe(unit), "config.json")
-        for context, some in (("training", volumes), ("unlabelled", inputs.unlabelled)):
-            for volume in some:
-                tracker.log_dataset(volume.name, volume.md5, str(INGESTED / volume.name), context)
-        with twins.turn(key):
-            progress, final = _fit_or_copy(inputs, train, unit, key, scratch, tracker)
-            parallel.leave()
-            if not is_first:
-                return UNITS / unit.name
-            for i, volume in enumerate(volumes if segmenter.domains else []):
-                view = inputs.views[i][0] if inputs.views else None
-                segmenter.domains[volume.name] = token_statistics(
-                    segmenter, volume, volume.split["train"], view
-                )
-            facts = _facts(study, unit, key, inputs, progress, final)
-            if processes > 1:
-                tracker.set_tags({"processes": processes})
-                facts["processes"] = processes
-            folder = _publish(segmenter, facts, progress, unit, final)
-            _note_adapted(study, unit, folder)
-        tracker.log_metrics({f"val/best_{k}": v for k, v in final.items()}, step=0)
-        tracker.set_tags(
-            {
-                "model.md5": file_md5(folder / "model.safetensors"),
-                "trainable_params": segmenter.n_trainable(),
-            }
-        )
-        for name in ("model.safetensors", "model.json", "history.json"):
-            tracker.log_artifact(folder / name, "model")
+    if (scratch / "checkpoint.pt").is_file():  # a training from the start is a new run
+        run.same = ("unit", "unit.key")
+    run.datasets = [
+        *(as_dataset(volume, "training") for volume in volumes),
+        *(as_dataset(volume, "unlabelled") for volume in inputs.unlabelled),
+    ]
+    run.muted = not is_first
+    with live(run) as log_epoch, twins.turn(key):
+        progress, final = _fit_or_copy(inputs, train, unit, key, scratch, log_epoch, run)
+        parallel.leave()
+        if not is_first:
+            return UNITS / unit.name
+        for i, volume in enumerate(volumes if segmenter.domains else []):
+            view = inputs.views[i][0] if inputs.views else None
+            segmenter.domains[volume.name] = token_statistics(
+                segmenter, volume, volume.split["train"], view
+            )
+        facts = _facts(study, unit, key, inputs, progress, final)
+        if processes > 1:
+            run.results["processes"] = facts["processes"] = processes
+        folder = _publish(segmenter, facts, progress, unit, final)
+        _note_adapted(study, unit, folder)
+        add_model(run, folder)
     return folder
-
-
-def unit_tags(study: Study, unit: Unit, stage: str) -> dict[str, str]:
-    """Tags that every run of the unit carries; `stage` is the one that made the run."""
-    spec = {
-        name: study.dataset_settings[name]
-        for name in study.train_set_settings[unit.train_set].datasets
-    }
-    tags = {
-        "unit": unit.name,
-        "backbone": unit.backbone,
-        "regime": unit.regime,
-        "train_set": unit.train_set,
-        "seed": str(unit.seed),
-        "study": study.name,
-        "stage": stage,
-        **tracking.provenance_tags(Path()),
-    }
-    if wrong := [name for name, data in spec.items() if data.mispaired]:
-        tags["pairing.lexicographic"] = ",".join(wrong)
-    return tags
 
 
 def file_md5(path: Path) -> str:
@@ -395,7 +361,7 @@ def fit_at_once(
     history, best = fit_regime(
         inputs.segmenter.eval(), inputs.volumes, inputs.views, train, unit.seed
     )
-    for number, metrics in enumerate(history):
+    for number, metrics in enumerate(history, 1):
         on_epoch(metrics, number)
     return Progress(
         len(history), history[best]["val/iou"], best, time.perf_counter() - started, history
@@ -428,29 +394,27 @@ def _fit_or_copy(
     unit: Unit,
     key: str,
     scratch: Path,
-    tracker: tracking.Tracker,
+    log_epoch: Log,
+    run: Run,
 ) -> tuple[Progress, dict[str, float]]:
     """The training and the validation scores of its model."""
     segmenter = inputs.segmenter
     if parallel.size() == 1 and (twin := twins.find(UNITS, key, unit.name)):
-        return _copy(twin, segmenter, tracker)
-    progress = _fit(inputs, train, unit, scratch, tracker.log_metrics)
+        run.results["copy_of"] = twin.name
+        return _copy(twin, segmenter)
+    progress = _fit(inputs, train, unit, scratch, log_epoch)
     if (untracked := scratch / UNTRACKED).is_file() and parallel.rank() == 0:  # the one that logs
-        steps = len(plan_epoch(inputs.data.rows(), train, unit.seed, 0))
-        for number, metrics in enumerate(progress.history, 1):
-            tracker.log_metrics(metrics, number * steps)
+        for epoch, metrics in enumerate(progress.history, 1):
+            log_epoch(metrics, epoch)
         untracked.unlink()
     return progress, score(segmenter, inputs.volumes, inputs.views, every=0)
 
 
 def _copy(
-    twin: Path, segmenter: Segmenter, tracker: tracking.Tracker
+    twin: Path, segmenter: Segmenter
 ) -> tuple[Progress, dict[str, float]]:
     """Take over the weights, history and cost of a finished unit that this one cannot differ from."""
     fields, final = twins.adopt(twin, segmenter)
     progress = Progress(**fields)
-    for number, metrics in enumerate(progress.history):
-        tracker.log_metrics(metrics, number)
-    tracker.set_tags({"copy_of": twin.name})
     print(f"train: {twin.name} is the same model: copied")
     return progress, final

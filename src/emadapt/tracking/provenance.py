@@ -1,0 +1,43 @@
+"""Tags that say what a run was made from: commit, data, settings."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import subprocess
+from pathlib import Path
+
+import yaml
+
+NOT_CODE = [f":!{name}" for name in ("dvc.lock", "reports", "params.yaml", "data.dvc")]
+"""What may differ from a commit without making it dirty, as git's patterns.
+
+dvc.lock and reports/ change with every stage. params.yaml and data.dvc have tags of their own.
+"""
+
+
+def provenance_tags(root: Path) -> dict[str, str]:
+    """Tags `git.commit`, `git.dirty`, `params.sha256` and `data.md5`, as far as they are known."""
+    tags: dict[str, str] = {}
+    if commit := _git(root, "rev-parse", "HEAD"):
+        changed = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", *NOT_CODE)
+        dirty = "unknown" if changed is None else str(bool(changed)).lower()
+        tags |= {"git.commit": commit, "git.dirty": dirty}
+    params = root / "params.yaml"
+    if params.is_file():
+        tags["params.sha256"] = hashlib.sha256(params.read_bytes()).hexdigest()
+    with contextlib.suppress(OSError, yaml.YAMLError, LookupError, TypeError):
+        data = yaml.safe_load((root / "data.dvc").read_text())
+        tags["data.md5"] = str(data["outs"][0]["md5"])
+    return tags
+
+
+def _git(root: Path, *args: str) -> str | None:
+    """What a git command prints; None if it fails."""
+    try:
+        done = subprocess.run(
+            ["git", *args], cwd=root, capture_output=True, text=True, timeout=20, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

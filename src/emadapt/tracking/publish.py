@@ -1,0 +1,208 @@
+"""Bring MLflow up to date with a run: live, after an outage, or for a model from DVC's cache.
+
+Publishing a run again changes nothing. So the same call serves a training that goes on, what was
+kept during an outage, and `emadapt track sync`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import Timeout
+
+from emadapt.tracking.redact import redact
+from emadapt.tracking.relocate import tracking_uri
+from emadapt.tracking.run import FOLDER, Run, load_run, now
+from emadapt.tracking.send import update
+from emadapt.tracking.store import client
+
+log = logging.getLogger(__name__)
+
+Log = Callable[[dict[str, float], int], None]
+
+FIRST_WAIT, LONGEST_WAIT = 60.0, 600.0
+"""Seconds between tries of a store that does not answer."""
+
+
+@dataclass
+class Outage:
+    """How a store has failed.
+
+    Attributes:
+        since: when it failed last, on the clock of `time.monotonic`.
+        wait: seconds until the next try.
+    """
+
+    since: float = -math.inf
+    wait: float = 0.0
+
+    @property
+    def age(self) -> float:
+        """Seconds since it failed last."""
+        return time.monotonic() - self.since
+
+
+_OUTAGES: dict[str, Outage] = {}
+
+
+@contextlib.contextmanager
+def live(run: Run) -> Iterator[Log]:
+    """Publish a run while something is at work, and at its end.
+
+    An error makes it FAILED, Ctrl-C makes it KILLED, unless its status was set before that.
+
+    Yields:
+        A function that publishes numbers of a step.
+    """
+    if _mode() == "off":
+        run.muted = True
+
+    def log_step(values: dict[str, float], step: int) -> None:
+        run.log(values, step)
+        publish(run)
+
+    run.status = "RUNNING"
+    with _held(run):
+        publish(run)
+        try:
+            yield log_step
+        except BaseException as error:
+            if run.status == "RUNNING":
+                run.status = "FAILED" if isinstance(error, Exception) else "KILLED"
+                run.results["error"] = f"{type(error).__name__}: {error}"[:500]
+            raise
+        else:
+            run.status = "FINISHED"
+        finally:
+            run.ended = now()
+            publish(run)
+
+
+def publish(run: Run) -> str:
+    """Bring MLflow up to date with a run. An outage is said and does not stop anything.
+
+    The run is kept in a file until MLflow has all of it. With EMADAPT_TRACKING=off nothing happens;
+    with EMADAPT_TRACKING=later the file waits for `sync`, as for jobs of a cluster, which must not
+    all write to one SQLite file on a shared disk.
+
+    Returns:
+        MLflow's id of the run; empty if MLflow does not have it.
+    """
+    if run.muted or _mode() == "off":
+        return ""
+    try:
+        run.save()
+        kept = f"the run is kept in {run.file} for `emadapt track sync`"
+    except OSError as error:
+        kept = f"the run cannot be kept ({error}), so what is missing in MLflow is lost"
+        log.warning("tracking: %s", redact(kept))
+    if _mode() == "later" or not _deliver(run, kept, earlier_first=run.known is None):
+        return ""
+    if run.status != "RUNNING":
+        run.remove()
+    return str(run.known.run_id)
+
+
+def sync(root: Path, name: str = "", but: str = "") -> tuple[int, int]:
+    """Publish the runs that are kept in files, of processes that are no longer there.
+
+    A run whose process died without ending it becomes KILLED.
+
+    Args:
+        root: the project's root.
+        name: only runs of this name.
+        but: not the run with this key.
+
+    Returns:
+        Numbers of runs that were published, and that still wait.
+    """
+    root, done, left = root.resolve(), 0, 0
+    pattern = f"{name}-{'[0-9a-f]' * 8}.json" if name else "*.json"
+    runs = [run for file in (root / FOLDER).glob(pattern) if (run := _left_over(root, file))]
+    for run in sorted(runs, key=lambda run: run.began):
+        if run.key == but:
+            continue
+        try:
+            with run.lock().acquire(timeout=0):
+                if run.status == "RUNNING":
+                    run.status = "KILLED"
+                if not left and _deliver(run, f"the run is kept in {run.file}", patient=False):
+                    run.remove()
+                    done += 1
+                else:
+                    left += 1
+        except Timeout:
+            continue  # it lives
+    return done, left
+
+
+def _mode() -> str:
+    return os.environ.get("EMADAPT_TRACKING", "").lower()
+
+
+@contextlib.contextmanager
+def _held(run: Run) -> Iterator[None]:
+    """Hold the run's lock, so that `sync` in another process leaves it alone."""
+    with contextlib.ExitStack() as stack:
+        if not run.muted:
+            with contextlib.suppress(OSError):  # `publish` will say that the disk takes nothing
+                run.file.parent.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(run.lock())
+        yield
+
+
+def _left_over(root: Path, file: Path) -> Run | None:
+    try:
+        return load_run(root, file)
+    except FileNotFoundError:
+        return None  # published a moment ago
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        log.warning("tracking: %s: not a run: %s", file, error)
+        return None
+
+
+def _deliver(run: Run, kept: str, *, earlier_first: bool = False, patient: bool = True) -> bool:
+    """Send to MLflow what it does not have.
+
+    Args:
+        run: it.
+        kept: where it is kept, in words for an outage.
+        earlier_first: first the runs of its name that dead processes left: it may go on with one.
+        patient: while a store is out, try it only now and then.
+
+    Returns:
+        Whether MLflow has all of it.
+    """
+    uri = tracking_uri(run.root)
+    outage = _OUTAGES.setdefault(uri, Outage())
+    wait = outage.wait if run.status == "RUNNING" else min(outage.wait, 10.0)
+    if patient and outage.age < wait:
+        return False
+    try:
+        store = client(run.root)
+        if earlier_first and sync(run.root, run.name, but=run.key)[1]:
+            raise ConnectionError("earlier runs of this name could not be published")
+        update(store, run)
+    except Exception as error:  # whatever a driver or a proxy raises must not reach the training
+        run.known = None
+        if not outage.wait:
+            log.warning("tracking: %s: %s. Work goes on; %s", redact(uri), _reason(error), kept)
+        outage.since = time.monotonic()
+        outage.wait = min(max(FIRST_WAIT, 2 * outage.wait), LONGEST_WAIT)
+        return False
+    outage.wait = 0.0
+    return True
+
+
+def _reason(error: Exception) -> str:
+    text = redact((str(error).strip().splitlines() or [type(error).__name__])[0][:300])
+    if "HTTPConnectionPool" in text or "HTTPSConnectionPool" in text:
+        return "the server does not answer"
+    return text

@@ -1,0 +1,195 @@
+"""A run as MLflow is to have it: plain data and paths, kept in a file until MLflow has it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import logging
+import math
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from emadapt.files import write_json
+from emadapt.tracking.redact import redact
+
+FOLDER = Path("scratch/track")
+"""Runs that MLflow does not have yet, or that go on."""
+FIELDS_IN_MEMORY = ("root", "muted", "known")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset that a run has read.
+
+    Attributes:
+        name: its name.
+        digest: of its content, at most 36 characters (MLflow's limit), as an md5.
+        source: where it is.
+        context: what it was read for, such as "training" or "test".
+    """
+
+    name: str
+    digest: str
+    source: str
+    context: str
+
+
+@dataclass
+class Run:
+    """What MLflow is to have of a unit, a sweep or a trial.
+
+    Attributes:
+        study: MLflow's experiment.
+        name: of the run.
+        tags: say what the run is. On a run that is there already, they are added if missing.
+        params: settings; nested ones get dotted names.
+        metrics: numbers by step; an epoch is a step.
+        times: of a step's first numbers, as `began`.
+        results: tags that say what came out; they replace what is there.
+        artifacts: files, by their path in the run.
+        datasets: that were read.
+        same: tags by whose values a run is found that this one goes on with; empty for a new run.
+        origin: tag of a run that had to be created: "restored" for a model from DVC's cache.
+        parent: tags of the run that this one is shown under.
+        status: FINISHED, FAILED, KILLED, or RUNNING while it is live.
+        began, ended: milliseconds since 1970.
+        key: its own name, by which it is found again.
+        digests: md5 of each artifact.
+        root: the project's root.
+        muted: publish nothing, as in all but the first of several processes.
+        known: what MLflow is known to have; see `publish`.
+    """
+
+    study: str
+    name: str
+    tags: dict[str, Any] = field(default_factory=dict)
+    params: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[int, dict[str, float]] = field(default_factory=dict)
+    times: dict[int, int] = field(default_factory=dict)
+    results: dict[str, Any] = field(default_factory=dict)
+    artifacts: dict[str, Path] = field(default_factory=dict)
+    datasets: list[Dataset] = field(default_factory=list)
+    same: tuple[str, ...] = ()
+    origin: str = "trained"
+    parent: dict[str, str] = field(default_factory=dict)
+    status: str = "FINISHED"
+    began: int = field(default_factory=lambda: now())
+    ended: int = 0
+    key: str = field(default_factory=lambda: uuid.uuid4().hex)
+    digests: dict[str, str] = field(default_factory=dict)
+    root: Path = field(default_factory=lambda: Path().resolve())
+    muted: bool = False
+    known: Any = None
+
+    def log(self, values: Mapping[str, float], step: int = 0) -> None:
+        """Add numbers of a step. Infinite ones and NaN become the tag `nonfinite` instead."""
+        good = {name: float(value) for name, value in values.items() if math.isfinite(value)}
+        bad = {name: value for name, value in values.items() if name not in good}
+        if bad:
+            text = ", ".join(f"{name}={value}" for name, value in bad.items())
+            self.results["nonfinite"] = f"{text} at step {step}"
+            log.warning("tracking: %s: not logged: %s at step %s", self.name, text, step)
+        self.metrics.setdefault(step, {}).update(good)
+        self.ended = now()
+        self.times.setdefault(step, self.ended)
+
+    @property
+    def file(self) -> Path:
+        """Where the run is kept until MLflow has it."""
+        return self.root / FOLDER / f"{self.name}-{self.key[:8]}.json"
+
+    def lock(self) -> FileLock:
+        """Held by the process that the run lives in."""
+        return FileLock(self.file.with_suffix(".lock"))
+
+    def save(self) -> None:
+        """Write the run's file, without passwords.
+
+        Raises:
+            OSError: the disk takes no more.
+        """
+        for name, path in self.artifacts.items():
+            if path.is_file():
+                self.digests[name] = md5(path)
+        kept = {
+            item.name: getattr(self, item.name)
+            for item in dataclasses.fields(self)
+            if item.name not in FIELDS_IN_MEMORY
+        }
+        kept["tags"], kept["results"] = texts(self.tags), texts(self.results)
+        kept["params"] = texts(flat(self.params))
+        kept["artifacts"] = {
+            name: str((self.root / path).absolute()) for name, path in self.artifacts.items()
+        }
+        kept["datasets"] = [texts(dataclasses.asdict(dataset)) for dataset in self.datasets]
+        write_json(self.file, kept)
+
+    def remove(self) -> None:
+        """Remove the file: MLflow has it all."""
+        with contextlib.suppress(OSError):
+            self.file.unlink(missing_ok=True)
+            self.file.with_suffix(".lock").unlink(missing_ok=True)
+
+
+def load_run(root: Path, file: Path) -> Run:
+    """A run from its file.
+
+    Raises:
+        OSError, ValueError, TypeError, KeyError: it cannot be read.
+    """
+    kept = json.loads(file.read_text())
+    for name in ("metrics", "times"):
+        kept[name] = {int(step): value for step, value in kept[name].items()}
+    kept["artifacts"] = {name: Path(path) for name, path in kept["artifacts"].items()}
+    kept["datasets"] = [Dataset(**dataset) for dataset in kept["datasets"]]
+    kept["same"] = tuple(kept["same"])
+    return Run(**kept, root=root)
+
+
+def now() -> int:
+    """Milliseconds since 1970."""
+    return time.time_ns() // 1_000_000
+
+
+def md5(path: Path) -> str:
+    """Md5 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested to dotted: {"a": {"b": 1}} -> {"a.b": 1}."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = value
+    return found
+
+
+def texts(values: Mapping[str, Any]) -> dict[str, str]:
+    """Values as MLflow keeps them: text of at most 5000 characters, no passwords, no None."""
+    said = {
+        name: str(value).lower() if isinstance(value, bool) else str(value)
+        for name, value in values.items()
+        if value is not None
+    }
+    return {name: redact(text)[:5000] for name, text in said.items()}
+
+
+def settings_digest(params: Mapping[str, Any]) -> str:
+    """Of all settings but the seed: runs that differ in nothing else have the same."""
+    common = {name: value for name, value in flat(params).items() if name != "unit.seed"}
+    text = json.dumps(common, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -1,0 +1,196 @@
+"""Compare a run with what MLflow has of it, and send the rest. All of it may raise or wait."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from emadapt.tracking import views
+from emadapt.tracking.redact import redact
+from emadapt.tracking.run import Run, flat, md5, now, settings_digest, texts
+from emadapt.tracking.store import PATIENCE, experiment_of, find, within
+
+log = logging.getLogger(__name__)
+
+KEY = "mlflow.emadapt.key"
+"""Tag with a run's key. MLflow's page hides tags that begin like this."""
+ARTIFACT = "mlflow.emadapt.artifact."
+"""Begins a tag with the md5 of an artifact."""
+REFUSALS = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "INVALID_STATE"}
+"""What MLflow answers when it will never take something; everything else is an outage."""
+GONE = "RESOURCE_DOES_NOT_EXIST"
+
+
+@dataclass
+class Known:
+    """What MLflow has of a run.
+
+    Attributes:
+        run_id: MLflow's.
+        status: as `Run.status`.
+        tags, params: its texts.
+        metrics: the latest value by name and step, as far as it was read.
+        unread: names of metrics whose values were not read yet.
+        datasets: name, digest and context of each.
+    """
+
+    run_id: str
+    status: str
+    tags: dict[str, str]
+    params: dict[str, str]
+    unread: set[str]
+    datasets: set[tuple[str, str, str]]
+    metrics: dict[tuple[str, int], float] = field(default_factory=dict)
+
+
+def update(store: Any, run: Run) -> None:
+    """Compare a run with what MLflow has, and send the rest; once more if it was deleted there."""
+    from mlflow.exceptions import MlflowException
+
+    for last in (False, True):
+        try:
+            if run.known is None:
+                run.known = within(PATIENCE, lambda: _find_or_create(store, run))
+            for send in (_send_texts, _send_metrics, _send_datasets, _send_artifacts, _send_status):
+                send(store, run, run.known)
+            return
+        except MlflowException as error:
+            if error.error_code != GONE or last:
+                raise
+            log.warning("tracking: %s is no longer in MLflow: logging it again", run.name)
+            run.known = None
+
+
+def _find_or_create(store: Any, run: Run) -> Known:
+    """The run with this key, else one with the same values of the tags `run.same`, else new."""
+    experiment = experiment_of(store, run.root, run.study)
+    tags = texts(run.tags)
+    wanted = {name: tags.get(name, "") for name in run.same}
+    found = find(store, experiment, {KEY: run.key})
+    if not found and wanted and all(wanted.values()):
+        found = find(store, experiment, wanted)
+    own = {"settings": settings_digest(run.params)} if run.params else {}
+    if run.parent and (parent := find(store, experiment, texts(run.parent))):
+        own["mlflow.parentRunId"] = parent.info.run_id
+    run.tags = own | run.tags
+    if not found:
+        tags = {**views.source_tags(tags), **own, **tags, "origin": run.origin, KEY: run.key}
+        found = store.create_run(experiment, run.began, tags, run.name)
+    inputs = found.inputs.dataset_inputs if found.inputs else []
+    return Known(
+        run_id=found.info.run_id,
+        status=found.info.status,
+        tags=dict(found.data.tags),
+        params=dict(found.data.params),
+        unread=set(found.data.metrics),
+        datasets={
+            (one.dataset.name, one.dataset.digest, tag.value) for one in inputs for tag in one.tags
+        },
+    )
+
+
+def _send_texts(store: Any, run: Run, known: Known) -> None:
+    from mlflow.entities import Param, RunTag
+
+    params = {k: v for k, v in texts(flat(run.params)).items() if k not in known.params}
+    tags = {name: text for name, text in texts(run.tags).items() if name not in known.tags}
+    results = texts(run.results)
+    tags |= {name: text for name, text in results.items() if known.tags.get(name) != text}
+    for some in _portions([Param(*item) for item in params.items()], 100):  # MLflow's limit
+        _attempt(run, "params", partial(store.log_batch, known.run_id, params=some))
+    for marks in _portions([RunTag(*item) for item in tags.items()], 100):
+        _attempt(run, "tags", partial(store.log_batch, known.run_id, tags=marks))
+    known.params |= params
+    known.tags |= tags
+
+
+def _send_metrics(store: Any, run: Run, known: Known) -> None:
+    from mlflow.entities import Metric
+
+    own = {name for values in run.metrics.values() for name in values}
+    for name in own & known.unread:
+        history = store.get_metric_history(known.run_id, name)
+        for metric in sorted(history, key=lambda metric: metric.timestamp):
+            known.metrics[name, metric.step] = metric.value
+    known.unread -= own
+    new = {
+        (name, step): value
+        for step, values in run.metrics.items()
+        for name, value in values.items()
+        if known.metrics.get((name, step)) != value
+    }
+    metrics = [
+        Metric(name, value, run.times.get(step, now()), step) for (name, step), value in new.items()
+    ]
+    for batch in _portions(metrics, 1000):  # MLflow's limit
+        _attempt(run, "metrics", partial(store.log_batch, known.run_id, metrics=batch))
+    known.metrics |= new
+
+
+def _send_datasets(store: Any, run: Run, known: Known) -> None:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    for one in run.datasets:
+        mark = (one.name, one.digest, one.context)
+        if mark in known.datasets:
+            continue
+        source = json.dumps({"uri": redact(one.source)})
+        dataset = Dataset(one.name, one.digest, "local", source)
+        inputs = [DatasetInput(dataset, [InputTag("mlflow.data.context", one.context)])]
+        _attempt(run, "datasets", partial(store.log_inputs, known.run_id, datasets=inputs))
+        known.datasets.add(mark)
+
+
+def _send_artifacts(store: Any, run: Run, known: Known) -> None:
+    for name, path in run.artifacts.items():
+        path = run.root / path
+        digest = run.digests.get(name, "")
+        if digest and known.tags.get(ARTIFACT + name) == digest:
+            continue
+        if not path.is_file() or (digest and md5(path) != digest):
+            log.warning("tracking: %s: %s is gone or has changed: not logged", run.name, path)
+            continue
+        folder = str(Path(name).parent)
+        patience = PATIENCE + path.stat().st_size / 1e6  # at least 1 MB/s
+
+        send = partial(store.log_artifact, known.run_id, str(path))
+        if _attempt(run, name, partial(send, None if folder == "." else folder), patience):
+            store.set_tag(known.run_id, ARTIFACT + name, digest)
+            known.tags[ARTIFACT + name] = digest
+
+
+def _send_status(store: Any, run: Run, known: Known) -> None:
+    """Set the status. A run that has ended stays as it ended, unless it is at work again."""
+    if run.status == "RUNNING":
+        if known.status != "RUNNING":
+            store.update_run(known.run_id, status="RUNNING")
+    else:
+        if known.status == "RUNNING":
+            store.set_terminated(known.run_id, run.status, run.ended or now())
+        views.describe(views.refresh_run, store, known.run_id)
+    known.status = run.status
+
+
+def _attempt(run: Run, what: str, call: Callable[[], Any], patience: float = PATIENCE) -> bool:
+    """Call the store. What it refuses is said and left, so that it does not hold up the rest."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        within(patience, call)
+    except MlflowException as error:
+        if error.error_code not in REFUSALS:
+            raise
+        said = redact(str(error).splitlines()[0])
+        log.warning("tracking: %s: MLflow refuses %s: %s", run.name, what, said)
+        return False
+    return True
+
+
+def _portions(items: list[Any], size: int) -> Iterator[list[Any]]:
+    for at in range(0, len(items), size):
+        yield items[at : at + size]
