@@ -51,12 +51,12 @@ venv: ## set up .venv where it is missing or stale (every other target does it b
 	echo "set-up: done"
 
 # `dvc repro` would silently take edited data as the new version of it, so a difference stops here.
-repro: venv ## set up, get the data, run the pipeline of params.yaml
+repro: venv ## set up, get the data, run the study of params.yaml
 	@if [ ! -e data ]; then echo "data: dvc pull"; $(IN_VENV) dvc pull --quiet data.dvc; fi
 	@$(IN_VENV) dvc status --quiet data.dvc || { \
 		echo "data: data/ is not what data.dvc records. Keep the change: $(BIN)/dvc add data" >&2; \
 		echo "      Undo it: $(BIN)/dvc checkout --force data.dvc" >&2; exit 1; }
-	$(IN_VENV) emadapt repro --jobs 2 # dvc repro, two stages at a time: half of a stage is start-up, which uses one core
+	$(IN_VENV) emadapt repro --jobs 2 # two stages at once: half of a stage is start-up, which uses one core
 
 test: venv ## set up, run the fast tests
 	$(IN_VENV) python -m pytest -q --numprocesses 2 --dist loadfile
@@ -73,7 +73,7 @@ audit: venv ## known vulnerabilities, licences, bill of materials of requirement
 site: venv ## the documents as a site, build/site/index.html; a link to nothing is an error
 	NO_MKDOCS_2_WARNING=1 $(IN_VENV) mkdocs build --quiet --strict
 
-ui: venv ## the lab book (MLflow) on http://127.0.0.1:5000, until Ctrl-C
+ui: venv ## the runs in MLflow on http://127.0.0.1:5000, until Ctrl-C
 	@echo "open http://127.0.0.1:5000/#/experiments?workflowType=machine_learning"
 	$(IN_VENV) mlflow server --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port 5000 --workers 1
 
@@ -91,6 +91,6 @@ lock: ## resolve pyproject.toml anew into requirements.lock
 	} >requirements.lock.new; \
 	mv requirements.lock.new requirements.lock
 
-clean: ## remove build/, scratch/ and tool caches; keeps .venv, data/, the DVC cache, reports/ and the lab book
+clean: ## remove build/, scratch/ and tool caches; keeps .venv, data/, the DVC cache, reports/ and MLflow's runs
 	rm -rf build scratch .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,37 +1,34 @@
-"""Seconds of a call, as the benchmarks take them."""
+"""Seconds of a call, and a table of results."""
 
 from __future__ import annotations
 
-import resource
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 
 
-def timed(run: Callable[[], object]) -> tuple[float, float]:
-    """Seconds by the clock and by the processor, those of children that have ended included; a GPU's work is waited for.
-
-    Neither is 0: of a run so short that the processor's clock did not tick (10 ms on some systems) the other is given for both.
-    """
-
-    def processor() -> float:
-        used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-        return sum(one.ru_utime + one.ru_stime for one in used)
-
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    started, cpu = time.perf_counter(), processor()
-    run()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    seconds = time.perf_counter() - started
-    return seconds, processor() - cpu or seconds
+def seconds(run: Callable[[], object], repeats: int = 5) -> float:
+    """Median over `repeats` calls, after one that does not count. A GPU's work is waited for."""
+    taken = []
+    for _ in range(repeats + 1):
+        started = time.perf_counter()
+        run()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        taken.append(time.perf_counter() - started)
+    return statistics.median(taken[1:])
 
 
-def median_timed(run: Callable[[], object], repeats: int) -> tuple[float, float]:
-    """Medians of what `timed` gives, after one run that does not count."""
-    run()
-    taken = [timed(run) for _ in range(repeats)]
-    return statistics.median(t[0] for t in taken), statistics.median(t[1] for t in taken)
+def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print rows with the same keys, the keys first; numbers to three digits."""
+
+    def text(value: Any) -> str:
+        return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+    lines = [list(rows[0]), *([text(value) for value in row.values()] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        print("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
