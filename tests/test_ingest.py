@@ -1,147 +1,281 @@
-import dataclasses
-import json
-from pathlib import Path
+"""From files to the volume that is trained on: what is written, and what is refused before."""
 
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import h5py
+import nibabel
 import numpy as np
 import pytest
 import tifffile
+import zarr
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from PIL import Image
 
-from emadapt.data.ingest import ingest, open_volume
+from emadapt.data.foreground import foreground_mask
+from emadapt.data.ingest import Volume, ingest, open_volume
 from emadapt.errors import InputError
 from emadapt.study.study import Study
+from emadapt.volumes.opening import open_source
 from tiny import blobs, make_study, settings
+
+IMAGE, LABEL = blobs((10, 90, 100), 0)
+IDS = {"mitochondria": [1], "er": [2], "cells": [1, 2, 3]}
+
+
+def a_study(root: Path, **dataset: Any) -> Study:
+    """Dataset `a` as `tiny` writes it, with other settings."""
+    params = settings()
+    params["datasets"]["a"] |= dataset
+    return written(root, params)
+
+
+def written(root: Path, params: dict[str, Any]) -> Study:
+    shutil.rmtree(root / "data", ignore_errors=True)
+    return make_study(root, params, ingested=False)
 
 
 @pytest.fixture
 def study(tmp_path: Path) -> Study:
-    return make_study(tmp_path, ingested=False)
+    return a_study(tmp_path)
 
 
-def run(study: Study, root: Path, name: str = "a"):
-    ingest(study, name, root / "data", root / "build")
-    return open_volume(name, root / "build")
+def run(study: Study, root: Path) -> Volume:
+    ingest(study, "a", root / "data", root / "build")
+    return open_volume("a", root / "build")
+
+
+def write(folder: Path, suffix: str = ".tif", **stacks: np.ndarray) -> None:
+    """image and label in a format, with the axes that it has, in the place of the others."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, array in stacks.items():
+        for old in folder.glob(f"{name}.*"):
+            old.unlink()
+        path = folder / f"{name}{suffix}"
+        if suffix == ".tif":
+            tifffile.imwrite(path, array, photometric="minisblack")
+        elif suffix.startswith(".nii"):
+            nibabel.save(nibabel.Nifti1Image(array.T, np.eye(4)), path)  # x, y, z
+        elif suffix == ".h5":
+            with h5py.File(path, "w") as file:
+                file.create_dataset("volume", data=array, chunks=(4, 30, 50), compression="gzip")
+        else:
+            zarr.create_array(path, data=array, chunks=(4, 45, 50))
 
 
 def test_the_volume_is_what_was_written_and_the_manifest_says_so(
     study: Study, tmp_path: Path
 ) -> None:
-    image, label = blobs((10, 90, 100), 0)
+    (tmp_path / "data/a/SOURCE.json").write_text('{"licence": "CC0"}')
     volume = run(study, tmp_path)
-    np.testing.assert_array_equal(volume.image, image)
-    np.testing.assert_array_equal(volume.label, label)
-    m = volume.manifest
-    assert m["shape"] == [10, 90, 100]
-    assert m["voxel_nm"] == [30, 5, 5]
-    assert m["source_dtype"] == "uint8"
-    assert m["pairs"][3] == ["image.tif#3", "label.tif#3"]
-    for part, slices in m["split"].items():
-        assert m["foreground_fraction"][part] == pytest.approx(label[slices].mean(), abs=1e-6)
+    np.testing.assert_array_equal(volume.image, IMAGE)
+    np.testing.assert_array_equal(volume.label, LABEL)
+    known = volume.manifest
+    assert known["shape"] == [10, 90, 100]
+    assert known["voxel_nm"] == [30, 5, 5]
+    assert known["source_dtype"] == "uint8"
+    assert known["pairs"][3] == ["image.tif#3", "label.tif#3"]
+    assert known["source"] == {"licence": "CC0"}
+    for part, slices in known["split"].items():
+        fraction = known["foreground_fraction"][part]
+        assert fraction == pytest.approx(LABEL[slices].mean(), abs=1e-6)
     before = (tmp_path / "build/a/manifest.json").read_bytes()
-    assert (run(study, tmp_path).md5, (tmp_path / "build/a/manifest.json").read_bytes()) == (
-        volume.md5,
-        before,
-    )
+    run(study, tmp_path)
+    assert (tmp_path / "build/a/manifest.json").read_bytes() == before
 
 
-def test_slices_without_foreground_are_named(
-    study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".h5", ".zarr"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_every_format_gives_the_volume_that_tiff_gives(
+    study: Study, tmp_path: Path, suffix: str, dtype: type
 ) -> None:
-    label = blobs((10, 90, 100), 0)[1]
-    run(study, tmp_path)
-    assert "without foreground" not in capsys.readouterr().err
-    label[[2, 7]] = 0
-    tifffile.imwrite(tmp_path / "data/a/label.tif", label)
-    run(study, tmp_path)
-    assert "ingest a: 2 of 10 slices without foreground: 2, 7\n" in capsys.readouterr().err
+    image = IMAGE.astype(dtype) * (1 if dtype is np.uint8 else 100)
+    write(tmp_path / "data/a", image=image)
+    expected = np.array(run(study, tmp_path).image)
+    write(tmp_path / "data/a", suffix, image=image, label=LABEL.astype(dtype))
+    volume = run(study, tmp_path)
+    np.testing.assert_array_equal(volume.image, expected)
+    np.testing.assert_array_equal(volume.label, LABEL)
+    assert volume.manifest["source_dtype"] == np.dtype(dtype).name
+    assert volume.manifest["pairs"][3] == [f"image{suffix}#3", f"label{suffix}#3"]
 
 
-def test_the_md5_follows_every_ingredient(study: Study, tmp_path: Path) -> None:
+def test_the_md5_follows_every_ingredient(tmp_path: Path) -> None:
+    study = a_study(tmp_path)
     seen = {run(study, tmp_path).md5}
-    image, label = blobs((10, 90, 100), 0)
+    image, label = IMAGE.copy(), LABEL.copy()
     image[0, 0, 0] ^= 1
-    tifffile.imwrite(tmp_path / "data/a/image.tif", image, photometric="minisblack")
+    write(tmp_path / "data/a", image=image)
     seen.add(run(study, tmp_path).md5)
     label[-1, 0, 0] ^= 1
-    tifffile.imwrite(tmp_path / "data/a/label.tif", label, photometric="minisblack")
+    write(tmp_path / "data/a", label=label)
     seen.add(run(study, tmp_path).md5)
-    seen.add(
-        run(
-            dataclasses.replace(study, split=dataclasses.replace(study.split, val=0.3)), tmp_path
-        ).md5
-    )
+    other = a_study(tmp_path, voxel_nm=[31, 5, 5])
+    write(tmp_path / "data/a", image=image, label=label)
+    seen.add(run(other, tmp_path).md5)
     assert len(seen) == 4
 
 
-def test_16_bit_and_float_are_scaled_by_percentiles_of_the_training_slices_alone(
-    study: Study, tmp_path: Path
+@pytest.mark.parametrize("dtype", [np.uint16, np.float32])
+def test_grey_values_are_scaled_by_percentiles_of_the_training_slices_alone(
+    study: Study, tmp_path: Path, dtype: type
 ) -> None:
-    image, _ = blobs((10, 90, 100), 0)
-    wide = image.astype(np.uint16) * 100
+    wide = IMAGE.astype(dtype) * 100
     wide[-2:] = 65535  # the test block must not move the window
-    tifffile.imwrite(tmp_path / "data/a/image.tif", wide, photometric="minisblack")
+    write(tmp_path / "data/a", image=wide)
     volume = run(study, tmp_path)
     low, high = (volume.manifest["intensity"][k] for k in ("low", "high"))
     train = wide[volume.split["train"]]
     assert (low, high) == pytest.approx(tuple(np.percentile(train, (0.5, 99.5))), rel=0.02)
     expected = np.clip(np.round((train.astype(float) - low) / (high - low) * 255), 0, 255)
-    assert np.abs(volume.image[volume.split["train"]].astype(float) - expected).max() <= 1
-    tifffile.imwrite(
-        tmp_path / "data/a/image.tif", wide.astype(np.float32) / 7, photometric="minisblack"
-    )
-    assert np.abs(run(study, tmp_path).image[:6].astype(int) - volume.image[:6]).max() <= 1
+    found = volume.image[volume.split["train"]].astype(float)
+    assert np.abs(found - expected).max() <= 1
+
+
+ZEROS, ONES = np.zeros((10, 90, 100), np.uint8), np.ones((10, 90, 100), np.uint8)
 
 
 @pytest.mark.parametrize(
     ("image", "label", "words"),
     [
-        (
-            np.zeros((10, 90, 100), np.uint8),
-            np.zeros((9, 90, 100), np.uint8),
-            "9 slices; expected 10",
-        ),
-        (np.zeros((10, 90, 100), np.uint8), np.ones((10, 90, 99), np.uint8), r"shape \(90, 99\)"),
-        (
-            np.zeros((10, 90, 100), np.uint8),
-            np.zeros((10, 90, 100), np.uint8),
-            "no foreground in the training slices",
-        ),
-        (np.zeros((10, 90, 100), np.float32), np.ones((10, 90, 100), np.uint8), "a constant image"),
-        (np.zeros((3, 90, 100), np.uint8), np.ones((3, 90, 100), np.uint8), "expected at least 5"),
+        (ZEROS, ZEROS[:9], "9 slices; expected 10"),
+        (ZEROS, ONES[:, :, :99], r"label.tif, slice 0: found a label of shape \(90, 99\)"),
+        (ZEROS, ZEROS, "no foreground in the training slices"),
+        (ZEROS.astype(np.float32), ONES, "a constant image"),
+        (ZEROS[:3], ONES[:3], "expected at least 5"),
     ],
 )
 def test_bad_volumes_stop_before_anything_is_written(
-    study: Study, tmp_path: Path, image, label, words: str
+    study: Study, tmp_path: Path, image: np.ndarray, label: np.ndarray, words: str
 ) -> None:
-    tifffile.imwrite(tmp_path / "data/a/image.tif", image, photometric="minisblack")
-    tifffile.imwrite(tmp_path / "data/a/label.tif", label, photometric="minisblack")
+    write(tmp_path / "data/a", image=image, label=label)
     with pytest.raises(InputError, match=words):
         run(study, tmp_path)
     assert not list(tmp_path.glob("build/*"))
 
 
-def test_slices_of_two_shapes_are_refused(tmp_path: Path) -> None:
-    params = settings()
-    params["datasets"]["a"]["layout"] = "folders"
-    study = make_study(tmp_path, params, ingested=False)
-    for kind in ("images", "labels"):
-        (tmp_path / f"data/a/{kind}").mkdir()
-        for z in range(8):
-            tifffile.imwrite(
-                tmp_path / f"data/a/{kind}/{z}.tif", np.ones((20 + (z == 5), 30), np.uint8)
-            )
-    with pytest.raises(InputError, match=r"5.tif.*crop|5.tif: found a slice of shape"):
+def test_parts_and_slices_that_differ_are_refused(study: Study, tmp_path: Path) -> None:
+    root = tmp_path / "data/a"
+    write(root / "train", ".nii", image=IMAGE, label=LABEL)
+    write(root / "test", ".h5", image=IMAGE.astype(np.uint16), label=LABEL)
+    with pytest.raises(InputError, match=r"test/image.h5.*uint16; expected .* uint8"):
         run(study, tmp_path)
+    write(root / "test", image=IMAGE, label=LABEL)
+    tifffile.imwrite(root / "test/image.tiff", IMAGE, photometric="minisblack")
+    with pytest.raises(InputError, match="2 volumes called image"):
+        run(study, tmp_path)
+    folders = a_study(tmp_path, layout="folders", path=str(tmp_path / "slices"))
+    for kind in ("images", "labels"):
+        (tmp_path / "slices" / kind).mkdir(parents=True)
+        for z in range(8):
+            shape = 20 + (z == 5), 30
+            tifffile.imwrite(tmp_path / f"slices/{kind}/{z}.tif", np.ones(shape, np.uint8))
+    with pytest.raises(InputError, match=r"5.tif: found a slice of shape"):
+        run(folders, tmp_path)
 
 
 def test_a_failed_ingest_leaves_the_old_volume(study: Study, tmp_path: Path) -> None:
     old = run(study, tmp_path).md5
-    data = (tmp_path / "data/a/image.tif").read_bytes()
-    (tmp_path / "data/a/image.tif").write_bytes(data[:-100])
-    with pytest.raises(InputError, match=r"truncated|decoded|no readable TIFF"):
+    path = tmp_path / "data/a/label.tif"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(InputError, match=r"label\.tif.*(truncated|no readable TIFF)"):
         run(study, tmp_path)
-    assert json.loads((tmp_path / "build/a/manifest.json").read_text())["md5"] == old
-
-
-def test_nothing_ingested_says_what_to_run(tmp_path: Path) -> None:
+    assert open_volume("a", tmp_path / "build").md5 == old
     with pytest.raises(InputError, match="emadapt ingest x"):
         open_volume("x", tmp_path)
+
+
+def test_slices_without_foreground_are_named(
+    study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(study, tmp_path)
+    assert "without foreground" not in capsys.readouterr().err
+    label = LABEL.copy()
+    label[[2, 7]] = 0
+    write(tmp_path / "data/a", label=label)
+    run(study, tmp_path)
+    assert "ingest a: 2 of 10 slices without foreground: 2, 7\n" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- labels
+
+
+@given(arrays(np.uint8, (4, 5)), st.integers(0, 254), st.sets(st.integers(0, 255), min_size=1))
+def test_foreground_rules_against_python(label: np.ndarray, threshold: int, ids: set[int]) -> None:
+    label[0, :3] = 255, 254, 0
+    above, chosen = foreground_mask(label, f">{threshold}"), foreground_mask(label, tuple(ids))
+    for y, x in np.ndindex(label.shape):
+        assert above[y, x] == (int(label[y, x]) > threshold)
+        assert chosen[y, x] == (int(label[y, x]) in ids)
+
+
+@pytest.mark.parametrize("rule", [">127", ">0", ">0.5", (1,)])
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_white_of_a_file_of_1_bit_a_pixel_is_foreground(
+    tmp_path: Path, rule: str | tuple[int, ...], suffix: str
+) -> None:
+    mask = np.random.default_rng(0).random((9, 13)) > 0.6
+    Image.fromarray(mask).save(tmp_path / f"a.{suffix}")
+    label = open_source(str(tmp_path / f"a.{suffix}")).read(0, 1)[0]
+    np.testing.assert_array_equal(foreground_mask(label, rule), mask)
+
+
+def test_labels_that_a_rule_does_not_fit_are_refused() -> None:
+    mask = np.eye(5, dtype=np.uint8)
+    with pytest.raises(InputError, match=r"found a label of the values 0, 1; .* >127 leaves none"):
+        foreground_mask(mask, ">127")
+    faint = mask * 7 + mask[::-1] * 9  # edges of a smooth mask
+    for fine in (np.zeros((5, 5), np.uint8), mask * 255, faint):
+        np.testing.assert_array_equal(foreground_mask(fine, ">127"), fine > 127)
+    with pytest.raises(InputError, match="fractions"):
+        foreground_mask(np.full((2, 2), 0.5), (1,))
+
+
+def organelles(root: Path, organelle: str, ids: list[int], **more: Any) -> tuple[Study, np.ndarray]:
+    """A study of one organelle, with labels of these ids."""
+    params = settings()
+    del params["datasets"]["a"]["foreground"]
+    params["datasets"]["a"] |= {"organelles": IDS | more, "organelle": organelle}
+    study = written(root, params)
+    label = LABEL * np.random.default_rng(0).choice(ids, LABEL.shape).astype(np.uint8)
+    write(root / "data/a", label=label)
+    return study, label
+
+
+@pytest.mark.parametrize("organelle", IDS)
+def test_the_volume_has_the_organelle_that_was_chosen(tmp_path: Path, organelle: str) -> None:
+    study, label = organelles(tmp_path, organelle, [1, 2, 3])
+    volume = run(study, tmp_path)
+    np.testing.assert_array_equal(volume.label > 0, np.isin(label, IDS[organelle]))
+    assert volume.manifest["organelle"] == organelle
+    assert volume.manifest["foreground"] == IDS[organelle]
+    more, _ = organelles(tmp_path, organelle, [1, 2, 3], vesicles=[9])
+    assert run(more, tmp_path).md5 == volume.md5, "ids of others are not part of the task"
+
+
+def test_an_id_that_no_slice_has_is_an_error_that_names_it(tmp_path: Path) -> None:
+    for organelle, said in (("cells", r"\[1, 2, 3\], cells"), ("er", r"\[2\], er")):
+        study, _ = organelles(tmp_path, organelle, [1, 3])
+        with pytest.raises(InputError, match=f"without id 2 in any slice.*{said}"):
+            run(study, tmp_path)
+    assert not list(tmp_path.glob("build/*"))
+
+
+def test_without_labels_every_slice_is_a_training_slice(tmp_path: Path) -> None:
+    params = settings()
+    params["datasets"]["c"] = {"layout": "stack", "voxel_nm": [40, 5, 5], "labelled": False}
+    params["study"]["datasets"] = ["a", "b", "c"]
+    study = make_study(tmp_path, params, ingested=False)
+    write(tmp_path / "data/c", image=IMAGE, label=ONES)  # a label that is not looked at
+    ingest(study, "c", tmp_path / "data", tmp_path / "build")
+    volume = open_volume("c", tmp_path / "build")
+    assert volume.split == {"train": list(range(10)), "val": [], "test": []}
+    assert not volume.labelled
+    np.testing.assert_array_equal(volume.image, IMAGE)
+    assert volume.manifest["pairs"][3] == ["image.tif#3"]
+    assert not volume.label.any()
+    assert json.loads((tmp_path / "build/c/manifest.json").read_text())["md5"] == volume.md5

@@ -4,11 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import tifffile
 
-from emadapt.data.ingest import ingest, open_volume
+from emadapt.data.ingest import ingest
 from emadapt.data.layouts import find_parts
 from emadapt.domains.run import diagnose
 from emadapt.errors import ConfigError, InputError
@@ -16,7 +15,6 @@ from emadapt.models.tokens import run
 from emadapt.pipeline.check import check_study
 from emadapt.report.recommend import recommend
 from emadapt.report.report import build_report
-from emadapt.study.settings import DatasetSettings
 from emadapt.study.study import Study, Unit
 from emadapt.training.evaluate import evaluate_unit
 from emadapt.training.train import train_unit
@@ -79,24 +77,6 @@ def test_images_come_in_the_order_that_they_have_with_labels(
     assert all(p.labels is None for p in alone)
     with pytest.raises(InputError):
         find_parts(tmp_path / "d", layout, pairing)
-
-
-def test_every_slice_is_a_training_slice(tmp_path: Path) -> None:
-    study = study_of(tmp_path, params())
-    volume = open_volume("c")
-    assert volume.split == {"train": list(range(7)), "val": [], "test": []}
-    assert not volume.labelled
-    assert open_volume("a").labelled
-    np.testing.assert_array_equal(volume.image, blobs((7, 80, 90), 2)[0])
-    assert volume.manifest["pairs"][3] == ["image.tif#3"]
-    assert not volume.label.any()
-    first = volume.md5
-    tifffile.imwrite(
-        tmp_path / "data/c/label.tif", np.ones((7, 80, 90), np.uint8), photometric="minisblack"
-    )
-    ingest(study, "c", tmp_path / "data")
-    assert open_volume("c").md5 == first
-    assert not open_volume("c").label.any(), "labels that lie there are not looked at"
 
 
 def test_from_images_to_the_report(tmp_path: Path) -> None:
@@ -171,8 +151,3 @@ def test_missing_labels_are_still_an_error_where_they_are_expected(tmp_path: Pat
     )
     with pytest.raises(InputError, match="0 volumes called label"):
         ingest(study, "c", tmp_path / "data")
-
-
-def test_what_was_described_before_there_was_the_setting_is_described_so_still() -> None:
-    assert "labelled" not in DatasetSettings("stack", (30, 5, 5)).described()
-    assert DatasetSettings("stack", (30, 5, 5), labelled=False).described()["labelled"] is False
