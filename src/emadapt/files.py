@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -67,6 +68,12 @@ def write_text(path: Path, text: str) -> None:
     """Write text: it is there whole or not at all."""
     with whole_file(path) as temporary:
         temporary.write_text(text)
+
+
+def file_md5(path: Path) -> str:
+    """Md5 of a file, as DVC and MLflow's tags name it."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 def new_array(path: Path, dtype: Any, shape: tuple[int, ...]) -> np.memmap[Any, Any]:

@@ -25,7 +25,7 @@ from emadapt.domains.features import (
     pretrained_features,
 )
 from emadapt.domains.moments import z_blocks
-from emadapt.files import write_json
+from emadapt.files import file_md5, write_json
 from emadapt.models import regimes
 from emadapt.models.backbones import Backbone
 from emadapt.models.closest import domain_of
@@ -34,7 +34,6 @@ from emadapt.models.segmenter import build_frozen, load_segmenter
 from emadapt.study.study import BackboneSettings, DiagnoseSettings, Study
 from emadapt.tracking.publish import publish
 from emadapt.training.tracked import UNITS, finished_run
-from emadapt.training.train import file_md5
 
 OUT = Path("reports/domain")
 PRETRAINED = "pretrained"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from emadapt.errors import InputError
-from emadapt.files import write_json
+from emadapt.files import file_md5, write_json
 from emadapt.tracking import store as mlflow_store
 from emadapt.tracking.relocate import tracking_uri
 from emadapt.training.model_card import card_of, metrics_of, terms_of
@@ -44,8 +44,6 @@ def register(root: Path, folder: Path, card: Mapping[str, Any], name: str, alias
     Raises:
         InputError: MLflow refuses the alias.
     """
-    from emadapt.training.train import file_md5
-
     root = root.resolve()
     store = mlflow_store.client(root)  # before MLflow is imported, which reads what this sets
     from mlflow.exceptions import MlflowException

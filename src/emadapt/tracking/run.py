@@ -17,7 +17,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from emadapt.files import write_json
+from emadapt.files import file_md5, write_json
 from emadapt.tracking.redact import redact
 
 FOLDER = Path("scratch/track")
@@ -120,7 +120,7 @@ class Run:
         """
         for name, path in self.artifacts.items():
             if path.is_file():
-                self.digests[name] = md5(path)
+                self.digests[name] = file_md5(path)
         kept = {
             item.name: getattr(self, item.name)
             for item in dataclasses.fields(self)
@@ -159,12 +159,6 @@ def load_run(root: Path, file: Path) -> Run:
 def now() -> int:
     """Milliseconds since 1970."""
     return time.time_ns() // 1_000_000
-
-
-def md5(path: Path) -> str:
-    """Md5 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -10,9 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from emadapt.files import file_md5
 from emadapt.tracking import views
 from emadapt.tracking.redact import redact
-from emadapt.tracking.run import Run, flat, md5, now, settings_digest, texts
+from emadapt.tracking.run import Run, flat, now, settings_digest, texts
 from emadapt.tracking.store import PATIENCE, experiment_of, find, within
 
 log = logging.getLogger(__name__)
@@ -152,7 +153,7 @@ def _send_artifacts(store: Any, run: Run, known: Known) -> None:
         digest = run.digests.get(name, "")
         if digest and known.tags.get(ARTIFACT + name) == digest:
             continue
-        if not path.is_file() or (digest and md5(path) != digest):
+        if not path.is_file() or (digest and file_md5(path) != digest):
             log.warning("tracking: %s: %s is gone or has changed: not logged", run.name, path)
             continue
         folder = str(Path(name).parent)

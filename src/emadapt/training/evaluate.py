@@ -11,7 +11,7 @@ import numpy as np
 
 from emadapt.data.ingest import Volume, open_volume
 from emadapt.errors import InputError
-from emadapt.files import write_json, write_text
+from emadapt.files import file_md5, write_json, write_text
 from emadapt.metrics.instances import Instances
 from emadapt.metrics.pixels import (
     Mask,
@@ -30,7 +30,6 @@ from emadapt.tracking.publish import publish
 from emadapt.training.model_card import EVALUATED, model_card
 from emadapt.training.plan import unit_key
 from emadapt.training.tracked import UNITS, finished_run
-from emadapt.training.train import file_md5
 from emadapt.training.unseen import score_unseen, unseen_by
 
 BOUNDARY_NM = 25.0

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from emadapt.data.ingest import INGESTED, open_volume
+from emadapt.files import file_md5
 from emadapt.models.archs import BACKBONES
 
 EVALUATED = Path("build/evaluate")
@@ -88,8 +89,6 @@ def card_of(folder: Path, card: Mapping[str, Any], with_backbone: bool = False) 
 
 def metrics_of(folder: Path, card: Mapping[str, Any]) -> dict[str, Any] | None:
     """Scores of the model in a folder: metrics.json in it, or of the evaluated unit if it has the same weights."""
-    from emadapt.training.train import file_md5
-
     for path in (folder / "metrics.json", EVALUATED / str(card["unit"]) / "metrics.json"):
         if path.is_file():
             metrics = dict(json.loads(path.read_text()))

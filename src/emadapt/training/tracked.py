@@ -9,10 +9,11 @@ from typing import Any
 
 from emadapt.data.ingest import INGESTED, Volume, open_volume
 from emadapt.errors import InputError
+from emadapt.files import file_md5
 from emadapt.study.study import Study, Unit
 from emadapt.tracking.provenance import provenance_tags
 from emadapt.tracking.publish import publish
-from emadapt.tracking.run import Dataset, Run, md5
+from emadapt.tracking.run import Dataset, Run
 from emadapt.training.model_card import EVALUATED
 
 UNITS = Path("build/units")
@@ -90,7 +91,7 @@ def add_model(run: Run, folder: Path) -> None:
     run.log(cost | {"trainable_params": card["trainable_params"]})
     run.params = card["settings"]
     run.tags |= {
-        "model.md5": md5(folder / "model.safetensors"),
+        "model.md5": file_md5(folder / "model.safetensors"),
         "trainable_params": card["trainable_params"],
         "weights.source": card["weights"]["source"],
         "weights.sha256": card["weights"]["sha256"],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import resource
 import shutil
@@ -22,7 +21,7 @@ from emadapt.data.labelled import Tile, few_slices, few_tiles, with_training
 from emadapt.data.splits import check_depth, starts_in
 from emadapt.data.tiles import geometry_of
 from emadapt.errors import InputError
-from emadapt.files import write_json
+from emadapt.files import file_md5, write_json
 from emadapt.models import parallel
 from emadapt.models.closest import token_facts, token_statistics
 from emadapt.models.device import check_precision, device, resolve_precision
@@ -236,11 +235,6 @@ def train_unit(study: Study, unit: Unit) -> Path:
         _note_adapted(study, unit, folder)
         add_model(run, folder)
     return folder
-
-
-def file_md5(path: Path) -> str:
-    """Md5 of a file, as DVC names it."""
-    return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
 
 
 def _facts(
