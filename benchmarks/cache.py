@@ -1,6 +1,7 @@
-"""An epoch of a head from cached tokens, with the frozen backbone in the loop, and as the reference study trains.
+"""An epoch of a head from cached tokens, online, and as the reference study trains.
 
-The reference study (arXiv 2602.08505) shows whole slices, one in a step, in fp32, and runs the backbone in every epoch.
+The reference study (arXiv 2602.08505) shows whole slices, one in a step, in fp32, and runs the
+backbone in every epoch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The Fréchet distance against the formula with scipy's matrix square root, as FID implementations have it."""
+"""The Fréchet distance against the formula with scipy's matrix square root."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def moments(x: Array) -> tuple[Array, Array]:
 
 
 def compared(dim: int, n: int) -> dict[str, float]:
-    """Seconds of both ways for two samples of n tokens; from samples where these are fewer than dimensions."""
+    """Seconds of both ways for two samples of n tokens; with few, ours works on samples."""
     a, b = tokens(n, dim, 0), tokens(n, dim, 1)
     given = (*moments(a), *moments(b))
 

@@ -1,4 +1,4 @@
-"""The stage `plan`: what a change of settings, data or weights makes another plan, and what it does not."""
+"""The stage `plan`: which changes make other plans, and which do not."""
 
 import json
 import subprocess
@@ -22,7 +22,7 @@ Edit = Callable[[dict[str, Any]], Any]
 
 
 def params() -> dict[str, Any]:
-    """Two backbones, one aligned to dataset b; regimes with and without a backbone; a warm start."""
+    """Two backbones, one aligned to dataset b; three regimes with a backbone, one without."""
     own = settings()
     own["backbones"]["h"] = own["backbones"]["t"] | {"align": "histogram", "reference": "b"}
     own["regimes"] |= {

@@ -65,7 +65,7 @@ def fake_dvc(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None
 
 @pytest.fixture
 def graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Four units that wait for one stage, the last of them for the others too; a report that waits for it."""
+    """Four units that wait for one stage, the last of them also for the others; a report."""
     monkeypatch.chdir(tmp_path)
     make_study(tmp_path, settings(batch=4), ingested=False)
     pairs = [(regime, data) for regime in ("frozen", "lora") for data in ("a", "paired")]
@@ -174,7 +174,7 @@ def test_no_stage_survives_repro(
 
 
 def stages_of(marker: Path) -> list[int]:
-    """Processes of stages: those with the marker in their environment that are neither Python nor this one."""
+    """Processes of stages: those with the marker in their environment, but for Python's."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -209,7 +209,7 @@ def test_the_pipeline_on_two_devices(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_two_at_once_in_one_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second is refused before it does anything, while the first lives; not by what a killed one left."""
+    """The second is refused while the first lives; not by what a killed one left."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(repro, "stale_ingests", dict)
     monkeypatch.setattr(repro, "stale_stages", lambda _: {})

@@ -1,4 +1,4 @@
-"""Every study in studies/: its settings hold, and a few of them run in small from ingest to report."""
+"""Every study in studies/: its settings hold, and a few run in small to the report."""
 
 import json
 import runpy

@@ -1,4 +1,4 @@
-"""The command line: one thin function per verb. Heavy imports happen inside, so that `--help` answers at once."""
+"""The command line: one thin function for each verb. Heavy imports are inside functions."""
 
 from __future__ import annotations
 
@@ -39,9 +39,10 @@ class _Group(click.Group):
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
 def main() -> None:
-    """Adapt vision foundation models to electron microscopy, and measure how far that carries.
+    """Adapt vision foundation models to electron microscopy, and compare how well that works.
 
-    `dvc repro` runs the study in params.yaml; each of its stages is one verb here. Start with `emadapt check`.
+    `dvc repro` runs the study in params.yaml; each of its stages is one verb here. Start with
+    `emadapt check`.
     """
 
 
@@ -51,7 +52,7 @@ def main() -> None:
     type=click.Path(path_type=Path),
     default=PARAMS,
     show_default=True,
-    help="the study to check",
+    help="Study to check.",
 )
 def check(study: Path) -> None:
     """Check settings, data and weights before anything runs."""
@@ -73,7 +74,8 @@ def use(name: str) -> None:
 
     study = use_study(name)
     click.echo(
-        f"params.yaml is study {study.name!r} now: {len(study.units())} units. Next: emadapt check && dvc repro"
+        f"params.yaml is study {study.name!r} now: {len(study.units())} units. "
+        "Next: emadapt check && dvc repro"
     )
 
 
@@ -83,11 +85,11 @@ def use(name: str) -> None:
     "--from",
     "folder",
     type=click.Path(path_type=Path),
-    help="take it from a folder in the public layout",
+    help="Copy it from a folder in the public layout.",
 )
-@click.option("--force", is_flag=True, help="replace what is there")
+@click.option("--force", is_flag=True, help="Replace what is there.")
 def fetch(datasets: tuple[str, ...], folder: Path | None, force: bool) -> None:
-    """Download public datasets into data/, or say where to get them (then run `dvc add data`)."""
+    """Download public datasets into data/. Then run `dvc add data`."""
     from emadapt.data.fetch import fetch as fetch_one
 
     for name in datasets:
@@ -108,7 +110,7 @@ def ingest(dataset: str) -> None:
 
 @main.command()
 def plan() -> None:
-    """Write build/plan/: what each later stage depends on, from the settings, data and weights."""
+    """Write build/plan/: all that each later stage depends on. DVC decides by it what to rerun."""
     from emadapt.training.plan import write_plans
 
     total, changed = write_plans(load_study())
@@ -119,7 +121,7 @@ def plan() -> None:
 @click.argument("backbone")
 @click.argument("dataset")
 def tokens(backbone: str, dataset: str) -> None:
-    """Cache the frozen tokens of DATASET under BACKBONE."""
+    """Cache the tokens of DATASET under the frozen BACKBONE."""
     study = load_study()
     _known(backbone, study.backbones, "backbones")
     _known(dataset, study.datasets, "datasets")
@@ -134,10 +136,10 @@ def tokens(backbone: str, dataset: str) -> None:
     "--devices",
     default="",
     envvar="EMADAPT_DEVICES",
-    help="train on these GPUs together, e.g. 0,1  [default: the first]",
+    help="GPUs to train on together, e.g. 0,1.  [default: the first]",
 )
 def train(unit: str, devices: str) -> None:
-    """Train UNIT (backbone-regime-trainset-seed), or go on where it was stopped."""
+    """Train UNIT (BACKBONE-REGIME-TRAINSET-SEED), or resume its training."""
     study = load_study()
     chosen = study.unit(unit)
     from emadapt.training.launch import is_one_of_several, launch, parse_devices, visible
@@ -190,9 +192,9 @@ def report() -> None:
 
 
 @main.command()
-@click.option("--dataset", default="", help="for this dataset alone  [default: all of the study]")
+@click.option("--dataset", default="", help="Only for this dataset.  [default: all of the study]")
 def recommend(dataset: str) -> None:
-    """Say in plain words what the report recommends: model, regime, head, labels, and what is not known."""
+    """Recommend a model, a regime, a head and a number of labels, and say what is not known."""
     study = load_study()
     if dataset:
         _known(dataset, study.tested, "labelled datasets")
@@ -207,15 +209,15 @@ def recommend(dataset: str) -> None:
     "--jobs",
     default=0,
     type=click.IntRange(0),
-    help="stages that run at once  [default: one a GPU, or one]",
+    help="Stages that run at once.  [default: one for each GPU, or one]",
 )
 @click.option(
     "--gpus",
     default="",
-    help="GPUs to share out among them, e.g. 0,1; a unit without company gets several",
+    help="GPUs for the stages, e.g. 0,1. A unit that runs alone gets several.",
 )
 def repro(jobs: int, gpus: str) -> None:
-    """Run the pipeline, independent stages in parallel."""
+    """Run the study: all stages that are out of date, independent ones at once."""
     from emadapt.pipeline.repro import run_pipeline
     from emadapt.training.launch import parse_devices
 

@@ -1,7 +1,7 @@
-"""All that is measured about two datasets under one model, each number with what it must be read against.
+"""All that is measured about two datasets under one model.
 
-Slices of a volume are near copies of their neighbours. So slices are never shuffled one by one: the null, the
-bootstrap and the cross-validation all work on blocks of z.
+Slices of a volume are near copies of their neighbours. So slices are never shuffled one by one: the
+null, the bootstrap and the cross-validation all work on blocks of z.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def compare(
     spec: DiagnoseSettings,
     nulls: dict[str, dict[str, float]] | None = None,
 ) -> dict[str, Any]:
-    """One entry of `pairs`: distances, their null and interval, domain probe and mixing of two datasets.
+    """One entry of `pairs`: distances of two datasets, their null and interval, and probes.
 
     Args:
         a: one dataset.
@@ -50,7 +50,8 @@ def compare(
         level: of `Population`.
         cls: of `Population`.
         spec: blocks, permutations, replicates.
-        nulls: of whole datasets, if `a` and `b` are parts of one; None: split halves of `a` and `b`.
+        nulls: of whole datasets, if `a` and `b` are parts of one; None: split halves of `a` and
+            `b`.
 
     Raises:
         InputError: a class is in too few slices (see `measurable`).
@@ -97,10 +98,11 @@ def compare(
 
 @one_thread
 def split_half_null(f: Features, level: str, cls: str, spec: DiagnoseSettings) -> dict[str, float]:
-    """Distances between halves of one dataset, each half made of z-blocks, over all ways to halve the blocks.
+    """Distances between halves of one dataset, over all ways to halve its z-blocks.
 
-    The two contiguous halves are one of the ways. Halves have half the slices, so their sampling error is larger
-    than that of whole datasets: a distance above the largest of these is no sampling artefact, and no drift along z.
+    The two contiguous halves are one of the ways. Halves have half the slices, so their sampling
+    error is larger than that of whole datasets: a distance above the largest of these is no
+    sampling artefact, and no drift along z.
 
     Raises:
         InputError: the class is in one z-block only.
@@ -121,10 +123,11 @@ def split_half_null(f: Features, level: str, cls: str, spec: DiagnoseSettings) -
 
 @one_thread
 def segmentation(a: Features, b: Features, spec: DiagnoseSettings) -> dict[str, Any]:
-    """What tokens of `a` with their labels say about those of `b` (the same dataset: about its held-out slices).
+    """What labelled tokens of `a` say about those of `b`, or of its own held-out slices.
 
-    Linear probe of foreground against background: within a dataset cross-validated over z-blocks, across datasets
-    fitted on all of `a`. kNN: tokens of val and test slices, labelled by training tokens.
+    Linear probe of foreground against background: within a dataset cross-validated over z-blocks,
+    across datasets fitted on all of `a`. kNN: tokens of val and test slices, labelled by training
+    tokens.
     """
     x, blocks, chosen = Population(a, "token", "all").sample(len(a.tokens), spec.blocks)
     tested = () if a is b else (b.tokens, b.foreground)
@@ -152,7 +155,7 @@ def segmentation(a: Features, b: Features, spec: DiagnoseSettings) -> dict[str, 
 
 @one_thread
 def outlyingness(a: Features, b: Features) -> dict[str, Any]:
-    """Whether `b` is an outlier to the training slices of `a` more than the held-out slices of `a` are."""
+    """Whether `b` is an outlier to training slices of `a` more than held-out ones are."""
     train, held = a.within("train"), a.within("val", "test")
     found = outliers.outlier_auroc(a.tokens[train], a.tokens[held], a.at[held], b.tokens, b.at)
     return {
@@ -165,7 +168,7 @@ def outlyingness(a: Features, b: Features) -> dict[str, Any]:
 
 
 def measurable(f: Features, cls: str, spec: DiagnoseSettings) -> bool:
-    """Whether a class is in enough slices, and in enough z-blocks, to compare halves and to hold out a block."""
+    """Whether a class is in enough slices and z-blocks to be compared."""
     places = np.unique(Population(f, "token", cls).sampled()[1])
     blocks = np.unique(z_blocks(len(f.slices), spec.blocks)[places])
     return len(places) >= FEWEST and len(blocks) > 1
@@ -186,13 +189,13 @@ def _halves(spec: DiagnoseSettings) -> list[tuple[int, ...]]:
 
 
 def _each(between: Distance, draws: Sequence[tuple[Numbers, ...]]) -> list[float]:
-    """Distances of many draws in parallel: LAPACK releases Python's lock, and is told to use no threads itself."""
+    """Distances of many draws in parallel; LAPACK releases Python's lock."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return list(pool.map(lambda draw: between(draw[0], draw[1]), draws))
 
 
 def _infinite(between: Distance, every: tuple[Numbers, ...], spec: DiagnoseSettings) -> float:
-    """FD-infinity over the number of slices (Chong & Forsyth 2020, with slices instead of independent samples)."""
+    """FD-infinity over the number of slices (Chong & Forsyth 2020, who have samples)."""
     rng = np.random.default_rng(spec.seed)
     sizes = [share for share in FRACTIONS for _ in range(1 if share == 1.0 else DRAWS)]
     draws = [
@@ -205,7 +208,7 @@ def _infinite(between: Distance, every: tuple[Numbers, ...], spec: DiagnoseSetti
 def _interval(
     between: Distance, every: tuple[Numbers, ...], found: float, spec: DiagnoseSettings
 ) -> list[float]:
-    """95 % basic bootstrap interval over moving blocks of slices: basic, for resampling adds a bias that it removes."""
+    """95 % interval of the basic bootstrap, which removes its bias, over blocks of slices."""
     rng = np.random.default_rng(spec.seed)
 
     def moving_blocks(n: int) -> Numbers:

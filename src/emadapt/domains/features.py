@@ -1,7 +1,8 @@
 """What diagnostics read of one model on one dataset: moments of all its tokens and a subsample, from one pass, kept on disk.
 
-A *model* is the pretrained backbone (its tokens come from the token cache), an adapted one (its tokens are computed), the same
-architecture with random weights, or no backbone at all: raw pixels of each patch. All read the same slices.
+A *model* is the pretrained backbone (its tokens come from the token cache), an adapted one (its
+tokens are computed), the same architecture with random weights, or no backbone at all: raw pixels
+of each patch. All read the same slices.
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ class Features:
         at: (n,) the place in `slices` of each token's slice.
         where: (n, 2) their centres (y, x) in input pixels.
         grids: place in `slices` -> (h, w, D) float16 tokens of a whole slice, to be looked at.
-        labelled: whether the dataset has labels; without them `foreground` is False throughout and means nothing.
+        labelled: whether the dataset has labels; without them `foreground` is False throughout and
+            means nothing.
     """
 
     name: str
@@ -134,7 +136,8 @@ def pretrained_features(
     """From the token cache that the `tokens` stage filled.
 
     Raises:
-        InputError: there is none for this backbone and dataset, or it is of another backbone, or holds NaN.
+        InputError: there is none for this backbone and dataset, or it is of another backbone, or
+            holds NaN.
     """
     folder = CACHE / token_key(backbone, spec, volume, 0)
     if not (folder / "manifest.json").is_file():

@@ -1,4 +1,4 @@
-"""Figures of diagnose: where datasets lie for a model, what its tokens show, how far apart that is and against which null."""
+"""Figures of `diagnose`: datasets on principal components, tokens as colours, distances."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def draw(folder: Path, title: str, models: Models, result: Mapping[str, Any]) ->
 
 
 def pca_figure(title: str, models: Models) -> Figure:
-    """A row per model: its slices and its tokens on the first two components, by dataset and class."""
+    """A row for each model: slices and tokens on the first two components, by dataset."""
     figure = Figure(figsize=(10, 0.6 + 4.2 * len(models)), dpi=100, layout="constrained")
     rows = figure.subplots(len(models), 2, squeeze=False)
     for (name, features), (left, right) in zip(models.items(), rows, strict=True):
@@ -102,7 +102,7 @@ def pca_figure(title: str, models: Models) -> Figure:
 
 
 def maps_figure(title: str, models: Models) -> Figure:
-    """A row per dataset: a slice, its label, and the first three components as red, green and blue for each model."""
+    """A row for each dataset: a slice, its label, and three components as colours."""
     datasets = list(next(iter(models.values())))
     figure = Figure(
         figsize=(2.6 * (2 + len(models)), 0.7 + 2.7 * len(datasets)), dpi=100, layout="constrained"
@@ -149,7 +149,8 @@ def maps_figure(title: str, models: Models) -> Figure:
                     vmax=1,
                 )
     figure.suptitle(
-        f"{title}: components 1 to 3 of the tokens\nas red, green, blue (one scale for all datasets)",
+        f"{title}: components 1 to 3 of the tokens\n"
+        "as red, green, blue (one scale for all datasets)",
         fontsize=10,
         weight="bold",
     )
@@ -157,7 +158,7 @@ def maps_figure(title: str, models: Models) -> Figure:
 
 
 def distances_figure(title: str, result: Mapping[str, Any]) -> Figure:
-    """Relative Fréchet distance by model and class with its interval, and beside it the largest of its null."""
+    """Relative Fréchet distances with their intervals, and the largest of each null."""
     entries = [(e["model"], e) for e in result["pairs"] if e["level"] == "token"]
     entries += [(f"control: {k}", e) for k, es in result["controls"].items() for e in es]
     figure = Figure(figsize=(9, 1.3 + 0.3 * len(entries)), dpi=100, layout="constrained")

@@ -1,7 +1,7 @@
-"""Fréchet distance between two sets of features: exact, from moments or from samples, and extrapolated to infinite samples.
+"""Fréchet distance between two sets of features, also extrapolated to infinite samples.
 
-The squared distance between the Gaussians with the sets' moments (Dowson & Landau 1982; Heusel et al. 2017, eq. 6):
-|mean_a - mean_b|² + tr(A) + tr(B) - 2 tr sqrt(AB). All in float64.
+The squared distance between the Gaussians with the sets' moments (Dowson & Landau 1982; Heusel et
+al. 2017, eq. 6): |mean_a - mean_b|² + tr(A) + tr(B) - 2 tr sqrt(AB). All in float64.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from emadapt.errors import InputError
 Array = npt.NDArray[np.floating]
 
 ROUNDING = 1e-8
-"""Share of tr sqrt(AB) that rounding may reach before the slower form, which is not affected by singular covariances, is used."""
+"""Share of tr sqrt(AB) that rounding may reach before the slower form is used."""
 
 
 def frechet(mean_a: Array, cov_a: Array, mean_b: Array, cov_b: Array) -> float:
@@ -59,8 +59,9 @@ def frechet(mean_a: Array, cov_a: Array, mean_b: Array, cov_b: Array) -> float:
 def frechet_samples(x_a: Array, x_b: Array) -> float:
     """Squared Fréchet distance from samples, with unbiased covariances.
 
-    With R the centred samples over sqrt(n - 1), A = R_a'R_a, B = R_b'R_b, and tr sqrt(AB) is the nuclear norm of R_a R_b', an
-    (n_a, n_b) matrix: with fewer samples than dimensions in either set nothing of size (D, D) has to be decomposed.
+    With R the centred samples over sqrt(n - 1), A = R_a'R_a, B = R_b'R_b, and tr sqrt(AB) is the
+    nuclear norm of R_a R_b', an (n_a, n_b) matrix: with fewer samples than dimensions in either set
+    nothing of size (D, D) has to be decomposed.
 
     Args:
         x_a: (n_a, D).
@@ -89,14 +90,16 @@ def frechet_samples(x_a: Array, x_b: Array) -> float:
 
 
 def extrapolate(sizes: Sequence[float], distances: Sequence[float]) -> float:
-    """FD-infinity: the intercept of the least-squares line of the distance over 1 / n (Chong & Forsyth 2020, section 4).
+    """FD-infinity: the intercept of the distance over 1 / n (Chong & Forsyth 2020, section 4).
 
     Args:
-        sizes: samples in each set, or the share of all that they are, of each distance; at least two different ones.
+        sizes: samples in each set, or the share of all that they are, of each distance; at least
+            two different ones.
         distances: the Fréchet distances at these sizes.
 
     Returns:
-        The distance at infinite n, not clipped: below 0 says that the sets cannot be told from samples of one distribution.
+        The distance at infinite n, not clipped: below 0 says that the sets cannot be told from
+        samples of one distribution.
 
     Raises:
         InputError: fewer than two different sizes.
@@ -118,23 +121,25 @@ def _distance(shift: Array, trace_a: float, trace_b: float, root: float) -> floa
 def _trace_root(a: Array, b: Array) -> float:
     """Trace of sqrt(AB).
 
-    Where B = LL' has a Cholesky factor, AB has the eigenvalues of L'AL (LAPACK's symmetric-definite problem of type 2). Where A
-    is singular, eigenvalues that should be 0 are ± rounding, and the root makes that large: the negative ones say how large.
-    Where it matters, or B is singular too, the nuclear norm of F_a'F_b with A = F_a F_a', B = F_b F_b': no root, no harm.
+    Where B = LL' has a Cholesky factor, AB has the eigenvalues of L'AL (LAPACK's symmetric-definite
+    problem of type 2). Where A is singular, eigenvalues that should be 0 are ± rounding, and the
+    root makes that large: the negative ones say how large. Where it matters, or B is singular too,
+    the nuclear norm of F_a'F_b with A = F_a F_a', B = F_b F_b': no root, no harm.
     """
     try:
-        # Symmetric, so the transpose is the same matrix, in the order that LAPACK reads without copying element by element.
+        # Symmetric, so the transpose is the same matrix, in the order that LAPACK reads without
+        # copying element by element.
         values = eigh(a.T, b.T, type=2, eigvals_only=True, driver="gv", check_finite=False)
         root, rounding = (np.sqrt(np.clip(v, 0, None)).sum() for v in (values, -values))
         if rounding <= ROUNDING * root:
             return float(root)
     except LinAlgError:
-        pass  # B is singular: fewer samples than dimensions, or tokens after a LayerNorm, which lie on a hyperplane
+        pass  # B is singular: few samples, or tokens after a LayerNorm, on a hyperplane
     return float(svdvals(_factor(a).T @ _factor(b), check_finite=False).sum())
 
 
 def _factor(cov: Array) -> Array:
-    """F (D, rank) with FF' = cov: Cholesky with pivots, which stops at the rank (Higham 2002, section 10.3)."""
+    """F (D, rank) with FF' = cov: Cholesky with pivots (Higham 2002, section 10.3)."""
     lower, pivots, rank, _ = lapack.dpstrf(cov.T, lower=1)
     factor = np.zeros((len(cov), rank))
     factor[pivots - 1] = np.tril(lower)[:, :rank]

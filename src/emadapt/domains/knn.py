@@ -1,4 +1,4 @@
-"""What the nearest neighbours of a token say: which dataset they come from, and whether they are foreground."""
+"""What a token's nearest neighbours say: their dataset, and whether they are foreground."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from emadapt.domains.checks import check_features
 from emadapt.errors import InputError
 
 TEMPERATURE = 0.07
-"""Of the neighbours' votes, in units of cosine similarity (Oquab et al. 2023, after Wu et al. 2018)."""
+"""Of the neighbours' votes, in units of cosine similarity (Oquab et al. 2023)."""
 
 Array = npt.NDArray[np.floating]
 Ints = npt.NDArray[np.integer]
@@ -19,10 +19,11 @@ Mask = npt.NDArray[np.bool_]
 
 
 def domain_mixing(x_a: Array, blocks_a: Ints, x_b: Array, blocks_b: Ints, k: int = 10) -> float:
-    """Share of the k nearest neighbours (Euclidean) that come from the other dataset, over what it would be in one population.
+    """Share of the k nearest neighbours from the other dataset, over that of one population.
 
-    Slices of a block are near copies of each other, so a token's own z-block of its own dataset is not searched; what is expected
-    of a token is the other dataset's share of what is searched. Mean over tokens, both datasets with equal weight.
+    Slices of a block are near copies of each other, so a token's own z-block of its own dataset is
+    not searched; what is expected of a token is the other dataset's share of what is searched. Mean
+    over tokens, both datasets with equal weight.
 
     Args:
         x_a: (n_a, D) features of one dataset.
@@ -32,7 +33,8 @@ def domain_mixing(x_a: Array, blocks_a: Ints, x_b: Array, blocks_b: Ints, k: int
         k: neighbours.
 
     Returns:
-        0: apart; 1: mixed as one population would be; above 1: nearer to the other dataset than to other blocks of their own.
+        0: apart; 1: mixed as one population would be; above 1: nearer to the other dataset than to
+            other blocks of their own.
 
     Raises:
         InputError: fewer than k tokens to search, different D, features that are not finite.
@@ -67,7 +69,7 @@ def domain_mixing(x_a: Array, blocks_a: Ints, x_b: Array, blocks_b: Ints, k: int
 def segmentation_iou(
     x_train: Array, y_train: Mask, x_test: Array, y_test: Mask, k: int = 20
 ) -> float:
-    """Foreground IoU over test tokens that their k nearest training tokens label (DINOv2's kNN evaluation, on tokens).
+    """Foreground IoU of test tokens that take the label of their k nearest training tokens.
 
     Neighbours by cosine similarity s vote with weight exp(s / 0.07), as in Oquab et al. 2023.
 

@@ -1,7 +1,7 @@
-"""Sufficient statistics of tokens: counts, sums and second moments per slice and class, merged exactly by adding them up.
+"""Counts, sums and second moments of tokens for each slice and class; they add up exactly.
 
-Mean, covariance, PCA and Fréchet distance of any choice of slices and classes follow from them, so one pass over the tokens
-serves every diagnostic, its null, its extrapolation and its bootstrap.
+Mean, covariance, PCA and Fréchet distance of any choice of slices and classes follow from them, so
+one pass over the tokens serves every diagnostic, its null, its extrapolation and its bootstrap.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Moments:
     outer: Floats
 
     def merged(self, slices: Numbers, cls: str) -> tuple[float, Floats, Floats]:
-        """Number, mean (D,) and unbiased covariance (D, D) of a class over `slices`; one that stands twice counts twice."""
+        """Number, mean (D,) and unbiased covariance (D, D) of a class over `slices`, with repeats."""
         weights = np.bincount(np.asarray(slices), minlength=len(self.count)).astype(np.float64)
         total = np.zeros(self.total.shape[-1])
         outer = np.zeros(self.outer.shape[-2:])
@@ -71,5 +71,5 @@ def slice_moments(
 
 
 def z_blocks(n_slices: int, blocks: int) -> npt.NDArray[np.int64]:
-    """Block number of each of `n_slices` slices in the order of z: contiguous, as equal as can be."""
+    """Block number of each of `n_slices` slices along z: contiguous, as equal as can be."""
     return np.arange(n_slices) * blocks // n_slices

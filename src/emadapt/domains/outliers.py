@@ -1,4 +1,4 @@
-"""Is a dataset an outlier to the training slices of another, more than slices held out from that other are?"""
+"""Is a dataset an outlier to the training slices of another, more than held-out slices are?"""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ class OutlierAUROC:
     """How well the outlier score tells another dataset from held-out data of the same one.
 
     Attributes:
-        token: area under the ROC curve over tokens, in [0, 1]; 0.5: no more of an outlier than held-out data.
+        token: area under the ROC curve over tokens, in [0, 1]; 0.5: no more of an outlier than
+            held-out data.
         slice: the same over slices, by the mean score of their tokens.
         n: tokens fitted to, held out, of the other dataset.
     """
@@ -31,7 +32,7 @@ class OutlierAUROC:
 
 
 def mahalanobis_scores(x_train: Array, x: Array) -> npt.NDArray[np.float64]:
-    """Squared Mahalanobis distances to the mean of `x_train`, covariance shrunk after Ledoit & Wolf (2004).
+    """Squared Mahalanobis distances to `x_train`, covariance after Ledoit & Wolf (2004).
 
     Args:
         x_train: (m, D) features, two or more.

@@ -1,4 +1,4 @@
-"""What two datasets are compared by: all their tokens, those of a class, or one mean token for each slice."""
+"""What is compared of two datasets: all tokens, those of a class, or mean tokens of slices."""
 
 from __future__ import annotations
 
@@ -70,9 +70,12 @@ class Population:
         return chosen, self.features.at[chosen]
 
     def sample(self, most: int, blocks: int) -> tuple[npt.NDArray[np.float32], Numbers, Numbers]:
-        """Members (n, D), their z-blocks (n,), and where they are in the subsample (n,), thinned evenly to `most`.
+        """Members (n, D), their z-blocks (n,), and their numbers in the subsample (n,).
 
-        Blocks are of the slices that have members: a block of slices without any could not be held out.
+        Thinned evenly to at most `most`.
+
+        Blocks are of the slices that have members: a block of slices without any could not be held
+        out.
 
         Raises:
             InputError: too few slices have members.

@@ -1,4 +1,4 @@
-"""Linear probes: can a logistic regression tell the dataset, or the foreground, of tokens from z-blocks that it has not seen?"""
+"""Linear probes: can logistic regression tell the dataset, or the foreground, of tokens?"""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from emadapt.errors import InputError
 COMPONENTS = 64
 """Principal components that a probe sees, as in the reference study."""
 TOLERANCE = 1e-3
-"""Of the regression's gradient: far below what changes a held-out prediction, and half the iterations of the default."""
+"""Of the regression's gradient: half the iterations of the default, the same predictions."""
 
 Array = npt.NDArray[np.floating]
 Ints = npt.NDArray[np.integer]
@@ -34,8 +34,10 @@ class Probe:
     Attributes:
         balanced_accuracy: mean of both classes' recall, in [0, 1]; 0.5 is chance.
         auroc: area under the ROC curve of the held-out scores, in [0, 1].
-        p_value: of the balanced accuracy under permuted labels, from 1 / (1 + permutations drawn) to 1.
-        n: tokens of the first and second dataset; of `foreground_probe`, tokens fitted to and scored.
+        p_value: of the balanced accuracy under permuted labels, from 1 / (1 + permutations drawn)
+            to 1.
+        n: tokens of the first and second dataset; of `foreground_probe`, tokens fitted to and
+            scored.
     """
 
     balanced_accuracy: float
@@ -54,12 +56,14 @@ def domain_probe(
     seed: int,
     names: tuple[str, str],
 ) -> Probe:
-    """How well a logistic regression tells two datasets apart on z-blocks of both that were held out, one of each at a time.
+    """How well logistic regression tells two datasets apart on z-blocks held out of both.
 
-    The p-value comes from exchanging datasets between whole z-blocks, whose tokens are too alike to be exchanged one by one: each
-    permutation swaps block k of one dataset with block k of the other, or not. So every fold keeps one block of each to hold
-    out; dealing the blocks out freely would not, and rejected up to 10 % of simulated null cases at a level of 5 %. K blocks have
-    2^(K - 1) such labellings, of which all are used where `permutations` allows it: with six blocks p is 0.031 at best.
+    The p-value comes from exchanging datasets between whole z-blocks, whose tokens are too alike to
+    be exchanged one by one: each permutation swaps block k of one dataset with block k of the
+    other, or not. So every fold keeps one block of each to hold out; dealing the blocks out freely
+    would not, and rejected up to 10 % of simulated null cases at a level of 5 %. K blocks have 2^(K
+    - 1) such labellings, of which all are used where `permutations` allows it: with six blocks p is
+    0.031 at best.
 
     Args:
         x_a: (n_a, D) features of the first dataset.
@@ -71,7 +75,8 @@ def domain_probe(
         names: of the datasets, for errors.
 
     Raises:
-        InputError: a dataset without tokens, fewer than two z-blocks, a z-block that one dataset lacks, different D, NaN.
+        InputError: a dataset without tokens, fewer than two z-blocks, a z-block that one dataset
+            lacks, different D, NaN.
     """
     check_features("domain probe", (x_a, x_b), names)
     for blocks, others, name in ((blocks_a, blocks_b, names[0]), (blocks_b, blocks_a, names[1])):
@@ -111,24 +116,27 @@ def foreground_probe(
     seed: int,
     names: tuple[str, str],
 ) -> Probe:
-    """How well a logistic regression tells foreground from background: on held-out z-blocks, or on another dataset.
+    """How well logistic regression tells foreground from background in tokens it has not seen.
 
-    The p-value compares the predictions, which stay, with labels that are shifted along the sequence of tokens, end to start.
-    A shift keeps the labels' autocorrelation, which a permutation would destroy. Shifts by a few tokens or by whole slices leave
-    many labels as they are, which makes the test conservative.
+    The p-value compares the predictions, which stay, with labels that are shifted along the
+    sequence of tokens, end to start. A shift keeps the labels' autocorrelation, which a permutation
+    would destroy. Shifts by a few tokens or by whole slices leave many labels as they are, which
+    makes the test conservative.
 
     Args:
         x_train: (n, D) features, sorted by slice and position.
         y_train: (n,) True in the foreground.
         blocks_train: (n,) z-block of each; the folds, where there is no `x_test`.
-        x_test: (m, D) features of another dataset to score, sorted likewise; None: cross-validation within `x_train`.
+        x_test: (m, D) features of another dataset to score, sorted likewise; None: cross-validation
+            within `x_train`.
         y_test: (m,) of these.
         permutations: shifts, drawn without replacement.
         seed: of the shifts.
         names: of the dataset fitted to and the one scored, for errors.
 
     Raises:
-        InputError: no tokens of a class (in a dataset, or outside a z-block), fewer than two z-blocks, different D, NaN.
+        InputError: no tokens of a class (in a dataset, or outside a z-block), fewer than two
+            z-blocks, different D, NaN.
     """
     what = "foreground probe"
     _check_classes(y_train, f"{what}, {names[0]}")
@@ -160,7 +168,7 @@ def foreground_probe(
 
 @dataclass(frozen=True)
 class _Fold:
-    """What a fold's regression sees: projected features of the tokens outside the block, and of those in it.
+    """What a fold's regression sees: features of the tokens outside the block, and in it.
 
     Attributes:
         held_out: (n,) True in the block.
@@ -180,7 +188,7 @@ def _folds(x: Array, blocks: Ints) -> list[_Fold]:
 
 
 def _project(train: Array, test: Array) -> tuple[Array, Array]:
-    """Principal components of standardised features, fitted to `train`; in float64, for the regression's Newton steps."""
+    """Principal components of standardised features, fitted to `train`, in float64."""
     n, dim = train.shape
     # Exact solvers only: the randomised one would be a second source of chance.
     pca = PCA(min(COMPONENTS, n - 1, dim), svd_solver="covariance_eigh" if n > dim else "full")
@@ -200,7 +208,8 @@ def _held_out(folds: list[_Fold], labels: Mask) -> tuple[float, Array]:
 
 def _scores(train: Array, labels: Mask, test: Array) -> Array:
     """Decision function of a logistic regression; above 0 is True."""
-    # newton-cholesky suits many samples of few features: a handful of iterations of a (64, 64) system.
+    # newton-cholesky suits many samples of few features: a handful of iterations of a (64, 64)
+    # system.
     model = LogisticRegression(
         class_weight="balanced", solver="newton-cholesky", tol=TOLERANCE, max_iter=200
     )
@@ -208,7 +217,7 @@ def _scores(train: Array, labels: Mask, test: Array) -> Array:
 
 
 def _swaps(blocks: int, permutations: int, seed: int) -> Iterable[Mask]:
-    """Which z-blocks to swap, (blocks,) each: all ways but none at all, or a random choice. To swap the others is the same."""
+    """Z-blocks to swap, (blocks,) each: all ways or some. To swap the others is the same."""
     if 2 ** (blocks - 1) - 1 <= permutations:
         return (
             np.array((False, *rest))

@@ -58,11 +58,13 @@ class Model:
 def diagnose(study: Study, backbone_name: str, regime: str, out: Path = OUT) -> Path:
     """Measure the domain mismatch and write <backbone>-<regime>.json and a folder of figures beside it.
 
-    A frozen regime has one model, the pretrained backbone, and the controls; an adapted one has one model per unit. Regimes
-    without tokens of their own (ridge, kNN, a U-Net from scratch) get a note that says so, and no measures.
+    A frozen regime has one model, the pretrained backbone, and the controls; an adapted one has one
+    model per unit. Regimes without tokens of their own (ridge, kNN, a U-Net from scratch) get a
+    note that says so, and no measures.
 
     Raises:
-        InputError: no token cache or no trained unit, too few slices, a class without tokens, tokens that are not finite.
+        InputError: no token cache or no trained unit, too few slices, a class without tokens,
+            tokens that are not finite.
     """
     if study.tokens_of(regime) != regime:
         return _note(study, backbone_name, regime, out)
@@ -167,7 +169,8 @@ def _adapted(study: Study, backbone: str, regime: str, volumes: list[Volume]) ->
 def _measure(model: Model, before: Model, own: DiagnoseSettings, result: dict[str, Any]) -> None:
     """Everything about one model: pairs of datasets, and each dataset by itself.
 
-    Without labels what needs none; of a class that too few slices have, nothing, which is said and does not end the stage.
+    Without labels what needs none; of a class that too few slices have, nothing, which is said and
+    does not end the stage.
     """
     there = {
         name: [

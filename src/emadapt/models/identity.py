@@ -1,7 +1,7 @@
 """Which weights the settings name, found without loading them and without torch.
 
-A file is named by its sha256, a repository of the hub by its revision: weights that are replaced under
-the same name get another identity, and all that was made with the old ones is made again.
+A file is named by its sha256, a repository of the hub by its revision: weights that are replaced
+under the same name get another identity, and all that was made with the old ones is made again.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def backbone_weights(spec: BackboneSettings) -> dict[str, str]:
 
 
 def system_weights(regime: RegimeSettings) -> dict[str, str]:
-    """The identity of the weights of a pretrained system (MitoNet, SAM 2): a file, a folder or a repository.
+    """The identity of the weights of a pretrained system: a file, a folder or a repository.
 
     Raises:
         InputError: the hub cannot be reached.
@@ -65,7 +65,7 @@ def model_folder(folder: Path) -> dict[str, str]:
 
 
 def hub_revision(repository: str, files: tuple[str, ...]) -> str:
-    """`REPOSITORY@REVISION` of the first of `files` that is in the local cache; else one is downloaded.
+    """`REPOSITORY@REVISION` of the first of `files` in the local cache; else one is downloaded.
 
     Raises:
         InputError: it is not in the cache, and the hub cannot be reached.

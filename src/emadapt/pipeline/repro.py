@@ -1,7 +1,7 @@
 """Run the pipeline with independent stages at the same time. `dvc repro` runs one after the other.
 
-Each stage is one `dvc --wait-for-lock repro --single-item STAGE`, started when the stages that it needs are done.
-Other ways to run DVC in parallel fail on its lock.
+Each stage is one `dvc --wait-for-lock repro --single-item STAGE`, started when the stages that it
+needs are done. Other ways to run DVC in parallel fail on its lock.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def run_pipeline(jobs: int, gpus: list[str]) -> int:
 
 
 def _plan(study: Study, watchdog: Watchdog) -> bool:
-    """Run the stage `plan`: here, and through DVC only if a plan changed, so that DVC records it."""
+    """Run the stage `plan`: here, and through DVC if a plan changed, so that DVC records it."""
     from emadapt.training.plan import write_plans
 
     if not write_plans(study)[1] and Path("dvc.lock").is_file():
@@ -94,7 +94,7 @@ def useful_devices(study: Study) -> dict[str, int]:
 def place(
     ready: Sequence[str], free: Sequence[str], room: int, useful: Mapping[str, int]
 ) -> dict[str, list[str]]:
-    """Which stages start now, and on which devices: one each, and the rest to those that can use more.
+    """Which stages start now, on which devices: one each, the rest to those that can use more.
 
     Args:
         ready: stages that wait for a device only, first come first served.

@@ -61,7 +61,7 @@ def stale_stages(study: Study) -> Needs:
 
 
 def tokens_first(study: Study) -> Needs:
-    """The token caches that units read. They make what is missing, but one stage alone does it once.
+    """The token caches that units read; these stages go first, so that one alone makes a cache.
 
     DVC cannot name the caches of a training set, so these are no dependencies in dvc.yaml.
     """

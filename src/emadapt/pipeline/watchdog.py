@@ -1,8 +1,8 @@
 """A process that ends the stages when `emadapt repro` ends, however it ends, kill -9 included.
 
-It reads lines from a pipe: `+PID` when a stage begins, `-PID` when it has ended. The end of the pipe is the end
-of `repro`: what is running then is told to stop, and after `GRACE` seconds is killed. Each stage is a
-process group, so that DVC, the verb and its workers end together.
+It reads lines from a pipe: `+PID` when a stage begins, `-PID` when it has ended. The end of the
+pipe is the end of `repro`: what is running then is told to stop, and after `GRACE` seconds is
+killed. Each stage is a process group, so that DVC, the verb and its workers end together.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ POLL = 0.1
 
 
 class Watchdog:
-    """Starts the process on entering, and on leaving waits until it has ended what is still running."""
+    """Starts the process; at the end waits until it has ended what is still running."""
 
     def __enter__(self) -> Watchdog:
         self._process = subprocess.Popen(

@@ -1,9 +1,9 @@
 """The stage `plan`: what each later stage depends on, in small files that DVC can watch.
 
-A stage of DVC names its dependencies by a fixed pattern, but which datasets and weights a unit needs is
-up to the settings. So this stage writes one file for each entry of the token cache, each unit, each evaluation
-and each diagnosis, with all that it depends on and nothing else. A change then reruns what it must, and no
-more. The key of a unit is the hash of its plan.
+A stage of DVC names its dependencies by a fixed pattern, but which datasets and weights a unit
+needs is up to the settings. So this stage writes one file for each entry of the token cache, each
+unit, each evaluation and each diagnosis, with all that it depends on and nothing else. A change
+then reruns what it must, and no more. The key of a unit is the hash of its plan.
 
 No torch here: the stage runs with every `dvc repro`.
 """
@@ -47,7 +47,7 @@ REGIME_NOT_ITSELF = (
 
 
 def tokens_plan(study: Study, backbone: str, dataset: str) -> Plan:
-    """What the cached tokens of a dataset depend on; empty where no regime of the study has a backbone."""
+    """What the cached tokens of a dataset depend on; empty if no regime has a backbone."""
     if not any(not study.regime_settings[name].no_backbone for name in study.regimes):
         return {}
     spec = study.backbone_settings[backbone]
@@ -62,8 +62,8 @@ def tokens_plan(study: Study, backbone: str, dataset: str) -> Plan:
 def unit_plan(study: Study, unit: Unit) -> Plan:
     """What the trained weights of a unit depend on.
 
-    No name of the unit, its backbone, regime or training set is in it: units with the same plan are the
-    same model. Of a regime that draws nothing, the seed is left out.
+    No name of the unit, its backbone, regime or training set is in it: units with the same plan are
+    the same model. Of a regime that draws nothing, the seed is left out.
     """
     regime = study.regime_settings[unit.regime]
     train_set = study.train_set_settings[unit.train_set]
@@ -86,7 +86,7 @@ def unit_plan(study: Study, unit: Unit) -> Plan:
 
 
 def unit_key(study: Study, unit: Unit) -> str:
-    """Hash of all that the trained weights depend on. A checkpoint under another key is not resumed."""
+    """Hash of all that trained weights depend on. A checkpoint of another key is not resumed."""
     return digest(unit_plan(study, unit))[:24]
 
 
@@ -117,7 +117,7 @@ def diagnose_plan(study: Study, backbone: str, regime: str) -> Plan:
 
 
 def write_plans(study: Study, out: Path = PLAN) -> tuple[int, int]:
-    """Write the plans of a study, each only if its content changes, and remove what belongs to none.
+    """Write the plans of a study, each only if it changed, and remove what belongs to none.
 
     Returns:
         How many plans there are, and how many were written.
@@ -147,9 +147,10 @@ def write_plans(study: Study, out: Path = PLAN) -> tuple[int, int]:
 def remove_orphans(
     study: Study, build: Path = Path("build"), reports: Path = Path("reports")
 ) -> None:
-    """Remove what stages wrote for units and pairs that the study no longer has. DVC's cache keeps it.
+    """Remove results of units and pairs that the study no longer has. DVC's cache keeps them.
 
-    Stages that read a whole folder would depend on it. Trained units stay, for no stage reads all of them.
+    Stages that read a whole folder would depend on it. Trained units stay, for no stage reads all
+    of them.
     """
     units = {unit.name for unit in study.units()}
     pairs = {f"{backbone}-{regime}" for backbone in study.backbones for regime in study.regimes}
@@ -207,7 +208,7 @@ def _weights(study: Study, unit: Unit) -> dict[str, str] | None:
 
 
 def _start(study: Study, unit: Unit) -> Any:
-    """The key of the unit that this one starts from, or the hashes of a model folder; None without either."""
+    """The key of the unit that this one starts from, or the hashes of a model folder."""
     if source := study.source_of(unit):
         return unit_key(study, source)
     where = study.regime_settings[unit.regime].init_from
