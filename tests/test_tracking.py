@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from emadapt.cli import main
 from emadapt.errors import InputError
 from emadapt.tracking import publish as publishing
 from emadapt.tracking import send, store, views
@@ -25,6 +27,8 @@ from emadapt.tracking.publish import live, publish, sync
 from emadapt.tracking.relocate import moved, relocate, tracking_uri
 from emadapt.tracking.run import FOLDER, Dataset, Run
 from emadapt.tracking.store import find_run
+from emadapt.training.train import train_unit
+from tiny import make_study
 
 DEAD = "http://127.0.0.1:9"
 TAGS = {"unit": "dinov2_s-lora-lucchi-0", "regime": "lora", "seed": 0}
@@ -34,7 +38,7 @@ PARAMS = {"train": {"lr": 1e-4, "amp": True}, "rank": 16}
 @pytest.fixture(autouse=True)
 def no_outage(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each test begins with a store that has not failed."""
-    monkeypatch.setattr(publishing, "_OUTAGES", {})
+    monkeypatch.setattr(publishing, "_failed_at", {})
 
 
 def stored(root: Path, study: str = "demo") -> list[Any]:
@@ -355,6 +359,24 @@ def test_first_use_by_four_processes(
         process.join(90)
     assert [process.exitcode for process in processes] == [0] * 4
     assert sorted(run.data.metrics["a"] for run in stored(tmp_path)) == [0, 1, 2, 3]
+
+
+def test_units_that_were_not_trained_here_get_a_run_that_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after `dvc pull`; with their history, and twice is as good as once."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EMADAPT_TRACKING", "off")
+    study = make_study(tmp_path)
+    train_unit(study, study.units()[0])
+    monkeypatch.delenv("EMADAPT_TRACKING")
+    for _ in range(2):
+        result = CliRunner().invoke(main, ["track", "sync"])
+        assert result.output == "track sync: 0 runs published, 0 left; 1 units are in MLflow\n"
+        (only,) = stored(tmp_path, "tiny")
+        assert (only.data.tags["origin"], only.info.status) == ("restored", "FINISHED")
+        assert [step for step, _ in curve(tmp_path, "val/iou", only)] == [1, 2]
+        assert "val/best_iou" in only.data.metrics
 
 
 # -- where the store is

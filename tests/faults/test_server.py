@@ -58,6 +58,7 @@ def test_training_goes_on_and_says_so(how: str, states: Path, tmp_path: Path) ->
     assert harness.content(root, *written) == harness.content(states / "after-train", *written)
     assert "tracking: " in ended.output
     assert "emadapt track sync" in ended.output
+    assert ("does not answer" in ended.output) == (how == "dead")
     assert "Traceback" not in ended.output
     assert "hunter2" not in ended.output
     (file,) = (root / "scratch/track").glob("*.json")

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import Timeout
@@ -27,29 +26,13 @@ log = logging.getLogger(__name__)
 
 Log = Callable[[dict[str, float], int], None]
 
-FIRST_WAIT, LONGEST_WAIT = 60.0, 600.0
-"""Seconds between tries of a store that does not answer."""
+WAIT = 60.0
+"""Seconds between tries of a store that does not answer, while a run is live."""
+LAST_WAIT = 10.0
+"""The same at the end of a run."""
 
-
-@dataclass
-class Outage:
-    """How a store has failed.
-
-    Attributes:
-        since: when it failed last, on the clock of `time.monotonic`.
-        wait: seconds until the next try.
-    """
-
-    since: float = -math.inf
-    wait: float = 0.0
-
-    @property
-    def age(self) -> float:
-        """Seconds since it failed last."""
-        return time.monotonic() - self.since
-
-
-_OUTAGES: dict[str, Outage] = {}
+_failed_at: dict[str, float] = {}
+"""When a store failed last, on the clock of `time.monotonic`; one that answers is not there."""
 
 
 @contextlib.contextmanager
@@ -181,9 +164,8 @@ def _deliver(run: Run, kept: str, *, earlier_first: bool = False, patient: bool 
         Whether MLflow has all of it.
     """
     uri = tracking_uri(run.root)
-    outage = _OUTAGES.setdefault(uri, Outage())
-    wait = outage.wait if run.status == "RUNNING" else min(outage.wait, 10.0)
-    if patient and outage.age < wait:
+    wait = WAIT if run.status == "RUNNING" else LAST_WAIT
+    if patient and uri in _failed_at and time.monotonic() - _failed_at[uri] < wait:
         return False
     try:
         store = client(run.root)
@@ -192,17 +174,18 @@ def _deliver(run: Run, kept: str, *, earlier_first: bool = False, patient: bool 
         update(store, run)
     except Exception as error:  # whatever a driver or a proxy raises must not reach the training
         run.known = None
-        if not outage.wait:
+        if uri not in _failed_at:
             log.warning("tracking: %s: %s. Work goes on; %s", redact(uri), _reason(error), kept)
-        outage.since = time.monotonic()
-        outage.wait = min(max(FIRST_WAIT, 2 * outage.wait), LONGEST_WAIT)
+        _failed_at[uri] = time.monotonic()
         return False
-    outage.wait = 0.0
+    _failed_at.pop(uri, None)
     return True
 
 
 def _reason(error: Exception) -> str:
     text = redact((str(error).strip().splitlines() or [type(error).__name__])[0][:300])
+    if answer := re.search(r"too many (\d+) error responses", str(error)):
+        return f"the server answers with error {answer[1]}"
     if "HTTPConnectionPool" in text or "HTTPSConnectionPool" in text:
         return "the server does not answer"
     return text
