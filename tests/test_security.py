@@ -3,7 +3,6 @@
 import ast
 import functools
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -95,16 +94,6 @@ def test_servers_listen_on_this_machine_alone() -> None:
     assert hosts == ["127.0.0.1"]
     for path, node in calls("LocalCluster"):
         assert {k.arg: ast.unparse(k.value) for k in node.keywords}["host"] == "'127.0.0.1'", path
-
-
-def test_the_audit_is_a_target_and_a_step() -> None:
-    assert os.access(ROOT / ".ci/audit", os.X_OK)
-    assert re.search(
-        r"^audit: venv.*\n\t\$\(IN_VENV\) python \.ci/audit$",
-        (ROOT / "Makefile").read_text(),
-        re.MULTILINE,
-    )
-    assert "make audit" in (ROOT / ".ci/run").read_text()
 
 
 # -- passwords

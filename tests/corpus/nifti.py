@@ -2,23 +2,17 @@
 
 import gzip
 import struct
-from pathlib import Path
 from typing import Any
 
 import nibabel
 import numpy as np
-from images import GREY, Write, zeros
-
-SHAPE = (32, 24, 3)
-"""(X, Y, Z) of GREY."""
-HUGE = 3 * 1024
-"""MiB of zeros that a bomb unpacks to."""
+from files import GREY, Write, noise, written, zeros
 
 
 def raw(version: int = 1, data: bytes = GREY.tobytes(), **fields: Any) -> bytes:
-    """A file as it lies on disk; `fields` of the header are written as they are, unchecked."""
+    """A file; `fields` of the header are written as they are, unchecked."""
     header = (nibabel.Nifti1Header if version == 1 else nibabel.Nifti2Header)()
-    header.set_data_shape(SHAPE)
+    header.set_data_shape((32, 24, 3))  # (X, Y, Z) of GREY
     header.set_data_dtype(np.uint8)
     header["magic"], header["vox_offset"] = header.single_magic, header.single_vox_offset
     for name, value in fields.items():
@@ -26,18 +20,14 @@ def raw(version: int = 1, data: bytes = GREY.tobytes(), **fields: Any) -> bytes:
     return bytes(header.binaryblock.ljust(header.single_vox_offset, b"\0") + data)
 
 
-def nii(content: bytes, name: str = "a.nii") -> Write:
-    def write(folder: Path) -> Path:
-        (folder / name).write_bytes(content)
-        return folder / name
-
-    return write
+def nii(content: bytes) -> Write:
+    return written("a.nii", content)
 
 
 def packed(content: bytes, share: float = 1.0) -> Write:
     """The gzip of `content`, or a part of it."""
     whole = gzip.compress(content)
-    return nii(whole[: int(len(whole) * share)], "a.nii.gz")
+    return written("a.nii.gz", whole[: int(len(whole) * share)])
 
 
 def dims(*sizes: int) -> list[int]:
@@ -46,18 +36,10 @@ def dims(*sizes: int) -> list[int]:
 
 
 def bomb(head: bytes) -> Write:
-    """`head`, then zeros, in one gzip stream of some megabytes."""
-
-    def write(folder: Path) -> Path:
-        stored = (
-            b"\0" + struct.pack("<HH", len(head), 0xFFFF - len(head)) + head
-        )  # a deflate block that is not packed
-        stream = (
-            b"\x1f\x8b\x08" + bytes(7) + stored + zeros(HUGE)[2:-4] + bytes(8)
-        )  # its checksum is wrong; nobody gets there
-        return Path(nii(stream, "a.nii.gz")(folder))
-
-    return write
+    """`head`, then 3 GiB of zeros, in one gzip stream of some megabytes."""
+    stored = b"\0" + struct.pack("<HH", len(head), 0xFFFF - len(head)) + head  # not packed
+    stream = b"\x1f\x8b\x08" + bytes(7) + stored + zeros(3 * 1024)[2:-4] + bytes(8)
+    return written("a.nii.gz", stream)
 
 
 def floats(value: float) -> bytes:
@@ -76,15 +58,13 @@ def extension(size: int) -> bytes:
 BIG = dims(1100, 1000, 1000)
 NIFTIS: dict[str, Write] = {
     "nifti-empty": nii(b""),
-    "nifti-gz-not-packed": nii(raw(), "a.nii.gz"),
-    "nifti-noise": nii(np.random.default_rng(4).bytes(4000)),
+    "nifti-gz-not-packed": written("a.nii.gz", raw()),
+    "nifti-noise": nii(noise(4000)),
     "nifti-header-cut": nii(raw()[:200]),
     "nifti-truncated": nii(raw()[:-700]),
     "nifti-gz-truncated": packed(raw(), 0.5),
-    "nifti-gz-header-cut": packed(raw(), 0.02),
     "nifti-gz-ends-early": packed(raw()[:-700]),
     "nifti-wrong-magic": nii(raw(magic=b"abc")),
-    "nifti-wrong-size-of-header": nii(raw(sizeof_hdr=347)),
     "nifti-magic-of-a-pair": nii(raw(magic=b"ni1")),
     "nifti-negative-sides": nii(raw(dim=dims(-32, 24, 3))),
     "nifti-gz-negative-sides": packed(raw(dim=dims(-32, 24, 3))),
@@ -99,22 +79,16 @@ NIFTIS: dict[str, Write] = {
     "nifti-colours": nii(raw(data=bytes(3 * GREY.size), datatype=128, bitpix=24)),
     "nifti-unknown-type": nii(raw(datatype=77)),
     "nifti-nan": nii(floats(np.nan)),
-    "nifti-gz-infinite": packed(floats(np.inf)),
     "nifti-data-beyond-the-file": nii(raw(vox_offset=2.0**40)),
     "nifti-data-at-nan": nii(raw(vox_offset=np.nan)),
-    "nifti-data-at-infinity": packed(raw(vox_offset=np.inf)),
-    "nifti-data-within-the-header": nii(raw(vox_offset=-352.0)),
     "nifti-gz-data-beyond-the-file": packed(raw(vox_offset=2.0**20)),
     "nifti-scaled-to-infinity": nii(raw(scl_slope=3e38, scl_inter=np.inf)),
     "nifti-infinite-voxels": nii(raw(pixdim=[1.0, np.inf, 1, 1, 1, 1, 1, 1], xyzt_units=2)),
     "nifti-gz-bomb": bomb(raw(dim=BIG)),
     "nifti-gz-bomb-before-the-data": bomb(raw(vox_offset=2.0**31)),
-    "nifti-gz-bomb-of-negative-sides": bomb(raw(dim=dims(-32, 24, 3))),
 }
-
-
 EXTENDED: dict[str, Write] = {
     "extension-bomb": bomb(extension(2**31 - 16)),
     "extension-of-negative-size-bomb": bomb(extension(-2)),
 }
-"""Volumes that are sound, behind an extension of the header that would fill the memory if it were read."""
+"""Sound volumes behind an extension of the header that would fill the memory if it were read."""

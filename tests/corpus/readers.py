@@ -1,6 +1,7 @@
-"""Each hostile file is given to what would meet it, in a process of its own with a limit on time and memory."""
+"""Each hostile file is given to what would meet it, in a process with limits."""
 
 import json
+import math
 import os
 import resource
 import signal
@@ -21,7 +22,7 @@ from emadapt.errors import EmadaptError
 from emadapt.volumes.opening import open_source
 
 SECONDS, MEGABYTES = 5.0, 1024
-"""Of the processor's time, for the machine may be busy; what waits for something is ended after `PATIENCE` seconds."""
+"""Of the processor's time; what waits for something is ended after `PATIENCE` seconds."""
 PATIENCE = 30.0
 GUARD_MB = 6144
 """Address space on top of the process's own, so that no mistake brings the machine down."""
@@ -29,7 +30,7 @@ GUARD_MB = 6144
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a case: the error it ended with (empty for none), its message, seconds, MB on top of the process's own."""
+    """What became of a case: error (or ""), message, seconds, MB on top of the process's own."""
 
     error: str
     clear: bool
@@ -38,17 +39,13 @@ class Outcome:
     megabytes: float
 
 
-def slices(path: Path) -> None:
-    """As `ingest` reads."""
-    found = open_source(str(path))
-    list(found.slices(range(found.shape[0])))
-
-
 def source(path: Path | str) -> None:
-    """As `segment` and `preview` read."""
+    """As `ingest` and `segment` read."""
     found = open_source(str(path))
-    found.read(0, 1, 0, min(64, found.shape[1]))
-    found.read(found.shape[0] - 1, found.shape[0], 0, min(64, found.shape[1]))
+    for z in {0, found.shape[0] - 1}:
+        found.read(z, z + 1, 0, min(64, found.shape[1]))
+    if math.prod(found.shape) < 2**26:
+        list(found.slices(range(found.shape[0])))
     if found.voxel_nm is not None and not all(0 < v < 1e12 for v in found.voxel_nm):
         raise ValueError(f"a voxel of {found.voxel_nm}")
 
@@ -97,11 +94,10 @@ def begin(path: Path) -> None:
 
 
 GROUPS: list[tuple[dict[str, Any], tuple[Callable[[Any], None], ...]]] = [
-    (images.TIFFS, (slices, source)),
-    (images.PNGS, (slices, source)),
+    (images.TIFFS, (source,)),
+    (images.PNGS, (source,)),
     (volumes.HDF5S, (source,)),
     (volumes.ZARRS, (source,)),
-    (volumes.INGESTED, (source, slices)),
     (nifti.NIFTIS, (source,)),
     (volumes.PATHS, (source,)),
     (texts.STUDIES, (study,)),

@@ -1,4 +1,4 @@
-"""Hostile and damaged files: each ends in a clear error, soon and small; nothing in them runs or leaves its folder."""
+"""Hostile files end in a clear error, soon and small; nothing in them runs or leaves its folder."""
 
 from pathlib import Path
 
@@ -11,20 +11,10 @@ SLOW = {name for name in CASES if "bomb" in name}
 
 def tree(folder: Path) -> dict[str, bytes | None]:
     """Everything below a folder with its content, links and pipes unread."""
-    files = (
-        p for p in folder.rglob("*") if folder / "here/out" not in (p, *p.parents)
-    )  # where an archive is unpacked to
     return {
         str(p.relative_to(folder)): p.read_bytes() if p.is_file() and not p.is_symlink() else None
-        for p in files
+        for p in folder.rglob("*")
     }
-
-
-def test_the_corpus_is_large() -> None:
-    print(
-        f"{len(CASES)} hostile files, {sum(len(reads) for _, reads in CASES.values())} times given to a reader"
-    )
-    assert len(CASES) >= 60
 
 
 @pytest.mark.parametrize(

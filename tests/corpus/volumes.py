@@ -9,65 +9,51 @@ from typing import Any
 import h5py
 import numpy as np
 import zarr as typed_zarr
-from images import GREY, zeros
+from files import GREY, Write, link, made, noise, pickle_that_touches, zeros
 
 zarr: Any = typed_zarr  # its types are narrower than what it takes
-Write = Callable[[Path], Path | str]
-
-
-def made(name: str, make: Callable[[Path], object]) -> Write:
-    """What is no file, by a function that makes it."""
-
-    def write(folder: Path) -> Path:
-        make(folder / name)
-        return folder / name
-
-    return write
-
-
-# -- HDF5
 
 
 def hdf5(**how: Any) -> Write:
     """A file with one dataset, `how` as h5py's create_dataset takes it."""
 
-    def write(folder: Path) -> Path:
-        with h5py.File(folder / "a.h5", "w") as file:
+    def make(path: Path) -> None:
+        with h5py.File(path, "w") as file:
             file.create_dataset("raw", **how)
-        return folder / "a.h5"
 
-    return write
+    return made("a.h5", make)
 
 
 def with_attributes(**attributes: Any) -> Write:
-    def write(folder: Path) -> Path:
-        with h5py.File(folder / "a.h5", "w") as file:
+    def make(path: Path) -> None:
+        with h5py.File(path, "w") as file:
             file.create_dataset("raw", data=GREY).attrs.update(attributes)
-        return folder / "a.h5"
 
-    return write
+    return made("a.h5", make)
 
 
 def changed(content: Callable[[bytes], bytes]) -> Write:
-    def write(folder: Path) -> Path:
-        with h5py.File(folder / "a.h5", "w") as file:
-            file.create_dataset("raw", data=GREY, chunks=(1, 24, 32), compression="gzip")
-        path = folder / "a.h5"
+    def make(path: Path) -> None:
+        hdf5(data=GREY, chunks=(1, 24, 32), compression="gzip")(path.parent)
         path.write_bytes(content(path.read_bytes()))
-        return path
 
-    return write
+    return made("a.h5", make)
 
 
-def raw_data_outside(folder: Path) -> Path:
+def raw_data_outside(folder: Path) -> Path | str:
     """The values are the bytes of another file."""
     (folder.parent / "secret.bin").write_bytes(GREY.tobytes())
-    return hdf5(shape=GREY.shape, dtype="u1", external=[("../secret.bin", 0, GREY.size)])(folder)  # type: ignore[return-value]
+    outside = [("../secret.bin", 0, GREY.size)]
+    return hdf5(shape=GREY.shape, dtype="u1", external=outside)(folder)
+
+
+def secret(folder: Path) -> None:
+    with h5py.File(folder.parent / "secret.h5", "w") as file:
+        file["raw"] = GREY
 
 
 def virtual_outside(folder: Path) -> Path:
-    with h5py.File(folder.parent / "secret.h5", "w") as file:
-        file["raw"] = GREY
+    secret(folder)
     layout = h5py.VirtualLayout(GREY.shape, "u1")
     layout[:] = h5py.VirtualSource("../secret.h5", "raw", GREY.shape)
     with h5py.File(folder / "a.h5", "w") as file:
@@ -76,8 +62,7 @@ def virtual_outside(folder: Path) -> Path:
 
 
 def link_outside(folder: Path) -> str:
-    with h5py.File(folder.parent / "secret.h5", "w") as file:
-        file["raw"] = GREY
+    secret(folder)
     with h5py.File(folder / "a.h5", "w") as file:
         file["raw"] = h5py.ExternalLink("../secret.h5", "raw")
     return f"{folder / 'a.h5'}:/raw"
@@ -93,43 +78,36 @@ def links_in_a_circle(folder: Path) -> str:
 
 def chunk_bomb(folder: Path) -> Path:
     """One chunk of 3 GB of zeros, deflated to nothing."""
+    shape = 3, 32768, 32768
     with h5py.File(folder / "a.h5", "w") as file:
-        data = file.create_dataset(
-            "raw", (3, 32768, 32768), "u1", chunks=(3, 32768, 32768), compression="gzip"
-        )
+        data = file.create_dataset("raw", shape, "u1", chunks=shape, compression="gzip")
         data.id.write_direct_chunk((0, 0, 0), zeros(3 * 1024))
     return folder / "a.h5"
 
 
+TEXT = np.array([[["a"] * 5] * 5] * 3, dtype=object)
 HDF5S: dict[str, Write] = {
     "hdf5-empty": changed(lambda raw: b""),
-    "hdf5-noise": changed(lambda raw: raw[:8] + np.random.default_rng(3).bytes(3000)),
+    "hdf5-noise": changed(lambda raw: raw[:8] + noise(3000)),
     "hdf5-truncated": changed(lambda raw: raw[:-700]),
     "hdf5-damaged-chunks": changed(lambda raw: raw.replace(b"\x78\x5e", b"\0\0")),
     "hdf5-a-trillion-voxels": hdf5(shape=(2**40, 2**20, 2**22), dtype="u1", chunks=(1, 64, 64)),
     "hdf5-never-written": hdf5(shape=(3, 60000, 60000), dtype="u1"),
     "hdf5-chunk-bomb": chunk_bomb,
     "hdf5-no-slices": hdf5(shape=(0, 24, 32), dtype="u1"),
-    "hdf5-text": hdf5(
-        data=np.array([[["a"] * 5] * 5] * 3, dtype=object), dtype=h5py.string_dtype()
-    ),
+    "hdf5-text": hdf5(data=TEXT, dtype=h5py.string_dtype()),
     "hdf5-records": hdf5(data=np.zeros((3, 24, 32), [("a", "u1"), ("b", "f4")])),
-    "hdf5-complex": hdf5(data=np.zeros((3, 24, 32), np.complex64)),
     "hdf5-raw-data-in-a-file-outside": raw_data_outside,
     "hdf5-virtual-data-in-a-file-outside": virtual_outside,
     "hdf5-link-to-a-file-outside": link_outside,
     "hdf5-links-in-a-circle": links_in_a_circle,
-    "hdf5-axes-of-another-number": with_attributes(axistags=json.dumps({"axes": [{"key": "z"}]})),
+    "hdf5-axes-of-another-number": with_attributes(axistags='{"axes": [{"key": "z"}]}'),
     "hdf5-axes-that-are-no-text": with_attributes(
         axistags=json.dumps({"axes": [{"key": [1]}] * 3})
     ),
     "hdf5-infinite-voxels": with_attributes(element_size_um=[np.inf, 1.0, 1.0]),
     "hdf5-voxels-of-light-years": with_attributes(element_size_um=[9e74, 1.0, 1.0]),
 }
-
-
-# -- Zarr
-
 
 V2 = {
     "zarr_format": 2,
@@ -141,98 +119,64 @@ V2 = {
     "order": "C",
     "filters": None,
 }
+PICKLED = {"filters": [{"id": "pickle", "protocol": 2}]}
 
 
-def v2(content: bytes = GREY[0].tobytes(), **change: Any) -> Write:
-    """A Zarr of format 2 by hand, with one chunk."""
+def v2(
+    content: bytes = GREY[0].tobytes(), chunk: Callable[[Path], object] | None = None, **change: Any
+) -> Write:
+    """A Zarr of format 2 by hand, with one chunk of this content, or what a function makes."""
 
-    def write(folder: Path) -> Path:
-        path = folder / "a.zarr"
+    def make(path: Path) -> None:
         path.mkdir()
         (path / ".zarray").write_text(json.dumps(V2 | change))
-        (path / "0.0.0").write_bytes(content)
-        return path
+        (chunk or (lambda file: file.write_bytes(content)))(path / "0.0.0")
 
-    return write
+    return made("a.zarr", make)
 
 
 def metadata(text: str, name: str = ".zarray") -> Write:
-    def write(folder: Path) -> Path:
-        (folder / "a.zarr").mkdir()
-        (folder / "a.zarr" / name).write_text(text)
-        return folder / "a.zarr"
+    def make(path: Path) -> None:
+        path.mkdir()
+        (path / name).write_text(text)
 
-    return write
-
-
-def pickled_chunk(folder: Path) -> Path:
-    """numcodecs has a codec that is pickle."""
-    return v2(
-        pickle_that_touches(folder.parent / "ran"), filters=[{"id": "pickle", "protocol": 2}]
-    )(folder)  # type: ignore[return-value]
+    return made("a.zarr", make)
 
 
-def pickled_objects(folder: Path) -> Path:
-    filters = [{"id": "pickle", "protocol": 2}]
-    return v2(pickle_that_touches(folder.parent / "ran"), dtype="|O", filters=filters)(folder)  # type: ignore[return-value]
+def pickled(**change: Any) -> Write:
+    """A chunk that is a pickle, which numcodecs would load."""
+    return lambda folder: v2(pickle_that_touches(folder.parent / "ran"), **PICKLED | change)(folder)
 
 
-def pickle_that_touches(path: Path) -> bytes:
-    """A pickle, written by hand, that creates a file when it is loaded."""
-    return b"cposix\nsystem\n(S'touch " + str(path).encode() + b"'\ntR."
-
-
-def image(change: dict[str, Any]) -> Write:
+def image(**change: Any) -> Write:
     """OME-Zarr whose metadata say something else than what is there."""
 
-    def write(folder: Path) -> Path:
-        group = zarr.create_group(folder / "a.zarr", zarr_format=2)
+    def make(path: Path) -> None:
+        group = zarr.create_group(path, zarr_format=2)
         group.create_array("0", data=GREY)
-        zarr.save_array(str(folder.parent / "secret.zarr"), GREY)
+        zarr.save_array(str(path.parent.parent / "secret.zarr"), GREY)
         axes = [{"name": a, "type": "space", "unit": "nanometer"} for a in "zyx"]
-        group.attrs["multiscales"] = [
-            {"version": "0.4", "axes": axes, "datasets": [{"path": "0"}]} | change
-        ]
-        return folder / "a.zarr"
+        plain = {"version": "0.4", "axes": axes, "datasets": [{"path": "0"}]}
+        group.attrs["multiscales"] = [plain | change]
 
-    return write
+    return made("a.zarr", make)
 
 
-def endless_chunk(folder: Path) -> Path:
-    path = Path(v2()(folder))
-    os.remove(path / "0.0.0")
-    os.symlink("/dev/zero", path / "0.0.0")
-    return path
+def scaled(*scale: Any) -> Write:
+    changes = [{"type": "scale", "scale": list(scale)}]
+    return image(datasets=[{"path": "0", "coordinateTransformations": changes}])
 
 
-def chunk_nowhere(folder: Path) -> Path:
-    path = Path(v2()(folder))
-    os.remove(path / "0.0.0")
-    os.symlink("nowhere", path / "0.0.0")
-    return path
-
-
-def pipe_as_chunk(folder: Path) -> Path:
-    path = Path(v2()(folder))
-    os.remove(path / "0.0.0")
-    os.mkfifo(path / "0.0.0")
-    return path
-
-
-def zstd_bomb(folder: Path) -> Path:
+def zstd_bomb(folder: Path) -> Path | str:
     """Two gigabytes of zeros in one chunk of some kilobytes."""
     from numcodecs import Zstd
 
+    shape = [1, 2**15, 2**16 - 32]
     packed = Zstd(1).encode(np.zeros(2**31 - 2**20, np.uint8))
-    side = 2**15
-    change = {
-        "shape": [1, side, 2 * side - 32],
-        "chunks": [1, side, 2 * side - 32],
-        "compressor": {"id": "zstd", "level": 1},
-    }
-    return Path(v2(packed, **change)(folder))
+    return v2(packed, shape=shape, chunks=shape, compressor={"id": "zstd", "level": 1})(folder)
 
 
+HUGE = [60000, 60000, 60000]
 ZARRS: dict[str, Write] = {
     "zarr-empty-folder": made("a.zarr", Path.mkdir),
     "zarr-no-json": metadata("{"),
@@ -244,74 +188,31 @@ ZARRS: dict[str, Write] = {
     "zarr-a-quintillion-voxels": v2(shape=[2**40, 2**30, 2**30]),
     "zarr-chunks-of-nothing": v2(chunks=[0, 0, 0]),
     "zarr-chunks-of-another-number": v2(chunks=[24, 32]),
-    "zarr-chunks-larger-than-memory": v2(shape=[60000, 60000, 60000], chunks=[60000, 60000, 60000]),
+    "zarr-chunks-larger-than-memory": v2(shape=HUGE, chunks=HUGE),
     "zarr-zstd-bomb": zstd_bomb,
     "zarr-short-chunk": v2(content=b"abc"),
     "zarr-unknown-codec": v2(compressor={"id": "nonsense"}),
     "zarr-damaged-blosc": v2(content=b"\2\1\x21\1" + bytes(range(60)), compressor={"id": "blosc"}),
-    "zarr-objects": pickled_objects,
-    "zarr-filter-is-pickle": pickled_chunk,
+    "zarr-objects": pickled(dtype="|O"),
+    "zarr-filter-is-pickle": pickled(),
     "zarr-dates": v2(dtype="<M8[s]"),
-    "zarr-chunk-is-a-link-to-endless-zeros": endless_chunk,
-    "zarr-chunk-is-a-pipe": pipe_as_chunk,
-    "ome-zarr-array-outside": image({"datasets": [{"path": "../../secret.zarr"}]}),
-    "ome-zarr-no-list": image({"datasets": "0"}),
-    "ome-zarr-axes-of-another-number": image({"axes": [{"name": "z"}]}),
-    "ome-zarr-scale-of-text": image(
-        {
-            "datasets": [
-                {
-                    "path": "0",
-                    "coordinateTransformations": [{"type": "scale", "scale": ["a", "b", "c"]}],
-                }
-            ]
-        }
-    ),
-    "ome-zarr-infinite-scale": image(
-        {
-            "datasets": [
-                {
-                    "path": "0",
-                    "coordinateTransformations": [{"type": "scale", "scale": [float("inf"), 1, 1]}],
-                }
-            ]
-        }
-    ),
-    "ome-zarr-images-by-name": metadata(json.dumps({"zarr_format": 2}), ".zgroup"),
+    "zarr-chunk-is-a-link-to-endless-zeros": v2(chunk=lambda p: os.symlink("/dev/zero", p)),
+    "zarr-chunk-is-a-link-to-nothing": v2(chunk=lambda p: os.symlink("nowhere", p)),
+    "zarr-chunk-is-a-pipe": v2(chunk=os.mkfifo),
+    "ome-zarr-array-outside": image(datasets=[{"path": "../../secret.zarr"}]),
+    "ome-zarr-no-list": image(datasets="0"),
+    "ome-zarr-axes-of-another-number": image(axes=[{"name": "z"}]),
+    "ome-zarr-scale-of-text": scaled("a", "b", "c"),
+    "ome-zarr-infinite-scale": scaled(float("inf"), 1, 1),
 }
-
-
-INGESTED: dict[str, Write] = {
-    "zarr-chunk-is-a-link-to-nothing": chunk_nowhere,
-}
-
-
-# -- files that are none
-
-
-def link(target: str, name: str = "a.tif") -> Write:
-    def write(folder: Path) -> Path:
-        os.symlink(target, folder / name)
-        return folder / name
-
-    return write
-
-
-def pipe(name: str) -> Write:
-    def write(folder: Path) -> Path:
-        os.mkfifo(folder / name)
-        return folder / name
-
-    return write
 
 
 def slices_with(make: Callable[[Path], object]) -> Write:
-    def write(folder: Path) -> Path:
-        (folder / "slices").mkdir()
-        make(folder / "slices" / "s_1.png")
-        return folder / "slices"
+    def write(folder: Path) -> None:
+        folder.mkdir()
+        make(folder / "s_1.png")
 
-    return write
+    return made("slices", write)
 
 
 PATHS: dict[str, Write] = {
@@ -319,12 +220,12 @@ PATHS: dict[str, Write] = {
     "link-to-nothing": link("nowhere.tif"),
     "link-to-endless-zeros": link("/dev/zero"),
     "hdf5-link-to-endless-zeros": link("/dev/zero", "a.h5"),
-    "pipe-called-tif": pipe("a.tif"),
-    "pipe-called-png": pipe("a.png"),
-    "pipe-called-h5": pipe("a.h5"),
-    "slices-one-is-a-folder": slices_with(lambda p: p.mkdir()),
+    "pipe-called-tif": made("a.tif", os.mkfifo),
+    "pipe-called-png": made("a.png", os.mkfifo),
+    "pipe-called-h5": made("a.h5", os.mkfifo),
+    "slices-one-is-a-folder": slices_with(Path.mkdir),
     "slices-one-is-a-pipe": slices_with(os.mkfifo),
     "slices-one-is-endless": slices_with(lambda p: p.symlink_to("/dev/zero")),
-    "name-with-a-null": lambda f: f"{f}/a\0.tif",
-    "name-of-5000-letters": lambda f: f"{f}/{'a' * 5000}.tif",
+    "name-with-a-null": lambda folder: f"{folder}/a\0.tif",
+    "name-of-5000-letters": lambda folder: f"{folder}/{'a' * 5000}.tif",
 }
