@@ -110,7 +110,7 @@ CASES = {name: (write, reads) for group, reads in GROUPS for name, write in grou
 
 
 def meet(read: Callable[[Any], None], argument: Any, folder: Path) -> Outcome:
-    """Fork, read, look: the child's own error, time and memory; the parent ends it when its time is over."""
+    """The error, time and memory of a forked child, which is ended when its time is over."""
     out, into = os.pipe()
     child = os.fork()
     if child == 0:
