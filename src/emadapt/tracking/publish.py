@@ -80,16 +80,17 @@ def publish(run: Run) -> str:
     """
     if run.muted or _mode() == "off":
         return ""
-    try:
-        run.save()
-        kept = f"the run is kept in {run.file} for `emadapt track sync`"
-    except OSError as error:
-        kept = f"the run cannot be kept ({error}), so what is missing in MLflow is lost"
-        log.warning("tracking: %s", redact(kept))
-    if _mode() == "later" or not _deliver(run, kept, earlier_first=run.known is None):
-        return ""
-    if run.status != "RUNNING":
-        run.remove()
+    with _held(run):
+        try:
+            run.save()
+            kept = f"the run is kept in {run.file} for `emadapt track sync`"
+        except OSError as error:
+            kept = f"the run cannot be kept ({error}), so what is missing in MLflow is lost"
+            log.warning("tracking: %s", redact(kept))
+        if _mode() == "later" or not _deliver(run, kept, earlier_first=run.known is None):
+            return ""
+        if run.status != "RUNNING":
+            run.remove()
     return str(run.known.run_id)
 
 
@@ -109,18 +110,17 @@ def sync(root: Path, name: str = "", but: str = "") -> tuple[int, int]:
     root, done, left = root.resolve(), 0, 0
     pattern = f"{name}-{'[0-9a-f]' * 8}.json" if name else "*.json"
     runs = [run for file in (root / FOLDER).glob(pattern) if (run := _left_over(root, file))]
-    for run in sorted(runs, key=lambda run: run.began):
-        if run.key == but:
+    for seen in sorted(runs, key=lambda run: run.began):
+        if seen.key == but:
             continue
         try:
-            with run.lock().acquire(timeout=0):
-                if run.status == "RUNNING":
-                    run.status = "KILLED"
-                if not left and _deliver(run, f"the run is kept in {run.file}", patient=False):
+            with seen.lock.acquire(timeout=0):
+                run = _left_over(root, seen.file)  # as its process left it
+                if run and not left and _deliver(run, f"it is kept in {run.file}", patient=False):
                     run.remove()
                     done += 1
                 else:
-                    left += 1
+                    left += run is not None
         except Timeout:
             continue  # it lives
     return done, left
@@ -137,18 +137,22 @@ def _held(run: Run) -> Iterator[None]:
         if not run.muted:
             with contextlib.suppress(OSError):  # `publish` will say that the disk takes nothing
                 run.file.parent.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(run.lock())
+                stack.enter_context(run.lock)
         yield
 
 
 def _left_over(root: Path, file: Path) -> Run | None:
+    """The run in a file; one that was live has lost its process."""
     try:
-        return load_run(root, file)
+        run = load_run(root, file)
     except FileNotFoundError:
         return None  # published a moment ago
     except (OSError, ValueError, TypeError, KeyError) as error:
         log.warning("tracking: %s: not a run: %s", file, error)
         return None
+    if run.status == "RUNNING":
+        run.status = "KILLED"
+    return run
 
 
 def _deliver(run: Run, kept: str, *, earlier_first: bool = False, patient: bool = True) -> bool:

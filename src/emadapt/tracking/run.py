@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -108,8 +109,9 @@ class Run:
         """Where the run is kept until MLflow has it."""
         return self.root / FOLDER / f"{self.name}-{self.key[:8]}.json"
 
+    @cached_property
     def lock(self) -> FileLock:
-        """Held by the process that the run lives in."""
+        """Held by the process that the run lives in, as often as it likes."""
         return FileLock(self.file.with_suffix(".lock"))
 
     def save(self) -> None:

@@ -115,7 +115,7 @@ def _send_metrics(store: Any, run: Run, known: Known) -> None:
 
     own = {name for values in run.metrics.values() for name in values}
     for name in own & known.unread:
-        history = store.get_metric_history(known.run_id, name)
+        history = within(PATIENCE, partial(store.get_metric_history, known.run_id, name))
         for metric in sorted(history, key=lambda metric: metric.timestamp):
             known.metrics[name, metric.step] = metric.value
     known.unread -= own
@@ -169,10 +169,11 @@ def _send_status(store: Any, run: Run, known: Known) -> None:
     """Set the status. A run that has ended stays as it ended, unless it is at work again."""
     if run.status == "RUNNING":
         if known.status != "RUNNING":
-            store.update_run(known.run_id, status="RUNNING")
+            within(PATIENCE, partial(store.update_run, known.run_id, status="RUNNING"))
     else:
         if known.status == "RUNNING":
-            store.set_terminated(known.run_id, run.status, run.ended or now())
+            ended = run.ended or now()
+            within(PATIENCE, partial(store.set_terminated, known.run_id, run.status, ended))
         views.describe(views.refresh_run, store, known.run_id)
     known.status = run.status
 
