@@ -12,6 +12,7 @@ from tiny import make_study, settings, write_model
 
 VERBS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "ingest": (("ingest", "a"), ("build/ingest/a/*",)),
+    "plan": (("plan",), ("build/plan/*/*",)),
     "tokens": (("tokens", "t", "a"), ("build/tokens/t/*", "scratch/tokens/*/*")),
     "train": (("train", "t-lora-a-0"), ("build/units/t-lora-a-0/*",)),
     "evaluate": (("evaluate", "t-frozen-a-0"), ("build/evaluate/t-frozen-a-0/*",)),

@@ -7,12 +7,13 @@ from contextlib import contextmanager
 from typing import Any
 
 from emadapt.errors import EmadaptError
-from emadapt.study.study import Study
+from emadapt.study.study import Study, Unit
 
 Needs = dict[str, set[str]]
 """Stages that are to run, and for each those of them that have to end first."""
 
 PLAN = "plan"
+LONGEST_FIRST = ("ingest", "tokens", "train", "diagnose", "evaluate", "report")
 
 
 def stale_ingests() -> Needs:
@@ -54,10 +55,23 @@ def stale_stages(study: Study) -> Needs:
     for name, others in tokens_first(study).items():
         if name in needs:
             needs[name] |= others
+    adapted = {f"train@{unit.name}" for unit in study.units() if _adapts(study, unit)}
     stale &= set(needs)
     while more := {name for name, others in needs.items() if others & stale} - stale:
         stale |= more
-    return {name: others & stale for name, others in needs.items() if name in stale}
+    first = sorted(stale & set(needs), key=lambda name: (name not in adapted, _rank(name), name))
+    return {name: needs[name] & stale for name in first}
+
+
+def _adapts(study: Study, unit: Unit) -> bool:
+    """Whether the backbone is in the training loop, which takes longest."""
+    return not study.regime_settings[unit.regime].pretrained_tokens
+
+
+def _rank(stage: str) -> int:
+    """Long stages go first, so that none is left to run alone at the end."""
+    kind = stage.partition("@")[0]
+    return LONGEST_FIRST.index(kind) if kind in LONGEST_FIRST else len(LONGEST_FIRST)
 
 
 def tokens_first(study: Study) -> Needs:

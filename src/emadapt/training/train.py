@@ -404,9 +404,7 @@ def _fit_or_copy(
     return progress, score(segmenter, inputs.volumes, inputs.views, every=0)
 
 
-def _copy(
-    twin: Path, segmenter: Segmenter
-) -> tuple[Progress, dict[str, float]]:
+def _copy(twin: Path, segmenter: Segmenter) -> tuple[Progress, dict[str, float]]:
     """Take over the weights, history and cost of a finished unit that this one cannot differ from."""
     fields, final = twins.adopt(twin, segmenter)
     progress = Progress(**fields)
