@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from emadapt.errors import InputError
-from emadapt.volumes.source import Source, chunked_source, only_one, unreadable
+from emadapt.volumes.source import Source, chunked_source, damaged, only_one, unreadable
 from emadapt.volumes.voxel import stated_voxel
 
 
@@ -64,9 +64,7 @@ def _check_stored(data: Any, what: str) -> None:
             do="Copy it with h5repack, which puts them there.",
         )
     if not data.is_virtual and data.id.get_storage_size() == 0:
-        raise InputError(
-            what, found="a dataset that was never written", expected="values", do="Export it again."
-        )
+        raise damaged(what, "a dataset that was never written", "values")
 
 
 def _axes(data: Any) -> list[str] | None:

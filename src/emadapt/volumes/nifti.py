@@ -14,6 +14,7 @@ from emadapt.volumes.source import (
     Source,
     check_extent,
     check_type,
+    damaged,
     only_one,
     stamp,
     unreadable,
@@ -94,12 +95,7 @@ def _values(path: Path, shape: tuple[int, int, int], dtype: np.dtype[Any], offse
             do="Unpack it (gunzip) and use the .nii file.",
         )
     if not packed and (size := path.stat().st_size) < needed:
-        raise InputError(
-            path,
-            found=f"a truncated NIfTI file ({size} bytes of {needed})",
-            expected="a complete file",
-            do="Copy or export it again.",
-        )
+        raise damaged(path, f"a truncated NIfTI file ({size} bytes of {needed})")
     try:
         values = ArrayProxy(str(path), (shape, dtype, offset), mmap="r").get_unscaled()
     except Exception as error:

@@ -260,12 +260,14 @@ def only_one(path: Path, inside: str, scale: int) -> None:
 def unreadable(what: str | Path, found: str, error: Exception) -> InputError:
     """An error that a library raised while it read a file, in words that help."""
     said = " ".join(str(error).split())[:300]
-    return InputError(
-        what,
-        found=f"{found} ({type(error).__name__}: {said})",
-        expected="a complete, undamaged file",
-        do="Copy or export it again.",
-    )
+    return damaged(what, f"{found} ({type(error).__name__}: {said})")
+
+
+def damaged(
+    what: str | Path, found: str, expected: str = "a complete, undamaged file"
+) -> InputError:
+    """An error for a file that only its owner can replace."""
+    return InputError(what, found=found, expected=expected, do="Copy or export it again.")
 
 
 def stamp(*paths: Path) -> list[Any]:

@@ -24,6 +24,7 @@ from emadapt.volumes.source import (
     Array,
     Source,
     check_type,
+    damaged,
     only_one,
     region,
     spatial_axes,
@@ -117,12 +118,7 @@ def _volume_of(tif: Any, path: Path) -> Any:
     series = tif.series[0]
     check_type(series.dtype, str(path))
     if max(series.shape) > MAX_SIDE or 0 in series.shape:
-        raise InputError(
-            path,
-            found=f"shape {series.shape}",
-            expected=f"sides of 1 to {MAX_SIDE}",
-            do="Check the file's header.",
-        )
+        raise damaged(path, f"shape {series.shape}", f"sides of 1 to {MAX_SIDE}")
     if series.keyframe.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
         raise InputError(
             path,
@@ -133,12 +129,8 @@ def _volume_of(tif: Any, path: Path) -> Any:
         )
     stated, slices = _stated_planes(tif), math.prod(_stack_shape(series, path)[:-2])
     if stated is not None and stated not in (slices, slices * series.sizes.get("sample", 1)):
-        raise InputError(
-            path,
-            found=f"{slices} slices where its description says {stated} planes",
-            expected="as many",
-            do="Export it again, all planes in one file.",
-        )
+        found = f"{slices} slices where its description says {stated} planes"
+        raise damaged(path, found, "all planes in one file")
     return series
 
 
@@ -206,19 +198,14 @@ def _check_complete(tif: Any, path: Path) -> None:
     size = path.stat().st_size
     for number, page in enumerate(tif.pages):
         form, counts = page.keyframe, page.databytecounts
-        ends = [o + n for o, n in zip(page.dataoffsets, counts, strict=True)]
+        ends = [0, *(o + n for o, n in zip(page.dataoffsets, counts, strict=True))]
         needed = 1
         if form.compression == 1:
             bits = form.imagewidth * form.samplesperpixel * form.bitspersample
             needed = form.imagelength * math.ceil(bits / 8)
         if sum(counts) < needed or max(ends) > size:
-            raise InputError(
-                path,
-                found=f"a truncated TIFF ({size} bytes; page {number} has {sum(counts)} bytes of"
-                f" data, up to byte {max(ends, default=0)}, and needs {needed})",
-                expected="a complete file",
-                do="Copy or export it again.",
-            )
+            found = f"page {number} has {sum(counts)} bytes of data, up to byte {max(ends)}"
+            raise damaged(path, f"a truncated TIFF ({size} bytes; {found}, and needs {needed})")
     form = tif.series[0].keyframe
     chunk, packed = math.prod(form.chunks) * form.dtype.itemsize, form.databytecounts
     whole = form.size * form.dtype.itemsize

@@ -12,7 +12,14 @@ from typing import Any
 import numpy as np
 
 from emadapt.errors import InputError
-from emadapt.volumes.source import Array, Source, chunked_source, spatial_axes, unreadable
+from emadapt.volumes.source import (
+    Array,
+    Source,
+    chunked_source,
+    damaged,
+    spatial_axes,
+    unreadable,
+)
 from emadapt.volumes.voxel import Voxel, in_nm, known_voxel, stated_voxel
 
 
@@ -99,12 +106,8 @@ def _image(path: Path, group: Any, image: dict[str, Any], scale: int) -> Source:
         levels = image["datasets"]
         paths = [str(level["path"]) for level in levels]
     except (KeyError, TypeError) as error:
-        raise InputError(
-            path,
-            found=f"OME-Zarr metadata without {error}",
-            expected="multiscales of version 0.4 or 0.5",
-            do="Export it again.",
-        ) from error
+        found = f"OME-Zarr metadata without {error}"
+        raise damaged(path, found, "multiscales of version 0.4 or 0.5") from error
     if not 0 <= scale < len(paths):
         raise InputError(
             path,
@@ -113,12 +116,7 @@ def _image(path: Path, group: Any, image: dict[str, Any], scale: int) -> Source:
             do="Choose one that is there.",
         )
     if paths[scale] not in group:
-        raise InputError(
-            path,
-            found=f"no array {paths[scale]!r}",
-            expected="what its metadata say",
-            do="Export it again.",
-        )
+        raise damaged(path, f"no array {paths[scale]!r}", "what its metadata say")
     changes = [
         *levels[scale].get("coordinateTransformations", ()),
         *image.get("coordinateTransformations", ()),
@@ -190,9 +188,7 @@ def _check_file(file: Path, name: str, blosc: bool) -> None:
     a chunk that is too short.
     """
     if os.path.lexists(file) != file.is_file():
-        raise InputError(
-            name, found=f"no plain file at {file.name}", expected="files", do="Copy it again."
-        )
+        raise damaged(name, f"no plain file at {file.name}", "files")
     if blosc and file.is_file():
         with file.open("rb") as stream:
             said = int.from_bytes(stream.read(16)[12:], "little")
