@@ -24,6 +24,7 @@ from filelock import FileLock
 
 from emadapt.data.crops import as_input
 from emadapt.data.ingest import Volume
+from emadapt.data.splits import evenly_spaced
 from emadapt.data.tiles import (
     Geometry,
     Grey,
@@ -125,8 +126,8 @@ def chosen_slices(
             do="Lower `diagnose.blocks`.",
             expected=f"at least {spec.blocks}, one for each block of `diagnose.blocks`",
         )
-    if spec.slices and len(slices) > spec.slices:
-        slices = slices[np.linspace(0, len(slices) - 1, spec.slices).round().astype(int)]
+    if spec.slices:
+        slices = slices[evenly_spaced(len(slices), spec.slices)]
     return slices, np.asarray([part[int(z)] for z in slices])
 
 

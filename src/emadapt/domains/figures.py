@@ -15,6 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from emadapt.data.ingest import open_volume
+from emadapt.data.splits import evenly_spaced
 from emadapt.domains import pca
 from emadapt.domains.features import Features
 
@@ -59,11 +60,7 @@ def pca_figure(title: str, models: Models) -> Figure:
                 linewidth=0.6,
                 label=f"{dataset}, n = {len(at)}" + no_labels,
             )
-            some = (
-                np.linspace(0, len(f.tokens) - 1, min(SHOWN_TOKENS, len(f.tokens)))
-                .round()
-                .astype(int)
-            )
+            some = evenly_spaced(len(f.tokens), SHOWN_TOKENS)
             at, true = components.project(f.tokens[some]), f.foreground[some]
             right.scatter(*at[~true].T, s=5, color=colour, marker=marker, alpha=0.35, linewidth=0)
             right.scatter(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from emadapt.data.splits import evenly_spaced
 from emadapt.domains import frechet
 from emadapt.domains.features import Features
 from emadapt.domains.moments import CLASSES, z_blocks
@@ -88,7 +89,7 @@ class Population:
         if len(slices) < (least := blocks if self.cls == "all" else FEWEST):
             found = f"{self.cls} tokens in {len(slices)} slices of the subsample"
             raise self.lacking(found, f"in at least {least}")
-        thin = np.linspace(0, len(chosen) - 1, min(most, len(chosen))).round().astype(int)
+        thin = evenly_spaced(len(chosen), most)
         block = z_blocks(len(slices), blocks)[place]
         return self.features.tokens[chosen[thin]], block[thin], chosen[thin]
 
