@@ -91,7 +91,7 @@ def test_the_volume_is_what_was_written_and_the_manifest_says_so(
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".h5", ".zarr"])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_every_format_gives_the_volume_that_tiff_gives(
-    study: Study, tmp_path: Path, suffix: str, dtype: type
+    study: Study, tmp_path: Path, suffix: str, dtype: Any
 ) -> None:
     image = IMAGE.astype(dtype) * (1 if dtype is np.uint8 else 100)
     write(tmp_path / "data/a", image=image)
@@ -122,7 +122,7 @@ def test_the_md5_follows_every_ingredient(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.float32])
 def test_grey_values_are_scaled_by_percentiles_of_the_training_slices_alone(
-    study: Study, tmp_path: Path, dtype: type
+    study: Study, tmp_path: Path, dtype: Any
 ) -> None:
     wide = IMAGE.astype(dtype) * 100
     wide[-2:] = 65535  # the test block must not move the window

@@ -150,7 +150,7 @@ def test_every_format_gives_the_same_volume(
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32, bool])
-def test_types_of_values_stay(tmp_path: Path, dtype: type) -> None:
+def test_types_of_values_stay(tmp_path: Path, dtype: Any) -> None:
     stack = (RNG.random((3, 20, 30)) * 200).astype(dtype)
     source = open_source(tiff(tmp_path, volume=stack))
     np.testing.assert_array_equal(source.read(0, 3), stack, strict=True)
@@ -199,7 +199,7 @@ def refused(text: str | Path, **how: Any) -> str:
 @pytest.mark.parametrize("channels", [2, 3, 4])  # grey and alpha, RGB, RGBA
 @pytest.mark.parametrize("kind", ["png", "contig", "separate"])
 def test_colours_and_alpha_that_say_nothing_are_dropped_and_others_refused(
-    tmp_path: Path, dtype: type, channels: int, kind: str
+    tmp_path: Path, dtype: Any, channels: int, kind: str
 ) -> None:
     def write(stack: np.ndarray) -> str:
         if kind == "png":

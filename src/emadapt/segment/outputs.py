@@ -18,8 +18,18 @@ MEANING = {
     "instances": "number of the connected component",
 }
 """What the values of each kind of output are."""
-SAID = ("scale", "voxel_nm", "unit", "weights", "window", "zoom", "dataset", "sigma", "threshold")
-SAID += ("version",)
+SAID = (
+    "scale",
+    "voxel_nm",
+    "unit",
+    "weights",
+    "window",
+    "zoom",
+    "dataset",
+    "sigma",
+    "threshold",
+    "version",
+)
 """Fields of a job that outputs name; no paths, which say who has a file, and where."""
 
 
