@@ -12,10 +12,10 @@ import yaml
 from emadapt import api
 from emadapt.data.ingest import Volume
 from emadapt.errors import InputError
-from emadapt.models.closest import token_facts
-from emadapt.models.segmenter import load_segmenter
+from emadapt.models.token_statistics import token_facts
 from emadapt.segment.job import Order
 from emadapt.segment.run import segment_volume
+from emadapt.training.model_files import load_model
 from tiny import blobs, settings, write_model
 
 IMAGE, LABEL = blobs((3, 90, 100), 1)
@@ -38,7 +38,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a model, a volume and a study."""
     monkeypatch.chdir(tmp_path)
     write_model(Path("model"))
-    segmenter, _ = load_segmenter(Path("model"))
+    segmenter, _ = load_model(Path("model"))
     noisy = np.concatenate([IMAGE, IMAGE[:, ::-1]])
     own = Volume(
         "a",

@@ -13,10 +13,10 @@ from emadapt.errors import InputError
 from emadapt.metrics.intervals import block_bootstrap
 from emadapt.metrics.pixels import boundary_band, overlap_counts, pooled, summarise
 from emadapt.models.predict import predict_slice, predict_slices
-from emadapt.models.segmenter import load_segmenter
 from emadapt.study.study import Unit, load_study
-from emadapt.training import evaluate
+from emadapt.training import scores
 from emadapt.training.evaluate import evaluate_unit
+from emadapt.training.model_files import load_model
 from emadapt.training.train import train_unit
 from tiny import make_study, settings
 
@@ -122,7 +122,7 @@ def test_datasets_that_differ_in_their_labels_alone_are_predicted_once_and_score
         asked.append(volume.name)
         return predict_slices(segmenter, volume, slices, view)
 
-    monkeypatch.setattr(evaluate, "predict_slices", spied)
+    monkeypatch.setattr(scores, "predict_slices", spied)
     test = json.loads(evaluate_unit(study, unit).read_text())["test"]
     assert asked == ["a", "b"]
     assert list(test) == ["a", "b", "c"]
@@ -144,7 +144,7 @@ def test_metrics_of_a_unit_are_those_of_its_predictions(
     train_unit(study, unit)
     path = evaluate_unit(study, unit)
     metrics = json.loads(path.read_text())
-    segmenter, card = load_segmenter(tmp_path / "build/units" / unit.name)
+    segmenter, card = load_model(tmp_path / "build/units" / unit.name)
     for name in ("a", "b"):
         image, label = (
             np.load(tmp_path / f"build/ingest/{name}/{kind}.npy") for kind in ("image", "label")

@@ -3,6 +3,7 @@
 import json
 import shutil
 import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -18,7 +19,6 @@ from emadapt.cli import main
 from emadapt.data.fetch import record_of
 from emadapt.data.sources import DATASETS
 from emadapt.errors import EmadaptError, InputError
-from emadapt.models.predict import foreground
 from emadapt.segment import onnx_graph as graph
 from emadapt.segment.model import open_model
 from emadapt.segment.onnx_graph import (
@@ -78,7 +78,7 @@ def compare(model: Any, session: Any, height: int, width: int) -> None:
     grey = probe(2, height, width, 5)
     given = session.run([OUTPUT], {INPUT: grey})[0]
     assert given.shape == (2, 1, height, width)
-    expected = foreground(model.segmenter, torch.from_numpy(grey) / 255, (height, width))
+    expected = model.segmenter.foreground(torch.from_numpy(grey) / 255, (height, width))
     assert expected.std() > 0.01  # not a constant, which would agree with anything
     np.testing.assert_allclose(given[:, 0], expected, atol=1e-3)
 
@@ -165,9 +165,9 @@ def test_a_graph_that_differs_is_not_left_behind(
 def test_what_is_no_function_of_one_image_is_refused(tmp_path: Path) -> None:
     folder = write_model(tmp_path / "model")
     model = open_model(folder)
-    model.segmenter.regime = RegimeSettings("knn")
+    knn = replace(model, card=model.card | {"regime": {"kind": "knn"}})
     with pytest.raises(InputError, match="regime knn"):
-        check_exportable(model)
+        check_exportable(knn)
     write_model(tmp_path / "neighbours", context=1)
     with pytest.raises(InputError, match="context: 1"):
         check_exportable(open_model(tmp_path / "neighbours"))

@@ -10,8 +10,7 @@ from emadapt.data.ingest import open_volume
 from emadapt.data.tiles import geometry
 from emadapt.domains import features
 from emadapt.errors import InputError
-from emadapt.models.backbones import Backbone
-from emadapt.models.segmenter import build_frozen
+from emadapt.models.backbones import Backbone, pretrained
 from emadapt.models.tokens import CACHE, run, token_key, token_views
 from emadapt.study.study import BackboneSettings, DiagnoseSettings, Study
 from tiny import make_study, settings
@@ -27,7 +26,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
 
 def tokens_of(study: Study) -> tuple[Backbone, BackboneSettings]:
     run(study, "t", "a")
-    return build_frozen(study.backbone_settings["t"]), study.backbone_settings["t"]
+    return pretrained(study.backbone_settings["t"]), study.backbone_settings["t"]
 
 
 @pytest.mark.parametrize("shape", [(90, 100), (64, 64), (30, 200)])

@@ -8,30 +8,32 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import nn
 
 from emadapt.data.tiles import geometry
 from emadapt.errors import InputError
 from emadapt.models import mitonet
-from emadapt.models.outside import Outside, own_spec, two_classes
+from emadapt.models.passthrough import PassThrough
 from emadapt.models.predict import predict_slice
-from emadapt.models.segmenter import Segmenter, build_segmenter, load_segmenter
+from emadapt.models.published import Passed, two_classes
+from emadapt.models.segmenter import Segmenter
 from emadapt.pipeline.check import check_study
 from emadapt.study.study import BackboneSettings, RegimeSettings
 from emadapt.training.evaluate import evaluate_unit
+from emadapt.training.model_files import load_model
+from emadapt.training.regimes import REGIMES
 from emadapt.training.train import train_unit
 from outside import scene, write_mitonet
-from tiny import make_study, settings
+from tiny import build_model, make_study, settings
 
 SPEC = BackboneSettings("tiny_dinov2", "random", tile=64, overlap=0.25, precision="fp32")
 
 
-class Bright(Outside):
+class Bright(PassThrough):
     """Foreground is where the image, as the network sees it, is bright."""
 
     def __init__(self) -> None:
-        super().__init__("bright", 16)
-        self.vit, self.seen = nn.Conv2d(1, 1, 1), list[tuple[int, ...]]()
+        super().__init__(16)
+        self.seen = list[tuple[int, ...]]()
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
         self.seen.append(tuple(images.shape))
@@ -42,9 +44,9 @@ class Bright(Outside):
 def test_slices_are_downsampled_and_probabilities_come_back(
     factor: Any, seen: tuple[int, int]
 ) -> None:
-    regime = RegimeSettings("mitonet", weights="w", factor=factor)
-    backbone = Bright()
-    segmenter = Segmenter(own_spec(SPEC, regime, 128), regime, "mitonet", 0, backbone).eval()
+    settings = RegimeSettings("mitonet", weights="w", factor=factor)
+    spec, backbone = REGIMES["mitonet"](settings, SPEC, "mitonet").spec, Bright()
+    segmenter = Segmenter(spec, backbone, Passed()).eval()
     label = np.zeros((90, 120), bool)
     label[16:48, 20:60], label[64:88, 80:112] = True, True
     found = predict_slice(segmenter, np.where(label, 220, 30).astype(np.uint8))
@@ -55,8 +57,8 @@ def test_slices_are_downsampled_and_probabilities_come_back(
 
 
 def test_while_trained_it_sees_tiles_of_a_multiple() -> None:
-    regime = RegimeSettings("mitonet", weights="w", finetune=True, factor=2)
-    spec = own_spec(SPEC, regime, 128)
+    settings = RegimeSettings("mitonet", weights="w", finetune=True, factor=2)
+    spec = REGIMES["mitonet"](settings, SPEC, "mitonet").spec
     assert (spec.tile, spec.scale) == (128, 0.5)
     assert geometry((90, 100), spec, 16).tile == (128, 128)
 
@@ -74,8 +76,8 @@ def test_mitonet_gets_the_slice_as_its_authors_feed_it(
     tmp_path: Path, monkeypatch, kind: str, factor: Any
 ) -> None:
     file = write_mitonet(tmp_path / "w.pt", monkeypatch, kind)
-    segmenter = build_segmenter(
-        SPEC, RegimeSettings("mitonet", weights=str(file), factor=factor), "mitonet", 0
+    segmenter = build_model(
+        SPEC, RegimeSettings("mitonet", weights=str(file), factor=factor), "mitonet"
     )
     segmenter.train()  # it stays as it is
     image, _ = scene(shape=(128, 256))
@@ -114,13 +116,13 @@ def test_mitonet_zero_shot_and_fine_tuned_in_a_study(
     assert check_study(tmp_path / "params.yaml") == []
     before = torch.load(file, weights_only=True)
     for unit in study.units():
-        segmenter, card = load_segmenter(train_unit(study, unit))
+        segmenter, card = load_model(train_unit(study, unit))
         metrics = json.loads(evaluate_unit(study, unit).read_text())
         image, label = (np.load(f"build/ingest/a/{kind}.npy")[9] for kind in ("image", "label"))
         found = predict_slice(segmenter, image) > 0.5
         iou = (found & (label > 0)).sum() / (found | (label > 0)).sum()
         assert iou == pytest.approx(metrics["test"]["a"]["per_slice"]["iou"][-1], abs=1e-3)
-        now = segmenter.backbone.vit.state_dict()
+        now = segmenter.backbone.network.state_dict()
         same = [
             torch.equal(now[name], tensor)
             for name, tensor in before.items()
@@ -140,4 +142,4 @@ def test_mitonet_with_tensors_left_over(tmp_path: Path, monkeypatch: pytest.Monk
     state = torch.load(file, weights_only=True)
     torch.save(state | {"extra.weight": torch.zeros(1)}, file)
     with pytest.raises(InputError, match=r"extra\.weight"):
-        build_segmenter(SPEC, RegimeSettings("mitonet", weights=str(file)), "mitonet", 0)
+        build_model(SPEC, RegimeSettings("mitonet", weights=str(file)), "mitonet")

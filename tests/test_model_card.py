@@ -12,8 +12,8 @@ from emadapt.data.sources import DATASETS
 from emadapt.study.study import RegimeSettings, Unit
 from emadapt.training.evaluate import evaluate_unit
 from emadapt.training.model_card import model_card, terms_of
-from emadapt.training.start import behind_folders
 from emadapt.training.train import train_unit
+from emadapt.training.warm_start import behind_folders
 from fakes import a_study
 from tiny import make_study, settings
 
@@ -149,18 +149,3 @@ def test_images_under_other_labels_are_not_new(
     )
     assert "| lucchi | its images under other labels |" in text
     assert "On data it has not seen" not in text
-
-
-def test_what_was_not_trained_and_what_is_routed(
-    unit: tuple[str, dict[str, Any], dict[str, Any]],
-) -> None:
-    text, card, metrics = unit
-    assert "WiSE-FT" not in text
-    assert "router" not in text
-    between = model_card(card | {"regime": card["regime"] | {"interpolate": 0.25}}, metrics)
-    assert "its weights lie 0.25 of the way from a frozen unit" in between
-    tests = {name: test | {"routed_to": "a"} for name, test in metrics["test"].items()}
-    routed = model_card(
-        card | {"regime": card["regime"] | {"align": "routed"}}, metrics | {"test": tests}
-    )
-    assert "sent a to a, b to a." in routed

@@ -7,8 +7,9 @@ from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 
 from emadapt.models import nearest
 from emadapt.models.nearest import Nearest
-from emadapt.models.segmenter import build_segmenter, load_segmenter, save_segmenter
-from emadapt.study.study import BackboneSettings, RegimeSettings
+from emadapt.study.study import RegimeSettings
+from emadapt.training.model_files import load_model, save_model
+from tiny import regime_for
 
 DIM = 6
 
@@ -73,15 +74,16 @@ def test_logits_cross_zero_at_the_threshold() -> None:
 
 
 def test_the_bank_is_saved_in_half_precision_and_loaded_whatever_its_size(tmp_path: Path) -> None:
-    spec = BackboneSettings("tiny_dinov2", "random", blocks=(2, 4), tile=56)
-    segmenter = build_segmenter(spec, RegimeSettings("knn"), "knn", 0)
-    generator = torch.Generator().manual_seed(0)
+    backbone = {"arch": "tiny_dinov2", "source": "random", "blocks": (2, 4), "tile": 56}
+    regime = regime_for(backbone, RegimeSettings("knn"), "knn")
+    segmenter, generator = regime.build(0), torch.Generator().manual_seed(0)
     tokens = torch.randn(77, 128, generator=generator)
-    segmenter.head.fill(tokens, torch.rand(77, generator=generator), tokens.mean(0), tokens.std(0))  # type: ignore[operator]
+    targets = torch.rand(77, generator=generator)
+    segmenter.head.fill(tokens, targets, tokens.mean(0), tokens.std(0))  # type: ignore[operator]
     segmenter.head.k.fill_(3)  # type: ignore[operator]
-    save_segmenter(segmenter, tmp_path, {})
+    save_model(segmenter, regime, tmp_path, {})
     assert 77 * 128 * 2 < (tmp_path / "model.safetensors").stat().st_size < 77 * 128 * 2 + 4000
-    loaded, _ = load_segmenter(tmp_path)
+    loaded, _ = load_model(tmp_path)
     images = torch.rand(2, 1, 56, 56, generator=generator)
     with torch.inference_mode():
         assert torch.equal(loaded(images, (56, 56)), segmenter.eval()(images, (56, 56)))

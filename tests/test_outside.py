@@ -1,16 +1,15 @@
 """Published systems as baselines: what is missing or does not fit is said before anything runs."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from emadapt.errors import InputError
-from emadapt.models import mitonet, outside
+from emadapt.models import mitonet, published
 from emadapt.pipeline.check import check_study
-from emadapt.study.study import ConfigError, RegimeSettings, load_study
+from emadapt.study.study import load_study
 from outside import write_sam2
 from tiny import make_study, settings
 
@@ -18,39 +17,6 @@ from tiny import make_study, settings
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_sam2(tmp_path_factory.mktemp("sam2"))
-
-
-@pytest.mark.parametrize(
-    ("regime", "said"),
-    [
-        (
-            {"kind": "sam2", "weights": "w", "prompts": "box"},
-            "expected a name that says so, e.g. sam2_oracle_box",
-        ),
-        ({"kind": "sam2"}, "regimes.r.weights: found nothing; expected a folder, or a repository"),
-        ({"kind": "mitonet"}, "regimes.r.weights: found nothing; expected a file"),
-        ({"kind": "mitonet", "weights": "w", "factor": 3}, "regimes.r.factor: found 3"),
-        (
-            {"kind": "mitonet", "weights": "w", "prompts": "box"},
-            "regimes.r.prompts: found 'box'; kind mitonet has none",
-        ),
-        (
-            {"kind": "sam2", "weights": "w", "finetune": True},
-            "regimes.r.finetune: found True; kind sam2 has none",
-        ),
-        ({"kind": "lora", "weights": "w"}, "regimes.r.weights: found 'w'; kind lora has none"),
-        (
-            {"kind": "mitonet", "weights": "w", "init_from": "frozen"},
-            "found init_from; a published system starts from",
-        ),
-    ],
-)
-def test_settings_that_do_not_fit(tmp_path: Path, regime: dict[str, Any], said: str) -> None:
-    params = settings()
-    params["regimes"]["r"] = regime
-    with pytest.raises(ConfigError) as caught:
-        make_study(tmp_path, params, ingested=False)
-    assert said in str(caught.value)
 
 
 def test_what_is_missing_is_said_before_anything_runs(
@@ -73,7 +39,7 @@ def test_what_is_missing_is_said_before_anything_runs(
     }
     params["study"]["regimes"] = ["frozen", *weights]
     make_study(tmp_path, params, ingested=False)
-    monkeypatch.setitem(outside.PACKAGES, "mitonet", ("torch", ""))
+    monkeypatch.setitem(published.PACKAGES, "mitonet", ("torch", ""))
     found = check_study(tmp_path / "params.yaml")
     assert [
         "no such folder;" in found[0],
@@ -84,9 +50,9 @@ def test_what_is_missing_is_said_before_anything_runs(
     assert "weights gone.pt of regime mitonet: found no such file" in found[3]
     assert "zenodo.org/record/6861565" in found[3]
     monkeypatch.setitem(
-        outside.PACKAGES, "mitonet", ("no_such_module", "--no-deps empanada-dl==0.1.7")
+        published.PACKAGES, "mitonet", ("no_such_module", "--no-deps empanada-dl==0.1.7")
     )
-    monkeypatch.setitem(outside.PACKAGES, "sam2", ("no_such_module", "transformers>=5.23,<6"))
+    monkeypatch.setitem(published.PACKAGES, "sam2", ("no_such_module", "transformers>=5.23,<6"))
     found = check_study(tmp_path / "params.yaml")
     assert all("no package no_such_module" in line and "-m pip install" in line for line in found)
     assert ("transformers" in found[0], "--no-deps empanada-dl==0.1.7" in found[3]) == (True, True)
@@ -95,7 +61,7 @@ def test_what_is_missing_is_said_before_anything_runs(
 def test_a_program_or_another_network_is_not_taken_for_mitonet(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(outside.PACKAGES, "mitonet", ("torch", ""))
+    monkeypatch.setitem(published.PACKAGES, "mitonet", ("torch", ""))
     torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2)).save(tmp_path / "program.pth")
     torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "other.pt")
     for name, said in (
@@ -103,7 +69,7 @@ def test_a_program_or_another_network_is_not_taken_for_mitonet(
         ("other.pt", "tensors of another network"),
     ):
         with pytest.raises(InputError, match=said) as caught:
-            mitonet.check(RegimeSettings("mitonet", weights=str(tmp_path / name)))
+            mitonet.check(tmp_path / name)
         assert "torch.jit.load" in caught.value.do
 
 

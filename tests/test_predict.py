@@ -1,6 +1,8 @@
-import dataclasses
+"""Probabilities of slices: from the cache as from images, without seams, in blocks as MONAI's, smoothed along z."""
+
 import math
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -9,33 +11,41 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from monai.data.utils import compute_importance_map
+from monai.inferers import sliding_window_inference
 
 from emadapt.data.ingest import Volume
-from emadapt.models import predict
-from emadapt.models.predict import predict_cached, predict_slice, predict_slices, smooth_z
-from emadapt.models.regimes import merge
-from emadapt.models.segmenter import Segmenter, build_segmenter
+from emadapt.models import predict, segmenter
+from emadapt.models.adapters import merge
+from emadapt.models.predict import predict_slice, predict_slices, smooth_z, window_starts
+from emadapt.models.segmenter import Segmenter
 from emadapt.models.tokens import token_views
-from emadapt.study.study import BackboneSettings, RegimeSettings
-from tiny import blobs
+from emadapt.study.study import RegimeSettings
+from tiny import blobs, regime_for
 
-SPEC = BackboneSettings("tiny_dinov2", "random", tile=56, overlap=0.25, views=0, precision="fp32")
-SHAPES = [
+BACKBONE = {
+    "arch": "tiny_dinov2",
+    "source": "random",
+    "tile": 56,
+    "overlap": 0.25,
+    "views": 0,
+    "precision": "fp32",
+}
+SHAPES: list[dict[str, Any]] = [
     {},
     {"scale": 2.0},
     {"scale": 0.7},
-    {"longest_edge": 126},
     {"longest_edge": 98, "tile": 0},
-    {"tile": 0},
     {"tile": 140},
 ]
+MANIFEST = {"md5": "0", "voxel_nm": [30.0, 5.0, 5.0]}
 
 
 @pytest.fixture(scope="module")
 def volume() -> Volume:
     image, label = blobs((4, 90, 101), 3)
     return Volume(
-        "v", image, label, {"split": {"train": [0], "val": [1], "test": [2, 3]}, "md5": "0"}
+        "v", image, label, MANIFEST | {"split": {"train": [0], "val": [1], "test": [2, 3]}}
     )
 
 
@@ -43,136 +53,156 @@ def volume() -> Volume:
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """A slice's tiles do not fit into one batch, nor into whole batches."""
     monkeypatch.setattr(predict, "BATCH_TILES", 4)
+    monkeypatch.setattr(segmenter, "BATCH_TILES", 4)
 
 
 def make(
     change: dict[str, Any] | None = None,
     head: str = "pyramid",
-    regime: RegimeSettings | None = None,
+    settings: RegimeSettings | None = None,
 ) -> Segmenter:
-    spec = dataclasses.replace(SPEC, **(change or {}))
-    return build_segmenter(spec, regime or RegimeSettings("frozen"), head, seed=0).eval()
+    return regime_for(BACKBONE | (change or {}), settings, head).build(seed=0).eval()
+
+
+def cached(model: Segmenter, volume: Volume, cache: Path, z: int) -> np.ndarray:
+    [view] = token_views(model.backbone, model.spec, volume, range(1), cache, model.cut)
+    return dict(predict_slices(model, volume, [z], view))[z]
 
 
 @pytest.mark.parametrize("change", SHAPES, ids=str)
 def test_cached_and_online_predictions_agree(
     volume: Volume, tmp_path: Path, change: dict[str, Any]
 ) -> None:
-    segmenter = make(change)
-    [view] = token_views(segmenter.backbone, segmenter.spec, volume, range(1), tmp_path)
-    for z, overlap in (
-        (0, 0.0),
-        (1, None),
-        (3, None),
-    ):  # training slices are cached without overlap
-        online = predict_slice(segmenter, volume.image[z], overlap)
-        cached = predict_cached(segmenter, view, z, (90, 101))
-        for probability in (online, cached):
-            assert (probability.shape, probability.dtype) == ((90, 101), np.float32)
-            assert probability.min() >= 0
-            assert probability.max() <= 1
-        assert online.std() > 1e-3  # not the same by being constant
-        np.testing.assert_allclose(cached, online, atol=3e-3)
+    model = make(change)
+    for z, overlap in ((0, 0.0), (1, None), (3, None)):  # training slices: without overlap
+        online = predict_slice(model, volume.image[z], overlap)
+        assert (online.shape, online.dtype) == ((90, 101), np.float32)
+        assert 0 <= online.min() < online.max() <= 1
+        assert online.std() > 1e-3
+        np.testing.assert_allclose(cached(model, volume, tmp_path, z), online, atol=3e-3)
 
 
-def test_each_slice_comes_with_its_number_from_images_or_cache(
-    volume: Volume, tmp_path: Path
-) -> None:
-    segmenter = make()
-    [view] = token_views(segmenter.backbone, segmenter.spec, volume, range(1), tmp_path)
-    online = dict(predict_slices(segmenter, volume, [3, 1]))
-    cached = dict(predict_slices(segmenter, volume, [3, 1], view))
-    assert list(online) == list(cached) == [3, 1]
-    for z in (1, 3):
-        np.testing.assert_array_equal(online[z], predict_slice(segmenter, volume.image[z]))
-        np.testing.assert_allclose(cached[z], online[z], atol=3e-3)
-    assert np.abs(online[1] - online[3]).max() > 0.01  # so that a mix-up would show
+def test_what_is_cached_below_adapters_is_enough(volume: Volume, tmp_path: Path) -> None:
+    model = make(settings=RegimeSettings("lora_last_k", rank=2, k=2))
+    with torch.no_grad():
+        for p in model.trainable()["adapter"]:
+            p.copy_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
+    before = predict_slice(model, volume.image[1])
+    np.testing.assert_allclose(cached(model, volume, tmp_path, 1), before, atol=5e-3)
+    merge(model.backbone)
+    np.testing.assert_allclose(predict_slice(model, volume.image[1]), before, atol=1e-4)
 
 
 @pytest.mark.parametrize("change", SHAPES, ids=str)
 def test_a_head_that_says_the_same_everywhere_leaves_no_seams(
     volume: Volume, change: dict[str, Any]
 ) -> None:
-    segmenter = make(change)
+    model = make(change)
     with torch.no_grad():
-        segmenter.head.classify.weight.zero_()  # type: ignore[union-attr, operator]
-        segmenter.head.classify.bias.copy_(torch.tensor([0.0, math.log(3)]))  # type: ignore[union-attr, operator]
+        model.head.classify.weight.zero_()  # type: ignore[union-attr, operator]
+        model.head.classify.bias.copy_(torch.tensor([0.0, math.log(3)]))  # type: ignore[union-attr, operator]
     for overlap in (None, 0.0, 0.6):
-        np.testing.assert_allclose(
-            predict_slice(segmenter, volume.image[2], overlap), 0.75, atol=1e-5
-        )
+        found = predict_slice(model, volume.image[2], overlap)
+        np.testing.assert_allclose(found, 0.75, atol=1e-5)
 
 
 def test_one_tile_is_the_segmenters_own_answer(volume: Volume) -> None:
-    segmenter = make({"tile": 0}, head="linear")
+    model = make({"tile": 0}, head="linear")
     image = volume.image[0, :84, :98]  # whole patches
     with torch.inference_mode():
-        logits = segmenter(torch.from_numpy(image / np.float32(255))[None, None], (84, 98))
+        logits = model(torch.from_numpy(image / np.float32(255))[None, None], (84, 98))
     foreground = 1 / (1 + torch.exp(logits[0, 0] - logits[0, 1]))
-    np.testing.assert_allclose(predict_slice(segmenter, image), foreground.numpy(), atol=1e-5)
+    np.testing.assert_allclose(predict_slice(model, image), foreground.numpy(), atol=1e-5)
 
 
-def test_tiles_see_only_their_own_pixels_and_each_pixel_counts(volume: Volume) -> None:
-    """Without overlap a change in one tile changes that tile alone; with overlap it reaches its neighbours."""
-    segmenter = make()
+def test_tiles_see_only_their_own_pixels(volume: Volume) -> None:
     image = volume.image[0][:56, :]  # 56 x 101: tiles at x = 0 and 45
     changed = image.copy()
     changed[:, 70:] = 255 - changed[:, 70:]
-    plain = predict_slice(segmenter, image, 0.0) - predict_slice(segmenter, changed, 0.0)
+    plain = predict_slice(make(), image, 0.0) - predict_slice(make(), changed, 0.0)
     assert not plain[:, :45].any()
     assert np.abs(plain[:, 60:]).max() > 0.01
 
 
-def test_lora_is_used_in_prediction_merged_or_not(volume: Volume) -> None:
-    segmenter = make(regime=RegimeSettings("lora", rank=2, alpha=4.0))
-    before = predict_slice(segmenter, volume.image[0])
+# ---------------------------------------------------------------- blocks of slices
+
+IMAGE = np.random.default_rng(0).integers(0, 256, (11, 64, 80)).astype(np.uint8)
+
+
+def block_model(depth: int, tile: int) -> Segmenter:
+    settings = RegimeSettings("resunet3d", patch=(depth, 32, 32), channels=(2, 2, 2, 2, 2))
+    model = make({"tile": tile, "overlap": 0.5}, "resunet3d", settings).train()
     with torch.no_grad():
-        for parameter in segmenter.trainable()["adapter"]:
-            parameter.copy_(
-                0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
-            )
-    after = predict_slice(segmenter, volume.image[0])
-    assert np.abs(after - before).max() > 0.01
-    merge(segmenter.backbone)
-    np.testing.assert_allclose(predict_slice(segmenter, volume.image[0]), after, atol=1e-4)
+        model(torch.rand(2, 1, depth, 32, 32), (32, 32))  # running statistics of its own
+        model.head.after.conv.weight.mul_(20)  # type: ignore[union-attr, operator]
+    return model.eval()
 
 
-def test_stacked_tokens_are_split_into_their_blocks() -> None:
-    segmenter = make({"blocks": (1, 2, 4)})
-    blocks = [torch.full((2, 64, 3, 3), float(n)) for n in range(3)]
-    split, image = segmenter.tokens(torch.cat(blocks, 1).half())
-    assert image is None
-    assert all(torch.equal(a, b) for a, b in zip(split, blocks, strict=True))
-    assert split[0].dtype == torch.float32
+def predicted(
+    model: Segmenter, image: np.ndarray, slices: Any, overlap: float | None = None
+) -> dict[int, np.ndarray]:
+    volume = Volume("v", image, np.zeros_like(image), MANIFEST)
+    return dict(predict_slices(model, volume, list(slices), overlap=overlap))
 
 
-@pytest.mark.parametrize("change", [{}, {"stride": 7}], ids=str)
-@pytest.mark.parametrize(
-    ("kind", "head"), [("frozen", "unet"), ("lora_last_k", "pyramid"), ("lora_last_k", "unet")]
-)
-def test_what_is_cached_is_enough_for_every_head_and_cut(
-    volume: Volume, tmp_path: Path, kind: Any, head: str, change: dict[str, Any]
-) -> None:
-    """Adapters away from zero, several tiles a slice: the cache gives what a run from the image gives."""
-    segmenter = make(
-        change, head, RegimeSettings(kind, rank=2, k=2 if kind == "lora_last_k" else 0)
-    )
-    with torch.no_grad():
-        for p in segmenter.trainable()["adapter"]:
-            p.copy_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
-    [view] = token_views(
-        segmenter.backbone, segmenter.spec, volume, range(1), tmp_path, segmenter.cut
-    )
-    assert (view.entering is not None) == (kind == "lora_last_k")
-    for merged in (False, True):
-        if merged:
-            merge(segmenter.backbone)
-        online, cached = (
-            predict_slice(segmenter, volume.image[1]),
-            predict_cached(segmenter, view, 1, (90, 101)),
+@torch.inference_mode()
+def whole(model: Segmenter, image: np.ndarray) -> np.ndarray:
+    shown = torch.from_numpy(image / np.float32(255))[None, None]
+    return model(shown, image.shape[1:]).softmax(1)[0, 1].numpy()
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5])
+def test_streamed_along_z_it_is_monai_on_the_whole_volume(overlap: float) -> None:
+    model = block_model(4, 32)
+    got = predicted(model, IMAGE, range(11), overlap)
+    along = compute_importance_map((4,), mode="gaussian")
+    with torch.inference_mode():
+        expected = sliding_window_inference(
+            torch.from_numpy(IMAGE / np.float32(255))[None, None],
+            (4, 32, 32),
+            2,
+            lambda x: model(x, (32, 32)).softmax(1)[:, 1:],
+            overlap=overlap,
+            mode="gaussian",
+            roi_weight_map=along[:, None, None] * compute_importance_map((32, 32), mode="gaussian"),
         )
-        assert online.std() > 1e-3
-        np.testing.assert_allclose(cached, online, atol=5e-3)
+    assert list(got) == list(range(11))
+    stacked = np.stack(list(got.values()))
+    np.testing.assert_allclose(stacked, torch.as_tensor(expected)[0, 0].numpy(), atol=2e-6)
+    assert stacked.std() > 0.01
+
+
+def test_a_run_thinner_than_the_block_is_reflected() -> None:
+    model = block_model(4, 80)
+    for n, shown, at in ((1, [5, 5, 5, 5], 1), (2, [5, 5, 6, 6], 1), (3, [5, 6, 7, 7], 0)):
+        got = predicted(model, IMAGE, range(5, 5 + n))
+        image = np.pad(IMAGE[shown], ((0, 0), (0, 16), (0, 0)), mode="symmetric")
+        expected = whole(model, image)[at : at + n, :64]
+        np.testing.assert_allclose(np.stack(list(got.values())), expected, atol=2e-6)
+
+
+def test_other_slices_are_not_looked_at() -> None:
+    model, other = block_model(3, 32), IMAGE.copy()
+    other[[0, 5, 10]] = 255 - other[[0, 5, 10]]
+    slices = [1, 2, 3, 4, 6, 7, 8, 9]
+    one, two = predicted(model, IMAGE, slices), predicted(model, other, slices)
+    assert list(one) == slices
+    assert all(np.array_equal(one[z], two[z]) for z in slices)
+
+
+@pytest.mark.parametrize(
+    ("length", "depth", "share"),
+    [(11, 4, 0.5), (4, 4, 0.5), (33, 6, 0.2), (7, 6, 0.0), (9, 1, 0.5)],
+)
+def test_windows_cover_every_slice_and_keep_inside(length: int, depth: int, share: float) -> None:
+    starts = window_starts(length, depth, share)
+    assert starts == sorted(set(starts))
+    assert (starts[0], starts[-1]) == (0, length - depth)
+    assert {z for s in starts for z in range(s, s + depth)} == set(range(length))
+    assert all(b - a <= max(1, depth * (1 - share)) for a, b in pairwise(starts))
+
+
+# ---------------------------------------------------------------- smoothing
 
 
 @given(st.sets(st.integers(0, 25), min_size=1), st.floats(0.17, 4), st.integers(0, 99))
@@ -185,22 +215,19 @@ def test_smoothing_along_z_against_scipy_on_a_volume_with_holes(
     values = np.random.default_rng(seed).random((26, 2, 3)).astype(np.float32)
     mask = np.zeros((26, 1, 1))
     mask[sorted(there)] = 1
-    reach = int(3 * sigma + 0.5)
-    blurred = [
-        gaussian_filter1d(v, sigma, axis=0, mode="constant", radius=reach)
-        for v in (values * mask, mask)
-    ]
+    how = {"sigma": sigma, "axis": 0, "mode": "constant", "radius": int(3 * sigma + 0.5)}
+    blurred, weight = (gaussian_filter1d(v, **how) for v in (values * mask, mask))
     found = dict(smooth_z(((z, values[z]) for z in sorted(there)), sigma))
     assert list(found) == sorted(there)
     for z, probability in found.items():
-        np.testing.assert_allclose(probability, blurred[0][z] / blurred[1][z], atol=1e-5)
+        np.testing.assert_allclose(probability, blurred[z] / weight[z], atol=1e-5)
 
 
 def test_smoothing_is_in_nm_and_keeps_few_slices_in_memory(volume: Volume) -> None:
     """Sections of 30 nm are left alone by 4 nm and mixed by 30; a hundred slices need a window, not a hundred."""
-    thick = dataclasses.replace(volume, manifest=volume.manifest | {"voxel_nm": [30.0, 5.0, 5.0]})
     plain, little, much = (
-        dict(predict_slices(make({"smooth_z_nm": nm}), thick, [0, 1, 3])) for nm in (0.0, 4.0, 30.0)
+        dict(predict_slices(make({"smooth_z_nm": nm}), volume, [0, 1, 3]))
+        for nm in (0.0, 4.0, 30.0)
     )
     for z in (0, 1, 3):
         np.testing.assert_array_equal(plain[z], little[z])

@@ -9,9 +9,9 @@ from click.testing import CliRunner, Result
 
 from emadapt.cli import main
 from emadapt.data.ingest import Volume
-from emadapt.models.closest import token_facts
-from emadapt.models.segmenter import load_segmenter
+from emadapt.models.token_statistics import token_facts
 from emadapt.segment.domain import Domain
+from emadapt.training.model_files import load_model
 from pages import Reader, asked, chromium
 from tiny import blobs, write_model
 
@@ -34,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that knows its data, a volume like these and one that is not, and the page of each."""
     root = tmp_path_factory.mktemp("preview")
     write_model(root / "m")
-    segmenter, _ = load_segmenter(root / "m")
+    segmenter, _ = load_model(root / "m")
     own = Volume(
         "a",
         IMAGE,

@@ -10,19 +10,21 @@ import pytest
 import torch
 from torch import nn
 
+from emadapt.data.ingest import Volume
 from emadapt.errors import InputError
 from emadapt.models import sam2
-from emadapt.models.predict import predict_slice
-from emadapt.models.segmenter import Segmenter, build_segmenter, load_segmenter
+from emadapt.models.predict import predict_slice, predict_slices
+from emadapt.models.segmenter import Segmenter
 from emadapt.pipeline.check import check_study
 from emadapt.report.recommend import recommend
 from emadapt.report.report import build_report
 from emadapt.segment.model import open_model
 from emadapt.study.study import BackboneSettings, RegimeSettings, Unit
 from emadapt.training.evaluate import evaluate_unit
+from emadapt.training.model_files import load_model
 from emadapt.training.train import train_unit
 from outside import scene, write_sam2
-from tiny import make_study, settings
+from tiny import build_model, make_study, settings
 
 SPEC = BackboneSettings("tiny_dinov2", "random", tile=64, overlap=0.25, precision="fp32")
 PROMPTS = ("automatic", "box", "box+mask")
@@ -34,9 +36,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def a_segmenter(folder: Path, prompts: Any = "automatic") -> Segmenter:
-    return build_segmenter(
-        SPEC, RegimeSettings("sam2", weights=str(folder), prompts=prompts), "sam2", 0
-    ).eval()
+    settings = RegimeSettings("sam2", weights=str(folder), prompts=prompts)
+    return build_model(SPEC, settings, "sam2").eval()
+
+
+def prompted(segmenter: Segmenter, image: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """Probability of foreground of a slice, the prompts made of its label."""
+    volume = Volume("v", image[None], label[None].astype(np.uint8), {"voxel_nm": [1, 1, 1]})
+    [(_, found)] = predict_slices(segmenter, volume, [0])
+    return found
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -59,9 +67,7 @@ def test_boxes_are_those_of_the_connected_components(seed: int) -> None:
 def test_a_slice_without_objects_has_no_boxes_and_no_foreground(folder: Path) -> None:
     image, label = scene()
     assert sam2.objects_of(np.zeros_like(label))[1].shape == (0, 4)
-    backbone = a_segmenter(folder, "box").backbone
-    assert isinstance(backbone, sam2.Sam2)
-    assert backbone.prompted(image, np.zeros_like(label)).max() < 1e-6
+    assert prompted(a_segmenter(folder, "box"), image, np.zeros_like(label)).max() < 1e-6
 
 
 def test_the_grid_is_that_of_transformers() -> None:
@@ -109,10 +115,10 @@ def test_automatic_keeps_the_masks_that_transformers_keeps(
     for name, value in (("POINTS", 8), ("PREDICTED_IOU", 0.3), ("STABILITY", 0.6)):
         monkeypatch.setattr(sam2, name, value)
     backbone: Any = a_segmenter(folder).backbone
-    backbone.vit, tool = Discs(), backbone.processor.image_processor
+    backbone.network, tool = Discs(), backbone.processor.image_processor
     image, _ = scene()
     points = torch.from_numpy(sam2.grid((90, 120), 8) * np.asarray([64 / 120, 64 / 90], np.float32))
-    out = backbone.vit(None, points[None, :, None])
+    out = backbone.network(None, points[None, :, None])
     native = backbone.processor.post_process_masks(out.pred_masks, [[90, 120]], binarize=False)[0]
     codes, scores, boxes = tool.filter_masks(
         native, out.iou_scores[0], (90, 120), [0, 0, 120, 90], 0.3, 0.6
@@ -121,7 +127,7 @@ def test_automatic_keeps_the_masks_that_transformers_keeps(
     assert (
         3 < len(masks) < len(codes) < 3 * len(points)
     )  # the filters and the suppression all do something
-    found = list(backbone._automatic(backbone.vit.get_image_embeddings(native), (90, 120)))
+    found = list(backbone._automatic(backbone.network.get_image_embeddings(native), (90, 120)))
     assert len(found) == len(masks)
     for mask in masks:
         assert (
@@ -167,14 +173,14 @@ class Perfect(nn.Module):
 def test_with_a_perfect_network_the_prompted_foreground_is_the_label(
     folder: Path, prompts: str
 ) -> None:
-    backbone: Any = a_segmenter(folder, prompts).backbone
-    backbone.vit = Perfect(64)
+    segmenter = a_segmenter(folder, prompts)
+    segmenter.backbone.network = Perfect(64)
     label = np.zeros((64, 64), bool)
     label[3:20, 5:9], label[30:50, 40:64], label[62:, :2] = True, True, True
     if prompts == "box+mask":  # these are not their boxes, and a box holds a part of another object
         label[10:14, 7:30] = True
         label[22:30, 2:3] = label[22:23, 2:20] = label[25:27, 10:14] = True
-    assert np.array_equal(backbone.prompted(np.zeros((64, 64), np.uint8), label) > 0.5, label)
+    assert np.array_equal(prompted(segmenter, np.zeros((64, 64), np.uint8), label) > 0.5, label)
 
 
 def test_boxes_reach_the_network_in_its_own_pixels(folder: Path) -> None:
@@ -221,8 +227,8 @@ def test_sam2_in_the_grid_of_a_study(
         assert "DINOv2" not in told
         if unit.regime != "sam2":
             image, label = (np.load(f"build/ingest/b/{kind}.npy")[9] for kind in ("image", "label"))
-            segmenter: Any = load_segmenter(trained)[0]
-            found = segmenter.backbone.prompted(image, label > 0) > 0.5
+            segmenter: Any = load_model(trained)[0]
+            found = prompted(segmenter, image, label > 0) > 0.5
             iou = (found & (label > 0)).sum() / (found | (label > 0)).sum()
             assert iou == pytest.approx(metrics["test"]["b"]["per_slice"]["iou"][-1], abs=1e-6)
             with pytest.raises(InputError, match="prompts made of labels"):
@@ -247,7 +253,7 @@ def test_other_weights_than_it_was_scored_with_are_refused(
         network.no_memory_embedding.add_(1)
     network.save_pretrained(other)
     with pytest.raises(InputError, match="which it was trained on"):
-        load_segmenter(trained)
+        load_model(trained)
 
 
 def test_damaged_or_other_weights_of_sam2(folder: Path, tmp_path: Path) -> None:

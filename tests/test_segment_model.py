@@ -13,13 +13,13 @@ from emadapt.data.ingest import Volume, ingest, open_volume
 from emadapt.data.tiles import geometry
 from emadapt.errors import InputError
 from emadapt.models.predict import predict_slices
-from emadapt.models.segmenter import load_segmenter
 from emadapt.segment import job as job_module
 from emadapt.segment import runner as runner_module
 from emadapt.segment.job import Job, Order, block_size, prepare
 from emadapt.segment.model import find_model, open_model, zoom_for
 from emadapt.segment.runner import Runner, open_runner
 from emadapt.study.study import RegimeSettings
+from emadapt.training.model_files import load_model
 from emadapt.volumes.source import array_source
 from tiny import blobs, make_study, predicted, write_3d_model, write_model
 
@@ -87,7 +87,7 @@ def test_grey_values_are_aligned_as_evaluate_aligns_them(monkeypatch: pytest.Mon
     known = {"align": {"reference": dataclasses.asdict(statistics(reference))}}
     write_model(Path("m"), align="histogram", reference="a", facts=known)
     monkeypatch.setattr("emadapt.data.align.open_reference", lambda spec: reference)
-    segmenter, _ = load_segmenter(Path("m"))
+    segmenter, _ = load_model(Path("m"))
     expected = np.stack([p for _, p in predict_slices(segmenter, volume, [0, 1, 2])])
     settled, runner = settle(monkeypatch, IMAGE)
     np.testing.assert_allclose(segmented(runner), expected, atol=1e-6)
@@ -118,7 +118,7 @@ def test_models_of_whole_slices_see_other_slices_in_tiles_as_large_as_those_of_t
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     write_model(Path("m"), longest_edge=70, tile=0, overlap=0.0)
-    segmenter, _ = load_segmenter(Path("m"))
+    segmenter, _ = load_model(Path("m"))
     _, runner = settle(monkeypatch, IMAGE)  # as in training: one tile of 63 x 70 pixels
     np.testing.assert_allclose(segmented(runner), predicted(Path("m"), IMAGE), atol=5e-3)
     _, runner = settle(monkeypatch, np.tile(IMAGE, (1, 1, 3)))

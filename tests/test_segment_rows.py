@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from emadapt.data.tiles import Geometry, geometry
-from emadapt.models.segmenter import load_segmenter
-from emadapt.segment import rows
+from emadapt.models.segmenter import Segmenter
 from emadapt.segment.rows import View, _resized, _rows_below, native_rows, predict_rows, view_of
+from emadapt.training.model_files import load_model
 from tiny import blobs, predicted, write_3d_model, write_model
 
 IMAGE, _ = blobs((9, 150, 90), 2)
@@ -32,7 +32,7 @@ KINDS: dict[str, Any] = {
 
 def make(folder: Path, kind: str) -> tuple[View, Geometry]:
     write = write_3d_model if "windows" in kind else write_model
-    segmenter, _ = load_segmenter(write(folder, **KINDS[kind]))
+    segmenter, _ = load_model(write(folder, **KINDS[kind]))
     geo = geometry((150, 90), segmenter.spec, segmenter.backbone.arch.patch)
     return view_of(segmenter, geo, len(IMAGE)), geo
 
@@ -102,7 +102,7 @@ def test_where_the_grid_begins_matters_little(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A model that sees less well towards the borders of a tile leaves no seams."""
-    segmenter, _ = load_segmenter(write_model(tmp_path, overlap=0.5))
+    segmenter, _ = load_model(write_model(tmp_path, overlap=0.5))
     image = np.random.default_rng(1).integers(0, 256, (1, 180, 180), dtype=np.uint8)
 
     def ramp(_: Any, batch: torch.Tensor, size: tuple[int, int]) -> np.ndarray:
@@ -111,7 +111,7 @@ def test_where_the_grid_begins_matters_little(
         tile = 0.5 + 0.1 * np.minimum.outer(near, near)
         return np.broadcast_to(tile, (len(batch), *size)).astype(np.float32)
 
-    monkeypatch.setattr(rows, "foreground", ramp)
+    monkeypatch.setattr(Segmenter, "foreground", ramp)
 
     def segmented(part: np.ndarray) -> np.ndarray:
         geo = geometry(part.shape[1:], segmenter.spec, 14)

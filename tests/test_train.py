@@ -1,6 +1,5 @@
 import itertools
 import json
-import re
 import shutil
 import signal
 import subprocess
@@ -16,12 +15,13 @@ from monai.losses import DiceCELoss
 from safetensors.torch import load_file
 
 from emadapt.errors import EmadaptError
-from emadapt.models.segmenter import Segmenter, build_segmenter
+from emadapt.models.segmenter import Segmenter
 from emadapt.study.study import Study, Unit, load_study
-from emadapt.training import fit as fit_module
-from emadapt.training.fit import digest_seed, loss_function, rate_factor
+from emadapt.training.average import Average
+from emadapt.training.fit import Run, digest_seed, rate_factor
+from emadapt.training.losses import LOSSES
 from emadapt.training.train import train_unit
-from tiny import make_study, settings
+from tiny import build_model, make_study, settings, stop_after_an_epoch
 
 FROZEN, LORA = Unit("t", "frozen", "a", 0), Unit("t", "lora", "a", 0)
 
@@ -77,85 +77,25 @@ def test_killed_in_the_middle_and_run_again_gives_the_bytes_of_an_undisturbed_ru
     assert trained(study, unit) == undisturbed
 
 
-def every_way() -> dict:
-    """Two steps of each regime, and the unet head on cached tokens, whole and in part."""
-    params = settings(epochs=1, steps_per_epoch=2)
-    params["regimes"] = {
-        "last": {"kind": "lora_last_k", "k": 2, "rank": 2},
-        "dora": {"kind": "dora", "rank": 2},
-        "bitfit": {"kind": "bitfit"},
-        "full": {"kind": "full", "checkpointing": True},
-        "unet": {"kind": "frozen", "head": "unet"},
-        "last_unet": {"kind": "lora_last_k", "k": 1, "rank": 2, "head": "unet"},
-    }
-    params["backbones"]["fine"] = {**params["backbones"]["t"], "stride": 7}
-    params["study"] |= {
-        "regimes": list(params["regimes"]),
-        "backbones": ["t", "fine"],
-        "train_sets": ["a"],
-        "datasets": ["a"],
-    }
-    params["train_sets"] = {"a": ["a"]}
-    return params
-
-
-@pytest.mark.parametrize("backbone", ["t", "fine"])
-def test_every_regime_and_head_from_training_to_the_score(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    backbone: str,
-) -> None:
-    from emadapt.models.backbones import Backbone
-    from emadapt.training.evaluate import evaluate_unit
-
-    study = make_study(tmp_path, every_way())
-    runs: set[str] = set()
-    regime, whole = "", Backbone.forward
-
-    def forward(self: Backbone, images: torch.Tensor) -> list[torch.Tensor]:
-        runs.add(regime)
-        return whole(self, images)
-
-    monkeypatch.setattr(Backbone, "forward", forward)
-    for regime in ("last_unet",) if backbone == "fine" else study.regimes:
-        unit = Unit(backbone, regime, "a", 0)
-        folder = train_unit(study, unit)
-        state = load_file(folder / "model.safetensors")
-        assert all(v.isfinite().all() for v in state.values())
-        adapters = [k for k in state if k.startswith("adapter.")]
-        assert bool(adapters) == (regime != "unet")
-        metrics = json.loads(evaluate_unit(study, unit).read_text())
-        assert set(metrics["test"]) == {"a"}
-        share = re.search(
-            rf"train {unit.name}: .*of the backbone ([\d.]+)%", capsys.readouterr().out
-        )
-        assert share
-        assert (regime == "unet") == (float(share[1]) == 0)
-        assert (regime == "full") == (float(share[1]) == 100)
-    assert not [r for r in runs if r.startswith("last")]  # what is cached is enough
-
-
 def test_what_is_kept_is_the_running_average_and_a_stopped_training_goes_on_with_it(
     tmp_path: Path, monkeypatch
 ) -> None:
     """Against weights recorded at each step and averaged afterwards; validation sees the average, the next step does not."""
     study = make_study(tmp_path, settings(epochs=2, steps_per_epoch=8, average=0.7, val_slices=0))
     seen: list[dict[str, torch.Tensor]] = []
-    step = fit_module.Average.step
+    step = Average.step
 
-    def recorded(self: fit_module.Average, segmenter: Segmenter, steps: int) -> None:
+    def recorded(self: Average, segmenter: Segmenter, steps: int) -> None:
         seen.append({k: v.clone() for k, v in segmenter.trained_state().items()})
         step(self, segmenter, steps)
 
     with monkeypatch.context() as patch:
-        patch.setattr(fit_module.Average, "step", recorded)
+        patch.setattr(Average, "step", recorded)
         undisturbed = trained(study, FROZEN)
     progress = checkpoint(tmp_path)["progress"]
     spec, train = study.backbone_settings["t"], study.train_settings(FROZEN)
-    expected = build_segmenter(
-        spec, study.regime_settings["frozen"], train.head, FROZEN.seed
-    ).trained_state()
+    fresh = build_model(spec, study.regime_settings["frozen"], train.head, FROZEN.seed)
+    expected = fresh.trained_state()
     for n, weights in enumerate(seen[: 8 * (progress["best_epoch"] + 1)], 1):
         keep = min(0.7, (1 + n) / (10 + n))
         expected = {k: keep * v + (1 - keep) * weights[k] for k, v in expected.items()}
@@ -173,16 +113,7 @@ def test_what_is_kept_is_the_running_average_and_a_stopped_training_goes_on_with
     )
     for folder in ("scratch/units", "build/units"):
         shutil.rmtree(tmp_path / folder)
-
-    def stop(*args: Any) -> None:
-        write(*args)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        write = fit_module._checkpoint
-        patch.setattr(fit_module, "_checkpoint", stop)
-        with pytest.raises(KeyboardInterrupt):
-            trained(study, FROZEN)
+    stop_after_an_epoch(study, FROZEN, monkeypatch)
     assert trained(study, FROZEN) == undisturbed
 
 
@@ -193,16 +124,7 @@ def test_half_precision_scales_the_loss_and_goes_on_with_its_scale(
     undisturbed, scale = trained(study, FROZEN), checkpoint(tmp_path)["scaler"]
     assert scale["scale"] > 1
     (tmp_path / "scratch/units").rename(tmp_path / "gone")
-
-    def stop(*args: Any) -> None:
-        write(*args)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        write = fit_module._checkpoint
-        patch.setattr(fit_module, "_checkpoint", stop)
-        with pytest.raises(KeyboardInterrupt):
-            trained(study, FROZEN)
+    stop_after_an_epoch(study, FROZEN, monkeypatch)
     assert checkpoint(tmp_path)["progress"]["epoch"] == 1
     assert trained(study, FROZEN) == undisturbed
     assert checkpoint(tmp_path)["scaler"] == scale
@@ -217,7 +139,7 @@ def test_a_finished_unit_is_not_trained_again(
 ) -> None:
     study = make_study(tmp_path)
     first = trained(study, FROZEN)
-    monkeypatch.setattr("emadapt.training.fit._step", lambda *a: pytest.fail("trained again"))
+    monkeypatch.setattr(Run, "epoch", lambda *_: pytest.fail("trained again"))
     assert trained(study, FROZEN) == first
 
 
@@ -270,11 +192,11 @@ def test_patience_stops_and_a_loss_that_is_not_finite_ends_with_a_reason(tmp_pat
         train_unit(load_study(), FROZEN)
 
 
-@pytest.mark.parametrize("name", ["dice", "dice_ce", "tversky"])
+@pytest.mark.parametrize("name", ["dice", "dice_ce"])
 def test_losses_are_small_for_the_truth_and_large_for_its_opposite(name: str) -> None:
     label = (torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(0)) > 0.7).long()
     right = torch.cat([1 - label, label], 1).float() * 20
-    loss = loss_function(name)
+    loss = LOSSES[name]()
     assert float(loss(right, label)) < 0.01 < 0.5 < float(loss(right.flip(1), label))
 
 
@@ -288,10 +210,8 @@ def test_dice_ce_is_monais(tmp_path: Path) -> None:
     onehot = torch.cat([1 - label, label], 1).float()
     dice = 1 - (2 * (p * onehot).sum((2, 3)) + 1e-5) / (p.sum((2, 3)) + onehot.sum((2, 3)) + 1e-5)
     expected = dice.mean() + torch.nn.functional.cross_entropy(logits, label[:, 0])
-    assert float(loss_function("dice_ce")(logits, label)) == pytest.approx(
-        float(expected), rel=1e-4
-    )
-    assert isinstance(loss_function("dice_ce"), DiceCELoss)
+    assert float(LOSSES["dice_ce"]()(logits, label)) == pytest.approx(float(expected), rel=1e-4)
+    assert isinstance(LOSSES["dice_ce"](), DiceCELoss)
 
 
 def test_the_learning_rate_warms_up_then_falls(tmp_path: Path) -> None:

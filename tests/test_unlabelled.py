@@ -18,7 +18,6 @@ from emadapt.report.report import build_report
 from emadapt.study.study import Study, Unit
 from emadapt.training.evaluate import evaluate_unit
 from emadapt.training.train import train_unit
-from emadapt.training.unseen import unseen_by
 from tiny import blobs, make_study, settings, write_stack
 
 
@@ -88,7 +87,6 @@ def test_from_images_to_the_report(tmp_path: Path) -> None:
     (unit,) = study.units()
     train_unit(study, unit)
     assert set(json.loads(evaluate_unit(study, unit).read_text())["test"]) == {"a", "b"}
-    assert unseen_by(study, unit) == []
     card = json.loads(Path("build/units/t-dann-onto_c-0/model.json").read_text())
     assert set(card["unlabelled_md5"]) == {"c"}
     found = json.loads(diagnose(study, "t", "dann").read_text())

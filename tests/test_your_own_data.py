@@ -10,11 +10,11 @@ import tifffile
 import zarr as typed_zarr
 
 from emadapt.data.ingest import Volume, ingest, open_volume
-from emadapt.models.closest import token_facts
-from emadapt.models.segmenter import load_segmenter
+from emadapt.models.token_statistics import token_facts
 from emadapt.segment.job import Order
 from emadapt.segment.run import segment_volume
 from emadapt.study.study import load_study
+from emadapt.training.model_files import load_model
 from tiny import blobs, write_model
 
 zarr: Any = typed_zarr  # its types are narrower than what it takes
@@ -35,7 +35,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     image, label = blobs((30, 90, 100), 3)
     zarr.create_array("volume.zarr", data=image)
     write_model(Path("models/lucchi"))
-    segmenter, _ = load_segmenter(Path("models/lucchi"))
+    segmenter, _ = load_model(Path("models/lucchi"))
     own = Volume(
         "a",
         image,

@@ -18,10 +18,13 @@ from safetensors.torch import save_file
 import emadapt
 from emadapt.data.ingest import Volume, ingest
 from emadapt.models.predict import predict_slices
-from emadapt.models.segmenter import build_segmenter, load_segmenter, save_segmenter
+from emadapt.models.segmenter import Segmenter
 from emadapt.study.rules import ALIGNMENTS
 from emadapt.study.study import BackboneSettings, RegimeSettings, Study, Unit, load_study
-from emadapt.training import fit as fitting
+from emadapt.training.fit import Run
+from emadapt.training.model_files import load_model, save_model
+from emadapt.training.regimes import REGIMES
+from emadapt.training.regimes.regime import Regime
 from emadapt.training.train import train_unit
 
 
@@ -119,16 +122,31 @@ def under_dvc(root: Path) -> Callable[..., str]:
 
 def stop_after_an_epoch(study: Study, unit: Unit, monkeypatch: pytest.MonkeyPatch) -> None:
     """Train a unit and interrupt it when its first checkpoint is written."""
-    checkpoint = fitting._checkpoint
+    save = Run.save
 
-    def stop(*args: Any) -> None:
-        checkpoint(*args)
+    def stop(run: Run, scratch: Path) -> None:
+        save(run, scratch)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(fitting, "_checkpoint", stop)
+        patch.setattr(Run, "save", stop)
         with pytest.raises(KeyboardInterrupt):
             train_unit(study, unit)
+
+
+def regime_for(
+    backbone: dict[str, Any], settings: RegimeSettings | None = None, head: str = "linear"
+) -> Regime:
+    """A regime, frozen unless said otherwise, on a backbone with these settings."""
+    settings = settings or RegimeSettings("frozen")
+    return REGIMES[settings.kind](settings, BackboneSettings(**backbone), head)
+
+
+def build_model(
+    spec: BackboneSettings, settings: RegimeSettings, head: str, seed: int = 0
+) -> Segmenter:
+    """A fresh model."""
+    return REGIMES[settings.kind](settings, spec, head).build(seed)
 
 
 def write_model(
@@ -148,9 +166,8 @@ def write_model(
         "views": 0,
         "precision": "fp32",
     }
-    segmenter = build_segmenter(
-        BackboneSettings(**{**plain, **change}), regime or RegimeSettings("frozen"), head, seed=1
-    )
+    own = regime_for({**plain, **change}, regime, head)
+    segmenter = own.build(seed=1)
     with torch.no_grad():
         if isinstance(last := getattr(segmenter.head, "classify", None), torch.nn.Conv2d):
             last.weight.mul_(8)
@@ -181,7 +198,7 @@ def write_model(
         "trainable_params": segmenter.n_trainable(),
         "precision": "fp32",
     }
-    save_segmenter(segmenter, folder, card | (facts or {}))
+    save_model(segmenter, own, folder, card | (facts or {}))
     return folder
 
 
@@ -189,7 +206,7 @@ def predicted(folder: Path, image: np.ndarray) -> np.ndarray:
     """Foreground probabilities of a volume (30 nm along z) as `evaluate` computes them."""
     split: dict[str, list[int]] = {"train": [], "val": [], "test": []}
     manifest = {"split": split, "md5": "", "voxel_nm": [30, 5, 5]}
-    segmenter, _ = load_segmenter(folder)
+    segmenter, _ = load_model(folder)
     slices = list(range(len(image)))
     found = predict_slices(segmenter, Volume("v", image, image, manifest), slices)
     return np.stack([probability for _, probability in found])
@@ -200,7 +217,7 @@ def write_3d_model(folder: Path, **change: Any) -> Path:
     patch = (4, 32, 32)
     kind = RegimeSettings("resunet3d", patch=patch, channels=(2, 2, 2, 2, 2))
     write_model(folder, regime=kind, head="resunet3d", **{"tile": 32, **change})
-    segmenter, _ = load_segmenter(folder)
+    segmenter, _ = load_model(folder)
     torch.manual_seed(0)
     segmenter.train()
     with torch.no_grad():

@@ -170,12 +170,12 @@ def tokens(
     import torch
 
     from emadapt.models.device import autocast
-    from emadapt.models.predict import BATCH_TILES
+    from emadapt.models.segmenter import BATCH_TILES
 
     runner, segmenter = array_runner(image, model, voxel_nm, window=window), model.segmenter
-    tiles = runner.tiles(0, runner.geo.corners(0.0)).to(next(segmenter.buffers()).device)
+    tiles = runner.tiles(0, runner.geo.corners(0.0)).to(segmenter.device)
     with torch.inference_mode(), autocast(segmenter.spec.precision):
-        found = [segmenter.tokens(batch)[0][-1].float().cpu() for batch in tiles.split(BATCH_TILES)]
+        found = [segmenter.tokens(batch)[-1].float().cpu() for batch in tiles.split(BATCH_TILES)]
     return torch.cat(found).numpy()
 
 
@@ -221,7 +221,7 @@ def evaluate_masks(predicted: Array, label: Array, voxel_nm: Voxel) -> dict[str,
     """
     from emadapt.errors import InputError
     from emadapt.metrics.pixels import boundary_band, overlap_counts, summarise
-    from emadapt.training.evaluate import BOUNDARY_NM
+    from emadapt.training.scores import BOUNDARY_NM
 
     if predicted.shape != label.shape:
         raise InputError(

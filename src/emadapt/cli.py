@@ -142,16 +142,16 @@ def train(unit: str, devices: str) -> None:
     """Train UNIT (BACKBONE-REGIME-TRAINSET-SEED), or resume its training."""
     study = load_study()
     chosen = study.unit(unit)
-    from emadapt.training.launch import is_one_of_several, launch, parse_devices, visible
+    from emadapt.training.devices import is_one_of_several, launch, parse_devices, visible
 
     if (names := parse_devices(devices)) and not is_one_of_several():
         os.environ |= {"EMADAPT_DEVICES": devices, **visible(names)}
         if len(names) > 1:
-            launch(
-                [sys.executable, "-m", "emadapt", "train", unit],
-                names,
-                Path("scratch/units") / unit,
-            )
+            from emadapt.training.prepare import check_processes
+            from emadapt.training.regimes import regime_of
+
+            check_processes(chosen, regime_of(study, chosen), len(names))
+            launch(["train", unit], names)
             return
     from emadapt.training.train import train_unit
 
@@ -219,7 +219,7 @@ def recommend(dataset: str) -> None:
 def repro(jobs: int, gpus: str) -> None:
     """Run the study: all stages that are out of date, independent ones at once."""
     from emadapt.pipeline.repro import run_pipeline
-    from emadapt.training.launch import parse_devices
+    from emadapt.training.devices import parse_devices
 
     devices = parse_devices(gpus)
     sys.exit(run_pipeline(jobs or len(devices) or 1, devices))

@@ -76,21 +76,21 @@ def look(path: Path) -> None:
 
 
 def model(path: Path) -> None:
-    from emadapt.models.segmenter import load_segmenter
+    from emadapt.training.model_files import load_model
 
-    load_segmenter(path)
+    load_model(path)
 
 
 def begin(path: Path) -> None:
     """As `init_from` reads, which looks at a part of the card alone."""
-    from emadapt.models.segmenter import build_segmenter
+    
     from emadapt.study.study import BackboneSettings, RegimeSettings
-    from emadapt.training.start import folder_state, load_start
+    from emadapt.training.regimes import REGIMES
+    from emadapt.training.warm_start import folder_state
 
-    segmenter = build_segmenter(
-        BackboneSettings("tiny_dinov2", "random"), RegimeSettings("frozen"), "linear", 0
-    )
-    load_start(segmenter, folder_state(path, segmenter))
+    spec = BackboneSettings("tiny_dinov2", "random")
+    regime = REGIMES["frozen"](RegimeSettings("frozen"), spec, "linear")
+    regime.build(0).load_trained(folder_state(path, regime))
 
 
 GROUPS: list[tuple[dict[str, Any], tuple[Callable[[Any], None], ...]]] = [

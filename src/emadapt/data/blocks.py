@@ -1,4 +1,4 @@
-"""What training in 3D draws: patches of neighbouring training slices. The draw depends on the seed alone, as in `patches`."""
+"""Augmented blocks of neighbouring training slices, for models in 3D. What is drawn depends on the seed alone."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset
 
-from emadapt.data.crops import Draw, Item, Shapes, as_input
+from emadapt.data.batches import Draw, Item, Shapes
+from emadapt.data.crops import as_input
 from emadapt.data.ingest import Volume
 from emadapt.data.labelled import Tile
 from emadapt.data.prepared import PreparedSlices
 from emadapt.data.splits import check_depth, starts_in
 from emadapt.data.tiles import Grey, geometry_of, label_to_input
 from emadapt.errors import InputError
-from emadapt.study.study import BackboneSettings
+from emadapt.study.settings import BackboneSettings
 
 Patch = tuple[int, int, int]
 """Voxels (z, y, x)."""
@@ -56,8 +57,8 @@ def augment(image: Grey, label: Grey, seed: int) -> tuple[Grey, Grey]:
     return out["images"], out["masks"]
 
 
-class PatchDataset(Dataset[Item]):
-    """3D patches of the training slices, with the interface of `patches.CropDataset`.
+class BlockDataset(Dataset[Item]):
+    """3D patches of the training slices, with the interface of `batches.Samples`.
 
     `draw.row` counts through the slices that a patch may begin with; its place in plane comes from the seed.
 

@@ -16,9 +16,6 @@ from emadapt.study.study import BackboneSettings
 
 Grey = npt.NDArray[np.uint8]
 
-FLIPS: tuple[tuple[int, ...], ...] = ((), (-2,), (-1,), (-2, -1))
-"""Axes of tiles (..., h, w) along which `flips` mirrors them; the first is the tile as it is."""
-
 
 @dataclass(frozen=True)
 class Geometry:
@@ -31,7 +28,6 @@ class Geometry:
         tile: what goes through the backbone at once; sides are multiples of the patch.
         overlap: share of a tile that its neighbour covers too.
         patch: side of a token's patch.
-        stride: from one patch to the next.
         aligner: what is done to the slice before it is resized.
     """
 
@@ -41,14 +37,12 @@ class Geometry:
     tile: tuple[int, int]
     overlap: float
     patch: int
-    stride: int
     aligner: Aligner = field(default=AS_IT_IS, compare=False)
 
     @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of a tile's tokens."""
-        height, width = ((side - self.patch) // self.stride + 1 for side in self.tile)
-        return height, width
+        return self.tile[0] // self.patch, self.tile[1] // self.patch
 
     def corners(self, overlap: float | None = None) -> list[tuple[int, int]]:
         """Upper left corners (y, x) of evenly spaced tiles that cover the padded slice and overlap at least so much."""
@@ -89,9 +83,7 @@ def geometry(
     side = max(patch, spec.tile // patch * patch)
     tile = (side, side) if spec.tile else whole
     padded = (max(resized[0], tile[0]), max(resized[1], tile[1]))
-    return Geometry(
-        native, resized, padded, tile, spec.overlap, patch, spec.stride or patch, aligner
-    )
+    return Geometry(native, resized, padded, tile, spec.overlap, patch, aligner)
 
 
 def with_neighbours(volume: Volume, z: int, context: int) -> Grey:
@@ -138,10 +130,10 @@ def _pad(array: Grey, size: tuple[int, int]) -> Grey:
     return np.pad(array, missing, mode="symmetric") if any(m for _, m in missing) else array
 
 
-def blend(
+def merge_tiles(
     tiles: npt.NDArray[np.float32], corners: list[tuple[int, int]], geo: Geometry
 ) -> npt.NDArray[np.float32]:
-    """Put tiles of probabilities together, weighted towards their middles, and bring them to the slice's own resolution.
+    """Put tiles of probabilities together, weighted towards their middles.
 
     Args:
         tiles: (n, h, w) in [0, 1].
@@ -149,7 +141,7 @@ def blend(
         geo: the slice's geometry.
 
     Returns:
-        (Y, X) float32 in [0, 1].
+        (H, W) float32 in [0, 1], the padded slice.
     """
     h, w = geo.tile
     hann = window(geo.tile)
@@ -158,7 +150,14 @@ def blend(
     for tile, (y, x) in zip(tiles, corners, strict=True):
         total[y : y + h, x : x + w] += tile * hann
         weight[y : y + h, x : x + w] += hann
-    return to_native(total / weight, geo)
+    return total / weight
+
+
+def blend(
+    tiles: npt.NDArray[np.float32], corners: list[tuple[int, int]], geo: Geometry
+) -> npt.NDArray[np.float32]:
+    """`merge_tiles`, at the slice's own resolution (Y, X)."""
+    return to_native(merge_tiles(tiles, corners, geo), geo)
 
 
 def to_native(probability: npt.NDArray[np.float32], geo: Geometry) -> npt.NDArray[np.float32]:

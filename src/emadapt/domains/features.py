@@ -37,12 +37,11 @@ from emadapt.domains.moments import Moments, slice_moments
 from emadapt.errors import InputError
 from emadapt.files import new_array, write_json
 from emadapt.models.backbones import Backbone
-from emadapt.models.tokens import CACHE, compute_tokens, token_key, token_views
+from emadapt.models.tokens import CACHE, OCCUPANCY, compute_tokens, token_key, token_views
 from emadapt.study.study import BackboneSettings, DiagnoseSettings, digest
 
 KEPT = Path("scratch/features")
 FORMAT = 1  # raise when the same settings begin to mean other content
-OCCUPANCY = 0.5  # share of a patch's pixels that makes its token foreground
 BATCH_TOKENS = 4096
 
 Floats = npt.NDArray[np.float32]
@@ -253,9 +252,7 @@ def pixel_features(
             )
 
     shape = [list(geo.tile), list(geo.resized), list(geo.padded)]
-    return _kept(
-        volume, own, geo, name or volume.name, tiles, ["pixels", shape, patch, geo.stride, name]
-    )
+    return _kept(volume, own, geo, name or volume.name, tiles, ["pixels", shape, patch, name])
 
 
 def _kept(
@@ -382,7 +379,7 @@ def _one_slice(tiles: Tiles, geo: Geometry) -> tuple[Floats, Floats, Floats]:
     for (y, x), grid, label in found:
         h, w = grid.shape[1:]
         cy, cx = (
-            origin + 0.5 * geo.patch + np.arange(n) * geo.stride for origin, n in ((y, h), (x, w))
+            origin + 0.5 * geo.patch + np.arange(n) * geo.patch for origin, n in ((y, h), (x, w))
         )
         keep_y = (cy >= edges[0][y][0]) & (cy < edges[0][y][1]) & (cy < geo.resized[0])
         keep_x = (cx >= edges[1][x][0]) & (cx < edges[1][x][1]) & (cx < geo.resized[1])
@@ -399,7 +396,7 @@ def _one_slice(tiles: Tiles, geo: Geometry) -> tuple[Floats, Floats, Floats]:
 def _patches(tile: npt.NDArray[Any], geo: Geometry) -> npt.NDArray[Any]:
     """(H, W) -> (h, w, patch, patch): the pixels of each token, a view."""
     windows = np.lib.stride_tricks.sliding_window_view(tile, (geo.patch, geo.patch))
-    return windows[:: geo.stride, :: geo.stride]
+    return windows[:: geo.patch, :: geo.patch]
 
 
 def _borders(corners: list[int], side: int) -> dict[int, tuple[float, float]]:

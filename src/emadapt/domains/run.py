@@ -26,13 +26,12 @@ from emadapt.domains.features import (
 )
 from emadapt.domains.moments import z_blocks
 from emadapt.files import file_md5, write_json
-from emadapt.models import regimes
-from emadapt.models.backbones import Backbone
-from emadapt.models.closest import domain_of
+from emadapt.models.adapters import merge
+from emadapt.models.backbones import Backbone, pretrained
 from emadapt.models.device import device
-from emadapt.models.segmenter import build_frozen, load_segmenter
 from emadapt.study.study import BackboneSettings, DiagnoseSettings, Study
 from emadapt.tracking.publish import publish
+from emadapt.training.model_files import load_model
 from emadapt.training.tracked import UNITS, finished_run
 
 OUT = Path("reports/domain")
@@ -73,7 +72,7 @@ def diagnose(study: Study, backbone_name: str, regime: str, out: Path = OUT) -> 
         study.backbone_settings[backbone_name],
         [open_volume(name) for name in study.datasets],
     )
-    backbone = build_frozen(spec)
+    backbone = pretrained(spec)
     before = Model(
         PRETRAINED,
         None,
@@ -150,16 +149,13 @@ def _adapted(study: Study, backbone: str, regime: str, volumes: list[Volume]) ->
     for unit in study.units():
         if (unit.backbone, unit.regime) != (backbone, regime):
             continue
-        segmenter, _ = load_segmenter(UNITS / unit.name)
-        regimes.merge(segmenter.backbone)
+        segmenter, _ = load_model(UNITS / unit.name)
+        merge(segmenter.backbone)
         segmenter.to(device())
         md5 = file_md5(UNITS / unit.name / "model.safetensors")
         weights = f"{segmenter.backbone.provenance.sha256} {md5}"
         found = {}
         for v in volumes:
-            if segmenter.regime.align == "routed":
-                # the adapter that it is scored with, or that a volume without labels would get
-                segmenter.use(*domain_of(segmenter, v, v.split["test"] or v.split["train"]))
             found[v.name] = computed_features(
                 segmenter.backbone, segmenter.spec, v, study.diagnose, weights
             )
@@ -227,7 +223,7 @@ def _controls(
 ) -> dict[str, list[dict[str, Any]]]:
     """What the numbers read where the answer is known: halves of one volume, contrast alone, random weights, raw pixels."""
     random = dataclasses.replace(spec, source="random", file="")
-    untrained = build_frozen(random).to(device())
+    untrained = pretrained(random).to(device())
     seed_hash = untrained.provenance.sha256
     backbone.to(device())
     names = [v.name for v in volumes]

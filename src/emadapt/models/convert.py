@@ -10,26 +10,19 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from timm.models.eva import checkpoint_filter_fn as eva_filter
-from timm.models.vision_transformer import checkpoint_filter_fn as vit_filter
 from torch import Tensor
 
 from emadapt.errors import InputError
-from emadapt.models.archs import Arch
-from emadapt.models.backbones import create_vit
+from emadapt.models.archs import Arch, create_vit
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
 
-def read_state(path: Path, values: bool = True) -> dict[str, Any]:
-    """State dict of a weights file, without running any code of it.
-
-    Args:
-        path: .safetensors, .pt, .pth or .bin.
-        values: False for names and shapes alone, as tensors on the device "meta": quick, whatever the size of the file.
+def check_file(path: Path) -> None:
+    """Refuse what cannot be a weights file by its name.
 
     Raises:
-        InputError: no such file, or not a complete one of names and tensors.
+        InputError: no such file, or another suffix.
     """
     if not path.is_file():
         raise InputError(
@@ -45,6 +38,19 @@ def read_state(path: Path, values: bool = True) -> dict[str, Any]:
             expected=".safetensors, .pt, .pth or .bin",
             do="Save the state dict as safetensors.",
         )
+
+
+def read_state(path: Path, values: bool = True) -> dict[str, Any]:
+    """State dict of a weights file, without running any code of it.
+
+    Args:
+        path: .safetensors, .pt, .pth or .bin.
+        values: False for names and shapes alone, as tensors on the device "meta": quick, whatever the size of the file.
+
+    Raises:
+        InputError: no such file, or not a complete one of names and tensors.
+    """
+    check_file(path)
     try:
         if path.suffix == ".safetensors":
             return load_file(path) if values else _safetensors_header(path)
@@ -115,7 +121,7 @@ def to_timm(state: dict[str, Tensor], arch: Arch, what: str | Path) -> dict[str,
         what: file or package to name in an error.
 
     Returns:
-        State dict for `emadapt.models.backbones.create_vit`, in float32.
+        State dict for `emadapt.models.archs.create_vit`, in float32.
 
     Raises:
         InputError: tensors missing, left over or of another shape.
@@ -129,6 +135,9 @@ def to_timm(state: dict[str, Tensor], arch: Arch, what: str | Path) -> dict[str,
                 expected=f"patches of {arch.patch} pixels",
                 do=f"Use the weights of {arch.timm_name}.",
             )
+    from timm.models.eva import checkpoint_filter_fn as eva_filter  # timm takes a second
+    from timm.models.vision_transformer import checkpoint_filter_fn as vit_filter
+
     state = _from_hf_naming(state)
     if arch.family == "dinov3":
         state = _drop_zero_biases(state, what)

@@ -12,39 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from emadapt.models import parallel
+from emadapt.models.batch_norm import BatchNorm
 
 Tokens = list[torch.Tensor]
-
-
-class BatchNorm(nn.BatchNorm2d):
-    """Batch normalisation (Ioffe and Szegedy 2015) with the statistics of the whole batch, over all processes that train.
-
-    Unlike torch's SyncBatchNorm it runs on a CPU too, and where a process has no sample, so tests see what GPUs do.
-    """
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not self.training or parallel.size() == 1:
-            return super().forward(x)
-        values = x.float()
-        count = values.new_full((1,), values.numel() // values.shape[1])
-        places, axes = (-1, *[1] * (x.dim() - 2)), (0, *range(2, x.dim()))
-        sums = parallel.Total.apply(torch.cat([values.sum(axes), count]))
-        n = sums[-1].detach()
-        mean = sums[:-1] / n
-        centred = values - mean.view(places)
-        variance = parallel.Total.apply(centred.square().sum(axes)) / n
-        with torch.no_grad():
-            kept = dict(self.named_buffers())
-            kept["running_mean"].lerp_(mean, self.momentum or 0.1)
-            kept["running_var"].lerp_(
-                variance * n / (n - 1), self.momentum or 0.1
-            )  # of the sample, as torch keeps it
-            kept["num_batches_tracked"] += 1
-        out = centred * (variance + self.eps).rsqrt().view(places)
-        if self.affine:
-            out = out * self.weight.view(places) + self.bias.view(places)
-        return out.to(x.dtype)
 
 
 class Linear(nn.Module):
@@ -143,34 +113,6 @@ class PyramidBatch(Pyramid):
                     setattr(parent, name, BatchNorm(child.num_channels))
 
 
-class UNet(nn.Module):
-    """A pyramid on the tokens, and a light stem on the image itself beside it at full resolution (Ronneberger et al. 2015).
-
-    Tokens say what is where, 14 or 16 pixels a cell; the stem's few 3x3 convolutions see where its edge runs.
-    """
-
-    needs_image = True
-
-    def __init__(self, dim: int, n_blocks: int, width: int = 128, stem: int = 16) -> None:
-        super().__init__()
-        self.pyramid = Pyramid(dim, n_blocks, width)
-        self.pyramid.classify = nn.Conv2d(
-            width // 2, stem, 1
-        )  # no logits yet: what is to be told about each pixel
-        self.stem = nn.Sequential(_conv(1, stem, 3), _conv(stem, stem, 3))
-        self.join = _conv(2 * stem, stem, 3)
-        self.classify = nn.Conv2d(stem, 2, 1)
-
-    def forward(self, tokens: Tokens, size: tuple[int, int], image: torch.Tensor) -> torch.Tensor:
-        """Logits (B, 2, H, W) float32 from tokens and their image (B, 1, H, W) in [0, 1]."""
-        wide = F.interpolate(
-            self.pyramid.logits(tokens), size, mode="bilinear", align_corners=False
-        )
-        return torch.as_tensor(
-            self.classify(self.join(torch.cat([wide, self.stem(image)], 1)))
-        ).float()
-
-
 def _resize(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """Bilinear to the image's size, in float32."""
     return F.interpolate(logits.float(), size, mode="bilinear", align_corners=False)
@@ -189,15 +131,8 @@ HEADS: dict[str, Callable[[int, int], nn.Module]] = {
     "deconv": Deconv,
     "pyramid": Pyramid,
     "pyramid_bn": PyramidBatch,
-    "unet": UNet,
 }
-"""Name -> head(dim, n_blocks); `forward(tokens: list of (B, D, h, w), size (H, W)) -> (B, 2, H, W)` float32 logits; of heads
-that need the image, too, it has a third argument (B, 1, H, W) in [0, 1]."""
+"""Name -> head(dim, n_blocks); `forward(tokens: list of (B, D, h, w), size (H, W)) -> (B, 2, H, W)` float32 logits."""
 
 CONTROLS = ("pyramid_bn",)
 """Heads that show an effect and are not expected to be the best: sweeps try them only where they are named."""
-
-
-def needs_image(head: str) -> bool:
-    """Whether the head of that name looks at the image beside its tokens."""
-    return bool(getattr(HEADS.get(head), "needs_image", False))

@@ -1,6 +1,6 @@
-"""MitoNet (Conrad & Narayan 2023, Cell Systems 14:58) through the package of its authors, empanada-dl: zero-shot or fine-tuned.
+"""MitoNet (Conrad & Narayan 2023, Cell Systems 14:58) through its authors' package, empanada-dl: zero-shot or fine-tuned.
 
-Of its outputs foreground is used; centres and offsets, which it makes objects of, are not. Objects of all models are connected
+Only its foreground is used, not the centres and offsets from which it makes objects: objects of all models are connected
 components here.
 """
 
@@ -13,9 +13,8 @@ import torch
 
 from emadapt.errors import InputError
 from emadapt.models.convert import read_state
-from emadapt.models.outside import Outside, check_package, two_classes
+from emadapt.models.published import Published, check_package, two_classes
 from emadapt.models.weights import Provenance, sha256_of
-from emadapt.study.study import RegimeSettings
 
 MEAN, STD = 0.57571, 0.12765
 """Of grey values in [0, 1], as the plugin empanada-napari has them for MitoNet_v1 and MitoNet_v1_mini."""
@@ -54,22 +53,20 @@ DO = (
 )
 
 
-class MitoNet(Outside):
-    """PanopticDeepLabPR (MitoNet_v1) or PanopticBiFPNPR (MitoNet_v1_mini), whichever the tensors of `regime.weights` are of.
+class MitoNet(Published):
+    """PanopticDeepLabPR (MitoNet_v1) or PanopticBiFPNPR (MitoNet_v1_mini), whichever the tensors of a file belong to.
 
     Raises:
         InputError: no package, no such file, or tensors that are not exactly those of one of the two.
     """
 
-    def __init__(self, regime: RegimeSettings) -> None:
+    def __init__(self, path: Path) -> None:
         check_package("mitonet")
-        path = Path(regime.weights)
         state = _read(path)
         small = any(name.startswith("semantic_fpn.") for name in state)
-        super().__init__("mitonet", 128 if small else 16)
-        self.vit = _network(small)
+        network = _network(small)
         try:
-            self.vit.load_state_dict(state)
+            network.load_state_dict(state)
         except RuntimeError as error:
             raise InputError(
                 path,
@@ -77,9 +74,9 @@ class MitoNet(Outside):
                 do=DO,
                 expected="all tensors of MitoNet_v1 or MitoNet_v1_mini, and no other",
             ) from error
-        self.provenance = Provenance(
-            "file", str(path), sha256_of(path), f"MitoNet, {type(self.vit).__name__} of empanada-dl"
-        )
+        note = f"MitoNet, {type(network).__name__} of empanada-dl"
+        provenance = Provenance("file", str(path), sha256_of(path), note)
+        super().__init__("mitonet", 128 if small else 16, network, provenance)
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Images (B, 1, H, W) in [0, 1] -> one (B, 2, H, W) of logits, in float32 throughout.
@@ -87,13 +84,13 @@ class MitoNet(Outside):
         PointRend's refinement writes into its own copy of the logits, which mixed precision would give another type.
         """
         with torch.autocast(images.device.type, enabled=False):
-            return [two_classes(self.vit((images.float() - MEAN) / STD)["sem_logits"])]
+            return [two_classes(self.network((images.float() - MEAN) / STD)["sem_logits"])]
 
 
-def check(regime: RegimeSettings) -> None:
+def check(path: Path) -> None:
     """Raise what building it would raise, as far as the names in the file show it."""
     check_package("mitonet")
-    _read(Path(regime.weights), values=False)
+    _read(path, values=False)
 
 
 def _read(path: Path, values: bool = True) -> dict[str, torch.Tensor]:

@@ -2,60 +2,18 @@
 
 Every process holds the same model and takes its part of each batch. Gradients, statistics of normalisation and scores are
 summed over the processes, so all of them take the step that one process would have taken with the whole batch, up to
-rounding. A process that was not started as one of several is alone: nothing here then changes anything.
+rounding. A process that is alone is not changed by any of this.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from emadapt.errors import InputError
 from emadapt.models.device import device
-from emadapt.training.launch import die_with, is_one_of_several, wants_gpus
-
-TIMEOUT = timedelta(minutes=10)  # one that waits longer than this for the others gives up
-
-
-def join() -> None:
-    """Meet the other processes of this unit, if it was started with any (`emadapt train --devices`, `accelerate launch`).
-
-    Raises:
-        InputError: there are fewer GPUs than processes, or than were asked for.
-    """
-    several, asked = is_one_of_several(), os.environ.get("EMADAPT_DEVICES", "")
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"])) if several else 1
-    gpus = torch.cuda.device_count()
-    if gpus < here and (gpus or wants_gpus(asked)):
-        raise InputError(
-            f"devices {asked}" if asked else f"{here} processes",
-            found=f"{gpus} GPUs that work",
-            expected=f"{here}",
-            do="Name those that `nvidia-smi` lists.",
-        )
-    if several:
-        from accelerate import PartialState
-        from accelerate.utils import check_cuda_p2p_ib_support
-
-        die_with(int(os.environ.get("EMADAPT_LAUNCHER", os.getppid())))
-        if (
-            gpus and not check_cuda_p2p_ib_support()
-        ):  # RTX 40: accelerate refuses them without these
-            os.environ |= {"NCCL_P2P_DISABLE": "1", "NCCL_IB_DISABLE": "1"}
-        PartialState(cpu=not gpus, timeout=TIMEOUT)  # gloo, or NCCL with one GPU for each
-
-
-def leave() -> None:
-    """Part from the others, all at about the same time."""
-    if dist.is_initialized():
-        from accelerate import PartialState
-
-        PartialState().destroy_process_group()
 
 
 def rank() -> int:

@@ -1,143 +1,164 @@
-"""Foreground probabilities of whole slices, from images or from cached tokens: tiles, then a blend without seams."""
+"""Foreground probabilities of the slices of a volume, from images or from cached tokens.
+
+A model sees blocks of neighbouring slices, most models of a single one. Blocks overlap along z and are blended there with
+Gaussian weights; memory holds one block, not the volume.
+"""
 
 from __future__ import annotations
 
 import itertools
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from emadapt.data.align import AS_IT_IS, Aligner, aligner_of
-from emadapt.data.crops import Inputs, as_input
+from emadapt.data.align import AS_IT_IS, Aligner
 from emadapt.data.ingest import Volume
-from emadapt.data.tiles import FLIPS, Grey, blend, geometry, to_input, with_neighbours
-from emadapt.models.closest import domain_of
-from emadapt.models.device import autocast
-from emadapt.models.heads import needs_image
-from emadapt.models.predict3d import predict_block
-from emadapt.models.sam2 import Sam2
-from emadapt.models.segmenter import Segmenter
+from emadapt.data.splits import runs_of
+from emadapt.data.tiles import (
+    Geometry,
+    Grey,
+    geometry,
+    geometry_of,
+    merge_tiles,
+    to_input,
+    to_native,
+)
+from emadapt.models.segmenter import BATCH_TILES, Probability, Segmenter
 from emadapt.models.tokens import TokenView
 
-BATCH_TILES = 16
-
-Probability = npt.NDArray[np.float32]
-
-
-def predict_slice(
-    segmenter: Segmenter,
-    image: Grey,
-    overlap: float | None = None,
-    aligner: Aligner = AS_IT_IS,
-    flips: bool = False,
-) -> Probability:
-    """Foreground probability of one slice.
-
-    Args:
-        segmenter: in eval mode; for `lora` merge the adapters first to save time.
-        image: (Y, X) uint8; for a backbone with `context` (Y, X, 3), see `data.tiles.with_neighbours`.
-        overlap: share of a tile that neighbours cover too; None: what the segmenter was set up with.
-        aligner: of the slice's dataset.
-        flips: mean over each tile and its mirror images.
-
-    Returns:
-        (Y, X) float32 in [0, 1], at the slice's own resolution.
-    """
-    geo = geometry(
-        (image.shape[0], image.shape[1]), segmenter.spec, segmenter.backbone.arch.patch, aligner
-    )
-    padded, (h, w) = to_input(image, geo), geo.tile
-    corners = geo.corners(overlap)
-    tiles = [as_input(padded[y : y + h, x : x + w]) for y, x in corners]
-    batches = [torch.stack(tiles[i : i + BATCH_TILES]) for i in range(0, len(tiles), BATCH_TILES)]
-    out = [over_flips(segmenter, batch, geo.tile, flips) for batch in batches]
-    return blend(np.concatenate(out), corners, geo)
-
-
-def predict_cached(
-    segmenter: Segmenter,
-    view: TokenView,
-    z: int,
-    native: tuple[int, int],
-    aligner: Aligner = AS_IT_IS,
-    flips: bool = False,
-) -> Probability:
-    """The same from the token cache's plain view, for a segmenter whose backbone is frozen (below the view's cut).
-
-    With `flips` the view must come with its mirrored ones (`tokens.plain_view`).
-    """
-    geo = geometry(native, segmenter.spec, segmenter.backbone.arch.patch, aligner)
-    corners = [(int(y), int(x)) for _, y, x in view.index[view.rows_of_slice(z)]]
-    seen = (
-        [
-            np.flip(_cached_tiles(segmenter, shown, z, geo.tile), axes)
-            for shown, axes in zip((view, *view.mirrored), FLIPS, strict=True)
-        ]
-        if flips
-        else None
-    )
-    return blend(_mean(seen) if seen else _cached_tiles(segmenter, view, z, geo.tile), corners, geo)
-
-
-def _cached_tiles(
-    segmenter: Segmenter, view: TokenView, z: int, size: tuple[int, int]
-) -> Probability:
-    """Probabilities (n, H, W) of a slice's tiles in a view."""
-    rows = view.rows_of_slice(z)
-    blocks = [
-        slice(rows[i], rows[i] + min(BATCH_TILES, len(rows) - i))
-        for i in range(0, len(rows), BATCH_TILES)
-    ]  # neighbours
-    return np.concatenate(
-        [
-            foreground(segmenter, view.read(block, needs_image(segmenter.head_name)), size)
-            for block in blocks
-        ]
-    )
+Slab = Callable[[int], Probability]
+"""The first slice of a block to the probabilities (depth, H, W) of its slices."""
 
 
 def predict_slices(
     segmenter: Segmenter,
     volume: Volume,
-    slices: list[int],
+    slices: Sequence[int],
     view: TokenView | None = None,
     overlap: float | None = None,
     *,
-    averaged: bool = True,
+    smoothed: bool = True,
 ) -> Iterator[tuple[int, Probability]]:
-    """Slice number and probability for each of `slices` (rising), from the cache where a view is given.
+    """Slice number and probability for each of `slices`.
 
-    `averaged`: smoothed along z (`smooth_z_nm`) and over mirror images (`flips`), as the backbone's settings say. A regime in 3D
-    sees runs of consecutive slices together (see `emadapt.models.predict3d`).
+    Each run of consecutive slices is seen by itself: a model of blocks looks at no others, and where a run is thinner than
+    its block, it is continued by reflection at both ends.
+
+    Args:
+        segmenter: in eval mode; merge LoRA's adapters first to save time.
+        volume: the dataset.
+        slices: their numbers, rising.
+        view: the token cache's plain view of the volume, to be read in the place of images.
+        overlap: share of a tile that its neighbours cover too; None: that of the settings.
+        smoothed: along z, as `smooth_z_nm` of the settings says.
+
+    Yields:
+        The number of a slice and (Y, X) float32 in [0, 1] at its own resolution; numbers rise.
     """
-    native, aligner = (
-        (volume.image.shape[1], volume.image.shape[2]),
-        aligner_of(volume, segmenter.spec),
-    )
-    if segmenter.domains and slices:
-        segmenter.use(*domain_of(segmenter, volume, slices, view))
-    flips = segmenter.spec.flips and averaged
-
-    def probability(z: int) -> Probability:
-        if isinstance(segmenter.backbone, Sam2) and segmenter.backbone.oracle:
-            return segmenter.backbone.prompted(
-                np.asarray(volume.image[z]), np.asarray(volume.label[z]) > 0
-            )
-        if view is not None:
-            return predict_cached(segmenter, view, z, native, aligner, flips)
-        return predict_slice(
-            segmenter, with_neighbours(volume, z, segmenter.spec.context), overlap, aligner, flips
-        )
-
-    found: Iterator[tuple[int, Probability]] = ((z, probability(z)) for z in slices)
-    if segmenter.regime.is_3d:
-        found = predict_block(segmenter, volume.image, slices, overlap, aligner, flips)
-    sigma = segmenter.spec.smooth_z_nm if averaged else 0.0
+    found = _slices(segmenter, volume, slices, view, overlap)
+    sigma = segmenter.spec.smooth_z_nm if smoothed else 0.0
     return smooth_z(found, sigma / float(volume.manifest["voxel_nm"][0])) if sigma else found
+
+
+def _slices(
+    segmenter: Segmenter,
+    volume: Volume,
+    slices: Sequence[int],
+    view: TokenView | None,
+    overlap: float | None,
+) -> Iterator[tuple[int, Probability]]:
+    geo, depth = geometry_of(volume, segmenter.spec, segmenter.patch), segmenter.depth
+    share = geo.overlap if overlap is None else overlap
+    for run in runs_of(slices):
+        shown, before = continued(run, depth)
+
+        def slab(first: int, shown: npt.NDArray[np.int64] = shown) -> Probability:
+            if view is not None:
+                return cached_slab(segmenter, view, int(shown[first]), geo)
+            block = [segmenter.shown(volume, int(z), geo) for z in shown[first : first + depth]]
+            return segmenter.slab(np.stack(block), geo, overlap)
+
+        for at, found in along_z(slab, window_starts(len(shown), depth, share), depth):
+            if before <= at < before + len(run):
+                yield run[at - before], to_native(found, geo)
+
+
+def predict_slice(
+    segmenter: Segmenter, image: Grey, overlap: float | None = None, aligner: Aligner = AS_IT_IS
+) -> Probability:
+    """Foreground probability of one slice by a model of single slices.
+
+    Args:
+        segmenter: in eval mode.
+        image: (Y, X) uint8; for a backbone with `context` (Y, X, 3), see `data.tiles.with_neighbours`.
+        overlap: share of a tile that neighbours cover too; None: that of the settings.
+        aligner: of the slice's dataset.
+
+    Returns:
+        (Y, X) float32 in [0, 1], at the slice's own resolution.
+    """
+    native = (image.shape[0], image.shape[1])
+    geo = geometry(native, segmenter.spec, segmenter.patch, aligner)
+    return to_native(segmenter.slab(to_input(image, geo)[None], geo, overlap)[0], geo)
+
+
+def cached_slab(segmenter: Segmenter, view: TokenView, z: int, geo: Geometry) -> Probability:
+    """Probabilities (1, H, W) of a slice from the cache's plain view, whose tiles have their own overlap."""
+    rows = view.rows_of_slice(z)
+    corners = [(int(y), int(x)) for _, y, x in view.index[rows]]
+    starts = range(0, len(rows), BATCH_TILES)
+    blocks = [slice(rows[i], rows[min(i + BATCH_TILES, len(rows)) - 1] + 1) for i in starts]
+    tiles = [segmenter.foreground(view.read(block), geo.tile) for block in blocks]
+    return merge_tiles(np.concatenate(tiles), corners, geo)[None]
+
+
+def along_z(slab: Slab, starts: Sequence[int], depth: int) -> Iterator[tuple[int, Probability]]:
+    """Slice after slice, as soon as no further block covers it.
+
+    Args:
+        slab: probabilities of a block.
+        starts: the blocks' first slices, rising, without gaps between blocks.
+        depth: slices of a block.
+
+    Yields:
+        The number of a slice and (H, W) float32 in [0, 1].
+    """
+    weight = _bell(depth)
+    total: Probability | None = None
+    weights = np.zeros(depth, np.float32)
+    for start, following in itertools.pairwise([*starts, starts[-1] + depth]):
+        weighted = slab(start) * weight[:, None, None]
+        total = weighted if total is None else np.add(total, weighted, out=total)
+        weights += weight
+        done = following - start
+        for k in range(done):
+            yield start + k, total[k] / weights[k]
+        for array in (total, weights):  # what is left moves to the front
+            array[: depth - done], array[depth - done :] = array[done:].copy(), 0
+
+
+def continued(run: Sequence[int], depth: int) -> tuple[npt.NDArray[np.int64], int]:
+    """A run of slices, reflected at both ends until it is as long as a block is deep, and how many come before its first."""
+    missing = max(0, depth - len(run))
+    ends = (missing // 2, missing - missing // 2)
+    return np.pad(np.asarray(run, np.int64), ends, mode="symmetric"), ends[0]
+
+
+def window_starts(length: int, side: int, share: float) -> list[int]:
+    """Where windows of `side` begin that cover an axis of `length`, as MONAI's `sliding_window_inference` places them."""
+    step = max(1, int(side * (1 - share)))
+    return [*range(0, length - side, step), length - side]
+
+
+def _bell(depth: int) -> npt.NDArray[np.float32]:
+    """MONAI's Gaussian weight of each slice of a block, largest in its middle, never 0."""
+    places = torch.arange(-(depth - 1) / 2, (depth - 1) / 2 + 1)
+    weight = torch.exp(places**2 / (-2 * (0.125 * depth) ** 2))
+    return np.asarray(weight.clamp_min(max(float(weight.min()), 1e-3)).numpy(), dtype=np.float32)
 
 
 def smooth_z(
@@ -145,7 +166,7 @@ def smooth_z(
 ) -> Iterator[tuple[int, Probability]]:
     """Means of each slice and its neighbours with Gaussian weights, in one pass with a window of slices in memory.
 
-    Only slices that are there take part, by their distance in z: what is predicted alone stays as it is.
+    Only slices that are given take part, by their distance in z: what is predicted alone stays as it is.
 
     Args:
         slices: number and probability, numbers rising.
@@ -158,14 +179,10 @@ def smooth_z(
     waiting: deque[int] = deque()
 
     def mean(z: int) -> tuple[int, Probability]:
-        near = [
-            (math.exp(-((other - z) ** 2) / (2 * sigma**2)), p)
-            for other, p in window
-            if abs(other - z) <= reach
-        ]
-        return z, np.asarray(
-            sum(w * p for w, p in near) / sum(w for w, _ in near), dtype=np.float32
-        )
+        near = [(other - z, p) for other, p in window if abs(other - z) <= reach]
+        weights = [math.exp(-(away**2) / (2 * sigma**2)) for away, _ in near]
+        total = sum(w * p for w, (_, p) in zip(weights, near, strict=True))
+        return z, np.asarray(total / sum(weights), dtype=np.float32)
 
     for z, probability in slices:
         while waiting and waiting[0] + reach < z:
@@ -181,30 +198,3 @@ def smooth_z(
 def smoothing_reach(sigma: float) -> int:
     """Slices to each side of which `smooth_z` takes the mean."""
     return int(3 * sigma + 0.5)
-
-
-def over_flips(
-    segmenter: Segmenter, images: torch.Tensor, size: tuple[int, int], flips: bool
-) -> Probability:
-    """`foreground` of images, with `flips` the mean over their mirror images."""
-    if not flips:
-        return foreground(segmenter, images, size)
-    return _mean([np.flip(foreground(segmenter, images.flip(axes), size), axes) for axes in FLIPS])
-
-
-def _mean(seen: Sequence[Probability]) -> Probability:
-    return np.asarray(sum(seen[1:], seen[0]) / np.float32(len(seen)))
-
-
-@torch.inference_mode()
-def foreground(segmenter: Segmenter, batch: Inputs, size: tuple[int, int]) -> Probability:
-    """Foreground probabilities (B, H, W) float32 of images (B, 1 or 3, H, W) in [0, 1], or of what is cached of them."""
-    own = itertools.chain(
-        segmenter.head.parameters(), segmenter.head.buffers(), segmenter.parameters()
-    )
-    batch = batch.to(
-        next(own).device
-    )  # the head of kNN has buffers only, that of an outside system nothing
-    with autocast(segmenter.spec.precision):
-        logits = segmenter(batch, size)
-    return np.asarray(logits.float().softmax(1)[:, 1].cpu().numpy())

@@ -15,11 +15,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from emadapt.data.tiles import Grey
+from emadapt.data.ingest import Volume
+from emadapt.data.tiles import Geometry, Grey
 from emadapt.errors import InputError
-from emadapt.models.outside import Outside, check_package, two_classes
+from emadapt.models.published import Published, check_package, two_classes
+from emadapt.models.segmenter import Probability, Segmenter
 from emadapt.models.weights import Provenance, hub_file, sha256_of
-from emadapt.study.study import RegimeSettings
 
 Mask = npt.NDArray[np.bool_]
 
@@ -41,57 +42,42 @@ DO = (
 )
 
 
-class Sam2(Outside):
-    """Sam2Model with the weights of `regime.weights`, a folder or a repository of the hub, under `regime.prompts`.
+class Sam2(Published):
+    """Sam2Model with weights of a folder or a repository of the hub.
+
+    Args:
+        weights: the folder or the repository.
+        prompts: `automatic`, `box` or `box+mask`.
 
     Raises:
         InputError: no package, or weights that cannot be had or do not fit.
     """
 
-    def __init__(self, regime: RegimeSettings) -> None:
+    def __init__(self, weights: str, prompts: str) -> None:
         check_package("sam2")
-        super().__init__("sam2", 1)
-        self.prompts, self.oracle = regime.prompts, regime.oracle
-        folder, source = folder_of(regime.weights)
-        self.vit, self.processor = _load(folder)
-        self.provenance = Provenance(
-            source, regime.weights, sha256_of(folder / "model.safetensors"), "SAM 2, Sam2Model"
+        folder, source = folder_of(weights)
+        network, processor = _load(folder)
+        sha256 = sha256_of(folder / "model.safetensors")
+        super().__init__(
+            "sam2", 1, network, Provenance(source, weights, sha256, "SAM 2, Sam2Model")
         )
+        self.prompts, self.processor = prompts, processor
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """Images (B, 1, H, W) in [0, 1] -> one (B, 2, H, W) of logits; `automatic` alone, others need labels.
-
-        Raises:
-            InputError: another one.
-        """
-        if self.oracle:
-            raise InputError(
-                f"SAM 2 with `prompts: {self.prompts}`",
-                found="images without labels",
-                expected="labels, of which its prompts are made",
-                do="Use `prompts: automatic`.",
-            )
+        """Images (B, 1, H, W) in [0, 1] -> one (B, 2, H, W) of logits, from automatic prompts."""
         grey = (images[:, 0] * 255).round().byte().cpu().numpy()
         return [two_classes(torch.stack([self.union(image, None)[None] for image in grey]))]
-
-    def prompted(self, image: Grey, label: Mask) -> npt.NDArray[np.float32]:
-        """Probability (Y, X) of foreground in a slice (Y, X), the prompts of a regime with an oracle made of its label."""
-        return np.asarray(self.union(image, label).sigmoid().cpu().numpy())
 
     @torch.inference_mode()
     def union(self, image: Grey, label: Mask | None) -> torch.Tensor:
         """Logits (Y, X): at each pixel the largest over all masks."""
         size = (image.shape[0], image.shape[1])
-        device = next(self.vit.parameters()).device
+        device = next(self.network.parameters()).device
         total = torch.full(size, NOTHING, device=device)
         with torch.autocast(device.type, enabled=False):
             found = self.processor(images=np.stack([image] * 3, -1), return_tensors="pt")
-            seen = self.vit.get_image_embeddings(found["pixel_values"].to(device))
-            masks = (
-                self._automatic(seen, size)
-                if label is None or not self.oracle
-                else self._of_objects(seen, label)
-            )
+            seen = self.network.get_image_embeddings(found["pixel_values"].to(device))
+            masks = self._automatic(seen, size) if label is None else self._of_objects(seen, label)
             for some in masks:
                 total = torch.maximum(total, some.amax(0))
         return total
@@ -109,7 +95,7 @@ class Sam2(Outside):
                     np.where(objects == start + 1, CERTAIN, -CERTAIN).astype(np.float32)
                 )
                 prompts["input_masks"] = inside[None, None].to(seen[0].device)
-            out = self.vit(image_embeddings=seen, multimask_output=False, **prompts)
+            out = self.network(image_embeddings=seen, multimask_output=False, **prompts)
             yield self._at_native(out.pred_masks[0], label.shape)[:, 0]
 
     def _automatic(self, seen: list[torch.Tensor], size: tuple[int, int]) -> Iterator[torch.Tensor]:
@@ -118,7 +104,7 @@ class Sam2(Outside):
 
         points, kept, boxes, scores = torch.from_numpy(grid(size, POINTS)), [], [], []
         for some in points.split(AT_ONCE):
-            out = self.vit(
+            out = self.network(
                 image_embeddings=seen, **self._placed(size, input_points=some[None, :, None])
             )
             masks, predicted = out.pred_masks[0].flatten(0, 1), out.iou_scores[0].flatten()
@@ -137,7 +123,7 @@ class Sam2(Outside):
     def _placed(self, size: tuple[int, ...], **prompts: torch.Tensor) -> dict[str, torch.Tensor]:
         """Prompts in pixels of the slice -> in those of what the network sees, on its device."""
         placed = self.processor(original_sizes=torch.tensor([size]), return_tensors="pt", **prompts)
-        return {name: placed[name].to(next(self.vit.parameters()).device) for name in prompts}
+        return {name: placed[name].to(next(self.network.parameters()).device) for name in prompts}
 
     def _at_native(self, masks: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
         """Logits (n, m, h, w) -> (n, m, Y, X)."""
@@ -146,6 +132,28 @@ class Sam2(Outside):
         return torch.as_tensor(
             self.processor.post_process_masks(masks[None], [list(size)], binarize=False)[0]
         )
+
+
+class PromptedSegmenter(Segmenter):
+    """SAM 2 prompted from the labels that it is scored on: an oracle, which sees each slice with its label."""
+
+    needs_labels = True
+
+    def shown(self, volume: Volume, z: int, geo: Geometry) -> Grey:
+        """(Y, X, 2): the slice, and 1 where its label is foreground."""
+        label = np.asarray(volume.label[z]) > 0
+        return np.stack([np.asarray(volume.image[z]), label.astype(np.uint8)], -1)
+
+    def slab(self, shown: Grey, geo: Geometry, overlap: float | None = None) -> Probability:
+        if shown.ndim == 3:
+            raise InputError(
+                f"SAM 2 with `prompts: {self.backbone.prompts}`",
+                found="images without labels",
+                expected="labels, of which its prompts are made",
+                do="Use `prompts: automatic`.",
+            )
+        logits = self.backbone.union(shown[0, ..., 0], shown[0, ..., 1] > 0)
+        return np.asarray(logits.sigmoid().cpu().numpy())[None]
 
 
 def objects_of(label: Mask) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
@@ -202,10 +210,10 @@ def folder_of(weights: str, of_hub: tuple[str, ...] = FILES) -> tuple[Path, str]
         ) from error
 
 
-def check(regime: RegimeSettings) -> None:
-    """Raise what building it would raise, as far as package and files show it; of a repository one small file is had."""
+def check(weights: str) -> None:
+    """Raise what building it would raise, as far as package and files show it; of a repository one small file is fetched."""
     check_package("sam2")
-    folder_of(regime.weights, FILES[:1])
+    folder_of(weights, FILES[:1])
 
 
 def _load(folder: Path) -> tuple[Any, Any]:

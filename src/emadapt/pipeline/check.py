@@ -70,7 +70,7 @@ def _check_sections(path: Path) -> list[str]:
 
 
 def _check_models(study: Study, path: Path) -> list[str]:
-    from emadapt.models.archs import get_arch, resolve_blocks, resolve_stride
+    from emadapt.models.archs import get_arch, resolve_blocks
 
     problems = []
     for name in study.backbones:
@@ -80,14 +80,8 @@ def _check_models(study: Study, path: Path) -> list[str]:
             last = (
                 arch.depth if spec.blocks == "last" else resolve_blocks(spec.arch, spec.blocks)[-1]
             )
-            overlapping = resolve_stride(spec.arch, spec.stride) != arch.patch
             for regime in study.regimes:
                 adapter = study.regime_settings[regime]
-                if overlapping and (adapter.kind in ("ridge", "knn") or adapter.init == "ridge"):
-                    problems.append(
-                        f"{path}: backbones.{name}.stride: found {spec.stride}; {regime} is fitted to a label for "
-                        f"each patch of {arch.patch} pixels, leave it out"
-                    )
                 if adapter.low_rank and adapter.rank > arch.dim:
                     width = f"{arch.dim}, the width of {name}"
                     problems.append(
@@ -251,10 +245,13 @@ def _check_outside(study: Study) -> list[str]:
         regime = study.regime_settings[name]
         try:
             if regime.kind == "sam2":
-                from emadapt.models.sam2 import check
+                from emadapt.models import sam2
+
+                sam2.check(regime.weights)
             else:
-                from emadapt.models.mitonet import check
-            check(regime)
+                from emadapt.models import mitonet
+
+                mitonet.check(Path(regime.weights))
         except EmadaptError as error:
             problems.append(str(error))
     return problems

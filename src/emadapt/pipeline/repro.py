@@ -23,7 +23,7 @@ from emadapt.errors import EmadaptError
 from emadapt.pipeline.stages import PLAN, Needs, stale_ingests, stale_stages
 from emadapt.pipeline.watchdog import Watchdog
 from emadapt.study.study import Study, load_study
-from emadapt.training.launch import visible
+from emadapt.training.devices import visible
 
 LOGS = "scratch/repro"
 TAIL = 15

@@ -169,7 +169,7 @@ def _citations(model: Model, v: Any) -> list[Any]:
     sources = [data.source for data in datasets_behind(model.card)]
     cited = dict.fromkeys((s["citation"], s["doi"]) for s in sources if s)  # one's own data: none
     found = [v.CiteEntry(text=text, doi=v.Doi(doi)) for text, doi in cited]
-    if model.segmenter.regime.from_scratch:
+    if model.regime.from_scratch:
         text, doi = U_NET
         found.append(v.CiteEntry(text=text, doi=v.Doi(doi)))
     if family := family_of(model.card):

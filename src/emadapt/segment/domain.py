@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from emadapt.data.splits import evenly_spaced
-from emadapt.models.closest import shift, statistics_of
+from emadapt.models.token_statistics import shift, statistics_of
 from emadapt.segment.runner import Runner
 
 SLICES, TILES = 8, 48

@@ -13,10 +13,11 @@ from typing import Any
 from emadapt.data.align import AS_IT_IS, METHODS, Aligner, Statistics
 from emadapt.data.tiles import Geometry, geometry
 from emadapt.errors import InputError
-from emadapt.models import regimes
+from emadapt.models.adapters import merge
 from emadapt.models.device import device
-from emadapt.models.segmenter import Segmenter, load_segmenter
-from emadapt.study.study import BackboneSettings
+from emadapt.models.segmenter import Segmenter
+from emadapt.study.study import BackboneSettings, RegimeSettings
+from emadapt.training.model_files import load_model, regime_from
 from emadapt.volumes.voxel import Voxel
 
 UNITS = Path("build/units")
@@ -44,6 +45,11 @@ class Model:
     def name(self) -> str:
         """The unit that it was trained as, e.g. `dinov2_s-lora-lucchi-0`."""
         return str(self.card["unit"])
+
+    @property
+    def regime(self) -> RegimeSettings:
+        """The settings of its regime."""
+        return regime_from(self.card).settings
 
     @property
     def voxels(self) -> dict[str, Voxel]:
@@ -86,15 +92,15 @@ def open_model(text: str | Path) -> Model:
             had.
     """
     folder = find_model(str(text)).resolve()
-    segmenter, card = load_segmenter(folder)
-    if segmenter.regime.oracle:
+    segmenter, card = load_model(folder)
+    if segmenter.needs_labels:
         raise InputError(
             folder,
-            found=f"SAM 2 with prompts made of labels ({segmenter.regime.prompts})",
+            found="a model whose prompts are made of labels",
             expected="a model that needs no labels to predict",
             do="Take another unit.",
         )
-    regimes.merge(segmenter.backbone)
+    merge(segmenter.read_weights().backbone)
     return Model(folder, segmenter.to(device()), card)
 
 

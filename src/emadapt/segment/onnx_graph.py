@@ -84,12 +84,12 @@ def check_exportable(model: Model) -> None:
         InputError: of such models.
     """
     segmenter = model.segmenter
-    regime, spec = segmenter.regime, segmenter.spec
+    regime, spec = model.regime, segmenter.spec
     size = sum(p.numel() for p in segmenter.parameters()) * 4
     reasons = {
         f"regime {regime.kind} searches among its training tokens": regime.kind == "knn",
         f"regime {regime.kind} is a system of another package": regime.outside,
-        f"regime {regime.kind} sees neighbouring slices together": regime.is_3d,
+        f"regime {regime.kind} sees neighbouring slices together": segmenter.depth > 1,
         "`align: histogram` needs the whole volume's grey values": spec.align == "histogram",
         "`context: 1` sees a slice and its neighbours": bool(spec.context),
         "it has more weights than the 2 GB of an ONNX file": size > LARGEST,

@@ -153,7 +153,7 @@ def regime_to_tune(model: Model) -> str:
 
     It is the model's own, or LoRA on top of the head of a frozen backbone.
     """
-    regime, head = model.segmenter.regime, model.segmenter.head_name
+    regime, head = model.regime, model.card["head"]
     if regime.kind == "knn" or regime.outside:
         return ""
     if regime.is_3d:

@@ -19,9 +19,8 @@ from PIL import Image
 
 from emadapt.data.crops import as_input
 from emadapt.data.tiles import Geometry, Grey, around, window
-from emadapt.models.predict import BATCH_TILES, Probability, foreground
-from emadapt.models.predict3d import blended, continued, window_starts
-from emadapt.models.segmenter import Segmenter
+from emadapt.models.predict import along_z, continued, window_starts
+from emadapt.models.segmenter import BATCH_TILES, Probability, Segmenter
 
 Read = Callable[[int, int, int], Grey]
 """(z, y0, y1) -> rows [y0, y1) of slice z as (y1 - y0, X) uint8, aligned, not yet resized."""
@@ -89,7 +88,7 @@ class TileView:
             for start in range(0, len(corners), BATCH_TILES):
                 some = corners[start : start + BATCH_TILES]
                 tiles = torch.stack([as_input(image[y : y + h, x : x + w]) for y, x in some])
-                found = foreground(self.segmenter, tiles, self.geo.tile)
+                found = self.segmenter.foreground(tiles, self.geo.tile)
                 for tile, (y, x) in zip(found, some, strict=True):
                     total[y : y + h, x : x + w] += tile * weights
                     weight[y : y + h, x : x + w] += weights
@@ -107,7 +106,7 @@ class WindowView:
 
     def __init__(self, segmenter: Segmenter, geo: Geometry, length: int) -> None:
         self.segmenter, self.geo = segmenter, geo
-        self.depth = segmenter.regime.patch[0]
+        self.depth = segmenter.depth
         self.step = max(1, int(self.depth * (1 - geo.overlap)))
         self.shown, self.before = continued(range(length), self.depth)
 
@@ -128,13 +127,12 @@ class WindowView:
         """See `View`."""
         first, end = z0 + self.before, z1 + self.before
         starts = [n for n in self.starts() if n < end and n + self.depth > first]
-        found = blended(
-            self.segmenter,
-            lambda at: enter(int(self.shown[at])),
-            starts,
-            self.geo.tile,
-            self.geo.overlap,
-        )
+
+        def slab(start: int) -> Probability:
+            shown = [enter(int(z)) for z in self.shown[start : start + self.depth]]
+            return self.segmenter.slab(np.stack(shown), self.geo)
+
+        found = along_z(slab, starts, self.depth)
         return ((at - self.before, p) for at, p in found if first <= at < end)
 
     def seen(self, enter: Enter, z: int) -> Grey:
@@ -148,7 +146,7 @@ class WindowView:
 
 def view_of(segmenter: Segmenter, geo: Geometry, length: int) -> View:
     """How a model looks at a volume of `length` slices."""
-    kind = WindowView if segmenter.regime.is_3d else TileView
+    kind = WindowView if segmenter.depth > 1 else TileView
     return kind(segmenter, geo, length)
 
 

@@ -62,7 +62,7 @@ def sweep_run(
     study = load_study()
     from emadapt.sweep.run import Order, run_sweep
     from emadapt.sweep.space import Target
-    from emadapt.training.launch import parse_devices
+    from emadapt.training.devices import parse_devices
 
     devices = tuple(parse_devices(gpus))
     target = Target(backbone, regime, train_set)
@@ -124,7 +124,7 @@ def sweep_worker(
     """What `run` starts."""
     from emadapt.sweep.space import Target
     from emadapt.sweep.worker import work
-    from emadapt.training.launch import die_with
+    from emadapt.training.devices import die_with
 
     die_with(parent)
     work(load_study(), Target(backbone, regime, train_set), name, storage, number, trials)

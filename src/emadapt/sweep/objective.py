@@ -17,10 +17,11 @@ from emadapt.sweep.space import Target, search_space, study_at, suggest
 from emadapt.sweep.storage import FOLDER, STORAGE_ERRORS, first_number
 from emadapt.tracking.publish import live
 from emadapt.tracking.run import Run
-from emadapt.training.fit import fit, score
 from emadapt.training.plan import unit_key
+from emadapt.training.prepare import prepare
+from emadapt.training.regimes import regime_of
 from emadapt.training.tracked import unit_run
-from emadapt.training.train import prepare
+from emadapt.training.validate import validate
 
 
 class TrialFailed(Exception):
@@ -71,7 +72,8 @@ class Objective:
         folder = FOLDER / self.study.study_name / f"trial-{number}"
         run = self._run(trial, number)
         with live(run) as log_epoch:
-            inputs = prepare(config, unit)
+            regime = regime_of(config, unit)
+            inputs = prepare(config, unit, regime)
 
             def on_epoch(metrics: dict[str, float], epoch: int) -> None:
                 log_epoch(metrics, epoch)
@@ -80,8 +82,8 @@ class Objective:
                     run.status = "KILLED"
                     raise optuna.TrialPruned
 
-            fit(inputs, train, unit, folder / unit_key(config, unit), on_epoch)
-            scored = score(inputs.segmenter, inputs.volumes, inputs.views, every=0)
+            regime.fit(inputs, folder / unit_key(config, unit), on_epoch)
+            scored = validate(inputs, every=0)
             run.log({f"val/best_{name}": value for name, value in scored.items()})
         shutil.rmtree(folder, ignore_errors=True)
         return scored["iou"]

@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from emadapt.errors import EmadaptError, InputError
 from emadapt.study.study import Study
+from emadapt.sweep.processes import STOPS, stoppable
 from emadapt.sweep.record import add_result, progress, sweep_run
 from emadapt.sweep.space import Target, check_target, default_point, settings_hash
 from emadapt.sweep.storage import (
@@ -34,7 +35,7 @@ from emadapt.sweep.storage import (
 )
 from emadapt.tracking.publish import Log, live, publish
 from emadapt.tracking.redact import redact
-from emadapt.training.launch import STOPS, stoppable, visible
+from emadapt.training.devices import visible
 
 POLL = 0.5
 """Seconds between looks at the workers."""

@@ -46,9 +46,9 @@ def run_trials(
     config: Study, target: Target, study: optuna.Study, number: int, trials: int
 ) -> None:
     """Run trials in this process; the arguments and errors of `work`."""
-    from emadapt.models import parallel
+    from emadapt.training import devices
 
-    parallel.join()  # an error if the worker's GPU is missing, rather than a weekend on the CPU
+    devices.join()  # an error if the worker's GPU is missing, rather than a weekend on the CPU
     known = study.get_trials(deepcopy=False)
     if n_ended(known) >= trials:
         return  # MaxTrialsCallback would run one more

@@ -100,7 +100,7 @@ def metrics_of(folder: Path, card: Mapping[str, Any]) -> dict[str, Any] | None:
 def datasets_behind(card: Mapping[str, Any]) -> list[Behind]:
     """All datasets that have gone into a model: its own, images without labels, and those of every model before it.
 
-    `started_from` of a card has those of a model in a folder (see `start.behind_folders`).
+    `started_from` of a card has those of a model in a folder (see `emadapt.training.warm_start.behind_folders`).
     """
     found = [(name, "") for name in card.get("data_md5", {})]
     found += [(name, "its images, without labels") for name in card.get("unlabelled_md5", {})]
@@ -190,16 +190,6 @@ def _what(
         lines.append(
             f"The {what} is {where}; its weights are `{weights['name']}` from `{weights['source']}`, sha256"
             f" `{weights['sha256']}`."
-        )
-    if (share := card["regime"].get("interpolate", -1.0)) >= 0:
-        lines.append(
-            f"Not trained: its weights lie {share:g} of the way from a frozen unit to one adapted from it (WiSE-FT)."
-        )
-    if card["regime"].get("align") == "routed" and metrics:
-        sent = ", ".join(f"{name} to {test['routed_to']}" for name, test in metrics["test"].items())
-        lines.append(
-            "Each training dataset has an adapter and a head of its own; a router, which sees tokens and no names, sent"
-            f" {sent}."
         )
     if weights["source"] == "random":
         lines.append("**Random weights: a control, not a model to use.**")

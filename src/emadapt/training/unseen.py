@@ -17,6 +17,7 @@ from emadapt.data.ingest import Volume
 from emadapt.metrics.intervals import block_slices
 from emadapt.metrics.pixels import iou_with_interval, overlap_counts
 from emadapt.models.predict import predict_slices, smoothing_reach
+from emadapt.models.published import Published
 from emadapt.models.segmenter import Segmenter
 from emadapt.study.study import Study, Unit
 
@@ -24,29 +25,22 @@ SPACING_NM = 20.0
 """Thickness from one scored slice to the next, at least one slice: nearer ones of FIB-SEM are almost copies and cost as much."""
 
 
-def unseen_by(study: Study, unit: Unit) -> list[str]:
+def unseen_by(study: Study, unit: Unit, segmenter: Segmenter) -> list[str]:
     """Datasets of the study of which neither `unit` nor a unit that it starts from saw the labels of any slice.
 
     Images without labels may have been seen (`unlabelled`, the reference of an alignment). A dataset on the same images counts as
-    seen. None where that is not known (a start from a folder, a published system), where slices must be neighbours (a regime in
-    3D), and of mispaired datasets.
+    seen. None where that is not known (a start from a folder, a published system), where slices must be neighbours (a model of
+    blocks), and of mispaired datasets.
     """
-    spec = study.regime_settings[unit.regime]
-    if spec.outside or spec.is_3d:
-        return []
+    published = isinstance(segmenter.backbone, Published)
     chain = [unit, *study.sources_of(unit)]
-    if study.regime_settings[chain[-1].regime].init_from:  # a folder
+    from_folder = study.regime_settings[chain[-1].regime].init_from
+    if published or from_folder or segmenter.depth > 1:
         return []
-    seen = {
-        study.images_of(name)
-        for at in chain
-        for name in study.train_set_settings[at.train_set].datasets
-    }
-    return [
-        name
-        for name in study.tested
-        if study.images_of(name) not in seen and not study.dataset_settings[name].mispaired
-    ]
+    train_sets = [study.train_set_settings[at.train_set] for at in chain]
+    seen = {study.images_of(name) for train_set in train_sets for name in train_set.datasets}
+    fair = [name for name in study.tested if not study.dataset_settings[name].mispaired]
+    return [name for name in fair if study.images_of(name) not in seen]
 
 
 def spaced(slices: int, voxel_z_nm: float) -> list[int]:
@@ -71,19 +65,14 @@ def score_unseen(
     voxel_z_nm = float(volume.manifest["voxel_nm"][0])
     chosen, known = spaced(len(volume.image), voxel_z_nm), dict(zip(slices, counts, strict=True))
     found = {z: list(known[z]) for z in chosen if z in known}
-    wanted, reach = (
-        {z for z in chosen if z not in known},
-        smoothing_reach(segmenter.spec.smooth_z_nm / voxel_z_nm),
-    )
+    wanted = {z for z in chosen if z not in known}
+    reach = smoothing_reach(segmenter.spec.smooth_z_nm / voxel_z_nm)
     for first, end in itertools.pairwise(volume.ends):
         inside = {z for z in wanted if first <= z < end}
-        near = {
-            other for z in inside for other in range(max(first, z - reach), min(end, z + reach + 1))
-        }
-        for z, probability in predict_slices(segmenter, volume, sorted(near)):
-            if (
-                z in inside
-            ):  # the others are there for `smooth_z_nm`, as in a volume that is segmented
+        windows = [range(max(first, z - reach), min(end, z + reach + 1)) for z in inside]
+        near = sorted({z for window in windows for z in window})
+        for z, probability in predict_slices(segmenter, volume, near):
+            if z in inside:  # the others are there for `smooth_z_nm`
                 found[z] = list(overlap_counts(probability > 0.5, np.asarray(volume.label[z]) > 0))
     ordered = np.array([found[z] for z in chosen], np.int64)
     apart = voxel_z_nm * (chosen[1] - chosen[0] if len(chosen) > 1 else 1)

@@ -1,0 +1,76 @@
+"""Published systems of other packages as baselines: what MitoNet and SAM 2 have in common.
+
+Such a system takes the place of a backbone and hands on logits, which its head passes through.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from emadapt.errors import InputError
+from emadapt.models.passthrough import PassThrough
+from emadapt.models.weights import Provenance
+
+PACKAGES = {
+    "mitonet": ("empanada", "--no-deps empanada-dl==0.1.7"),
+    "sam2": ("transformers", "transformers>=5.23,<6"),
+}
+"""Module and what pip is told to install. empanada-dl pins a numpy that is years old; its models need torch and numpy alone."""
+
+
+class Published(PassThrough):
+    """A network of another package, always in eval mode: its batch statistics are those of its authors.
+
+    Args:
+        name: of the system.
+        multiple: sides of tiles are multiples of it.
+        network: with its weights.
+        provenance: of the weights.
+    """
+
+    network: nn.Module
+
+    def __init__(
+        self, name: str, multiple: int, network: nn.Module, provenance: Provenance
+    ) -> None:
+        super().__init__(multiple)
+        self.arch_name, self.network, self.provenance = name, network, provenance
+
+    def train(self, mode: bool = True) -> Published:
+        return super().train(False)
+
+
+class Passed(nn.Module):
+    """The head behind such a network: its logits (B, 2, H, W) as they are, resized where another size is asked for."""
+
+    def forward(self, tokens: list[torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
+        logits = tokens[0].float()
+        if logits.shape[-2:] == size:
+            return logits
+        return F.interpolate(logits, size, mode="bilinear", align_corners=False)
+
+
+def two_classes(logits: torch.Tensor) -> torch.Tensor:
+    """(B, 1, H, W) logits of foreground -> (B, 2, H, W), whose softmax has their sigmoid as foreground."""
+    return torch.cat([torch.zeros_like(logits), logits], 1)
+
+
+def check_package(kind: str) -> None:
+    """Refuse where the package of a regime is not installed.
+
+    Raises:
+        InputError: it is not.
+    """
+    module, requirement = PACKAGES[kind]
+    if importlib.util.find_spec(module) is None:
+        raise InputError(
+            f"regime {kind}",
+            found=f"no package {module}",
+            expected=f"it in the environment of {sys.executable}",
+            do=f"Run `{sys.executable} -m pip install {requirement}`.",
+        )

@@ -1,0 +1,141 @@
+"""One unit on several devices: torchrun starts a process for each, and they meet through accelerate."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from datetime import timedelta
+
+from emadapt.errors import EmadaptError, InputError
+
+TIMEOUT = timedelta(minutes=10)  # a process that waits longer than this for the others gives up
+DEVICES, LAUNCHER = "EMADAPT_DEVICES", "EMADAPT_LAUNCHER"
+USER_ERROR = 2  # exit code of a process that has printed an error for the user
+
+
+def parse_devices(text: str) -> list[str]:
+    """`0,1` -> ["0", "1"]: numbers of GPUs, or `cpu` as often as wanted.
+
+    Raises:
+        InputError: something else.
+    """
+    names = [name.strip() for name in text.split(",")] if text.strip() else []
+    gpus = [name for name in names if name != "cpu"]
+    mixed = bool(gpus) and len(gpus) < len(names)
+    if mixed or len(set(gpus)) < len(gpus) or not all(name.isdigit() for name in gpus):
+        raise InputError(
+            f"devices {text!r}",
+            found="a list that cannot be used",
+            expected="GPU numbers, each once, or cpu,cpu",
+            do="Write e.g. 0,1; `nvidia-smi` lists the numbers.",
+        )
+    return names
+
+
+def visible(devices: Sequence[str]) -> dict[str, str]:
+    """Environment in which a process sees these devices and no others; it must be there before torch is imported."""
+    gpus = ",".join(name for name in devices if name != "cpu")
+    return {"CUDA_VISIBLE_DEVICES": gpus, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}  # as nvidia-smi counts
+
+
+def is_one_of_several() -> bool:
+    """Whether this process was started together with others, by `torchrun` or `accelerate launch`."""
+    return "LOCAL_RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def die_with(parent: int) -> None:
+    """Be killed by the kernel when the parent dies, however it dies, so that nothing is left behind (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:  # it died before that
+        sys.exit(1)
+
+
+def launch(arguments: Sequence[str], devices: Sequence[str]) -> None:
+    """Run `emadapt ARGUMENTS` once per device, together; the output of the first process is shown.
+
+    torchrun ends all processes when one dies, or when it is told to stop.
+
+    Args:
+        arguments: of the command line.
+        devices: at least two.
+
+    Raises:
+        EmadaptError: a process died.
+        SystemExit: a process ended with an error that it has printed.
+    """
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    cores = int(os.environ.get("OMP_NUM_THREADS", "0")) or os.cpu_count() or 1
+    os.environ["OMP_NUM_THREADS"] = str(max(1, cores // len(devices)))
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    os.environ[LAUNCHER] = str(os.getpid())
+    config = LaunchConfig(
+        run_id=str(os.getpid()),
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=len(devices),
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        logs_specs=DefaultLogsSpecs(local_ranks_filter={0}),
+    )
+    try:
+        elastic_launch(config, sys.executable)("-m", "emadapt", *arguments)
+    except SignalException as error:
+        sys.exit(128 + error.sigval)
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode == USER_ERROR:
+            sys.exit(USER_ERROR)
+        raise EmadaptError(
+            f"process {rank} of {len(devices)}, on device {devices[rank]}, died "
+            f"(exit code {failure.exitcode}), so all were ended"
+        ) from error
+
+
+def join() -> None:
+    """Meet the other processes of this unit, if there are any.
+
+    Raises:
+        InputError: there are fewer GPUs than processes, or than were asked for.
+    """
+    import torch
+
+    several, asked = is_one_of_several(), os.environ.get(DEVICES, "")
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"])) if several else 1
+    wants_gpus = any(name != "cpu" for name in parse_devices(asked))
+    gpus = torch.cuda.device_count()
+    if gpus < here and (gpus or wants_gpus):
+        raise InputError(
+            f"devices {asked}" if asked else f"{here} processes",
+            found=f"{gpus} GPUs that work",
+            expected=f"{here}",
+            do="Name those that `nvidia-smi` lists.",
+        )
+    if several:
+        die_with(int(os.environ.get(LAUNCHER, os.getppid())))
+        from accelerate import PartialState
+        from accelerate.utils import check_cuda_p2p_ib_support
+
+        if (
+            gpus and not check_cuda_p2p_ib_support()
+        ):  # RTX 40: accelerate refuses them without these
+            os.environ |= {"NCCL_P2P_DISABLE": "1", "NCCL_IB_DISABLE": "1"}
+        PartialState(cpu=not gpus, timeout=TIMEOUT)  # gloo, or NCCL with one GPU for each
+
+
+def leave() -> None:
+    """Part from the others, all at about the same time."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        from accelerate import PartialState
+
+        PartialState().destroy_process_group()

@@ -1,0 +1,88 @@
+"""A trained model in a folder: model.json says how to build it, model.safetensors has what was trained."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from emadapt.errors import InputError
+from emadapt.models.segmenter import Segmenter
+from emadapt.study.reading import build
+from emadapt.study.settings import BackboneSettings, RegimeSettings
+from emadapt.training.regimes import REGIMES
+from emadapt.training.regimes.regime import Regime
+
+UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError)
+"""What reading a damaged model raises."""
+
+
+def save_model(segmenter: Segmenter, regime: Regime, folder: Path, facts: dict[str, Any]) -> None:
+    """Write model.safetensors (head, adapter) and model.json (all that is needed to build the model again, and `facts`)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    card = {
+        "backbone": dataclasses.asdict(regime.spec),
+        "regime": dataclasses.asdict(regime.settings),
+        "head": regime.head_name,
+        "weights": segmenter.backbone.provenance.to_dict(),
+        **facts,
+    }
+    save_file(segmenter.trained_state(), folder / "model.safetensors")
+    (folder / "model.json").write_text(json.dumps(card, indent=1, sort_keys=True) + "\n")
+
+
+def load_model(folder: Path) -> tuple[Segmenter, dict[str, Any]]:
+    """Build the model that `save_model` wrote, in eval mode, and its model.json.
+
+    Raises:
+        InputError: the folder holds no model or a damaged one, or the backbone's weights are not the ones that it was
+            trained on.
+    """
+    if not (folder / "model.json").is_file() or not (folder / "model.safetensors").is_file():
+        raise InputError(
+            folder,
+            found="no model",
+            expected="model.json and model.safetensors",
+            do="Train the unit first: `dvc repro train@UNIT`.",
+        )
+    try:
+        card = json.loads((folder / "model.json").read_text())
+        trained_on = str(card["weights"]["sha256"])
+        state = load_file(folder / "model.safetensors")
+        segmenter = regime_from(card).build(seed=0)
+    except UNREADABLE as error:
+        raise InputError(
+            folder,
+            found=f"a damaged model, or one of another version ({type(error).__name__}: {str(error)[:300]})",
+            expected="what `emadapt train` writes",
+            do="Train the unit again.",
+        ) from error
+    found = segmenter.backbone.provenance.sha256
+    if found != trained_on:
+        raise InputError(
+            folder,
+            found=f"backbone weights {found[:12]}",
+            expected=f"{trained_on[:12]}, which it was trained on",
+            do="Restore those weights, or train again.",
+        )
+    segmenter.load_trained(state)
+    return segmenter.eval(), card
+
+
+def regime_from(card: dict[str, Any]) -> Regime:
+    """The regime of a model.json. Raises ValueError or KeyError for settings that are none."""
+    settings: RegimeSettings = _settings(RegimeSettings, card["regime"])
+    spec: BackboneSettings = _settings(BackboneSettings, card["backbone"])
+    return REGIMES[settings.kind](settings, spec, str(card["head"]))
+
+
+def _settings(kind: type, value: Any) -> Any:
+    problems: list[str] = []
+    settings = build(kind, value, kind.__name__, problems)
+    if settings is None or min(getattr(settings, "rank", 1), getattr(settings, "tile", 0) + 1) < 1:
+        raise ValueError("; ".join(problems) or "a rank below 1 or a tile below 0")
+    return settings

@@ -1,0 +1,16 @@
+"""The whole backbone."""
+
+from emadapt.models.adapters import train_all, vectors_apart
+from emadapt.models.backbones import Backbone
+from emadapt.training.regimes.regime import Regime
+
+
+class Full(Regime):
+    """Every weight of the blocks that run is trained."""
+
+    groups = staticmethod(vectors_apart)
+
+    def adapt(self, backbone: Backbone) -> None:
+        train_all(backbone)
+        if self.settings.checkpointing:
+            backbone.vit.set_grad_checkpointing(True)

@@ -1,0 +1,15 @@
+"""Low-rank adapters in every block (Hu et al. 2022, arXiv 2106.09685)."""
+
+from emadapt.models.adapters import add_lora
+from emadapt.models.backbones import Backbone
+from emadapt.training.regimes.regime import Regime
+
+
+class Lora(Regime):
+    """Adapters on the qkv and output projections of attention."""
+
+    def adapt(self, backbone: Backbone) -> None:
+        own = self.settings
+        add_lora(backbone, own.rank, own.alpha, own.dropout, self.cut(backbone) or 0)
+        if own.checkpointing:
+            backbone.vit.set_grad_checkpointing(True)

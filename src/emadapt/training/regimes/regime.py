@@ -1,0 +1,167 @@
+"""What a regime decides about its units: how a model is built, what it learns from, how it is fitted."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from emadapt.data.batches import Samples
+from emadapt.data.crops import CropDataset
+from emadapt.data.ingest import Volume
+from emadapt.data.tiles import Geometry, geometry_of
+from emadapt.errors import InputError
+from emadapt.models.adapters import Groups, one_group
+from emadapt.models.backbones import pretrained
+from emadapt.models.heads import HEADS
+from emadapt.models.segmenter import Segmenter
+from emadapt.models.tokens import TokenView, token_views
+from emadapt.study.settings import BackboneSettings, RegimeSettings, TrainSettings
+from emadapt.training.adversarial import objective
+from emadapt.training.fit import fit
+from emadapt.training.inputs import Inputs, OnEpoch, Progress
+from emadapt.training.labelled import Labelled
+from emadapt.training.samples import TokenDataset
+
+
+class Regime:
+    """A pretrained backbone and a head of the study's choice, trained in steps on image crops.
+
+    A kind is a subclass that says what it does otherwise.
+
+    Args:
+        settings: of the kind.
+        spec: of the backbone, and of how slices enter it.
+        head: name of the head.
+    """
+
+    cached = False
+    """Whether what its head sees of a slice, or what enters its adapter, can come from the token cache."""
+    groups: Groups = staticmethod(one_group)
+    """An optimiser's groups for what is trained of the backbone."""
+    depth = 1
+    """Slices of a training sample."""
+
+    def __init__(self, settings: RegimeSettings, spec: BackboneSettings, head: str) -> None:
+        self.settings, self.spec, self.head_name = settings, spec, head
+
+    # The model
+
+    @cached_property
+    def backbone(self) -> Any:
+        """What is in front of the head; its weights are read when a token is first computed."""
+        return pretrained(self.spec)
+
+    def build(self, seed: int) -> Segmenter:
+        """A fresh model, its random values drawn from `seed`.
+
+        Raises:
+            InputError: the settings do not suit the backbone, or there is no such head.
+        """
+        backbone = self.backbone
+        torch.manual_seed(seed)
+        self.adapt(backbone)
+        return self.segmenter(backbone)
+
+    def adapt(self, backbone: Any) -> None:
+        """Make what is trained of the backbone trainable, in place; nothing by default."""
+
+    def segmenter(self, backbone: Any) -> Segmenter:
+        """The adapted backbone with a new head."""
+        return Segmenter(self.spec, backbone, self.head(backbone), self.cut(backbone))
+
+    def head(self, backbone: Any) -> nn.Module:
+        """A new head."""
+        if self.head_name not in HEADS:
+            raise InputError(
+                f"head {self.head_name!r}",
+                found="an unknown head",
+                expected=", ".join(HEADS),
+                do="Correct `head`.",
+            )
+        return HEADS[self.head_name](backbone.arch.dim, len(backbone.blocks))
+
+    def cut(self, backbone: Any) -> int | None:
+        """Number of blocks below the first adapted one, whose output the token cache keeps; None: the cache has all."""
+        return None
+
+    @property
+    def weights_sha256(self) -> str:
+        """Of the pretrained weights that it starts from."""
+        return str(self.backbone.provenance.sha256)
+
+    # What it learns from
+
+    def check(self, volumes: Sequence[Volume], train: TrainSettings) -> None:
+        """Refuse data or settings that it cannot be trained with, before work starts.
+
+        Raises:
+            InputError: it cannot.
+        """
+
+    def trains_from_cache(self, train: TrainSettings, few_tiles: bool) -> bool:
+        """Whether it is trained on cached tokens; few labelled tiles are not where the cached augmented crops are."""
+        return self.cached and train.cached and not few_tiles
+
+    def geometry(self, volume: Volume) -> Geometry:
+        """How slices of a dataset are cut into training samples."""
+        return geometry_of(volume, self.spec, self.backbone.arch.patch)
+
+    def views(
+        self, segmenter: Segmenter, labelled: Labelled, train: TrainSettings
+    ) -> list[list[TokenView]]:
+        """Cache entries of each dataset, the plain one first; only labelled rows count as training rows."""
+        augmented = self.spec.views if train.augment and not labelled.tiles else 0
+        found = []
+        for number, whole in enumerate(labelled.whole):
+            own = token_views(
+                segmenter.backbone, self.spec, whole, range(augmented + 1), cut=segmenter.cut
+            )
+            only = frozenset(labelled.tiles[number]) if labelled.tiles else None
+            split = labelled.volumes[number].split
+            found.append([dataclasses.replace(view, split=split, only=only) for view in own])
+        return found
+
+    def samples(
+        self,
+        segmenter: Segmenter,
+        labelled: Labelled,
+        views: list[list[TokenView]],
+        unlabelled: Sequence[Volume],
+        train: TrainSettings,
+    ) -> Samples:
+        """What training draws from: the token cache where there are `views`, else image crops."""
+        if views:
+            others = Labelled(list(unlabelled), list(unlabelled), [], {})
+            return TokenDataset(views, self.views(segmenter, others, train))
+        return CropDataset(
+            labelled.volumes,
+            self.spec,
+            segmenter.patch,
+            train.augment,
+            labelled.tiles,
+            unlabelled,
+        )
+
+    # How it is fitted
+
+    @property
+    def several_processes(self) -> bool:
+        """Whether several processes can train one unit; not where datasets of a whole batch are compared."""
+        return not self.settings.align
+
+    def fit(self, inputs: Inputs, scratch: Path, on_epoch: OnEpoch) -> Progress:
+        """Fit the model of `inputs`; leaves the best weights in it.
+
+        Args:
+            inputs: of the unit.
+            scratch: folder for a checkpoint, from which an interrupted training goes on.
+            on_epoch: see `OnEpoch`.
+        """
+        weight = self.settings.align_weight if self.settings.align else 0.0
+        return fit(inputs, scratch, on_epoch, self.groups, objective(weight))

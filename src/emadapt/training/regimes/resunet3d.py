@@ -1,0 +1,65 @@
+"""A 3D residual U-Net from random values, on blocks of neighbouring slices."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from emadapt.data.blocks import BlockDataset
+from emadapt.data.ingest import Volume
+from emadapt.data.splits import check_depth
+from emadapt.data.tiles import Geometry
+from emadapt.models.device import check_precision
+from emadapt.models.passthrough import PassThrough
+from emadapt.models.resunet3d import STRIDE, BlockSegmenter, ResUNet3d
+from emadapt.models.segmenter import Segmenter
+from emadapt.models.tokens import TokenView
+from emadapt.models.unet2d import rounded_up
+from emadapt.study.settings import BackboneSettings, RegimeSettings, TrainSettings
+from emadapt.training.labelled import Labelled
+from emadapt.training.regimes.regime import Regime
+
+
+class ResUNet3dRegime(Regime):
+    """The whole network is trained as a head, on blocks that hold a slice's neighbours."""
+
+    def __init__(self, settings: RegimeSettings, spec: BackboneSettings, head: str) -> None:
+        tile = rounded_up(spec.tile, STRIDE, max(settings.patch[1:]))
+        super().__init__(settings, dataclasses.replace(spec, context=0, tile=tile), head)
+        self.depth = settings.patch[0]
+
+    @property
+    def backbone(self) -> PassThrough:  # type: ignore[override]
+        return PassThrough(STRIDE)
+
+    def segmenter(self, backbone: Any) -> Segmenter:
+        head = ResUNet3d(self.settings.channels)
+        return BlockSegmenter(self.spec, backbone, head, self.depth)
+
+    def check(self, volumes: Sequence[Volume], train: TrainSettings) -> None:
+        check_precision(train.precision, "train.precision")
+        check_precision(self.spec.precision, "precision of the backbone")
+        for volume in volumes:
+            check_depth(volume.name, volume.split["train"], self.settings.patch)
+
+    def geometry(self, volume: Volume) -> Geometry:
+        return dataclasses.replace(super().geometry(volume), tile=self.settings.patch[1:])
+
+    def samples(
+        self,
+        segmenter: Segmenter,
+        labelled: Labelled,
+        views: list[list[TokenView]],
+        unlabelled: Sequence[Volume],
+        train: TrainSettings,
+    ) -> BlockDataset:
+        return BlockDataset(
+            labelled.volumes,
+            self.spec,
+            segmenter.patch,
+            self.settings.patch,
+            train.augment,
+            labelled.tiles,
+            unlabelled,
+        )

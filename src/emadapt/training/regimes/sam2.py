@@ -1,0 +1,39 @@
+"""SAM 2, as its authors published it."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from emadapt.models.published import Passed
+from emadapt.models.sam2 import PromptedSegmenter, Sam2
+from emadapt.models.segmenter import Segmenter
+from emadapt.study.settings import BackboneSettings, RegimeSettings
+from emadapt.training.inputs import Inputs, OnEpoch, Progress
+from emadapt.training.regimes.regime import Regime
+
+
+class Sam2Regime(Regime):
+    """Whole slices at their own resolution; nothing is trained."""
+
+    several_processes = False  # type: ignore[assignment]
+
+    def __init__(self, settings: RegimeSettings, spec: BackboneSettings, head: str) -> None:
+        own = {"context": 0, "longest_edge": 0, "scale": 1.0, "tile": 0}
+        super().__init__(settings, dataclasses.replace(spec, **own), head)
+
+    @cached_property
+    def backbone(self) -> Sam2:
+        return Sam2(self.settings.weights, self.settings.prompts)
+
+    def adapt(self, backbone: Sam2) -> None:
+        backbone.requires_grad_(False)
+
+    def segmenter(self, backbone: Any) -> Segmenter:
+        kind = Segmenter if self.settings.prompts == "automatic" else PromptedSegmenter
+        return kind(self.spec, backbone, Passed())
+
+    def fit(self, inputs: Inputs, scratch: Path, on_epoch: OnEpoch) -> Progress:
+        return Progress()

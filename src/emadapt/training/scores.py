@@ -1,0 +1,97 @@
+"""Scores of a model on the test slices of a dataset, at the data's own resolution, and pictures of three slices."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from emadapt.data.ingest import Volume
+from emadapt.metrics.instances import Instances
+from emadapt.metrics.pixels import Mask, boundary_band, overlap_counts, pooled, summarise
+from emadapt.models.predict import predict_slices
+from emadapt.models.segmenter import Probability, Segmenter
+from emadapt.models.tokens import TokenView
+
+BOUNDARY_NM = 25.0
+"""Width of the band inside the boundary that boundary IoU looks at: 5 pixels of 5 nm."""
+
+
+def score_volumes(
+    segmenter: Segmenter, volumes: list[Volume], view: TokenView | None, folder: Path, title: str
+) -> list[dict[str, Any]]:
+    """Predict the test slices once, and score them on every volume's labels (see `Scores.summary`).
+
+    Args:
+        segmenter: in eval mode, adapters merged.
+        volumes: of the same images, with the same test slices.
+        view: cached tokens of the first, or None to run the backbone.
+        folder: gets the overlays.
+        title: of the overlays; dataset, slice and IoU are added.
+    """
+    several = [Scores(volume) for volume in volumes]
+    for z, probability in predict_slices(segmenter, volumes[0], volumes[0].split["test"], view):
+        for scores in several:
+            scores.add(z, probability)
+    for scores in several:
+        scores.draw(folder, title)
+    return [scores.summary() for scores in several]
+
+
+class Scores:
+    """Counts over the test slices of a volume, and the slice in the middle, the best and the worst (by IoU, with foreground)."""
+
+    def __init__(self, volume: Volume) -> None:
+        self.volume, self.slices = volume, volume.split["test"]
+        self.band = BOUNDARY_NM / float(np.mean(volume.manifest["voxel_nm"][1:]))
+        self.area: list[tuple[int, int, int]] = []
+        self.boundary: list[tuple[int, int, int]] = []
+        self.instances = Instances(self.slices, (volume.image.shape[1], volume.image.shape[2]))
+        # By file ending: IoU, slice, prediction; three slices in memory, not all.
+        self.shown: dict[str, tuple[float, int, Mask]] = {}
+
+    def add(self, z: int, probability: Probability) -> None:
+        """Score slice `z`."""
+        predicted, label = probability > 0.5, np.asarray(self.volume.label[z]) > 0
+        bands = boundary_band(predicted, self.band), boundary_band(label, self.band)
+        self.instances.add(z, predicted, label)
+        self.area.append(overlap_counts(predicted, label))
+        self.boundary.append(overlap_counts(*bands))
+        iou = pooled(np.asarray(self.area[-1]))["iou"]
+        if z == self.slices[len(self.slices) // 2]:
+            self.shown[""] = iou, z, predicted
+        if not label.any():
+            return
+        if "-best" not in self.shown or iou > self.shown["-best"][0]:
+            self.shown["-best"] = iou, z, predicted
+        if "-worst" not in self.shown or iou < self.shown["-worst"][0]:
+            self.shown["-worst"] = iou, z, predicted
+
+    def draw(self, folder: Path, title: str) -> None:
+        """Write overlay-<dataset>.png, overlay-<dataset>-best.png and -worst.png."""
+        from emadapt.training.overlays import overlay_png
+
+        folder.mkdir(parents=True, exist_ok=True)
+        name = self.volume.name
+        for which, (iou, z, predicted) in self.shown.items():
+            slice_named = f"{which.removeprefix('-')} slice {z}".strip()
+            overlay_png(
+                folder / f"overlay-{name}{which}.png",
+                np.asarray(self.volume.image[z]),
+                np.asarray(self.volume.label[z]) > 0,
+                predicted,
+                f"{title} on {name}, {slice_named}, IoU {iou:.3f}",
+            )
+
+    def summary(self) -> dict[str, Any]:
+        """`n`; `iou`, `dice`, `boundary_iou` pooled over the slices, each with `<metric>_ci95`; `per_slice` and `counts`.
+
+        `instances`, where there are not too many voxels (see `emadapt.metrics.instances`).
+        """
+        voxel_z_nm = self.volume.manifest["voxel_nm"][0]
+        area, boundary = np.asarray(self.area), np.asarray(self.boundary)
+        scores = summarise(area, boundary, voxel_z_nm, self.slices)
+        if instances := self.instances.summary():
+            scores["instances"] = instances
+        return scores

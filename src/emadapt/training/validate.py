@@ -1,0 +1,87 @@
+"""Foreground IoU of a model on validation slices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import nn
+
+from emadapt.data.ingest import Volume
+from emadapt.models import parallel
+from emadapt.models.predict import Probability, predict_slices
+from emadapt.training.inputs import Inputs
+
+
+def validate(inputs: Inputs, every: int, loss_of: nn.Module | None = None) -> dict[str, float]:
+    """`iou`, the mean over the datasets of the union; `iou.<dataset>`; and `loss` where it is asked for.
+
+    Args:
+        inputs: of the unit.
+        every: validation slices of each dataset that are scored, without overlap of tiles; 0: all, as in evaluation.
+        loss_of: of logits and labels; it is given the logarithms of probabilities.
+    """
+    inputs.segmenter.eval()
+    ious, losses = [], []
+    for number, volume in enumerate(inputs.volumes):
+        slices = val_slices(volume, every, inputs.segmenter.depth)
+        counts = torch.zeros((len(slices), 3), dtype=torch.float64)  # pixels hit, in either; loss
+        for k, probability in _shared_out(inputs, number, slices, quick=bool(every)):
+            label, found = volume.label[slices[k]] > 0, probability > 0.5
+            counts[k, 0], counts[k, 1] = int((label & found).sum()), int((label | found).sum())
+            if loss_of:
+                counts[k, 2] = float(loss_of(_logits(probability), _labels(label)))
+        counts = parallel.total(counts)
+        hits, either, _ = counts.sum(0).tolist()
+        ious.append(hits / either if either else 1.0)
+        losses += counts[:, 2].tolist()
+    names = [f"iou.{volume.name}" for volume in inputs.volumes]
+    scores = {"iou": float(np.mean(ious)), **dict(zip(names, ious, strict=True))}
+    return scores | ({"loss": float(np.mean(losses))} if loss_of else {})
+
+
+def val_slices(volume: Volume, every: int, depth: int = 1) -> list[int]:
+    """`every` validation slices spread over the block, or all of them for 0.
+
+    For a model of blocks, neighbours from the middle: `every`, and at least its `depth`.
+    """
+    slices = volume.split["val"]
+    if every and depth > 1:
+        n = min(max(every, depth), len(slices))
+        first = (len(slices) - n) // 2
+        return slices[first : first + n]
+    if every and len(slices) > every:
+        return [slices[round(k)] for k in np.linspace(0, len(slices) - 1, every)]
+    return slices
+
+
+def _shared_out(
+    inputs: Inputs, number: int, slices: list[int], *, quick: bool
+) -> Iterator[tuple[int, Probability]]:
+    """Places in `slices` and probabilities, of the slices that fall to this process."""
+    segmenter, volume = inputs.segmenter, inputs.volumes[number]
+    mine = range(parallel.rank(), len(slices), parallel.size())
+    # Neighbours are seen together by models of blocks and by smoothing along z, so all must be predicted.
+    together = segmenter.depth > 1 or (segmenter.spec.smooth_z_nm and not quick)
+    shown = range(len(slices)) if together else mine
+    predicted = predict_slices(
+        segmenter,
+        volume,
+        [slices[k] for k in shown],
+        inputs.view(number),
+        overlap=0.0 if quick else None,
+        smoothed=not quick,
+    )
+    for k, (_, probability) in zip(shown, predicted, strict=True):
+        if k in mine:
+            yield k, probability
+
+
+def _logits(probability: Probability) -> torch.Tensor:
+    p = torch.from_numpy(probability).clamp(1e-6, 1 - 1e-6)
+    return torch.stack([(1 - p).log(), p.log()])[None]
+
+
+def _labels(label: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(label.astype(np.int64))[None, None]

@@ -1,0 +1,151 @@
+"""Patches of neighbouring slices: where they lie, what augmentation may do to them."""
+
+import dataclasses
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from emadapt.data import prepared
+from emadapt.data.batches import Draw
+from emadapt.data.blocks import BlockDataset, augment
+from emadapt.data.ingest import Volume
+from emadapt.data.splits import check_depth, runs_of, starts_in
+from emadapt.data.tiles import Geometry, Grey, geometry_of, to_input
+from emadapt.errors import InputError
+from emadapt.study.study import BackboneSettings
+
+SPEC = BackboneSettings("tiny_dinov2", "random", tile=48)
+SPLIT = {"train": [*range(8), *range(12, 17)], "val": [9, 10], "test": [18, 19]}
+
+
+@pytest.fixture
+def volume() -> Volume:
+    """Grey values tell the slice and, in label, where it lies in plane."""
+    image = np.broadcast_to(np.arange(20, dtype=np.uint8)[:, None, None] * 10, (20, 60, 70)).copy()
+    label = np.broadcast_to(
+        (np.add.outer(np.arange(60), np.arange(70)) % 2).astype(np.uint8), image.shape
+    ).copy()
+    return Volume("v", image, label, {"split": SPLIT, "voxel_nm": [30, 5, 5], "md5": "0"})
+
+
+def test_starts_by_brute_force() -> None:
+    slices = SPLIT["train"]
+    for depth in range(1, 9):
+        assert starts_in(slices, depth) == [
+            z for z in range(30) if all(z + k in slices for k in range(depth))
+        ]
+        apart = starts_in(slices, depth, apart=True)
+        assert set(apart) <= set(starts_in(slices, depth))
+        covered = {z + k for z in apart for k in range(depth)}
+        assert covered == {z for run in runs_of(slices) if len(run) >= depth for z in run}
+        assert len(apart) == sum(
+            -(-len(run) // depth) for run in runs_of(slices) if len(run) >= depth
+        )
+    assert starts_in(slices, 9) == []
+    assert all(b[0] - a[-1] > 1 for a, b in pairwise(runs_of(slices)))
+
+
+def test_patches_lie_in_training_slices_alone(volume: Volume) -> None:
+    data = BlockDataset([volume], SPEC, 16, (4, 32, 32), augmented=False)
+    [rows] = data.rows()
+    seen = set()
+    for row in rows:
+        image, label = data[Draw(0, int(row), 5)]
+        assert (image.shape, label.shape, image.dtype) == (
+            (1, 4, 32, 32),
+            (4, 32, 32),
+            label.float().dtype,
+        )
+        slices = (image[0, :, 0, 0] * 25.5).round().int().tolist()
+        assert (np.diff(slices) == 1).all()
+        assert set(slices) <= set(SPLIT["train"])
+        seen |= set(slices)
+    assert seen == set(SPLIT["train"])
+    assert len(rows) == 5 + 2
+
+
+def test_the_same_draw_gives_the_same_bytes_and_another_does_not(volume: Volume) -> None:
+    noisy = dataclasses.replace(
+        volume, image=np.random.default_rng(0).integers(0, 255, (20, 60, 70)).astype(np.uint8)
+    )
+    one, same = (BlockDataset([noisy], SPEC, 16, (4, 32, 32), augmented=True) for _ in range(2))
+    same[Draw(0, 3, 1)]  # drawn in between
+    for draw, other in ((Draw(0, 0, 11), Draw(0, 0, 12)), (Draw(0, 2, 11), Draw(0, 2, 13))):
+        assert one[draw][0].equal(same[draw][0])
+        assert one[draw][1].equal(same[draw][1])
+        assert not one[draw][0].equal(one[other][0])
+
+
+def test_augmentation_turns_all_slices_alike_and_changes_grey_values_alike() -> None:
+    rng = np.random.default_rng(0)
+    image, label = (
+        rng.integers(80, 160, (3, 8, 8)).astype(np.uint8),
+        rng.integers(0, 2, (3, 8, 8)).astype(np.uint8),
+    )
+    turned = [np.rot90(part, k, (1, 2)) for part in (label, label[:, ::-1]) for k in range(4)]
+    allowed = [
+        t.tobytes()
+        for part in turned
+        for t in (np.ascontiguousarray(part), np.ascontiguousarray(part[::-1]))
+    ]
+    found, changes = set(), set()
+    for seed in range(120):
+        grey, mask = augment(image, label, seed)
+        where = allowed.index(mask.tobytes())
+        found.add(where)
+        # Undone in plane and z, grey values are one rising line of the old ones: brightness and contrast, no local change.
+        back = [np.rot90(part, k, (1, 2)) for part in (image, image[:, ::-1]) for k in range(4)][
+            where // 2
+        ]
+        back = back[::-1] if where % 2 else back
+        order = np.argsort(back.ravel(), kind="stable")
+        assert (np.diff(grey.ravel()[order].astype(int)) >= 0).all()
+        changes.add(round(float(grey.mean())))
+    assert len(found) == 16
+    assert len(changes) > 10
+
+
+def test_labelled_tiles_stay_where_they_are_and_unlabelled_volumes_have_no_labels(
+    volume: Volume,
+) -> None:
+    tiles = [[(0, 3, 5), (12, 20, 30)]]
+    data = BlockDataset(
+        [volume], SPEC, 16, (4, 32, 32), augmented=False, tiles=tiles, unlabelled=[volume]
+    )
+    assert [len(r) for r in data.rows()] == [2]
+    assert [len(r) for r in data.unlabelled_rows()] == [7]
+    image, label = data[Draw(0, 1, 99)]
+    assert (label.numpy() == volume.label[12:16, 20:52, 30:62]).all()
+    assert image[0, :, 0, 0].mul(25.5).round().int().tolist() == [12, 13, 14, 15]
+    assert not data[Draw(1, 0, 99)][1].any()
+
+
+def test_a_patch_that_does_not_fit_is_refused(volume: Volume) -> None:
+    with pytest.raises(InputError, match="at most 8 consecutive training slices; expected 9"):
+        BlockDataset([volume], SPEC, 16, (9, 32, 32), augmented=False)
+    with pytest.raises(InputError, match="60 x 70 pixels"):
+        BlockDataset([volume], dataclasses.replace(SPEC, tile=0), 16, (4, 96, 96), augmented=False)
+    check_depth(str(Path("x")), SPLIT["train"], (8, 32, 32))
+
+
+@pytest.mark.parametrize("kept", [0, 5 * 60 * 70, prepared.KEPT_BYTES])
+def test_slices_are_prepared_once_and_alike(
+    volume: Volume, monkeypatch: pytest.MonkeyPatch, kept: int
+) -> None:
+    """With room for none, for five of 15 (60 x 70 pixels), and for all of them."""
+    monkeypatch.setattr(prepared, "KEPT_BYTES", kept)
+    geo = geometry_of(volume, SPEC, 16)
+    made: list[int] = []
+
+    def counted(image: Grey, geo: Geometry) -> Grey:
+        made.append(int(image[0, 0]))
+        return to_input(image, geo)
+
+    monkeypatch.setattr(prepared, "to_input", counted)
+    slices = prepared.PreparedSlices(volume, geo)
+    for _ in range(2):
+        for z in range(15):
+            np.testing.assert_array_equal(slices[z], to_input(volume.image[z], geo))
+    assert len(made) == 30 - min(15, kept // (60 * 70))

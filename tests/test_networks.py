@@ -1,0 +1,148 @@
+"""The networks from scratch: their form, and what several processes and neighbouring slices do to them."""
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from emadapt.data.ingest import Volume
+from emadapt.data.tiles import geometry
+from emadapt.errors import InputError
+from emadapt.models import device, unet2d
+from emadapt.models.batch_norm import BatchNorm3d
+from emadapt.models.resunet3d import Block, ResUNet3d
+from emadapt.models.unet2d import STRIDE, UNet2d
+from emadapt.study.study import RegimeSettings, TrainSettings
+from emadapt.training.validate import val_slices
+from tiny import regime_for
+
+NARROW = (4, 5, 6, 7, 8)
+BACKBONE = {"arch": "tiny_dinov2", "source": "random", "tile": 42}
+
+
+@pytest.mark.parametrize(("tile", "own"), [(252, 256), (256, 256), (168, 176), (1, 32), (0, 0)])
+def test_tiles_of_a_unet_are_rounded_up_to_the_stride(tile: int, own: int) -> None:
+    spec = regime_for(BACKBONE | {"tile": tile}, RegimeSettings("unet2d"), "unet2d").spec
+    assert spec.tile == own
+    geo = geometry((300, 410), spec, STRIDE)
+    assert geo.tile == ((own, own) if own else (304, 416))
+
+
+def test_size_of_the_2d_unet() -> None:
+    assert sum(p.numel() for p in UNet2d(1, 1).parameters()) == 1_948_146  # docs/how-to.md has it
+
+
+def test_shapes_of_the_3d_levels_and_size() -> None:
+    """On the paper's patch of 18 x 160 x 160, without computing it: nothing is pooled along z."""
+    with torch.device("meta"):
+        net = ResUNet3d()
+        seen: list[tuple[int, ...]] = []
+        for module in [net.before, *net.down, *net.lift, *net.up]:
+            module.register_forward_hook(lambda _m, _i, out: seen.append(tuple(out.shape[1:])))
+        logits = net([torch.empty(1, 1, 18, 160, 160)], (160, 160))
+    widths = (28, 36, 48, 64, 80)
+    sides = [160 // 2**level for level in range(5)]
+    encoder = [(width, 18, side, side) for width, side in zip(widths, sides, strict=True)]
+    decoder = [shape for shape in encoder[-2::-1] for _ in range(2)]  # lifted, then the block
+    assert seen == [encoder[0], *encoder, *decoder]
+    assert logits.shape == (1, 2, 18, 160, 160)
+
+    def block(a: int, b: int) -> int:  # weights; scale and shift of the normalisation
+        return 9 * a * b + 2 * 27 * b * b + 3 * 2 * b
+
+    expected = 25 * 28 + 2 * 28 + block(28, 28) + 25 * 28 * 2 + 2
+    expected += sum(block(a, b) + block(a, a) + a * b + a for a, b in pairwise(widths))
+    assert sum(p.numel() for p in net.parameters()) == expected == 1_459_022
+
+
+def test_a_block_is_three_convolutions_and_a_sum() -> None:
+    torch.manual_seed(0)
+    block, x = Block(2, 3).train(), torch.randn(2, 2, 4, 6, 5)
+    weights = [p for p in block.parameters() if p.dim() == 5]
+    assert [tuple(w.shape) for w in weights] == [(3, 2, 1, 3, 3), (3, 3, 3, 3, 3), (3, 3, 3, 3, 3)]
+
+    def normal(y: torch.Tensor) -> torch.Tensor:
+        flat = y.transpose(0, 1).flatten(1)
+        mean, std = flat.mean(1), (flat.var(1, correction=0) + 1e-5).sqrt()
+        return (y - mean.view(1, -1, 1, 1, 1)) / std.view(1, -1, 1, 1, 1)
+
+    # In plane: each slice through a 2D convolution by itself.
+    plane = torch.stack([F.conv2d(x[:, :, z], weights[0][:, :, 0], padding=1) for z in range(4)], 2)
+    first = F.elu(normal(plane))
+    second = F.elu(normal(F.conv3d(first, weights[1], padding=1)))
+    expected = F.elu(normal(F.conv3d(second, weights[2], padding=1)) + first)
+    torch.testing.assert_close(block(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_normalisation_over_processes_is_torchs_over_all_samples(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What several processes compute, here with sums over one that has all samples."""
+    monkeypatch.setattr("emadapt.models.parallel.size", lambda: 2)
+    monkeypatch.setattr("emadapt.models.parallel.total", lambda values: values)
+    ours, theirs = BatchNorm3d(3), nn.BatchNorm3d(3)
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(2, 3, 4, 5, 6, generator=generator) * 3 + 1 for _ in range(2))
+    grads = []
+    for norm in (ours, theirs):
+        inputs = x.clone().requires_grad_()
+        out = norm(inputs)
+        (out * y).sum().backward()
+        grads.append((out, inputs.grad, norm.weight.grad, norm.bias.grad, *norm.buffers()))
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_reach_all_of_the_3d_network_and_neighbours_matter() -> None:
+    torch.manual_seed(0)
+    net, image = ResUNet3d(NARROW), torch.rand(2, 1, 3, 32, 32)
+    net([image], (32, 32))[:, 1, 1].sum().backward()
+    kernels = [p for p in net.parameters() if p.dim() == 5]
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in kernels)
+    other = image.clone()
+    other[:, :, 0] = 1 - other[:, :, 0]
+    with torch.no_grad():
+        away = (net.eval()([image], (32, 32)) - net([other], (32, 32))).abs()
+    assert (away.amax((0, 1, 3, 4)) > 1e-6).all()  # the third slice's logits have seen the first
+
+
+def test_without_a_sample_a_network_takes_part_in_the_backward_pass(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As of several processes one may have to."""
+    monkeypatch.setattr(unet2d, "FEATURES", (8, 8, 16, 32, 64, 8))
+    for net, shape in ((UNet2d(1, 1), (0, 1, 32, 48)), (ResUNet3d(NARROW), (0, 1, 2, 32, 48))):
+        logits = net([torch.zeros(shape)], (32, 48))
+        assert logits.shape == (0, 2, *shape[2:])
+        logits.sum().backward()
+        assert all(p.grad is not None and not p.grad.any() for p in net.parameters())
+
+
+def test_half_precision_that_this_cpu_emulates_and_thin_volumes_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = RegimeSettings("resunet3d", patch=(3, 32, 32), channels=NARROW)
+    regime = regime_for(BACKBONE, settings, "resunet3d")
+    image = np.zeros((4, 40, 40), np.uint8)
+    volume, thin = (
+        Volume("v", image, image, {"split": {"train": slices}}) for slices in ([0, 1, 2], [0, 1, 3])
+    )
+    regime.check([volume], TrainSettings(precision="fp32"))
+    with pytest.raises(InputError, match="thinner than the patch: at most 2 consecutive"):
+        regime.check([thin], TrainSettings(precision="fp32"))
+    monkeypatch.setattr(device, "emulated", lambda precision: precision == "bf16")
+    with pytest.raises(InputError, match=r"train.precision: found bf16 without a GPU.*Set auto"):
+        regime.check([volume], TrainSettings(precision="bf16"))
+
+
+def test_validation_of_blocks_looks_at_neighbours(tmp_path: Path) -> None:
+    image = np.zeros((40, 4, 4), np.uint8)
+    volume = Volume("v", image, image, {"split": {"val": list(range(20, 40))}})
+    assert val_slices(volume, 4, depth=6) == list(range(27, 33))
+    assert val_slices(volume, 8, depth=6) == list(range(26, 34))
+    assert val_slices(volume, 4, depth=50) == val_slices(volume, 0, depth=6) == list(range(20, 40))
+    assert val_slices(volume, 2) == [20, 39]
