@@ -61,9 +61,10 @@ repro: venv ## set up, get the data, run the study of params.yaml
 test: venv ## set up, run the fast tests
 	$(IN_VENV) python -m pytest -q --numprocesses 2 --dist loadfile
 
-lint: venv ## ruff, mypy, hadolint
+lint: venv ## ruff, import-linter, mypy, hadolint
 	$(IN_VENV) ruff check .
 	$(IN_VENV) ruff format --check .
+	$(IN_VENV) lint-imports
 	$(IN_VENV) mypy
 	$(IN_VENV) hadolint Dockerfile
 
