@@ -260,7 +260,7 @@ def test_the_volume_has_the_organelle_that_was_chosen(tmp_path: Path, organelle:
 def test_an_id_that_no_slice_has_is_an_error_that_names_it(tmp_path: Path) -> None:
     for organelle, said in (("cells", r"\[1, 2, 3\], cells"), ("er", r"\[2\], er")):
         study, _ = organelles(tmp_path, organelle, [1, 3])
-        with pytest.raises(InputError, match=f"without id 2 in any slice.*{said}"):
+        with pytest.raises(InputError, match=f"none with id 2 in any slice.*{said}"):
             run(study, tmp_path)
     assert not list(tmp_path.glob("build/*"))
 

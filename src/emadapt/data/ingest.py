@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,9 +109,10 @@ def ingest(study: Study, name: str, data: Path = Path("data"), out: Path = INGES
     spec = study.dataset_settings[name]
     root = Path(spec.path) if spec.path else data / name
     parts = find_parts(root, spec.layout, spec.pairing, labelled=spec.labelled)
-    _check_alike(parts)
+    images = [part.images for part in parts]
+    _check_alike(images)
     split = split_of(study, name, parts, str(root))
-    window = _grey_window(parts, split["train"])
+    window = grey_window(_chosen(images, split["train"]), images[0].name)
     with whole_folder(out / name) as folder:
         written = _write(folder, parts, spec, window, name)
         if spec.labelled:
@@ -163,10 +164,10 @@ def check_pair(image: Array, label: Array, where: str) -> None:
         )
 
 
-def _check_alike(parts: list[Part]) -> None:
-    """Refuse parts whose slices differ in size or type."""
-    first = parts[0].images
-    for source in (part.images for part in parts):
+def _check_alike(sources: Sequence[Source]) -> None:
+    """Refuse volumes whose slices differ in size or type."""
+    first = sources[0]
+    for source in sources:
         if (source.shape[1:], source.dtype) != (first.shape[1:], first.dtype):
             raise InputError(
                 source.name,
@@ -176,15 +177,13 @@ def _check_alike(parts: list[Part]) -> None:
             )
 
 
-def _grey_window(parts: list[Part], train: list[int]) -> Window:
-    """The grey window of the training slices, which are in the first part."""
-    ends = [0, *itertools.accumulate(part.depth for part in parts)]
-    chosen = (
-        image
-        for part, start, end in zip(parts, ends, ends[1:], strict=False)
-        for image in part.images.slices([z - start for z in train if start <= z < end])
-    )
-    return grey_window(chosen, parts[0].images.name)
+def _chosen(sources: Sequence[Source], numbers: Sequence[int]) -> Iterator[Array]:
+    """Slices of these ascending numbers, counted through all volumes."""
+    start = 0
+    for source in sources:
+        inside = range(start, start + source.shape[0])
+        yield from source.slices([z - start for z in numbers if z in inside])
+        start += source.shape[0]
 
 
 @dataclass(frozen=True)
@@ -219,13 +218,13 @@ def _write(
                 labels[z] = foreground_mask(label, spec.rule, where)
                 hashing.append(pool.submit(hashes[1].update, labels[z].data))
                 missing = {value for value in missing if not (label == value).any()}
-                fractions[z] = np.count_nonzero(labels[z]) / labels[z].size
+                fractions[z] = labels[z].mean()
             for done in hashing:
                 done.result()
     if missing and (fractions.any() or spec.organelle):
         raise InputError(
-            parts[0].labels.name if parts[0].labels else name,
-            found=f"labels without id {', '.join(map(str, sorted(missing)))} in any slice",
+            f"labels of {name}",
+            found=f"none with id {', '.join(map(str, sorted(missing)))} in any slice",
             expected=f"all of {list(spec.rule)}{f', {spec.organelle}' if spec.organelle else ''}",
             do="Check the dataset's `organelles` or `foreground` against the labels' ids.",
         )
@@ -240,12 +239,12 @@ Pair = tuple[Array, Array | None, str]
 
 def _pairs(parts: list[Part]) -> Iterator[Pair]:
     for part in parts:
-        numbers = range(part.depth)
-        images = part.images.slices(numbers)
+        images = part.images.slices(range(part.depth))
         if part.labels is None:
             yield from ((image, None, "") for image in images)
             continue
-        for z, image, label in zip(numbers, images, part.labels.slices(numbers), strict=True):
+        labels = part.labels.slices(range(part.depth))
+        for z, (image, label) in enumerate(zip(images, labels, strict=True)):
             yield image, label, part.labels.where(z)
 
 
