@@ -1,7 +1,9 @@
 """Every format gives the same volume, and damage or doubt is an error that names the file."""
 
+import gc
 import gzip
 import json
+import resource
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -375,3 +377,18 @@ def test_8_bit_stays_and_16_bit_is_mapped_linearly() -> None:
     np.testing.assert_array_equal(to_uint8(image, 0.0, 255.0), image)
     wide = np.array([[0, 1000, 2000, 3000, 65535]], np.uint16)
     assert to_uint8(wide, 1000, 3000).tolist() == [[0, 0, 128, 255, 255]]
+
+
+def test_a_folder_of_many_slices_keeps_no_files_open(tmp_path: Path) -> None:
+    for z in range(200):
+        tiff(tmp_path, f"{z}.tif", VOLUME[z % 5], compression="zlib" if z % 2 else None)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    open_now = len(list(Path("/proc/self/fd").iterdir()))
+    gc.disable()  # files are closed, not forgotten
+    resource.setrlimit(resource.RLIMIT_NOFILE, (open_now + 50, limits[1]))
+    try:
+        found = open_source(str(tmp_path)).read(0, 200)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        gc.enable()
+    np.testing.assert_array_equal(found, VOLUME[np.arange(200) % 5])

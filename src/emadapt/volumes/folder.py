@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -55,19 +56,23 @@ def _has_one_bit(file: Path) -> bool:
     """
     if file.suffix.lower() == ".png":
         return has_one_bit(file)
-    source = open_tiff(file)
-    if source.shape[0] > 1:
-        raise InputError(
-            file,
-            found=f"a stack of {source.shape[0]} slices in a folder of slices",
-            expected="one slice a file",
-            do="Use layout `stack`, or pass the stack itself.",
-        )
-    return source.dtype == bool
+    with closing(open_tiff(file)) as source:
+        if source.shape[0] > 1:
+            raise InputError(
+                file,
+                found=f"a stack of {source.shape[0]} slices in a folder of slices",
+                expected="one slice a file",
+                do="Use layout `stack`, or pass the stack itself.",
+            )
+        return source.dtype == bool
 
 
 def _read(file: Path, keep_bits: bool) -> Array:
-    array = read_png(file) if file.suffix.lower() == ".png" else open_tiff(file).read(0, 1)[0]
+    if file.suffix.lower() == ".png":
+        array = read_png(file)
+    else:
+        with closing(open_tiff(file)) as source:
+            array = np.array(source.read(0, 1)[0])  # no view: the file is closed
     return array.astype(np.uint8) * 255 if array.dtype == bool and not keep_bits else array
 
 

@@ -38,6 +38,7 @@ class Source:
         cut: gives slices [z0, z1), rows [y0, y1) as (z, y, X); several threads may call it.
         stamp: names, sizes and times of the files: changes when the content may have changed.
         files: one for each slice of a folder of slices, else the one file.
+        close: of a file that stays open, closes it.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Source:
     cut: Callable[[int, int, int, int], Array]
     stamp: list[Any]
     files: tuple[Path, ...] = ()
+    close: Callable[[], None] = lambda: None
 
     def read(self, z0: int, z1: int, y0: int = 0, y1: int | None = None) -> Array:
         """Slices [z0, z1), rows [y0, y1) (to the last) as (z, y, X) in the source's own dtype.

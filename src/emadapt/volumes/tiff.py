@@ -63,9 +63,8 @@ def open_tiff(path: Path, inside: str = "", scale: int = 0) -> Source:
         raise unreadable(path, "no readable TIFF", error) from error
     *depth, height, width = _stack_shape(series, path)
     shape = (depth[0] if depth else 1, height, width)
-    cut = _Reader(path, tif, series, shape).cut
-    dtype = series.dtype.newbyteorder("=")
-    return Source(str(path), shape, dtype, voxel, 1, cut, stamp(path), (path,))
+    cut, dtype = _Reader(path, tif, series, shape).cut, series.dtype.newbyteorder("=")
+    return Source(str(path), shape, dtype, voxel, 1, cut, stamp(path), (path,), tif.close)
 
 
 class _Reader:
