@@ -140,6 +140,8 @@ def check_runs(root: Path, ended: list[FrozenTrial]) -> None:
         assert len({m.step for m in curve}) == len(curve), "an epoch is there twice"
     best = max(t.value for t in ended if t.value is not None and t.state == TrialState.COMPLETE)
     assert parent.data.metrics["best.val_iou"] == best
+    winner = children[int(parent.data.metrics["best.trial"])]
+    assert winner.data.metrics["val/best_iou"] == best
     assert parent.info.status == "FINISHED"
     figures = {a.path for a in client.list_artifacts(parent.info.run_id, "figures")}
     assert {"figures/history.png", "figures/importance.png"} <= figures

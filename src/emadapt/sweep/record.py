@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from emadapt.study.study import Study
 from emadapt.sweep.space import Target, definition
-from emadapt.sweep.storage import FOLDER, best_trial, n_ended
+from emadapt.sweep.storage import FOLDER, best_trial, first_number, n_ended
 from emadapt.tracking.provenance import provenance_tags
 from emadapt.tracking.run import Run
 
@@ -51,7 +51,7 @@ def progress(trials: list[FrozenTrial]) -> dict[str, float]:
         for state in TrialState
     }
     if best := best_trial(trials):
-        found = {"val_iou": best.value, "trial": best.number, **best.params}
+        found = {"val_iou": best.value, "trial": first_number(best), **best.params}
         numbers |= {f"best.{k}": v for k, v in found.items() if isinstance(v, int | float)}
     return numbers
 
@@ -62,7 +62,7 @@ def add_result(run: Run, study: optuna.Study) -> None:
     run.log(progress(trials), n_ended(trials))
     if best := best_trial(trials):
         run.results |= {f"best.{name}": value for name, value in best.params.items()}
-        run.results["best.trial"] = best.number
+        run.results["best.trial"] = first_number(best)
     for file in draw(study, FOLDER / study.study_name):
         run.artifacts[f"figures/{file.name}"] = file
 

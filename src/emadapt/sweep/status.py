@@ -9,7 +9,7 @@ from optuna.trial import FrozenTrial, TrialState
 from rich import box
 from rich.table import Table
 
-from emadapt.sweep.storage import ENDED, best_trial, n_ended
+from emadapt.sweep.storage import ENDED, best_trial, first_number, n_ended
 
 
 def overview(place: str, studies: list[optuna.Study]) -> Table:
@@ -63,7 +63,7 @@ def ranking(study: optuna.Study, n: int = 10) -> Table:
     for trial in finished[:n]:
         default = " (default)" if "fixed_params" in trial.system_attrs else ""
         settings = (_number(trial.params.get(name, "-")) for name in names)
-        table.add_row(f"{trial.number}{default}", f"{trial.value:.4f}", *settings)
+        table.add_row(f"{first_number(trial)}{default}", f"{trial.value:.4f}", *settings)
     return table
 
 
