@@ -22,9 +22,10 @@ from optuna.trial import FrozenTrial, TrialState
 from emadapt.cli import main
 from emadapt.errors import EmadaptError, InputError
 from emadapt.study.study import Study, load_study
+from emadapt.sweep.crew import Order
 from emadapt.sweep.objective import reason
 from emadapt.sweep.promote import ParamsEditor, changed_values, own_values
-from emadapt.sweep.run import Order, begin, full_name
+from emadapt.sweep.run import begin, full_name
 from emadapt.sweep.space import (
     Target,
     check_target,

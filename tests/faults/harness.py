@@ -251,8 +251,8 @@ class Forked(subprocess.Popen):
 
 def sweep_with_forks(*words: str) -> None:
     """`emadapt sweep run WORDS` whose workers are forked."""
-    from emadapt.sweep import run
+    from emadapt.sweep import crew
 
-    run._spawn = Forked
+    crew._spawn = Forked
     if code := emadapt("sweep", "run", *words):
         raise SystemExit(code)

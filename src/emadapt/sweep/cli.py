@@ -60,7 +60,8 @@ def sweep_run(
 ) -> None:
     """Begin a sweep, resume it, or help another machine with it: always the same command."""
     study = load_study()
-    from emadapt.sweep.run import Order, run_sweep
+    from emadapt.sweep.crew import Order
+    from emadapt.sweep.run import run_sweep
     from emadapt.sweep.space import Target
     from emadapt.training.devices import parse_devices
 
