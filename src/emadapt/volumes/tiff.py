@@ -74,11 +74,12 @@ class _Reader:
         self.path, self.tif, self.series, self.shape = path, tif, series, shape
         self.lock = threading.Lock()  # reading moves the position in the file, which is one
         self.array: Any = None
+        paged = len(series.pages) == shape[0] and math.prod(shape[1:]) <= LARGE
         if series.dataoffset is not None:
             import tifffile
 
             self.array = tifffile.memmap(path, series=0, mode="r")
-        elif math.prod(shape[1:]) > LARGE or len(series.pages) != shape[0]:
+        elif not paged and "S" not in series.axes:
             import zarr
 
             self.array = zarr.open_array(series.aszarr(), mode="r")
