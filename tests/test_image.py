@@ -1,4 +1,4 @@
-"""Dockerfile and compose.yaml, parsed without a Docker engine: what they name must exist, and what they promise must hold."""
+"""Dockerfile and compose.yaml, parsed without a Docker engine."""
 
 import fnmatch
 import re
@@ -46,7 +46,7 @@ def own_services() -> dict[str, dict[str, Any]]:
 
 
 def dockerignored(path: str) -> bool:
-    """Whether .dockerignore keeps a path from the builder: the last pattern that matches it or a parent decides."""
+    """Whether .dockerignore keeps a path from the builder: the last pattern that matches decides."""
     ignored = False
     candidates = [path, *(str(parent) for parent in Path(path).parents if str(parent) != ".")]
     for line in (ROOT / ".dockerignore").read_text().splitlines():

@@ -70,7 +70,7 @@ def test_nothing_that_unpickles_is_imported() -> None:
 
 
 def test_yaml_is_read_by_safe_loaders_alone() -> None:
-    """Of PyYAML `safe_load`; of ruamel safe ones, or the round trip, which constructs no objects either."""
+    """Of PyYAML `safe_load`; of ruamel safe ones, or the round trip, which makes no objects."""
     used = {
         ast.unparse(node.func)
         for _, node in nodes(ast.Call)
@@ -177,7 +177,7 @@ def test_no_verb_says_the_password_of_a_storage(
 def test_no_run_keeps_what_the_environment_hides(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Addresses of a repository and of a lab book, with a token each, through a whole training's records."""
+    """Addresses of a repository and of a server, with a token each, through a training's records."""
     from emadapt.tracking.publish import live, sync
     from emadapt.tracking.run import Run
 

@@ -41,7 +41,7 @@ def test_blocks_are_disjoint_contiguous_and_apart(
 def test_a_volume_that_is_refused_is_too_thin_and_as_thick_as_said_it_is_not(
     n: int, spec: SplitSettings, voxel: float
 ) -> None:
-    """What the error asks for is enough, or close to it: rounding shares of a thicker volume may take a slice more."""
+    """What the error asks for is enough, but for a slice or so that rounding takes."""
     try:
         split_slices([("all", n)], spec, voxel)
     except InputError as error:
