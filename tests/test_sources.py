@@ -143,8 +143,7 @@ def test_datasets_are_complete(dataset: Any) -> None:
     if dataset.archive:
         assert re.fullmatch("[0-9a-f]{64}", dataset.archive.sha256)
         assert all(url.startswith("http") for url in dataset.archive.urls)
-    else:
-        assert all(dataset.by_hand)
+    assert bool(dataset.archive) != bool(dataset.by_hand)
 
 
 def test_download_gives_the_files_of_the_layout(
@@ -299,7 +298,7 @@ def test_by_hand_says_page_files_and_place_and_takes_what_is_there(
     dataset, target = DATASETS[name], tmp_path / "data" / name
     with pytest.raises(InputError) as told:
         fetch(name, tmp_path / "data")
-    for words in (*dataset.by_hand, f"{target}/", dataset.settings):
+    for words in (dataset.by_hand, f"{target}/", dataset.settings):
         assert words in str(told.value)
     image, label = blobs((30, 60, 70), 0)
     if dataset.layout == "folders":

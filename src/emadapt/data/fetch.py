@@ -80,8 +80,7 @@ def _by_hand(dataset: Dataset, target: Path) -> Path:
     Raises:
         InputError: nobody has; says how to.
     """
-    page, files, place = dataset.by_hand
-    do = f"Download by hand. Page: {page}. Take: {files}. Put them into {target}/ as {place}."
+    do = f"Download by hand into {target}/: {dataset.by_hand}."
     setting = f"In params.yaml: {dataset.name}: {dataset.settings}"
     if not target.exists():
         raise InputError(
@@ -91,7 +90,7 @@ def _by_hand(dataset: Dataset, target: Path) -> Path:
             do=f"{do} {setting}",
         )
     slices = _check_complete(dataset, target, do)
-    write_json(target / SOURCE, record_of(dataset) | {"origin": page, "archive_sha256": None})
+    write_json(target / SOURCE, record_of(dataset) | {"origin": dataset.by_hand, "archive_sha256": None})
     print(f"{target}: already there, {slices} slices; {setting}\n{_terms(dataset)}")
     return target
 

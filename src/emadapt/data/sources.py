@@ -47,7 +47,7 @@ class Dataset:
         doi: of the citation.
         note: what it shows.
         archive: to download; None: by hand.
-        by_hand: the page, which of its files, and where they belong below the dataset's folder.
+        by_hand: which files of which page to put where, below the dataset's folder.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Dataset:
     doi: str
     note: str
     archive: Archive | None = None
-    by_hand: tuple[str, str, str] = ("", "", "")
+    by_hand: str = ""
 
     @property
     def settings(self) -> str:
@@ -128,13 +128,8 @@ DATASETS = {
         doi="10.1016/j.cell.2015.06.054",
         note="Neurites in mouse neocortex, ATUM-SEM, 100 sections of 1024 x 1024; 0 is between"
         " them.",
-        by_hand=(
-            "https://zenodo.org/records/7142003 (or the challenge,"
-            " https://snemi3d.grand-challenge.org)",
-            "the training volume train-input.tif (folder image/ of the archive) and its labels"
-            " train-labels.tif (seg/)",
-            "image.tif and label.tif",
-        ),
+        by_hand="of https://zenodo.org/records/7142003 or https://snemi3d.grand-challenge.org the"
+        " training volume train-input.tif as image.tif, its labels train-labels.tif as label.tif",
     ),
     "urocell": Dataset(
         name="urocell",
@@ -147,12 +142,9 @@ DATASETS = {
         " 10.1016/j.compbiomed.2020.103693.",
         doi="10.1016/j.compbiomed.2020.103693",
         note="Mitochondria in mouse urothelial cells, FIB-SEM, volumes of 256 x 256 x 256.",
-        by_hand=(
-            "https://github.com/MancaZerovnikMekuc/UroCell",
-            "a volume of data/, e.g. fib1-0-0-0.nii.gz, and the file of the same name in"
-            " mito/binary/; another such pair to test on",
-            "train/image.nii.gz and train/label.nii.gz, test/image.nii.gz and test/label.nii.gz",
-        ),
+        by_hand="of https://github.com/MancaZerovnikMekuc/UroCell a volume of data/ (e.g."
+        " fib1-0-0-0.nii.gz) as train/image.nii.gz, the file of this name in mito/binary/ as"
+        " train/label.nii.gz, and another such pair in test/",
     ),
     "liver_mouse": Dataset(
         name="liver_mouse",
@@ -165,12 +157,9 @@ DATASETS = {
         doi="10.1038/s41586-022-04488-5",
         note="Mitochondria, ER and lipid droplets of mouse hepatocytes, FIB-SEM; the whole entry"
         " has terabytes: take a part.",
-        by_hand=(
-            "https://www.ebi.ac.uk/empiar/EMPIAR-10791/",
-            "slices of one FIB-SEM liver and the slices of the same numbers of one segmentation"
-            " (mitochondria, ER or lipid droplets)",
-            "images/ and labels/, one file a slice; a dataset for each organelle",
-        ),
+        by_hand="of https://www.ebi.ac.uk/empiar/EMPIAR-10791/ slices of one FIB-SEM liver in"
+        " images/ and the slices of the same numbers of one segmentation in labels/; a dataset for"
+        " each organelle",
     ),
     "liver_rat": Dataset(
         name="liver_rat",
@@ -182,13 +171,9 @@ DATASETS = {
         doi="10.1093/bioadv/vbaf021",
         note="Mitochondria and ER of rat liver, SBF-SEM, 219 sections of 7000 x 7000; not seen"
         " here: check the labels' values.",
-        by_hand=(
-            "https://github.com/Xrioen/cross-tissue-transfer-learning-in-VEM, which names its"
-            " Zenodo record, 13357732",
-            "the raw volume and the manual annotation of mitochondria or ER",
-            "image.tif and label.tif (or .h5, .zarr, .nii); a dataset for each organelle, if they"
-            " are separate files",
-        ),
+        by_hand="of Zenodo record 13357732, which"
+        " https://github.com/Xrioen/cross-tissue-transfer-learning-in-VEM names, the raw volume as"
+        " image.tif (or .h5, .zarr, .nii) and the annotation of mitochondria or ER as label.tif",
     ),
 }
 
