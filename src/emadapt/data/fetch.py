@@ -90,7 +90,8 @@ def _by_hand(dataset: Dataset, target: Path) -> Path:
             do=f"{do} {setting}",
         )
     slices = _check_complete(dataset, target, do)
-    write_json(target / SOURCE, record_of(dataset) | {"origin": dataset.by_hand, "archive_sha256": None})
+    origin = {"origin": dataset.by_hand, "archive_sha256": None}
+    write_json(target / SOURCE, record_of(dataset) | origin)
     print(f"{target}: already there, {slices} slices; {setting}\n{_terms(dataset)}")
     return target
 
