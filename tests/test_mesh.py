@@ -99,7 +99,7 @@ def test_the_command_writes_files_that_read_back(tmp_path: Path, suffix: str) ->
     assert found.volume == pytest.approx(expected.volume, rel=1e-5)
     np.testing.assert_allclose(found.bounds, expected.bounds, rtol=1e-5)
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([mask.name, out.name])
-    with pytest.raises(InputError, match="a file of this name"):
+    with pytest.raises(InputError, match="a file of that name"):
         mesh_volume(str(mask), str(out))
 
 

@@ -15,9 +15,10 @@ from monai.data.utils import compute_importance_map
 from monai.inferers import sliding_window_inference
 
 from emadapt.data.ingest import Volume
+from emadapt.data.tiles import window_starts
 from emadapt.models import predict, segmenter
 from emadapt.models.adapters import merge
-from emadapt.models.predict import predict_slice, predict_slices, smooth_z, window_starts
+from emadapt.models.predict import predict_slice, predict_slices, smooth_z
 from emadapt.models.segmenter import Segmenter
 from emadapt.models.tokens import token_views
 from emadapt.study.study import RegimeSettings

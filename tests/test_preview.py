@@ -115,7 +115,7 @@ def test_other_pixel_sizes_and_few_slices(folder: Path) -> None:
 
 def test_pages_that_cannot_be_written(folder: Path) -> None:
     for page, words, expected in (
-        ("p.txt", VOXEL, "FILE.html"),
+        ("p.txt", VOXEL, "FILE with .html"),
         ("like2.html", [], "no voxel size"),
     ):
         result = invoke(folder, "like.tif", page, *words)

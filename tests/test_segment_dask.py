@@ -101,7 +101,7 @@ def test_an_error_of_the_input_ends_the_run_whole(order: Order) -> None:
     image = IMAGE.astype(np.float32)
     image[7, 3, 3] = np.inf
     tifffile.imwrite(order.input, image, photometric="minisblack")
-    with pytest.raises(InputError, match=r"page 7.*NaN or infinite"):
+    with pytest.raises(InputError, match=r"slices 6 to 7.*NaN or infinite"):
         segment_volume(dataclasses.replace(order, dask="local:1", window=(0.0, 255.0)))
     assert not Path(order.output).exists()
 

@@ -92,7 +92,7 @@ def test_a_component_that_winds_through_many_blocks(tmp_path: Path) -> None:
     found, table = run(tmp_path / "p", mask, 1, 3)
     assert [row["voxels"] for row in table] == [59, 1]
     assert found[5, 0, 2] == 2
-    assert (tmp_path / "p/table.csv").read_text().splitlines()[0] == COLUMNS
+    assert (tmp_path / "p/table.csv").read_text().splitlines()[0] == ",".join(COLUMNS)
 
 
 def test_an_empty_mask_has_no_instances(tmp_path: Path) -> None:

@@ -143,7 +143,7 @@ def test_blocks_are_no_larger_than_memory_allows(
     write_model(Path("m"))
     segmenter = open_model("m").segmenter
     geo = geometry(shape[1:], segmenter.spec, 14)
-    view = runner_module.view_of(segmenter, geo, shape[0])
+    view = runner_module.View(segmenter, geo, shape[0])
     lazy: Any = dataclasses.replace(
         array_source(np.empty((1, 1, 1), np.uint8), None), shape=shape, depth=source_depth
     )

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from emadapt.data.tiles import Geometry, geometry
+from emadapt.data.tiles import geometry
 from emadapt.models.segmenter import Segmenter
-from emadapt.segment.rows import View, _resized, _rows_below, native_rows, predict_rows, view_of
+from emadapt.segment.rows import View, _resized, _rows_below
 from emadapt.training.model_files import load_model
 from tiny import blobs, predicted, write_3d_model, write_model
 
@@ -30,52 +30,52 @@ KINDS: dict[str, Any] = {
 }
 
 
-def make(folder: Path, kind: str) -> tuple[View, Geometry]:
+def make(folder: Path, kind: str) -> View:
     write = write_3d_model if "windows" in kind else write_model
     segmenter, _ = load_model(write(folder, **KINDS[kind]))
-    geo = geometry((150, 90), segmenter.spec, segmenter.backbone.arch.patch)
-    return view_of(segmenter, geo, len(IMAGE)), geo
+    geo = geometry((150, 90), segmenter.spec, segmenter.patch)
+    return View(segmenter, geo, len(IMAGE))
 
 
 def run(
-    view: View, geo: Geometry, z: tuple[int, int], y: tuple[int, int], image: np.ndarray = IMAGE
+    view: View, z: tuple[int, int], y: tuple[int, int], image: np.ndarray = IMAGE
 ) -> np.ndarray:
     """A part; nothing but the slices and rows that it is said to need may be read."""
     first, end = view.slices(*z)
-    top, bottom = native_rows(view, geo, *y)
+    top, bottom = view.native_rows(*y)
 
     def read(k: int, y0: int, y1: int) -> np.ndarray:
         assert first <= k < end
         assert top <= y0 < y1 <= bottom
         return image[k, y0:y1]
 
-    found = dict(predict_rows(view, read, geo, z, y))
+    found = dict(view.predict(read, z, y))
     assert list(found) == list(range(*z))
     return np.stack(list(found.values()))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_part_of_a_volume_is_a_part_of_the_whole(kind: str, tmp_path: Path) -> None:
-    view, geo = make(tmp_path, kind)
+    view = make(tmp_path, kind)
     expected = predicted(tmp_path, IMAGE)
     assert expected.std() > 0.01
-    whole = run(view, geo, (0, 9), (0, 150))
+    whole = run(view, (0, 9), (0, 150))
     # Where both axes are resized, Pillow may begin with y; here x always comes first.
-    exact = geo.resized == geo.native
+    exact = view.geo.resized == view.geo.native
     np.testing.assert_allclose(whole, expected, rtol=0, atol=1e-6 if exact else 2e-2)
     # A resampled grey value may be rounded another way.
     for z, y in itertools.product([(0, 1), (4, 7), (8, 9)], [(0, 1), (40, 97), (97, 150)]):
-        part, wanted = run(view, geo, z, y), whole[slice(*z), slice(*y)]
+        part, wanted = run(view, z, y), whole[slice(*z), slice(*y)]
         np.testing.assert_allclose(part, wanted, rtol=0, atol=1e-5 if exact else 1e-2)
 
 
 @pytest.mark.parametrize("kind", ["tiles", "windows"])
 def test_no_more_is_read_than_is_needed(kind: str, tmp_path: Path) -> None:
-    view, geo = make(tmp_path, kind)
+    view = make(tmp_path, kind)
     first, end = view.slices(4, 5)
     assert end - first <= 2 * view.depth - 1
-    top, bottom = native_rows(view, geo, 70, 71)
-    assert bottom - top <= 2 * geo.tile[0] - 1
+    top, bottom = view.native_rows(70, 71)
+    assert bottom - top <= 2 * view.geo.tile[0] - 1
 
 
 @given(st.integers(1, 60), st.integers(1, 60), st.data())
@@ -115,7 +115,7 @@ def test_where_the_grid_begins_matters_little(
 
     def segmented(part: np.ndarray) -> np.ndarray:
         geo = geometry(part.shape[1:], segmenter.spec, 14)
-        return run(view_of(segmenter, geo, 1), geo, (0, 1), (0, part.shape[1]), part)[0]
+        return run(View(segmenter, geo, 1), (0, 1), (0, part.shape[1]), part)[0]
 
     whole = segmented(image)
     assert np.abs(np.diff(whole, axis=0)).max() < 0.012  # tiles side by side would step by 0.1

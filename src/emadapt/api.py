@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,9 @@ from emadapt.study.study import PARAMS, Study
 from emadapt.study.study import load_study as _load_study
 from emadapt.volumes.opening import open_source
 from emadapt.volumes.voxel import Voxel, as_voxel
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Array = npt.NDArray[Any]
 Window = tuple[float, float]
@@ -239,9 +242,7 @@ def evaluate_masks(predicted: Array, label: Array, voxel_nm: Voxel) -> dict[str,
     return summarise(np.asarray(area), np.asarray(boundary), voxel_nm[0], numbers)
 
 
-def find_instances(
-    mask: Array, voxel_nm: Voxel
-) -> tuple[npt.NDArray[np.uint32], list[dict[str, float]]]:
+def find_instances(mask: Array, voxel_nm: Voxel) -> tuple[npt.NDArray[np.uint32], pd.DataFrame]:
     """Connected components of a mask, as `emadapt segment --instances` gives them.
 
     >>> labels, table = api.find_instances(mask, voxel_nm)
@@ -253,7 +254,7 @@ def find_instances(
         voxel_nm: (z, y, x).
 
     Returns:
-        (Z, Y, X) with 0 in the background and numbers from 1 on, and a row for each with the
+        (Z, Y, X) with 0 in the background and numbers from 1 on, and a table of them with the
         columns of `emadapt.segment.instances.COLUMNS`.
     """
     return components(np.asarray(mask) != 0, as_voxel(voxel_nm))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -130,13 +131,25 @@ def _pad(array: Grey, size: tuple[int, int]) -> Grey:
     return np.pad(array, missing, mode="symmetric") if any(m for _, m in missing) else array
 
 
+def window_starts(length: int, side: int, share: float) -> list[int]:
+    """Where windows of `side` begin that cover an axis, as MONAI's sliding windows do.
+
+    Args:
+        length: of the axis.
+        side: of a window.
+        share: of a window that the next one covers too.
+    """
+    step = max(1, int(side * (1 - share)))
+    return [*range(0, length - side, step), length - side]
+
+
 def merge_tiles(
-    tiles: npt.NDArray[np.float32], corners: list[tuple[int, int]], geo: Geometry
+    tiles: Iterable[npt.NDArray[np.float32]], corners: list[tuple[int, int]], geo: Geometry
 ) -> npt.NDArray[np.float32]:
     """Put tiles of probabilities together, weighted towards their middles.
 
     Args:
-        tiles: (n, h, w) in [0, 1].
+        tiles: (h, w) each, in [0, 1].
         corners: their upper left corners in the padded slice.
         geo: the slice's geometry.
 

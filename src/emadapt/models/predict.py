@@ -26,6 +26,7 @@ from emadapt.data.tiles import (
     merge_tiles,
     to_input,
     to_native,
+    window_starts,
 )
 from emadapt.models.segmenter import BATCH_TILES, Probability, Segmenter
 from emadapt.models.tokens import TokenView
@@ -146,12 +147,6 @@ def continued(run: Sequence[int], depth: int) -> tuple[npt.NDArray[np.int64], in
     missing = max(0, depth - len(run))
     ends = (missing // 2, missing - missing // 2)
     return np.pad(np.asarray(run, np.int64), ends, mode="symmetric"), ends[0]
-
-
-def window_starts(length: int, side: int, share: float) -> list[int]:
-    """Where windows of `side` begin that cover an axis of `length`, as MONAI's `sliding_window_inference` places them."""
-    step = max(1, int(side * (1 - share)))
-    return [*range(0, length - side, step), length - side]
 
 
 def _bell(depth: int) -> npt.NDArray[np.float32]:

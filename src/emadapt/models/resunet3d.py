@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from emadapt.data.crops import as_input
-from emadapt.data.tiles import Geometry, Grey
+from emadapt.data.tiles import Geometry, Grey, window_starts
 from emadapt.models.batch_norm import BatchNorm3d
 from emadapt.models.device import autocast
 from emadapt.models.monai_parts import monai_part
@@ -62,6 +62,9 @@ class BlockSegmenter(Segmenter):
             device="cpu",
         )
         return np.asarray(torch.as_tensor(found)[0, 0].numpy(), dtype=np.float32)
+
+    def tops(self, geo: Geometry) -> list[int]:
+        return window_starts(geo.padded[0], geo.tile[0], geo.overlap)
 
 
 class Block(nn.Module):

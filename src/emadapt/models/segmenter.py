@@ -7,7 +7,7 @@ slice at a time; `BlockSegmenter` in resunet3d.py and `PromptedSegmenter` in sam
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -158,12 +158,18 @@ class Segmenter(nn.Module):
             (depth, H, W) float32 in [0, 1].
         """
         corners, (height, width) = geo.corners(overlap), geo.tile
-        tiles = [as_input(shown[0, y : y + height, x : x + width]) for y, x in corners]
-        batches = [
-            torch.stack(tiles[i : i + BATCH_TILES]) for i in range(0, len(tiles), BATCH_TILES)
-        ]
-        found = [self.foreground(batch, geo.tile) for batch in batches]
-        return merge_tiles(np.concatenate(found), corners, geo)[None]
+
+        def tiles() -> Iterator[Probability]:
+            for start in range(0, len(corners), BATCH_TILES):
+                some = corners[start : start + BATCH_TILES]
+                cut = [as_input(shown[0, y : y + height, x : x + width]) for y, x in some]
+                yield from self.foreground(torch.stack(cut), geo.tile)
+
+        return merge_tiles(tiles(), corners, geo)[None]
+
+    def tops(self, geo: Geometry) -> list[int]:
+        """The first rows of tiles, from the top of a padded slice to its bottom."""
+        return sorted({y for y, _ in geo.corners()})
 
     @torch.inference_mode()
     def foreground(self, batch: Inputs, size: tuple[int, int]) -> Probability:

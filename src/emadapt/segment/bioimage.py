@@ -95,7 +95,7 @@ def _write_files(model: Model, folder: Path) -> None:
     """Test tensors, cover, documentation and terms."""
     from PIL import Image
 
-    side = SIDE * model.segmenter.backbone.arch.patch
+    side = SIDE * model.segmenter.patch
     grey = make_volume("phantom_fib", (1, side, side), 0)[0][0]
     image = grey[None, None].astype(np.float32)
     whole = GreyToProbability(model.segmenter).eval().cpu()
@@ -116,7 +116,7 @@ def _write_files(model: Model, folder: Path) -> None:
 def _description(model: Model, folder: Path, authors: Sequence[str]) -> Any:
     from bioimageio.spec.model import v0_5 as v
 
-    patch = model.segmenter.backbone.arch.patch
+    patch = model.segmenter.patch
     pixel = next(iter(pixels_of(model).values()))
     # In steps of 1/1024 nm: bioimageio computes int(size * scale / scale), one less with 9.2.
     y, x = (round(1024 * nm) / 1024 for nm in pixel)
@@ -169,7 +169,7 @@ def _citations(model: Model, v: Any) -> list[Any]:
     sources = [data.source for data in datasets_behind(model.card)]
     cited = dict.fromkeys((s["citation"], s["doi"]) for s in sources if s)  # one's own data: none
     found = [v.CiteEntry(text=text, doi=v.Doi(doi)) for text, doi in cited]
-    if model.regime.from_scratch:
+    if model.card["regime"]["kind"] == "unet2d":
         text, doi = U_NET
         found.append(v.CiteEntry(text=text, doi=v.Doi(doi)))
     if family := family_of(model.card):

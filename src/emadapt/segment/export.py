@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from emadapt.errors import InputError
 from emadapt.segment.bioimage import write_package
 from emadapt.segment.model import open_model
+from emadapt.segment.new_file import check_new_file
 from emadapt.segment.onnx_graph import write_onnx
-
-SUFFIXES = (".onnx", ".zip")
 
 
 def export_model(
@@ -30,17 +28,7 @@ def export_model(
     Raises:
         InputError: the output exists or has another name, or the model cannot be exported.
     """
-    if output.suffix not in SUFFIXES or not output.resolve().parent.is_dir():
-        raise InputError(
-            output,
-            found="a name that nothing can be exported to",
-            expected="FILE.onnx or FILE.zip in a folder that exists",
-            do="Choose another name.",
-        )
-    if output.exists() and not overwrite:
-        raise InputError(
-            output, found="a file of that name", expected="none", do="Replace it with --overwrite."
-        )
+    check_new_file(output, (".onnx", ".zip"), overwrite)
     opened = open_model(model)
     if output.suffix == ".onnx":
         return write_onnx(opened, output)

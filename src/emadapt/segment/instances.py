@@ -8,10 +8,9 @@ volume but only with the number of components.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -20,45 +19,28 @@ from emadapt.files import whole_file
 from emadapt.segment.partial import Partial, within
 from emadapt.volumes.voxel import Voxel
 
-COLUMNS = "id,voxels,volume_nm3,z_min,y_min,x_min,z_max,y_max,x_max,z,y,x"
+if TYPE_CHECKING:
+    import pandas as pd
+
+BOX = [f"{axis}_{end}" for end in ("min", "max") for axis in "zyx"]
+COLUMNS = ["id", "voxels", "volume_nm3", *BOX, *"zyx"]
 """Of the table: `z_min` to `x_max` is the box in voxels, its last voxel included; `z`, `y`, `x` is
 the centroid in voxels. Both count from 0."""
+AGGREGATED = {
+    "voxels": "sum",
+    "first": "min",
+    **{f"{axis}_sum": "sum" for axis in "zyx"},
+    **{name: name.partition("_")[2] for name in BOX},
+}
+"""What is measured of a component, and how the measures of its parts become its own. `first` is the
+position of its first voxel in the order of the volume, `z_sum` the sum of its coordinates."""
 
-FAR = np.iinfo(np.int64).max
 Int = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What is known of n components.
-
-    Attributes:
-        voxels: (n,) number of voxels of each.
-        first: (n,) position of its first voxel in the order of the volume.
-        sums: (n, 3) sums of its voxels' coordinates (z, y, x).
-        boxes: (n, 2, 3) its lowest and highest coordinates.
-    """
-
-    voxels: Int
-    first: Int
-    sums: Int
-    boxes: Int
-
-    def rows(self, voxel_nm: Voxel) -> Iterator[tuple[float, ...]]:
-        """Rows of the table, see `COLUMNS`."""
-        size = voxel_nm[0] * voxel_nm[1] * voxel_nm[2]
-        columns = zip(self.voxels.tolist(), self.boxes.tolist(), self.sums.tolist(), strict=True)
-        for number, (n, box, sums) in enumerate(columns, 1):
-            yield (number, n, n * size, *box[0], *box[1], *(total / n for total in sums))
-
-    def take(self, order: Int) -> Measured:
-        """The same components in another order."""
-        return Measured(*(values[order] for values in vars(self).values()))
 
 
 def components(
     mask: npt.NDArray[np.bool_], voxel_nm: Voxel
-) -> tuple[npt.NDArray[np.uint32], list[dict[str, float]]]:
+) -> tuple[npt.NDArray[np.uint32], pd.DataFrame]:
     """Label a mask that fits in memory.
 
     Args:
@@ -66,17 +48,15 @@ def components(
         voxel_nm: (z, y, x).
 
     Returns:
-        (Z, Y, X) with 0 in the background, and a dict per component with the columns `COLUMNS`.
+        (Z, Y, X) with 0 in the background, and a table with the columns `COLUMNS`.
     """
     labels, n = _labelled(mask)
-    found = measure(labels, n, (0, 0), labels.shape[1])
-    names = COLUMNS.split(",")
-    return labels, [dict(zip(names, row, strict=True)) for row in found.rows(voxel_nm)]
+    return labels, table_of(measure(labels, n, (0, 0), labels.shape[1]), voxel_nm)
 
 
 def measure(
     labels: npt.NDArray[np.uint32], n: int, origin: tuple[int, int], height: int
-) -> Measured:
+) -> pd.DataFrame:
     """Measure the components of a block.
 
     Args:
@@ -84,24 +64,35 @@ def measure(
         n: number of components.
         origin: (z, y) of the block's first voxel.
         height: rows of a slice of the volume.
+
+    Returns:
+        A row for each component, with the columns of `AGGREGATED`.
     """
     import cc3d
+    import pandas as pd
 
     if not n:
-        return Measured(*(np.zeros(shape, np.int64) for shape in (0, 0, (0, 3), (0, 2, 3))))
+        return pd.DataFrame({name: np.zeros(0, np.int64) for name in AGGREGATED})
     facts = cc3d.statistics(labels, no_slice_conversion=True)
-    shift = np.array([*origin, 0])
     voxels = facts["voxel_counts"][1:].astype(np.int64)
-    sums = np.rint(facts["centroids"][1:] * voxels[:, None]).astype(np.int64)
-    boxes = facts["bounding_boxes"][1:].astype(np.int64).reshape(-1, 3, 2).transpose(0, 2, 1)
-    first = np.zeros(n, np.int64)
-    seen = 0
-    for z, plane in enumerate(labels, origin[0]):
-        highest = np.maximum.accumulate(np.append(np.uint32(seen), plane))
-        new = np.flatnonzero(np.diff(highest))
-        first[seen : seen + len(new)] = (z * height + origin[1]) * labels.shape[2] + new
-        seen += len(new)
-    return Measured(voxels, first, sums + voxels[:, None] * shift, boxes + shift)
+    found = {"voxels": voxels, "first": _firsts(labels, n, origin, height)}
+    boxes = facts["bounding_boxes"][1:].astype(np.int64)
+    for axis, (name, shift) in enumerate(zip("zyx", (*origin, 0), strict=True)):
+        total = np.rint(facts["centroids"][1:, axis] * voxels).astype(np.int64)
+        found[f"{name}_sum"] = total + voxels * shift
+        found[f"{name}_min"] = boxes[:, 2 * axis] + shift
+        found[f"{name}_max"] = boxes[:, 2 * axis + 1] + shift
+    return pd.DataFrame(found)
+
+
+def table_of(found: pd.DataFrame, voxel_nm: Voxel) -> pd.DataFrame:
+    """The table of components that are in the order of their first voxels."""
+    facts = {
+        "id": np.arange(1, len(found) + 1),
+        "volume_nm3": found["voxels"] * (voxel_nm[0] * voxel_nm[1] * voxel_nm[2]),
+        **{axis: found[f"{axis}_sum"] / found["voxels"] for axis in "zyx"},
+    }
+    return found.assign(**facts)[COLUMNS].reset_index(drop=True)
 
 
 def label_block(partial: Partial, number: int) -> None:
@@ -111,7 +102,7 @@ def label_block(partial: Partial, number: int) -> None:
     found = measure(labels, n, (block.z0, block.y0), partial.job.shape[1])
     faces = {"z0": labels[0], "z1": labels[-1], "y0": labels[:, 0], "y1": labels[:, -1]}
     with whole_file(_part(partial, number)) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, **vars(found), **faces)
+        np.savez_compressed(file, measured=found[list(AGGREGATED)].to_numpy(np.int64), **faces)
     partial.mark("components", number, {"components": n})
 
 
@@ -125,26 +116,21 @@ def join(partial: Partial, table: Path) -> int:
     Returns:
         The number of components.
     """
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
+    import pandas as pd
 
+    numbers = range(len(partial.blocks))
+    parts = np.concatenate([_kept(partial, number, "measured") for number in numbers])
     counts = [facts["components"] for facts in partial.facts("components")]
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    total = int(offsets[-1])
-    pairs = np.concatenate([np.empty((0, 2), np.int64), *_meetings(partial, offsets)])
-    graph = coo_array((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(total, total))
-    n, group = connected_components(graph, directed=False) if total else (0, np.zeros(0, np.int64))
-    whole = _added_up(partial, offsets, group, n)
-    order = np.argsort(whole.first)
-    ids = np.empty(n, np.uint32)
-    ids[order] = np.arange(1, n + 1)
+    group = _groups(partial, offsets)
+    found = pd.DataFrame(parts, columns=list(AGGREGATED)).groupby(group).agg(AGGREGATED)
+    found = found.sort_values("first")
+    ids = np.empty(len(found), np.uint32)
+    ids[found.index] = np.arange(1, len(found) + 1)
     np.save(partial.part("offsets.npy"), offsets)
     np.save(partial.part("ids.npy"), ids[group])
-    with table.open("w") as file:
-        file.write(COLUMNS + "\n")
-        for row in whole.take(order).rows(partial.job.voxel_nm):
-            file.write(",".join(f"{value:.12g}" for value in row) + "\n")
-    return int(n)
+    table_of(found, partial.job.voxel_nm).to_csv(table, index=False, float_format="%.12g")
+    return len(found)
 
 
 def number_block(partial: Partial, number: int) -> None:
@@ -166,23 +152,28 @@ def _labelled(mask: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.uint32], int]
     return labels.astype(np.uint32, copy=False), int(n)
 
 
-def _added_up(partial: Partial, offsets: Int, group: Int, n: int) -> Measured:
-    """The measures of all blocks, added up by component of the volume."""
-    whole = Measured(
-        voxels=np.zeros(n, np.int64),
-        first=np.full(n, FAR),
-        sums=np.zeros((n, 3), np.int64),
-        boxes=np.stack([np.full((n, 3), FAR), np.full((n, 3), -1)], 1),
-    )
-    for number, (start, stop) in enumerate(itertools.pairwise(offsets)):
-        own = group[start:stop]
-        with np.load(_part(partial, number)) as found:
-            np.add.at(whole.voxels, own, found["voxels"])
-            np.add.at(whole.sums, own, found["sums"])
-            np.minimum.at(whole.first, own, found["first"])
-            np.minimum.at(whole.boxes[:, 0], own, found["boxes"][:, 0])
-            np.maximum.at(whole.boxes[:, 1], own, found["boxes"][:, 1])
-    return whole
+def _firsts(labels: npt.NDArray[np.uint32], n: int, origin: tuple[int, int], height: int) -> Int:
+    """Position in the volume of the first voxel of each component, see `measure`."""
+    first, seen = np.zeros(n, np.int64), 0
+    for z, plane in enumerate(labels, origin[0]):
+        highest = np.maximum.accumulate(np.append(np.uint32(seen), plane))
+        new = np.flatnonzero(np.diff(highest))  # the highest label so far rises by one at each
+        first[seen : seen + len(new)] = (z * height + origin[1]) * labels.shape[2] + new
+        seen += len(new)
+    return first
+
+
+def _groups(partial: Partial, offsets: Int) -> npt.NDArray[np.int32]:
+    """For each label of each block the component of the volume, from 0, that it belongs to."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    total = int(offsets[-1])
+    if not total:
+        return np.zeros(0, np.int32)
+    pairs = np.concatenate([np.empty((0, 2), np.int64), *_meetings(partial, offsets)])
+    graph = coo_array((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(total, total))
+    return np.asarray(connected_components(graph, directed=False)[1])
 
 
 def _meetings(partial: Partial, offsets: Int) -> Iterator[Int]:
@@ -193,14 +184,15 @@ def _meetings(partial: Partial, offsets: Int) -> Iterator[Int]:
         for own, other, place in neighbours:
             if place not in numbers:
                 continue
-            a = _face(partial, number, own)
-            b = _face(partial, numbers[place], other)
+            a = _kept(partial, number, own)
+            b = _kept(partial, numbers[place], other)
             both = (a > 0) & (b > 0)
             ids = a[both] - 1 + offsets[number], b[both] - 1 + offsets[numbers[place]]
             yield np.unique(np.stack(ids, 1), axis=0)
 
 
-def _face(partial: Partial, number: int, name: str) -> Int:
+def _kept(partial: Partial, number: int, name: str) -> Int:
+    """What `label_block` kept of a block."""
     with np.load(_part(partial, number)) as found:
         return found[name].astype(np.int64)
 

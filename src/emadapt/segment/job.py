@@ -27,10 +27,10 @@ from emadapt.segment.model import (
     sha256_of,
     zoom_for,
 )
-from emadapt.segment.rows import View, view_of
+from emadapt.segment.rows import View
 from emadapt.volumes.grey import grey_window, to_uint8
 from emadapt.volumes.opening import open_source
-from emadapt.volumes.source import LARGE, Array, Source
+from emadapt.volumes.source import LARGE, Array, Source, voxel_of
 from emadapt.volumes.voxel import Voxel
 from emadapt.volumes.write_zarr import CHUNK
 
@@ -156,7 +156,8 @@ def prepare(order: Order) -> Job:
 
 def settle(order: Order, source: Source, model: Model) -> Job:
     """As `prepare`, for a volume and a model that are open."""
-    voxel = voxel_of(source, model, order.voxel_nm)
+    trained = "; ".join(f"{said(v)} nm ({name})" for name, v in model.voxels.items())
+    voxel = voxel_of(source, order.voxel_nm, f"one; the model was trained at {trained}")
     dataset, zoom = zoom_for(model, voxel)
     window = order.window or grey_window(sampled(source), source.name)
     if not window[0] < window[1]:
@@ -170,7 +171,7 @@ def settle(order: Order, source: Source, model: Model) -> Job:
     statistics = grey_statistics(source, window, voxel) if spec.align == "histogram" else None
     aligner = aligner_for(model, statistics, zoom)
     geo = geometry_for(model, source.shape[1:], dataset, aligner)
-    view = view_of(model.segmenter, geo, source.shape[0])
+    view = View(model.segmenter, geo, source.shape[0])
     warn_of_distance(model, dataset, voxel, view)
     depth, rows = block_size(source, geo, view)
     weights, card = sha256_of(model.folder)
@@ -194,31 +195,6 @@ def settle(order: Order, source: Source, model: Model) -> Job:
         depth=depth,
         rows=rows,
     )
-
-
-def voxel_of(source: Source, model: Model, stated: Voxel | None) -> Voxel:
-    """The voxel size as the user states it, else as the file does.
-
-    Raises:
-        InputError: neither does, or it is not positive.
-    """
-    found = stated or source.voxel_nm
-    if found is None:
-        trained = "; ".join(f"{said(v)} ({name})" for name, v in model.voxels.items())
-        raise InputError(
-            source.name,
-            found="no voxel size in the file",
-            expected=f"one: the model was trained at {trained} nm (z y x)",
-            do="State it: --voxel-nm Z Y X, in nm.",
-        )
-    if not all(math.isfinite(v) and v > 0 for v in found):
-        raise InputError(
-            source.name,
-            found=f"voxels of {said(found)} nm",
-            expected="positive sizes",
-            do="Correct --voxel-nm.",
-        )
-    return found
 
 
 def warn_of_distance(model: Model, dataset: str, voxel_nm: Voxel, view: View) -> None:

@@ -18,9 +18,10 @@ import numpy.typing as npt
 
 from emadapt.errors import InputError
 from emadapt.files import whole_file
+from emadapt.segment.new_file import check_new_file
 from emadapt.volumes.opening import open_source
-from emadapt.volumes.source import Source
-from emadapt.volumes.voxel import Voxel, as_voxel
+from emadapt.volumes.source import Source, voxel_of
+from emadapt.volumes.voxel import Voxel
 
 if TYPE_CHECKING:
     from trimesh import Trimesh
@@ -36,7 +37,7 @@ LEVEL, AWAY = 0.5, 1 / 128
 """Level of the surface, and how far values keep from it, so that vertices do not coincide."""
 
 Float = npt.NDArray[np.float32]
-Triple = tuple[int, int, int]
+Triple = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,7 @@ class Grid:
     def shape(self) -> Triple:
         """Cells along each axis."""
         sides = zip(self.low, self.high, self.step, strict=True)
-        z, y, x = (math.ceil((high - low) / step) for low, high, step in sides)
-        return z, y, x
+        return tuple(math.ceil((high - low) / step) for low, high, step in sides)
 
 
 def mesh_volume(
@@ -87,13 +87,7 @@ def mesh_volume(
             the label, or a surface that is too large.
     """
     path = Path(output)
-    if path.suffix.lower() not in SUFFIXES:
-        found, expected = f"a name with {path.suffix or 'no suffix'}", ", ".join(SUFFIXES)
-        raise InputError(output, found=found, expected=expected, do="Choose one of these.")
-    if path.exists() and not overwrite:
-        raise InputError(
-            output, found="a file of this name", expected="none", do="Replace it with --overwrite."
-        )
+    check_new_file(path, SUFFIXES, overwrite)
     source = open_source(input_, scale)
     if source.dtype.kind == "f":
         raise InputError(
@@ -102,7 +96,7 @@ def mesh_volume(
             expected="a mask, labels or instances",
             do="Threshold the probabilities first.",
         )
-    mesh = surface(source, _voxel(source, voxel_nm), label, smooth, step)
+    mesh = surface(source, voxel_of(source, voxel_nm), label, smooth, step)
     with whole_file(path) as temporary:
         mesh.export(temporary, file_type=path.suffix.lower()[1:])
     area, volume = mesh.area / 1e6, mesh.volume / 1e9
@@ -155,18 +149,6 @@ def surface(
     return Trimesh(nm[:, ::-1], joined.faces, process=False)  # (z, y, x) to (x, y, z)
 
 
-def _voxel(source: Source, stated: Voxel | None) -> Voxel:
-    voxel = stated or source.voxel_nm
-    if voxel is None or not all(math.isfinite(v) and v > 0 for v in voxel):
-        raise InputError(
-            source.name,
-            found=f"voxels of {voxel} nm" if voxel else "no voxel size in the file",
-            expected="three positive sizes",
-            do="State it: --voxel-nm Z Y X, in nm.",
-        )
-    return as_voxel(voxel)
-
-
 def _survey(source: Source, label: int, step: Triple) -> tuple[Grid, int]:
     """The label's box, and how many faces of its voxels look outwards; reads the mask once."""
     seen = [np.zeros(n, bool) for n in source.shape]
@@ -179,10 +161,10 @@ def _survey(source: Source, label: int, step: Triple) -> tuple[Grid, int]:
             seen[1] |= mask.any(1)
             seen[2] |= mask.any(0)
             edged = np.pad(mask, 1)
-            sides = np.count_nonzero(np.diff(edged, axis=0)) + np.count_nonzero(np.diff(edged))
-            faces += sides + np.count_nonzero(mask ^ before)
+            changes = [np.diff(edged, axis=0), np.diff(edged), mask ^ before]
+            faces += sum(int(np.count_nonzero(change)) for change in changes)
             before = mask
-    faces += np.count_nonzero(before)
+    faces += int(np.count_nonzero(before))
     if not seen[0].any():
         raise InputError(
             source.name,
@@ -190,8 +172,9 @@ def _survey(source: Source, label: int, step: Triple) -> tuple[Grid, int]:
             expected="something to take the surface of",
             do="Check --label, or the mask.",
         )
-    z, y, x = ((int(np.argmax(s)), len(s) - int(np.argmax(s[::-1]))) for s in seen)
-    return Grid((z[0], y[0], x[0]), (z[1], y[1], x[1]), step), int(faces)
+    low = tuple(int(np.argmax(s)) for s in seen)
+    high = tuple(len(s) - int(np.argmax(s[::-1])) for s in seen)
+    return Grid(low, high, step), faces
 
 
 def _depth(source: Source) -> int:

@@ -16,8 +16,8 @@ from emadapt.errors import InputError
 from emadapt.models.adapters import merge
 from emadapt.models.device import device
 from emadapt.models.segmenter import Segmenter
-from emadapt.study.study import BackboneSettings, RegimeSettings
-from emadapt.training.model_files import load_model, regime_from
+from emadapt.study.study import BackboneSettings
+from emadapt.training.model_files import load_model
 from emadapt.volumes.voxel import Voxel
 
 UNITS = Path("build/units")
@@ -45,11 +45,6 @@ class Model:
     def name(self) -> str:
         """The unit that it was trained as, e.g. `dinov2_s-lora-lucchi-0`."""
         return str(self.card["unit"])
-
-    @property
-    def regime(self) -> RegimeSettings:
-        """The settings of its regime."""
-        return regime_from(self.card).settings
 
     @property
     def voxels(self) -> dict[str, Voxel]:
@@ -184,7 +179,7 @@ def geometry_for(model: Model, native: tuple[int, int], dataset: str, aligner: A
     A model of whole slices (`tile: 0`, `longest_edge`) sees slices of another shape at the pixel
     size of training, in tiles as large as the slices of training.
     """
-    spec, patch = model.segmenter.spec, model.segmenter.backbone.arch.patch
+    spec, patch = model.segmenter.spec, model.segmenter.patch
     tiled = spec.tile and not spec.longest_edge
     trained = (int(model.card["shape"][dataset][1]), int(model.card["shape"][dataset][2]))
     if tiled or (trained == native and aligner.zoom == (1.0, 1.0)):

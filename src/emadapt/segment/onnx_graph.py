@@ -33,8 +33,6 @@ TRACED = (1, 6, 5)
 """Images, and rows and columns of patches, at which the graph is traced."""
 CHECKED = ((1, 18, 18), (2, 7, 10), (1, 9, 4))
 """Those at which it is compared with the model."""
-LARGEST = 2 * 10**9
-"""Bytes of weights: one file of ONNX holds 2 GiB."""
 INPUT, OUTPUT = "image", "probability"
 RESAMPLE = "timm.models.vision_transformer.resample_abs_pos_embed"
 ROTARY = "timm.layers.pos_embed_sincos._build_grid"
@@ -65,12 +63,11 @@ def write_onnx(model: Model, path: Path) -> dict[str, float]:
         Largest difference of a probability at each of the sizes `CHECKED`, by "N x H x W".
 
     Raises:
-        InputError: the model is no function of an image alone, or is too large.
+        InputError: the model is no function of an image alone.
         EmadaptError: the graph does not give the model's probabilities.
     """
     check_exportable(model)
-    whole = GreyToProbability(model.segmenter).eval().cpu()
-    patch = model.segmenter.backbone.arch.patch
+    whole, patch = GreyToProbability(model.segmenter).eval().cpu(), model.segmenter.patch
     with whole_file(path) as part:
         _trace(whole, patch, part)
         _describe(part, model)
@@ -83,16 +80,13 @@ def check_exportable(model: Model) -> None:
     Raises:
         InputError: of such models.
     """
-    segmenter = model.segmenter
-    regime, spec = model.regime, segmenter.spec
-    size = sum(p.numel() for p in segmenter.parameters()) * 4
+    spec, kind = model.segmenter.spec, model.card["regime"]["kind"]
     reasons = {
-        f"regime {regime.kind} searches among its training tokens": regime.kind == "knn",
-        f"regime {regime.kind} is a system of another package": regime.outside,
-        f"regime {regime.kind} sees neighbouring slices together": segmenter.depth > 1,
+        "regime knn searches among its training tokens": kind == "knn",
+        f"regime {kind} is a system of another package": kind in ("mitonet", "sam2"),
+        f"regime {kind} sees neighbouring slices together": model.segmenter.depth > 1,
         "`align: histogram` needs the whole volume's grey values": spec.align == "histogram",
         "`context: 1` sees a slice and its neighbours": bool(spec.context),
-        "it has more weights than the 2 GB of an ONNX file": size > LARGEST,
     }
     for reason, holds in reasons.items():
         if holds:
@@ -176,7 +170,7 @@ def described(model: Model) -> dict[str, str]:
     return {
         "unit": model.name,
         "input": "float32 grey values 0 (black) to 255 (white), as in an 8-bit image",
-        "sides": f"multiples of {model.segmenter.backbone.arch.patch} pixels",
+        "sides": f"multiples of {model.segmenter.patch} pixels",
         "pixel_nm": json.dumps(pixels_of(model)),
         "threshold": str(model.card["threshold"]),
         "smooth_z_nm": str(model.segmenter.spec.smooth_z_nm),

@@ -1,4 +1,4 @@
-"""Outputs of a run: their names, what they say of how they were made, and putting them in place."""
+"""Outputs: their names, what they say of how they were made, and putting them in place."""
 
 from __future__ import annotations
 

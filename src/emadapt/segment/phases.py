@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from emadapt.models.predict import Probability, smooth_z
+from emadapt.models.predict import smooth_z
+from emadapt.models.segmenter import Probability
 from emadapt.segment.instances import label_block, number_block
 from emadapt.segment.job import Block
 from emadapt.segment.partial import STEPS, Partial, opened, within
@@ -48,9 +49,13 @@ def smooth_block(partial: Partial, number: int) -> None:
     block, job = partial.blocks[number], partial.job
     tiles = partial.array("tiles")
     near = range(max(0, block.z0 - job.reach), min(job.shape[0], block.z1 + job.reach))
-    rows = ((z, np.float32(tiles[z, block.y0 : block.y1]) / np.float32(STEPS)) for z in near)
+    rows = ((z, _real(tiles[z, block.y0 : block.y1])) for z in near)
     smoothed = smooth_z(rows, job.sigma)
     _threshold(partial, number, ((z, p) for z, p in smoothed if block.z0 <= z < block.z1))
+
+
+def _real(steps: Array) -> Probability:
+    return steps.astype(np.float32) / np.float32(STEPS)
 
 
 def _mask(partial: Partial, number: int) -> None:

@@ -6,6 +6,7 @@ import base64
 import dataclasses
 import io
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -16,11 +17,11 @@ import numpy.typing as npt
 from PIL import Image
 
 from emadapt.data.tiles import Grey
-from emadapt.errors import InputError
 from emadapt.files import write_text
 from emadapt.segment.domain import Domain, domain_of_volume
 from emadapt.segment.job import Block, Order, prepare
-from emadapt.segment.model import Model, said
+from emadapt.segment.model import said
+from emadapt.segment.new_file import check_new_file
 from emadapt.segment.runner import Runner, open_runner
 from emadapt.volumes.source import Source
 
@@ -29,6 +30,15 @@ SIDE = 2
 """Tiles along each side of a field, at most."""
 LABEL = 10
 """Slices that the page advises to label first."""
+TUNABLE = {
+    "lora": ("rank", "alpha"),
+    "lora_last_k": ("rank", "alpha", "k"),
+    "bitfit": (),
+    "full": (),
+    "unet2d": (),
+    "resunet3d": ("patch", "channels"),
+}
+"""Regimes that can start from a model of their own kind, and the settings that must be the same."""
 GREEN = np.array([0x00, 0x9E, 0x73], np.float32)
 """Colour of foreground, also for colour-blind eyes (Okabe and Ito 2008)."""
 
@@ -63,17 +73,7 @@ def preview(order: Order) -> Domain:
         InputError: as `segment`, or the page exists.
     """
     output = Path(order.output)
-    if output.suffix != ".html" or not output.resolve().parent.is_dir():
-        raise InputError(
-            output,
-            found="a name that no page can have",
-            expected="FILE.html in a folder that exists",
-            do="Choose another name.",
-        )
-    if output.exists() and not order.overwrite:
-        raise InputError(
-            output, found="a file of that name", expected="none", do="Replace it with --overwrite."
-        )
+    check_new_file(output, (".html",), order.overwrite)
     runner = open_runner(prepare(order))
     fields = [field(runner, k) for k in range(min(FIELDS, runner.job.shape[0]))]
     domain = domain_of_volume(runner)
@@ -129,7 +129,7 @@ def page(order: Order, runner: Runner, fields: list[Field], domain: Domain) -> s
         domain=domain,
         slices=LABEL,
         folder=job.model,
-        regime=regime_to_tune(runner.model),
+        regime=regime_to_tune(runner.model.card),
         command=command(order),
     )
 
@@ -148,26 +148,20 @@ def shown(part: Field, threshold: float) -> dict[str, Any]:
     }
 
 
-def regime_to_tune(model: Model) -> str:
-    """Settings of a regime that can start from the model; "" where none can.
+def regime_to_tune(card: Mapping[str, Any]) -> str:
+    """Settings of a regime that can start from a model; "" if none can.
 
     It is the model's own, or LoRA on top of the head of a frozen backbone.
     """
-    regime, head = model.regime, model.card["head"]
-    if regime.kind == "knn" or regime.outside:
+    kind, known = card["regime"]["kind"], card["regime"]
+    if kind in ("frozen", "ridge"):
+        kind, known = "lora", {"rank": 16, "alpha": 32.0}
+    if kind not in TUNABLE:
         return ""
-    if regime.is_3d:
-        patch, channels = list(regime.patch), list(regime.channels)
-        return f"kind: {regime.kind}, patch: {patch}, channels: {channels}"
-    if regime.from_scratch:
-        return f"kind: {regime.kind}"
-    kind = "lora" if regime.pretrained_tokens else regime.kind
-    settings: dict[str, Any] = {"kind": kind}
-    if kind in ("lora", "lora_last_k"):
-        settings |= {"rank": regime.rank, "alpha": regime.alpha}
-    if kind == "lora_last_k":
-        settings["k"] = regime.k
-    return ", ".join(f"{key}: {value}" for key, value in {**settings, "head": head}.items())
+    settings = {"kind": kind, **{name: known[name] for name in TUNABLE[kind]}}
+    if kind not in ("unet2d", "resunet3d"):
+        settings["head"] = card["head"]
+    return ", ".join(f"{name}: {value}" for name, value in settings.items())
 
 
 def command(order: Order) -> str:

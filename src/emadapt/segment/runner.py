@@ -14,10 +14,11 @@ from emadapt.data.align import Statistics
 from emadapt.data.crops import as_input
 from emadapt.data.tiles import Grey
 from emadapt.errors import InputError
-from emadapt.models.predict import Probability, smooth_z
+from emadapt.models.predict import smooth_z
+from emadapt.models.segmenter import Probability
 from emadapt.segment.job import Block, Job, Order, settle
 from emadapt.segment.model import Model, aligner_for, cached_model, geometry_for, sha256_of
-from emadapt.segment.rows import entering, native_rows, predict_rows, view_of
+from emadapt.segment.rows import View, entering
 from emadapt.volumes.grey import to_uint8
 from emadapt.volumes.opening import open_source
 from emadapt.volumes.source import Array, Source, array_source
@@ -32,23 +33,22 @@ class Runner:
         statistics = Statistics(**job.statistics) if job.statistics else None
         aligner = aligner_for(model, statistics, job.zoom)
         self.geo = geometry_for(model, job.shape[1:], job.dataset, aligner)
-        self.view = view_of(model.segmenter, self.geo, job.shape[0])
+        self.view = View(model.segmenter, self.geo, job.shape[0])
 
     def load(self, block: Block) -> Array:
         """All that a block needs of the volume."""
-        rows = native_rows(self.view, self.geo, block.y0, block.y1)
+        rows = self.view.native_rows(block.y0, block.y1)
         return self.source.read(*self.view.slices(block.z0, block.z1), *rows)
 
     def probability(self, block: Block, loaded: Array) -> Iterator[tuple[int, Probability]]:
         """The number of a slice and the block's rows of it, (n, X) in [0, 1], as they are done."""
         first, _ = self.view.slices(block.z0, block.z1)
-        top, _ = native_rows(self.view, self.geo, block.y0, block.y1)
+        top, _ = self.view.native_rows(block.y0, block.y1)
 
         def read(z: int, y0: int, y1: int) -> Grey:
             return self.grey(loaded[z - first, y0 - top : y1 - top])
 
-        z, y = (block.z0, block.z1), (block.y0, block.y1)
-        return predict_rows(self.view, read, self.geo, z, y)
+        return self.view.predict(read, (block.z0, block.z1), (block.y0, block.y1))
 
     def slices(self) -> Iterator[tuple[int, Probability]]:
         """Number and probability (Y, X) of each slice of the volume, smoothed along z."""
@@ -58,9 +58,6 @@ class Runner:
         _, height, width = self.job.shape
         for _, parts in itertools.groupby(self.job.blocks(), key=lambda block: block.z0):
             blocks = list(parts)
-            if len(blocks) == 1:
-                yield from self.probability(blocks[0], self.load(blocks[0]))
-                continue
             z0, z1 = blocks[0].z0, blocks[0].z1
             whole = np.empty((z1 - z0, height, width), np.float32)
             for block in blocks:

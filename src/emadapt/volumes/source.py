@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from emadapt.errors import InputError
-from emadapt.volumes.voxel import Voxel
+from emadapt.volumes.voxel import Voxel, as_voxel
 
 Array = npt.NDArray[Any]
 LARGE = 2**28
@@ -90,6 +90,23 @@ class Source:
         if len(self.files) == self.shape[0]:
             return str(self.files[z])
         return f"{self.name}, slice {z}"
+
+
+def voxel_of(source: Source, stated: Voxel | None, expected: str = "three positive sizes") -> Voxel:
+    """The voxel size as the user states it, else as the file does.
+
+    Raises:
+        InputError: neither does, or a size is not positive; says what was `expected`.
+    """
+    voxel = stated or source.voxel_nm
+    if voxel is None or not all(math.isfinite(size) and size > 0 for size in voxel):
+        raise InputError(
+            source.name,
+            found=f"voxels of {voxel} nm" if voxel else "no voxel size in the file",
+            expected=expected,
+            do="State it: --voxel-nm Z Y X, in nm.",
+        )
+    return as_voxel(voxel)
 
 
 def array_source(array: Any, voxel_nm: Voxel | None, name: str = "array") -> Source:
