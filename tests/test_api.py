@@ -26,7 +26,6 @@ NAMES = [
     "load_model",
     "read_volume",
     "segment",
-    "segment_slices",
     "tokens",
     "domain_distance",
     "evaluate_masks",

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import tifffile
-import yaml
 from click.testing import CliRunner, Result
 
 from emadapt.cli import main
@@ -77,7 +76,7 @@ def test_a_volume_like_the_training_data(folder: Path) -> None:
     page = (folder / "like.html").read_text()
     read = Reader(page)
     assert len(read.all("img")) == 9
-    assert "init_from" not in page
+    assert "fine-tune" not in page
     assert (
         f"emadapt segment {folder / 'like.tif'} mask.tif --model {folder / 'm'} --voxel-nm 30 5 5"
         in page
@@ -93,16 +92,7 @@ def test_a_volume_unlike_them_is_warned_of(folder: Path) -> None:
     assert "label 10 slices and fine-tune" in said
     page = (folder / "unlike.html").read_text()
     assert 'class="verdict unlike"' in page
-    tuned = yaml.safe_load(re.findall(r"<pre>(regimes:.*?)</pre>", page, re.DOTALL)[0])["regimes"][
-        "tuned"
-    ]
-    assert tuned == {
-        "kind": "lora",
-        "rank": 16,
-        "alpha": 32.0,
-        "head": "linear",
-        "init_from": f"{(folder / 'm').resolve()}/",
-    }
+    assert "label 10 slices" in page
 
 
 def test_other_pixel_sizes_and_few_slices(folder: Path) -> None:

@@ -6,7 +6,6 @@ The tests run the examples, one after the other, with a small model in the folde
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,7 +81,7 @@ def read_volume(path: str | Path, scale: int = 0) -> tuple[Array, Voxel | None]:
 
 
 def segment(
-    volume: Array,
+    volume: Any,
     model: Model,
     voxel_nm: Voxel,
     *,
@@ -100,7 +99,8 @@ def segment(
     True
 
     Args:
-        volume: (Z, Y, X) or (Y, X), grey values of any dtype.
+        volume: (Z, Y, X) or (Y, X), grey values of any dtype. A stack may be anything that gives
+            arrays for slices of it, such as an array of Zarr or dask; it is read block by block.
         model: from `load_model`.
         voxel_nm: (z, y, x).
         probabilities: give these instead of a mask.
@@ -114,43 +114,11 @@ def segment(
         InputError: the array has NaN or another number of axes, or voxels of quite another size
             than in training.
     """
-    out = np.empty((1, *np.shape(volume))[-3:], np.float32 if probabilities else bool)
-    slices = segment_slices(
-        volume, model, voxel_nm, probabilities=probabilities, threshold=threshold, window=window
-    )
-    for z, found in slices:
-        out[z] = found
-    return out.reshape(np.shape(volume))
-
-
-def segment_slices(
-    volume: Any,
-    model: Model,
-    voxel_nm: Voxel,
-    *,
-    probabilities: bool = False,
-    threshold: float | None = None,
-    window: Window | None = None,
-) -> Iterator[tuple[int, Array]]:
-    """As `segment`, slice by slice, for a volume that does not fit in memory.
-
-    >>> slices = api.segment_slices(volume, loaded, voxel_nm)
-    >>> [(z, bool((found == mask[z]).all())) for z, found in slices]
-    [(0, True), (1, True), (2, True)]
-
-    Args:
-        volume: as of `segment`, or anything with `shape` and `dtype` that gives arrays for slices
-            of (Z, Y, X), such as an array of Zarr or dask.
-        model: and all that follows as of `segment`.
-
-    Returns:
-        The number of each slice, and its (Y, X) bool, or float32 in [0, 1].
-
-    Raises:
-        InputError: as `segment`.
-    """
     runner = array_runner(volume, model, voxel_nm, threshold=threshold, window=window)
-    return ((z, p if probabilities else p > runner.job.threshold) for z, p in runner.slices())
+    out = np.empty(runner.job.shape, np.float32 if probabilities else bool)
+    for z, found in runner.slices():
+        out[z] = found if probabilities else found > runner.job.threshold
+    return out.reshape(volume.shape)
 
 
 def tokens(

@@ -90,20 +90,19 @@ def held(folder: Path) -> Iterator[None]:
     """The folder of a run for this process alone; made if it does not exist.
 
     Raises:
-        InputError: another process uses it, emadapt did not make it, or it cannot be made.
+        InputError: another process uses it, or emadapt did not make it.
+        OSError: it cannot be made.
     """
-    try:
-        folder.mkdir(exist_ok=True)
-        if not (folder / MARKER).exists():
-            refuse_foreign(folder)
-            write_text(folder / MARKER, "Repeat the command of this run to go on with it.\n")
-    except OSError as error:
-        raise InputError(
-            folder,
-            found=f"a place where no folder can be made ({error.strerror})",
-            expected="one that can be written to",
-            do="Choose another output.",
-        ) from error
+    folder.mkdir(exist_ok=True)
+    if not (folder / MARKER).exists():
+        if any(folder.iterdir()):
+            raise InputError(
+                folder,
+                found="a folder that emadapt did not make",
+                expected="none of this name, since what is done of a run goes there",
+                do="Move it, or choose another output.",
+            )
+        write_text(folder / MARKER, "Repeat the command of this run to go on with it.\n")
     try:
         with FileLock(folder / "lock", timeout=0):
             yield
@@ -114,21 +113,6 @@ def held(folder: Path) -> Iterator[None]:
             expected="one run for an output",
             do="Wait for it.",
         ) from None
-
-
-def refuse_foreign(folder: Path) -> None:
-    """Refuse a folder that holds something already.
-
-    Raises:
-        InputError: it does.
-    """
-    if any(folder.iterdir()):
-        raise InputError(
-            folder,
-            found="a folder that emadapt did not make",
-            expected="none of this name: what is done of a run goes there",
-            do="Move it, or choose another output.",
-        )
 
 
 def begin(folder: Path, job: Job, overwrite: bool) -> Partial:

@@ -6,7 +6,6 @@ import base64
 import dataclasses
 import io
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -30,15 +29,6 @@ SIDE = 2
 """Tiles along each side of a field, at most."""
 LABEL = 10
 """Slices that the page advises to label first."""
-TUNABLE = {
-    "lora": ("rank", "alpha"),
-    "lora_last_k": ("rank", "alpha", "k"),
-    "bitfit": (),
-    "full": (),
-    "unet2d": (),
-    "resunet3d": ("patch", "channels"),
-}
-"""Regimes that can start from a model of their own kind, and the settings that must be the same."""
 GREEN = np.array([0x00, 0x9E, 0x73], np.float32)
 """Colour of foreground, also for colour-blind eyes (Okabe and Ito 2008)."""
 
@@ -128,8 +118,6 @@ def page(order: Order, runner: Runner, fields: list[Field], domain: Domain) -> s
         fields=[shown(part, job.threshold) for part in fields],
         domain=domain,
         slices=LABEL,
-        folder=job.model,
-        regime=regime_to_tune(runner.model.card),
         command=command(order),
     )
 
@@ -146,22 +134,6 @@ def shown(part: Field, threshold: float) -> dict[str, Any]:
         "overlay": picture(overlay(part.image, mask)),
         "probability": picture(np.rint(part.probability * 255).astype(np.uint8)),
     }
-
-
-def regime_to_tune(card: Mapping[str, Any]) -> str:
-    """Settings of a regime that can start from a model; "" if none can.
-
-    It is the model's own, or LoRA on top of the head of a frozen backbone.
-    """
-    kind, known = card["regime"]["kind"], card["regime"]
-    if kind in ("frozen", "ridge"):
-        kind, known = "lora", {"rank": 16, "alpha": 32.0}
-    if kind not in TUNABLE:
-        return ""
-    settings = {"kind": kind, **{name: known[name] for name in TUNABLE[kind]}}
-    if kind not in ("unet2d", "resunet3d"):
-        settings["head"] = card["head"]
-    return ", ".join(f"{name}: {value}" for name, value in settings.items())
 
 
 def command(order: Order) -> str:

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from emadapt.errors import InputError
-from emadapt.files import FULL, REFUSED, write_json
+from emadapt.files import write_json
 from emadapt.segment.instances import join
 from emadapt.segment.job import Order, prepare
 from emadapt.segment.outputs import finish, publish, targets
@@ -32,26 +32,21 @@ def segment_volume(order: Order) -> Path:
         The mask.
 
     Raises:
-        InputError: something is wrong with the input, the model or the output. What is done until
-            then is kept in OUTPUT.partial.
+        InputError: something is wrong with the input, the model or the output.
+        OSError: the disk is full or refuses to write. What is done is kept in OUTPUT.partial.
     """
     output = Path(order.output).absolute()  # workers, and who repeats the command, may be elsewhere
     folder = output.with_name(f"{output.name}.partial")
     check_output(order, targets(order.output, order.kinds), folder)
-    try:
-        with held(folder):
-            started = time.perf_counter()
-            partial = _begun(order, folder)
-            if not (folder / "made.json").is_file():
-                with _workers(order.dask) as each:
-                    seconds = _run(partial, order, each)
-                _say(partial, order, seconds, time.perf_counter() - started)
-            publish(_made(folder), folder / "aside")
-        shutil.rmtree(folder)
-    except OSError as error:
-        if error.errno not in (*FULL, *REFUSED):
-            raise
-        raise _explained(error, folder) from error
+    with held(folder):
+        started = time.perf_counter()
+        partial = _begun(order, folder)
+        if not (folder / "made.json").is_file():
+            with _workers(order.dask) as each:
+                seconds = _run(partial, order, each)
+            _say(partial, order, seconds, time.perf_counter() - started)
+        publish(_made(folder), folder / "aside")
+    shutil.rmtree(folder)
     return output
 
 
@@ -193,16 +188,4 @@ def _say(partial: Partial, order: Order, seconds: float, whole: float) -> None:
     print(
         f"segment {order.output}: {z} x {y} x {x} voxels, {share:.2%} foreground, "
         f"{whole:.0f} s ({seconds:.0f} s of segmenting), peak {peak:.0f} MB"
-    )
-
-
-def _explained(error: OSError, folder: Path) -> InputError:
-    """An error of the disk in words that help."""
-    done = len(list((folder / "done").glob("mask-*.json"))) if folder.is_dir() else 0
-    refused = f"no permission to write ({error.filename or error})"
-    return InputError(
-        folder,
-        found="a full disk" if error.errno in FULL else refused,
-        expected="room and permission to write",
-        do=f"Free some and repeat the command: it goes on after the {done} blocks that are done.",
     )
