@@ -51,7 +51,7 @@ def study(tmp_path: Path, tracking_off: None) -> Study:
 
 
 def objective(inputs: Inputs, weight: float | None) -> Objective:
-    given = inputs, LOSSES["dice_ce"](), torch.amp.GradScaler("cpu", enabled=False)
+    given = inputs, LOSSES["dice_ce"], torch.amp.GradScaler("cpu", enabled=False)
     return Objective(*given) if weight is None else AdversarialObjective(weight, *given)
 
 

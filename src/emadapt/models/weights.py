@@ -62,7 +62,7 @@ class Provenance:
     name: str
     """Repository, package, path or seed."""
     sha256: str
-    """Of the weights file that is loaded; of the tensors for random weights."""
+    """Of the weights file that is loaded; of the recipe of random weights."""
     note: str = ""
     """What is not certain about them, or how they were made."""
 
@@ -165,19 +165,26 @@ def check_source(arch_name: str, source: str, file: str | Path | None = None) ->
 
 
 def _random(arch: Arch, seed: int) -> Weights:
+    recipe = (
+        f"{arch} seed {seed}, torch {torch.__version__}, timm {importlib.metadata.version('timm')}"
+    )
+    note = "control: random weights, not pretrained; layer scales set to 1; sha256 of their recipe"
+    digest = hashlib.sha256(recipe.encode()).hexdigest()
+    return Weights(
+        Provenance("random", f"seed {seed}", digest, note), lambda: _random_state(arch, seed)
+    )
+
+
+def _random_state(arch: Arch, seed: int) -> State:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         state = {k: v.detach().clone() for k, v in create_vit(arch).state_dict().items()}
     for key, value in state.items():
-        # DINO starts its layer scales at 1e-5, which makes every block the identity: such a control would only be one
-        # of the patch embedding.
+        # DINO starts its layer scales at 1e-5, which makes every block the identity: such a
+        # control would only be one of the patch embedding.
         if re.search(r"(ls\d\.gamma|gamma_\d)$", key):
             value.fill_(1.0)
-    digest = hashlib.sha256()
-    for key in sorted(state):
-        digest.update(key.encode() + state[key].numpy().tobytes())
-    note = "control: random weights, not pretrained; layer scales set to 1"
-    return Weights(Provenance("random", f"seed {seed}", digest.hexdigest(), note), lambda: state)
+    return state
 
 
 # ---------------------------------------------------------------- PyPI

@@ -88,7 +88,7 @@ class Run:
         self.inputs, self.train, self.segmenter = inputs, inputs.train, inputs.segmenter
         self.rows = inputs.samples.rows()
         self.steps = steps_per_epoch(inputs)
-        self.loss_of = LOSSES[self.train.loss]()
+        self.loss_of = LOSSES[self.train.loss]
         fp16 = self.train.precision == "fp16"
         self.scaler = torch.amp.GradScaler(device().type, enabled=fp16)
         self.objective = make_objective(inputs, self.loss_of, self.scaler)

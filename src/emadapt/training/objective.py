@@ -9,6 +9,7 @@ from torch import nn
 from emadapt.data.batches import Draw, Item
 from emadapt.models.device import autocast, device
 from emadapt.training.inputs import Inputs
+from emadapt.training.losses import Loss
 
 
 class Objective:
@@ -20,7 +21,7 @@ class Objective:
         scaler: of the loss, for fp16.
     """
 
-    def __init__(self, inputs: Inputs, loss_of: nn.Module, scaler: torch.amp.GradScaler) -> None:
+    def __init__(self, inputs: Inputs, loss_of: Loss, scaler: torch.amp.GradScaler) -> None:
         self.inputs, self.loss_of, self.scaler = inputs, loss_of, scaler
         self.precision, self.segmenter = inputs.train.precision, inputs.segmenter
         self.noted: dict[str, list[float]] = {}

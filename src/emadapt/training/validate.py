@@ -6,15 +6,15 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from torch import nn
 
 from emadapt.data.ingest import Volume
 from emadapt.models import parallel
 from emadapt.models.predict import Probability, predict_slices
 from emadapt.training.inputs import Inputs
+from emadapt.training.losses import Loss
 
 
-def validate(inputs: Inputs, every: int, loss_of: nn.Module | None = None) -> dict[str, float]:
+def validate(inputs: Inputs, every: int, loss_of: Loss | None = None) -> dict[str, float]:
     """`iou`, the mean over the datasets of the union; `iou.<dataset>`; and `loss` where it is asked for.
 
     Args:
