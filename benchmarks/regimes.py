@@ -15,7 +15,7 @@ from benchmarks.timing import print_table, seconds
 from benchmarks.workplace import emadapt, train, workplace, write_study, write_volume
 from emadapt.models.backbones import pretrained
 from emadapt.models.heads import HEADS
-from emadapt.study.study import BackboneSettings
+from emadapt.study.backbones import BackboneSettings
 
 ARCH, TILE, BATCH, STEPS = "dinov2_s", 252, 4, 6
 REGIMES: dict[str, dict[str, Any]] = {

@@ -8,7 +8,7 @@ from benchmarks.timing import print_table, seconds
 from emadapt.models.archs import BACKBONES
 from emadapt.models.backbones import pretrained
 from emadapt.models.device import autocast, device
-from emadapt.study.study import BackboneSettings
+from emadapt.study.backbones import BackboneSettings
 
 SIZE, BATCH = 2048, 4
 

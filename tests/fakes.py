@@ -8,20 +8,16 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from emadapt.study.study import (
-    BackboneSettings,
-    DatasetSettings,
-    RegimeSettings,
-    Study,
-    TrainSetSettings,
-    Unit,
-)
+from emadapt.study.backbones import BackboneSettings
+from emadapt.study.datasets import DatasetSettings, TrainSetSettings
+from emadapt.study.regimes import RegimeSettings, regime_settings
+from emadapt.study.study import Study, Unit
 
 TRAIN_SETS = {"lucchi": ("lucchi",), "vnc": ("vnc",), "paired": ("lucchi", "vnc")}
-SPECS = {name: TrainSetSettings(members) for name, members in TRAIN_SETS.items()}
+SPECS = {name: TrainSetSettings(datasets=members) for name, members in TRAIN_SETS.items()}
 DATASETS = {
-    "lucchi": DatasetSettings("lucchi", (5.0, 5.0, 5.0)),
-    "vnc": DatasetSettings("vnc", (50.0, 4.6, 4.6)),
+    "lucchi": DatasetSettings(layout="lucchi", voxel_nm=(5.0, 5.0, 5.0)),
+    "vnc": DatasetSettings(layout="vnc", voxel_nm=(50.0, 4.6, 4.6)),
 }
 Entry = dict[str, Any]
 SLICES = {"lucchi": 32, "vnc": 12}
@@ -41,9 +37,9 @@ def a_study(
         seeds=seeds,
         dataset_settings=dict(DATASETS),
         train_set_settings=dict(SPECS),
-        backbone_settings={"dinov2_s": BackboneSettings("dinov2_s", "pypi")},
+        backbone_settings={"dinov2_s": BackboneSettings(arch="dinov2_s", source="pypi")},
         regime_settings={
-            name: RegimeSettings("frozen" if name == "frozen" else "lora") for name in regimes
+            name: regime_settings(kind="frozen" if name == "frozen" else "lora") for name in regimes
         },
     )
 
@@ -56,15 +52,12 @@ def few_study(
 ) -> Study:
     """`a_study` with 1, 4 and 16 labelled slices (or crops) of Lucchi and 4 of VNC; by default frozen, ridge and lora."""
     own = regimes or {
-        "frozen": RegimeSettings("frozen"),
-        "ridge": RegimeSettings("ridge"),
-        "lora": RegimeSettings("lora"),
+        "frozen": regime_settings(kind="frozen"),
+        "ridge": regime_settings(kind="ridge"),
+        "lora": regime_settings(kind="lora"),
     }
     amounts = (("lucchi", 1), ("lucchi", 4), ("lucchi", 16), ("vnc", 4))
-    few = {
-        f"{name}_{n}": dataclasses.replace(TrainSetSettings((name,)), **{amount: n})
-        for name, n in amounts
-    }  # type: ignore[arg-type]
+    few = {f"{name}_{n}": TrainSetSettings(datasets=(name,), **{amount: n}) for name, n in amounts}  # type: ignore[arg-type]
     base = a_study(seeds)
     return dataclasses.replace(
         base,
@@ -77,14 +70,14 @@ def few_study(
 
 def transfer_study(seeds: tuple[int, ...] = (0, 1, 2)) -> Study:
     """`few_study` of LoRA: from pretrained weights, from that trained on Lucchi, from a frozen head (LP-FT)."""
-    lora = RegimeSettings("lora", epochs=4)
-    from_lucchi = dataclasses.replace(lora, init_from="lora-lucchi", epochs=2)
-    lpft = dataclasses.replace(lora, init_from="frozen")
+    lora = regime_settings(kind="lora", epochs=4)
+    from_lucchi = lora.changed(warm_start="lora-lucchi", epochs=2)
+    lpft = lora.changed(warm_start="frozen")
     return few_study(
         seeds,
         {
             "lora": lora,
-            "frozen": RegimeSettings("frozen"),
+            "frozen": regime_settings(kind="frozen"),
             "from_lucchi": from_lucchi,
             "lpft": lpft,
         },
@@ -109,9 +102,7 @@ def iou_of(study: Study, unit: Unit, dataset: str) -> float:
     if dataset not in spec.datasets:
         return 0.2 + 0.05 * (unit.regime == "lora") + 0.01 * unit.seed + 1e-9
     n, of = labelled_of(spec)["crops" if spec.crops else "slices"]
-    start = (
-        0.15 if study.regime_settings[unit.regime].init_from else 0.4
-    )  # what one label instead of all costs
+    start = 0.15 if study.warm_start_of(unit) else 0.4  # what one label instead of all costs
     lost = start * (1 / n - 1 / of) ** 0.5 if spec.few else 0.0
     return 0.8 - lost + 0.05 * ("lora" in unit.regime) + 0.01 * unit.seed + 1e-9
 

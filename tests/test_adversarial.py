@@ -33,7 +33,7 @@ from emadapt.training.regimes import regime_of
 from emadapt.training.train import train_unit
 from tiny import make_study, settings, stop_after_an_epoch
 
-ADVERSARIAL = {"align": "adversarial"}
+ADVERSARIAL = {"adversarial": 0.1}
 ONTO_B, PAIRED = Unit("t", "dann", "onto_b", 0), Unit("t", "dann", "paired", 0)
 
 

@@ -9,16 +9,17 @@ import pytest
 
 from emadapt.report import report
 from emadapt.report.aligned import by_gain, compare_aligned, without_align
-from emadapt.study.settings import RegimeSettings
-from emadapt.study.study import BackboneSettings, Study
+from emadapt.study.backbones import BackboneSettings
+from emadapt.study.regimes import regime_settings
+from emadapt.study.study import Study
 from emadapt.training.evaluate import EVALUATED
 from fakes import a_study, write_metrics
 from pages import Reader
 
-PLAIN = BackboneSettings("dinov2_s", "pypi")
+PLAIN = BackboneSettings(arch="dinov2_s", source="pypi")
 SPECS = {
     "plain": PLAIN,
-    "hist": dataclasses.replace(PLAIN, align="histogram", reference="lucchi"),
+    "hist": PLAIN.changed(align="histogram", reference="lucchi"),
     "other": dataclasses.replace(
         PLAIN, align="voxel", reference="lucchi", overlap=0.1
     ),  # differs in its overlap as well
@@ -43,9 +44,9 @@ def study(tmp_path: Path) -> Study:
 
 def test_only_what_differs_in_nothing_else_is_compared_with(study: Study) -> None:
     specs = {
-        "frozen": RegimeSettings("frozen"),
-        "coral": RegimeSettings("frozen", align="coral", align_weight=9.0),
-        "longer": RegimeSettings("frozen", align="coral", epochs=9),
+        "frozen": regime_settings(kind="frozen"),
+        "coral": regime_settings(kind="frozen", align="coral", align_weight=9.0),
+        "longer": regime_settings(kind="frozen", align="coral", epochs=9),
     }
     study = dataclasses.replace(study, regimes=tuple(specs), regime_settings=specs)
     found = {
@@ -60,7 +61,10 @@ def test_only_what_differs_in_nothing_else_is_compared_with(study: Study) -> Non
 
 
 def test_of_features_and_of_both(study: Study, tmp_path: Path) -> None:
-    regimes = {"frozen": RegimeSettings("frozen"), "coral": RegimeSettings("frozen", align="coral")}
+    regimes = {
+        "frozen": regime_settings(kind="frozen"),
+        "coral": regime_settings(kind="frozen", align="coral"),
+    }
     study = dataclasses.replace(
         study, regimes=tuple(regimes), regime_settings=regimes, backbones=("plain", "hist")
     )

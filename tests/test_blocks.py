@@ -14,9 +14,9 @@ from emadapt.data.ingest import Volume
 from emadapt.data.splits import check_depth, runs_of, starts_in
 from emadapt.data.tiles import Geometry, Grey, geometry_of, to_input
 from emadapt.errors import InputError
-from emadapt.study.study import BackboneSettings
+from emadapt.study.backbones import BackboneSettings
 
-SPEC = BackboneSettings("tiny_dinov2", "random", tile=48)
+SPEC = BackboneSettings(arch="tiny_dinov2", source="random", tile=48)
 SPLIT = {"train": [*range(8), *range(12, 17)], "val": [9, 10], "test": [18, 19]}
 
 
@@ -126,7 +126,7 @@ def test_a_patch_that_does_not_fit_is_refused(volume: Volume) -> None:
     with pytest.raises(InputError, match="at most 8 consecutive training slices; expected 9"):
         BlockDataset([volume], SPEC, 16, (9, 32, 32), augmented=False)
     with pytest.raises(InputError, match="60 x 70 pixels"):
-        BlockDataset([volume], dataclasses.replace(SPEC, tile=0), 16, (4, 96, 96), augmented=False)
+        BlockDataset([volume], SPEC.changed(tile=0), 16, (4, 96, 96), augmented=False)
     check_depth(str(Path("x")), SPLIT["train"], (8, 32, 32))
 
 

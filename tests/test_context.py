@@ -1,6 +1,5 @@
 """2.5D: neighbouring slices as input channels, the same from the cache and in the loop, and no trace of it where it is off."""
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,15 @@ from emadapt.data.ingest import Volume, open_volume
 from emadapt.data.tiles import with_neighbours
 from emadapt.models.predict import predict_slice, predict_slices
 from emadapt.models.tokens import token_views
-from emadapt.study.study import BackboneSettings, RegimeSettings, Unit
+from emadapt.study.backbones import BackboneSettings
+from emadapt.study.regimes import regime_settings
+from emadapt.study.study import Unit
 from emadapt.training.evaluate import evaluate_unit
 from emadapt.training.train import train_unit
 from tiny import build_model, make_study, settings
 
 SPEC = BackboneSettings(
-    "tiny_dinov2", "random", tile=56, overlap=0.25, views=1, precision="fp32", context=1
+    arch="tiny_dinov2", source="random", tile=56, overlap=0.25, views=1, precision="fp32", context=1
 )
 
 
@@ -36,7 +37,7 @@ def test_ends_of_each_volume_reflect_and_nothing_is_read_across() -> None:
 def test_cache_and_loop_show_the_same_three_slices(tmp_path: Path) -> None:
     make_study(tmp_path)
     volume = open_volume("a", tmp_path / "build/ingest")
-    segmenter = build_model(SPEC, RegimeSettings("frozen"), "pyramid").eval()
+    segmenter = build_model(SPEC, regime_settings(kind="frozen"), "pyramid").eval()
     [view] = token_views(segmenter.backbone, SPEC, volume, range(1), tmp_path / "cache")
     test = volume.split["test"]
     cached, online = (dict(predict_slices(segmenter, volume, test, v)) for v in (view, None))
@@ -47,7 +48,7 @@ def test_cache_and_loop_show_the_same_three_slices(tmp_path: Path) -> None:
     z = volume.split["train"][1]
     image, label = CropDataset([volume], SPEC, 14, augmented=False)[Draw(0, z, 5)]
     assert (image.shape, label.shape) == ((3, 56, 56), (56, 56))
-    plain = CropDataset([volume], dataclasses.replace(SPEC, context=0), 14, augmented=False)
+    plain = CropDataset([volume], SPEC.changed(context=0), 14, augmented=False)
     alone = [plain[Draw(0, k, 5)][0][0] for k in (z - 1, z, z + 1)]
     assert torch.equal(image, torch.stack(alone))
 
@@ -74,7 +75,11 @@ def test_studies_train_and_evaluate_with_context(
 def test_networks_from_scratch(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """In 2D three slices enter, and the middle one is not all that counts; a patch in 3D has its own neighbours."""
     monkeypatch.setattr("emadapt.models.unet2d.FEATURES", (8, 8, 16, 32, 64, 8))
-    regime = RegimeSettings(kind, patch=(6, 64, 64), channels=(4, 4, 4, 4, 4))
+    regime = (
+        regime_settings(kind=kind)
+        if kind == "unet2d"
+        else regime_settings(kind=kind, patch=(6, 64, 64), channels=(4, 4, 4, 4, 4))
+    )
     model = build_model(SPEC, regime, kind).eval()
     if kind == "resunet3d":
         assert model.spec.context == 0
@@ -84,6 +89,6 @@ def test_networks_from_scratch(kind: Any, monkeypatch: pytest.MonkeyPatch) -> No
     images = torch.rand(1, 3, 64, 64)
     alone = images[:, 1:2].expand(-1, 3, -1, -1)
     assert not torch.equal(model(images, (64, 64)), model(alone, (64, 64)))
-    plain = build_model(dataclasses.replace(SPEC, context=0), regime, kind, 0)
+    plain = build_model(SPEC.changed(context=0), regime, kind, 0)
     first, ours = (next(m.head.parameters()) for m in (plain, model))
     assert (first.shape[1], ours.shape[1]) == (1, 3)

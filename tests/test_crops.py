@@ -12,10 +12,12 @@ from emadapt.data.crops import CropDataset, augment, crop
 from emadapt.data.ingest import Volume
 from emadapt.data.tiles import Grey
 from emadapt.models.tokens import TokenView
-from emadapt.study.study import BackboneSettings, TrainSettings
+from emadapt.study.backbones import BackboneSettings
+from emadapt.study.datasets import Sampling
+from emadapt.study.training import TrainSettings
 from emadapt.training.samples import TokenDataset
 
-SPEC = BackboneSettings("tiny_dinov2", "random", tile=56)
+SPEC = BackboneSettings(arch="tiny_dinov2", source="random", tile=56)
 SPLIT = {"train": [2, 3, 4, 7], "val": [0, 5], "test": [1, 8]}  # 6 lies in a gap
 example = settings(deadline=None, max_examples=60)
 
@@ -138,7 +140,7 @@ def test_the_number_of_workers_changes_nothing_and_no_two_crops_are_alike() -> N
 
 
 def test_slices_of_two_shapes_are_stacked_apart() -> None:
-    spec = BackboneSettings("tiny_dinov2", "random", tile=0, longest_edge=70)
+    spec = BackboneSettings(arch="tiny_dinov2", source="random", tile=0, views=0, longest_edge=70)
     dataset = CropDataset([noise((9, 70, 70)), noise((9, 35, 70), 1)], spec, 14, augmented=False)
     batches = whole(
         dataset, plan_epoch(dataset.rows(), TrainSettings(batch=4, steps_per_epoch=2), 0, 0)
@@ -148,8 +150,8 @@ def test_slices_of_two_shapes_are_stacked_apart() -> None:
     ] == [[((2, 1, 28, 70), (2, 28, 70)), ((2, 1, 70, 70), (2, 70, 70))]] * 2
 
 
-@pytest.mark.parametrize("balanced", [True, False])
-def test_only_training_slices_are_ever_drawn(balanced: bool) -> None:
+@pytest.mark.parametrize("sampling", ["balanced", "proportional"])
+def test_only_training_slices_are_ever_drawn(sampling: Sampling) -> None:
     z = np.broadcast_to(
         np.arange(9, dtype=np.uint8)[:, None, None] * 20, (9, 70, 80)
     )  # a slice's grey is its number
@@ -159,7 +161,7 @@ def test_only_training_slices_are_ever_drawn(balanced: bool) -> None:
     seen: tuple[set[int], set[int]] = (set(), set())
     for epoch in range(3):
         plan = plan_epoch(
-            dataset.rows(), TrainSettings(batch=4, steps_per_epoch=8, balanced=balanced), 0, epoch
+            dataset.rows(), TrainSettings(batch=4, steps_per_epoch=8, sampling=sampling), 0, epoch
         )
         for draw in (d for batch in plan for d in batch):
             image, _ = dataset[draw]
@@ -200,7 +202,7 @@ TRAIN = st.builds(
     TrainSettings,
     batch=st.integers(1, 8),
     steps_per_epoch=st.integers(0, 12),
-    balanced=st.booleans(),
+    sampling=st.sampled_from(["balanced", "proportional"]),
 )
 SEEDS = st.integers(0, 10_000)
 
@@ -222,7 +224,7 @@ def test_a_plan_draws_as_much_as_asked_from_what_may_be_drawn(
 
 
 @example
-@given(ROWS, TRAIN.filter(lambda t: t.balanced), SEEDS)
+@given(ROWS, TRAIN.filter(lambda t: t.sampling == "balanced"), SEEDS)
 def test_balanced_datasets_come_equally_often_whatever_their_size(
     rows: list[np.ndarray], train: TrainSettings, seed: int
 ) -> None:
@@ -246,13 +248,15 @@ def test_unbalanced_datasets_come_in_proportion(
     rows: list[np.ndarray], batch: int, seed: int, passes: int
 ) -> None:
     n, size = sum(map(len, rows)), max(batch, len(rows))
-    train = TrainSettings(batch=batch, balanced=False, steps_per_epoch=-(-passes * n // size))
+    train = TrainSettings(
+        batch=batch, sampling="proportional", steps_per_epoch=-(-passes * n // size)
+    )
     draws = [(d.member, d.row) for b in plan_epoch(rows, train, seed, 0) for d in b]
     everything = sorted((m, int(r)) for m, own in enumerate(rows) for r in own)
     for start in range(0, passes * n, n):  # each pass holds each row once
         assert sorted(draws[start : start + n]) == everything
     one_pass = plan_epoch(
-        rows, TrainSettings(batch=batch, balanced=False, steps_per_epoch=0), seed, 0
+        rows, TrainSettings(batch=batch, sampling="proportional", steps_per_epoch=0), seed, 0
     )
     assert sorted((d.member, d.row) for b in one_pass for d in b) == everything
 

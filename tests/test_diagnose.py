@@ -1,6 +1,5 @@
 """The diagnose stage on tiny studies: what the file holds, what the controls read, what is refused."""
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,8 @@ from emadapt.domains.moments import Moments, slice_moments
 from emadapt.domains.run import diagnose, halves
 from emadapt.errors import ConfigError, InputError
 from emadapt.models.tokens import run
-from emadapt.study.study import DiagnoseSettings, Study
+from emadapt.study.study import Study
+from emadapt.study.training import DiagnoseSettings
 from emadapt.training.train import train_unit
 from tiny import make_study, settings
 
@@ -105,7 +105,7 @@ def test_a_class_without_tokens_is_refused() -> None:
 
 
 def test_a_class_in_fewer_slices_than_blocks_is_compared_on_those() -> None:
-    own = dataclasses.replace(OWN, blocks=8)
+    own = OWN.changed(blocks=8)
     a, b = gaussian("a", 0, 12, 0), gaussian("b", 2, 12, 1)
     for places, enough in (
         (np.arange(12) % 2 > 0, True),
@@ -138,12 +138,12 @@ def test_few_slices_with_foreground_do_not_end_the_stage(
 
 @pytest.mark.parametrize(("slices", "blocks"), [(9, 8), (11, 8), (24, 5), (24, 7)])
 def test_the_control_halves_a_volume_as_the_null_does(slices: int, blocks: int) -> None:
-    own = dataclasses.replace(OWN, blocks=blocks)
+    own = OWN.changed(blocks=blocks)
     volume = gaussian("a", 0, slices, 0, drift=1.0)
     lower, upper = halves(volume, own)
     null = compare.split_half_null(volume, "token", "all", own)
     found = compare.compare(
-        lower, upper, "token", "all", dataclasses.replace(own, blocks=blocks // 2), {"a": null}
+        lower, upper, "token", "all", own.changed(blocks=blocks // 2), {"a": null}
     )
     assert found["reads_as"] == "same"
 

@@ -30,10 +30,10 @@ from emadapt.segment.onnx_graph import (
     probe,
     write_onnx,
 )
-from emadapt.study.study import RegimeSettings
+from emadapt.study.regimes import regime_settings
 from tiny import write_3d_model, write_model
 
-LORA = RegimeSettings("lora", rank=2, alpha=4)
+LORA = regime_settings(kind="lora", rank=2, alpha=4)
 OF_VNC = {
     "data_md5": {"vnc": "0" * 32},
     "sources": {"vnc": record_of(DATASETS["vnc"])},
@@ -124,7 +124,7 @@ def test_the_rotary_embedding_has_the_places_of_the_image(tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_a_u_net_is_a_graph_too(tmp_path: Path) -> None:
-    model, session, stride = written(tmp_path, regime=RegimeSettings("unet2d"), head="unet2d")
+    model, session, stride = written(tmp_path, regime=regime_settings(kind="unet2d"), head="unet2d")
     compare(model, session, SIZE[0] * stride, SIZE[1] * stride)
 
 
@@ -141,7 +141,8 @@ def test_a_u_net_is_a_graph_too(tmp_path: Path) -> None:
     ],
 )
 def test_every_family_regime_and_head(tmp_path: Path, arch: str, kind: Any, head: str) -> None:
-    regime = RegimeSettings(kind, rank=2, alpha=4, k=2)
+    own = {"lora": {"rank": 2, "alpha": 4}, "lora_last_k": {"rank": 2, "alpha": 4, "k": 2}}
+    regime = regime_settings(kind=kind, **own.get(kind, {}))
     model, session, patch = written(tmp_path, regime=regime, head=head, arch=arch)
     compare(model, session, SIZE[0] * patch, SIZE[1] * patch)
 
@@ -163,8 +164,8 @@ def test_a_graph_that_differs_is_not_left_behind(
     ("change", "said"),
     [
         ({"context": 1}, "context: 1"),
-        ({"align": "histogram"}, "whole volume"),
-        ({"regime": RegimeSettings("knn"), "head": "knn"}, "regime knn"),
+        ({"align": "histogram", "reference": "a"}, "whole volume"),
+        ({"regime": regime_settings(kind="knn"), "head": "knn"}, "regime knn"),
     ],
 )
 def test_what_is_no_function_of_one_image_is_refused(
@@ -213,13 +214,13 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
             "vnc: CC BY-NC-SA 3.0. No commercial use.",
         ),
         (
-            {"regime": RegimeSettings("unet2d"), "head": "unet2d"},
+            {"regime": regime_settings(kind="unet2d"), "head": "unet2d"},
             ["10.1038/s41592-018-0261-2"],
             16,
             "a: not known here.",
         ),
         (
-            {"regime": RegimeSettings("unet2d"), "head": "unet2d", "facts": OF_UROCELL},
+            {"regime": regime_settings(kind="unet2d"), "head": "unet2d", "facts": OF_UROCELL},
             ["10.1016/j.compbiomed.2020.103693", "10.1038/s41592-018-0261-2"],
             16,
             "urocell: as its repository says",

@@ -12,7 +12,9 @@ from emadapt.domains import features
 from emadapt.errors import InputError
 from emadapt.models.backbones import Backbone, pretrained
 from emadapt.models.tokens import CACHE, run, token_key, token_views
-from emadapt.study.study import BackboneSettings, DiagnoseSettings, Study
+from emadapt.study.backbones import BackboneSettings
+from emadapt.study.study import Study
+from emadapt.study.training import DiagnoseSettings
 from tiny import make_study, settings
 
 OWN = DiagnoseSettings(blocks=4, tokens=200)
@@ -34,7 +36,10 @@ def tokens_of(study: Study) -> tuple[Backbone, BackboneSettings]:
 def test_each_place_of_a_slice_once_and_none_in_the_padding(
     shape: tuple[int, int], overlap: float
 ) -> None:
-    patch, spec = 14, BackboneSettings("tiny_dinov2", "random", tile=64, overlap=overlap)
+    patch, spec = (
+        14,
+        BackboneSettings(arch="tiny_dinov2", source="random", tile=64, overlap=overlap),
+    )
     geo = geometry(shape, spec, patch)
     rng = np.random.default_rng(0)
     label = (rng.random(geo.padded) < 0.5).astype(np.uint8)

@@ -14,7 +14,8 @@ from PIL import Image
 from emadapt.cli import main
 from emadapt.report import figures, report
 from emadapt.report.few_shot import enough, enough_words, few_shot_curves, panels
-from emadapt.study.study import RegimeSettings, Study, load_study
+from emadapt.study.regimes import regime_settings
+from emadapt.study.study import Study, load_study
 from fakes import few_study, iou_of, labelled_of, transfer_study, write_metrics
 from test_overlays import pixels
 from tiny import make_study, settings
@@ -153,7 +154,7 @@ def test_the_figure_shows_every_regime(tmp_path: Path) -> None:
     for colour in (figures.BLUE, figures.ORANGE, figures.GREEN):
         assert pixels(tmp_path / "one.png", colour) > 100
     looks = [("dinov2_s", f"lora{i}") for i in range(9)]
-    many = few_study(regimes={f"lora{i}": RegimeSettings("lora") for i in range(9)})
+    many = few_study(regimes={f"lora{i}": regime_settings(kind="lora") for i in range(9)})
     figures.few_shot_png(
         tmp_path / "many.png", panels(few_shot_curves(many, entries(many)))[:1], looks
     )
@@ -192,7 +193,7 @@ def test_few_labels_and_another_start_end_to_end(
     monkeypatch.setenv("EMADAPT_TRACKING", "off")
     own = settings(epochs=1, steps_per_epoch=2, augment=False)
     own["train_sets"] = {"a": ["a"], "a_1": {"datasets": ["a"], "slices": 1}, "b": ["b"]}
-    own["regimes"]["from_b"] = own["regimes"]["lora"] | {"init_from": "lora-b"}
+    own["regimes"]["from_b"] = own["regimes"]["lora"] | {"warm_start": "lora-b"}
     own["study"] |= {"regimes": ["lora", "from_b"], "train_sets": ["a_1", "a"]}
     study = make_study(tmp_path, own)
     for unit in study.units():

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from emadapt.models.heads import HEADS, Deconv, Linear, Pyramid, Tokens
-from emadapt.study.settings import HEAD_NAMES
+from emadapt.study.training import HEAD_NAMES
 
 DIM = 16
 

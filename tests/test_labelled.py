@@ -14,7 +14,8 @@ from emadapt.data.labelled import amount, choose, few_slices, few_tiles
 from emadapt.data.tiles import geometry
 from emadapt.errors import InputError
 from emadapt.pipeline.check import check_study
-from emadapt.study.study import Study, TrainSetSettings, Unit
+from emadapt.study.datasets import TrainSetSettings
+from emadapt.study.study import Study, Unit
 from emadapt.training.evaluate import evaluate_unit
 from emadapt.training.plan import unit_key
 from emadapt.training.prepare import prepare
@@ -67,9 +68,9 @@ def test_more_slices_or_tiles_than_there_are(study: Study) -> None:
     volume = open_volume("a")
     n = len(volume.split["train"])
     with pytest.raises(InputError, match=f"found {n + 1}; expected at most {n}"):
-        few_slices(volume, TrainSetSettings(("a",), slices=n + 1), 0)
+        few_slices(volume, TrainSetSettings(datasets=("a",), slices=n + 1), 0)
     with pytest.raises(InputError, match=f"found 99; expected at most {2 * n}"):
-        few_tiles(volume, TrainSetSettings(("a",), crops=99), [(0, 0), (0, 30)], 0)
+        few_tiles(volume, TrainSetSettings(datasets=("a",), crops=99), [(0, 0), (0, 30)], 0)
 
 
 @pytest.mark.parametrize(

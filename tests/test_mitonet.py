@@ -17,7 +17,8 @@ from emadapt.models.predict import predict_slice
 from emadapt.models.published import Passed, two_classes
 from emadapt.models.segmenter import Segmenter
 from emadapt.pipeline.check import check_study
-from emadapt.study.study import BackboneSettings, RegimeSettings
+from emadapt.study.backbones import BackboneSettings
+from emadapt.study.regimes import regime_settings
 from emadapt.training.evaluate import evaluate_unit
 from emadapt.training.model_files import load_model
 from emadapt.training.regimes import REGIMES
@@ -25,7 +26,9 @@ from emadapt.training.train import train_unit
 from outside import scene, write_mitonet
 from tiny import build_model, make_study, settings
 
-SPEC = BackboneSettings("tiny_dinov2", "random", tile=64, overlap=0.25, precision="fp32")
+SPEC = BackboneSettings(
+    arch="tiny_dinov2", source="random", tile=64, overlap=0.25, precision="fp32"
+)
 
 
 class Bright(PassThrough):
@@ -44,7 +47,7 @@ class Bright(PassThrough):
 def test_slices_are_downsampled_and_probabilities_come_back(
     factor: Any, seen: tuple[int, int]
 ) -> None:
-    settings = RegimeSettings("mitonet", weights="w", factor=factor)
+    settings = regime_settings(kind="mitonet", weights="w", factor=factor)
     spec, backbone = REGIMES["mitonet"](settings, SPEC, "mitonet").spec, Bright()
     segmenter = Segmenter(spec, backbone, Passed()).eval()
     label = np.zeros((90, 120), bool)
@@ -57,7 +60,7 @@ def test_slices_are_downsampled_and_probabilities_come_back(
 
 
 def test_while_trained_it_sees_tiles_of_a_multiple() -> None:
-    settings = RegimeSettings("mitonet", weights="w", finetune=True, factor=2)
+    settings = regime_settings(kind="mitonet", weights="w", finetune=True, factor=2)
     spec = REGIMES["mitonet"](settings, SPEC, "mitonet").spec
     assert (spec.tile, spec.scale) == (128, 0.5)
     assert geometry((90, 100), spec, 16).tile == (128, 128)
@@ -77,7 +80,7 @@ def test_mitonet_gets_the_slice_as_its_authors_feed_it(
 ) -> None:
     file = write_mitonet(tmp_path / "w.pt", monkeypatch, kind)
     segmenter = build_model(
-        SPEC, RegimeSettings("mitonet", weights=str(file), factor=factor), "mitonet"
+        SPEC, regime_settings(kind="mitonet", weights=str(file), factor=factor), "mitonet"
     )
     segmenter.train()  # it stays as it is
     image, _ = scene(shape=(128, 256))
@@ -142,4 +145,4 @@ def test_mitonet_with_tensors_left_over(tmp_path: Path, monkeypatch: pytest.Monk
     state = torch.load(file, weights_only=True)
     torch.save(state | {"extra.weight": torch.zeros(1)}, file)
     with pytest.raises(InputError, match=r"extra\.weight"):
-        build_model(SPEC, RegimeSettings("mitonet", weights=str(file)), "mitonet")
+        build_model(SPEC, regime_settings(kind="mitonet", weights=str(file)), "mitonet")

@@ -9,7 +9,8 @@ import pytest
 
 from emadapt.data.fetch import record_of
 from emadapt.data.sources import DATASETS
-from emadapt.study.study import RegimeSettings, Unit
+from emadapt.study.regimes import regime_settings
+from emadapt.study.study import Unit
 from emadapt.training.evaluate import evaluate_unit
 from emadapt.training.model_card import model_card, terms_of
 from emadapt.training.train import train_unit
@@ -114,10 +115,10 @@ def test_terms_reach_through_models_in_folders(tmp_path: Path) -> None:
         "sources": {"vnc": SOURCES["vnc"]},
     }
     (tmp_path / "model.json").write_text(json.dumps(card))
-    lora = RegimeSettings("lora")
+    lora = regime_settings(kind="lora")
     regimes = {
-        "tuned": replace(lora, init_from=str(tmp_path)),
-        "again": replace(lora, init_from="tuned"),
+        "tuned": lora.changed(warm_start=str(tmp_path)),
+        "again": lora.changed(warm_start="tuned"),
     }
     study = replace(a_study(), regime_settings=regimes, regimes=tuple(regimes))
     before = behind_folders(study, Unit("dinov2_s", "again", "lucchi", 0))

@@ -7,7 +7,7 @@ from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 
 from emadapt.models import nearest
 from emadapt.models.nearest import Nearest
-from emadapt.study.study import RegimeSettings
+from emadapt.study.regimes import regime_settings
 from emadapt.training.model_files import load_model, save_model
 from tiny import regime_for
 
@@ -75,7 +75,7 @@ def test_logits_cross_zero_at_the_threshold() -> None:
 
 def test_the_bank_is_saved_in_half_precision_and_loaded_whatever_its_size(tmp_path: Path) -> None:
     backbone = {"arch": "tiny_dinov2", "source": "random", "blocks": (2, 4), "tile": 56}
-    regime = regime_for(backbone, RegimeSettings("knn"), "knn")
+    regime = regime_for(backbone, regime_settings(kind="knn"), "knn")
     segmenter, generator = regime.build(0), torch.Generator().manual_seed(0)
     tokens = torch.randn(77, 128, generator=generator)
     targets = torch.rand(77, generator=generator)

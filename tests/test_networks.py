@@ -16,7 +16,8 @@ from emadapt.models import device, unet2d
 from emadapt.models.batch_norm import BatchNorm3d
 from emadapt.models.resunet3d import Block, ResUNet3d
 from emadapt.models.unet2d import STRIDE, UNet2d
-from emadapt.study.study import RegimeSettings, TrainSettings
+from emadapt.study.regimes import regime_settings
+from emadapt.study.training import TrainSettings
 from emadapt.training.validate import val_slices
 from tiny import regime_for
 
@@ -26,7 +27,7 @@ BACKBONE = {"arch": "tiny_dinov2", "source": "random", "tile": 42}
 
 @pytest.mark.parametrize(("tile", "own"), [(252, 256), (256, 256), (168, 176), (1, 32), (0, 0)])
 def test_tiles_of_a_unet_are_rounded_up_to_the_stride(tile: int, own: int) -> None:
-    spec = regime_for(BACKBONE | {"tile": tile}, RegimeSettings("unet2d"), "unet2d").spec
+    spec = regime_for(BACKBONE | {"tile": tile}, regime_settings(kind="unet2d"), "unet2d").spec
     assert spec.tile == own
     geo = geometry((300, 410), spec, STRIDE)
     assert geo.tile == ((own, own) if own else (304, 416))
@@ -125,7 +126,7 @@ def test_without_a_sample_a_network_takes_part_in_the_backward_pass(
 def test_half_precision_that_this_cpu_emulates_and_thin_volumes_are_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    settings = RegimeSettings("resunet3d", patch=(3, 32, 32), channels=NARROW)
+    settings = regime_settings(kind="resunet3d", patch=(3, 32, 32), channels=NARROW)
     regime = regime_for(BACKBONE, settings, "resunet3d")
     image = np.zeros((4, 40, 40), np.uint8)
     volume, thin = (

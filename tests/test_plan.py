@@ -26,7 +26,7 @@ def params() -> dict[str, Any]:
     own = settings()
     own["backbones"]["h"] = own["backbones"]["t"] | {"align": "histogram", "reference": "b"}
     own["regimes"] |= {
-        "warm": {"kind": "lora", "rank": 2, "alpha": 4, "init_from": "frozen"},
+        "warm": {"kind": "lora", "rank": 2, "alpha": 4, "warm_start": "frozen"},
         "unet2d": {"kind": "unet2d"},
     }
     own["study"] |= {"backbones": ["t", "h"], "regimes": ["frozen", "lora", "warm", "unet2d"]}
@@ -136,7 +136,7 @@ def test_a_replaced_weights_file_is_noticed(study: Study) -> None:
 def test_a_model_folder_that_a_unit_starts_from_is_noticed(study: Study) -> None:
     Path("models/mine").mkdir(parents=True)
     Path("models/mine/model.safetensors").write_bytes(b"one")
-    changed(lambda own: own["regimes"]["warm"].update(init_from="models/mine"))
+    changed(lambda own: own["regimes"]["warm"].update(warm_start="models/mine"))
     unit = next(unit for unit in load_study().units() if unit.regime == "warm")
     before = unit_key(load_study(), unit)
     Path("models/mine/model.safetensors").write_bytes(b"two!")

@@ -21,7 +21,7 @@ from emadapt.models.adapters import merge
 from emadapt.models.predict import predict_slice, predict_slices, smooth_z
 from emadapt.models.segmenter import Segmenter
 from emadapt.models.tokens import token_views
-from emadapt.study.study import RegimeSettings
+from emadapt.study.regimes import RegimeSettings, regime_settings
 from tiny import blobs, regime_for
 
 BACKBONE = {
@@ -84,7 +84,7 @@ def test_cached_and_online_predictions_agree(
 
 
 def test_what_is_cached_below_adapters_is_enough(volume: Volume, tmp_path: Path) -> None:
-    model = make(settings=RegimeSettings("lora_last_k", rank=2, k=2))
+    model = make(settings=regime_settings(kind="lora_last_k", rank=2, k=2))
     with torch.no_grad():
         for p in model.trainable()["adapter"]:
             p.copy_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
@@ -131,7 +131,7 @@ IMAGE = np.random.default_rng(0).integers(0, 256, (11, 64, 80)).astype(np.uint8)
 
 
 def block_model(depth: int, tile: int) -> Segmenter:
-    settings = RegimeSettings("resunet3d", patch=(depth, 32, 32), channels=(2, 2, 2, 2, 2))
+    settings = regime_settings(kind="resunet3d", patch=(depth, 32, 32), channels=(2, 2, 2, 2, 2))
     model = make({"tile": tile, "overlap": 0.5}, "resunet3d", settings).train()
     with torch.no_grad():
         model(torch.rand(2, 1, depth, 32, 32), (32, 32))  # running statistics of its own

@@ -12,7 +12,7 @@ import pytest
 from emadapt.errors import InputError
 from emadapt.report import report
 from emadapt.report.recommend import WIDTH, recommend
-from emadapt.study.study import RegimeSettings
+from emadapt.study.regimes import regime_settings
 from fakes import a_study, few_study, write_metrics
 
 STUDY = few_study((0, 1))
@@ -212,7 +212,7 @@ def test_a_baseline_in_3d_is_called_what_it_is(
 ) -> None:
     """It has no backbone, and what is labelled of it with `crops` are patches."""
     study = dataclasses.replace(
-        STUDY, regime_settings={**STUDY.regime_settings, deep: RegimeSettings("resunet3d")}
+        STUDY, regime_settings={**STUDY.regime_settings, deep: regime_settings(kind="resunet3d")}
     )
     for curve in summary["few_shot"]:
         curve["amount"] = "crops"

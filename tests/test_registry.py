@@ -20,7 +20,7 @@ from emadapt.cli import main
 from emadapt.errors import InputError
 from emadapt.segment import registry
 from emadapt.segment.model import find_model, open_model
-from emadapt.study.study import RegimeSettings
+from emadapt.study.regimes import regime_settings
 from emadapt.tracking import store as mlflow_store
 from emadapt.tracking.relocate import tracking_uri
 from tiny import blobs, write_model
@@ -41,7 +41,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         write_model(Path("build/units/first"))
-        write_model(Path("second"), regime=RegimeSettings("lora", rank=2, alpha=4), head="pyramid")
+        write_model(
+            Path("second"), regime=regime_settings(kind="lora", rank=2, alpha=4), head="pyramid"
+        )
         assert run("register", "first", "--name", "mito").stdout == "register: models:/mito/1\n"
         result = run("register", "second", "--name", "mito", "--alias", "champion")
         assert result.stdout == "register: models:/mito/2, models:/mito@champion\n"

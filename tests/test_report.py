@@ -13,7 +13,8 @@ from emadapt.errors import InputError
 from emadapt.report import comparisons, figures, report
 from emadapt.report.comparisons import kind_of
 from emadapt.report.unions import unions
-from emadapt.study.study import DatasetSettings, RegimeSettings, TrainSetSettings
+from emadapt.study.datasets import DatasetSettings, TrainSetSettings
+from emadapt.study.regimes import regime_settings
 from fakes import DATASETS, SPECS, a_study, write_domain, write_metrics, write_objects
 
 
@@ -90,8 +91,14 @@ def test_leaderboard(reported):
 
 def test_images_under_other_labels_are_no_other_domain():
     study = a_study()
-    twin = DatasetSettings("lucchi", (5.0, 5.0, 5.0), path="data/lucchi", pairing="lexicographic")
-    sets = {**SPECS, "twin": TrainSetSettings(("twin",)), "both": TrainSetSettings(("twin", "vnc"))}
+    twin = DatasetSettings(
+        layout="lucchi", voxel_nm=(5.0, 5.0, 5.0), path="data/lucchi", pairing="lexicographic"
+    )
+    sets = {
+        **SPECS,
+        "twin": TrainSetSettings(datasets=("twin",)),
+        "both": TrainSetSettings(datasets=("twin", "vnc")),
+    }
     study = dataclasses.replace(
         study, dataset_settings={**DATASETS, "twin": twin}, train_set_settings=sets
     )
@@ -108,7 +115,7 @@ def test_images_under_other_labels_are_no_other_domain():
     began = dataclasses.replace(
         study,
         regime_settings=study.regime_settings
-        | {"began": RegimeSettings("lora", init_from="lora-vnc")},
+        | {"began": regime_settings(kind="lora", warm_start="lora-vnc")},
     )
     assert kind_of(began, "began", "lucchi", "vnc") == "seen at the start"
     assert kind_of(began, "began", "lucchi", "lucchi") == "in-domain"
@@ -173,7 +180,10 @@ def test_every_model_against_the_best_and_unions_against_single_datasets(reporte
 def test_systems_that_were_not_trained_are_no_model_for_several_datasets() -> None:
     study, kinds = (
         a_study(),
-        {"frozen": RegimeSettings("frozen"), "given": RegimeSettings("mitonet", weights="w")},
+        {
+            "frozen": regime_settings(kind="frozen"),
+            "given": regime_settings(kind="mitonet", weights="w"),
+        },
     )
     study = dataclasses.replace(study, regimes=tuple(kinds), regime_settings=kinds)
     test = {name: {"counts": [[5, 6, 7]] * 4, "block_slices": 1} for name in study.datasets}
@@ -185,9 +195,9 @@ def test_a_few_labels_beside_another_dataset_meet_the_same_few_alone(tmp_path: P
     """`slices: {vnc: 2}` beside all of Lucchi: on VNC against two slices of VNC, on Lucchi against all of Lucchi."""
     sets = {
         **SPECS,
-        "vnc_2": TrainSetSettings(("vnc",), slices=2),
-        "vnc_4": TrainSetSettings(("vnc",), slices=4),
-        "new": TrainSetSettings(("lucchi", "vnc"), slices={"vnc": 2}),
+        "vnc_2": TrainSetSettings(datasets=("vnc",), slices=2),
+        "vnc_4": TrainSetSettings(datasets=("vnc",), slices=4),
+        "new": TrainSetSettings(datasets=("lucchi", "vnc"), slices={"vnc": 2}),
     }
     study = dataclasses.replace(a_study(), train_set_settings=sets, train_sets=tuple(sets))
     write_metrics(tmp_path, study)

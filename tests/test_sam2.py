@@ -19,14 +19,18 @@ from emadapt.pipeline.check import check_study
 from emadapt.report.recommend import recommend
 from emadapt.report.report import build_report
 from emadapt.segment.model import open_model
-from emadapt.study.study import BackboneSettings, RegimeSettings, Unit
+from emadapt.study.backbones import BackboneSettings
+from emadapt.study.regimes import regime_settings
+from emadapt.study.study import Unit
 from emadapt.training.evaluate import evaluate_unit
 from emadapt.training.model_files import load_model
 from emadapt.training.train import train_unit
 from outside import scene, write_sam2
 from tiny import build_model, make_study, settings
 
-SPEC = BackboneSettings("tiny_dinov2", "random", tile=64, overlap=0.25, precision="fp32")
+SPEC = BackboneSettings(
+    arch="tiny_dinov2", source="random", tile=64, overlap=0.25, precision="fp32"
+)
 PROMPTS = ("automatic", "box", "box+mask")
 
 
@@ -36,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def a_segmenter(folder: Path, prompts: Any = "automatic") -> Segmenter:
-    settings = RegimeSettings("sam2", weights=str(folder), prompts=prompts)
+    settings = regime_settings(kind="sam2", weights=str(folder), prompts=prompts)
     return build_model(SPEC, settings, "sam2").eval()
 
 

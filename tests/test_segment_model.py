@@ -18,7 +18,7 @@ from emadapt.segment import runner as runner_module
 from emadapt.segment.job import Job, Order, block_size, prepare
 from emadapt.segment.model import find_model, open_model, zoom_for
 from emadapt.segment.runner import Runner, open_runner
-from emadapt.study.study import RegimeSettings
+from emadapt.study.regimes import regime_settings
 from emadapt.training.model_files import load_model
 from emadapt.volumes.source import array_source
 from tiny import blobs, make_study, predicted, write_3d_model, write_model
@@ -122,7 +122,7 @@ def test_models_of_whole_slices_see_other_slices_in_tiles_as_large_as_those_of_t
     _, runner = settle(monkeypatch, IMAGE)  # as in training: one tile of 63 x 70 pixels
     np.testing.assert_allclose(segmented(runner), predicted(Path("m"), IMAGE), atol=5e-3)
     _, runner = settle(monkeypatch, np.tile(IMAGE, (1, 1, 3)))
-    own = dataclasses.replace(segmenter.spec, longest_edge=0, scale=0.7, tile=56, overlap=0.5)
+    own = segmenter.spec.changed(longest_edge=0, scale=0.7, tile=56, overlap=0.5)
     assert runner.geo == geometry((90, 300), own, 14)
     assert np.isfinite(segmented(runner)).all()
 
@@ -175,7 +175,7 @@ def test_models_by_name(tmp_path: Path) -> None:
 
 
 def test_adapters_are_merged() -> None:
-    write_model(Path("m"), regime=RegimeSettings("lora", rank=2, alpha=4.0))
+    write_model(Path("m"), regime=regime_settings(kind="lora", rank=2, alpha=4.0))
     layers = [m for m in open_model("m").segmenter.modules() if hasattr(m, "merged_adapters")]
     assert layers
     assert all(layer.merged_adapters for layer in layers)

@@ -10,17 +10,17 @@ from safetensors import safe_open
 from emadapt.errors import InputError
 from emadapt.models.heads import HEADS
 from emadapt.models.segmenter import Partial, Segmenter
-from emadapt.study.study import RegimeSettings
+from emadapt.study.regimes import regime_settings
 from emadapt.training.model_files import load_model, save_model
 from tiny import regime_for
 
 BACKBONE = {"arch": "tiny_dinov2", "source": "random", "blocks": (2, 4), "tile": 56}
 KINDS = {
-    "frozen": RegimeSettings("frozen"),
-    "lora": RegimeSettings("lora", rank=3, alpha=6.0, dropout=0.1),
-    "lora_last_k": RegimeSettings("lora_last_k", rank=3, alpha=6.0, k=2),
-    "bitfit": RegimeSettings("bitfit"),
-    "full": RegimeSettings("full"),
+    "frozen": regime_settings(kind="frozen"),
+    "lora": regime_settings(kind="lora", rank=3, alpha=6.0, dropout=0.1),
+    "lora_last_k": regime_settings(kind="lora_last_k", rank=3, alpha=6.0, k=2),
+    "bitfit": regime_settings(kind="bitfit"),
+    "full": regime_settings(kind="full"),
 }
 SIZE = (42, 56)
 
@@ -130,7 +130,7 @@ def test_images_and_their_tokens_give_the_same_logits(kind: str) -> None:
 @pytest.mark.parametrize("k", [1, 2, 3, 4])
 def test_adapters_in_the_last_blocks_see_what_the_whole_backbone_would_give_them(k: int) -> None:
     """Logits and gradients from what is cached below the cut are those of a run from the image."""
-    settings = RegimeSettings("lora_last_k", rank=3, alpha=6.0, k=k)
+    settings = regime_settings(kind="lora_last_k", rank=3, alpha=6.0, k=k)
     segmenter = regime_for(BACKBONE, settings, "pyramid").build(seed=5).train()
     with torch.no_grad():
         for p in segmenter.trainable()["adapter"]:

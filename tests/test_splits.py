@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from emadapt.data.splits import split_slices
 from emadapt.errors import InputError
-from emadapt.study.study import SplitSettings
+from emadapt.study.datasets import SplitSettings
 
 SPECS = st.builds(
     SplitSettings, val=st.floats(0.05, 0.5), test=st.floats(0.05, 0.4), gap_nm=st.floats(0, 200)

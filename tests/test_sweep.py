@@ -1,6 +1,5 @@
 """Sweeps on the tiny study in this process: the space, the storage, trials, promoting, status."""
 
-import dataclasses
 import json
 import re
 import time
@@ -432,7 +431,7 @@ def test_promoting_adds_a_regime_and_leaves_every_other_line_as_it_was(tmp_path:
     assert len(new) == 2
     expected = {"rank": 8, "alpha": 4.0, "head_lr": 0.00123, "adapter_lr": 0.002}
     tuned = load_study().regime_settings["lora_tuned"]
-    assert tuned == dataclasses.replace(config.regime_settings["lora"], **expected)
+    assert tuned == config.regime_settings["lora"].changed(**expected)
     code, said = emadapt("sweep", "promote")
     assert (code, "regime 'lora_tuned': found there already" in said) == (2, True)
     assert emadapt("sweep", "promote", "--as", "second")[0] == 0
@@ -462,7 +461,7 @@ def test_promoting_blocks_and_scale_makes_a_backbone_too(tmp_path: Path) -> None
     assert "t_best with best" in said
     after = load_study()
     assert after.backbones == ("t", "t_best")
-    expected = dataclasses.replace(config.backbone_settings["t"], blocks=(1, 4), scale=1.5)
+    expected = config.backbone_settings["t"].changed(blocks=(1, 4), scale=1.5)
     assert after.backbone_settings["t_best"] == expected
 
 

@@ -1,4 +1,3 @@
-import dataclasses
 import itertools
 from typing import Any
 
@@ -8,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emadapt.data.tiles import Geometry, blend, geometry, label_to_input, to_input
-from emadapt.study.study import BackboneSettings
+from emadapt.study.backbones import BackboneSettings
 
 SIDES = st.tuples(st.integers(5, 200), st.integers(5, 200))
 SPECS = st.builds(
@@ -16,6 +15,7 @@ SPECS = st.builds(
     arch=st.just("tiny_dinov2"),
     source=st.just("random"),
     tile=st.integers(0, 120),
+    views=st.just(0),
     overlap=st.floats(0, 0.89),
     scale=st.sampled_from([0.5, 1.0, 1.3, 2.0]),
     longest_edge=st.sampled_from([0, 0, 196]),
@@ -63,7 +63,7 @@ def test_tiles_cover_every_pixel_overlap_as_asked_and_hold_whole_patches(
 
 
 def test_no_overlap_wastes_no_tile() -> None:
-    spec = BackboneSettings("tiny_dinov2", "random", tile=56)
+    spec = BackboneSettings(arch="tiny_dinov2", source="random", tile=56)
     assert geometry((112, 168), spec, 14).corners(0.0) == [
         (y, x) for y in (0, 56) for x in (0, 56, 112)
     ]
@@ -75,7 +75,9 @@ def test_no_overlap_wastes_no_tile() -> None:
 def test_tiles_of_one_map_blend_into_that_map(
     shape: tuple[int, int], tile: int, overlap: float, seed: int
 ) -> None:
-    geo = geometry(shape, BackboneSettings("tiny_dinov2", "random", tile=tile, overlap=overlap), 14)
+    geo = geometry(
+        shape, BackboneSettings(arch="tiny_dinov2", source="random", tile=tile, overlap=overlap), 14
+    )
     known = np.random.default_rng(seed).random(geo.padded, dtype=np.float32)
     corners = geo.corners()
     blended = blend(tile_map(known, geo, corners), corners, geo)
@@ -101,7 +103,7 @@ def test_a_constant_stays_constant_at_the_slices_own_shape(
     "change", [{"scale": 2.0}, {"scale": 0.5}, {"longest_edge": 196}, {"longest_edge": 70}]
 )
 def test_what_was_scaled_comes_back_to_its_place(change: dict[str, Any]) -> None:
-    spec = dataclasses.replace(BackboneSettings("tiny_dinov2", "random", tile=70), **change)
+    spec = BackboneSettings(arch="tiny_dinov2", source="random", tile=70).changed(**change)
     shape = (120, 150)
     geo = geometry(shape, spec, 14)
     assert geo.resized != shape
@@ -128,13 +130,17 @@ def test_longest_edge_gives_the_references_sizes(
 ) -> None:
     whole = geometry(
         native,
-        BackboneSettings("dinov2_s", "random", longest_edge=1022, tile=0, overlap=0.0),
+        BackboneSettings(
+            arch="dinov2_s", source="random", longest_edge=1022, tile=0, views=0, overlap=0.0
+        ),
         patch,
     )
     assert whole == Geometry(native, expected, expected, expected, 0.0, patch, patch)
     assert whole.corners() == [(0, 0)]
     assert (
-        geometry(native, BackboneSettings("dinov2_s", "random", longest_edge=1022), patch).resized
+        geometry(
+            native, BackboneSettings(arch="dinov2_s", source="random", longest_edge=1022), patch
+        ).resized
         == expected
     )
 
@@ -144,7 +150,9 @@ def test_longest_edge_gives_the_references_sizes(
 def test_longest_edge_floors_to_the_patch_without_rounding_errors(
     a: int, b: int, patch: int
 ) -> None:
-    geo = geometry((a, b), BackboneSettings("dinov2_s", "random", longest_edge=1022), patch)
+    geo = geometry(
+        (a, b), BackboneSettings(arch="dinov2_s", source="random", longest_edge=1022), patch
+    )
     exact = [side * 1022 // max(a, b) // patch * patch for side in (a, b)]
     assert list(geo.resized) == exact
     assert max(geo.resized) == 1022 // patch * patch
@@ -155,7 +163,9 @@ def test_longest_edge_floors_to_the_patch_without_rounding_errors(
 def test_a_slice_smaller_than_a_tile_is_padded_by_reflection_and_cropped_back(
     height: int, width: int
 ) -> None:
-    geo = geometry((height, width), BackboneSettings("tiny_dinov2", "random", tile=60), 14)
+    geo = geometry(
+        (height, width), BackboneSettings(arch="tiny_dinov2", source="random", tile=60), 14
+    )
     image = np.random.default_rng(height).integers(0, 256, (height, width), np.uint8)
     padded = to_input(image, geo)
     assert padded.shape == geo.padded

@@ -16,11 +16,18 @@ from emadapt.models import tokens
 from emadapt.models.backbones import Backbone, build_backbone, pretrained
 from emadapt.models.device import resolve_precision
 from emadapt.models.tokens import token_key, token_views
-from emadapt.study.study import BackboneSettings, Study, Unit
+from emadapt.study.backbones import BackboneSettings
+from emadapt.study.study import Study, Unit
 from tiny import blobs, make_study, settings, write_stack
 
 SPEC = BackboneSettings(
-    "tiny_dinov2", "random", blocks=(2, 4), tile=56, overlap=0.25, views=2, precision="fp32"
+    arch="tiny_dinov2",
+    source="random",
+    blocks=(2, 4),
+    tile=56,
+    overlap=0.25,
+    views=2,
+    precision="fp32",
 )
 
 
@@ -225,7 +232,7 @@ def test_tokens_that_are_not_finite_stop_it_and_nothing_stays(
 def test_each_setting_that_changes_tokens_changes_the_key(
     volume: Volume, change: dict[str, Any]
 ) -> None:
-    other = dataclasses.replace(SPEC, **change)
+    other = SPEC.changed(**change)
     assert token_key(pretrained(other), other, volume, 0) != token_key(
         pretrained(SPEC), SPEC, volume, 0
     )
@@ -241,7 +248,7 @@ def test_weights_and_view_change_the_key(
     for n in (1, 2):  # a file that is overwritten with other weights keeps its name
         state = build_backbone("tiny_dinov2", "random", seed=n).vit.state_dict()
         torch.save(state, tmp_path / "weights.pt")
-        spec = dataclasses.replace(SPEC, source="file", file=str(tmp_path / "weights.pt"))
+        spec = SPEC.changed(source="file", file=str(tmp_path / "weights.pt"))
         keys.append(token_key(pretrained(spec), spec, volume, 0))
     assert len(set(keys)) == len(keys)
 
@@ -252,7 +259,7 @@ def test_data_change_the_key(study: Study, backbone: Backbone, tmp_path: Path, w
     ingest(study, "a")
     assert token_key(backbone, SPEC, open_volume("a"), 0) == before  # the same data again
     if what == "split":
-        study = dataclasses.replace(study, split=dataclasses.replace(study.split, gap_nm=60.0))
+        study = dataclasses.replace(study, split=study.split.changed(gap_nm=60.0))
     else:
         path = tmp_path / "data/a" / f"{what}.tif"
         array = tifffile.imread(path)
@@ -279,15 +286,12 @@ def test_what_changes_no_token_changes_no_key(backbone: Backbone, volume: Volume
         {"source": "file", "file": "/elsewhere/weights.pt"},
     )
     for change in changes:
-        other = dataclasses.replace(SPEC, **change)
+        other = SPEC.changed(**change)
         assert [token_key(backbone, other, volume, view) for view in range(2)] == before
-    wider = dataclasses.replace(SPEC, overlap=0.5)  # crops have no overlap
+    wider = SPEC.changed(overlap=0.5)  # crops have no overlap
     assert token_key(backbone, wider, volume, 1) == before[1]
-    auto = dataclasses.replace(SPEC, precision="auto")
-    named = {
-        p: token_key(backbone, dataclasses.replace(SPEC, precision=p), volume, 0)
-        for p in ("bf16", "fp32")
-    }
+    auto = SPEC.changed(precision="auto")
+    named = {p: token_key(backbone, SPEC.changed(precision=p), volume, 0) for p in ("bf16", "fp32")}
     assert token_key(backbone, auto, volume, 0) == named[resolve_precision("auto")]
 
 
@@ -402,7 +406,7 @@ def test_training_makes_a_deleted_cache_anew(study: Study) -> None:
     from emadapt.training.train import train_unit
 
     small = dataclasses.replace(
-        study, train=dataclasses.replace(study.train, epochs=1, steps_per_epoch=2, head="linear")
+        study, train=study.train.changed(epochs=1, steps_per_epoch=2, head="linear")
     )
     tokens.run(study, "t", "a")
     unit = Unit("t", "frozen", "a", 0)

@@ -69,7 +69,7 @@ def test_points_are_of_models_that_never_saw_the_other_datasets_labels_and_of_ri
     assert ("from_lucchi", "vnc", "lucchi") not in seen
     assert ("lpft", "vnc", "lucchi") in seen  # it starts from a head of its own training set
     study = a_study(seeds=(0,))
-    wrong = dataclasses.replace(study.dataset_settings["lucchi"], pairing="lexicographic")
+    wrong = study.dataset_settings["lucchi"].changed(pairing="lexicographic")
     study = dataclasses.replace(study, dataset_settings=study.dataset_settings | {"lucchi": wrong})
     assert domain_vs_iou(study, entries(study), {})["points"] == []
 

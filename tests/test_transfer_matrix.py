@@ -17,7 +17,9 @@ from emadapt.report.transfer_matrix import (
     transfer_cells,
     transfer_png,
 )
-from emadapt.study.study import RegimeSettings, TrainSetSettings, Unit
+from emadapt.study.datasets import TrainSetSettings
+from emadapt.study.regimes import regime_settings
+from emadapt.study.study import Unit
 from fakes import a_study, few_study, transfer_study, write_metrics
 
 
@@ -122,18 +124,18 @@ def test_the_figure_has_the_numbers_of_every_cell(
 
 
 def test_the_base_has_the_same_adapter_and_head_and_the_fewest_other_settings() -> None:
-    start = RegimeSettings("lora", rank=4, epochs=2, init_from="lora-lucchi")
+    start = regime_settings(kind="lora", rank=4, epochs=2, warm_start="lora-lucchi")
     others = {
-        "rank8": RegimeSettings("lora", rank=8, epochs=2),
-        "head": RegimeSettings("lora", rank=4, epochs=2, head="linear"),
-        "far": RegimeSettings("lora", rank=4, epochs=9, head_lr=0.1),
-        "near": RegimeSettings("lora", rank=4, epochs=9),
+        "rank8": regime_settings(kind="lora", rank=8, epochs=2),
+        "head": regime_settings(kind="lora", rank=4, epochs=2, head="linear"),
+        "far": regime_settings(kind="lora", rank=4, epochs=9, head_lr=0.1),
+        "near": regime_settings(kind="lora", rank=4, epochs=9),
     }
     study = few_study(regimes={"mine": start, **others})
     assert base_of(study, "mine") == ("near", ["epochs"])
     assert base_of(few_study(regimes={"mine": start, "head": others["head"]}), "mine") is None
-    named = RegimeSettings(
-        "lora", rank=4, epochs=2, head="pyramid"
+    named = regime_settings(
+        kind="lora", rank=4, epochs=2, head="pyramid"
     )  # what the study's own head is called
     assert base_of(few_study(regimes={"mine": start, "named": named}), "mine") == ("named", [])
 
@@ -164,9 +166,9 @@ def test_without_a_base_there_is_no_difference() -> None:
 
 
 def test_what_was_seen_is_found_through_a_chain() -> None:
-    lora = RegimeSettings("lora")
+    lora = regime_settings(kind="lora")
     starts = {"lora": "", "one": "lora-vnc", "two": "one-lucchi", "own": "lora", "folder": "a/b"}
-    chain = {name: dataclasses.replace(lora, init_from=start) for name, start in starts.items()}
+    chain = {name: lora.changed(warm_start=start) for name, start in starts.items()}
     study = few_study(regimes=chain)
 
     def seen(regime: str, train_set: str) -> set[str]:
@@ -197,18 +199,19 @@ def test_few_labels_of_one_dataset_beside_all_of_another(tmp_path: Path) -> None
     """What a source has seen counts dataset by dataset, and cells stand under their own test dataset."""
     few: dict[str, int | str] = {"vnc": 1}
     both, turned = (
-        TrainSetSettings(names, slices=few) for names in (("lucchi", "vnc"), ("vnc", "lucchi"))
+        TrainSetSettings(datasets=names, slices=few)
+        for names in (("lucchi", "vnc"), ("vnc", "lucchi"))
     )
     sets = {
-        "vnc": TrainSetSettings(("vnc",)),
-        "lucchi": TrainSetSettings(("lucchi",)),
+        "vnc": TrainSetSettings(datasets=("vnc",)),
+        "lucchi": TrainSetSettings(datasets=("lucchi",)),
         "both": both,
         "turned": turned,
     }
     specs = {
-        "lora": RegimeSettings("lora"),
-        "from_vnc": RegimeSettings("lora", init_from="lora-vnc"),
-        "from_lucchi": RegimeSettings("lora", init_from="lora-lucchi"),
+        "lora": regime_settings(kind="lora"),
+        "from_vnc": regime_settings(kind="lora", warm_start="lora-vnc"),
+        "from_lucchi": regime_settings(kind="lora", warm_start="lora-lucchi"),
     }
     study = dataclasses.replace(
         a_study((0,)),

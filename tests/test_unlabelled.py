@@ -31,7 +31,7 @@ def params(train_set: Any = None) -> dict[str, Any]:
     own = settings(epochs=1, steps_per_epoch=2)
     own["datasets"]["c"] = {"layout": "stack", "voxel_nm": [40, 5, 5], "labelled": False}
     own["study"]["datasets"] = ["a", "b", "c"]
-    own["regimes"] |= {"dann": {"kind": "frozen", "align": "adversarial"}}
+    own["regimes"] |= {"dann": {"kind": "frozen", "adversarial": 0.1}}
     own["train_sets"] = {"onto_c": train_set or {"datasets": ["a", "b"], "unlabelled": ["c"]}}
     own["study"] |= {"regimes": ["dann"], "train_sets": ["onto_c"]}
     own["diagnose"] |= {"controls": False}
@@ -128,14 +128,12 @@ def test_its_images_count(tmp_path: Path) -> None:
 def test_settings_that_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError,
-        match=r"train_sets.onto_c: 'c' has no labels \(`labelled: false`\); expected it in `unlabelled`",
+        match=r"train_sets.onto_c: 'c' has no labels; name it in `unlabelled`",
     ):
         study_of(tmp_path, params(["a", "c"]), ingested=False)
     own = params()
     own["datasets"]["c"]["pairing"] = "lexicographic"
-    with pytest.raises(
-        ConfigError, match=r"datasets\.c\.pairing: found 'lexicographic'; expected number or stem"
-    ):
+    with pytest.raises(ConfigError, match=r"datasets\.c: a dataset without labels has no pairs"):
         study_of(tmp_path / "other", own, ingested=False)
 
 

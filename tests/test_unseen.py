@@ -13,7 +13,8 @@ from emadapt.metrics.pixels import overlap_counts
 from emadapt.models.adapters import merge
 from emadapt.models.predict import predict_slice, predict_slices
 from emadapt.report.report import build_report
-from emadapt.study.settings import DatasetSettings, RegimeSettings, TrainSetSettings
+from emadapt.study.datasets import DatasetSettings, TrainSetSettings
+from emadapt.study.regimes import regime_settings
 from emadapt.study.study import Study, Unit
 from emadapt.training.evaluate import evaluate_unit
 from emadapt.training.model_files import load_model
@@ -48,17 +49,19 @@ def test_which_datasets_are_unseen() -> None:
     assert unseen("frozen", "lucchi") == ["vnc"]
     assert unseen("frozen", "paired") == []
     specs = {
-        "from_vnc": RegimeSettings("lora", init_from="frozen-vnc"),
-        "after": RegimeSettings("lora", init_from="from_vnc"),
-        "folder": RegimeSettings("lora", init_from="models/some"),
-        "after_folder": RegimeSettings("lora", init_from="folder"),
+        "from_vnc": regime_settings(kind="lora", warm_start="frozen-vnc"),
+        "after": regime_settings(kind="lora", warm_start="from_vnc"),
+        "folder": regime_settings(kind="lora", warm_start="models/some"),
+        "after_folder": regime_settings(kind="lora", warm_start="folder"),
     }
     study = dataclasses.replace(study, regime_settings=study.regime_settings | specs)
     for regime in specs:
         assert unseen(regime, "lucchi") == [], regime
-    mispaired = DatasetSettings("lucchi", (5, 5, 5), path="data/lucchi", pairing="lexicographic")
-    onto = TrainSetSettings(("lucchi",), unlabelled=("vnc",))
-    sets = {"wrong": TrainSetSettings(("wrong",)), "to_vnc": onto}
+    mispaired = DatasetSettings(
+        layout="lucchi", voxel_nm=(5, 5, 5), path="data/lucchi", pairing="lexicographic"
+    )
+    onto = TrainSetSettings(datasets=("lucchi",), unlabelled=("vnc",))
+    sets = {"wrong": TrainSetSettings(datasets=("wrong",)), "to_vnc": onto}
     study = dataclasses.replace(
         study,
         datasets=("lucchi", "wrong", "vnc"),
@@ -68,7 +71,7 @@ def test_which_datasets_are_unseen() -> None:
     assert unseen("frozen", "wrong") == ["vnc"]  # the right labels are on images it has seen
     assert unseen("frozen", "vnc") == ["lucchi"]  # mispaired labels are not worth a score
     assert unseen("frozen", "to_vnc") == ["vnc"]  # images alone
-    deep = RegimeSettings("resunet3d", patch=(2, 32, 32), channels=(2,) * 5)
+    deep = regime_settings(kind="resunet3d", patch=(2, 32, 32), channels=(2,) * 5)
     model = regime_for(backbone, deep, "resunet3d").build(0)
     assert unseen("frozen", "lucchi") == [], "a model of blocks wants neighbours"
 

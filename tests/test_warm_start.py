@@ -18,7 +18,7 @@ from emadapt.training.train import train_unit
 from tiny import make_study, same_tensors, settings
 
 TUNED = {"kind": "lora", "rank": 2, "alpha": 4}
-START = "init_from"
+START = "warm_start"
 
 
 def params(**regimes: Any) -> dict[str, Any]:

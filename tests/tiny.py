@@ -19,8 +19,9 @@ import emadapt
 from emadapt.data.ingest import Volume, ingest
 from emadapt.models.predict import predict_slices
 from emadapt.models.segmenter import Segmenter
-from emadapt.study.rules import ALIGNMENTS
-from emadapt.study.study import BackboneSettings, RegimeSettings, Study, Unit, load_study
+from emadapt.study.backbones import BackboneSettings
+from emadapt.study.regimes import RegimeSettings, regime_settings
+from emadapt.study.study import Study, Unit, load_study
 from emadapt.training.fit import Run
 from emadapt.training.model_files import load_model, save_model
 from emadapt.training.regimes import REGIMES
@@ -82,7 +83,7 @@ def settings(arch: str = "tiny_dinov2", **train: Any) -> dict[str, Any]:
 
 
 def alignment(method: str, reference: str = "b") -> dict[str, str]:
-    return {"align": method} | ({"reference": reference} if ALIGNMENTS[method] else {})
+    return {"align": method, "reference": reference}
 
 
 def make_study(root: Path, params: dict[str, Any] | None = None, *, ingested: bool = True) -> Study:
@@ -138,7 +139,7 @@ def regime_for(
     backbone: dict[str, Any], settings: RegimeSettings | None = None, head: str = "linear"
 ) -> Regime:
     """A regime, frozen unless said otherwise, on a backbone with these settings."""
-    settings = settings or RegimeSettings("frozen")
+    settings = settings or regime_settings(kind="frozen")
     return REGIMES[settings.kind](settings, BackboneSettings(**backbone), head)
 
 
@@ -215,7 +216,7 @@ def predicted(folder: Path, image: np.ndarray) -> np.ndarray:
 def write_3d_model(folder: Path, **change: Any) -> Path:
     """As `write_model`, of a network in 3D whose answers differ from place to place."""
     patch = (4, 32, 32)
-    kind = RegimeSettings("resunet3d", patch=patch, channels=(2, 2, 2, 2, 2))
+    kind = regime_settings(kind="resunet3d", patch=patch, channels=(2, 2, 2, 2, 2))
     write_model(folder, regime=kind, head="resunet3d", **{"tile": 32, **change})
     segmenter, _ = load_model(folder)
     torch.manual_seed(0)

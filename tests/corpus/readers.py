@@ -82,14 +82,15 @@ def model(path: Path) -> None:
 
 
 def begin(path: Path) -> None:
-    """As `init_from` reads, which looks at a part of the card alone."""
-    
-    from emadapt.study.study import BackboneSettings, RegimeSettings
+    """As `warm_start` reads, which looks at a part of the card alone."""
+
+    from emadapt.study.backbones import BackboneSettings
+    from emadapt.study.regimes import regime_settings
     from emadapt.training.regimes import REGIMES
     from emadapt.training.warm_start import folder_state
 
-    spec = BackboneSettings("tiny_dinov2", "random")
-    regime = REGIMES["frozen"](RegimeSettings("frozen"), spec, "linear")
+    spec = BackboneSettings(arch="tiny_dinov2", source="random")
+    regime = REGIMES["frozen"](regime_settings(kind="frozen"), spec, "linear")
     regime.build(0).load_trained(folder_state(path, regime))
 
 

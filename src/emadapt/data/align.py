@@ -20,7 +20,7 @@ import numpy.typing as npt
 from emadapt.data.ingest import Volume, open_volume
 from emadapt.data.splits import evenly_spaced
 from emadapt.errors import InputError
-from emadapt.study.study import BackboneSettings
+from emadapt.study.backbones import BackboneSettings
 
 Grey = npt.NDArray[np.uint8]
 Change = Callable[[Grey], Grey]

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader
 
-from emadapt.study.settings import TrainSettings
+from emadapt.study.training import TrainSettings
 
 Item = tuple[Any, torch.Tensor]
 """Inputs (an image, or what is cached of it) and labels, of a sample or stacked."""
@@ -66,7 +66,7 @@ def plan_epoch(
     pool = [(m, int(r)) for m, own in enumerate(rows) for r in own]
     size = max(spec.batch, len(rows))
     total = spec.steps_per_epoch * size or len(pool)
-    if spec.balanced and len(rows) > 1:
+    if spec.sampling == "balanced" and len(rows) > 1:
         cycles = [
             cycle(np.asarray([int(r) for r in own]), -(-total // len(rows)), rng) for own in rows
         ]

@@ -19,7 +19,7 @@ from emadapt.data.prepared import PreparedSlices
 from emadapt.data.splits import check_depth, starts_in
 from emadapt.data.tiles import Grey, geometry_of, label_to_input
 from emadapt.errors import InputError
-from emadapt.study.settings import BackboneSettings
+from emadapt.study.backbones import BackboneSettings
 
 Patch = tuple[int, int, int]
 """Voxels (z, y, x)."""

@@ -17,7 +17,7 @@ from emadapt.data.ingest import Volume
 from emadapt.data.labelled import Tile
 from emadapt.data.prepared import PreparedSlices
 from emadapt.data.tiles import Grey, geometry_of, label_to_input
-from emadapt.study.settings import BackboneSettings
+from emadapt.study.backbones import BackboneSettings
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network for its version
 

@@ -22,7 +22,8 @@ from emadapt.data.sources import source_of
 from emadapt.data.splits import Split, split_slices
 from emadapt.errors import InputError
 from emadapt.files import new_array, whole_folder, write_json
-from emadapt.study.study import DatasetSettings, Study
+from emadapt.study.datasets import DatasetSettings
+from emadapt.study.study import Study
 from emadapt.volumes.grey import PERCENTILES, grey_window, to_uint8
 from emadapt.volumes.source import Array, Source
 

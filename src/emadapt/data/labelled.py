@@ -10,7 +10,7 @@ import numpy as np
 
 from emadapt.data.ingest import Volume
 from emadapt.errors import InputError
-from emadapt.study.study import TrainSetSettings
+from emadapt.study.datasets import TrainSetSettings
 
 Tile = tuple[int, int, int]
 """Slice (the first of a 3D patch), and upper left corner (y, x) in the padded slice."""

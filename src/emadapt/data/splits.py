@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from emadapt.errors import InputError
-from emadapt.study.study import SplitSettings
+from emadapt.study.datasets import SplitSettings
 
 Split = dict[str, list[int]]
 

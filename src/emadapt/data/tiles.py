@@ -13,7 +13,7 @@ from PIL import Image
 
 from emadapt.data.align import AS_IT_IS, Aligner, Change, aligner_of
 from emadapt.data.ingest import Volume
-from emadapt.study.study import BackboneSettings
+from emadapt.study.backbones import BackboneSettings
 
 Grey = npt.NDArray[np.uint8]
 

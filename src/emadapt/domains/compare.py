@@ -19,7 +19,7 @@ from emadapt.domains import frechet, knn, outliers, probe
 from emadapt.domains.features import Features
 from emadapt.domains.moments import z_blocks
 from emadapt.domains.population import FEWEST, Distance, Numbers, Population
-from emadapt.study.study import DiagnoseSettings
+from emadapt.study.training import DiagnoseSettings
 
 FRACTIONS = (0.4, 0.5, 0.65, 0.8, 1.0)
 """Shares of the slices from which the distance is extrapolated to infinitely many."""

@@ -7,7 +7,6 @@ of each patch. All read the same slices.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 import math
@@ -38,7 +37,9 @@ from emadapt.errors import InputError
 from emadapt.files import new_array, write_json
 from emadapt.models.backbones import Backbone
 from emadapt.models.tokens import CACHE, OCCUPANCY, compute_tokens, token_key, token_views
-from emadapt.study.study import BackboneSettings, DiagnoseSettings, digest
+from emadapt.study.backbones import BackboneSettings
+from emadapt.study.keys import digest
+from emadapt.study.training import DiagnoseSettings
 
 KEPT = Path("scratch/features")
 FORMAT = 1  # raise when the same settings begin to mean other content
@@ -208,7 +209,7 @@ def computed_features(
             for (y, x), own_tokens in zip(now, tokens, strict=True):
                 yield (y, x), own_tokens, label[y : y + h, x : x + w]
 
-    settings = dataclasses.asdict(spec)
+    settings = spec.model_dump(mode="json")
     for key in (
         "source",
         "file",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import resource
 import shutil
@@ -29,7 +28,9 @@ from emadapt.files import file_md5, write_json
 from emadapt.models.adapters import merge
 from emadapt.models.backbones import Backbone, pretrained
 from emadapt.models.device import device
-from emadapt.study.study import BackboneSettings, DiagnoseSettings, Study
+from emadapt.study.backbones import BackboneSettings
+from emadapt.study.study import Study
+from emadapt.study.training import DiagnoseSettings
 from emadapt.tracking.publish import publish
 from emadapt.training.model_files import load_model
 from emadapt.training.tracked import UNITS, finished_run
@@ -79,14 +80,14 @@ def diagnose(study: Study, backbone_name: str, regime: str, out: Path = OUT) -> 
         None,
         {v.name: pretrained_features(backbone, spec, v, own) for v in volumes},
     )
-    frozen = study.regime_settings[regime].pretrained_tokens
+    frozen = study.regime_settings[regime].on_pretrained_tokens
     models = [before] if frozen else list(_adapted(study, backbone_name, regime, volumes))
     result: dict[str, Any] = {
         "study": study.name,
         "backbone": backbone_name,
         "regime": regime,
         "weights": backbone.provenance.to_dict(),
-        "settings": dataclasses.asdict(own),
+        "settings": own.model_dump(mode="json"),
         "pairs": [],
         "segmentation": [],
         "outliers": [],
@@ -222,7 +223,7 @@ def _controls(
     own: DiagnoseSettings,
 ) -> dict[str, list[dict[str, Any]]]:
     """What the numbers read where the answer is known: halves of one volume, contrast alone, random weights, raw pixels."""
-    random = dataclasses.replace(spec, source="random", file="")
+    random = spec.changed(source="random", file="")
     untrained = pretrained(random).to(device())
     seed_hash = untrained.provenance.sha256
     backbone.to(device())
@@ -235,9 +236,7 @@ def _controls(
         lower, upper = halves(whole, own)
         null = {volume.name: compare.split_half_null(whole, "token", "all", own)}
         halved.append(
-            compare.compare(
-                lower, upper, "token", "all", dataclasses.replace(own, blocks=own.blocks // 2), null
-            )
+            compare.compare(lower, upper, "token", "all", own.changed(blocks=own.blocks // 2), null)
         )
         name, train = f"{volume.name} (contrast {CONTRAST})", whole.places("train")
         changed = computed_features(
@@ -246,7 +245,7 @@ def _controls(
         changed_pixels = pixel_features(
             spec, backbone.arch.patch, volume, own, lower_contrast, name
         )
-        fewer = dataclasses.replace(own, blocks=min(own.blocks, len(train)))
+        fewer = own.changed(blocks=min(own.blocks, len(train)))
         for level, one, other in (("token", whole, changed), ("pixel", pixel, changed_pixels)):
             # Training slices alone: both tile them alike, so that nothing but the contrast differs.
             contrast.append(

@@ -22,7 +22,7 @@ from emadapt.models.archs import (
     resolve_blocks,
 )
 from emadapt.models.weights import Weights, open_weights
-from emadapt.study.settings import BackboneSettings
+from emadapt.study.backbones import BackboneSettings
 
 # The attention's input and output projections, as peft matches them (by suffix). The leading "attn." keeps
 # `patch_embed.proj` out.

@@ -13,7 +13,8 @@ from pathlib import Path
 from emadapt.errors import InputError
 from emadapt.files import write_json
 from emadapt.models.archs import PYPI_RELEASE, check_settings
-from emadapt.study.study import BackboneSettings, RegimeSettings
+from emadapt.study.backbones import BackboneSettings
+from emadapt.study.regimes import PretrainedSystemSettings
 
 HASHES = Path("scratch/hashes.json")
 """Sha256 of files by path, size and time of change, since large ones take seconds to read."""
@@ -44,7 +45,7 @@ def backbone_weights(spec: BackboneSettings) -> dict[str, str]:
     return {"revision": hub_revision(arch.hub, ("model.safetensors", "pytorch_model.bin"))}
 
 
-def system_weights(regime: RegimeSettings) -> dict[str, str]:
+def system_weights(regime: PretrainedSystemSettings) -> dict[str, str]:
     """The identity of the weights of a pretrained system: a file, a folder or a repository.
 
     Raises:

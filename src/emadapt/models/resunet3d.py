@@ -17,7 +17,7 @@ from emadapt.models.batch_norm import BatchNorm3d
 from emadapt.models.device import autocast
 from emadapt.models.monai_parts import monai_part
 from emadapt.models.segmenter import Probability, Segmenter
-from emadapt.study.settings import BackboneSettings
+from emadapt.study.backbones import BackboneSettings
 
 STRIDE = 16
 """Of the deepest level, in plane: sides of patches are multiples of it. Along z nothing is pooled."""

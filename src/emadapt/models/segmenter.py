@@ -22,7 +22,7 @@ from emadapt.data.tiles import Geometry, Grey, merge_tiles, to_input, with_neigh
 from emadapt.errors import InputError
 from emadapt.models.adapters import State, adapter_state, load_adapter
 from emadapt.models.device import autocast
-from emadapt.study.settings import BackboneSettings
+from emadapt.study.backbones import BackboneSettings
 
 BATCH_TILES = 16
 """Tiles that go through a model at once."""

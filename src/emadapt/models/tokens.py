@@ -37,8 +37,9 @@ from emadapt.models.backbones import Backbone, pretrained
 from emadapt.models.device import autocast, device, resolve_precision
 from emadapt.models.passthrough import NONE
 from emadapt.models.segmenter import Inputs, Partial
-from emadapt.study.settings import BackboneSettings
-from emadapt.study.study import Study, digest
+from emadapt.study.backbones import BackboneSettings
+from emadapt.study.keys import digest
+from emadapt.study.study import Study
 
 CACHE = Path("scratch/tokens")
 FORMAT = 3  # raise when the same settings begin to mean other content
@@ -155,7 +156,7 @@ def run(study: Study, backbone_name: str, dataset: str, out: Path = Path("build/
     spec, volume = study.backbone_settings[backbone_name], open_volume(dataset)
     manifest = {"backbone": backbone_name, "dataset": dataset, "data_md5": volume.md5}
     path = out / backbone_name / f"{dataset}.json"
-    if all(study.regime_settings[name].no_backbone for name in study.regimes):
+    if all(not study.regime_settings[name].uses_backbone for name in study.regimes):
         facts = aligner_of(volume, spec).facts  # another reference is another training
         entries = [{"align": digest(facts)}] if facts else []
         write_json(path, manifest | {"entries": entries, "weights": NONE.to_dict()})

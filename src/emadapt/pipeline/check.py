@@ -8,8 +8,8 @@ import json
 from pathlib import Path
 
 from emadapt.errors import ConfigError, EmadaptError, InputError
-from emadapt.study.reading import NAME
-from emadapt.study.settings import HEAD_NAMES
+from emadapt.study.regimes import PretrainedSystemSettings, ResUNet3dSettings
+from emadapt.study.strict import NAME
 from emadapt.study.study import PARAMS, Study, load_study
 
 
@@ -81,25 +81,10 @@ def _check_models(study: Study, path: Path) -> list[str]:
                 arch.depth if spec.blocks == "last" else resolve_blocks(spec.arch, spec.blocks)[-1]
             )
             for regime in study.regimes:
-                adapter = study.regime_settings[regime]
-                if adapter.low_rank and adapter.rank > arch.dim:
-                    width = f"{arch.dim}, the width of {name}"
-                    problems.append(
-                        f"{path}: regimes.{regime}.rank: found {adapter.rank}; expected at most {width}"
-                    )
-                if adapter.k > last:
-                    problems.append(
-                        f"{path}: regimes.{regime}.k: found {adapter.k}; expected at most {last}, the blocks of "
-                        f"{name} that run"
-                    )
+                for problem in study.regime_settings[regime].problems_on(arch.dim, last):
+                    problems.append(f"{path}: regimes.{regime}.{problem} of {name}")
         except EmadaptError as error:
             problems.append(f"{path}: backbones.{name}: {error}")
-    for regime in study.regimes:
-        head = study.regime_settings[regime].head or study.train.head
-        if head not in HEAD_NAMES:
-            problems.append(
-                f"{path}: head {head!r} of regime {regime!r} is unknown; known are {', '.join(HEAD_NAMES)}"
-            )
     return problems
 
 
@@ -109,7 +94,7 @@ def _check_starts(study: Study) -> list[str]:
     folders = {
         name: where
         for name in study.regimes
-        if "/" in (where := study.regime_settings[name].init_from)
+        if "/" in (where := getattr(study.regime_settings[name], "warm_start", ""))
     }
     for name, folder in folders.items():
         try:
@@ -119,13 +104,13 @@ def _check_starts(study: Study) -> list[str]:
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             problems.append(
-                f"regimes.{name}.init_from: {folder}: found no model that can be read ({type(error).__name__}: "
+                f"regimes.{name}.warm_start: {folder}: found no model that can be read ({type(error).__name__}: "
                 f"{error}); expected model.json and model.safetensors, as `train` writes them"
             )
         else:
             if found != expected:
                 problems.append(
-                    f"regimes.{name}.init_from: {folder}: found a head {found}; expected {expected}"
+                    f"regimes.{name}.warm_start: {folder}: found a head {found}; expected {expected}"
                 )
     return problems
 
@@ -138,7 +123,7 @@ def _check_precision(study: Study) -> list[str]:
         for name in study.backbones
     }
     half = {where: precision for where, precision in named.items() if precision in ("bf16", "fp16")}
-    if not half or not any(study.regime_settings[regime].is_3d for regime in study.regimes):
+    if not half or not any(study.regime_settings[regime].depth > 1 for regime in study.regimes):
         return []
     from emadapt.models.device import check_precision  # torch, which takes seconds
 
@@ -177,12 +162,9 @@ def _check_data(study: Study, data: Path) -> list[str]:
                 if any(name in study.train_set_settings[t].datasets for t in study.train_sets)
                 else ()
             ):
-                if study.regime_settings[regime].is_3d:
-                    check_depth(
-                        f"{root}, regime {regime}",
-                        split["train"],
-                        study.regime_settings[regime].patch,
-                    )
+                settings = study.regime_settings[regime]
+                if isinstance(settings, ResUNet3dSettings):
+                    check_depth(f"{root}, regime {regime}", split["train"], settings.patch)
             for part in parts:
                 image = part.images.read(0, 1)[0]
                 if part.labels is not None:
@@ -216,17 +198,15 @@ def _check_labelled(
                 not wanted.crops
                 or regime is None
                 or spec.align == "voxel"
-                or (regime.no_backbone and not regime.is_3d)
+                or (not regime.uses_backbone and regime.depth == 1)
             ):
                 continue
-            if regime.is_3d:
-                geo = geometry(
-                    (native[0], native[1]), dataclasses.replace(spec, tile=max(regime.patch[1:])), 1
-                )
+            if isinstance(regime, ResUNet3dSettings):
+                geo = geometry((native[0], native[1]), spec.changed(tile=max(regime.patch[1:])), 1)
                 geo = dataclasses.replace(geo, tile=regime.patch[1:])
             else:
                 geo = geometry((native[0], native[1]), spec, get_arch(spec.arch).patch)
-            starts = starts_in(train, regime.patch[0] if regime.is_3d else 1, apart=True)
+            starts = starts_in(train, regime.depth, apart=True)
             counts["crops", f" under {backbone}", wanted.crops] = len(starts) * len(
                 geo.corners(0.0)
             )
@@ -241,8 +221,10 @@ def _check_labelled(
 def _check_outside(study: Study) -> list[str]:
     """Packages and weights of the published systems among the regimes."""
     problems = []
-    for name in (name for name in study.regimes if study.regime_settings[name].outside):
+    for name in study.regimes:
         regime = study.regime_settings[name]
+        if not isinstance(regime, PretrainedSystemSettings):
+            continue
         try:
             if regime.kind == "sam2":
                 from emadapt.models import sam2

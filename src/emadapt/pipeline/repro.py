@@ -82,12 +82,9 @@ def useful_devices(study: Study) -> dict[str, int]:
     found = {}
     for unit in study.units():
         regime = study.regime_settings[unit.regime]
-        single = (
-            regime.align or regime.interpolated or regime.outside or regime.kind in ("ridge", "knn")
-        )
         batch = study.train_settings(unit).batch
         datasets = len(study.train_set_settings[unit.train_set].datasets)
-        found[f"train@{unit.name}"] = 1 if single else max(batch, datasets)
+        found[f"train@{unit.name}"] = max(batch, datasets) if regime.several_devices else 1
     return found
 
 

@@ -65,7 +65,7 @@ def stale_stages(study: Study) -> Needs:
 
 def _adapts(study: Study, unit: Unit) -> bool:
     """Whether the backbone is in the training loop, which takes longest."""
-    return not study.regime_settings[unit.regime].pretrained_tokens
+    return not study.regime_settings[unit.regime].on_pretrained_tokens
 
 
 def _rank(stage: str) -> int:

@@ -1,12 +1,10 @@
 """What alignment does: models with `align`, of slices (a backbone's) or of features (a regime's), against the same without."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from emadapt.report.comparisons import METHOD, Groups, Key, difference, kind_of, with_holm
-from emadapt.study.settings import RegimeSettings
 from emadapt.study.study import Study
 
 ALIGNED_METHOD = (
@@ -19,10 +17,10 @@ ALIGNED_METHOD = (
 def without_align(study: Study, backbone: str, regime: str) -> tuple[str, str] | None:
     """The study's backbone and regime that differ from these in their alignment alone, and have none; None where they lack."""
     spec, own = study.backbone_settings[backbone], study.regime_settings[regime]
-    if not spec.align and not own.align:
+    if not spec.align and not getattr(own, "adversarial", 0):
         return None
-    plain = dataclasses.replace(spec, align="", reference="")
-    control = dataclasses.replace(own, align="", align_weight=RegimeSettings.align_weight)
+    plain = spec.changed(align="", reference="")
+    control = own.changed(adversarial=0.0)
     backbones = [name for name in study.backbones if study.backbone_settings[name] == plain]
     regimes = [name for name in study.regimes if study.regime_settings[name] == control]
     return (backbones[0], regimes[0]) if backbones and regimes else None
@@ -47,7 +45,7 @@ def compare_aligned(study: Study, groups: Groups) -> list[dict[str, Any]]:
         other: Key = (*plain, train_set)
         slices, features = (
             study.backbone_settings[backbone].align,
-            regime if study.regime_settings[regime].align else "",
+            regime if getattr(study.regime_settings[regime], "adversarial", 0) else "",
         )
         for test_set in study.tested:
             a, b = (

@@ -128,7 +128,7 @@ def trained_on(study: Study, entries: Sequence[Entry], test_set: str) -> list[En
         for e in entries
         if e["test_set"] == test_set and test_set in specs[e["train_set"]].datasets
     ]
-    own = [e for e in own if not study.regime_settings[e["regime"]].oracle]
+    own = [e for e in own if not study.regime_settings[e["regime"]].sees_test_labels]
     return [e for e in own if not specs[e["train_set"]].few] or own
 
 

@@ -34,9 +34,7 @@ def few_shot_curves(study: Study, entries: Sequence[Entry]) -> list[dict[str, An
     found = []
     for datasets, amount in _kinds(study):
         sets = [name for name in study.train_sets if _is_point(study, name, datasets, amount)]
-        regimes = [
-            regime for regime in study.regimes if not study.regime_settings[regime].untrained
-        ]
+        regimes = [regime for regime in study.regimes if study.regime_settings[regime].trains]
         for backbone, regime in (
             (backbone, regime) for backbone in study.backbones for regime in regimes
         ):

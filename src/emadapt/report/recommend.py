@@ -10,8 +10,9 @@ from typing import Any
 from emadapt.errors import InputError
 from emadapt.report.comparisons import Entry, key_of, trained_on
 from emadapt.report.transfer_matrix import labelled_words
-from emadapt.study.settings import HEAD_NAMES
-from emadapt.study.study import RegimeSettings, Study
+from emadapt.study.regimes import RegimeSettings
+from emadapt.study.study import Study
+from emadapt.study.training import HEAD_NAMES
 from emadapt.tracking.provenance import provenance_tags
 
 Summary = Mapping[str, Any]
@@ -188,7 +189,7 @@ def _labels(study: Study, summary: Summary, best: Entry) -> list[str]:
 
 
 def _curve(study: Study, curve: Mapping[str, Any]) -> str:
-    tiles = "patches" if study.regime_settings[curve["regime"]].is_3d else "tiles"
+    tiles = "patches" if study.regime_settings[curve["regime"]].depth > 1 else "tiles"
     unit = tiles if curve["amount"] == "crops" else "slices"
     few = [point for point in curve["points"] if not point["all"]]
     who, last = _named(study, curve["backbone"], curve["regime"]), few[-1]
@@ -340,11 +341,11 @@ def _not_worse(comparison: Mapping[str, Any]) -> str:
 def _model(study: Study, entry: Entry) -> str:
     spec = study.regime_settings[entry["regime"]]
     labels = labelled_words(entry["labelled"])
-    labels = labels.replace("tiles", "patches") if spec.is_3d else labels
-    start = "" if spec.no_backbone else f"{entry['backbone']}, "
+    labels = labels.replace("tiles", "patches") if spec.depth > 1 else labels
+    start = "" if not spec.uses_backbone else f"{entry['backbone']}, "
     what = f"{start}regime {_regime(study, entry['regime'])}"
     head = "" if spec.own_head else f", head {study.head_of(entry['regime'])}"
-    if spec.untrained:
+    if not spec.trains:
         return f"{what}, not trained"
     return f"{what}{head}, trained on {entry['train_set']}" + (f" ({labels})" if labels else "")
 

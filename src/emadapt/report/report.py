@@ -309,8 +309,8 @@ def _of_all_slices(tests: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _kind(study: Study, entry: Mapping[str, Any]) -> str:
     """How a model relates to its test dataset: what its training set does, or, if it was not trained, what it was told."""
     regime = study.regime_settings[entry["regime"]]
-    if regime.untrained:
-        return "oracle prompts" if regime.oracle else "zero-shot"
+    if not regime.trains:
+        return "oracle prompts" if regime.sees_test_labels else "zero-shot"
     return kind_of(study, entry["regime"], entry["train_set"], entry["test_set"])
 
 

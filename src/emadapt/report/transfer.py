@@ -95,9 +95,9 @@ def domain_vs_iou(
         if len(spec.datasets) == 1 and not spec.unlabelled and right.issuperset(spec.datasets):
             single.setdefault(spec.datasets[0], name)
     points = []
-    trained = [regime for regime in study.regimes if not study.regime_settings[regime].untrained]
+    trained = [regime for regime in study.regimes if study.regime_settings[regime].trains]
     for backbone, regime in itertools.product(study.backbones, trained):
-        frozen = study.regime_settings[regime].pretrained_tokens
+        frozen = study.regime_settings[regime].on_pretrained_tokens
         for a, b in itertools.permutations(single, 2):
             if b in seen_elsewhere(study, Unit(backbone, regime, single[a], study.seeds[0])):
                 continue

@@ -10,7 +10,7 @@ from emadapt.report.comparisons import METHOD, Entry, Groups, difference, seen_e
 from emadapt.study.study import Study, Unit
 
 TRANSFER_METHOD = (
-    "IoU on the target's own test data of units that start from the adapter and head of a source (`init_from`), and of those of"
+    "IoU on the target's own test data of units that start from the adapter and head of a source (`warm_start`), and of those of"
     " `base`, the regime with the same adapter and head that starts from pretrained weights alone, or where there is no backbone"
     " from random values; `differs`: other settings in which the two regimes differ. `seen`: the source was trained on labels of"
     " the test dataset that the target does not have, so that there is no comparison. p_holm corrected after Holm for all"
@@ -28,10 +28,15 @@ def base_of(study: Study, regime: str) -> tuple[str, list[str]] | None:
     for name in study.regimes:
         other = study.regime_settings[name]
         alike = all(
-            getattr(other, key) == getattr(spec, key) for key in ("kind", "rank", "alpha", "k")
+            getattr(other, key, None) == getattr(spec, key, None)
+            for key in ("kind", "rank", "alpha", "k")
         )
-        if alike and not other.init_from and study.head_of(name) == study.head_of(regime):
-            ignored = ("init_from", "head")
+        if (
+            alike
+            and not getattr(other, "warm_start", "")
+            and study.head_of(name) == study.head_of(regime)
+        ):
+            ignored = ("warm_start", "head")
             found.append(
                 (
                     name,
@@ -266,5 +271,5 @@ def _brackets(text: str) -> str:
 
 
 def _names_a_training_set(study: Study, regime: str) -> bool:
-    start = study.regime_settings[regime].init_from
+    start = getattr(study.regime_settings[regime], "warm_start", "")
     return "-" in start and "/" not in start

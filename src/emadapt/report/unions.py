@@ -23,7 +23,7 @@ def unions(study: Study, groups: Groups) -> list[dict[str, Any]]:
         Differences of foreground IoU, union minus alone, with intervals and p; `few`: whether not all labels are used.
     """
     specs = {name: study.train_set_settings[name] for name in study.train_sets}
-    trained = [regime for regime in study.regimes if not study.regime_settings[regime].untrained]
+    trained = [regime for regime in study.regimes if study.regime_settings[regime].trains]
     found = []
     for backbone, regime in (
         (backbone, regime) for backbone in study.backbones for regime in trained

@@ -16,7 +16,7 @@ from emadapt.errors import InputError
 from emadapt.models.adapters import merge
 from emadapt.models.device import device
 from emadapt.models.segmenter import Segmenter
-from emadapt.study.study import BackboneSettings
+from emadapt.study.backbones import BackboneSettings
 from emadapt.training.model_files import load_model
 from emadapt.volumes.voxel import Voxel
 
@@ -184,8 +184,7 @@ def geometry_for(model: Model, native: tuple[int, int], dataset: str, aligner: A
     trained = (int(model.card["shape"][dataset][1]), int(model.card["shape"][dataset][2]))
     if tiled or (trained == native and aligner.zoom == (1.0, 1.0)):
         return geometry(native, spec, patch, aligner)
-    own = dataclasses.replace(
-        spec,
+    own = spec.changed(
         longest_edge=0,
         scale=spec.longest_edge / max(trained) if spec.longest_edge else spec.scale,
         tile=spec.tile or min(geometry(trained, spec, patch).tile),

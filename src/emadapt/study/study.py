@@ -1,75 +1,39 @@
-"""The study as frozen dataclasses, read strictly from params.yaml: unknown keys, wrong types and dangling names are errors."""
+"""The study that params.yaml selects: its units, and the settings of each."""
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import itertools
-import json
-import typing
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from emadapt.errors import ConfigError, EmadaptError
-from emadapt.study.reading import NAME, build, names_of, read_yaml, specs_of
+from emadapt.study.backbones import INPUT_PRESETS, BackboneSettings
+from emadapt.study.datasets import SPLIT_PRESETS, DatasetSettings, SplitSettings, TrainSetSettings
+from emadapt.study.reading import nearest, parse, parse_tagged, read_yaml
+from emadapt.study.regimes import REGIME_SETTINGS, RegimeSettings
 from emadapt.study.rules import problems_of
-from emadapt.study.settings import (
-    OWN_TRAINING,
-    BackboneSettings,
-    DatasetSettings,
-    DiagnoseSettings,
-    RegimeSettings,
-    SplitSettings,
-    TrainSetSettings,
-    TrainSettings,
-)
+from emadapt.study.strict import NAME, Name, Settings
 from emadapt.study.sweep import SweepSettings
+from emadapt.study.training import TRAIN_PRESETS, DiagnoseSettings, TrainSettings
 
 PARAMS = Path("params.yaml")
 
+Names = Annotated[tuple[Name, ...], Field(min_length=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
-PAPER_TRAIN = TrainSettings(
-    head="deconv",
-    loss="dice",
-    head_lr=5e-5,
-    adapter_lr=5e-5,
-    weight_decay=1e-4,
-    schedule="constant",
-    warmup_steps=0,
-    epochs=1000,
-    steps_per_epoch=0,
-    batch=1,
-    patience=20,
-    monitor="val_loss",
-    val_slices=0,
-    augment=False,
-    balanced=False,
-    clip=1.0,
-    precision="fp32",
-)
-"""The reference study's protocol (Fuster-Barceló & Uhlmann, arXiv 2602.08505)."""
 
-PRESETS: dict[str, dict[str, Any]] = {
-    "train": {"default": TrainSettings(), "paper": PAPER_TRAIN},
-    "split": {
-        "default": SplitSettings(),
-        "paper": SplitSettings(kind="random", val=0.1, test=0.15, gap_nm=0.0),
-    },
-    "diagnose": {"default": DiagnoseSettings()},
-    "sweep": {"default": SweepSettings()},
-}
+class Selection(Settings):
+    """The section `study`: what is run. Units are the product of the last four."""
 
-# The reference's input: whole slices, 1022 pixels long, the last block's tokens, ImageNet statistics for every backbone.
-PAPER_INPUT = {
-    "blocks": "last",
-    "longest_edge": 1022,
-    "tile": 0,
-    "views": 0,
-    "overlap": 0.0,
-    "normalisation": "imagenet",
-    "precision": "fp32",
-}
+    name: Name
+    datasets: Names
+    backbones: Names
+    regimes: Names
+    train_sets: Names
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]
 
 
 @dataclass(frozen=True)
@@ -108,43 +72,40 @@ class Study:
 
     def units(self) -> list[Unit]:
         """All units of the study, in the order of DVC's matrix."""
-        return [
-            Unit(*u)
-            for u in itertools.product(self.backbones, self.regimes, self.train_sets, self.seeds)
-        ]
+        factors = (self.backbones, self.regimes, self.train_sets, self.seeds)
+        return [Unit(*levels) for levels in itertools.product(*factors)]
 
     def unit(self, name: str) -> Unit:
         """The unit called `name`.
 
         Raises:
-            EmadaptError: no such unit in the study.
+            EmadaptError: the study has no such unit.
         """
-        for unit in self.units():
-            if unit.name == name:
-                return unit
-        have = ", ".join(u.name for u in self.units()[:4])
-        raise EmadaptError(
-            f"unit {name!r} is not in study {self.name!r}; its units are {have}, ..."
-        )
+        units = {unit.name: unit for unit in self.units()}
+        if name not in units:
+            known = nearest(name, list(units)[:4])
+            raise EmadaptError(f"unit {name!r} is not in study {self.name!r}; {known}")
+        return units[name]
 
     def train_settings(self, unit: Unit) -> TrainSettings:
-        """`train` with the regime's own head, epochs, learning rates and weight decay, and the training set's own way to draw."""
+        """`train` with what the unit's regime and training set say instead."""
         regime = self.regime_settings[unit.regime]
-        own: dict[str, Any] = dict(OWN_TRAINING.get(regime.kind, {}))
-        for key in ("head", "epochs", "head_lr", "adapter_lr"):
-            if getattr(regime, key):
-                own[key] = getattr(regime, key)
-        if regime.weight_decay >= 0:
-            own["weight_decay"] = regime.weight_decay
-        if regime.own_head:
-            own["head"] = regime.own_head
-        if draw := self.train_set_settings[unit.train_set].draw:
-            own["balanced"] = draw == "balanced"
-        return dataclasses.replace(self.train, **own)
+        own = dict(regime.train_defaults)
+        for name in ("head", "epochs", "head_lr", "adapter_lr", "weight_decay"):
+            if (value := getattr(regime, name, None)) is not None:
+                own[name] = value
+        if sampling := self.train_set_settings[unit.train_set].sampling:
+            own["sampling"] = sampling
+        return self.train.changed(**own | {"head": self.head_of(unit.regime)})
+
+    def head_of(self, regime: str) -> str:
+        """The head that units of a regime have."""
+        settings = self.regime_settings[regime]
+        return settings.own_head or getattr(settings, "head", None) or self.train.head
 
     def source_of(self, unit: Unit) -> Unit | None:
-        """The unit whose model `unit` starts from (`init_from`); None where there is none, or a folder."""
-        start = self.regime_settings[unit.regime].init_from
+        """The unit whose model `unit` starts from; None without one, or for a model folder."""
+        start = self.warm_start_of(unit)
         if not start or "/" in start:
             return None
         regime, _, train_set = start.partition("-")
@@ -158,8 +119,12 @@ class Study:
             source = self.source_of(source)
         return found
 
+    def warm_start_of(self, unit: Unit) -> str:
+        """What the regime's `warm_start` says; empty without one."""
+        return getattr(self.regime_settings[unit.regime], "warm_start", "")
+
     def images_of(self, dataset: str) -> str:
-        """The folder of a dataset's raw data: datasets that share it are the same images under other labels."""
+        """The folder of a dataset's raw data, which several datasets may share."""
         return str(Path(self.dataset_settings[dataset].path or f"data/{dataset}"))
 
     @property
@@ -168,220 +133,137 @@ class Study:
         return tuple(name for name in self.datasets if self.dataset_settings[name].labelled)
 
     def unlabelled_of(self, unit: Unit) -> tuple[str, ...]:
-        """Datasets that `unit` sees the images of, without labels."""
-        return (
-            self.train_set_settings[unit.train_set].unlabelled
-            if self.regime_settings[unit.regime].penalised
-            else ()
-        )
-
-    def head_of(self, regime: str) -> str:
-        """The head that units of a regime have."""
-        spec = self.regime_settings[regime]
-        return spec.own_head or spec.head or self.train.head
+        """Datasets whose images `unit` sees without labels."""
+        adversarial = getattr(self.regime_settings[unit.regime], "adversarial", 0.0)
+        return self.train_set_settings[unit.train_set].unlabelled if adversarial else ()
 
     def tokens_of(self, regime: str) -> str:
-        """The regime under which `diagnose` measures the tokens that `regime` works on; empty where it works on none.
+        """The regime under which `diagnose` measures the tokens that `regime` works on.
 
-        Ridge and kNN work on what a frozen regime of the study works on; without one, on the first that does as they do.
+        Regimes on pretrained tokens share those of the study's frozen regime, or of the first of
+        them. Empty: the regime sees no tokens.
         """
-        kind = self.regime_settings[regime].kind
-        if self.regime_settings[regime].no_backbone:
+        settings = self.regime_settings[regime]
+        if not settings.uses_backbone:
             return ""
-        if kind not in ("ridge", "knn"):
+        if settings.kind == "frozen" or not settings.on_pretrained_tokens:
             return regime
-        alike = [name for name in self.regimes if self.regime_settings[name].pretrained_tokens]
-        return next(
-            (name for name in alike if self.regime_settings[name].kind == "frozen"), alike[0]
-        )
+        alike = [r for r in self.regimes if self.regime_settings[r].on_pretrained_tokens]
+        frozen = [r for r in alike if self.regime_settings[r].kind == "frozen"]
+        return (frozen or alike)[0]
 
     def describe(self, unit: Unit) -> dict[str, Any]:
-        """Everything that defines the unit's training, as plain JSON-able values (for keys, model cards and trackers)."""
+        """All settings of the unit as JSON values, for model.json and for MLflow."""
         train_set = self.train_set_settings[unit.train_set]
+        members = (*train_set.datasets, *self.unlabelled_of(unit))
         described = {
-            "unit": dataclasses.asdict(unit),
-            "backbone": self.backbone_settings[unit.backbone].described(),
-            "regime": dataclasses.asdict(self.regime_settings[unit.regime]),
-            "train": dataclasses.asdict(self.train_settings(unit)),
-            "split": dataclasses.asdict(self.split),
-            "datasets": {
-                name: self.dataset_settings[name].described() for name in train_set.datasets
-            },
+            "unit": asdict(unit),
+            "backbone": dumped(self.backbone_settings[unit.backbone]),
+            "regime": dumped(self.regime_settings[unit.regime]),
+            "train": dumped(self.train_settings(unit)),
+            "train_set": dumped(train_set),
+            "split": dumped(self.split),
+            "datasets": {name: dumped(self.dataset_settings[name]) for name in members},
         }
-        if train_set.few:
-            described["labelled"] = {"slices": train_set.slices, "crops": train_set.crops}
-        if unlabelled := self.unlabelled_of(unit):
-            described["unlabelled"] = {
-                name: self.dataset_settings[name].described() for name in unlabelled
-            }
         if source := self.source_of(unit):
             described["source"] = self.describe(source)
-        return typing.cast(dict[str, Any], json.loads(json.dumps(described)))
+        return described
 
 
-def without_places(described: dict[str, Any]) -> dict[str, Any]:
-    """What `Study.describe` gave with settings that change no weights at their default: where files lie, how many processes load.
-
-    What the files hold stands beside them in every key, as hashes.
-    """
-    nowhere = {
-        "backbone": described["backbone"] | {"file": ""},
-        "train": described["train"] | {"workers": 0},
-    }
-    for part in ("datasets", "unlabelled"):
-        if part in described:
-            nowhere[part] = {name: own | {"path": ""} for name, own in described[part].items()}
-    if "source" in described:
-        nowhere["source"] = without_places(described["source"])
-    return described | nowhere
-
-
-def not_default(described: dict[str, Any]) -> dict[str, Any]:
-    """What `Study.describe` gave without the settings at their default: a setting that a later version adds changes nothing.
-
-    Nor do those that change no weights (`without_places`).
-    """
-    described = without_places(described)
-    kinds = {
-        "backbone": BackboneSettings,
-        "regime": RegimeSettings,
-        "train": TrainSettings,
-        "split": SplitSettings,
-    }
-    kept = dict(described)
-    for section, kind in kinds.items():
-        defaults = json.loads(
-            json.dumps(
-                {
-                    f.name: f.default
-                    for f in dataclasses.fields(kind)
-                    if f.default is not dataclasses.MISSING
-                }
-            )
-        )
-        kept[section] = {
-            k: v for k, v in described[section].items() if k not in defaults or v != defaults[k]
-        }
-    if "source" in kept:
-        kept["source"] = not_default(kept["source"])
-    return kept
-
-
-def digest(value: Any) -> str:
-    """Sha256 of a JSON-able value, independent of the order of keys."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+def dumped(settings: Settings) -> dict[str, Any]:
+    """Settings as JSON values."""
+    return settings.model_dump(mode="json")
 
 
 def load_study(path: Path = PARAMS) -> Study:
     """Read and check a params.yaml.
 
     Raises:
-        ConfigError: the file is missing or not YAML, or has unknown keys, wrong types or names that lead nowhere.
+        ConfigError: it is missing or not YAML, or has unknown keys, wrong values, or names that
+            lead nowhere. All problems are listed.
     """
     raw = read_yaml(path)
     problems: list[str] = []
-    known = {
-        "study",
-        "datasets",
-        "train_sets",
-        "backbones",
-        "regimes",
-        "split",
-        "train",
-        "diagnose",
-        "sweep",
-    }
-    problems += [
-        f"{path}: unknown section {k!r}; known are {', '.join(sorted(known))}"
-        for k in sorted(set(raw) - known)
-    ]
-    problems += [
-        f"{path}: section {k!r} is missing"
-        for k in ("study", "datasets", "train_sets", "backbones", "regimes")
-        if not isinstance(raw.get(k), dict)
-    ]
-    if problems:
-        raise ConfigError(problems)
-    specs = {
-        "datasets": specs_of(DatasetSettings, raw["datasets"], f"{path}: datasets", problems),
-        "backbones": specs_of(
-            BackboneSettings, _expand_input(raw["backbones"]), f"{path}: backbones", problems
-        ),
-        "regimes": specs_of(RegimeSettings, raw["regimes"], f"{path}: regimes", problems),
-        "train_sets": specs_of(
-            TrainSetSettings, _expand_lists(raw["train_sets"]), f"{path}: train_sets", problems
-        ),
-    }
-    head = dict(raw["study"])
-    lists = {k: names_of(head.pop(k, None), f"{path}: study.{k}", problems) for k in _STUDY_LISTS}
-    seeds = head.pop("seeds", None)
-    if (
-        not isinstance(seeds, list)
-        or not seeds
-        or any(type(s) is not int or not 0 <= s < 2**32 for s in seeds)
-    ):
-        problems.append(
-            f"{path}: study.seeds: found {seeds!r}; expected a list of whole numbers from 0 to {2**32 - 1}"
-        )
-        seeds = []
-    name = head.pop("name", None)
-    problems += [f"{path}: study: unknown key {k!r}" for k in head]
-    if not isinstance(name, str) or not NAME.fullmatch(name):
-        problems.append(
-            f"{path}: study.name: found {name!r}; expected letters, digits and underscores"
-        )
-    study = Study(
-        name=str(name),
-        **{k: lists[k] for k in _STUDY_LISTS},
-        seeds=tuple(seeds),
-        dataset_settings=specs["datasets"],
-        train_set_settings=specs["train_sets"],
-        backbone_settings=specs["backbones"],
-        regime_settings=specs["regimes"],
-        split=_preset("split", SplitSettings, raw.get("split", "default"), path, problems),
-        train=_preset("train", TrainSettings, raw.get("train", "default"), path, problems),
-        diagnose=_preset(
-            "diagnose", DiagnoseSettings, raw.get("diagnose", "default"), path, problems
-        ),
-        sweep=_preset("sweep", SweepSettings, raw.get("sweep", "default"), path, problems),
-    )
-    problems += [f"{path}: {p}" for p in problems_of(study)]
-    if problems:
-        raise ConfigError(problems)
+    study = _parsed(raw, problems)
+    if study and not problems:
+        problems = problems_of(study)
+    if study is None or problems:
+        raise ConfigError([f"{path}: {problem}" for problem in problems])
     return study
 
 
-_STUDY_LISTS = ("datasets", "backbones", "regimes", "train_sets")
-
-
-def _expand_lists(train_sets: dict[str, Any]) -> dict[str, Any]:
-    """`[lucchi, vnc]` stands for `{datasets: [lucchi, vnc]}`."""
-    return {
-        name: value if isinstance(value, dict) else {"datasets": value}
-        for name, value in train_sets.items()
+def _parsed(raw: dict[str, Any], problems: list[str]) -> Study | None:
+    maps = {
+        "datasets": DatasetSettings,
+        "train_sets": TrainSetSettings,
+        "backbones": BackboneSettings,
+        "regimes": RegimeSettings,
     }
+    sections = ["study", *maps, "split", "train", "diagnose", "sweep"]
+    for key in set(raw) - set(sections):
+        problems.append(f"unknown section {key!r}; {nearest(str(key), sections)}")
+    missing = [key for key in ("study", *maps) if not isinstance(raw.get(key), dict)]
+    problems += [f"section {key!r} is missing" for key in missing]
+    if missing:
+        return None
+    selection = parse(Selection, raw["study"], "study", problems)
+    parts = {
+        f"{key.removesuffix('s')}_settings": _map(kind, raw[key], key, problems)
+        for key, kind in maps.items()
+    }
+    split = _section(SplitSettings, raw.get("split"), "split", SPLIT_PRESETS, problems)
+    train = _section(TrainSettings, raw.get("train"), "train", TRAIN_PRESETS, problems)
+    diagnose = _section(DiagnoseSettings, raw.get("diagnose"), "diagnose", {}, problems)
+    sweep = _section(SweepSettings, raw.get("sweep"), "sweep", {}, problems)
+    if selection is None or problems:
+        return None
+    lists = {name: getattr(selection, name) for name in Selection.model_fields}
+    return Study(**lists, **parts, split=split, train=train, diagnose=diagnose, sweep=sweep)
 
 
-def _expand_input(backbones: dict[str, Any]) -> dict[str, Any]:
-    """`input: paper` stands for the reference's input settings; what is written beside it wins."""
+def _map(kind: Any, raw: dict[Any, Any], section: str, problems: list[str]) -> dict[str, Any]:
+    """A map of names to settings."""
     out = {}
-    for name, value in backbones.items():
-        if isinstance(value, dict) and value.get("input") == "paper":
-            value = PAPER_INPUT | {k: v for k, v in value.items() if k != "input"}
-        out[name] = value
+    for name, value in raw.items():
+        where = f"{section}.{name}"
+        if not isinstance(name, str) or not NAME.fullmatch(name):
+            problems.append(f"{where}: a name has letters, digits and underscores only")
+        elif kind is RegimeSettings:
+            out[name] = parse_tagged(REGIME_SETTINGS, value, where, problems)
+        else:
+            out[name] = parse(kind, _expanded(kind, value, where, problems), where, problems)
     return out
 
 
-def _preset(section: str, kind: type, value: Any, path: Path, problems: list[str]) -> Any:
-    """`train: paper`, or a map that may start from one (`{preset: paper, epochs: 5}`)."""
-    presets = PRESETS[section]
-    name, own = (value, {}) if isinstance(value, str) else (None, value)
-    if isinstance(own, dict):
-        own = dict(own)
-        name = name or own.pop("preset", "default")
-    if not isinstance(name, str) or name not in presets:
-        problems.append(
-            f"{path}: {section}: unknown preset {name!r}; known are {', '.join(presets)}"
-        )
-        return presets["default"]
-    return build(kind, own, f"{path}: {section}", problems, start=presets[name]) or presets[name]
+def _expanded(kind: Any, value: Any, where: str, problems: list[str]) -> Any:
+    """Short forms written out: a training set as a list, a backbone's `input: paper`."""
+    if kind is TrainSetSettings and isinstance(value, list):
+        return {"datasets": value}
+    if kind is BackboneSettings and isinstance(value, dict) and "input" in value:
+        own = {key: v for key, v in value.items() if key != "input"}
+        return _preset(value["input"], INPUT_PRESETS, f"{where}.input", problems) | own
+    return value
+
+
+def _section(
+    kind: Any, value: Any, section: str, presets: dict[str, dict[str, Any]], problems: list[str]
+) -> Any:
+    """A map of settings; or a preset's name; or a map with `preset` that changes the preset."""
+    if value is None:
+        value = {}
+    if isinstance(value, str):
+        value = {"preset": value}
+    if isinstance(value, dict) and "preset" in value:
+        own = {key: v for key, v in value.items() if key != "preset"}
+        value = _preset(value["preset"], presets, section, problems) | own
+    return parse(kind, value, section, problems)
+
+
+def _preset(
+    name: Any, presets: dict[str, dict[str, Any]], where: str, problems: list[str]
+) -> dict[str, Any]:
+    known = {"default": dict[str, Any](), **presets}
+    if not isinstance(name, str) or name not in known:
+        problems.append(f"{where}: unknown preset {name!r}; {nearest(str(name), list(known))}")
+        return {}
+    return known[name]

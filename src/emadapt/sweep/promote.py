@@ -10,7 +10,10 @@ from typing import Any
 import optuna
 
 from emadapt.errors import EmadaptError, InputError
-from emadapt.study.study import NAME, PARAMS, BackboneSettings, RegimeSettings, Study, load_study
+from emadapt.study.backbones import BackboneSettings
+from emadapt.study.regimes import RegimeSettings
+from emadapt.study.strict import NAME
+from emadapt.study.study import PARAMS, Study, load_study
 from emadapt.sweep.space import LOW_RANK, Target, default_point, settings_at, settings_hash
 from emadapt.sweep.storage import best_trial
 

@@ -15,14 +15,10 @@ from optuna.distributions import (
 from optuna.trial import Trial
 
 from emadapt.errors import InputError
-from emadapt.study.study import (
-    BackboneSettings,
-    RegimeSettings,
-    Study,
-    Unit,
-    digest,
-    without_places,
-)
+from emadapt.study.backbones import BackboneSettings
+from emadapt.study.keys import digest
+from emadapt.study.regimes import LowRankSettings, RegimeSettings
+from emadapt.study.study import Study, Unit
 
 Space = dict[str, CategoricalDistribution | FloatDistribution]
 Params = dict[str, Any]
@@ -98,14 +94,14 @@ def _nothing_to_search(study: Study, target: Target) -> str:
     regime = study.regime_settings[target.regime]
     if regime.kind not in SWEPT:
         return f"kind `{regime.kind}`"
-    if regime.align:
-        return f"`align: {regime.align}`"
-    if regime.init_from:
+    if getattr(regime, "adversarial", 0):
+        return "`adversarial`"
+    if start := study.warm_start_of(unit_of(study, target)):
         # Rank and head are given by the model it starts from, unless that is a head alone.
         source = study.source_of(unit_of(study, target))
         from_head = source and study.regime_settings[source.regime].kind == "frozen"
         if regime.kind == "frozen" or not from_head:
-            return f"`init_from: {regime.init_from}`"
+            return f"`warm_start: {start}`"
     return ""
 
 
@@ -156,7 +152,7 @@ def default_point(study: Study, target: Target) -> Params:
         "blocks": _text(backbone.blocks),
         "scale": backbone.scale,
     }
-    if regime.kind in LOW_RANK:
+    if isinstance(regime, LowRankSettings):
         point["rank"] = regime.rank
         point["alpha_ratio"] = regime.alpha / regime.rank
         point["dropout"] = regime.dropout
@@ -185,7 +181,7 @@ def settings_at(
         of_backbone["blocks"] = tuple(int(b) for b in text.split("-")) if listed else text
     if "scale" in params:
         of_backbone["scale"] = float(params["scale"])
-    return dataclasses.replace(backbone, **of_backbone), dataclasses.replace(regime, **own)
+    return backbone.changed(**of_backbone), regime.changed(**own)
 
 
 def study_at(study: Study, target: Target, params: Params) -> tuple[Study, Unit]:
@@ -213,7 +209,7 @@ def definition(study: Study, target: Target) -> dict[str, Any]:
         name: json.loads(distribution_to_json(choices))["attributes"]
         for name, choices in space.items()
     }
-    return {"space": said, "fixed": without_places(changed.describe(unit))}
+    return {"space": said, "fixed": changed.describe(unit)}
 
 
 def settings_hash(config: Study, target: Target) -> str:

@@ -19,7 +19,7 @@ from emadapt.models import parallel
 from emadapt.models.adapters import Groups, State
 from emadapt.models.batch_norm import BatchNorm
 from emadapt.models.device import device
-from emadapt.study.settings import TrainSettings
+from emadapt.study.training import TrainSettings
 from emadapt.training.average import Average, copy_of
 from emadapt.training.inputs import Inputs, OnEpoch, Progress
 from emadapt.training.losses import LOSSES
@@ -96,7 +96,7 @@ class Run:
         self.schedule = LambdaLR(self.optimiser, rate_factor(self.train, self.steps))
         self.progress = Progress()
         self.best: State = self.segmenter.trained_state()
-        self.average = Average(self.train.average, copy_of(self.segmenter))
+        self.average = Average(self.train.ema, copy_of(self.segmenter))
         if (path := scratch / CHECKPOINT).is_file():
             self._resume(path)
 

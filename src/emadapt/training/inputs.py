@@ -10,8 +10,8 @@ from emadapt.data.batches import Samples
 from emadapt.data.ingest import Volume
 from emadapt.models.segmenter import Segmenter
 from emadapt.models.tokens import TokenView
-from emadapt.study.settings import TrainSettings
 from emadapt.study.study import Unit
+from emadapt.study.training import TrainSettings
 from emadapt.training.labelled import Labelled
 
 OnEpoch = Callable[[dict[str, float], int], None]

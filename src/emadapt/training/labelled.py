@@ -9,7 +9,7 @@ from emadapt.data.ingest import Volume
 from emadapt.data.labelled import Tile, few_slices, few_tiles, with_training
 from emadapt.data.splits import starts_in
 from emadapt.data.tiles import Geometry
-from emadapt.study.settings import TrainSetSettings
+from emadapt.study.datasets import TrainSetSettings
 
 
 @dataclass(frozen=True)

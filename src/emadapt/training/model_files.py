@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,10 @@ from safetensors.torch import load_file, save_file
 
 from emadapt.errors import InputError
 from emadapt.models.segmenter import Segmenter
-from emadapt.study.reading import build
-from emadapt.study.settings import BackboneSettings, RegimeSettings
+from emadapt.study.backbones import BackboneSettings
+from emadapt.study.reading import parse, parse_tagged
+from emadapt.study.regimes import REGIME_SETTINGS
+from emadapt.study.study import dumped
 from emadapt.training.regimes import REGIMES
 from emadapt.training.regimes.regime import Regime
 
@@ -25,8 +26,8 @@ def save_model(segmenter: Segmenter, regime: Regime, folder: Path, facts: dict[s
     """Write model.safetensors (head, adapter) and model.json (all that is needed to build the model again, and `facts`)."""
     folder.mkdir(parents=True, exist_ok=True)
     card = {
-        "backbone": dataclasses.asdict(regime.spec),
-        "regime": dataclasses.asdict(regime.settings),
+        "backbone": dumped(regime.spec),
+        "regime": dumped(regime.settings),
         "head": regime.head_name,
         "weights": segmenter.backbone.provenance.to_dict(),
         **facts,
@@ -75,14 +76,9 @@ def load_model(folder: Path) -> tuple[Segmenter, dict[str, Any]]:
 
 def regime_from(card: dict[str, Any]) -> Regime:
     """The regime of a model.json. Raises ValueError or KeyError for settings that are none."""
-    settings: RegimeSettings = _settings(RegimeSettings, card["regime"])
-    spec: BackboneSettings = _settings(BackboneSettings, card["backbone"])
-    return REGIMES[settings.kind](settings, spec, str(card["head"]))
-
-
-def _settings(kind: type, value: Any) -> Any:
     problems: list[str] = []
-    settings = build(kind, value, kind.__name__, problems)
-    if settings is None or min(getattr(settings, "rank", 1), getattr(settings, "tile", 0) + 1) < 1:
-        raise ValueError("; ".join(problems) or "a rank below 1 or a tile below 0")
-    return settings
+    settings = parse_tagged(REGIME_SETTINGS, card["regime"], "regime", problems)
+    spec = parse(BackboneSettings, card["backbone"], "backbone", problems)
+    if problems:
+        raise ValueError("; ".join(problems))
+    return REGIMES[settings.kind](settings, spec, str(card["head"]))

@@ -10,7 +10,6 @@ No torch here: the stage runs with every `dvc repro`.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -21,14 +20,16 @@ from emadapt.data.ingest import INGESTED
 from emadapt.errors import InputError
 from emadapt.files import write_json
 from emadapt.models.identity import backbone_weights, model_folder, system_weights
-from emadapt.study.study import RegimeSettings, Study, Unit, digest
+from emadapt.study.keys import affecting, digest
+from emadapt.study.regimes import PretrainedSystemSettings, RegimeSettings
+from emadapt.study.study import Study, Unit
 
 Plan = dict[str, Any]
 
 PLAN = Path("build/plan")
 
-PLACES = ("source", "file", "reference")
-"""Settings of a backbone that are in a plan by the hash of what they name."""
+REFERENCE = ("reference",)
+"""A backbone's setting that is in a plan by the hash of the dataset that it names."""
 BACKBONE_ONLY = ("arch", "blocks", "views", "normalisation")
 """Settings of a backbone that change nothing where a regime has none."""
 SYSTEMS_OWN = ("scale", "longest_edge", "tile", "context")
@@ -39,20 +40,19 @@ REGIME_NOT_ITSELF = (
     "head_lr",
     "adapter_lr",
     "weight_decay",
-    "init_from",
-    "checkpointing",
+    "warm_start",
     "weights",
 )
-"""Settings of a regime that are in a plan elsewhere, or change no weights."""
+"""Settings of a regime that are in a plan elsewhere."""
 
 
 def tokens_plan(study: Study, backbone: str, dataset: str) -> Plan:
     """What the cached tokens of a dataset depend on; empty if no regime has a backbone."""
-    if not any(not study.regime_settings[name].no_backbone for name in study.regimes):
+    if not any(study.regime_settings[name].uses_backbone for name in study.regimes):
         return {}
     spec = study.backbone_settings[backbone]
     return {
-        "backbone": _without(spec, PLACES),
+        "backbone": _without(affecting(spec, "tokens"), REFERENCE),
         "weights": backbone_weights(spec),
         "data": data_md5(dataset),
         "reference": data_md5(spec.reference) if spec.reference else None,
@@ -68,21 +68,20 @@ def unit_plan(study: Study, unit: Unit) -> Plan:
     regime = study.regime_settings[unit.regime]
     train_set = study.train_set_settings[unit.train_set]
     spec = study.backbone_settings[unit.backbone]
-    drawn = not regime.untrained and (regime.kind != "ridge" or train_set.few)
-    plan = {
+    drawn = regime.trains and (regime.kind != "ridge" or train_set.few)
+    return {
         "version": emadapt.__version__,
         "seed": unit.seed if drawn else None,
-        "backbone": _without(spec, _unused(regime)),
+        "backbone": _without(affecting(spec, "weights"), _unused(regime)),
         "reference": data_md5(spec.reference) if spec.reference else None,
-        "regime": _without(regime, REGIME_NOT_ITSELF),
-        "train": _without(study.train_settings(unit), ("workers",)),
-        "train_set": {"slices": train_set.slices, "crops": train_set.crops},
+        "regime": _without(affecting(regime, "weights"), REGIME_NOT_ITSELF),
+        "train": affecting(study.train_settings(unit), "weights"),
+        "train_set": train_set.model_dump(mode="json", include={"slices", "crops"}),
         "data": [[name, data_md5(name)] for name in train_set.datasets],
         "unlabelled": [[name, data_md5(name)] for name in study.unlabelled_of(unit)],
         "weights": _weights(study, unit),
         "start": _start(study, unit),
     }
-    return dict(json.loads(json.dumps(plan)))  # lists for tuples, as in the file
 
 
 def unit_key(study: Study, unit: Unit) -> str:
@@ -106,11 +105,11 @@ def diagnose_plan(study: Study, backbone: str, regime: str) -> Plan:
     source = study.tokens_of(regime)
     if source != regime:
         return {"study": study.name, "same_as": source}
-    adapted = not study.regime_settings[regime].pretrained_tokens
+    adapted = not study.regime_settings[regime].on_pretrained_tokens
     units = [u for u in study.units() if (u.backbone, u.regime) == (backbone, regime)]
     return {
         "study": study.name,
-        "settings": dataclasses.asdict(study.diagnose),
+        "settings": affecting(study.diagnose, "scores"),
         "tokens": {name: tokens_plan(study, backbone, name) for name in study.datasets},
         "units": {u.name: unit_key(study, u) for u in units} if adapted else {},
     }
@@ -193,30 +192,32 @@ def data_md5(dataset: str) -> str:
 
 def _unused(regime: RegimeSettings) -> tuple[str, ...]:
     """Settings of a backbone that change no weights of a regime, or are in its plan elsewhere."""
-    names = PLACES
-    if regime.no_backbone:
+    names: tuple[str, ...] = REFERENCE
+    if not regime.uses_backbone:
         names += BACKBONE_ONLY
-    return names + SYSTEMS_OWN if regime.untrained else names
+    return names if regime.trains else names + SYSTEMS_OWN
 
 
 def _weights(study: Study, unit: Unit) -> dict[str, str] | None:
     """The identity of the pretrained weights; None for a network from scratch."""
     regime = study.regime_settings[unit.regime]
-    if regime.outside:
+    if isinstance(regime, PretrainedSystemSettings):
         return system_weights(regime)
-    return None if regime.no_backbone else backbone_weights(study.backbone_settings[unit.backbone])
+    if not regime.uses_backbone:
+        return None
+    return backbone_weights(study.backbone_settings[unit.backbone])
 
 
 def _start(study: Study, unit: Unit) -> Any:
     """The key of the unit that this one starts from, or the hashes of a model folder."""
     if source := study.source_of(unit):
         return unit_key(study, source)
-    where = study.regime_settings[unit.regime].init_from
+    where = study.warm_start_of(unit)
     return model_folder(Path(where)) if where else None
 
 
-def _without(settings: Any, names: tuple[str, ...]) -> Plan:
-    return {k: v for k, v in dataclasses.asdict(settings).items() if k not in names}
+def _without(settings: Plan, names: tuple[str, ...]) -> Plan:
+    return {k: v for k, v in settings.items() if k not in names}
 
 
 def _write_if_new(path: Path, plan: Plan) -> bool:

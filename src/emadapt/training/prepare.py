@@ -56,7 +56,7 @@ def check_processes(unit: Unit, regime: Regime, processes: int) -> None:
     Raises:
         InputError: there are several, and the regime needs one.
     """
-    if processes > 1 and not regime.several_processes:
+    if processes > 1 and not regime.settings.several_devices:
         raise InputError(
             f"unit {unit.name}",
             found=f"{processes} processes",
@@ -69,7 +69,7 @@ def start_of(study: Study, unit: Unit, regime: Regime) -> State:
     """The tensors that the unit starts from: those of a model in a folder, or of another unit, which is trained if need be."""
     source = study.source_of(unit)
     if source is None:
-        folder = study.regime_settings[unit.regime].init_from
+        folder = study.warm_start_of(unit)
         return folder_state(Path(folder), regime) if folder else {}
     own = regime_of(study, source)
     key = unit_key(study, source)

@@ -116,7 +116,7 @@ def _trained(
 def _note_adapted(study: Study, unit: Unit, folder: Path) -> None:
     """Write the md5 of a model that has tokens of its own, on which `diagnose` of its regime depends."""
     own = study.tokens_of(unit.regime) == unit.regime
-    adapted = own and not study.regime_settings[unit.regime].pretrained_tokens
+    adapted = own and not study.regime_settings[unit.regime].on_pretrained_tokens
     md5 = file_md5(folder / "model.safetensors") if adapted else None
     path = ADAPTED / f"{unit.backbone}-{unit.regime}" / f"{unit.name}.json"
     write_json(path, {"model_md5": md5})

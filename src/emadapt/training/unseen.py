@@ -34,7 +34,7 @@ def unseen_by(study: Study, unit: Unit, segmenter: Segmenter) -> list[str]:
     """
     published = isinstance(segmenter.backbone, Published)
     chain = [unit, *study.sources_of(unit)]
-    from_folder = study.regime_settings[chain[-1].regime].init_from
+    from_folder = study.warm_start_of(chain[-1])
     if published or from_folder or segmenter.depth > 1:
         return []
     train_sets = [study.train_set_settings[at.train_set] for at in chain]

@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 
 from emadapt.errors import InputError
 from emadapt.models.adapters import State
-from emadapt.study.settings import RegimeSettings
 from emadapt.study.study import Study, Unit
 from emadapt.training.model_card import datasets_behind
+from emadapt.training.model_files import regime_from
 from emadapt.training.regimes.regime import Regime
 
 
@@ -31,7 +31,7 @@ def folder_state(folder: Path, regime: Regime) -> State:
         card = json.loads((folder / "model.json").read_text())
         state = load_file(folder / "model.safetensors")
         backbone = card["backbone"]["arch"], card["weights"]["sha256"]
-        head, adapter = card["head"], _adapter(card["regime"])
+        head, adapter = card["head"], regime_from(card).settings.adapter
     except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
         raise InputError(
             f"warm start from {folder}",
@@ -54,7 +54,7 @@ def folder_state(folder: Path, regime: Regime) -> State:
             expected=regime.head_name,
             do="Give the regime that head.",
         )
-    wanted = _adapter(vars(regime.settings))
+    wanted = regime.settings.adapter
     if any(name.startswith("adapter.") for name in state) and adapter != wanted:
         raise InputError(
             f"warm start from {folder}",
@@ -73,13 +73,7 @@ def behind_folders(study: Study, unit: Unit) -> list[dict[str, Any]]:
     """
     found: dict[str, Any] = {}
     for at in (unit, *study.sources_of(unit)):
-        if "/" in (start := study.regime_settings[at.regime].init_from):
+        if "/" in (start := study.warm_start_of(at)):
             card = json.loads((Path(start) / "model.json").read_text())
             found |= {data.name: dict(data.source) for data in datasets_behind(card)}
     return [{"name": name, "source": source} for name, source in found.items()]
-
-
-def _adapter(regime: dict[str, Any]) -> dict[str, Any]:
-    """The settings that give an adapter's tensors their names, shapes and meaning."""
-    empty = vars(RegimeSettings("frozen"))
-    return {name: regime.get(name, empty[name]) for name in ("kind", "rank", "alpha", "k")}

@@ -2,15 +2,18 @@
 
 from emadapt.models.adapters import train_all, vectors_apart
 from emadapt.models.backbones import Backbone
+from emadapt.study.regimes import FullSettings
 from emadapt.training.regimes.regime import Regime
 
 
 class Full(Regime):
     """Every weight of the blocks that run is trained."""
 
+    settings: FullSettings
+
     groups = staticmethod(vectors_apart)
 
     def adapt(self, backbone: Backbone) -> None:
         train_all(backbone)
-        if self.settings.checkpointing:
+        if self.settings.gradient_checkpointing:
             backbone.vit.set_grad_checkpointing(True)

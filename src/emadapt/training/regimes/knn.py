@@ -12,7 +12,7 @@ import torch
 
 from emadapt.models.nearest import Nearest
 from emadapt.models.tokens import TokenView
-from emadapt.study.settings import TrainSettings
+from emadapt.study.training import TrainSettings
 from emadapt.training.at_once import choose, report, tokens_and_classes
 from emadapt.training.inputs import Inputs, OnEpoch, Progress
 from emadapt.training.regimes.regime import Regime

@@ -2,14 +2,17 @@
 
 from emadapt.models.adapters import add_lora
 from emadapt.models.backbones import Backbone
+from emadapt.study.regimes import LowRankSettings
 from emadapt.training.regimes.regime import Regime
 
 
 class Lora(Regime):
     """Adapters on the qkv and output projections of attention."""
 
+    settings: LowRankSettings
+
     def adapt(self, backbone: Backbone) -> None:
         own = self.settings
         add_lora(backbone, own.rank, own.alpha, own.dropout, self.cut(backbone) or 0)
-        if own.checkpointing:
+        if own.gradient_checkpointing:
             backbone.vit.set_grad_checkpointing(True)

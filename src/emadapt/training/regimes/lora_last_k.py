@@ -2,11 +2,14 @@
 
 from emadapt.models.adapters import cut_below
 from emadapt.models.backbones import Backbone
+from emadapt.study.regimes import LoraLastKSettings
 from emadapt.training.regimes.lora import Lora
 
 
 class LoraLastK(Lora):
     """LoRA in the last `k` of the blocks that run."""
+
+    settings: LoraLastKSettings
 
     cached = True
 

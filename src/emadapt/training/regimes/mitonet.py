@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,8 @@ from typing import Any
 from emadapt.models.mitonet import TILE, MitoNet
 from emadapt.models.published import Passed
 from emadapt.models.unet2d import rounded_up
-from emadapt.study.settings import BackboneSettings, RegimeSettings
+from emadapt.study.backbones import BackboneSettings
+from emadapt.study.regimes import MitoNetSettings
 from emadapt.training.inputs import Inputs, OnEpoch, Progress
 from emadapt.training.regimes.regime import Regime
 
@@ -18,12 +18,12 @@ from emadapt.training.regimes.regime import Regime
 class MitoNetRegime(Regime):
     """Whole slices, downsampled by `factor`; while all of the network is trained, tiles."""
 
-    several_processes = False  # type: ignore[assignment]
+    settings: MitoNetSettings
 
-    def __init__(self, settings: RegimeSettings, spec: BackboneSettings, head: str) -> None:
+    def __init__(self, settings: MitoNetSettings, spec: BackboneSettings, head: str) -> None:
         tile = rounded_up(spec.tile, TILE) if settings.finetune else 0
         own = {"context": 0, "longest_edge": 0, "scale": 1 / settings.factor, "tile": tile}
-        super().__init__(settings, dataclasses.replace(spec, **own), head)
+        super().__init__(settings, spec.changed(**own), head)
 
     @cached_property
     def backbone(self) -> MitoNet:

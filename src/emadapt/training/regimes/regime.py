@@ -21,7 +21,9 @@ from emadapt.models.backbones import pretrained
 from emadapt.models.heads import HEADS
 from emadapt.models.segmenter import Segmenter
 from emadapt.models.tokens import TokenView, token_views
-from emadapt.study.settings import BackboneSettings, RegimeSettings, TrainSettings
+from emadapt.study.backbones import BackboneSettings
+from emadapt.study.regimes import RegimeSettings
+from emadapt.study.training import TrainSettings
 from emadapt.training.adversarial import objective
 from emadapt.training.fit import fit
 from emadapt.training.inputs import Inputs, OnEpoch, Progress
@@ -150,11 +152,6 @@ class Regime:
 
     # How it is fitted
 
-    @property
-    def several_processes(self) -> bool:
-        """Whether several processes can train one unit; not where datasets of a whole batch are compared."""
-        return not self.settings.align
-
     def fit(self, inputs: Inputs, scratch: Path, on_epoch: OnEpoch) -> Progress:
         """Fit the model of `inputs`; leaves the best weights in it.
 
@@ -163,5 +160,5 @@ class Regime:
             scratch: folder for a checkpoint, from which an interrupted training goes on.
             on_epoch: see `OnEpoch`.
         """
-        weight = self.settings.align_weight if self.settings.align else 0.0
+        weight = getattr(self.settings, "adversarial", 0.0)
         return fit(inputs, scratch, on_epoch, self.groups, objective(weight))

@@ -16,7 +16,9 @@ from emadapt.models.resunet3d import STRIDE, BlockSegmenter, ResUNet3d
 from emadapt.models.segmenter import Segmenter
 from emadapt.models.tokens import TokenView
 from emadapt.models.unet2d import rounded_up
-from emadapt.study.settings import BackboneSettings, RegimeSettings, TrainSettings
+from emadapt.study.backbones import BackboneSettings
+from emadapt.study.regimes import ResUNet3dSettings
+from emadapt.study.training import TrainSettings
 from emadapt.training.labelled import Labelled
 from emadapt.training.regimes.regime import Regime
 
@@ -24,9 +26,11 @@ from emadapt.training.regimes.regime import Regime
 class ResUNet3dRegime(Regime):
     """The whole network is trained as a head, on blocks that hold a slice's neighbours."""
 
-    def __init__(self, settings: RegimeSettings, spec: BackboneSettings, head: str) -> None:
+    settings: ResUNet3dSettings
+
+    def __init__(self, settings: ResUNet3dSettings, spec: BackboneSettings, head: str) -> None:
         tile = rounded_up(spec.tile, STRIDE, max(settings.patch[1:]))
-        super().__init__(settings, dataclasses.replace(spec, context=0, tile=tile), head)
+        super().__init__(settings, spec.changed(context=0, tile=tile), head)
         self.depth = settings.patch[0]
 
     @property

@@ -12,7 +12,7 @@ from typing import cast
 from emadapt.models.heads import Linear
 from emadapt.models.ridge import STRENGTHS, Solutions, Sums, solve, sums_of
 from emadapt.models.tokens import TokenView
-from emadapt.study.settings import TrainSettings
+from emadapt.study.training import TrainSettings
 from emadapt.training.at_once import batches, choose, report, tokens_and_classes
 from emadapt.training.inputs import Inputs, OnEpoch, Progress
 from emadapt.training.regimes.regime import Regime
@@ -28,7 +28,7 @@ class Ridge(Regime):
 
     def fit(self, inputs: Inputs, scratch: Path, on_epoch: OnEpoch) -> Progress:
         started = time.perf_counter()
-        path = ridge_path(inputs.views, balanced=inputs.train.balanced)
+        path = ridge_path(inputs.views, balanced=inputs.train.sampling == "balanced")
         choice = choose(inputs, path.predict)
         head = cast(Linear, inputs.segmenter.head)
         path.write(head, choice.i, choice.threshold, choice.slope)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,8 @@ from typing import Any
 from emadapt.models.published import Passed
 from emadapt.models.sam2 import PromptedSegmenter, Sam2
 from emadapt.models.segmenter import Segmenter
-from emadapt.study.settings import BackboneSettings, RegimeSettings
+from emadapt.study.backbones import BackboneSettings
+from emadapt.study.regimes import Sam2Settings
 from emadapt.training.inputs import Inputs, OnEpoch, Progress
 from emadapt.training.regimes.regime import Regime
 
@@ -18,11 +18,11 @@ from emadapt.training.regimes.regime import Regime
 class Sam2Regime(Regime):
     """Whole slices at their own resolution; nothing is trained."""
 
-    several_processes = False  # type: ignore[assignment]
+    settings: Sam2Settings
 
-    def __init__(self, settings: RegimeSettings, spec: BackboneSettings, head: str) -> None:
+    def __init__(self, settings: Sam2Settings, spec: BackboneSettings, head: str) -> None:
         own = {"context": 0, "longest_edge": 0, "scale": 1.0, "tile": 0}
-        super().__init__(settings, dataclasses.replace(spec, **own), head)
+        super().__init__(settings, spec.changed(**own), head)
 
     @cached_property
     def backbone(self) -> Sam2:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 from emadapt.models.passthrough import PassThrough
 from emadapt.models.unet2d import STRIDE, UNet2d, rounded_up
-from emadapt.study.settings import BackboneSettings, RegimeSettings
+from emadapt.study.backbones import BackboneSettings
+from emadapt.study.regimes import RegimeSettings
 from emadapt.training.regimes.regime import Regime
 
 
@@ -17,7 +17,7 @@ class UNet2dRegime(Regime):
     def __init__(self, settings: RegimeSettings, spec: BackboneSettings, head: str) -> None:
         # One pixel on the deepest level would have no statistics, so a tile has two.
         tile = rounded_up(spec.tile, STRIDE, 2 * STRIDE)
-        super().__init__(settings, dataclasses.replace(spec, tile=tile), head)
+        super().__init__(settings, spec.changed(tile=tile), head)
 
     @property
     def backbone(self) -> PassThrough:  # type: ignore[override]

@@ -1,0 +1,135 @@
+"""Settings of datasets, of training sets, and of the split into training, validation and test."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, StringConstraints, field_validator, model_validator
+
+from emadapt.study.strict import Name, Settings, setting
+
+LabelIds = Annotated[tuple[int, ...], Field(min_length=1)]
+Threshold = Annotated[str, StringConstraints(pattern=r"^>\d+(\.\d+)?$")]
+Nanometres = Annotated[float, Field(gt=0)]
+Share = Annotated[str, StringConstraints(pattern=r"^\d+(\.\d+)?%$")]
+Count = Annotated[int, Field(ge=0)]
+Sampling = Literal["balanced", "proportional"]
+
+
+class DatasetSettings(Settings):
+    """One EM volume."""
+
+    layout: Literal["lucchi", "vnc", "folders", "stack"] = setting(
+        ..., "How its files are laid out (see `data.layouts`).", "tokens"
+    )
+    voxel_nm: tuple[Nanometres, Nanometres, Nanometres] = setting(
+        ..., "Voxel size (z, y, x) in nm.", "tokens"
+    )
+    foreground: Threshold | LabelIds = setting(
+        ">127", 'Label values to segment: ">N" or a list of ids.', "tokens"
+    )
+    pairing: Literal["number", "stem", "lexicographic", "lexicographic_165"] = setting(
+        "number",
+        "How an image finds its label. The last two repeat a known mistake, for study `collapse`.",
+        "tokens",
+    )
+    path: str = setting("", "Folder of the raw data; empty: data/NAME.", "nothing")
+    organelles: dict[Name, LabelIds] = setting(
+        {}, "Label ids of each organelle, e.g. `{mitochondria: [1], er: [2]}`.", "tokens"
+    )
+    organelle: str = setting("", "The organelle to segment, instead of `foreground`.", "tokens")
+    labelled: bool = setting(
+        True, "False: images alone. No model is trained on it or scored on it.", "tokens"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.organelle or self.organelles) and self.organelle not in self.organelles:
+            raise ValueError(f"organelle must be one of {', '.join(self.organelles) or '(none)'}")
+        if self.organelle and "foreground" in self.model_fields_set:
+            raise ValueError("organelle and foreground both say what to segment; leave one out")
+        if not self.labelled and self.mispaired:
+            raise ValueError("a dataset without labels has no pairs; leave out pairing")
+        return self
+
+    @property
+    def mispaired(self) -> bool:
+        """Whether images get other slices' labels, as two lists sorted by name pair them."""
+        return self.pairing.startswith("lexicographic")
+
+    @property
+    def rule(self) -> str | tuple[int, ...]:
+        """Label values to segment, as in `foreground`."""
+        return self.organelles[self.organelle] if self.organelle else self.foreground
+
+
+class TrainSetSettings(Settings):
+    """What a unit trains on: one dataset or several, and how much of it is labelled."""
+
+    datasets: tuple[str, ...] = setting(..., "Labelled datasets.", min_length=1)
+    slices: Count | Share | dict[str, Count | Share] = setting(
+        0,
+        "Labelled training slices of each dataset, evenly spaced, chosen by the unit's seed: a "
+        "number or a share (25%); 0: all. A map names them by dataset (`{vnc: 2}`); the others "
+        "are labelled in full.",
+    )
+    crops: Count | Share = setting(
+        0, "Labelled tiles of each dataset (patches in 3D) instead of whole slices; 0: all."
+    )
+    sampling: Sampling | None = setting(None, "Instead of `train.sampling`.")
+    unlabelled: tuple[str, ...] = setting(
+        (), "Datasets whose images the adversarial loss sees; other regimes ignore them."
+    )
+
+    @field_validator("slices", "crops")
+    @classmethod
+    def _is_an_amount(cls, value: object) -> object:
+        shares = value.values() if isinstance(value, dict) else [value]
+        if any(isinstance(v, str) and not 0 < float(v.rstrip("%")) <= 100 for v in shares):
+            raise ValueError("a share must lie above 0 % and be at most 100 %")
+        if isinstance(value, dict) and 0 in value.values():
+            raise ValueError("0 means all labels; leave that dataset out of the map")
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        members = (*self.datasets, *self.unlabelled)
+        if len(set(members)) < len(members):
+            raise ValueError(f"a dataset is named twice in {list(members)}")
+        if self.slices and self.crops:
+            raise ValueError("give slices or crops, not both")
+        if isinstance(self.slices, dict) and (odd := set(self.slices) - set(self.datasets)):
+            raise ValueError(f"slices names {sorted(odd)}, not among its datasets")
+        return self
+
+    @property
+    def few(self) -> bool:
+        """Whether only a part of the training slices counts as labelled."""
+        return bool(self.slices or self.crops)
+
+    def slices_of(self, dataset: str) -> int | str:
+        """Labelled training slices of one of its datasets: a number, a share, or 0 for all."""
+        return self.slices.get(dataset, 0) if isinstance(self.slices, dict) else self.slices
+
+
+class SplitSettings(Settings):
+    """How slices become training, validation and test slices: blocks of z with a gap."""
+
+    kind: Literal["blocks", "random"] = setting(
+        "blocks", "`random` repeats the reference study, whose slices have test neighbours."
+    )
+    val: float = setting(0.15, "Share of the training slices for validation.", gt=0, lt=0.9)
+    test: float = setting(
+        0.2, "Share of the slices for testing, without an official test volume.", gt=0, lt=0.9
+    )
+    gap_nm: float = setting(30.0, "Thickness left out between blocks; at least a slice.", ge=0)
+    seed: int = setting(0, "Seed of `random`.", ge=0)
+
+
+SPLIT_PRESETS = {"paper": {"kind": "random", "val": 0.1, "test": 0.15, "gap_nm": 0.0}}
+
+
+def is_share(value: int | str) -> bool:
+    """Whether an amount of labels is a share such as 25%."""
+    return isinstance(value, str) and re.fullmatch(r"\d+(\.\d+)?%", value) is not None
