@@ -1,4 +1,4 @@
-"""Models for other programs: the graph gives the model's probabilities, at sizes that it was not traced at, or is not written."""
+"""Models for other programs: a graph gives the model's probabilities at any size."""
 
 import json
 import shutil

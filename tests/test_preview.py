@@ -1,5 +1,4 @@
 import re
-import shutil
 from pathlib import Path
 
 import pytest
@@ -11,26 +10,16 @@ from emadapt.data.ingest import Volume
 from emadapt.models.token_statistics import token_facts
 from emadapt.segment.domain import Domain
 from emadapt.training.model_files import load_model
-from pages import Reader, asked, chromium
+from pages import Reader
 from tiny import blobs, write_model
 
-# Opens the page in a frame of 390 px, as a phone would, and reports what it finds.
-PROBE = """<!DOCTYPE html><html><body><iframe id="f" style="width: 390px; height: 800px; border: 0" src="index.html"></iframe>
-<pre id="found"></pre><script>
-document.getElementById("f").addEventListener("load", ({target}) => {
-  const page = target.contentDocument, root = page.documentElement, images = [...page.images];
-  document.getElementById("found").textContent = [target.contentWindow.innerWidth, root.scrollWidth - root.clientWidth,
-    images.length, images.filter(image => image.naturalWidth === 0).length].join(" ");
-});
-</script></body></html>
-"""
 IMAGE, _ = blobs((8, 150, 170), 5)
 VOXEL = ["--voxel-nm", "30", "5", "5"]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that knows its data, a volume like these and one that is not, and the page of each."""
+    """A model, a volume like its training data and one unlike them."""
     root = tmp_path_factory.mktemp("preview")
     write_model(root / "m")
     segmenter, _ = load_model(root / "m")
@@ -83,7 +72,7 @@ def test_a_volume_like_the_training_data(folder: Path) -> None:
     )
     places = re.findall(r"Slice (\d+), from row (\d+) and column (\d+)", page)
     assert places == [("1", "6", "10"), ("4", "19", "29"), ("6", "32", "48")]
-    assert not re.search(r"(src|href)=\"(?!data:)", page)
+    assert not re.search(r"(src|href)=\"(?!data:)", page)  # asks the network for nothing
 
 
 def test_a_volume_unlike_them_is_warned_of(folder: Path) -> None:
@@ -121,19 +110,3 @@ def test_verdicts() -> None:
     for away, verdict in ((0.01, "like"), (0.15, "like"), (0.16, "unlike")):
         assert Domain({"a": away, "b": 5.0}, {"a": 0.05, "b": 0.1}).verdict == verdict
     assert Domain({"narrow": 0.1, "wide": 0.3}, {"narrow": 0.01, "wide": 0.3}).nearest == "wide"
-
-
-@pytest.mark.browser
-def test_a_phone_shows_the_page_without_asking_for_anything(folder: Path, tmp_path: Path) -> None:
-    run(folder, "unlike.tif", "phone.html", *VOXEL)
-    shutil.copy(folder / "phone.html", tmp_path / "index.html")
-    (tmp_path / "wide.html").write_text(PROBE)
-    urls, log = asked(tmp_path, tmp_path / "index.html")
-    assert {url for url in urls if not url.startswith("data:")} == set()
-    assert "CONSOLE" not in log
-    html, _ = chromium(
-        tmp_path, tmp_path / "wide.html", "--allow-file-access-from-files", "--dump-dom"
-    )
-    width, wider, images, broken = map(int, Reader(html).text["pre"][0].split())
-    assert (width, images, broken) == (390, 9, 0)
-    assert wider <= 0

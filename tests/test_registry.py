@@ -1,4 +1,4 @@
-"""Models in MLflow's registry: what goes in comes out, under the alias that points to it, and is served."""
+"""Models in MLflow's registry: what goes in comes out, and is served."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def run(*words: str) -> Result:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A project with two models, registered as versions 1 and 2 of `mito`; the second is the champion."""
+    """A project with two models, versions 1 and 2 of `mito`; the second is the champion."""
     folder = tmp_path_factory.mktemp("project")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

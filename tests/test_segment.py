@@ -56,7 +56,7 @@ def order(tmp_path: Path, model: Path) -> Order:
 
 def blocks(
     monkeypatch: pytest.MonkeyPatch,
-    block: int = 2**25,
+    block: int = 2**24,
     chunk: int = 512,
     depth: int = 16,
     tile_rows: int = 6,

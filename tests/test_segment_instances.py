@@ -83,7 +83,7 @@ def test_as_scipy_labels_the_whole_volume(
 
 
 def test_a_component_that_winds_through_many_blocks(tmp_path: Path) -> None:
-    """A spiral meets the same blocks again and again; beside it, another that touches it at an edge only."""
+    """A spiral meets the same blocks again and again; another one touches it only at an edge."""
     mask = np.zeros((6, 12, 12), bool)
     for z in range(0, 6, 2):
         mask[z, 1:11, 1] = mask[z, 10, 1:11] = True

@@ -133,8 +133,8 @@ def test_models_of_whole_slices_see_other_slices_in_tiles_as_large_as_those_of_t
         (1, (100, 1000, 1000), (16, 1000)),
         (6, (100, 1000, 1000), (12, 1000)),  # whole chunks of the file
         (64, (100, 1000, 1000), (16, 1000)),
-        (1, (100, 5000, 5000), (1, 5000)),
-        (1, (100, 9000, 9000), (1, 4096)),
+        (1, (100, 4000, 4000), (1, 4000)),
+        (1, (100, 9000, 9000), (1, 2048)),
     ],
 )
 def test_blocks_are_no_larger_than_memory_allows(

@@ -38,8 +38,9 @@ SLICES = 64
 """Slices that grey values are taken from, evenly spaced; of huge slices, bands of rows."""
 DEPTH = 16
 """Most slices of a block; twice as many as a model's windows have, if these are more."""
-BLOCK = 2**25
-"""Voxels of a block, unless `TILE_ROWS` tiles above each other have more."""
+BLOCK = 2**24
+"""Voxels of a block, unless `TILE_ROWS` tiles above each other have more. A slice of so many takes
+about 400 MB while it is segmented."""
 TILE_ROWS = 6
 """Fewest rows of tiles in a block: those at its borders are segmented for both neighbours."""
 APART = 1.5
