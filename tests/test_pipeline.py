@@ -17,7 +17,7 @@ from tiny import blobs, make_study, settings, under_dvc, write_stack
 ROOT = Path(__file__).parents[1]
 
 
-def test_the_verbs_one_after_the_other_with_the_lab_book(
+def test_the_verbs_one_after_the_other_with_mlflow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -78,7 +78,7 @@ def test_the_verbs_one_after_the_other_with_the_lab_book(
 
 
 @pytest.mark.slow
-def test_baselines_in_the_same_grid_leaderboard_and_lab_book(
+def test_baselines_in_the_same_grid_leaderboard_and_mlflow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ridge and kNN on cached tokens and a U-Net without a backbone, beside a frozen one."""
