@@ -1,5 +1,6 @@
 """Few labels: what is drawn, and that a unit sees nothing else."""
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -82,16 +83,13 @@ def test_check_counts_slices_and_tiles_as_training_does(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     own = settings()
-    own["regimes"], own["train_sets"] = (
-        {"r": regime},
-        {"tiles": {"datasets": ["a", "b"], "crops": 3}},
-    )
+    own["regimes"] = {"r": regime}
+    own["train_sets"] = {"tiles": {"datasets": ["a", "b"], "crops": 3}}
     own["study"] |= {"regimes": ["r"], "train_sets": ["tiles"]}
     study = make_study(tmp_path, own)
     slices = len(open_volume("a").split["train"])
-    tiles = (
-        prepare(study, Unit("t", "r", "tiles", 0)).labelled.counts["crops"][1] // 2
-    )  # two datasets of one shape and split
+    counts = prepare(study, Unit("t", "r", "tiles", 0)).labelled.counts
+    tiles = counts["crops"][1] // 2  # two datasets of one shape and split
     for key, total in [("crops", tiles)] + [("slices", slices)] * (regime["kind"] == "frozen"):
         for n, problems in ((total, 0), (total + 1, 2)):
             own["train_sets"]["tiles"] = {"datasets": ["a", "b"], key: n}
@@ -113,18 +111,11 @@ def test_a_unit_sees_nothing_but_what_is_labelled(study: Study, kind: str, train
     """Another label, or image, anywhere else in the training part changes nothing."""
     unit = Unit("t", kind, train_set, 0)
     before = train_unit(study, unit)
-    first, card = (
-        (before / "model.safetensors").read_bytes(),
-        json.loads((before / "model.json").read_text()),
-    )
+    first = (before / "model.safetensors").read_bytes()
+    counts = json.loads((before / "model.json").read_text())["labelled"]
     volume = open_volume("a")
-    tiles = (
-        len(volume.split["train"]) * 4
-    )  # 90 x 100 pixels in tiles of 64, or rounded to the patch
-    assert card["labelled"]["crops"][1] == tiles
-    assert card["labelled"]["slices" if train_set == "two" else "crops"][0] == (
-        2 if train_set == "two" else 3
-    )
+    assert counts["crops"][1] == len(volume.split["train"]) * 4  # 90 x 100 in tiles of 64
+    assert counts["slices"][0] == 2 if train_set == "two" else counts["crops"][0] == 3
     inputs = prepare(study, unit)
     labelled = np.zeros(volume.image.shape, bool)
     if train_set == "two":
@@ -140,7 +131,7 @@ def test_a_unit_sees_nothing_but_what_is_labelled(study: Study, kind: str, train
 
 
 def spoil(train: list[int], keep: np.ndarray) -> None:
-    """Scramble the ingested training slices but for `keep`; the manifest, and so every key, stays as it is."""
+    """Scramble the ingested training slices but for `keep`; every key stays as it is."""
     rng = np.random.default_rng(0)
     for name in ("image", "label"):
         array = np.load(f"build/ingest/a/{name}.npy")
@@ -157,30 +148,22 @@ def forget() -> None:
 
 
 def test_seeds_and_amounts_make_other_models(study: Study) -> None:
-    def key(kind: str, train_set: str, seed: int) -> str:
-        unit = Unit("t", kind, train_set, seed)
-        return unit_key(study, unit)
-
-    assert (
-        len({key("ridge", name, seed) for name in ("a", "two", "tiles", "half") for seed in (0, 1)})
-        == 7
-    )  # `a` has one
-    drawn = [prepare(study, Unit("t", "frozen", "half", seed)).volumes for seed in (0, 1)]
-    assert [len(v.split["train"]) for v in drawn[0]] == [len(v.split["train"]) for v in drawn[1]]
-    assert prepare(study, Unit("t", "frozen", "half", 0)).labelled.counts["slices"] == (
-        4,
-        10,
-    )  # of 5 slices each
+    units = itertools.product(("a", "two", "tiles", "half"), (0, 1))
+    keys = {unit_key(study, Unit("t", "ridge", name, seed)) for name, seed in units}
+    assert len(keys) == 7  # `a` has one
+    drawn = [prepare(study, Unit("t", "frozen", "half", seed)) for seed in (0, 1)]
+    assert drawn[0].labelled.counts["slices"] == (4, 10)  # of 5 slices each
+    sizes = [[len(v.split["train"]) for v in inputs.volumes] for inputs in drawn]
+    assert sizes[0] == sizes[1]
 
 
 def test_few_labels_of_one_dataset_beside_all_of_another(tmp_path: Path, study: Study) -> None:
     """A map gives them: the same slices as the dataset alone with so few."""
-    mixed = make_study(
-        tmp_path / "mixed",
-        params(
-            mixed={"datasets": ["a", "b"], "slices": {"b": 2}}, few={"datasets": ["b"], "slices": 2}
-        ),
-    )
+    sets = {
+        "mixed": {"datasets": ["a", "b"], "slices": {"b": 2}},
+        "few": {"datasets": ["b"], "slices": 2},
+    }
+    mixed = make_study(tmp_path / "mixed", params(**sets))
     for seed in (0, 1):
         volumes = {v.name: v for v in prepare(mixed, Unit("t", "frozen", "mixed", seed)).volumes}
         [alone] = prepare(mixed, Unit("t", "frozen", "few", seed)).volumes

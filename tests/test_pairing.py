@@ -1,8 +1,9 @@
 """Every image gets the one label that belongs to it, or nothing is paired."""
 
 import re
+import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -10,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from emadapt.data.layouts import find_parts
-from emadapt.data.pairing import Part
+from emadapt.data.layouts import LAYOUTS, find_parts
+from emadapt.data.pairing import PAIRINGS, Part
 from emadapt.errors import InputError
+from emadapt.study.datasets import DatasetSettings
 
 
 def touch(folder: Path, names: list[str]) -> None:
@@ -145,6 +147,28 @@ def test_stems_are_in_natural_order_and_missing_folders_named(tmp_path: Path) ->
     for layout, root in (("vnc", tmp_path), ("stack", tmp_path / "nowhere")):
         with pytest.raises(InputError, match="no such folder"):
             find_parts(root, layout, "number")
+
+
+def test_layouts_and_pairings_are_those_of_the_settings() -> None:
+    fields = DatasetSettings.model_fields
+    assert get_args(fields["layout"].annotation) == tuple(LAYOUTS)
+    assert get_args(fields["pairing"].annotation) == tuple(PAIRINGS)
+
+
+@pytest.mark.parametrize(("layout", "parts"), [("lucchi", 2), ("vnc", 1)])
+def test_without_labels_images_keep_their_order(tmp_path: Path, layout: str, parts: int) -> None:
+    lucchi(tmp_path, 11)
+    for folder in ("raw", "mitochondria"):
+        touch(tmp_path / folder, [f"{i}.png" for i in range(11)])
+    labelled = find_parts(tmp_path, layout, "number")
+    for folder in ("Train_Out", "Test_Out", "mitochondria"):
+        shutil.rmtree(tmp_path / folder)
+    alone = find_parts(tmp_path, layout, "number", labelled=False)
+    assert len(alone) == parts
+    assert [p.images.files for p in alone] == [p.images.files for p in labelled]
+    assert all(part.labels is None for part in alone)
+    with pytest.raises(InputError):
+        find_parts(tmp_path, layout, "number")
 
 
 @pytest.mark.real_data
