@@ -5,13 +5,12 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from emadapt.report import report
+from emadapt.report.report import build_report
 from emadapt.study.study import Study
-from fakes import a_study, write_domain, write_metrics, write_models, write_objects
+from fakes import a_study, write_domain, write_metrics, write_models
 
 VOID = {"meta", "link", "img", "br", "path", "circle"}
 
@@ -44,28 +43,21 @@ class Reader(HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
 
-def make(
-    root: Path, *, diagnosed: bool = True, objects: str = "", study: Study | None = None, **how: Any
-) -> Path:
-    study = study or a_study(**how)
+def make(root: Path, study: Study | None = None, *, diagnosed: bool = True) -> Path:
+    study = study or a_study()
     write_metrics(root, study)
     write_models(root, study)
-    if objects:
-        write_objects(root, study, objects, "vnc")
     if diagnosed:
         write_domain(root, study)
     (root / "params.yaml").write_text("a: 1\n")
-    report.build_report(root, study)
+    build_report(root, study)
     return root / "reports/index.html"
 
 
 def chromium(folder: Path, file: Path, *flags: str) -> tuple[str, str]:
     """(stdout, stderr) of a headless run without any network."""
-    program = (
-        shutil.which("chromium")
-        or shutil.which("chromium-browser")
-        or shutil.which("google-chrome")
-    )
+    names = ("chromium", "chromium-browser", "google-chrome")
+    program = next(filter(None, map(shutil.which, names)), None)
     if program is None:
         pytest.skip("needs Chromium (Debian: apt install chromium)")
     command = [
@@ -91,14 +83,11 @@ def chromium(folder: Path, file: Path, *flags: str) -> tuple[str, str]:
 
 
 def asked(folder: Path, file: Path) -> tuple[set[str], str]:
-    """What a page asked the network for (the browser's own requests have no origin), and the log."""
+    """What a page asked the network for and the log; requests without origin are the browser's."""
     net = folder / "net.json"
     _, log = chromium(folder, file, f"--log-net-log={net}", "--dump-dom")
-    text = net.read_text()
-    events = json.loads(text if text.rstrip().endswith("}") else text.rstrip().rstrip(",") + "]}")[
-        "events"
-    ]
+    text = net.read_text().rstrip()
+    events = json.loads(text if text.endswith("}") else text.rstrip(",") + "]}")["events"]
     requests = [event["params"] for event in events if "initiator" in event.get("params", {})]
-    return {
-        str(request["url"]) for request in requests if request["initiator"] != "not an origin"
-    }, log
+    own = {str(request["url"]) for request in requests if request["initiator"] != "not an origin"}
+    return own, log

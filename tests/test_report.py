@@ -1,278 +1,256 @@
-"""The report: what it computes over seeds, what it refuses, and figures that keep their colours and stay small."""
+"""The report: contrasts change one thing, numbers are those of the metrics, files are stable."""
 
-import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from emadapt.errors import InputError
-from emadapt.report import comparisons, figures, report
-from emadapt.report.comparisons import kind_of
-from emadapt.report.unions import unions
-from emadapt.study.datasets import DatasetSettings, TrainSetSettings
-from emadapt.study.regimes import regime_settings
-from fakes import DATASETS, SPECS, a_study, write_domain, write_metrics, write_objects
+from emadapt.report.contrasts import FACTORS, contrasts
+from emadapt.report.domain import losses, pair_rows, read_cards
+from emadapt.report.labels import curves, enough
+from emadapt.report.report import build_report
+from emadapt.report.units import RELATIONS, entries, read_units, relation
+from emadapt.study.study import Unit
+from fakes import (
+    BACKBONES,
+    DATASETS,
+    FEW,
+    REGIMES,
+    TRAIN_SETS,
+    WITH_RIDGE,
+    a_card,
+    a_study,
+    iou_of,
+    write_domain,
+    write_metrics,
+)
+
+ALIGNED = {**BACKBONES["dinov2_s"], "align": "histogram", "reference": "lucchi"}
+RICH = a_study(
+    seeds=(0, 1),
+    regimes={
+        **REGIMES,
+        "lora_warm": {"kind": "lora", "warm_start": "lora-lucchi"},
+        "lora_adversarial": {"kind": "lora", "adversarial": 0.1},
+    },
+    train_sets={
+        **TRAIN_SETS,
+        "vnc_4": FEW["vnc_4"],
+        "new": {"datasets": ("lucchi", "vnc"), "slices": {"vnc": 4}},
+    },
+    backbones={
+        **BACKBONES,
+        "dinov2_b": {"arch": "dinov2_b", "source": "hub"},
+        "histogram": ALIGNED,
+    },
+)
+MAY_DIFFER = {
+    "backbone": {"backbone"},
+    "regime": {"regime"},
+    "union": {"train_set.datasets", "train_set.slices"},
+    "warm_start": {"regime.warm_start"},
+    "alignment": {"backbone.align", "backbone.reference", "regime.adversarial"},
+    "labels": {"train_set.slices"},
+}
+"""What the two models of a contrast may differ in: whole settings, or some of their fields."""
+
+
+def spread(root: Path) -> None:
+    """Gives every model its own counts, since models of equal predictions are not compared."""
+    for at, file in enumerate(sorted((root / "build/evaluate").glob("*/metrics.json"))):
+        metrics = json.loads(file.read_text())
+        for scores in metrics["test"].values():
+            scores["counts"][0][0] -= at
+        file.write_text(json.dumps(metrics))
+
+
+@pytest.fixture(scope="module")
+def rich(tmp_path_factory):
+    root = tmp_path_factory.mktemp("rich")
+    write_metrics(root, RICH)
+    spread(root)
+    return root, read_units(root, RICH)
+
+
+def differing(model: dict[str, str], against: dict[str, str]) -> set[str]:
+    """Fields of settings in which two models differ."""
+    maps = {
+        "backbone": RICH.backbone_settings,
+        "regime": RICH.regime_settings,
+        "train_set": RICH.train_set_settings,
+    }
+    found = set()
+    for part, settings in maps.items():
+        one, other = (settings[name[part]].model_dump() for name in (model, against))
+        fields = set(one) | set(other)
+        found |= {f"{part}.{f}" for f in fields if one.get(f) != other.get(f)}
+    return found
+
+
+@pytest.mark.parametrize("factor", FACTORS)
+def test_models_of_a_contrast_differ_in_one_thing(rich, factor):
+    _, rows = rich
+    found = contrasts(rows, factor)
+    assert found
+    for row in found:
+        names = differing(row["model"], row["against"])
+        assert names
+        assert names <= MAY_DIFFER[factor] or {n.split(".")[0] for n in names} == MAY_DIFFER[factor]
+        if factor == "union":  # the same labels of the test dataset
+            one, other = (
+                RICH.train_set_settings[row[who]["train_set"]] for who in ("model", "against")
+            )
+            assert other.datasets == (row["test_set"],)
+            assert one.slices_of(row["test_set"]) == other.slices_of(row["test_set"])
+
+
+def test_a_contrast_is_that_of_the_counts(rich):
+    root, rows = rich
+
+    def iou(names: dict[str, str], test_set: str) -> float:
+        values = []
+        for seed in RICH.seeds:
+            unit = Unit(*names.values(), seed).name
+            text = (root / "build/evaluate" / unit / "metrics.json").read_text()
+            both, one, other = np.sum(json.loads(text)["test"][test_set]["counts"], axis=0)
+            values.append(both / (one + other - both))
+        return float(np.mean(values))
+
+    for row in contrasts(rows, "regime"):
+        a, b = (iou(row[who], row["test_set"]) for who in ("model", "against"))
+        assert row["iou"] == pytest.approx(a, abs=1e-6)
+        assert row["against_iou"] == pytest.approx(b, abs=1e-6)
+        assert row["difference"] == pytest.approx(a - b, abs=1e-6)
+        assert row["ci95"][0] <= row["at_least"] <= row["difference"] <= row["ci95"][1]
+        assert row["p"] <= row["p_holm"] <= 1
+
+
+def test_models_that_saw_other_labels_of_the_test_set_are_not_compared(rich):
+    _, rows = rich
+    warm = [row for row in contrasts(rows, "warm_start") if row["test_set"] == "lucchi"]
+    # All others start from a model that saw labels of Lucchi which they lack.
+    assert {row["model"]["train_set"] for row in warm} == {"lucchi", "paired", "new"}
+    regimes = [row for row in contrasts(rows, "regime") if row["test_set"] == "lucchi"]
+    assert {
+        row["model"]["train_set"] for row in regimes if row["model"]["regime"] == "lora_warm"
+    } == {"lucchi", "paired", "new"}
+
+
+def test_equal_predictions_and_single_levels_make_no_contrast(tmp_path):
+    study = a_study(regimes=WITH_RIDGE)  # in the fakes ridge predicts what frozen does
+    write_metrics(tmp_path, study)
+    rows = read_units(tmp_path, study)
+    assert {row["level"] for row in contrasts(rows, "regime")} == {"lora"}
+    for factor in ("backbone", "warm_start", "alignment", "labels"):
+        assert contrasts(rows, factor) == []
+
+
+def test_slices_of_the_whole_dataset_count_where_neither_has_seen_it(tmp_path):
+    study = a_study((0, 1, 2))
+    write_metrics(tmp_path, study)
+    for unit in study.units():
+        file = tmp_path / "build/evaluate" / unit.name / "metrics.json"
+        metrics = json.loads(file.read_text())
+        for name in set(study.datasets) - set(study.train_set_settings[unit.train_set].datasets):
+            both = 500 + 100 * (unit.regime == "lora") + unit.seed
+            whole = {"n": 24, "block_slices": 4, "counts": [[both, both, 1000]] * 24}
+            metrics["test"][name]["unseen"] = {
+                **whole,
+                "iou": both / 1000,
+                "iou_ci95": [0.1, 0.9],
+            }
+        file.write_text(json.dumps(metrics))
+    summary = json.loads(build_report(tmp_path, study).read_text())
+    regimes = [row for row in summary["contrasts"] if row["factor"] == "regime"]
+    for row in regimes:
+        crossing = row["relation"] == "cross-domain"
+        assert (row["slices"], row["n"] == 24) == (("all", True) if crossing else ("test", False))
+        if crossing:
+            assert row["difference"] == pytest.approx(0.1)
+    units = {(u["regime"], u["train_set"], u["test_set"]): u for u in summary["units"]}
+    assert units["lora", "lucchi", "vnc"]["unseen"]["iou"]["values"] == [0.6, 0.601, 0.602]
+    assert "unseen" not in units["lora", "paired", "vnc"]
+    assert "0.601 (" in (tmp_path / "reports/leaderboard.md").read_text()
 
 
 @pytest.fixture(scope="module")
 def reported(tmp_path_factory):
     root, study = tmp_path_factory.mktemp("reported"), a_study()
     write_metrics(root, study)
+    write_domain(root, study)
     (root / "params.yaml").write_text("a: 1\n")
-    assert report.build_report(root, study) == root / "reports/summary.json"
+    assert build_report(root, study) == root / "reports/summary.json"
     return root
 
 
 def test_summary(reported):
     summary = json.loads((reported / "reports/summary.json").read_text())
-    fixed = [
-        "study",
-        "git",
-        "data_md5",
-        "params_sha256",
-        "ci95_method",
-        "units",
-        "comparisons_method",
-        "comparisons",
-        "against_best",
-        "unions",
-    ]
+    fixed = ["study", "git", "data_md5", "params_sha256", "units", "contrasts"]
     assert list(summary) == fixed
-    assert summary["study"] == "demo"
     assert len(summary["params_sha256"]) == 64
-    keys = [(e["backbone"], e["regime"], e["train_set"], e["test_set"]) for e in summary["units"]]
+    keys = [tuple(u[n] for n in ("regime", "train_set", "test_set")) for u in summary["units"]]
     assert len(set(keys)) == len(keys) == 2 * 3 * 2
-    entry = summary["units"][keys.index(("dinov2_s", "lora", "paired", "vnc"))]
-    assert (entry["n"], entry["trainable_params"], entry["seconds"], entry["peak_mb"]) == (
-        12,
-        442368,
-        100.5,
-        901,
-    )
-    assert entry["iou"]["values"] == [0.85, 0.86]  # over seeds, rounded to 6 digits
-    assert entry["iou"]["mean"] == 0.855
-    assert entry["iou"]["std"] == pytest.approx(0.01 / 2**0.5, abs=1e-6)
-    for name in ("iou", "dice", "boundary_iou"):
-        assert list(entry[name]) == ["mean", "std", "values", "ci95"]
-        low, high = entry[name]["ci95"]
-        assert 0 <= low <= entry[name]["mean"] - 0.02
-        assert entry[name]["mean"] + 0.01 <= high <= 1
+    entry = summary["units"][keys.index(("lora", "paired", "vnc"))]
+    assert (entry["n"], entry["trainable_params"]) == (12, 442368)
+    assert (entry["seconds"], entry["peak_mb"]) == (100.5, 901)
+    assert entry["iou"]["values"] == [0.84, 0.85]
+    assert list(entry["iou"]) == ["mean", "std", "values", "ci95"]
+    assert entry["instances"]["pq"] == {"mean": 0.4, "values": [0.4, 0.4]}
+    best = [row for row in summary["contrasts"] if row["factor"] == "best"]
+    assert {row["against"]["regime"] for row in best} == {"lora"}
+    assert all(row["difference"] <= 0 for row in best)
 
 
-def test_leaderboard(reported):
-    text = (reported / "reports/leaderboard.md").read_text()
-    text, together = text.split("## Together or alone")
-    lucchi, vnc = text.split("## Test dataset")[1:]
-    assert lucchi.startswith(" `lucchi` (32 slices)")
-    rows = [
-        [cell.strip() for cell in line.split("|")[1:-1]]
-        for line in vnc.splitlines()
-        if line.startswith("| ")
-    ][1:]
-    assert {len(row) for row in rows} == {12}
-    ranks = [(row[2], row[3], row[4]) for row in rows]
-    assert set(ranks[:2]) == {("lora", "vnc", "in-domain"), ("lora", "paired", "union")}
-    assert set(ranks[2:4]) == {("frozen", "vnc", "in-domain"), ("frozen", "paired", "union")}
-    assert ranks[4:] == [("lora", "lucchi", "cross-domain"), ("frozen", "lucchi", "cross-domain")]
-    assert rows[0][5] == "**0.855** ± 0.007"
-    assert rows[0][9:] == ["2", "442,368", "100 s"]
-    assert (
-        sum(
-            line.startswith(("| lucchi | paired | lucchi |", "| vnc | paired | vnc |"))
-            for line in together.splitlines()
-        )
-        == 4
-    )
+def content(root: Path) -> dict[str, bytes]:
+    folder = root / "reports"
+    files = (file for file in folder.rglob("*") if file.is_file())
+    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
 
 
-def test_images_under_other_labels_are_no_other_domain():
-    study = a_study()
-    twin = DatasetSettings(
-        layout="lucchi", voxel_nm=(5.0, 5.0, 5.0), path="data/lucchi", pairing="lexicographic"
-    )
-    sets = {
-        **SPECS,
-        "twin": TrainSetSettings(datasets=("twin",)),
-        "both": TrainSetSettings(datasets=("twin", "vnc")),
-    }
-    study = dataclasses.replace(
-        study, dataset_settings={**DATASETS, "twin": twin}, train_set_settings=sets
-    )
-    kinds = {
-        (own, test): kind_of(study, "frozen", own, test)
-        for own in sets
-        for test in ("lucchi", "twin", "vnc")
-    }
-    for pair in (("twin", "lucchi"), ("lucchi", "twin"), ("both", "lucchi"), ("paired", "twin")):
-        assert kinds[pair] == "other labels"
-    assert kinds["twin", "twin"] == kinds["lucchi", "lucchi"] == "in-domain"
-    assert kinds["both", "twin"] == kinds["both", "vnc"] == "union"
-    assert kinds["twin", "vnc"] == kinds["vnc", "twin"] == kinds["vnc", "lucchi"] == "cross-domain"
-    began = dataclasses.replace(
-        study,
-        regime_settings=study.regime_settings
-        | {"began": regime_settings(kind="lora", warm_start="lora-vnc")},
-    )
-    assert kind_of(began, "began", "lucchi", "vnc") == "seen at the start"
-    assert kind_of(began, "began", "lucchi", "lucchi") == "in-domain"
-    assert set(kinds.values()) | {"zero-shot", "oracle prompts", "seen at the start"} == set(
-        figures.KINDS
-    )
-
-
-def test_every_regime_against_the_first(reported):
-    compared = json.loads((reported / "reports/summary.json").read_text())["comparisons"]
-    assert len(compared) == 3 * 2
-    for entry in compared:
-        assert (entry["backbone"], entry["regime"], entry["against"], entry["seeds"]) == (
-            "dinov2_s",
-            "lora",
-            "frozen",
-            [2, 2],
-        )
-        assert (entry["n"], entry["block_slices"]) == {"lucchi": (32, 4), "vnc": (12, 1)}[
-            entry["test_set"]
-        ]
-        assert entry["difference"] == pytest.approx(
-            0.05, abs=0.01
-        )  # what fakes.iou_of adds for lora
-        assert entry["ci95"][0] < entry["difference"] < entry["ci95"][1]
-        assert entry["p_value"] <= entry["p_holm"] <= min(1, 6 * entry["p_value"] + 1e-6)
-    assert min(e["p_holm"] for e in compared) == pytest.approx(
-        6 * min(e["p_value"] for e in compared), abs=1e-5
-    )
-
-
-def test_every_model_against_the_best_and_unions_against_single_datasets(reported):
-    summary = json.loads((reported / "reports/summary.json").read_text())
-    iou = {
-        (e["backbone"], e["regime"], e["train_set"], e["test_set"]): e["iou"]["mean"]
-        for e in summary["units"]
-    }
-    assert (
-        len(summary["against_best"]) == 2 * 3
-    )  # of four models that were trained on a dataset, all but the best
-    for entry in summary["against_best"]:
-        best = (*entry["against"].values(), entry["test_set"])
-        own = (entry["backbone"], entry["regime"], entry["train_set"], entry["test_set"])
-        trained = [
-            value for key, value in iou.items() if key[3] == entry["test_set"] and value > 0.7
-        ]
-        assert iou[best] == max(trained) >= iou[own]
-        assert entry["difference"] == pytest.approx(
-            iou[own] - iou[best], abs=0.01
-        )  # counts give IoU to about that
-        assert entry["ci95"][0] <= entry["difference"] <= entry["ci95"][1]
+def test_only_files_outside_git_change_with_the_time_that_training_took(reported):
+    before = content(reported)
     assert {
-        (e["regime"], e["train_set"], e["against"], e["test_set"]) for e in summary["unions"]
-    } == {
-        (regime, "paired", single, single)
-        for regime in ("frozen", "lora")
-        for single in ("lucchi", "vnc")
-    }
-    assert not any(e["few"] for e in summary["unions"])
-
-
-def test_systems_that_were_not_trained_are_no_model_for_several_datasets() -> None:
-    study, kinds = (
-        a_study(),
-        {
-            "frozen": regime_settings(kind="frozen"),
-            "given": regime_settings(kind="mitonet", weights="w"),
-        },
-    )
-    study = dataclasses.replace(study, regimes=tuple(kinds), regime_settings=kinds)
-    test = {name: {"counts": [[5, 6, 7]] * 4, "block_slices": 1} for name in study.datasets}
-    groups = {("dinov2_s", regime, name): [{"test": test}] for regime in kinds for name in SPECS}
-    assert {row["regime"] for row in unions(study, groups)} == {"frozen"}
-
-
-def test_a_few_labels_beside_another_dataset_meet_the_same_few_alone(tmp_path: Path) -> None:
-    """`slices: {vnc: 2}` beside all of Lucchi: on VNC against two slices of VNC, on Lucchi against all of Lucchi."""
-    sets = {
-        **SPECS,
-        "vnc_2": TrainSetSettings(datasets=("vnc",), slices=2),
-        "vnc_4": TrainSetSettings(datasets=("vnc",), slices=4),
-        "new": TrainSetSettings(datasets=("lucchi", "vnc"), slices={"vnc": 2}),
-    }
-    study = dataclasses.replace(a_study(), train_set_settings=sets, train_sets=tuple(sets))
-    write_metrics(tmp_path, study)
-    report.build_report(tmp_path, study)
-    summary = json.loads((tmp_path / "reports/summary.json").read_text())
-    few = {(e["regime"], e["against"], e["test_set"]) for e in summary["unions"] if e["few"]}
-    assert few == {
-        (r, against, test)
-        for r in ("frozen", "lora")
-        for against, test in (("vnc_2", "vnc"), ("lucchi", "lucchi"))
-    }
-    panels = {tuple(curve["datasets"]) for curve in summary["few_shot"]}
-    assert panels == {("vnc",)}  # no curve has a place for few of one dataset and all of another
-    page = (tmp_path / "reports/index.html").read_text()
-    assert 'id="unions"' in page
-    assert page.count("<td>new</td><td>vnc_2</td>") == 2
-
-
-def test_a_difference_turned_round(reported):
-    study = a_study()
-    groups: dict[tuple[str, str, str], list[Any]] = {
-        (u.backbone, u.regime, u.train_set): [] for u in study.units()
-    }
-    for unit in study.units():
-        metrics = json.loads((reported / "build/evaluate" / unit.name / "metrics.json").read_text())
-        groups[unit.backbone, unit.regime, unit.train_set].append(metrics)
-    keys = ("dinov2_s", "lora", "vnc"), ("dinov2_s", "frozen", "lucchi")
-    there, back = (comparisons.difference(groups, *pair, "vnc") for pair in (keys, keys[::-1]))
-    assert there["difference"] == -back["difference"] > 0
-    assert there["ci95"] == pytest.approx([-end for end in back["ci95"][::-1]], abs=0.01)
-    assert comparisons.difference(groups, keys[0], keys[0], "vnc")["difference"] == 0
-
-
-def test_one_regime_has_nothing_to_compare(tmp_path):
-    study = a_study(seeds=(0,), regimes=("frozen",))
-    write_metrics(tmp_path, study)
-    assert json.loads(report.build_report(tmp_path, study).read_text())["comparisons"] == []
-
-
-def test_metrics_of_an_older_evaluate(tmp_path):
-    study = a_study(seeds=(0,))
-    write_metrics(tmp_path, study)
-    file = tmp_path / "build/evaluate/dinov2_s-lora-vnc-0/metrics.json"
-    metrics = json.loads(file.read_text())
-    del metrics["test"]["vnc"]["counts"]
-    file.write_text(json.dumps(metrics))
-    with pytest.raises(InputError, match=r"`emadapt evaluate dinov2_s-lora-vnc-0`"):
-        report.build_report(tmp_path, study)
-    assert not (tmp_path / "reports").exists()
-
-
-def test_again_gives_the_same_bytes(reported):
-    def content():
-        return {
-            file: file.read_bytes() for file in (reported / "reports").rglob("*") if file.is_file()
-        }
-
-    before = content()
-    assert {file.name for file in before} == {
-        "summary.json",
         "leaderboard.md",
         "index.html",
-        "domain-vs-iou.json",
-        "iou.png",
-        "overlays-lucchi.png",
-        "overlays-vnc.png",
-    }
-    report.build_report(reported, a_study())
-    assert content() == before
+        "figures/iou.png",
+        "figures/regime.png",
+        "figures/union.png",
+        "figures/domain-vs-iou.png",
+        "figures/overlays-vnc.jpg",
+    } < set(before)
+    build_report(reported, a_study())
+    assert content(reported) == before
+    for file in (reported / "build/evaluate").glob("*/metrics.json"):
+        metrics = json.loads(file.read_text())
+        file.write_text(json.dumps(metrics | {"train_seconds": 7.0, "peak_mb": 7}))
+    build_report(reported, a_study())
+    after = content(reported)
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed == {"summary.json", "index.html"}
+
+
+def test_figures_of_an_earlier_report_go_and_those_of_others_stay(tmp_path):
+    study = a_study(seeds=(0,), regimes={"frozen": {"kind": "frozen"}})
+    write_metrics(tmp_path, study)
+    folder = tmp_path / "reports/figures"
+    folder.mkdir(parents=True)
+    for name in ("regime.png", "curves.png", "mine.png"):
+        (folder / name).write_bytes(b"old")
+    build_report(tmp_path, study)
+    left = {file.name for file in folder.iterdir()}
+    assert {"mine.png", "iou.png"} < left
+    assert not {"regime.png", "curves.png"} & left
 
 
 def test_missing_and_wrong_metrics(tmp_path):
     study = a_study(seeds=(0,))
     with pytest.raises(InputError, match=r"dvc repro evaluate@dinov2_s-frozen-lucchi-0"):
-        report.build_report(tmp_path, study)
+        build_report(tmp_path, study)
     write_metrics(tmp_path, study)
     file = tmp_path / "build/evaluate/dinov2_s-lora-vnc-0/metrics.json"
     good = json.loads(file.read_text())
@@ -284,96 +262,101 @@ def test_missing_and_wrong_metrics(tmp_path):
     ):
         file.write_text(wrong)
         with pytest.raises(InputError, match=r"dvc repro evaluate@dinov2_s-lora-vnc-0") as error:
-            report.build_report(tmp_path, study)
+            build_report(tmp_path, study)
         assert str(file) in str(error.value)
     assert not (tmp_path / "reports").exists()
 
 
-def test_the_scatter_comes_and_goes_with_diagnose(tmp_path):
-    study = a_study(seeds=(0,))
+def test_how_a_model_relates_to_its_test_set():
+    datasets = {**DATASETS, "twin": {**DATASETS["lucchi"], "path": "data/lucchi"}}
+    sets = {**TRAIN_SETS, "twin": {"datasets": ("twin",)}}
+    regimes = {
+        **REGIMES,
+        "warm": {"kind": "lora", "warm_start": "lora-vnc"},
+        "given": {"kind": "sam2", "weights": "w"},
+        "prompted": {"kind": "sam2", "weights": "w", "prompts": "box"},
+    }
+    study = a_study((0,), regimes, sets, datasets=datasets)
+    expected = {
+        ("lora", "lucchi", "lucchi"): "in-domain",
+        ("lora", "paired", "lucchi"): "union",
+        ("lora", "lucchi", "vnc"): "cross-domain",
+        ("lora", "twin", "lucchi"): "other labels",
+        ("warm", "lucchi", "vnc"): "warm start",
+        ("given", "lucchi", "lucchi"): "zero-shot",
+        ("prompted", "lucchi", "vnc"): "label prompts",
+    }
+    for (regime, train_set, test_set), words in expected.items():
+        assert relation(study, Unit("dinov2_s", regime, train_set, 0), test_set) == words
+    assert set(expected.values()) == set(RELATIONS)
+
+
+def test_curves_of_few_labels(tmp_path):
+    study = a_study((0,), WITH_RIDGE, {**FEW, **TRAIN_SETS})
+    write_metrics(tmp_path, study)
+    found = curves(entries(read_units(tmp_path, study)))
+    assert len(found) == 2 * 3
+    lora = next(c for c in found if (c["test_set"], c["regime"]) == ("lucchi", "lora"))
+    assert [(p["n"], p["all"]) for p in lora["points"]] == [
+        (1, False),
+        (4, False),
+        (16, False),
+        (48, True),
+    ]
+    units = [Unit("dinov2_s", "lora", name, 0) for name in [*[*FEW][:3], "lucchi"]]
+    wanted = [iou_of(study, unit, "lucchi") for unit in units]
+    assert [p["iou"] for p in lora["points"]] == pytest.approx(wanted, abs=1e-6)
+    assert lora["enough"] == 16  # 90 % of 0.85 is 0.765
+
+
+def test_enough_is_a_measured_number():
+    def point(n: int, iou: float, every: bool = False) -> dict[str, Any]:
+        return {"n": n, "iou": iou, "all": every}
+
+    complete = point(48, 0.8, True)
+    assert enough([point(1, 0.5), point(4, 0.72), point(16, 0.9), complete]) == 4
+    assert enough([point(1, 0.5), point(4, 0.719), complete]) is None
+    assert enough([point(4, 0.9)]) is None
+
+
+def test_distances_and_what_they_cost(tmp_path):
+    study = a_study(seeds=(0, 1))
     write_metrics(tmp_path, study)
     write_domain(tmp_path, study)
-    report.build_report(tmp_path, study)
-    scatter = tmp_path / "reports/figures/domain-vs-iou.png"
-    with Image.open(scatter) as picture:
-        assert picture.width > 600
-    for file in (tmp_path / "reports/domain").glob("*.json"):
-        file.unlink()
-    report.build_report(tmp_path, study)
-    assert not scatter.exists()
+    points = losses(study, entries(read_units(tmp_path, study)), read_cards(tmp_path, study))
+    at = {(point.group, point.name): point for point in points}
+    assert len(at) == 2 * 2
+    for point in points:
+        assert point.y == pytest.approx(0.6)  # fakes.iou_of: 0.8 trained on, 0.2 not
+    assert at["dinov2_s frozen", "lucchi → vnc"].x == pytest.approx(0.41)
+    # Models 2 and 3 of the card are the two seeds trained on vnc.
+    assert at["dinov2_s lora", "vnc → lucchi"].x == pytest.approx(np.mean([0.35, 0.32]))
+    (pretrained, _) = pair_rows(a_card(study, "frozen")["pairs"])
+    assert pretrained["null"] == pytest.approx(0.1)
+    assert pretrained["ratio"] == pytest.approx(4.1)
+    assert pretrained["ci95"] == pytest.approx((0.8 * 0.41, 1.2 * 0.41))
 
 
-def test_overlays_that_are_not_there_are_no_error(tmp_path):
+def test_diagnostics_of_another_study_or_without_sense(tmp_path):
+    study = a_study(seeds=(0,))
+    write_domain(tmp_path, study)
+    file = tmp_path / "reports/domain/dinov2_s-lora.json"
+    for wrong in ("{", "[]", json.dumps({**a_card(study, "lora"), "study": "another"})):
+        file.write_text(wrong)
+        with pytest.raises(InputError, match="delete the file"):
+            read_cards(tmp_path, study)
+
+
+def test_the_report_runs_without_torch_and_mlflow(tmp_path):
     study = a_study(seeds=(0,))
     write_metrics(tmp_path, study)
-    for file in tmp_path.rglob("overlay-vnc*.png"):
-        file.unlink()
-    report.build_report(tmp_path, study)
-    assert {file.name for file in (tmp_path / "reports/figures").iterdir()} == {
-        "iou.png",
-        "overlays-lucchi.png",
-    }
-
-
-def test_interval_of_one_seed_is_the_bootstrap():
-    assert report.combine([0.5], [(0.4, 0.7)]) == {
-        "mean": 0.5,
-        "std": 0.0,
-        "values": [0.5],
-        "ci95": [0.4, 0.7],
-    }
-    assert report.combine([0.5, 0.5], [(0.4, 0.7), (0.4, 0.7)])["ci95"] == [0.4, 0.7]
-    assert report.combine([0.1, 0.99], [(0.0, 0.2), (0.9, 1.0)])["ci95"] == [0, 1]
-
-
-@pytest.mark.parametrize(("of_slices", "of_seeds"), [(0.02, 0.005), (0.01, 0.01), (0.003, 0.02)])
-def test_interval_over_seeds_covers_the_truth(of_slices, of_seeds):
-    """Simulated studies: every seed sees the same slices (a shared error) and adds an error of its own."""
-    rng, truth, hits, studies = np.random.default_rng(0), 0.7, 0, 600
-    for _ in range(studies):
-        values = truth + rng.normal(0, of_slices) + rng.normal(0, of_seeds, size=5)
-        low, high = report.combine(
-            values, [(v - 1.96 * of_slices, v + 1.96 * of_slices) for v in values]
-        )["ci95"]
-        hits += low <= truth <= high
-    assert 0.93 <= hits / studies <= 0.995
-
-
-def pixels(path, colour):
-    """How many pixels of a picture are close to a colour."""
-    with Image.open(path) as picture:
-        rgb = np.asarray(picture.convert("RGB")).astype(int)
-    target = [int(colour[at : at + 2], 16) for at in (1, 3, 5)]
-    return int((np.abs(rgb - target).max(axis=-1) < 40).sum())
-
-
-def test_a_stack_stays_under_a_megabyte(tmp_path):
-    noise = np.random.default_rng(0).integers(0, 256, (600, 1700), dtype=np.uint8)
-    Image.fromarray(noise).save(tmp_path / "noise.png")
-    figures.stack_png(tmp_path / "stack.png", [tmp_path / "noise.png"] * 4)
-    assert (tmp_path / "stack.png").stat().st_size <= figures.LIMIT
-    with Image.open(tmp_path / "stack.png") as picture:
-        assert picture.width / picture.height == pytest.approx(1700 / 2400, rel=0.02)
-
-
-def test_objects_and_tuned_thresholds_where_evaluate_has_them(tmp_path):
-    study = a_study()
-    write_metrics(tmp_path, study)
-    report.build_report(tmp_path, study)
-    assert (
-        "## Objects" not in (tmp_path / "reports/leaderboard.md").read_text()
-    )  # of an earlier evaluate
-    write_objects(tmp_path, study, "lora", "vnc")
-    summary = json.loads(report.build_report(tmp_path, study).read_text())
-    entries = [entry for entry in summary["units"] if "instances" in entry]
-    assert {(entry["regime"], entry["test_set"]) for entry in entries} == {("lora", "vnc")}
-    assert entries[0]["instances"]["pq"] == {"mean": 0.4, "values": [0.4, 0.4]}
-    assert (entries[0]["tuned"]["thresholds"], entries[0]["tuned"]["iou"]["mean"]) == (
-        [0.41, 0.42],
-        0.91,
+    code = (
+        "import sys; from pathlib import Path; from fakes import a_study;"
+        "from emadapt.report import recommend, report; study = a_study((0,));"
+        "report.build_report(Path(sys.argv[1]), study);"
+        "recommend.recommend(Path(sys.argv[1]), study, study.tested);"
+        "assert not {'torch', 'mlflow', 'optuna'} & set(sys.modules)"
     )
-    text = (tmp_path / "reports/leaderboard.md").read_text()
-    (row,) = [
-        line for line in text.split("## Objects")[1].splitlines() if "| lora | paired |" in line
-    ]
-    assert "| 0.500 | 0.250 | 0.400 | 0.800 | 0.500 | 9 / 7 | 0.41, 0.42 | 0.910 (" in row
+    subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=Path(__file__).parent, check=True
+    )

@@ -239,9 +239,9 @@ def test_sam2_in_the_grid_of_a_study(
                 open_model(trained)
     build_report(tmp_path, study)
     board = (tmp_path / "reports/leaderboard.md").read_text()
-    assert board.count("| oracle prompts |") == 4
+    assert board.count("| label prompts |") == 4
     assert board.count("| zero-shot |") == 2
-    assert "Best: regime sam2, not trained" in " ".join(recommend(tmp_path, study, ["a"]))
+    assert "Best: sam2, not trained" in " ".join(recommend(tmp_path, study, ["a"]))
 
 
 def test_other_weights_than_it_was_scored_with_are_refused(

@@ -1,4 +1,4 @@
-"""IoU over the whole of a dataset that a model has seen no label of: which datasets, which slices, and what the report does."""
+"""IoU over the whole of a dataset that a model has seen no label of: which datasets, which slices."""
 
 import dataclasses
 import json
@@ -12,15 +12,14 @@ from emadapt.data.ingest import open_volume
 from emadapt.metrics.pixels import overlap_counts
 from emadapt.models.adapters import merge
 from emadapt.models.predict import predict_slice, predict_slices
-from emadapt.report.report import build_report
 from emadapt.study.datasets import DatasetSettings, TrainSetSettings
 from emadapt.study.regimes import regime_settings
-from emadapt.study.study import Study, Unit
+from emadapt.study.study import Unit
 from emadapt.training.evaluate import evaluate_unit
 from emadapt.training.model_files import load_model
 from emadapt.training.train import train_unit
 from emadapt.training.unseen import score_unseen, spaced, unseen_by
-from fakes import a_study, write_metrics
+from fakes import a_study
 from tiny import make_study, regime_for, settings
 
 
@@ -106,46 +105,6 @@ def test_every_slice_is_scored_as_a_user_would_predict_it(
     assert own["iou"] == pytest.approx(
         jaccard_score(label.ravel(), predicted.ravel()), abs=2e-3
     )  # cached tokens are fp16
-
-
-def with_unseen(root: Path, study: Study, shift: float) -> None:
-    """Metrics of the study, to which lora's models have `shift` more IoU over the whole of what they have not seen."""
-    write_metrics(root, study)
-    for unit in study.units():
-        file = root / "build/evaluate" / unit.name / "metrics.json"
-        metrics = json.loads(file.read_text())
-        own = study.train_set_settings[unit.train_set].datasets
-        for name in [n for n in study.tested if n not in own]:
-            both = 500 + round(1000 * shift) * (unit.regime == "lora") + unit.seed
-            counts = [[both, both, 1000]] * 24
-            metrics["test"][name]["unseen"] = {
-                "n": 24,
-                "slices": list(range(24)),
-                "block_slices": 4,
-                "iou": both / 1000,
-                "iou_ci95": [0.1, 0.9],
-                "counts": counts,
-            }
-        file.write_text(json.dumps(metrics))
-
-
-def test_the_report_compares_on_all_slices_where_neither_has_seen_them(tmp_path: Path) -> None:
-    study = dataclasses.replace(
-        a_study((0, 1, 2), ("frozen", "lora", "last3")), train_sets=("lucchi", "vnc", "paired")
-    )
-    with_unseen(tmp_path, study, 0.1)
-    summary = json.loads(build_report(tmp_path, study).read_text())
-    rows = {(c["regime"], c["train_set"], c["test_set"]): c for c in summary["comparisons"]}
-    assert rows["lora", "lucchi", "vnc"]["n"] == 24
-    assert rows["lora", "lucchi", "vnc"]["difference"] == pytest.approx(0.1)
-    assert rows["last3", "lucchi", "vnc"]["difference"] == pytest.approx(0)
-    assert rows["lora", "lucchi", "lucchi"]["n"] != 24
-    units = {(u["regime"], u["train_set"], u["test_set"]): u for u in summary["units"]}
-    assert {key for key, unit in units.items() if "unseen" in unit} == {
-        key for key in units if {*key[1:]} == {"lucchi", "vnc"}
-    }
-    assert units["lora", "lucchi", "vnc"]["unseen"]["iou"]["values"] == [0.6, 0.601, 0.602]
-    assert "| 0.601 (" in (tmp_path / "reports/leaderboard.md").read_text()
 
 
 def test_slices_are_smoothed_with_all_of_their_neighbours(

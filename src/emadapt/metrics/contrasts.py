@@ -36,8 +36,8 @@ class Contrast:
 
     @property
     def as_good(self) -> bool:
-        """Whether a is shown to be at most MARGIN worse than b."""
-        return self.at_least >= -MARGIN
+        """Whether a is shown to be at most MARGIN worse than b; one seed shows nothing."""
+        return self.at_least >= -MARGIN and min(self.seeds) > 1
 
 
 def paired_bootstrap(
@@ -104,7 +104,7 @@ def _slice_draws(counts: Counts, block: int, replicates: int, seed: int) -> Floa
 
 
 def _seed_noise(a: Floats, b: Floats, replicates: int, rng: np.random.Generator) -> Floats:
-    """(replicates,) error of the difference of two means over seeds (Welch 1947); 0 for one seed."""
+    """(replicates,) error of the difference over seeds (Welch 1947); 0 for single seeds."""
     several = [iou for iou in (a, b) if len(iou) > 1]
     parts = [float(np.var(iou, ddof=1)) / len(iou) for iou in several]
     variance = sum(parts)

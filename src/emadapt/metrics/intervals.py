@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -38,15 +39,22 @@ def block_bootstrap(counts: Counts, block: int, seed: int = 0) -> Floats:
     Returns:
         (REPLICATES, 2): IoU, Dice.
     """
-    n = len(counts)
-    rng = np.random.default_rng(seed)
-    starts = rng.integers(0, n - block + 1, size=(REPLICATES, math.ceil(n / block)))
-    chosen = (starts[..., None] + np.arange(block)).reshape(REPLICATES, -1)[:, :n]
-    both, predicted, labelled = np.moveaxis(counts[chosen].sum(1).astype(float), -1, 0)
+    drawn = _times_drawn(len(counts), block, seed)
+    both, predicted, labelled = (drawn @ counts.astype(float)).T  # whole numbers, so exact
     size = predicted + labelled
     iou = np.divide(both, size - both, out=np.ones_like(both), where=size > both)
     dice = np.divide(2 * both, size, out=np.ones_like(both), where=size > 0)
     return np.stack([iou, dice], 1)
+
+
+@functools.lru_cache(maxsize=16)  # models tested on the same slices share the draws
+def _times_drawn(n: int, block: int, seed: int) -> Floats:
+    """(REPLICATES, n) how often each slice is drawn, n slices in a replicate."""
+    rng = np.random.default_rng(seed)
+    starts = rng.integers(0, n - block + 1, size=(REPLICATES, math.ceil(n / block)))
+    chosen = (starts[..., None] + np.arange(block)).reshape(REPLICATES, -1)[:, :n]
+    numbers = chosen + n * np.arange(REPLICATES)[:, None]
+    return np.bincount(numbers.ravel(), minlength=REPLICATES * n).reshape(-1, n).astype(float)
 
 
 def widened(draws: Floats, blocks: int, rng: np.random.Generator) -> Floats:

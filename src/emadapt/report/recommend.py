@@ -1,395 +1,253 @@
-"""What the report recommends, in plain words: model, regime, head and labels for each dataset, and what is not known."""
+"""What the report recommends, in plain words: model, cost, labels, and what is not known."""
+
+from __future__ import annotations
 
 import json
 import textwrap
-import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from emadapt.errors import InputError
-from emadapt.report.comparisons import Entry, key_of, trained_on
-from emadapt.report.transfer_matrix import labelled_words
-from emadapt.study.regimes import RegimeSettings
+from emadapt.metrics.contrasts import MARGIN
+from emadapt.report.contrasts import candidates
+from emadapt.report.labels import ENOUGH, curves
+from emadapt.report.units import MODEL, Entry, key_of
 from emadapt.study.study import Study
-from emadapt.study.training import HEAD_NAMES
 from emadapt.tracking.provenance import provenance_tags
+
+BASELINES = ("ridge", "knn", "unet2d", "resunet3d", "mitonet", "sam2")
+"""Kinds of regimes that are no adaptation of a backbone."""
+WIDTH = 100  # characters in a line
+WIDE = 0.1
+"""Width from which a 95 % interval is called wide."""
 
 Summary = Mapping[str, Any]
 
-BASELINES = ("ridge", "knn", "unet2d", "resunet3d", "mitonet", "sam2")
-SCRATCH = {"unet2d": "a U-Net from scratch", "resunet3d": "a 3D U-Net from scratch"}
-"""Kinds without a backbone, in words."""
-WIDTH = 118  # characters a line
-FEW_SLICES = 10
-"""Test slices below which a dataset's numbers are said to rest on few."""
-WIDE = 0.1
-"""Width of a 95 % interval from which it is said to be wide."""
-MOST = 4  # names in a list
-
 
 def recommend(root: Path, study: Study, datasets: Sequence[str]) -> list[str]:
-    """Lines of at most WIDTH characters; every IoU with its 95 % interval.
+    """What to use for each dataset, in lines of at most WIDTH characters.
 
     Args:
         root: the project root, with reports/summary.json.
-        study: the study that wrote it; says what its regimes and training sets are.
-        datasets: to recommend for, of the study.
+        study: the study that wrote it.
+        datasets: of the study.
 
     Raises:
-        InputError: no summary, or one that is unreadable, of another study or of an older version.
+        InputError: there is no summary, or it is unreadable or of another study.
     """
     summary = read_summary(root, study)
-    seeds = f"{len(study.seeds)} seed{'s' * (len(study.seeds) > 1)}"
-    lines = [
-        f"Study {study.name}, {seeds}: foreground IoU (95 % interval), seconds and memory of training one seed, tokens cached."
-    ]
-    for dataset in datasets:
-        ranked = sorted(
-            trained_on(study, summary["units"], dataset), key=lambda entry: -entry["iou"]["mean"]
-        )
-        if not ranked:
-            lines += [
-                "",
-                f"{dataset}: no unit was trained on it, so there is nothing to recommend.",
-            ]
-            continue
-        lines += ["", f"{dataset}, {ranked[0]['n']} test slices"]
-        said = [
-            _best(study, ranked[0]),
-            *_cheapest(study, summary, ranked),
-            *_baselines(study, summary, ranked),
-        ]
-        lines += [
-            line
-            for text in [*said, *_labels(study, summary, ranked[0])]
-            for line in _wrapped(text, "  ", "    ")
-        ]
-    lines += ["", *_wrapped(_one_for_all(study, summary, datasets), "", "  ")]
-    return [
-        *lines,
+    table = pd.DataFrame(summary["units"], dtype=object)
+    table = table[candidates(table)]
+    lines = _wrapped(
+        f"Study {study.name}. Numbers are foreground IoU with 95 % intervals. Cost is that of"
+        " training one seed with cached tokens.",
         "",
-        *_wrapped(
-            f"What is not known. {' '.join(unknowns(root, study, summary, datasets))}", "", "  "
-        ),
-    ]
+    )
+    boards = []
+    for dataset in datasets:
+        own = table[table["test_set"] == dataset].to_dict("records")
+        ranked = sorted(own, key=lambda entry: -entry["iou"]["mean"])
+        if not ranked:
+            lines += ["", f"{dataset}: no model was trained on it."]
+            continue
+        lines += ["", f"{dataset} ({ranked[0]['n']} test slices)"]
+        said = [
+            f"Best: {_model(study, ranked[0])}. IoU {_iou(ranked[0])}. {_cost(ranked[0])}.",
+            _cheaper(study, summary, ranked),
+            _baselines(study, summary, ranked),
+            *_labels(summary, ranked[0]),
+        ]
+        lines += [line for text in said for line in _wrapped(text, "  ")]
+        boards.append(ranked)
+    lines += ["", *_wrapped(_one_for_all(summary, datasets), "")]
+    unknown = " ".join(_unknown(root, study, summary, boards))
+    return [*lines, "", *_wrapped(f"Not known. {unknown}", "")]
 
 
 def read_summary(root: Path, study: Study) -> Summary:
     """reports/summary.json, checked to be what a report of `study` writes.
 
     Raises:
-        InputError: it is missing, no JSON, of another study, of other units than the study has, or of an older version.
+        InputError: it is missing, not JSON, or of another study or other units.
     """
-    file, do = (
-        root / "reports/summary.json",
-        "Run `emadapt report`, after `dvc repro` where units were not trained.",
-    )
-    expected = f"the summary of study {study.name}"
+    file = root / "reports/summary.json"
+
+    def wrong(found: str, do: str = "Run `emadapt report`, after `dvc repro`.") -> InputError:
+        expected = f"the summary of study {study.name}"
+        return InputError(file, found=found, expected=expected, do=do)
+
     try:
         summary = json.loads(file.read_text())
     except FileNotFoundError:
-        raise InputError(file, found="no file", expected=expected, do=do) from None
+        raise wrong("no file") from None
     except ValueError as error:
-        raise InputError(file, found=f"no JSON ({error})", expected=expected, do=do) from None
-    if not isinstance(summary, dict) or not isinstance(summary.get("units"), list):
-        raise InputError(file, found="no summary", expected=expected, do=do)
-    if summary.get("study") != study.name:
-        do = f"Run `emadapt use {summary.get('study')}`, or `dvc repro` for {study.name}."
-        raise InputError(
-            file, found=f"that of study {summary.get('study')}", expected=expected, do=do
-        )
-    if missing := [name for name in ("against_best", "unions") if name not in summary]:
-        raise InputError(
-            file, found=f"no {missing[0]}: an older report wrote it", expected=expected, do=do
-        )
+        raise wrong(f"no JSON ({error})") from None
+    if not isinstance(summary, dict) or not {"study", "units", "contrasts"} <= set(summary):
+        raise wrong("no summary")
+    if summary["study"] != study.name:
+        do = f"Run `emadapt use {summary['study']}`, or `dvc repro` for {study.name}."
+        raise wrong(f"that of study {summary['study']}", do)
     units = {
         (unit.backbone, unit.regime, unit.train_set, test)
         for unit in study.units()
         for test in study.tested
     }
     if odd := units ^ {(*key_of(entry), entry["test_set"]) for entry in summary["units"]}:
-        named = "-".join(min(odd)[:3]) + f" on {min(odd)[3]}"
+        *names, test = min(odd)
         where = "params.yaml" if min(odd) in units else "the summary"
-        raise InputError(
-            file,
-            found=f"other units than params.yaml has ({named} is in {where} alone)",
-            expected=expected,
-            do=do,
-        )
+        raise wrong(f"other units than params.yaml has ({'-'.join(names)} on {test}: only {where})")
     return summary
 
 
-def _best(study: Study, entry: Entry) -> str:
-    spec = study.regime_settings[entry["regime"]]
-    note = " A baseline: no adaptation does better here." if spec.kind in BASELINES else ""
-    return f"Best: {_model(study, entry)}: {_iou(entry)}, {_cost(entry)}.{note}"
-
-
-def _cheapest(study: Study, summary: Summary, ranked: Sequence[Entry]) -> list[str]:
-    """The model with the least seconds among those that are not significantly worse than the best."""
-    if len(ranked) == 1:
-        return ["No GPU, or little time: nothing else was trained on it."]
-    best, rivals = ranked[0], _against_best(summary, ranked)
-    equal = [best, *(entry for entry in ranked[1:] if rivals[key_of(entry)]["ci95"][1] >= 0)]
-    cheapest = min(equal, key=lambda entry: entry["seconds"])
-    if cheapest is best:
-        return [
-            "No GPU, or little time: the best is also the cheapest that is not significantly worse."
-        ]
-    return [
-        f"No GPU, or little time: {_model(study, cheapest)}: {_iou(cheapest)}, {_cost(cheapest)}; against the best"
-        f" {_difference(rivals[key_of(cheapest)])}, {_not_worse(rivals[key_of(cheapest)])}."
+def _cheaper(study: Study, summary: Summary, ranked: Sequence[Entry]) -> str:
+    """The fastest model that is shown to be as good as the best."""
+    rivals = _against_best(summary, ranked[0]["test_set"])
+    good = [
+        entry
+        for entry in ranked[1:]
+        if rivals.get(key_of(entry), {}).get("as_good") and entry["seconds"] < ranked[0]["seconds"]
     ]
+    if not good:
+        return f"Nothing cheaper was shown to be as good (within {MARGIN} IoU)."
+    cheapest = min(good, key=lambda entry: entry["seconds"])
+    return (
+        f"Cheaper and as good (within {MARGIN} IoU): {_model(study, cheapest)}. IoU"
+        f" {_iou(cheapest)}, {_difference(rivals[key_of(cheapest)])} to the best."
+        f" {_cost(cheapest)}."
+    )
 
 
-def _baselines(study: Study, summary: Summary, ranked: Sequence[Entry]) -> list[str]:
-    """How the other baselines, each with its best training set, stand against the best."""
-    rivals, said = _against_best(summary, ranked), []
+def _baselines(study: Study, summary: Summary, ranked: Sequence[Entry]) -> str:
+    """How regimes that do not adapt a backbone compare with the best."""
+    rivals, said = _against_best(summary, ranked[0]["test_set"]), []
+    if _kind(study, ranked[0]) in BASELINES:
+        return "The best is a baseline: adapting a backbone does no better here."
     for kind in BASELINES:
-        own = [entry for entry in ranked if study.regime_settings[entry["regime"]].kind == kind]
-        if own and own[0] is not ranked[0]:
-            comparison = rivals[key_of(own[0])]
-            verdict = (
-                "is worse"
-                if comparison["ci95"][1] < 0
-                else f"does as well ({_not_worse(comparison)})"
-            )
-            said.append(f"{_regime(study, own[0]['regime'])} {verdict}: {_difference(comparison)}")
-    if said:
-        return [f"Baselines against the best: {'; '.join(said)}."]
-    if study.regime_settings[ranked[0]["regime"]].kind in BASELINES:
-        return []
-    return [f"Baselines ({', '.join(BASELINES)}) were not run: whether adapting pays is not known."]
+        own = next((entry for entry in ranked if _kind(study, entry) == kind), None)
+        if own is not None and (rival := rivals.get(key_of(own))):
+            words = "as good" if rival["as_good"] else rival["verdict"]
+            said.append(f"{own['regime']} {_difference(rival)}, {words}")
+    if not said:
+        return f"No baseline was run ({', '.join(BASELINES)}), so whether adapting pays is unknown."
+    return f"Baselines compared with the best: {'; '.join(said)}."
 
 
-def _labels(study: Study, summary: Summary, best: Entry) -> list[str]:
-    """How many labels are enough for the best regime, and for the one that needs the fewest if that is fewer."""
-    dataset = best["test_set"]
-    curves = [curve for curve in summary.get("few_shot", []) if curve["test_set"] == dataset]
-    if not curves:
+def _labels(summary: Summary, best: Entry) -> list[str]:
+    """How many labels are enough for the best regime."""
+    names = ("test_set", "backbone", "regime")
+    own = [c for c in curves(summary["units"]) if all(c[name] == best[name] for name in names)]
+    if not own:
+        dataset = best["test_set"]
         return [
-            f"Labels: how many are enough was not measured; add training sets such as {dataset}_4: {{datasets: [{dataset}],"
-            f" slices: 4}} (docs/how-to.md)."
+            "How many labels are enough was not measured. To measure it, add training sets such"
+            f" as {dataset}_4: {{datasets: [{dataset}], slices: 4}}."
         ]
-    ranked = sorted(
-        curves,
-        key=lambda curve: (
-            (curve["backbone"], curve["regime"]) != (best["backbone"], best["regime"]),
-            len(curve["datasets"]),
-        ),
-    )
-    frugal = [
-        curve
-        for curve in ranked[1:]
-        if curve["enough"] and curve["enough"]["n"] and curve["amount"] == ranked[0]["amount"]
+    said = []
+    for curve in own:
+        share, amount = f"{100 * ENOUGH:.0f} % of the IoU of all labels", curve["amount"]
+        most = max(point["n"] for point in curve["points"] if not point["all"])
+        if curve["enough"] is None:
+            said.append(f"Labels: {most} {amount}, the most tried, give less than {share}.")
+        else:
+            said.append(f"Labels: {curve['enough']} {amount} give {share}.")
+    return said
+
+
+def _one_for_all(summary: Summary, datasets: Sequence[str]) -> str:
+    """The union that serves the datasets best, against models of one dataset each."""
+    rows = [
+        row
+        for row in summary["contrasts"]
+        if row["factor"] == "union" and row["test_set"] in datasets and row["slices"] == "test"
     ]
-    chosen = [ranked[0], *sorted(frugal, key=lambda curve: curve["enough"]["n"])[:1]]
-    return [f"Labels: {_curve(study, curve)}" for curve in chosen]
-
-
-def _curve(study: Study, curve: Mapping[str, Any]) -> str:
-    tiles = "patches" if study.regime_settings[curve["regime"]].depth > 1 else "tiles"
-    unit = tiles if curve["amount"] == "crops" else "slices"
-    few = [point for point in curve["points"] if not point["all"]]
-    who, last = _named(study, curve["backbone"], curve["regime"]), few[-1]
-    found = curve["enough"]
-    if found is None:
-        return f"{who} with {last['n']} {unit} has {_point(last)}; nothing was trained on all labels to compare with."
-    whole = next(point for point in curve["points"] if point["all"])
-    with_all = f"{100 * found['share']:.0f} % of the {_point(whole)} of all {whole['n']}"
-    if found["n"] is None:
-        return f"{who} needs more than {last['n']} {unit} for {with_all}: {last['n']} give {_point(last)}."
-    reached = next(point for point in few if point["n"] == found["n"])
-    low, high = (found[end] or f"more than {last['n']}" for end in ("earliest", "latest"))
-    return f"{who} reaches {with_all} with {reached['n']} {unit}: {_point(reached)}; read off the intervals, {low} to {high}."
-
-
-def _one_for_all(study: Study, summary: Summary, datasets: Sequence[str]) -> str:
-    """The union that serves the datasets best, dataset by dataset against a model of its own."""
-    unions = [u for u in summary["unions"] if u["test_set"] in datasets and not u.get("few")]
-    if not unions:
-        return "One model for several datasets: not measured; it takes a training set of several and one of each alone."
-    entries = {(*key_of(entry), entry["test_set"]): entry for entry in summary["units"]}
-    groups: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
-    for union in unions:
-        groups.setdefault(key_of(union), []).append(union)
-
-    def mean(key: tuple[str, str, str]) -> tuple[int, float]:
-        ious = [entries[(*key, union["test_set"])]["iou"]["mean"] for union in groups[key]]
-        return len(ious), sum(ious) / len(ious)
-
-    key = max(groups, key=mean)
-    said, worse = [], []
-    for union in groups[key]:
-        said.append(
-            f"on {union['test_set']} {_iou(entries[(*key, union['test_set'])])}, against {union['against']} alone"
-            f" {_difference(union)}"
+    if not rows:
+        return (
+            "One model for several datasets: not measured. It takes a training set of several"
+            " datasets and one of each alone."
         )
-        worse += [union["test_set"]] if union["ci95"][1] < 0 else []
-    verdict = (
-        f"it costs IoU on {' and '.join(worse)}"
-        if worse
-        else "no loss was found, within these intervals"
+    served: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        served.setdefault(tuple(row["model"][name] for name in MODEL), []).append(row)
+    own = max(served.values(), key=lambda own: (len(own), sum(row["iou"] for row in own)))
+    backbone, regime, train_set = (own[0]["model"][name] for name in MODEL)
+    said = [
+        f"IoU {row['iou']:.3f} on {row['test_set']}, {_difference(row)} to a model of its own"
+        f"{', as good' if row['as_good'] else ''}"
+        for row in own
+    ]
+    return (
+        f"One model for several datasets: {regime} on {backbone}, trained on {train_set}."
+        f" {'; '.join(said)}."
     )
-    return f"One model for several datasets: {_named(study, *key[:2])} trained on {key[2]}: {'; '.join(said)}. So {verdict}."
 
 
-def unknowns(root: Path, study: Study, summary: Summary, datasets: Sequence[str]) -> list[str]:
-    """What the numbers cannot say, from facts of the study and its summary."""
+def _unknown(
+    root: Path, study: Study, summary: Summary, boards: Sequence[Sequence[Entry]]
+) -> list[str]:
+    """What the numbers cannot say."""
     said = []
     if provenance_tags(root).get("params.sha256") != summary["params_sha256"]:
         said.append("params.yaml has changed since this report was written.")
+    for ranked in boards:
+        dataset, (low, high) = ranked[0]["test_set"], ranked[0]["iou"]["ci95"]
+        if high - low >= WIDE:
+            said.append(
+                f"The interval of {dataset} is {high - low:.2f} wide: its order may change."
+            )
+    if any(len(ranked) > 1 for ranked in boards):
+        said.append("The best was chosen on its test slices, so its IoU is rather too high.")
+    said.append("No other sample, microscope or laboratory was tested.")
     if len(study.seeds) == 1:
         said.append("One seed: chance in training is in no interval.")
-    chosen = []
-    for dataset in datasets:
-        if not (own := trained_on(study, summary["units"], dataset)):
-            continue
-        low, high = max(own, key=lambda entry: entry["iou"]["mean"])["iou"]["ci95"]
-        if own[0]["n"] < FEW_SLICES or high - low >= WIDE:
-            said.append(
-                f"{dataset} has {own[0]['n']} test slices and an interval {high - low:.2f} wide around its best: other"
-                " slices may give another order."
-            )
-        chosen += [f"{len(own)} models for {dataset}"] if len(own) > 1 else []
-    if chosen:
-        said.append(
-            f"The best was found on the slices that it is scored on ({', '.join(chosen)}): its IoU is rather too high."
-        )
-    said += _one_of_a_kind(study)
-    said.append(
-        "Training and test slices are of the same datasets: no other sample, microscope or laboratory was tested."
-    )
-    if missing := [
-        name
-        for name in datasets
-        if name not in {curve["test_set"] for curve in summary.get("few_shot", [])}
-    ]:
-        said.append(f"Curves of few labels were not run for {' and '.join(missing)}.")
-    else:
-        said.append("Numbers of labels leave out the validation slices, which choose the epoch.")
-    return said + _not_tried(study)
-
-
-def _one_of_a_kind(study: Study) -> list[str]:
-    """Kinds of imaging (sections thicker than two pixels, or not) of which there is one dataset."""
-    kinds: dict[str, list[str]] = {}
-    for name in study.tested:
-        z, _, x = study.dataset_settings[name].voxel_nm
-        kinds.setdefault("thick sections" if z > 2 * x else "near-isotropic voxels", []).append(
-            name
-        )
-    alone = [
-        f"{names[0]} is the only one with {kind}"
-        for kind, names in kinds.items()
-        if len(names) == 1
-    ]
-    return (
-        [
-            f"Of the datasets {' and '.join(alone)}: what holds for it need not hold for others of its kind."
-        ]
-        if alone
-        else []
-    )
-
-
-def _not_tried(study: Study) -> list[str]:
-    from emadapt.models.archs import BACKBONES
-
-    used = {study.backbone_settings[name].arch for name in study.backbones}
-    kinds = {study.regime_settings[name].kind for name in study.regimes}
-    backbones = [name for name in BACKBONES if name not in used and not name.startswith("tiny_")]
-    regimes = [
-        name
-        for name in typing.get_args(typing.get_type_hints(RegimeSettings)["kind"])
-        if name not in kinds
-    ]
-    heads = [
-        name
-        for name in HEAD_NAMES
-        if name not in {study.head_of(regime) for regime in study.regimes}
-    ]
-    lists = [
-        f"{what} {_some(names)}"
-        for what, names in (("backbones", backbones), ("regimes", regimes), ("heads", heads))
-        if names
-    ]
     random = [name for name in study.backbones if study.backbone_settings[name].source == "random"]
-    said = [f"Not tried: {'; '.join(lists)}."] if lists else []
-    return said + [f"{name} has random weights: a control, no recommendation." for name in random]
+    return said + [f"{name} has random weights; it is a control." for name in random]
 
 
-def _against_best(
-    summary: Summary, ranked: Sequence[Entry]
-) -> dict[tuple[str, str, str], Mapping[str, Any]]:
-    test_set = ranked[0]["test_set"]
+def _against_best(summary: Summary, test_set: str) -> dict[tuple[str, ...], Mapping[str, Any]]:
     return {
-        key_of(comparison): comparison
-        for comparison in summary["against_best"]
-        if comparison["test_set"] == test_set
+        tuple(row["model"][name] for name in MODEL): row
+        for row in summary["contrasts"]
+        if row["factor"] == "best" and row["test_set"] == test_set
     }
 
 
-def _not_worse(comparison: Mapping[str, Any]) -> str:
-    low = comparison["ci95"][0]
-    return "not significantly worse" + (
-        f", though it may be by up to {-low:.2f}" if low <= -0.01 else ""
-    )
+def _kind(study: Study, entry: Entry) -> str:
+    return study.regime_settings[entry["regime"]].kind
 
 
 def _model(study: Study, entry: Entry) -> str:
-    spec = study.regime_settings[entry["regime"]]
-    labels = labelled_words(entry["labelled"])
-    labels = labels.replace("tiles", "patches") if spec.depth > 1 else labels
-    start = "" if not spec.uses_backbone else f"{entry['backbone']}, "
-    what = f"{start}regime {_regime(study, entry['regime'])}"
-    head = "" if spec.own_head else f", head {study.head_of(entry['regime'])}"
-    if not spec.trains:
-        return f"{what}, not trained"
-    return f"{what}{head}, trained on {entry['train_set']}" + (f" ({labels})" if labels else "")
-
-
-def _named(study: Study, backbone: str, regime: str) -> str:
-    """Backbone, where there is one, and regime."""
-    start = "" if study.regime_settings[regime].from_scratch else f"{backbone} "
-    return start + _regime(study, regime)
-
-
-def _regime(study: Study, name: str) -> str:
-    """The name; of a regime without a backbone what it is, too: "deep (a 3D U-Net from scratch)"."""
-    kind = study.regime_settings[name].kind
-    return f"{name} ({SCRATCH[kind]})" if kind in SCRATCH else name
+    regime = study.regime_settings[entry["regime"]]
+    name = f"{entry['regime']} on {entry['backbone']}" if regime.uses_backbone else entry["regime"]
+    if not regime.trains:
+        return f"{name}, not trained"
+    labels = "" if entry["labels"] == "all" else f" ({entry['labels']})"
+    head = "" if regime.own_head else f", head {study.head_of(entry['regime'])}"
+    return f"{name}{head}, trained on {entry['train_set']}{labels}"
 
 
 def _iou(entry: Entry) -> str:
     low, high = entry["iou"]["ci95"]
-    return f"IoU {entry['iou']['mean']:.3f} ({low:.3f} to {high:.3f})"
+    return f"{entry['iou']['mean']:.3f} ({low:.3f} to {high:.3f})"
 
 
 def _cost(entry: Entry) -> str:
     return f"{entry['seconds']:,.0f} s, {entry['peak_mb'] / 1000:.1f} GB"
 
 
-def _difference(comparison: Mapping[str, Any]) -> str:
-    low, high = comparison["ci95"]
-    return f"{comparison['difference']:+.3f} ({low:+.3f} to {high:+.3f})"
+def _difference(row: Mapping[str, Any]) -> str:
+    low, high = row["ci95"]
+    return f"{row['difference']:+.3f} ({low:+.3f} to {high:+.3f})"
 
 
-def _point(point: Mapping[str, Any]) -> str:
-    return f"{point['iou']:.3f} ({point['ci95'][0]:.3f} to {point['ci95'][1]:.3f})"
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:MOST]) + (f" and {len(names) - MOST} more" if len(names) > MOST else "")
-
-
-def _wrapped(text: str, first: str, later: str) -> list[str]:
+def _wrapped(text: str, indent: str) -> list[str]:
     return textwrap.wrap(
         text,
         WIDTH,
-        initial_indent=first,
-        subsequent_indent=later,
+        initial_indent=indent,
+        subsequent_indent=f"{indent}  ",
         break_long_words=False,
         break_on_hyphens=False,
     )

@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from emadapt.files import whole_file
+
 FALSE_POSITIVE, FALSE_NEGATIVE, FOREGROUND = "#E69F00", "#0072B2", "#009E73"
 """Orange, blue and green of Okabe and Ito, which the colour-blind can tell apart."""
 PANEL, GAP, TOP, BOTTOM = 420, 8, 52, 34
@@ -72,10 +74,8 @@ def overlay_png(
     ]
     where = {"loc": "lower right", "ncols": 3, "borderaxespad": 0.3}
     figure.legend(handles=handles, fontsize=9, frameon=False, **where)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
-    figure.savefig(temporary, format="png", metadata={"Software": None})
-    temporary.replace(path)
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, format="png", metadata={"Software": None})
 
 
 def _tint(grey: Pixels, masks: Mapping[str, npt.NDArray[np.bool_]], share: float = 0.45) -> Pixels:

@@ -1,0 +1,243 @@
+"""How far apart the datasets are for a model, from what diagnose wrote, and what that costs."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from emadapt.errors import InputError
+from emadapt.report.figures import Point
+from emadapt.report.tables import (
+    Cell,
+    Column,
+    Picture,
+    Table,
+    number,
+    p_value,
+    whole,
+    with_interval,
+)
+from emadapt.report.units import Entry
+from emadapt.study.study import Study
+
+Card = Mapping[str, Any]
+"""What diagnose wrote about one backbone and regime."""
+Cards = Mapping[tuple[str, str], Card]
+
+CONTROLS = {
+    "halves": "two halves of one dataset",
+    "contrast": "a dataset and its copy at half the contrast",
+    "random": "with random weights",
+    "pixels": "raw pixels",
+}
+PICTURES = {
+    "pca": "Slices and tokens on the first two principal components, by dataset.",
+    "maps": "The first three principal components as colours, next to their slices.",
+    "distances": "Distances between the datasets, with their nulls.",
+}
+
+
+def read_cards(root: Path, study: Study) -> dict[tuple[str, str], Card]:
+    """Read reports/domain/<backbone>-<regime>.json, those that are there.
+
+    Raises:
+        InputError: a file is not JSON, or not of this study.
+    """
+    cards = {}
+    for backbone, regime in itertools.product(study.backbones, study.regimes):
+        file = root / "reports/domain" / f"{backbone}-{regime}.json"
+        if not file.is_file():
+            continue
+        expected = f"the diagnostics of {backbone}, {regime}, study {study.name}"
+        do = "Run `dvc repro`, or delete the file."
+        try:
+            card = json.loads(file.read_text())
+            found = tuple(card[name] for name in ("study", "backbone", "regime"))
+        except (ValueError, LookupError, TypeError) as error:
+            raise InputError(file, found=repr(error), expected=expected, do=do) from None
+        if found != (study.name, backbone, regime):
+            words = "those of {1}, {2}, study {0}".format(*found)
+            raise InputError(file, found=words, expected=expected, do=do)
+        cards[backbone, regime] = card
+    return cards
+
+
+def pair_rows(pairs: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Pairs of datasets, means over the seeds of a model.
+
+    Returns:
+        For each training set (None: the pretrained backbone), pair, level and class: `frechet`
+        with `ci95`, and `null`, in units of the mean trace of the two covariances; `ratio` of the
+        two; `different`: share of the seeds that read as different; `probe` balanced accuracy and
+        its largest p; `mixing`; `n`, `slices`, `models`.
+    """
+    rows = []
+    for several in _grouped(pairs, "train_set", "a", "b", "level", "class"):
+        first, table = several[0], pd.json_normalize(several)
+        scale = table["relative"] / table["frechet"].where(table["frechet"] != 0)
+        low, high = (scale * [pair["ci95"][end] for pair in several] for end in (0, 1))
+        null, frechet = (table["null"] * scale).mean(), table["relative"].mean()
+        names = ("train_set", "a", "b", "level", "class", "n", "slices")
+        rows.append(
+            {
+                **{name: first.get(name) for name in names},
+                "models": len(several),
+                "frechet": frechet,
+                "ci95": (low.mean(), high.mean()),
+                "null": null,
+                "ratio": frechet / null if null else float("nan"),
+                "different": (table["reads_as"] == "different").mean(),
+                "probe": _mean(table, "probe.balanced_accuracy"),
+                "probe_p": table["probe.p_value"].max() if "probe.p_value" in table else None,
+                "mixing": _mean(table, "knn_mixing"),
+            }
+        )
+    return rows
+
+
+def pairs_table(card: Card) -> Table:
+    """Distances between datasets, and the controls of the measure."""
+    rows = [("", row) for row in pair_rows(card["pairs"])]
+    for name, words in CONTROLS.items():
+        controls = (card.get("controls") or {}).get(name, [])
+        rows += [(f"control: {words}", row) for row in pair_rows(controls)]
+    columns = [
+        Column("Model trained on"),
+        Column("Datasets"),
+        Column("Level"),
+        Column("n", True),
+        Column("Fréchet distance", True),
+        Column("Null", True),
+        Column("Distance / null", True),
+        Column("Reads as"),
+        Column("Probe", True),
+        Column("p", True),
+        Column("Mixing", True),
+    ]
+    caption = f"Pairs of datasets as {card['backbone']} with {card['regime']} sees them."
+    return Table(caption, columns, [_pair_cells(control, row) for control, row in rows])
+
+
+def _pair_cells(control: str, row: Mapping[str, Any]) -> list[Cell]:
+    kind = row["class"]
+    level = row["level"] + (f", {kind}" if kind and kind != "all" else "")
+    n = Cell(", ".join(whole(n).text for n in row["n"]), row["n"][0]) if row["n"] else Cell("–")
+    return [
+        Cell(control or _model(row)),
+        Cell(f"{row['a']}, {row['b']}"),
+        Cell(level),
+        n,
+        with_interval(row["frechet"], row["ci95"]),
+        number(row["null"]),
+        number(row["ratio"], 1),
+        Cell("different" if row["different"] > 0.5 else "the same"),
+        number(row["probe"]),
+        p_value(row["probe_p"]),
+        number(row["mixing"]),
+    ]
+
+
+def crossings_table(card: Card) -> Table | None:
+    """What labelled tokens of one dataset say about another; None without any."""
+    keys = ("train_set", "train", "test")
+    say = {_key(e[0], keys): e for e in _grouped(card["segmentation"], *keys)}
+    far = {_key(e[0], keys): e for e in _grouped(card["outliers"], *keys)}
+    rows = []
+    for key in dict.fromkeys([*say, *far]):
+        labelled, outliers = pd.json_normalize(say.get(key, [])), pd.DataFrame(far.get(key, []))
+        models = {"train_set": key[0], "models": len(labelled) or len(outliers)}
+        cells = [Cell(_model(models)), Cell(key[1]), Cell(key[2])]
+        cells += [number(_mean(labelled, c)) for c in ("knn_iou", "probe.balanced_accuracy")]
+        cells += [number(_mean(outliers, c)) for c in ("auroc_token", "auroc_slice")]
+        rows.append(cells)
+    columns = [
+        Column("Model trained on"),
+        Column("From"),
+        Column("To"),
+        Column("kNN IoU", True),
+        Column("Foreground probe", True),
+        Column("Outlier AUROC, tokens", True),
+        Column("Outlier AUROC, slices", True),
+    ]
+    caption = (
+        f"What labelled tokens of one dataset say about another, {card['backbone']} with"
+        f" {card['regime']}."
+    )
+    return Table(caption, columns, rows) if rows else None
+
+
+def pictures(root: Path, backbone: str, regime: str) -> list[Picture]:
+    """The figures that diagnose drew of a backbone and regime."""
+    files = sorted((root / "reports/domain" / f"{backbone}-{regime}").glob("*.png"))
+    return [
+        Picture(file, f"{backbone}, {regime}: {PICTURES.get(file.stem, file.stem)}")
+        for file in files
+    ]
+
+
+def losses(study: Study, entries: Sequence[Entry], cards: Cards) -> list[Point]:
+    """What crossing from dataset a to b costs in IoU, against how far apart the model sees them.
+
+    Returns:
+        For each backbone, regime and ordered pair with a distance: x, Fréchet distance of tokens
+        in units of the mean trace; y, IoU on b of the model of b alone less that of a alone.
+    """
+    single: dict[str, str] = {}
+    for name in sorted(study.train_sets, key=lambda n: study.train_set_settings[n].few):
+        datasets = study.train_set_settings[name].datasets
+        if len(datasets) == 1 and not study.dataset_settings[datasets[0]].mispaired:
+            single.setdefault(datasets[0], name)
+    names = ("backbone", "regime", "train_set", "test_set")
+    by_name = {tuple(e[name] for name in names): e for e in entries}
+    points = []
+    for (backbone, regime), (a, b) in itertools.product(
+        itertools.product(study.backbones, study.regimes), itertools.permutations(single, 2)
+    ):
+        across = by_name.get((backbone, regime, single[a], b))
+        within = by_name.get((backbone, regime, single[b], b))
+        card = cards.get((backbone, study.tokens_of(regime)))
+        if not (across and within and card and across["relation"] == "cross-domain"):
+            continue
+        frozen = study.regime_settings[regime].on_pretrained_tokens
+        distance = _distance(card, None if frozen else single[a], {a, b})
+        if distance is not None:
+            lost = within["iou"]["mean"] - across["iou"]["mean"]
+            points.append(Point(distance, lost, f"{a} → {b}", f"{backbone} {regime}"))
+    return points
+
+
+def _distance(card: Card, train_set: str | None, pair: set[str]) -> float | None:
+    own = [
+        row["frechet"]
+        for row in pair_rows(card["pairs"])
+        if (row["train_set"], row["level"], row["class"]) == (train_set, "token", "all")
+        and {row["a"], row["b"]} == pair
+    ]
+    return own[0] if own else None
+
+
+def _model(row: Mapping[str, Any]) -> str:
+    if row["train_set"] is None:
+        return "pretrained"
+    return row["train_set"] + (f", {row['models']} seeds" if row["models"] > 1 else "")
+
+
+def _mean(table: pd.DataFrame, column: str) -> float | None:
+    return float(table[column].mean()) if column in table else None
+
+
+def _key(row: Mapping[str, Any], names: Sequence[str]) -> tuple[Any, ...]:
+    return tuple(row.get(name) for name in names)
+
+
+def _grouped(rows: Iterable[Mapping[str, Any]], *names: str) -> list[list[Mapping[str, Any]]]:
+    """Rows with the same values of these names together, in the order in which they came."""
+    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(_key(row, names), []).append(row)
+    return list(groups.values())

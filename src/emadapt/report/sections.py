@@ -1,0 +1,360 @@
+"""The sections of the report: each draws its figure and makes its table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from emadapt.metrics.contrasts import MARGIN
+from emadapt.report import domain, figures
+from emadapt.report.contrasts import FACTORS
+from emadapt.report.figures import Line, Panel, Row
+from emadapt.report.labels import ENOUGH, curves
+from emadapt.report.tables import (
+    Cell,
+    Column,
+    Picture,
+    Section,
+    Table,
+    difference,
+    number,
+    p_value,
+    whole,
+    with_interval,
+)
+from emadapt.report.units import EVALUATED, RELATIONS, headline, key_of
+from emadapt.study.study import Study
+
+RELATION_COLOURS = dict(
+    zip(
+        RELATIONS,
+        (
+            figures.BLUE,
+            figures.GREEN,
+            figures.ORANGE,
+            figures.PINK,
+            figures.LIGHT_BLUE,
+            figures.GREY,
+            figures.BLACK,
+        ),
+        strict=True,
+    )
+)
+VERDICT_COLOURS = {
+    "better": figures.BLUE,
+    "worse": figures.RED,
+    "undecided": figures.GREY,
+}
+Entries = list[dict[str, Any]]
+
+
+def leaderboard(folder: Path, entries: Entries) -> Section:
+    """Every model with all labels, by test dataset, the best first; label prompts are last.
+
+    Args:
+        folder: gets iou.png.
+        entries: `units` of summary.json.
+    """
+    shown = headline(entries)
+    ranked = sorted(shown, key=lambda e: (e["relation"] == "label prompts", -e["iou"]["mean"]))
+    tests = dict.fromkeys(entry["test_set"] for entry in shown)
+    boards = {test: [e for e in ranked if e["test_set"] == test] for test in tests}
+    rows = {
+        f"tested on {test}": [
+            Row(_model(e), e["iou"]["mean"], e["iou"]["ci95"], RELATION_COLOURS[e["relation"]])
+            for e in board
+        ]
+        for test, board in boards.items()
+    }
+    there = {entry["relation"] for entry in shown}
+    legend = {RELATION_COLOURS[name]: name for name in RELATIONS if name in there}
+    figures.forest_png(folder / "iou.png", rows, "foreground IoU", legend)
+    text = [
+        "Foreground IoU, Dice and boundary IoU are pooled over the test slices at the data's own"
+        " resolution. They are means over seeds, with 95 % intervals: how far they would move with"
+        " other slices of the same volume and other seeds.",
+        "; ".join(f"{name}: {RELATIONS[name]}" for name in RELATIONS if name in there) + ".",
+    ]
+    if any("unseen" in entry for entry in shown):
+        text.append(
+            "IoU, all slices: of slices of the whole dataset, where the model saw none of its"
+            " labels."
+        )
+    if any("instances" in entry for entry in shown):
+        text.append(
+            "AP 0.5: true positives / all objects, predicted or labelled, at IoU above 0.5. PQ:"
+            " panoptic quality. Objects: connected components, found / labelled."
+        )
+    if len(shown) < len(entries):
+        text.append("Models with few labels have a section of their own.")
+    figure = Picture(folder / "iou.png", "Foreground IoU with 95 % intervals.")
+    boards_shown = [_board(test, board) for test, board in boards.items()]
+    return Section("leaderboard", "Leaderboard", text, [figure, *boards_shown])
+
+
+def _board(test_set: str, board: Entries) -> Table:
+    whole_too = any("unseen" in entry for entry in board)
+    objects_too = any("instances" in entry for entry in board)
+    columns = [
+        Column("Trained on"),
+        Column("Relation"),
+        Column("Backbone"),
+        Column("Regime"),
+        Column("IoU", True),
+        *[Column("IoU, all slices", True)] * whole_too,
+        Column("Dice", True),
+        Column("Boundary IoU", True),
+        *[Column(name, True) for name in ("AP 0.5", "PQ", "Objects")] * objects_too,
+        Column("Seeds", True),
+        Column("Parameters", True),
+        Column("Seconds", True, volatile=True),
+        Column("Peak MB", True, volatile=True),
+    ]
+    rows = []
+    for entry in board:
+        iou, unseen, objects = entry["iou"], entry.get("unseen"), entry.get("instances")
+        cells = [Cell(entry[name]) for name in ("train_set", "relation", "backbone", "regime")]
+        cells.append(with_interval(iou["mean"], iou["ci95"]))
+        if whole_too:
+            of = unseen["iou"] if unseen else None
+            cells.append(with_interval(of["mean"], of["ci95"]) if of else Cell("–"))
+        cells += [number(entry[name]["mean"]) for name in ("dice", "boundary_iou")]
+        if objects_too:
+            cells += _object_cells(objects)
+        cells += [whole(len(iou["values"])), whole(entry["trainable_params"])]
+        cells += [whole(entry["seconds"]), whole(entry["peak_mb"])]
+        rows.append(cells)
+    return Table(f"Tested on {test_set}: {board[0]['n']} slices.", columns, rows)
+
+
+def _object_cells(objects: Mapping[str, Any] | None) -> list[Cell]:
+    if objects is None:
+        return [Cell("–")] * 3
+    found, labelled = objects["predicted"]["mean"], objects["labelled"]["mean"]
+    values = [number(objects[name]["mean"]) for name in ("ap50", "pq")]
+    return [*values, Cell(f"{found:.4g} / {labelled:.4g}", found)]
+
+
+def changes(folder: Path, factor: str, found: Sequence[Mapping[str, Any]]) -> Section:
+    """What changing one thing does: the contrasts of a factor.
+
+    Args:
+        folder: gets <factor>.png.
+        factor: a key of FACTORS.
+        found: its contrasts, at least one.
+    """
+    spec = FACTORS[factor]
+    tests = dict.fromkeys(row["test_set"] for row in found)
+    panels = {
+        f"tested on {test}": [
+            Row(
+                _model(row["model"]),
+                row["difference"],
+                row["ci95"],
+                VERDICT_COLOURS[row["verdict"]],
+            )
+            for row in found
+            if row["test_set"] == test
+        ]
+        for test in tests
+    }
+    legend = {colour: name for name, colour in VERDICT_COLOURS.items()}
+    path = folder / f"{factor}.png"
+    xlabel = f"difference in foreground IoU, against: {found[0]['baseline']}"
+    figures.forest_png(path, panels, xlabel, legend, zero=True)
+    seeds = "" if min(min(row["seeds"]) for row in found) > 1 else " One seed decides nothing."
+    text = [
+        f"{spec.question} Both models of a row differ in nothing else and are scored on the same"
+        " slices: the test slices, or slices of the whole dataset where neither saw its labels."
+        " The difference has a paired 95 % interval. Better and worse: p below 0.05 after Holm's"
+        f" correction for the {len(found)} comparisons of this section.{seeds}"
+        f" As good: at most {MARGIN} IoU worse, one-sided at 95 %."
+    ]
+    figure = Picture(path, f"{spec.title}: differences in foreground IoU with 95 % intervals.")
+    return Section(factor, spec.title, text, [figure, _changes_table(spec.title, found)])
+
+
+def _changes_table(title: str, found: Sequence[Mapping[str, Any]]) -> Table:
+    columns = [
+        Column("Tested on"),
+        Column("Model"),
+        Column("Compared with"),
+        Column("Slices", True),
+        Column("IoU", True),
+        Column("IoU of the other", True),
+        Column("Difference", True),
+        Column("p (Holm)", True),
+        Column("Verdict"),
+        Column("As good"),
+    ]
+    rows = []
+    for row in found:
+        tone = row["verdict"] if row["verdict"] != "undecided" else ""
+        model = _model(row["model"])
+        rows.append(
+            [
+                Cell(row["test_set"]),
+                Cell(model, note="" if row["level"] in model else row["level"]),
+                Cell(_model(row["against"])),
+                whole(row["n"]),
+                number(row["iou"]),
+                number(row["against_iou"]),
+                difference(row["difference"], row["ci95"], tone),
+                p_value(row["p_holm"]),
+                Cell(row["verdict"], tone=tone),
+                Cell("yes" if row["as_good"] else "not shown"),
+            ]
+        )
+    return Table(f"{title}: pairs of models that differ in nothing else.", columns, rows)
+
+
+def labels(folder: Path, entries: Entries) -> Section | None:
+    """IoU against the number of labels; None where no model has few.
+
+    Args:
+        folder: gets curves.png.
+        entries: `units` of summary.json.
+    """
+    found = curves(entries)
+    if not found:
+        return None
+    groups: dict[tuple[str, str], Entries] = {}
+    for curve in found:
+        groups.setdefault((curve["test_set"], curve["amount"]), []).append(curve)
+    panels = [
+        Panel(
+            f"tested on {test_set}",
+            f"labelled {amount}",
+            [
+                Line(
+                    f"{curve['regime']} on {curve['backbone']}",
+                    [(p["n"], p["iou"], p["ci95"], p["all"]) for p in curve["points"]],
+                )
+                for curve in own
+            ],
+        )
+        for (test_set, amount), own in groups.items()
+    ]
+    path = folder / "curves.png"
+    figures.curves_png(path, panels, "foreground IoU", "all labels")
+    text = [
+        "Foreground IoU of models of one dataset by the number of labelled training slices or"
+        " tiles. Validation slices, which choose the epoch, are not counted. Last column: the"
+        f" smallest measured number that gives {100 * ENOUGH:.0f} % of the IoU of all labels."
+    ]
+    tables = [_labels_table(*group, own) for group, own in groups.items()]
+    figure = Picture(path, "Foreground IoU by number of labels, with 95 % intervals.")
+    return Section("curves", "How many labels are enough", text, [figure, *tables])
+
+
+def _labels_table(test_set: str, amount: str, own: Entries) -> Table:
+    places = sorted({(point["n"], point["all"]) for curve in own for point in curve["points"]})
+    columns = [Column("Backbone"), Column("Regime")]
+    columns += [Column(f"{n} (all)" if every else str(n), True) for n, every in places]
+    columns += [Column(f"{100 * ENOUGH:.0f} % with", True)]
+    rows = []
+    for curve in own:
+        at = {(point["n"], point["all"]): point for point in curve["points"]}
+        cells = [Cell(curve["backbone"]), Cell(curve["regime"])]
+        for place in places:
+            point = at.get(place)
+            cells.append(with_interval(point["iou"], point["ci95"]) if point else Cell("–"))
+        enough = curve["enough"]
+        rows.append([*cells, whole(enough) if enough else Cell("not measured")])
+    return Table(f"Tested on {test_set}, by labelled {amount}.", columns, rows)
+
+
+def distances(
+    folder: Path, root: Path, study: Study, entries: Entries, cards: domain.Cards
+) -> Section:
+    """How far apart the datasets are for each model, and what crossing them costs.
+
+    Args:
+        folder: gets domain-vs-iou.png where there is something to draw.
+        root: the project root, with the figures of diagnose.
+        study: the study.
+        entries: `units` of summary.json.
+        cards: of `domain.read_cards`.
+    """
+    title = "Distance between datasets"
+    if not cards:
+        missing = "Not measured: run `emadapt diagnose`, then `emadapt report`."
+        return Section("domain", title, [missing], [], kept=False)
+    text = [
+        "Fréchet distance: between the tokens of two datasets, in units of their own variance,"
+        " with a 95 % interval over blocks of slices. Null: the largest distance between two"
+        " halves of one dataset; a pair reads as different when its distance is larger.",
+        "Probe: balanced accuracy of a linear classifier that guesses the dataset of held-out"
+        " tokens (0.5: chance), with its permutation p. Mixing: how often a token's neighbours"
+        " come from the other dataset (1: as if they were one dataset, 0: never).",
+        "kNN IoU and foreground probe: how well labelled tokens of one dataset label another's."
+        " Outlier AUROC: how surely another dataset's tokens are outside the first (0.5: not).",
+    ]
+    text += [card["note"] for card in cards.values() if card.get("note")]
+    parts: list[Table | Picture] = []
+    for (backbone, regime), card in cards.items():
+        if card["pairs"]:
+            parts.append(domain.pairs_table(card))
+        crossings = domain.crossings_table(card)
+        parts += [crossings] if crossings else []
+        parts += domain.pictures(root, backbone, regime)
+    points = domain.losses(study, entries, cards)
+    if points:
+        path = folder / "domain-vs-iou.png"
+        words = f"IoU lost by training on another dataset{_spearman(points)}"
+        figures.scatter_png(path, points, words, "Fréchet distance of tokens", "IoU lost")
+        parts.append(Picture(path, f"{words}."))
+    return Section("domain", title, text, parts, kept=False)
+
+
+def _spearman(points: Sequence[figures.Point]) -> str:
+    """Spearman's rank correlation in brackets; empty with fewer than four points."""
+    if len(points) < 4:
+        return ""
+    rho = pd.Series([p.x for p in points]).corr(pd.Series([p.y for p in points]), method="spearman")
+    return f" (Spearman's ρ = {rho:.2f}, n = {len(points)})"
+
+
+def slices(folder: Path, root: Path, rows: pd.DataFrame, entries: Entries) -> Section:
+    """A test slice under the best model of each relation, and the worst slice of the best model.
+
+    Args:
+        folder: gets overlays-<dataset>.jpg.
+        root: the project root, with the overlays of evaluate.
+        rows: of `read_units`.
+        entries: `units` of summary.json.
+    """
+    units = rows.drop_duplicates(["backbone", "regime", "train_set"])  # the first seed
+    first = {key_of(row): row["unit"] for row in units.to_dict("records")}
+    parts: list[Table | Picture] = []
+    for test_set in dict.fromkeys(entry["test_set"] for entry in entries):
+        ranked = [entry for entry in headline(entries) if entry["test_set"] == test_set]
+        ranked.sort(key=lambda entry: -entry["iou"]["mean"])
+        best: dict[str, dict[str, Any]] = {}
+        for entry in ranked:
+            best.setdefault(entry["relation"], entry)
+        overlays = [
+            root / EVALUATED / first[key_of(entry)] / f"overlay-{test_set}.png"
+            for entry in best.values()
+        ]
+        if there := [file for file in overlays if file.is_file()]:
+            path = folder / f"overlays-{test_set}.jpg"
+            figures.stack_jpg(path, there)
+            words = f"The middle test slice of {test_set} under the best model of each relation:"
+            parts.append(Picture(path, f"{words} {', '.join(best)}."))
+        worst = root / EVALUATED / first[key_of(ranked[0])] / f"overlay-{test_set}-worst.png"
+        if worst.is_file():
+            parts.append(Picture(worst, f"The worst test slice of {test_set}, best model."))
+    text = (
+        "Image, label, prediction and errors. Green: foreground. Orange: false positive. Blue:"
+        " false negative. Of several seeds the first is shown."
+    )
+    return Section("slices", "Test slices", [text], parts, kept=False)
+
+
+def _model(names: Mapping[str, Any]) -> str:
+    """A model in words."""
+    return f"{names['regime']} on {names['backbone']}, {names['train_set']}"

@@ -1,0 +1,236 @@
+"""The table of units: a row for each unit and test dataset, with what was varied as columns."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from emadapt.errors import InputError
+from emadapt.metrics.intervals import over_seeds
+from emadapt.study.study import Study, Unit
+
+EVALUATED = Path("build/evaluate")
+MODEL = ["backbone", "regime", "train_set"]
+"""What names a model; its units differ in the seed."""
+METRICS = ("iou", "dice", "boundary_iou")
+OBJECTS = ("ap50", "ap75", "pq", "sq", "rq", "predicted", "labelled", "matched")
+RELATIONS = {
+    "in-domain": "trained on this dataset alone",
+    "union": "trained on this dataset and others",
+    "cross-domain": "trained on other datasets only",
+    "other labels": "trained on the same images with other labels",
+    "warm start": "trained on other datasets, from a model that saw this one",
+    "zero-shot": "a published system, not trained here",
+    "label prompts": "a published system prompted with the true labels, an upper bound",
+}
+"""How a model can relate to the dataset that it is tested on."""
+
+Entry = Mapping[str, Any]
+"""A model on a test dataset, as in `units` of summary.json."""
+
+
+def read_units(root: Path, study: Study) -> pd.DataFrame:
+    """Read build/evaluate/<unit>/metrics.json of all units.
+
+    Returns:
+        A row for each unit and test dataset, in the study's order. `unit`, `backbone`, `regime`,
+        `train_set`, `seed`, `test_set`; what was varied, see `varied`; `test`, `unseen`: scores of
+        the test slices, and of slices of the whole dataset (None unless all its labels are new
+        to the model); `labelled`, `trainable_params`, `seconds`, `peak_mb`.
+
+    Raises:
+        InputError: metrics are missing, unreadable or of another study.
+    """
+    rows = []
+    for unit in study.units():
+        metrics = _metrics(root, unit, study.tested)
+        for test_set in study.tested:
+            scores = metrics["test"][test_set]
+            row = {
+                "unit": unit.name,
+                "backbone": unit.backbone,
+                "regime": unit.regime,
+                "train_set": unit.train_set,
+                "seed": unit.seed,
+                "test_set": test_set,
+                **varied(study, unit, test_set),
+                "test": scores,
+                "unseen": scores.get("unseen"),
+                "labelled": metrics["labelled"],
+                "trainable_params": metrics["trainable_params"],
+                "seconds": metrics["train_seconds"],
+                "peak_mb": metrics["peak_mb"],
+            }
+            rows.append(row)
+    return pd.DataFrame(rows, dtype=object)  # keeps None
+
+
+def varied(study: Study, unit: Unit, test_set: str) -> dict[str, Any]:
+    """The factors that a study can vary, as they are for a unit and a test dataset.
+
+    Returns:
+        `relation`: a key of RELATIONS.
+        `few`: whether the training set uses a part of its labels.
+        `labels`, `amount`: how many labels of the test dataset it trained on ("all", "4 slices"),
+        and the unit of that ("all", "slices", "tiles"); None: none.
+        `others`: other datasets that it trained on; None where it trained on none or not at all.
+        `seen_before`: whether its warm start saw labels of the test dataset that it lacks itself.
+        `alignment`, `warm_start`: empty without one.
+        `plain_backbone`, `plain_regime`: the same without alignment, if the study has it.
+        `cold_regime`: the same regime without warm start, if the study has it.
+    """
+    backbone = study.backbone_settings[unit.backbone]
+    regime = study.regime_settings[unit.regime]
+    train_set = study.train_set_settings[unit.train_set]
+    trained_on_it = regime.trains and test_set in train_set.datasets
+    labels, amount = _labels(study, unit, test_set) if trained_on_it else (None, None)
+    adversarial = getattr(regime, "adversarial", 0.0)
+    alignments = [backbone.align, f"adversarial {adversarial:g}" if adversarial else ""]
+    plain = _same_but(study.backbone_settings, study.backbones, unit.backbone, _NO_ALIGNMENT)
+    return {
+        "relation": relation(study, unit, test_set),
+        "few": train_set.few,
+        "labels": labels,
+        "amount": amount,
+        "others": _others(train_set.datasets, test_set) if trained_on_it else None,
+        "seen_before": test_set in seen_before(study, unit),
+        "alignment": " + ".join(filter(None, alignments)),
+        "warm_start": study.warm_start_of(unit),
+        "plain_backbone": plain if regime.uses_backbone else None,
+        "plain_regime": _same_but(
+            study.regime_settings, study.regimes, unit.regime, {"adversarial": 0.0}
+        ),
+        "cold_regime": _same_but(
+            study.regime_settings, study.regimes, unit.regime, {"warm_start": ""}
+        ),
+    }
+
+
+def relation(study: Study, unit: Unit, test_set: str) -> str:
+    """How a unit relates to a test dataset, a key of RELATIONS."""
+    regime = study.regime_settings[unit.regime]
+    if not regime.trains:
+        return "label prompts" if regime.sees_test_labels else "zero-shot"
+    datasets = study.train_set_settings[unit.train_set].datasets
+    if test_set in datasets:
+        return "union" if len(datasets) > 1 else "in-domain"
+    if test_set in seen_before(study, unit):
+        return "warm start"
+    images = {study.images_of(name) for name in datasets}
+    return "other labels" if study.images_of(test_set) in images else "cross-domain"
+
+
+def seen_before(study: Study, unit: Unit) -> set[str]:
+    """Datasets of which a unit's warm start saw labels that the unit's training set lacks.
+
+    What a model folder was trained on is not known here and counts as nothing.
+    """
+    own = study.train_set_settings[unit.train_set]
+    earlier = {source.train_set for source in study.sources_of(unit)} - {unit.train_set}
+    seen = {name for other in earlier for name in study.train_set_settings[other].datasets}
+    complete = {name for name in own.datasets if not own.slices_of(name) and not own.crops}
+    return seen - complete
+
+
+def entries(rows: pd.DataFrame) -> list[dict[str, Any]]:
+    """`units` of summary.json: an entry for each model and test dataset, over its seeds.
+
+    Returns:
+        Names, `n` slices, each metric as `over_seeds` gives it; `unseen`, `instances` where all
+        seeds have them; `relation`, `few`, `labels`, `amount`, `seen_before` as in `varied`;
+        `labelled`, `trainable_params`, `seconds` (mean), `peak_mb` (largest).
+    """
+    found = []
+    for names, seeds in rows.groupby([*MODEL, "test_set"], sort=False):
+        first, tests = seeds.iloc[0], list(seeds["test"])
+        entry: dict[str, Any] = {
+            **dict(zip([*MODEL, "test_set"], names, strict=True)),
+            "n": tests[0]["n"],
+            **{metric: _metric(tests, metric) for metric in METRICS},
+        }
+        if seeds["unseen"].notna().all():
+            whole = list(seeds["unseen"])
+            entry["unseen"] = {"n": whole[0]["n"], "iou": _metric(whole, "iou")}
+        if all("instances" in test for test in tests):
+            entry["instances"] = {name: _mean(tests, name) for name in OBJECTS}
+        copied = ["relation", "few", "labels", "amount", "seen_before", "labelled"]
+        entry |= {name: first[name] for name in [*copied, "trainable_params"]}
+        entry |= {
+            "seconds": round(float(seeds["seconds"].mean()), 6),
+            "peak_mb": round(float(seeds["peak_mb"].max()), 6),
+        }
+        found.append(entry)
+    return found
+
+
+def key_of(entry: Entry) -> tuple[str, str, str]:
+    """Which model an entry is about."""
+    return entry["backbone"], entry["regime"], entry["train_set"]
+
+
+def headline(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Entries for the leaderboard: those trained with all labels, or all if there are none."""
+    return [entry for entry in entries if not entry["few"]] or entries
+
+
+def _metric(tests: list[Any], name: str) -> dict[str, Any]:
+    return over_seeds([test[name] for test in tests], [test[f"{name}_ci95"] for test in tests])
+
+
+def _mean(tests: list[Any], name: str) -> dict[str, Any]:
+    values = [test["instances"][name] for test in tests]
+    return {"mean": round(sum(values) / len(values), 6), "values": values}
+
+
+_NO_ALIGNMENT = {"align": "", "reference": ""}
+
+
+def _same_but(
+    settings: Mapping[str, Any], names: tuple[str, ...], name: str, plain: dict[str, Any]
+) -> str:
+    """The first of `names` whose settings are those of `name` but for `plain`; else `name`."""
+    fields = settings[name].model_dump()
+    wanted = fields | {key: value for key, value in plain.items() if key in fields}
+    return next((other for other in names if settings[other].model_dump() == wanted), name)
+
+
+def _labels(study: Study, unit: Unit, test_set: str) -> tuple[str, str]:
+    train_set = study.train_set_settings[unit.train_set]
+    slices, tiles = train_set.slices_of(test_set), train_set.crops
+    if not slices and not tiles:
+        return "all", "all"
+    number, amount = (slices, "slices") if slices else (tiles, "tiles")
+    if isinstance(number, str):  # a share
+        return f"{number} of {amount}", amount
+    return f"{number} {amount if number > 1 else amount[:-1]}", amount
+
+
+def _others(datasets: tuple[str, ...], test_set: str) -> str:
+    return " and ".join(name for name in datasets if name != test_set)
+
+
+def _metrics(root: Path, unit: Unit, datasets: tuple[str, ...]) -> dict[str, Any]:
+    """What evaluate wrote about a unit, checked as far as the report needs it."""
+    file = root / EVALUATED / unit.name / "metrics.json"
+
+    def wrong(found: str) -> InputError:
+        expected = f"the test metrics of unit {unit.name}"
+        return InputError(
+            file, found=found, expected=expected, do=f"Run `dvc repro evaluate@{unit.name}`."
+        )
+
+    try:
+        metrics = json.loads(file.read_text())
+    except FileNotFoundError:
+        raise wrong("no file") from None
+    except ValueError as error:
+        raise wrong(f"no JSON ({error})") from None
+    if metrics.get("unit") != unit.name:
+        raise wrong(f"unit {metrics.get('unit')}")
+    if missing := [name for name in datasets if "counts" not in metrics["test"].get(name, ())]:
+        raise wrong(f"no counts of slices of {', '.join(missing)}")
+    return dict(metrics)
