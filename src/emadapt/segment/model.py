@@ -188,6 +188,6 @@ def geometry_for(model: Model, native: tuple[int, int], dataset: str, aligner: A
         longest_edge=0,
         scale=spec.longest_edge / max(trained) if spec.longest_edge else spec.scale,
         tile=spec.tile or min(geometry(trained, spec, patch).tile),
-        overlap=spec.overlap or BackboneSettings.overlap,
+        overlap=spec.overlap or BackboneSettings.model_fields["overlap"].default,
     )
     return geometry(native, own, patch, aligner)
