@@ -9,7 +9,7 @@ from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parents[1]
 
-os.environ.pop("MLFLOW_TRACKING_URI", None)  # no test may write to somebody's real MLflow
+os.environ.pop("MLFLOW_TRACKING_URI", None)  # no test may write to somebody's real lab book
 os.environ.update(
     DVC_NO_ANALYTICS="1",
     HF_ENDPOINT="http://127.0.0.1:9",  # nothing listens there: no test downloads from the hub, and it fails at once
@@ -68,6 +68,6 @@ def root(tmp_path, empty_store, monkeypatch):
 
 @pytest.fixture
 def tracking_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder of the test's own to work in, and no MLflow."""
+    """A folder of the test's own to work in, and no lab book."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("EMADAPT_TRACKING", "off")

@@ -15,7 +15,7 @@ from emadapt.data.crops import CropDataset, Draw
 from emadapt.data.ingest import Volume, open_volume
 from emadapt.data.labelled import few_slices
 from emadapt.data.tiles import geometry_of, label_to_input, to_input
-from emadapt.domains.run import lower_contrast
+from emadapt.domains.controls import lower_contrast
 from emadapt.errors import InputError
 from emadapt.models.backbones import pretrained
 from emadapt.models.predict import predict_slices

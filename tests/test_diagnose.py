@@ -9,10 +9,11 @@ import pytest
 import tifffile
 
 from emadapt.data.ingest import ingest
-from emadapt.domains import compare, features
+from emadapt.domains import compare, token_sources
+from emadapt.domains.controls import halves
 from emadapt.domains.features import Features
 from emadapt.domains.moments import Moments, slice_moments
-from emadapt.domains.run import diagnose, halves
+from emadapt.domains.run import diagnose
 from emadapt.errors import ConfigError, InputError
 from emadapt.models.tokens import run
 from emadapt.study.study import Study
@@ -233,7 +234,7 @@ def test_adapted_models_one_by_one_and_a_second_run_reads_what_was_kept(
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("tokens were computed again")
 
-    monkeypatch.setattr(features, "compute_tokens", refuse)
+    monkeypatch.setattr(token_sources, "compute_tokens", refuse)
     again = read(diagnose(study, "t", "lora"))
     for cost in ("seconds", "peak_mb"):
         first.pop(cost)

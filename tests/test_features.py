@@ -1,6 +1,5 @@
 """Features are the tokens themselves: each place once, none of the padding, the same places for every model."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -8,14 +7,14 @@ import pytest
 
 from emadapt.data.ingest import open_volume
 from emadapt.data.tiles import geometry
-from emadapt.domains import features
+from emadapt.domains import features, token_sources
 from emadapt.errors import InputError
 from emadapt.models.backbones import Backbone, pretrained
 from emadapt.models.tokens import CACHE, run, token_key, token_views
 from emadapt.study.backbones import BackboneSettings
 from emadapt.study.study import Study
 from emadapt.study.training import DiagnoseSettings
-from tiny import make_study, settings
+from tiny import make_study
 
 OWN = DiagnoseSettings(blocks=4, tokens=200)
 
@@ -74,7 +73,7 @@ def test_each_place_of_a_slice_once_and_none_in_the_padding(
 def test_pretrained_features_are_the_caches_last_block(study: Study) -> None:
     backbone, spec = tokens_of(study)
     volume = open_volume("a")
-    found = features.pretrained_features(backbone, spec, volume, OWN)
+    found = token_sources.pretrained_features(backbone, spec, volume, OWN)
     view = token_views(backbone, spec, volume, range(1))[0]
     last = np.asarray(view.tokens[:, -backbone.arch.dim :], np.float32)
     for token, place, (cy, cx) in list(zip(found.tokens, found.at, found.where, strict=True))[::17]:
@@ -93,8 +92,8 @@ def test_computed_features_see_the_same_places_and_the_same_tokens(study: Study)
     """With unchanged weights a pass gives what the cache holds, up to its fp16; on training slices, which both tile alike."""
     backbone, spec = tokens_of(study)
     volume = open_volume("a")
-    cached = features.pretrained_features(backbone, spec, volume, OWN)
-    computed = features.computed_features(backbone, spec, volume, OWN, "the same")
+    cached = token_sources.pretrained_features(backbone, spec, volume, OWN)
+    computed = token_sources.computed_features(backbone, spec, volume, OWN, "the same")
     one, other = (np.isin(f.at, f.places("train")) for f in (cached, computed))
     np.testing.assert_array_equal(cached.where[one], computed.where[other])
     np.testing.assert_array_equal(cached.foreground[one], computed.foreground[other])
@@ -105,7 +104,7 @@ def test_computed_features_see_the_same_places_and_the_same_tokens(study: Study)
 
 def test_pixels_are_the_slices_own(study: Study) -> None:
     volume = open_volume("a")
-    found = features.pixel_features(study.backbone_settings["t"], 14, volume, OWN)
+    found = token_sources.pixel_features(study.backbone_settings["t"], 14, volume, OWN)
     for token, place, (cy, cx) in list(zip(found.tokens, found.at, found.where, strict=True))[::23]:
         y, x = int(cy) - 7, int(cx) - 7
         cell = volume.image[found.slices[place], y : y + 14, x : x + 14]
@@ -116,7 +115,7 @@ def test_pixels_are_the_slices_own(study: Study) -> None:
 def test_kept_features_are_read_back_and_a_part_is_a_part(study: Study) -> None:
     backbone, spec = tokens_of(study)
     first, again = (
-        features.pretrained_features(backbone, spec, open_volume("a"), OWN) for _ in range(2)
+        token_sources.pretrained_features(backbone, spec, open_volume("a"), OWN) for _ in range(2)
     )
     np.testing.assert_array_equal(first.tokens, again.tokens)
     upper = first.of(np.arange(4, len(first.slices)), "upper")
@@ -129,17 +128,12 @@ def test_kept_features_are_read_back_and_a_part_is_a_part(study: Study) -> None:
         np.testing.assert_allclose(np.asarray(mine), np.asarray(whole))
 
 
-def test_tokens_of_another_backbone_are_refused(study: Study) -> None:
+def test_a_token_cache_that_is_not_there_is_made(study: Study) -> None:
     backbone, spec = tokens_of(study)
-    volume = open_volume("a")
-    manifest = CACHE / token_key(backbone, spec, volume, 0) / "manifest.json"
-    content = json.loads(manifest.read_text())
-    content["weights"]["sha256"] = "0" * 64
-    manifest.write_text(json.dumps(content))
-    with pytest.raises(InputError, match=r"tokens of another backbone.*Remove"):
-        features.pretrained_features(backbone, spec, volume, OWN)
-    with pytest.raises(InputError, match=r"no token cache.*emadapt tokens"):
-        features.pretrained_features(backbone, spec, open_volume("b"), OWN)
+    volume = open_volume("b")
+    assert not (CACHE / token_key(backbone, spec, volume, 0)).exists()
+    found = token_sources.pretrained_features(backbone, spec, volume, OWN)
+    assert len(found.tokens) > 0
 
 
 def test_tokens_that_are_not_numbers_are_refused(study: Study) -> None:
@@ -149,7 +143,7 @@ def test_tokens_that_are_not_numbers_are_refused(study: Study) -> None:
     tokens[0, -1, 1, 1] = np.nan
     tokens.flush()
     with pytest.raises(InputError, match=r"tokens of a, slice 0: found 1 of \d+ with NaN"):
-        features.pretrained_features(backbone, spec, volume, OWN)
+        token_sources.pretrained_features(backbone, spec, volume, OWN)
     assert not list(features.KEPT.glob("*/manifest.json"))
 
 
@@ -163,11 +157,3 @@ def test_chosen_slices_are_spread_over_all_parts(study: Study) -> None:
     assert len(slices) == 5
     assert (np.diff(slices) > 0).all()
     assert (parts[0], parts[-1]) == ("train", "test")
-
-
-def test_the_tiny_studys_settings_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    params = settings()
-    params["diagnose"] = {"blocks": 3}
-    with pytest.raises(Exception, match="diagnose: blocks must be at least 4"):
-        make_study(tmp_path, params)

@@ -17,7 +17,7 @@ from tiny import blobs, make_study, settings, under_dvc, write_stack
 ROOT = Path(__file__).parents[1]
 
 
-def test_the_verbs_one_after_the_other_with_mlflow(
+def test_the_verbs_one_after_the_other_with_the_lab_book(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -78,7 +78,7 @@ def test_the_verbs_one_after_the_other_with_mlflow(
 
 
 @pytest.mark.slow
-def test_baselines_in_the_same_grid_leaderboard_and_mlflow(
+def test_baselines_in_the_same_grid_leaderboard_and_lab_book(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ridge and kNN on cached tokens and a U-Net without a backbone, beside a frozen one."""
@@ -246,34 +246,21 @@ def test_check_names_sections_that_dvc_needs_and_volumes_too_thin_to_diagnose(
     assert "data/a: found 8 slices in train, val and test; expected at least 9" in result.output
 
 
-def test_check_catches_regimes_and_strides_that_do_not_fit_the_backbone(
-    tmp_path: Path, monkeypatch
+def test_check_catches_regimes_that_do_not_fit_the_backbone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     params = settings()
     params["regimes"] |= {
         "deep": {"kind": "lora_last_k", "k": 3},
-        "wide": {"kind": "dora", "rank": 65},
+        "wide": {"kind": "lora", "rank": 65},
     }
     params["study"]["regimes"] += ["deep", "wide"]
-    params["backbones"] |= {
-        "short": {**params["backbones"]["t"], "blocks": [1, 2]},
-        "odd": {**params["backbones"]["t"], "stride": 4},
-    }
-    params["study"]["backbones"] += ["short", "odd"]
+    params["backbones"]["short"] = params["backbones"]["t"] | {"blocks": [1, 2]}
+    params["study"]["backbones"].append("short")
     make_study(tmp_path, params, ingested=False)
     result = CliRunner().invoke(main, ["check"])
     assert result.exit_code == 2
-    lines = [line for line in result.output.splitlines() if line.startswith("error")]
-    assert (
-        "params.yaml: regimes.deep.k: found 3; expected at most 2, the blocks of short that run"
-        in result.output
-    )
-    assert (
-        result.output.count("regimes.wide.rank: found 65; expected at most 64, the width of") == 2
-    )
-    assert (
-        "backbones.odd: stride of tiny_dinov2: found 4; expected a divisor of the patch, 14, or 0"
-        in result.output
-    )
-    assert len(lines) == 4
+    assert "regimes.deep.k: found 3; expected at most 2" in result.output
+    assert result.output.count("regimes.wide.rank: found 65; expected at most 64") == 2
+    assert result.output.count("error") == 3

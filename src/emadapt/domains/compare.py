@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -165,6 +165,15 @@ def outlyingness(a: Features, b: Features) -> dict[str, Any]:
         "auroc_slice": _round(found.slice),
         "n": list(found.n),
     }
+
+
+def pairs(found: Mapping[str, Features], spec: DiagnoseSettings) -> list[tuple[Features, Features]]:
+    """Every two datasets, or those with the one that `diagnose.against` names."""
+    return [
+        (found[a], found[b])
+        for a, b in itertools.combinations(found, 2)
+        if spec.against in ("", a, b)
+    ]
 
 
 def measurable(f: Features, cls: str, spec: DiagnoseSettings) -> bool:

@@ -1,16 +1,21 @@
-"""What can be known before hours of work: settings that fit together, data that can be read, weights that can be had."""
+"""All that can be known before hours of work: settings that fit together, data, and weights."""
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from emadapt.errors import ConfigError, EmadaptError, InputError
-from emadapt.study.regimes import PretrainedSystemSettings, ResUNet3dSettings
+from emadapt.errors import ConfigError, EmadaptError
+from emadapt.files import write_text
+from emadapt.pipeline.check_data import problems_of_dataset
+from emadapt.study.regimes import PretrainedSystemSettings
 from emadapt.study.strict import NAME
 from emadapt.study.study import PARAMS, Study, load_study
+
+SECTIONS = ("split", "train", "diagnose")
+"""Sections that dvc.yaml names, and that may be left out otherwise."""
 
 
 def check_study(path: Path, data: Path = Path("data")) -> list[str]:
@@ -21,20 +26,29 @@ def check_study(path: Path, data: Path = Path("data")) -> list[str]:
         data: folder of the raw data.
 
     Returns:
-        One line per problem; empty if there is none.
+        One line for each problem; empty if there is none.
     """
     try:
         study = load_study(path)
     except ConfigError as error:
         return error.problems
-    settings = [*_check_sections(path), *_check_models(study, path), *_check_precision(study)]
-    return [
-        *settings,
-        *_check_starts(study),
-        *_check_data(study, data),
-        *_check_weights(study),
-        *_check_outside(study),
+    problems = [
+        f"{path}: section {name!r} is missing, which dvc.yaml needs; write `{name}: default`"
+        for name in SECTIONS
+        if f"\n{name}:" not in f"\n{path.read_text()}"
     ]
+    for name in study.backbones:
+        problems += [f"{path}: {problem}" for problem in _backbone(study, name)]
+    problems += _precisions(study)
+    for name in study.regimes:
+        problems += _warm_start(study, name)
+    for name in study.datasets:
+        problems += problems_of_dataset(study, name, data)
+    for name in study.backbones:
+        problems += _said(_check_weights, study.backbone_settings[name])
+    for name in study.regimes:
+        problems += _said(_check_system, study.regime_settings[name])
+    return problems
 
 
 def use_study(name: str) -> Study:
@@ -48,210 +62,87 @@ def use_study(name: str) -> Study:
         have = ", ".join(sorted(p.parent.name for p in Path("studies").glob("*/study.yaml")))
         raise EmadaptError(f"{source}: no such study; there are: {have}")
     study = load_study(source)
-    temporary = PARAMS.with_name(f".{PARAMS.name}.part")
-    temporary.write_text(source.read_text())
-    temporary.replace(PARAMS)
+    write_text(PARAMS, source.read_text())
     return study
 
 
-def _check_sections(path: Path) -> list[str]:
-    """Sections that DVC's stages name; emadapt alone would take the defaults."""
-    from ruamel.yaml import YAML
-
-    missing = [
-        name
-        for name in ("split", "train", "diagnose")
-        if name not in YAML(typ="safe", pure=True).load(path.read_text())
-    ]
-    return [
-        f"{path}: section {name!r} is missing, which dvc.yaml needs; write `{name}: default`"
-        for name in missing
-    ]
-
-
-def _check_models(study: Study, path: Path) -> list[str]:
+def _backbone(study: Study, name: str) -> list[str]:
+    """An architecture or blocks that do not exist, and regimes that do not fit them."""
     from emadapt.models.archs import get_arch, resolve_blocks
 
-    problems = []
-    for name in study.backbones:
-        spec = study.backbone_settings[name]
-        try:
-            arch = get_arch(spec.arch)
-            last = (
-                arch.depth if spec.blocks == "last" else resolve_blocks(spec.arch, spec.blocks)[-1]
-            )
-            for regime in study.regimes:
-                for problem in study.regime_settings[regime].problems_on(arch.dim, last):
-                    problems.append(f"{path}: regimes.{regime}.{problem} of {name}")
-        except EmadaptError as error:
-            problems.append(f"{path}: backbones.{name}: {error}")
-    return problems
+    spec = study.backbone_settings[name]
+    try:
+        arch = get_arch(spec.arch)
+        last = arch.depth if spec.blocks == "last" else resolve_blocks(spec.arch, spec.blocks)[-1]
+    except EmadaptError as error:
+        return [f"backbones.{name}: {error}"]
+    return [
+        f"regimes.{regime}.{problem} of {name}"
+        for regime in study.regimes
+        for problem in study.regime_settings[regime].problems_on(arch.dim, last)
+    ]
 
 
-def _check_starts(study: Study) -> list[str]:
-    """Models in folders that regimes start from; whether their tensors fit is seen when they are loaded."""
-    problems = []
-    folders = {
-        name: where
-        for name in study.regimes
-        if "/" in (where := getattr(study.regime_settings[name], "warm_start", ""))
-    }
-    for name, folder in folders.items():
-        try:
-            found, expected = (
-                json.loads(Path(folder, "model.json").read_text())["head"],
-                study.head_of(name),
-            )
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            problems.append(
-                f"regimes.{name}.warm_start: {folder}: found no model that can be read ({type(error).__name__}: "
-                f"{error}); expected model.json and model.safetensors, as `train` writes them"
-            )
-        else:
-            if found != expected:
-                problems.append(
-                    f"regimes.{name}.warm_start: {folder}: found a head {found}; expected {expected}"
-                )
-    return problems
-
-
-def _check_precision(study: Study) -> list[str]:
-    """Half precision in 3D where the CPU emulates it."""
+def _precisions(study: Study) -> list[str]:
+    """Half precision in 3D on a CPU that emulates it."""
+    if all(study.regime_settings[regime].depth == 1 for regime in study.regimes):
+        return []
     named = {"train.precision": study.train.precision}
-    named |= {
-        f"backbones.{name}.precision": study.backbone_settings[name].precision
-        for name in study.backbones
-    }
-    half = {where: precision for where, precision in named.items() if precision in ("bf16", "fp16")}
-    if not half or not any(study.regime_settings[regime].depth > 1 for regime in study.regimes):
+    for name in study.backbones:
+        named[f"backbones.{name}.precision"] = study.backbone_settings[name].precision
+    half = {where: value for where, value in named.items() if value in ("bf16", "fp16")}
+    if not half:
         return []
     from emadapt.models.device import check_precision  # torch, which takes seconds
 
-    problems = []
-    for where, precision in half.items():
-        try:
-            check_precision(precision, where)
-        except InputError as error:
-            problems.append(str(error))
-    return problems
+    return [line for where, value in half.items() for line in _said(check_precision, value, where)]
 
 
-def _check_data(study: Study, data: Path) -> list[str]:
-    """Pair the files, split the slices and read the first pair of each dataset; `ingest` reads the rest."""
-    from emadapt.data.foreground import foreground_mask
-    from emadapt.data.ingest import check_pair, split_of
-    from emadapt.data.layouts import find_parts
-    from emadapt.data.splits import check_depth
-
-    problems = []
-    for name in study.datasets:
-        spec = study.dataset_settings[name]
-        root = Path(spec.path) if spec.path else data / name
-        try:
-            parts = find_parts(root, spec.layout, spec.pairing, labelled=spec.labelled)
-            split = split_of(study, name, parts, str(root))
-            if (slices := sum(map(len, split.values()))) < study.diagnose.blocks:
-                raise InputError(
-                    root,
-                    found=f"{slices} slices in train, val and test",
-                    do="Lower `diagnose.blocks`.",
-                    expected=f"at least {study.diagnose.blocks}, one for each block of diagnose",
-                )
-            for regime in (
-                study.regimes
-                if any(name in study.train_set_settings[t].datasets for t in study.train_sets)
-                else ()
-            ):
-                settings = study.regime_settings[regime]
-                if isinstance(settings, ResUNet3dSettings):
-                    check_depth(f"{root}, regime {regime}", split["train"], settings.patch)
-            for part in parts:
-                image = part.images.read(0, 1)[0]
-                if part.labels is not None:
-                    label = part.labels.read(0, 1)[0]
-                    foreground_mask(label, spec.rule, part.labels.where(0))
-                    check_pair(image, label, part.labels.where(0))
-            problems += _check_labelled(study, name, image.shape, split["train"])
-        except EmadaptError as error:
-            problems.append(str(error))
-    return problems
+def _warm_start(study: Study, name: str) -> list[str]:
+    """A model folder that a regime starts from; its tensors are looked at when it is loaded."""
+    folder = getattr(study.regime_settings[name], "warm_start", "")
+    if "/" not in folder:
+        return []
+    where = f"regimes.{name}.warm_start: {folder}: found"
+    try:
+        found = json.loads(Path(folder, "model.json").read_text())["head"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return [
+            f"{where} no model that can be read ({type(error).__name__}: {error}); "
+            "expected model.json and model.safetensors, as `train` writes them"
+        ]
+    expected = study.head_of(name)
+    return [] if found == expected else [f"{where} a head {found}; expected {expected}"]
 
 
-def _check_labelled(
-    study: Study, name: str, native: tuple[int, ...], train: list[int]
-) -> list[str]:
-    """Training sets that want more labelled slices or tiles than the dataset has; a U-Net's tiles are counted at its training."""
-    from emadapt.data.labelled import amount
-    from emadapt.data.splits import starts_in
-    from emadapt.data.tiles import geometry
-    from emadapt.models.archs import get_arch
-
-    problems = []
-    for train_set in (t for t in study.train_sets if name in study.train_set_settings[t].datasets):
-        wanted = study.train_set_settings[train_set]
-        counts = {("slices", "", wanted.slices_of(name)): len(train)}
-        for backbone, regime in itertools.product(
-            study.backbones, map(study.regime_settings.get, study.regimes)
-        ):
-            spec = study.backbone_settings[backbone]
-            if (
-                not wanted.crops
-                or regime is None
-                or spec.align == "voxel"
-                or (not regime.uses_backbone and regime.depth == 1)
-            ):
-                continue
-            if isinstance(regime, ResUNet3dSettings):
-                geo = geometry((native[0], native[1]), spec.changed(tile=max(regime.patch[1:])), 1)
-                geo = dataclasses.replace(geo, tile=regime.patch[1:])
-            else:
-                geo = geometry((native[0], native[1]), spec, get_arch(spec.arch).patch)
-            starts = starts_in(train, regime.depth, apart=True)
-            counts["crops", f" under {backbone}", wanted.crops] = len(starts) * len(
-                geo.corners(0.0)
-            )
-        for (kind, where, n), total in counts.items():
-            try:
-                amount(n, total, f"train_sets.{train_set}.{kind} of {name}{where}")
-            except InputError as error:
-                problems.append(str(error))
-    return problems
-
-
-def _check_outside(study: Study) -> list[str]:
-    """Packages and weights of the published systems among the regimes."""
-    problems = []
-    for name in study.regimes:
-        regime = study.regime_settings[name]
-        if not isinstance(regime, PretrainedSystemSettings):
-            continue
-        try:
-            if regime.kind == "sam2":
-                from emadapt.models import sam2
-
-                sam2.check(regime.weights)
-            else:
-                from emadapt.models import mitonet
-
-                mitonet.check(Path(regime.weights))
-        except EmadaptError as error:
-            problems.append(str(error))
-    return problems
-
-
-def _check_weights(study: Study) -> list[str]:
+def _check_weights(spec: Any) -> None:
+    """Weights of a backbone: whether there can be any, and whether a file or the hub has them."""
     from emadapt.models.archs import check_settings
 
-    problems = []
-    for name in study.backbones:
-        spec = study.backbone_settings[name]
-        try:
-            if spec.source in ("hub", "file"):
-                from emadapt.models.weights import check_source  # torch, which takes seconds
+    check_settings(spec.arch, spec.source, spec.file or None)
+    if spec.source in ("hub", "file"):
+        from emadapt.models.weights import check_source  # torch, which takes seconds
 
-                check_source(spec.arch, spec.source, spec.file or None)
-            else:
-                check_settings(spec.arch, spec.source, spec.file or None)
-        except EmadaptError as error:
-            problems.append(str(error))
-    return problems
+        check_source(spec.arch, spec.source, spec.file or None)
+
+
+def _check_system(regime: Any) -> None:
+    """The package and the weights of a pretrained system."""
+    if not isinstance(regime, PretrainedSystemSettings):
+        return
+    from emadapt.models import mitonet, sam2
+
+    checks: dict[str, Callable[[], None]] = {
+        "mitonet": lambda: mitonet.check(Path(regime.weights)),
+        "sam2": lambda: sam2.check(regime.weights),
+    }
+    checks[regime.kind]()
+
+
+def _said(check: Callable[..., None], *given: Any) -> list[str]:
+    """What a check raises, as a problem."""
+    try:
+        check(*given)
+    except EmadaptError as error:
+        return [str(error)]
+    return []

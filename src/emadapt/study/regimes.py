@@ -33,9 +33,14 @@ class RegimeSettings(Settings):
     """Values of `train` that the kind replaces unless the regime says otherwise."""
 
     @property
+    def sample(self) -> tuple[int, int, int] | None:
+        """Voxels (z, y, x) of a training sample in 3D; None: tiles of single slices."""
+        return None
+
+    @property
     def depth(self) -> int:
         """Slices that a training sample spans."""
-        return 1
+        return self.sample[0] if self.sample else 1
 
     @property
     def several_devices(self) -> bool:
@@ -223,9 +228,9 @@ class ResUNet3dSettings(GradientRegime):
         return value
 
     @property
-    def depth(self) -> int:
-        """Slices of a patch."""
-        return self.patch[0]
+    def sample(self) -> tuple[int, int, int]:
+        """A patch."""
+        return self.patch
 
     @property
     def adapter(self) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def tokens_plan(study: Study, backbone: str, dataset: str) -> Plan:
         return {}
     spec = study.backbone_settings[backbone]
     return {
-        "backbone": _without(affecting(spec, "tokens"), REFERENCE),
+        "backbone": _without(affecting(spec, "tokens"), REFERENCE) | {"views": spec.views},
         "weights": backbone_weights(spec),
         "data": data_md5(dataset),
         "reference": data_md5(spec.reference) if spec.reference else None,
@@ -76,7 +76,7 @@ def unit_plan(study: Study, unit: Unit) -> Plan:
         "reference": data_md5(spec.reference) if spec.reference else None,
         "regime": _without(affecting(regime, "weights"), REGIME_NOT_ITSELF),
         "train": affecting(study.train_settings(unit), "weights"),
-        "train_set": train_set.model_dump(mode="json", include={"slices", "crops"}),
+        "train_set": train_set.model_dump(mode="json", include={"slices", "crops", "sampling"}),
         "data": [[name, data_md5(name)] for name in train_set.datasets],
         "unlabelled": [[name, data_md5(name)] for name in study.unlabelled_of(unit)],
         "weights": _weights(study, unit),

@@ -1,0 +1,115 @@
+"""Where the tokens of a diagnosis come from: the cache, a pass of a backbone, or raw pixels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from emadapt.data.crops import as_input
+from emadapt.data.ingest import Volume
+from emadapt.data.tiles import Grey, geometry_of, label_to_input, to_input, with_neighbours
+from emadapt.domains.features import Features, Tiles, kept_features, patches
+from emadapt.models.backbones import Backbone
+from emadapt.models.device import resolve_precision
+from emadapt.models.tokens import compute_tokens, token_key, token_views
+from emadapt.study.backbones import BackboneSettings
+from emadapt.study.keys import affecting
+from emadapt.study.training import DiagnoseSettings
+
+BATCH_TOKENS = 4096
+
+Change = Callable[[Grey], Grey]
+"""What is done to a slice, uint8, pixel by pixel, before it is aligned and tiled."""
+
+
+def pretrained_features(
+    backbone: Backbone, spec: BackboneSettings, volume: Volume, own: DiagnoseSettings
+) -> Features:
+    """From the token cache, which is filled if it is not there.
+
+    Raises:
+        InputError: too few slices, or tokens that are not finite.
+    """
+    view = token_views(backbone, spec, volume, range(1))[0]
+    last = slice(-backbone.arch.dim, None)
+
+    def tiles(z: int) -> Tiles:
+        for row in view.rows_of_slice(z):
+            _, y, x = view.index[row]
+            tokens = np.asarray(view.tokens[row, last], np.float32)
+            yield (int(y), int(x)), tokens, np.asarray(view.labels[row])
+
+    geo = geometry_of(volume, spec, backbone.arch.patch)
+    return kept_features(volume, own, geo, tiles, ["cache", token_key(backbone, spec, volume, 0)])
+
+
+def computed_features(
+    backbone: Backbone,
+    spec: BackboneSettings,
+    volume: Volume,
+    own: DiagnoseSettings,
+    model: str,
+    change: Change | None = None,
+    name: str = "",
+) -> Features:
+    """From a pass of `backbone` over the slices.
+
+    Args:
+        backbone: adapted (adapters merged), or with random weights.
+        spec: its input settings.
+        volume: the dataset.
+        own: which slices, how many tokens.
+        model: hash of all weights.
+        change: None: none.
+        name: what to call the dataset after `change`.
+    """
+    geo = geometry_of(volume, spec, backbone.arch.patch, change)
+    batch = max(1, BATCH_TOKENS // math.prod(geo.grid))
+
+    def tiles(z: int) -> Tiles:
+        native = with_neighbours(volume, z, spec.context)
+        image = to_input(change(native) if change else native, geo)
+        label = label_to_input(volume.label[z], geo)
+        (h, w), corners = geo.tile, geo.corners(0.0)
+        for start in range(0, len(corners), batch):
+            now = corners[start : start + batch]
+            images = torch.stack([as_input(image[y : y + h, x : x + w]) for y, x in now])
+            tokens = compute_tokens(backbone, images, spec.precision)[-1].float().cpu().numpy()
+            for (y, x), own_tokens in zip(now, tokens, strict=True):
+                yield (y, x), own_tokens, label[y : y + h, x : x + w]
+
+    settings = affecting(spec, "tokens") | {"precision": resolve_precision(spec.precision)}
+    identity = ["computed", model, settings, list(backbone.blocks), name]
+    return kept_features(volume, own, geo, tiles, identity, name)
+
+
+def pixel_features(
+    spec: BackboneSettings,
+    patch: int,
+    volume: Volume,
+    own: DiagnoseSettings,
+    change: Change | None = None,
+    name: str = "",
+) -> Features:
+    """Grey values of each patch, in [0, 1], as its token (patch * patch values).
+
+    They show how datasets differ before any model looks.
+    """
+    geo = geometry_of(volume, spec, patch, change)
+
+    def tiles(z: int) -> Tiles:
+        native = np.asarray(volume.image[z])
+        image = to_input(change(native) if change else native, geo)
+        label = label_to_input(volume.label[z], geo)
+        h, w = geo.tile
+        for y, x in geo.corners(0.0):
+            grey = image[y : y + h, x : x + w].astype(np.float32) / 255.0
+            cells = patches(grey, patch).transpose(2, 3, 0, 1)
+            tokens = cells.reshape(patch * patch, *geo.grid)
+            yield (y, x), tokens, label[y : y + h, x : x + w]
+
+    shape = [list(geo.tile), list(geo.resized), list(geo.padded)]
+    return kept_features(volume, own, geo, tiles, ["pixels", shape, patch, name], name)

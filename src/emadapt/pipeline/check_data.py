@@ -1,0 +1,114 @@
+"""Whether the raw data of a study can be read, and is enough for what the study wants of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+from emadapt.data.foreground import foreground_mask
+from emadapt.data.ingest import check_pair, split_of
+from emadapt.data.labelled import amount
+from emadapt.data.layouts import Part, find_parts
+from emadapt.data.splits import Split, check_depth, starts_in
+from emadapt.data.tiles import Geometry, geometry
+from emadapt.errors import EmadaptError, InputError
+from emadapt.models.archs import get_arch
+from emadapt.study.backbones import BackboneSettings
+from emadapt.study.datasets import TrainSetSettings
+from emadapt.study.regimes import RegimeSettings
+from emadapt.study.study import Study
+
+
+def problems_of_dataset(study: Study, name: str, data: Path) -> list[str]:
+    """Pair the files of a dataset, split its slices and read the first pair; `ingest` reads the rest.
+
+    Returns:
+        A line for each problem.
+    """
+    spec = study.dataset_settings[name]
+    root = Path(spec.path) if spec.path else data / name
+    try:
+        parts = find_parts(root, spec.layout, spec.pairing, labelled=spec.labelled)
+        split = split_of(study, name, parts, str(root))
+        _check_slices(study, name, split, root)
+        shapes = [_check_first(part, spec.rule) for part in parts]
+    except EmadaptError as error:
+        return [str(error)]
+    problems = []
+    for where, wanted, total in _wanted_labels(study, name, shapes[-1], split["train"]):
+        try:
+            amount(wanted, total, where)
+        except InputError as error:
+            problems.append(str(error))
+    return problems
+
+
+def _check_slices(study: Study, name: str, split: Split, root: Path) -> None:
+    """Enough slices for the blocks of the diagnosis, and for the depth of samples in 3D.
+
+    Raises:
+        InputError: too few.
+    """
+    if (slices := sum(map(len, split.values()))) < study.diagnose.blocks:
+        raise InputError(
+            root,
+            found=f"{slices} slices in train, val and test",
+            expected=f"at least {study.diagnose.blocks}, one for each block of diagnose",
+            do="Lower `diagnose.blocks`.",
+        )
+    if not _train_sets(study, name):
+        return
+    for regime in study.regimes:
+        if patch := study.regime_settings[regime].sample:
+            check_depth(f"{root}, regime {regime}", split["train"], patch)
+
+
+def _check_first(part: Part, rule: str | tuple[int, ...]) -> tuple[int, int]:
+    """Read the first slice of a part and its label; the slice's shape.
+
+    Raises:
+        InputError: they cannot be read, or do not fit each other.
+    """
+    image = part.images.read(0, 1)[0]
+    if part.labels is not None:
+        label = part.labels.read(0, 1)[0]
+        foreground_mask(label, rule, part.labels.where(0))
+        check_pair(image, label, part.labels.where(0))
+    return image.shape[0], image.shape[1]
+
+
+def _wanted_labels(
+    study: Study, name: str, native: tuple[int, int], train: list[int]
+) -> Iterator[tuple[str, int | str, int]]:
+    """What training sets want labelled of a dataset: where that is said, how much, and how much there is.
+
+    Tiles of a 2D U-Net and after resampling to another voxel size are counted in training.
+    """
+    for train_set, wanted in _train_sets(study, name).items():
+        where = f"train_sets.{train_set}"
+        yield f"{where}.slices of {name}", wanted.slices_of(name), len(train)
+        if not wanted.crops:
+            continue
+        for backbone in study.backbones:
+            spec = study.backbone_settings[backbone]
+            for regime in map(study.regime_settings.__getitem__, study.regimes):
+                if spec.align == "voxel" or not (regime.uses_backbone or regime.sample):
+                    continue
+                starts = starts_in(train, regime.depth, apart=True)
+                total = len(starts) * len(_tiling(native, spec, regime).corners(0.0))
+                yield f"{where}.crops of {name} under {backbone}", wanted.crops, total
+
+
+def _tiling(native: tuple[int, int], spec: BackboneSettings, regime: RegimeSettings) -> Geometry:
+    """How slices are cut into samples of a regime."""
+    if not regime.sample:
+        return geometry(native, spec, get_arch(spec.arch).patch)
+    side = regime.sample[1:]
+    return dataclasses.replace(geometry(native, spec.changed(tile=max(side)), 1), tile=side)
+
+
+def _train_sets(study: Study, name: str) -> dict[str, TrainSetSettings]:
+    """The study's training sets in which a dataset is labelled."""
+    every = {train_set: study.train_set_settings[train_set] for train_set in study.train_sets}
+    return {train_set: spec for train_set, spec in every.items() if name in spec.datasets}
