@@ -123,3 +123,11 @@ def test_python_names_what_exists(block: str) -> None:
             assert all(hasattr(module, name.name) for name in node.names)
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             assert node.value.id != "api" or hasattr(api, node.attr)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_files_of_the_package_that_are_named_exist(document: Path) -> None:
+    text = document.read_text()
+    named = re.findall(r"`(?:src/emadapt/)?([a-z0-9_]+(?:/[a-z0-9_]+)*/[a-z0-9_]+\.py)`", text)
+    package = ROOT / "src/emadapt"
+    assert not [name for name in named if not (package / name).exists() | (ROOT / name).exists()]

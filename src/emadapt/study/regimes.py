@@ -110,6 +110,11 @@ class AdaptingRegime(HeadRegime):
         False, "Recompute activations in the backward pass: less memory, more time.", "nothing"
     )
 
+    @property
+    def adapter(self) -> dict[str, Any]:
+        """The kind alone."""
+        return {"kind": self.kind}
+
 
 class FrozenSettings(HeadRegime):
     """A head on the tokens of the frozen backbone."""
@@ -158,21 +163,11 @@ class BitFitSettings(AdaptingRegime):
 
     kind: Literal["bitfit"]
 
-    @property
-    def adapter(self) -> dict[str, Any]:
-        """The kind alone."""
-        return {"kind": self.kind}
-
 
 class FullSettings(AdaptingRegime):
     """The whole backbone."""
 
     kind: Literal["full"]
-
-    @property
-    def adapter(self) -> dict[str, Any]:
-        """The kind alone."""
-        return {"kind": self.kind}
 
 
 class RidgeSettings(RegimeSettings):
