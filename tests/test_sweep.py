@@ -23,15 +23,15 @@ from emadapt.errors import EmadaptError, InputError
 from emadapt.study.study import Study, load_study
 from emadapt.sweep.crew import Order
 from emadapt.sweep.objective import reason
-from emadapt.sweep.promote import ParamsEditor, changed_values, own_values
+from emadapt.sweep.promote import own_values, write_regime
 from emadapt.sweep.run import begin, full_name
 from emadapt.sweep.space import (
     Target,
     check_target,
     default_point,
     definition,
+    regime_at,
     search_space,
-    settings_at,
     study_at,
 )
 from emadapt.sweep.storage import (
@@ -48,12 +48,7 @@ from emadapt.training.train import train_unit
 from tiny import make_study, settings
 
 LORA, FROZEN = Target("t", "lora", "a"), Target("t", "frozen", "a")
-MORE = {
-    "weight_decay": [1e-4, 0.1],
-    "head": ["linear", "pyramid"],
-    "blocks": ["auto", "last", [1, 3]],
-    "scale": [1.0, 1.5],
-}
+MORE = {"weight_decay": [1e-4, 0.1], "head": ["linear", "pyramid"]}
 RUN = ["sweep", "run", "--backbone", "t", "--train-set", "a"]
 
 
@@ -135,7 +130,6 @@ def test_the_default_point_is_the_study_itself(tmp_path: Path, target: Target) -
     here = study(tmp_path, MORE)
     changed, unit = study_at(here, target, default_point(here, target))
     assert unit in here.units()
-    assert changed.backbone_settings == here.backbone_settings
     assert changed.train_settings(unit) == here.train_settings(unit)
     assert default_point(study(tmp_path, {"rank": [4, 8]}), LORA) == {}, "outside the space"
 
@@ -157,15 +151,9 @@ def test_what_promote_writes_is_read_as_the_trials_own_settings(
     @given(st.fixed_dictionaries(points))
     def check(point: dict[str, Any]) -> None:
         here = study(tmp_path, MORE)
-        backbone, regime = settings_at(here, target, point)
-        editor = ParamsEditor(tmp_path / "params.yaml")
-        editor.add("regimes", "tuned", own_values(regime), "why")
-        changed = changed_values(here.backbone_settings["t"], backbone)
-        editor.add("backbones", "t_tuned", {**editor.raw["backbones"]["t"], **changed}, "why")
-        editor.save()
-        there = load_study(tmp_path / "params.yaml")
-        assert there.regime_settings["tuned"] == regime
-        assert there.backbone_settings["t_tuned"] == backbone
+        regime = regime_at(here, target, point)
+        write_regime(tmp_path / "params.yaml", "tuned", own_values(regime), "why")
+        assert load_study(tmp_path / "params.yaml").regime_settings["tuned"] == regime
 
     check()
 
@@ -177,8 +165,6 @@ def test_what_promote_writes_is_read_as_the_trials_own_settings(
         (Target("t", "x", "a"), {}, "regime 'x'.*expected frozen, lora"),
         (Target("t", "lora", "x"), {}, "train set 'x'.*expected a, paired"),
         (LORA, {"rank": [8, 4096]}, "sweep.rank: found 4096; expected at most"),
-        (LORA, {"head": ["fpn"]}, "sweep.head: found fpn"),
-        (LORA, {"blocks": [[1, 99]]}, "99"),
     ],
 )
 def test_a_target_that_cannot_be_swept_is_refused(
@@ -302,7 +288,7 @@ def test_a_trial_is_the_unit_that_promoting_it_would_train_and_never_sees_the_te
     tmp_path: Path, target: Target
 ) -> None:
     """The test slices are blacked out for the sweep; the unit is trained with them in place."""
-    params = settings() | {"sweep": {"blocks": ["auto", [2, 3]], "head": ["linear", "pyramid"]}}
+    params = settings() | {"sweep": {"head": ["linear", "pyramid"]}}
     config = make_study(tmp_path, params)
     volumes = {name: tmp_path / f"build/ingest/a/{name}.npy" for name in ("image", "label")}
     whole = {name: path.read_bytes() for name, path in volumes.items()}
@@ -448,21 +434,6 @@ def test_a_better_winner_is_what_promote_writes(tmp_path: Path) -> None:
     code, said = emadapt("sweep", "promote", "--as", "better")
     assert (code, "validation IoU 0.8000" in said) == (0, True)
     assert load_study().regime_settings["better"].rank == 16
-
-
-def test_promoting_blocks_and_scale_makes_a_backbone_too(tmp_path: Path) -> None:
-    make_study(tmp_path)
-    Path("params.yaml").write_text(PARAMS + "sweep: {blocks: [auto, [1, 4]], scale: [1.0, 1.5]}\n")
-    config = load_study()
-    point = {"head_lr": 1e-3, "weight_decay": 1e-3, "blocks": "1-4", "scale": 1.5}
-    finished(config, FROZEN, {0.7: point})
-    code, said = emadapt("sweep", "promote", "--as", "best")
-    assert code == 0, said
-    assert "t_best with best" in said
-    after = load_study()
-    assert after.backbones == ("t", "t_best")
-    expected = config.backbone_settings["t"].changed(blocks=(1, 4), scale=1.5)
-    assert after.backbone_settings["t_best"] == expected
 
 
 def test_a_default_that_is_the_best_and_settings_that_changed_are_not_promoted(

@@ -6,7 +6,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from emadapt.study.backbones import BlockNumber
 from emadapt.study.strict import Settings, setting
 from emadapt.study.training import Head
 
@@ -45,12 +44,6 @@ class SweepSettings(Settings):
         None, "Lowest and highest (log scale); empty: 1e-4 to 0.1 for `frozen` alone.", "nothing"
     )
     head: tuple[Head, ...] = setting((), "Choices of the head; empty: not searched.", "nothing")
-    blocks: tuple[Literal["auto", "last"] | tuple[BlockNumber, ...], ...] = setting(
-        (), "Choices of the backbone's `blocks`; each fills the token cache anew.", "nothing"
-    )
-    scale: tuple[Positive, ...] = setting(
-        (), "Choices of the backbone's `scale`; each fills the token cache anew.", "nothing"
-    )
 
     @field_validator("dropout", "adapter_lr", "head_lr", "weight_decay")
     @classmethod
@@ -59,7 +52,7 @@ class SweepSettings(Settings):
             raise ValueError("expected [lowest, highest]")
         return value
 
-    @field_validator("rank", "alpha_ratio", "head", "blocks", "scale")
+    @field_validator("rank", "alpha_ratio", "head")
     @classmethod
     def _differ(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
         if len(set(value)) < len(value):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 from pathlib import Path
 from typing import Any
@@ -10,19 +9,16 @@ from typing import Any
 import optuna
 
 from emadapt.errors import EmadaptError, InputError
-from emadapt.study.backbones import BackboneSettings
+from emadapt.files import whole_file
 from emadapt.study.regimes import RegimeSettings
 from emadapt.study.strict import NAME
 from emadapt.study.study import PARAMS, Study, load_study
-from emadapt.sweep.space import LOW_RANK, Target, default_point, settings_at, settings_hash
-from emadapt.sweep.storage import best_trial
+from emadapt.sweep.space import Target, default_point, regime_at, settings_hash
+from emadapt.sweep.storage import best_trial, first_number
 
 
 def promote(sweep: optuna.Study, regime_name: str = "", path: Path = PARAMS) -> list[str]:
     """Write the best trial's settings into a study, its comments kept.
-
-    Head, learning rates and weight decay belong to a regime. Blocks and scale belong to a backbone:
-    where the sweep searched them, a variant of the backbone is written too.
 
     Args:
         sweep: it.
@@ -46,34 +42,20 @@ def promote(sweep: optuna.Study, regime_name: str = "", path: Path = PARAMS) -> 
             do="Let `emadapt sweep run` finish one.",
         )
     target = _target(sweep, config, path)
-    backbone, regime = settings_at(config, target, best.params)
-    default = default_point(config, target)
-    if default and (backbone, regime) == settings_at(config, target, default):
+    regime, default = regime_at(config, target, best.params), default_point(config, target)
+    if default and regime == regime_at(config, target, default):
         said = f"its own settings are the best of {name} (validation IoU {best.value:.4f})"
         return [f"{path}: unchanged; {said}"]
     regime_name = regime_name or f"{target.regime}_tuned"
-    is_variant = backbone != config.backbone_settings[target.backbone]
-    variant = f"{target.backbone}_{regime_name}" if is_variant else ""
-    _check_new(path, "regime", regime_name, config.regime_settings)
-    if variant:
-        _check_new(path, "backbone", variant, config.backbone_settings)
-    note = f"trial {best.number} of sweep {name}: validation IoU {best.value:.4f}"
-    editor = ParamsEditor(path)
-    editor.add("regimes", regime_name, own_values(regime), note)
-    if variant:
-        was = config.backbone_settings[target.backbone]
-        values = {**editor.raw["backbones"][target.backbone], **changed_values(was, backbone)}
-        editor.add("backbones", variant, values, note)
-    editor.save()
+    _check_new(path, regime_name, config)
+    note = f"trial {first_number(best)} of sweep {name}: validation IoU {best.value:.4f}"
+    write_regime(path, regime_name, own_values(regime), note)
     after = load_study(path)
-    lines = [f"{path}: regime {regime_name!r} is {note}"]
-    if variant:
-        lines.append(
-            f"{path}: backbone {variant!r} has the trial's blocks and scale; "
-            f"the trial is {variant} with {regime_name}"
-        )
     units = f"{len(after.units())} units now, {len(config.units())} before"
-    return [*lines, f"study {after.name!r} has {units}. Next: dvc repro"]
+    return [
+        f"{path}: regime {regime_name!r} is {note}",
+        f"study {after.name!r} has {units}. Next: dvc repro",
+    ]
 
 
 def _target(sweep: optuna.Study, config: Study, path: Path) -> Target:
@@ -98,8 +80,8 @@ def _target(sweep: optuna.Study, config: Study, path: Path) -> Target:
     return target
 
 
-def _check_new(path: Path, what: str, name: str, have: dict[str, Any]) -> None:
-    """Check a new name.
+def _check_new(path: Path, name: str, config: Study) -> None:
+    """Check the name of a new regime.
 
     Raises:
         InputError: it has other characters than a name may have, or is there already.
@@ -111,9 +93,9 @@ def _check_new(path: Path, what: str, name: str, have: dict[str, Any]) -> None:
             expected="letters, digits and _",
             do="Choose another.",
         )
-    if name in have:
+    if name in config.regime_settings:
         raise InputError(
-            f"{path}: {what} {name!r}",
+            f"{path}: regime {name!r}",
             found="there already",
             expected="a new name",
             do="Give another one with --as, or delete it from the file.",
@@ -122,67 +104,41 @@ def _check_new(path: Path, what: str, name: str, have: dict[str, Any]) -> None:
 
 def own_values(regime: RegimeSettings) -> dict[str, Any]:
     """What the file needs of a regime: kind, rank and alpha, and all that is not at its default."""
-    shown = ("kind", "rank", "alpha") if regime.kind in LOW_RANK else ("kind",)
-    return {
-        field.name: getattr(regime, field.name)
-        for field in dataclasses.fields(regime)
-        if field.name in shown or getattr(regime, field.name) != field.default
-    }
+    values = regime.model_dump(mode="json")
+    shown = {name: values[name] for name in ("kind", "rank", "alpha") if name in values}
+    return shown | regime.model_dump(mode="json", exclude_defaults=True)
 
 
-def changed_values(was: BackboneSettings, now: BackboneSettings) -> dict[str, Any]:
-    """The settings of a backbone that are new, as YAML has them."""
-    values = {field.name: getattr(now, field.name) for field in dataclasses.fields(now)}
-    return {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in values.items()
-        if value != getattr(was, name)
-    }
+def write_regime(path: Path, name: str, values: dict[str, Any], note: str) -> None:
+    """Add a regime to a params.yaml and to its study, with a comment, in the file's own layout.
 
+    The file is written as a whole, and only if it can be read as a study.
 
-class ParamsEditor:
-    """Changes a params.yaml in its own layout.
-
-    Attributes:
-        path: the file.
-        raw: its content.
+    Raises:
+        EmadaptError: it cannot be written.
     """
+    from ruamel.yaml import YAML
+    from ruamel.yaml.comments import CommentedMap
+    from ruamel.yaml.util import load_yaml_guess_indent
 
-    def __init__(self, path: Path) -> None:
-        from ruamel.yaml import YAML
-        from ruamel.yaml.util import load_yaml_guess_indent
-
-        self.path, text = path, path.read_text()
-        _, indent, offset = load_yaml_guess_indent(text)
-        self._yaml = YAML()
-        self._yaml.indent(mapping=2, sequence=indent or 2, offset=offset or 0)
-        self._yaml.width, self._yaml.preserve_quotes = 4096, True
-        self.raw: dict[str, Any] = self._yaml.load(text)
-
-    def add(self, section: str, name: str, values: dict[str, Any], note: str) -> None:
-        """Add an entry to a section and to the study, with a comment."""
-        from ruamel.yaml.comments import CommentedMap
-
-        entry = CommentedMap(values)
-        entry.fa.set_flow_style()
-        entries: Any = self.raw[section]
-        entries[name] = entry
-        entries.yaml_add_eol_comment(note, name)
-        if name not in self.raw["study"][section]:
-            self.raw["study"][section].append(name)
-
-    def save(self) -> None:
-        """Write the file: all of it, or nothing if it cannot be read as a study."""
-        out = io.StringIO()
-        self._yaml.dump(self.raw, out)
-        temporary = self.path.with_name(f".{self.path.name}.part")
-        try:
+    text = path.read_text()
+    _, indent, offset = load_yaml_guess_indent(text)
+    yaml = YAML()
+    yaml.indent(mapping=2, sequence=indent or 2, offset=offset or 0)
+    yaml.width, yaml.preserve_quotes = 4096, True
+    params = yaml.load(text)
+    entry = CommentedMap(values)
+    entry.fa.set_flow_style()
+    params["regimes"][name] = entry
+    params["regimes"].yaml_add_eol_comment(note, name)
+    params["study"]["regimes"].append(name)
+    out = io.StringIO()
+    yaml.dump(params, out)
+    try:
+        with whole_file(path) as temporary:
             temporary.write_text(out.getvalue())
             load_study(temporary)
-            temporary.replace(self.path)
-        except OSError as error:
-            raise EmadaptError(
-                f"{self.path}: cannot be written ({error}); give this user the right to"
-            ) from error
-        finally:
-            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise EmadaptError(
+            f"{path}: cannot be written ({error}); give this user the right to"
+        ) from error

@@ -15,7 +15,6 @@ from optuna.distributions import (
 from optuna.trial import Trial
 
 from emadapt.errors import InputError
-from emadapt.study.backbones import BackboneSettings
 from emadapt.study.keys import digest
 from emadapt.study.regimes import LowRankSettings, RegimeSettings
 from emadapt.study.study import Study, Unit
@@ -46,7 +45,7 @@ def check_target(study: Study, target: Target) -> None:
 
     Raises:
         InputError: a name that the study does not have, a regime with nothing to search, or a
-            choice in the space that the backbone or the heads do not know.
+            rank above the width of the backbone.
     """
     for what, name, have in (
         ("backbone", target.backbone, study.backbone_settings),
@@ -68,8 +67,7 @@ def check_target(study: Study, target: Target) -> None:
             expected=f"a regime of kind {', '.join(SWEPT)} whose head starts from random values",
             do="Sweep another regime; ridge and kNN choose on validation slices by themselves.",
         )
-    from emadapt.models.archs import get_arch, resolve_blocks
-    from emadapt.models.heads import HEADS
+    from emadapt.models.archs import get_arch
 
     ranges, arch = study.sweep, study.backbone_settings[target.backbone].arch
     width = get_arch(arch).dim
@@ -79,13 +77,6 @@ def check_target(study: Study, target: Target) -> None:
             found=str(max(ranges.rank)),
             expected=f"at most {width}, the width of {arch}",
             do="Leave such ranks out.",
-        )
-    for blocks in ranges.blocks:
-        if blocks != "last":
-            resolve_blocks(arch, blocks)
-    if unknown := [head for head in ranges.head if head not in HEADS]:
-        raise InputError(
-            "sweep.head", found=unknown[0], expected=", ".join(HEADS), do="Correct the list."
         )
 
 
@@ -122,10 +113,6 @@ def search_space(study: Study, target: Target) -> Space:
         space["weight_decay"] = FloatDistribution(decay[0], decay[1], log=True)
     if ranges.head:
         space["head"] = CategoricalDistribution(ranges.head)
-    if ranges.blocks:
-        space["blocks"] = CategoricalDistribution([_text(blocks) for blocks in ranges.blocks])
-    if ranges.scale:
-        space["scale"] = CategoricalDistribution(ranges.scale)
     return space
 
 
@@ -143,14 +130,12 @@ def default_point(study: Study, target: Target) -> Params:
     """What params.yaml says now: the first trial. Empty if it is not in the space."""
     unit = unit_of(study, target)
     train, regime = study.train_settings(unit), study.regime_settings[target.regime]
-    backbone, space = study.backbone_settings[target.backbone], search_space(study, target)
+    space = search_space(study, target)
     point: Params = {
         "head_lr": train.head_lr,
         "adapter_lr": train.adapter_lr,
         "weight_decay": train.weight_decay,
         "head": train.head,
-        "blocks": _text(backbone.blocks),
-        "scale": backbone.scale,
     }
     if isinstance(regime, LowRankSettings):
         point["rank"] = regime.rank
@@ -160,28 +145,16 @@ def default_point(study: Study, target: Target) -> Params:
     return {name: point[name] for name in space} if inside else {}
 
 
-def settings_at(
-    study: Study, target: Target, params: Params
-) -> tuple[BackboneSettings, RegimeSettings]:
-    """The backbone and the regime that a point of the space stands for.
+def regime_at(study: Study, target: Target, params: Params) -> RegimeSettings:
+    """The regime that a point of the space stands for.
 
     Numbers are rounded to three digits, so that what `promote` writes into params.yaml is readable
     and yet trains the very same model.
     """
-    backbone = study.backbone_settings[target.backbone]
-    regime = study.regime_settings[target.regime]
-    of_regime = ("rank", "dropout", "head", "head_lr", "adapter_lr", "weight_decay")
-    own = {name: _rounded(params[name]) for name in of_regime if name in params}
-    if "alpha_ratio" in params:
-        own["alpha"] = float(params["rank"] * params["alpha_ratio"])
-    of_backbone: dict[str, Any] = {}
-    if "blocks" in params:
-        text = params["blocks"]
-        listed = text not in ("auto", "last")
-        of_backbone["blocks"] = tuple(int(b) for b in text.split("-")) if listed else text
-    if "scale" in params:
-        of_backbone["scale"] = float(params["scale"])
-    return backbone.changed(**of_backbone), regime.changed(**own)
+    own = {name: _rounded(value) for name, value in params.items()}
+    if "alpha_ratio" in own:
+        own["alpha"] = float(own["rank"] * own.pop("alpha_ratio"))
+    return study.regime_settings[target.regime].changed(**own)
 
 
 def study_at(study: Study, target: Target, params: Params) -> tuple[Study, Unit]:
@@ -190,13 +163,8 @@ def study_at(study: Study, target: Target, params: Params) -> tuple[Study, Unit]
     The unit has the study's first seed: a trial at the default is the study's own unit, to the
     last bit on a CPU.
     """
-    backbone, regime = settings_at(study, target, params)
-    changed = dataclasses.replace(
-        study,
-        backbone_settings={**study.backbone_settings, target.backbone: backbone},
-        regime_settings={**study.regime_settings, target.regime: regime},
-    )
-    return changed, unit_of(study, target)
+    regimes = {**study.regime_settings, target.regime: regime_at(study, target, params)}
+    return dataclasses.replace(study, regime_settings=regimes), unit_of(study, target)
 
 
 def definition(study: Study, target: Target) -> dict[str, Any]:
@@ -246,8 +214,3 @@ def _holds(choices: CategoricalDistribution | FloatDistribution, value: Any) -> 
 
 def _rounded(value: Any) -> Any:
     return float(f"{value:.3g}") if isinstance(value, float) else value
-
-
-def _text(blocks: str | tuple[int, ...]) -> str:
-    """Optuna keeps text, not tuples: (3, 6, 9, 12) -> "3-6-9-12"."""
-    return blocks if isinstance(blocks, str) else "-".join(map(str, blocks))
