@@ -1,6 +1,6 @@
-"""Takes the pictures of MLflow in docs/img: the table of a study's runs and their curves, as headless Chromium shows them.
+"""Take the pictures of MLflow in docs/img with headless Chromium: the table of runs, and curves.
 
-Run it in the project root after a study: `python docs/screenshots.py demo`. Needs Chromium (Debian: `apt-get install chromium`).
+Run it in the project root after a study: `python docs/screenshots.py demo`.
 """
 
 import argparse
@@ -33,13 +33,16 @@ FLAGS = [
     "--disable-background-networking",
 ]
 FLAGS += ["--disable-component-update", "--disable-sync", "--virtual-time-budget=40000"]
-# A mouse that rests elsewhere; without one Plotly's tool bars cover the charts.
-MOUSE = "--blink-settings=primaryHoverType=2,availableHoverTypes=2,primaryPointerType=4,availablePointerTypes=4"
+# A mouse that is elsewhere: without one Plotly's tool bars cover the charts.
+MOUSE = (
+    "--blink-settings=primaryHoverType=2,availableHoverTypes=2,"
+    "primaryPointerType=4,availablePointerTypes=4"
+)
 
 
 @contextlib.contextmanager
 def server(database: Path) -> Iterator[int]:
-    """MLflow on a free port of this machine; the port."""
+    """Serve MLflow on a free port of this machine, and give the port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -84,7 +87,7 @@ def server(database: Path) -> Iterator[int]:
 
 
 def chromium(address: str, *flags: str) -> str:
-    """Lets Chromium load a page; what it prints."""
+    """Let Chromium load a page, and return what it prints."""
     program = (
         shutil.which("chromium")
         or shutil.which("chromium-browser")
@@ -104,7 +107,7 @@ def chromium(address: str, *flags: str) -> str:
 
 
 def picture(file: Path, address: str, width: int, height: int) -> None:
-    """One screenshot; a page that stayed empty is an error."""
+    """Take a screenshot. A page that stayed empty is an error."""
     chromium(address, f"--window-size={width},{height}", f"--screenshot={file.resolve()}")
     if file.stat().st_size < 40_000:
         sys.exit(f"{file}: the page stayed empty")
@@ -112,7 +115,7 @@ def picture(file: Path, address: str, width: int, height: int) -> None:
 
 
 def main() -> None:
-    """Reads the command line, serves the database, takes the pictures."""
+    """Read the command line, serve the database, take the pictures."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
