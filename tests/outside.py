@@ -1,4 +1,5 @@
-"""Small randomly initialised networks of the classes of SAM 2 and MitoNet, in files as users have theirs."""
+"""Small randomly initialised networks of the classes of SAM 2 and MitoNet, in files as users have
+theirs."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,8 @@ import torch
 
 
 def write_sam2(folder: Path, side: int = 64) -> Path:
-    """A folder with a Sam2Model of 64 x 64 pixels, some 100,000 parameters and predicted IoUs around the threshold."""
+    """A folder with a Sam2Model of 64 x 64 pixels, some 100,000 parameters and predicted IoUs
+    around the threshold."""
     from transformers import Sam2Config, Sam2ImageProcessor, Sam2Model
 
     vision = {
@@ -61,7 +63,8 @@ SMALL: dict[str, dict[str, Any]] = {
 
 
 def write_mitonet(file: Path, monkeypatch: Any, kind: str = "DEEPLAB") -> Path:
-    """A state dict of MitoNet with a ResNet-18 and narrow decoders; the settings of `emadapt.models.mitonet` become its own."""
+    """A state dict of MitoNet with a ResNet-18 and narrow decoders; the settings of
+    `emadapt.models.mitonet` become its own."""
     import empanada.models
 
     from emadapt.models import mitonet

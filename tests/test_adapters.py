@@ -1,4 +1,5 @@
-"""Adapters on every family of backbones: the identity at the start, and nothing trained but what they say."""
+"""Adapters on every family of backbones: the identity at the start, and nothing trained but what
+they say."""
 
 import re
 from collections.abc import Callable
@@ -60,7 +61,8 @@ def test_every_adapter_is_the_identity_at_the_start(name: str, kind: str) -> Non
 
 
 def expected_names(backbone: Backbone, kind: str, last: int) -> set[str]:
-    """What each kind should train, from the names in a plain ViT; blocks above `last` do not run."""
+    """What each kind should train, from the names in a plain ViT; blocks above `last` do not
+    run."""
     plain = {n for n, _ in build_backbone(backbone.arch_name, "random").vit.named_parameters()}
     plain = {n for n in plain if not (m := re.match(r"blocks\.(\d+)", n)) or int(m[1]) < last}
     if kind == "full":

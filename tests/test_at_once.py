@@ -11,7 +11,8 @@ from emadapt.training.regimes.ridge import ridge_path
 
 
 def a_view(seed: int, slices: int, rows: int = 2) -> TokenView:
-    """`rows` tiles of 3 x 3 tokens (D = 5) a slice; the last slice is for testing. Tokens say which slice they are of."""
+    """`rows` tiles of 3 x 3 tokens (D = 5) a slice; the last slice is for testing. Tokens say which
+    slice they are of."""
     rng = np.random.default_rng(seed)
     index = np.zeros((slices * rows, 3), np.int32)
     index[:, 0] = np.repeat(np.arange(slices), rows)

@@ -25,7 +25,8 @@ def _images(*shape: int) -> torch.Tensor:
 
 
 def _randomise(model: torch.nn.Module) -> Any:
-    """Every parameter away from its usual zero or one, so that a swapped or dropped tensor shows."""
+    """Every parameter away from its usual zero or one, so that a swapped or dropped tensor
+    shows."""
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -167,7 +168,8 @@ def _dinov3_of_hugging_face() -> Any:
 def _compare_with_hugging_face(
     name: str, model: Any, folder: Path, size: tuple[int, int]
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Tokens of each block from here and there, after the file has gone the way of a user's file."""
+    """Tokens of each block from here and there, after the file has gone the way of a user's
+    file."""
     model.save_pretrained(folder)  # in the naming of the published checkpoints
     backbone = build_backbone(name, "file", file=folder / "model.safetensors")
     images = _images(2, 1, *size)
@@ -201,7 +203,8 @@ def test_dinov2_equals_hugging_face(registers: bool, size: tuple[int, int], tmp_
 def test_dinov2_without_registers_differs_only_by_antialiasing_at_other_sizes(
     side: int, tmp_path: Path
 ) -> None:
-    """Hugging Face (as Meta) resamples its position embedding without antialiasing, timm with it."""
+    """Hugging Face (as Meta) resamples its position embedding without antialiasing, timm with
+    it."""
     model = _dinov2_of_hugging_face(registers=False)
     pairs = _compare_with_hugging_face("tiny_dinov2", model, tmp_path / "plain", (side, side))
     assert all(0 < (ours - theirs).norm() < 0.2 * theirs.norm() for ours, theirs in pairs)
@@ -254,7 +257,8 @@ def test_openclip_equals_open_clip(tmp_path: Path) -> None:
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
-# ---------------------------------------------------------------- in two parts, as `lora_last_k` runs it
+# ---------------------------------------------------------------- in two parts, as `lora_last_k`
+# runs it
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -294,7 +298,8 @@ def test_any_choice_of_blocks_gives_the_same_tokens(name: str) -> None:
 
 @pytest.mark.parametrize("name", TINY)
 def test_autocast_and_fused_attention(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fused in fp32 and for many tokens, plain products for few in bf16: the same tokens but for rounding."""
+    """Fused in fp32 and for many tokens, plain products for few in bf16: the same tokens but for
+    rounding."""
     backbone = build_backbone(name, "random")
     images = _images(1, 1, 4 * backbone.arch.patch, 4 * backbone.arch.patch)
 

@@ -95,7 +95,8 @@ def test_augmentation_turns_all_slices_alike_and_changes_grey_values_alike() -> 
         grey, mask = augment(image, label, seed)
         where = allowed.index(mask.tobytes())
         found.add(where)
-        # Undone in plane and z, grey values are one rising line of the old ones: brightness and contrast, no local change.
+        # Undone in plane and z, grey values are one rising line of the old ones: brightness and
+        # contrast, no local change.
         back = [np.rot90(part, k, (1, 2)) for part in (image, image[:, ::-1]) for k in range(4)][
             where // 2
         ]

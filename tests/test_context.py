@@ -1,4 +1,5 @@
-"""2.5D: neighbouring slices as input channels, the same from the cache and in the loop, and no trace of it where it is off."""
+"""2.5D: neighbouring slices as input channels, the same from the cache and in the loop, and no
+trace of it where it is off."""
 
 import json
 from pathlib import Path
@@ -73,7 +74,8 @@ def test_studies_train_and_evaluate_with_context(
 
 @pytest.mark.parametrize("kind", ["unet2d", "resunet3d"])
 def test_networks_from_scratch(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In 2D three slices enter, and the middle one is not all that counts; a patch in 3D has its own neighbours."""
+    """In 2D three slices enter, and the middle one is not all that counts; a patch in 3D has its
+    own neighbours."""
     monkeypatch.setattr("emadapt.models.unet2d.FEATURES", (8, 8, 16, 32, 64, 8))
     regime = (
         regime_settings(kind=kind)

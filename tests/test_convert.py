@@ -1,4 +1,5 @@
-"""DINOv2's ONNX file from PyPI: the same function, the same bytes, and nothing else is taken for it."""
+"""DINOv2's ONNX file from PyPI: the same function, the same bytes, and nothing else is taken for
+it."""
 
 from __future__ import annotations
 

@@ -78,7 +78,8 @@ def test_a_plain_crop_is_cut_from_image_and_label_at_one_place_and_reaches_every
 
 
 def test_augmentation_moves_image_and_label_together() -> None:
-    """The label's pixels are bright in the image; where they are bright afterwards, the label must be."""
+    """The label's pixels are bright in the image; where they are bright afterwards, the label must
+    be."""
     label = ragged()
     image = (60 + 120 * label).astype(np.uint8)
     symmetries = {
@@ -170,7 +171,8 @@ def test_only_training_slices_are_ever_drawn(sampling: Sampling) -> None:
 
 
 def test_only_training_rows_of_the_cache_are_ever_drawn() -> None:
-    """Two views whose tokens hold slice number and view; the second, as all from 1 on, has fewer rows."""
+    """Two views whose tokens hold slice number and view; the second, as all from 1 on, has fewer
+    rows."""
     index = np.array([(z, 0, x) for z in range(9) for x in (0, 56)], np.int32)
     views = []
     for number, rows in enumerate((index, index[np.isin(index[:, 0], SPLIT["train"])])):

@@ -78,7 +78,8 @@ def test_the_bootstrap_centres_on_the_pooled_value_and_blocks_widen_it() -> None
 
 @pytest.mark.parametrize(("n", "voxel_z_nm"), [(4, 50.0), (12, 50.0), (32, 100.0)])
 def test_intervals_hold_the_true_value_as_often_as_they_say(n: int, voxel_z_nm: float) -> None:
-    """Slices of one size with independent IoUs around 0.7; plain percentiles of four slices hold it in 81 of 100."""
+    """Slices of one size with independent IoUs around 0.7; plain percentiles of four slices hold it
+    in 81 of 100."""
     rng, held, volumes = np.random.default_rng(0), 0, 200
     for _ in range(volumes):
         union = 20_000

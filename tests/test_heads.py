@@ -112,7 +112,8 @@ def test_pyramid_sees_each_sample_alone_and_has_no_batch_norm() -> None:
 
 
 def test_pyramid_classifies_four_cells_a_token_and_side() -> None:
-    """A quarter of the tokens' spacing, 3.5 pixels for a patch of 14, and nothing but bilinear resizing after that."""
+    """A quarter of the tokens' spacing, 3.5 pixels for a patch of 14, and nothing but bilinear
+    resizing after that."""
     torch.manual_seed(0)
     head, inputs = Pyramid(DIM, 2), tokens(2)
     own, large = head(inputs, (12, 20)), head(inputs, (48, 80))  # 3 x 5 tokens
@@ -142,7 +143,8 @@ def test_linear_is_a_matrix_product_of_standardised_tokens() -> None:
 
 
 def test_pyramid_bn_starts_as_pyramid_and_keeps_statistics_of_what_it_was_shown() -> None:
-    """The same initial weights; another image of the batch changes what it gives in training, not in evaluation."""
+    """The same initial weights; another image of the batch changes what it gives in training, not
+    in evaluation."""
     heads = {}
     for name in ("pyramid", "pyramid_bn"):
         torch.manual_seed(0)

@@ -1,4 +1,5 @@
-"""MitoNet as a baseline; its own network where empanada-dl is installed, which requirements.lock leaves out."""
+"""MitoNet as a baseline; its own network where empanada-dl is installed, which requirements.lock
+leaves out."""
 
 import json
 from pathlib import Path

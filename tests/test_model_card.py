@@ -82,7 +82,8 @@ def test_terms_of_training_data_reach_the_adapter(
 def test_terms_of_what_earlier_models_saw_reach_the_adapter(
     unit: tuple[str, dict[str, Any], dict[str, Any]],
 ) -> None:
-    """A unit fine-tuned on data of its own from a unit of VNC, which itself started from one of a twin of Lucchi."""
+    """A unit fine-tuned on data of its own from a unit of VNC, which itself started from one of a
+    twin of Lucchi."""
     text, card, metrics = unit
     assert "through the model" not in text
     twin = {"datasets": {"mispaired": {}}}

@@ -1,4 +1,5 @@
-"""The networks from scratch: their form, and what several processes and neighbouring slices do to them."""
+"""The networks from scratch: their form, and what several processes and neighbouring slices do to
+them."""
 
 from itertools import pairwise
 from pathlib import Path

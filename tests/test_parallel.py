@@ -28,7 +28,8 @@ DIM = 8
 
 
 class Shapes:
-    """A dataset as far as `deal` and `with_absent` know one: member 1 is of another shape than members 0 and 2."""
+    """A dataset as far as `deal` and `with_absent` know one: member 1 is of another shape than
+    members 0 and 2."""
 
     def shapes(self, member: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         return ((DIM, 2, 4), (20, 40)) if member == 1 else ((DIM, 3, 3), (30, 30))
@@ -88,7 +89,8 @@ TIMES = {"epochs": 6, "steps_per_epoch": 1}  # one step an epoch: the history ha
 
 
 def write_study(place: Path, **train: Any) -> None:
-    """Two datasets of different shapes, whole slices: a batch of 3 has groups of 2 and 1, or of 3."""
+    """Two datasets of different shapes, whole slices: a batch of 3 has groups of 2 and 1, or of
+    3."""
     params = settings(**{**TIMES, "batch": 3, "precision": "fp32", "warmup_steps": 0, **train})
     params["train"]["augment"] = False
     params["backbones"]["t"] |= {"tile": 0, "views": 0, "precision": "fp32"}

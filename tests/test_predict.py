@@ -1,4 +1,5 @@
-"""Probabilities of slices: from the cache as from images, without seams, in blocks as MONAI's, smoothed along z."""
+"""Probabilities of slices: from the cache as from images, without seams, in blocks as MONAI's,
+smoothed along z."""
 
 import math
 from collections.abc import Iterator
@@ -210,7 +211,8 @@ def test_windows_cover_every_slice_and_keep_inside(length: int, depth: int, shar
 def test_smoothing_along_z_against_scipy_on_a_volume_with_holes(
     there: set[int], sigma: float, seed: int
 ) -> None:
-    """Normalised convolution: the filter on values with zeros in holes, over the filter on what is there."""
+    """Normalised convolution: the filter on values with zeros in holes, over the filter on what is
+    there."""
     from scipy.ndimage import gaussian_filter1d
 
     values = np.random.default_rng(seed).random((26, 2, 3)).astype(np.float32)
@@ -225,7 +227,8 @@ def test_smoothing_along_z_against_scipy_on_a_volume_with_holes(
 
 
 def test_smoothing_is_in_nm_and_keeps_few_slices_in_memory(volume: Volume) -> None:
-    """Sections of 30 nm are left alone by 4 nm and mixed by 30; a hundred slices need a window, not a hundred."""
+    """Sections of 30 nm are left alone by 4 nm and mixed by 30; a hundred slices need a window, not
+    a hundred."""
     plain, little, much = (
         dict(predict_slices(make({"smooth_z_nm": nm}), volume, [0, 1, 3]))
         for nm in (0.0, 4.0, 30.0)

@@ -40,7 +40,8 @@ def test_the_real_volumes_pass_ingest_with_the_split_that_the_study_states(
 def test_pretrained_tokens_hold_mitochondria_and_random_ones_hardly(
     tmp_path: Path, real_data: Path
 ) -> None:
-    """Ridge probe on patch tokens of VNC, sections 0 to 9 against 12 to 19, threshold at the true share of foreground."""
+    """Ridge probe on patch tokens of VNC, sections 0 to 9 against 12 to 19, threshold at the true
+    share of foreground."""
     ingest(load_study(STUDY), "vnc", real_data, tmp_path)
     volume = open_volume("vnc", tmp_path)
 

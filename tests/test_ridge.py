@@ -10,7 +10,8 @@ N, DIM = 400, 12
 
 
 def tokens_and_shares(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Correlated tokens far from zero, one channel without variance, and shares that depend on them."""
+    """Correlated tokens far from zero, one channel without variance, and shares that depend on
+    them."""
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(N, DIM)) @ rng.normal(size=(DIM, DIM)) + 30
     x[:, 3] = 7.0

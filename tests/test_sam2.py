@@ -89,7 +89,8 @@ def test_stability_counts_areas() -> None:
 
 
 class Discs(nn.Module):
-    """Answers a point with three discs around it, whose sizes, steepness and predicted IoU differ from point to point."""
+    """Answers a point with three discs around it, whose sizes, steepness and predicted IoU differ
+    from point to point."""
 
     def __init__(self) -> None:
         super().__init__()

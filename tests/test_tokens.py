@@ -295,7 +295,8 @@ def test_what_changes_no_token_changes_no_key(backbone: Backbone, volume: Volume
     assert token_key(backbone, auto, volume, 0) == named[resolve_precision("auto")]
 
 
-# ---------------------------------------------------------------- computed once, whole or not at all
+# ---------------------------------------------------------------- computed once, whole or not at
+# all
 
 
 def test_a_second_call_reads(
@@ -402,7 +403,8 @@ def test_a_rerun_writes_the_same_manifest(study: Study) -> None:
 
 
 def test_training_makes_a_deleted_cache_anew(study: Study) -> None:
-    """DVC follows the manifest, not the cache: after a clean-up or in another clone the arrays are not there."""
+    """DVC follows the manifest, not the cache: after a clean-up or in another clone the arrays are
+    not there."""
     from emadapt.training.train import train_unit
 
     small = dataclasses.replace(

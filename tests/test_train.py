@@ -80,7 +80,8 @@ def test_killed_in_the_middle_and_run_again_gives_the_bytes_of_an_undisturbed_ru
 def test_what_is_kept_is_the_running_average_and_a_stopped_training_goes_on_with_it(
     tmp_path: Path, monkeypatch
 ) -> None:
-    """Against weights recorded at each step and averaged afterwards; validation sees the average, the next step does not."""
+    """Against weights recorded at each step and averaged afterwards; validation sees the average,
+    the next step does not."""
     study = make_study(tmp_path, settings(epochs=2, steps_per_epoch=8, ema=0.7, val_slices=0))
     seen: list[dict[str, torch.Tensor]] = []
     step = Average.step

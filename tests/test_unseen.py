@@ -1,4 +1,4 @@
-"""IoU over the whole of a dataset that a model has seen no label of: which datasets, which slices."""
+"""IoU over the whole of a dataset that a model has seen no label of."""
 
 import dataclasses
 import json

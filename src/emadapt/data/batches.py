@@ -1,6 +1,7 @@
 """Batches of training samples, a function of the seed alone, so that runs resume exactly.
 
-A sample is drawn from one of several datasets. Datasets with slices of different shapes give a batch of several groups.
+A sample is drawn from one of several datasets. Datasets with slices of different shapes give a
+batch of several groups.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ Shapes = tuple[tuple[int, ...], tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Draw:
-    """One training sample: dataset number, row (a slice, or a tile), and the seed of its crop and augmentation."""
+    """A training sample: dataset number, row (a slice or a tile), seed of its augmentation."""
 
     member: int
     row: int
@@ -32,7 +33,7 @@ class Draw:
 
 
 class Samples(Protocol):
-    """What training draws from: image crops, blocks of slices, or rows of the token cache, of one or several datasets.
+    """What training draws from: image crops, blocks of slices, or cached tokens.
 
     Datasets without labels are numbered after the others; their items have zeros as labels.
     """
@@ -57,8 +58,9 @@ def plan_epoch(
 
     Args:
         rows: per dataset, the rows that may be drawn.
-        spec: `steps_per_epoch` batches of `batch` samples (at least one a dataset), or with 0 one pass over all rows;
-            `balanced` draws datasets equally often whatever their size (so a small one repeats within a pass).
+        spec: `steps_per_epoch` batches of `batch` samples (at least one a dataset), or with 0 one
+            pass over all rows; `balanced` draws datasets equally often whatever their size (so a
+            small one repeats within a pass).
         seed: the unit's seed.
         epoch: its number, from 0.
     """
@@ -81,23 +83,23 @@ def plan_epoch(
 
 
 def cycle(values: npt.NDArray[np.int64], n: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
-    """`n` values: whole permutations one after the other, so that none is drawn twice before all were once."""
+    """`n` values: permutations one after the other, so none comes twice before all came once."""
     rounds = [rng.permutation(values) for _ in range(-(-n // len(values)))]
     return np.concatenate(rounds)[:n]
 
 
 def load_epoch(samples: Samples, batches: list[list[Draw]], workers: int) -> DataLoader[list[Item]]:
-    """Iterate over an epoch's batches; a batch is a list of groups of equal shape, each a stacked (inputs, labels)."""
+    """An epoch's batches; each is a list of groups of equal shape, stacked (inputs, labels)."""
     return DataLoader(samples, batch_sampler=batches, num_workers=workers, collate_fn=_group)  # type: ignore[arg-type]
 
 
 def deal(samples: Samples, batch: list[Draw], rank: int, size: int) -> list[Draw]:
-    """What process `rank` of `size` takes of a batch; together they take all of it, and equal shapes are shared out evenly."""
+    """The part of a batch that falls to process `rank`; equal shapes are shared out evenly."""
     return sorted(batch, key=lambda draw: samples.shapes(draw.member))[rank::size]
 
 
 def with_absent(samples: Samples, batch: list[Draw], own: list[Item]) -> list[Item]:
-    """The groups of a process, and an empty one for each shape that only others have, in the order of the whole batch."""
+    """A process's groups, and an empty one for each shape that only others have, in batch order."""
     have = {tuple(inputs.shape[1:]): (inputs, labels) for inputs, labels in own}
     shapes = dict.fromkeys(samples.shapes(draw.member) for draw in batch)
     return [
@@ -107,7 +109,7 @@ def with_absent(samples: Samples, batch: list[Draw], own: list[Item]) -> list[It
 
 
 def members_of(samples: Samples, draws: Sequence[Draw]) -> list[list[int]]:
-    """Dataset number of each sample of each group, as `load_epoch` groups the draws: by shape, in order of appearance."""
+    """Dataset number of each sample of each group, in the order of `load_epoch`'s groups."""
     groups: dict[Any, list[int]] = {}
     for draw in draws:
         groups.setdefault(samples.shapes(draw.member)[0], []).append(draw.member)

@@ -1,4 +1,4 @@
-"""Augmented blocks of neighbouring training slices, for models in 3D. What is drawn depends on the seed alone."""
+"""Augmented blocks of neighbouring training slices, for models in 3D."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _augmentation() -> Any:
 
 
 def augment(image: Grey, label: Grey, seed: int) -> tuple[Grey, Grey]:
-    """Flip along each axis, turn by 90 degrees in plane, change brightness and contrast of the patch as a whole.
+    """Flip each axis, turn by 90 degrees in plane, change brightness and contrast as a whole.
 
     Args:
         image: (z, y, x), y = x.
@@ -60,7 +60,8 @@ def augment(image: Grey, label: Grey, seed: int) -> tuple[Grey, Grey]:
 class BlockDataset(Dataset[Item]):
     """3D patches of the training slices, with the interface of `batches.Samples`.
 
-    `draw.row` counts through the slices that a patch may begin with; its place in plane comes from the seed.
+    `draw.row` counts through the slices that a patch may begin with; its place in plane comes from
+    the seed.
 
     Args:
         volumes: ingested datasets.
@@ -68,8 +69,10 @@ class BlockDataset(Dataset[Item]):
         stride: of the model's deepest level.
         patch: voxels (z, y, x) of a patch, after the slices are resized.
         augmented: whether to augment.
-        tiles: of each dataset, the patches that count as labelled: first slice and corner (y, x); empty: all places.
-        unlabelled: volumes whose labels are not read (their items have zeros), numbered after the others.
+        tiles: of each dataset, the patches that count as labelled: first slice and corner (y, x);
+            empty: all places.
+        unlabelled: volumes whose labels are not read (their items have zeros), numbered after the
+            others.
 
     Raises:
         InputError: a patch is deeper than the training slices, or larger than a slice.

@@ -1,4 +1,4 @@
-"""Augmented image crops of training slices. What is drawn depends on the seed alone, so runs resume exactly."""
+"""Augmented image crops of training slices, drawn from a seed alone."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _augmentation() -> Any:
 
 
 def augment(image: Grey, label: Grey, seed: int) -> tuple[Grey, Grey]:
-    """Flip, rotate by 90 degrees, mild elastic, brightness and contrast; the same for the same seed in any process."""
+    """Flip, rotate by 90 degrees, mild elastic, brightness, contrast; a function of the seed."""
     compose = _augmentation()
     compose.set_random_seed(seed)  # per sample: forked workers would otherwise repeat each other
     out = compose(image=np.ascontiguousarray(image), mask=np.ascontiguousarray(label))
@@ -75,8 +75,10 @@ class CropDataset(Dataset[Item]):
         spec: input settings.
         patch: of the backbone.
         augmented: whether to augment.
-        tiles: per volume, the tiles that are labelled and that `Draw.row` counts through; empty: a row is a slice.
-        unlabelled: volumes whose labels are not read (their items have zeros), numbered after the others; a row is a slice.
+        tiles: per volume, the tiles that are labelled and that `Draw.row` counts through; empty: a
+            row is a slice.
+        unlabelled: volumes whose labels are not read (their items have zeros), numbered after the
+            others; a row is a slice.
     """
 
     def __init__(
@@ -102,7 +104,7 @@ class CropDataset(Dataset[Item]):
         ]
 
     def rows(self) -> list[npt.NDArray[np.int64]]:
-        """Per labelled volume, the rows that may be drawn: its training slices, or numbers of its labelled tiles."""
+        """Per labelled volume: its training slices, or numbers of its labelled tiles."""
         if self.tiles:
             return [np.arange(len(own)) for own in self.tiles]
         return [np.asarray(v.split["train"]) for v in self.volumes[: self.n_labelled]]
@@ -135,7 +137,7 @@ class CropDataset(Dataset[Item]):
 
 
 def as_input(image: Grey) -> torch.Tensor:
-    """(..., h, w) uint8 -> (..., 1, h, w) float32 in [0, 1]; with neighbouring slices (..., h, w, 3) -> (..., 3, h, w)."""
+    """(..., h, w) uint8 -> (..., 1, h, w) float32 in [0, 1]; (..., h, w, 3) -> (..., 3, h, w)."""
     scaled = torch.from_numpy(image.astype(np.float32)).div_(255.0)
     return (
         scaled.movedim(-1, -3) if image.shape[-1] == 3 else scaled.unsqueeze(-3)

@@ -1,4 +1,4 @@
-"""Slices as they enter a model, prepared once: alignment and resizing cost more than the step of a small network."""
+"""Slices as they enter a model, kept in memory: to align and resize them takes long."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from emadapt.data.ingest import Volume
 from emadapt.data.tiles import Geometry, Grey, to_input, with_neighbours
 
 KEPT_BYTES = 256 * 2**20
-"""Memory that a dataset's prepared slices may take in a process; what does not fit is prepared anew each time it is drawn."""
+"""Memory that a dataset's prepared slices may take in a process."""
 
 
 class PreparedSlices:
-    """The slices of a dataset, aligned, resized and padded; what `tiles.to_input` gives, at once when asked again.
+    """The slices of a dataset as `tiles.to_input` gives them, kept once they are made.
 
-    Draws are uniform, so slices are kept as they come and never replaced: no other choice would be found there more often.
+    Draws are uniform, so slices are kept as they come and never replaced: no other choice would be
+        found there more often.
 
     Args:
         volume: ingested dataset.

@@ -1,4 +1,4 @@
-"""Slices as the backbone sees them: resized, padded, cut into overlapping tiles, and put together again without seams."""
+"""Slices as a model sees them: resized, padded, cut into overlapping tiles, and merged again."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Geometry:
         return self.tile[0] // self.patch, self.tile[1] // self.patch
 
     def corners(self, overlap: float | None = None) -> list[tuple[int, int]]:
-        """Upper left corners (y, x) of evenly spaced tiles that cover the padded slice and overlap at least so much."""
+        """Upper left corners (y, x) of evenly spaced tiles that cover the padded slice."""
         share = self.overlap if overlap is None else overlap
         axes = []
         for length, side in zip(self.padded, self.tile, strict=True):
@@ -58,7 +58,7 @@ class Geometry:
 def geometry_of(
     volume: Volume, spec: BackboneSettings, patch: int, change: Change | None = None
 ) -> Geometry:
-    """How the slices of a dataset, after `change`, enter a backbone whose patch has `patch` pixels."""
+    """How a dataset's slices, after `change`, enter a model whose patch has `patch` pixels."""
     return geometry(
         (volume.image.shape[1], volume.image.shape[2]),
         spec,
@@ -72,7 +72,8 @@ def geometry(
 ) -> Geometry:
     """Work out sizes for slices of shape `native` and a backbone whose patch has `patch` pixels."""
     height, width = native
-    if spec.longest_edge:  # the reference's rule: each side floored to the patch; in integers, or 1022 may become 1021.99..
+    if spec.longest_edge:
+        # The reference floors each side to the patch; in integers, or 1022 may become 1021.99.
         height, width = (side * spec.longest_edge // max(native) for side in native)
         resized = (height // patch * patch, width // patch * patch)
     else:
@@ -90,9 +91,9 @@ def geometry(
 def with_neighbours(volume: Volume, z: int, context: int) -> Grey:
     """Slice `z`, (Y, X), or with `context` 1 the slices below it, itself and above it, (Y, X, 3).
 
-    At the ends of a volume its own neighbour stands on both sides, also where several (`train` and `test`) lie one after the
-    other in the dataset. Images alone are read across the borders of training, validation and test slices, which a split by
-    blocks with a gap keeps apart.
+    At the ends of a volume its own neighbour stands on both sides, also where several (`train` and
+    `test`) lie one after the other in the dataset. Images alone are read across the borders of
+    training, validation and test slices, which a split by blocks with a gap keeps apart.
     """
     if not context:
         return np.asarray(volume.image[z])
@@ -101,13 +102,13 @@ def with_neighbours(volume: Volume, z: int, context: int) -> Grey:
 
 
 def around(z: int, first: int, last: int) -> tuple[int, int, int]:
-    """The slices below, itself and above in a volume of slices `first` to `last`; at an end its one neighbour stands twice."""
+    """The slice below, itself and the one above; at an end the one neighbour comes twice."""
     below, above = max(z - 1, first), min(z + 1, last)
     return (below if z > first else above), z, (above if z < last else below)
 
 
 def to_input(image: Grey, geo: Geometry) -> Grey:
-    """(Y, X) native slice -> (H, W) aligned, resized bicubically and padded by reflection; of (Y, X, 3) each channel."""
+    """(Y, X) native slice -> (H, W) aligned, resized and padded; of (Y, X, 3) each channel."""
     if image.ndim == 3:
         return np.stack(
             [to_input(np.ascontiguousarray(image[..., k]), geo) for k in range(image.shape[2])], -1

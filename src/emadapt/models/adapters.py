@@ -1,4 +1,4 @@
-"""Adapters: what of a pretrained backbone is trained. Each is the identity at the start and saves only what it changed."""
+"""Adapters: what is trained of a pretrained backbone. At the start they change nothing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ State = dict[str, torch.Tensor]
 def add_lora(
     backbone: Backbone, rank: int, alpha: float, dropout: float, first_block: int = 0
 ) -> None:
-    """Low-rank adapters on the qkv and output projections of attention (Hu et al. 2022, arXiv 2106.09685).
+    """LoRA on the qkv and output projections of attention (Hu et al. 2022, arXiv 2106.09685).
 
     A is drawn Kaiming-uniform and B is zero, so tokens do not change at the start.
 
@@ -53,7 +53,7 @@ def add_lora(
 
 
 def train_biases(backbone: Backbone) -> None:
-    """BitFit (Ben Zaken et al. 2022, arXiv 2106.10199): biases, and the weights of LayerNorms; not LayerScale's factors."""
+    """Biases and LayerNorms' weights, as BitFit (Ben Zaken et al. 2022, arXiv 2106.10199)."""
     for name, parameter in _parameters_that_run(backbone).items():
         module = backbone.vit.get_submodule(name.rpartition(".")[0])
         parameter.requires_grad = name.endswith(".bias") or isinstance(module, nn.LayerNorm)
@@ -83,7 +83,7 @@ def cut_below(backbone: Backbone, k: int) -> int:
 
 
 def adapter_state(network: nn.Module) -> State:
-    """What training may have changed in a network, by name: a few MB of factors or vectors, of `full` the whole network."""
+    """What training may have changed in a network, by name."""
     if _lora_layers(network):
         from peft import get_peft_model_state_dict
 
@@ -119,7 +119,7 @@ def load_adapter(network: nn.Module, state: State) -> None:
 
 
 def merge(network: nn.Module) -> None:
-    """Fold LoRA's factors into the weights for prediction: the same tokens up to rounding, at the frozen model's speed."""
+    """Fold LoRA's factors into the weights: the same tokens up to rounding, in less time."""
     for layer in _lora_layers(network):
         layer.merge()
 

@@ -1,4 +1,4 @@
-"""Which architectures there are, and where weights of each can come from: facts, without torch, so that checks are quick."""
+"""Architectures, and the sources of their weights. Without torch, so that checks are quick."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Arch:
     std: tuple[float, float, float]
     """Standard deviation that the checkpoint was trained with."""
     hub: str | None
-    """dinov2, dinov3: repository on the Hugging Face hub; openclip: model:tag as open_clip registers it; None: none."""
+    """Repository on the Hugging Face hub; of openclip model:tag, as open_clip names it; or None."""
     kwargs: Mapping[str, Any] = field(default_factory=dict, hash=False)
     """Overrides for timm, only of the tiny test architectures."""
 
@@ -55,7 +55,8 @@ def _tiny(timm_name: str, family: str, patch: int, mean: tuple, std: tuple, **kw
     return Arch(timm_name, family, patch, 64, 4, mean, std, None, kwargs)
 
 
-# Means and standard deviations are those that timm and open_clip register with each checkpoint (a test compares them).
+# Means and standard deviations are those that timm and open_clip register with each checkpoint (a
+# test compares them).
 # Both laion2b towers use exact GELU: only OpenAI's own weights need QuickGELU.
 BACKBONES: dict[str, Arch] = {
     "dinov2_s": _dino("vit_small_patch14_dinov2", "lvd142m", 384, 12),
@@ -102,7 +103,7 @@ BACKBONES: dict[str, Arch] = {
 
 
 def create_vit(arch: Arch) -> Any:
-    """Timm model of an architecture: no classifier, any image size, weights as timm initialises them (global RNG)."""
+    """Timm model without classifier, for any image size, initialised from the global RNG."""
     import timm  # takes a second
 
     return timm.create_model(
@@ -131,10 +132,12 @@ def resolve_blocks(arch_name: str, blocks: str | tuple[int, ...]) -> tuple[int, 
 
     Args:
         arch_name: key of `BACKBONES`.
-        blocks: "auto" for four evenly spaced ones that end with the last (3, 6, 9, 12 of 12), or the numbers.
+        blocks: "auto" for four evenly spaced ones that end with the last (3, 6, 9, 12 of 12), or
+            the numbers.
 
     Raises:
-        InputError: unknown architecture, or numbers that are repeated, out of order or out of range.
+        InputError: unknown architecture, or numbers that are repeated, out of order or out of
+            range.
     """
     depth = get_arch(arch_name).depth
     if blocks == "auto":

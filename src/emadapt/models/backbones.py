@@ -1,8 +1,8 @@
 """Patch tokens of DINOv2, DINOv3 and OpenCLIP behind one call.
 
-All three families run as timm models with one fused `qkv` Linear per block, so one LoRA recipe fits all. Their differences
-(position encoding, final norm, input statistics) are settled here: `Backbone(images)` takes grey images in [0, 1] and gives
-one (B, D, h, w) map per chosen block.
+All three families run as timm models with one fused `qkv` Linear per block, so one LoRA recipe fits
+all. Their differences (position encoding, final norm, input statistics) are settled here:
+`Backbone(images)` takes grey images in [0, 1] and gives one (B, D, h, w) map per chosen block.
 """
 
 from __future__ import annotations
@@ -24,32 +24,35 @@ from emadapt.models.archs import (
 from emadapt.models.weights import Weights, open_weights
 from emadapt.study.backbones import BackboneSettings
 
-# The attention's input and output projections, as peft matches them (by suffix). The leading "attn." keeps
+# The attention's input and output projections, as peft matches them (by suffix). The leading
+# "attn." keeps
 # `patch_embed.proj` out.
 LORA_TARGETS = ("attn.qkv", "attn.proj")
 
 PLAIN_TOKENS = 512
 """With at most this many tokens, attention in bf16 on a CPU is computed as plain products.
 
-oneDNN multiplies in bf16; torch's fused kernel does not in its backward pass. With more tokens the products need too much memory.
+oneDNN multiplies in bf16; torch's fused kernel does not in its backward pass. With more tokens the
+products need too much memory.
 """
 
 
 class Backbone(nn.Module):
     """A vision transformer that turns grey images into patch tokens.
 
-    Away from the pretraining size (518 pixels for DINOv2, 224 for OpenCLIP) timm resamples the position embedding with
-    antialiasing. Meta's DINOv2 without registers does not: tokens of dinov2_s on one Lucchi slice differ from Meta's rule
-    by 3-5 % (relative norm) at 252 pixels and by 0.2-1 % at 518 and 700. With registers timm and Hugging Face agree at
-    every size tested, and DINOv3 has rotary positions.
+    Away from the pretraining size (518 pixels for DINOv2, 224 for OpenCLIP) timm resamples the
+    position embedding with antialiasing. Meta's DINOv2 without registers does not: tokens of
+    dinov2_s on one Lucchi slice differ from Meta's rule by 3-5 % (relative norm) at 252 pixels and
+    by 0.2-1 % at 518 and 700. With registers timm and Hugging Face agree at every size tested, and
+    DINOv3 has rotary positions.
 
     Args:
         arch_name: key of `BACKBONES`.
-        weights: of that architecture. They are read when a token is first computed, so that training on cached tokens
-            does not wait for them.
+        weights: of that architecture. They are read when a token is first computed, so that
+            training on cached tokens does not wait for them.
         blocks: 1-based block numbers, ascending, or `auto`.
-        normalisation: "checkpoint" (what the weights were trained with) or "imagenet" (the reference study's choice for
-            every family).
+        normalisation: "checkpoint" (what the weights were trained with) or "imagenet" (the
+            reference study's choice for every family).
     """
 
     mean: Tensor
@@ -96,14 +99,15 @@ class Backbone(nn.Module):
         Blocks after the last chosen one are not run. Autocast is the caller's choice.
 
         Args:
-            images: (B, 1, H, W), or a slice between its neighbours (B, 3, H, W), floating point in [0, 1]; H and W are
-                multiples of the patch.
+            images: (B, 1, H, W), or a slice between its neighbours (B, 3, H, W), floating point in
+                [0, 1]; H and W are multiples of the patch.
 
         Returns:
             One (B, D, H / patch, W / patch) tensor for each of `blocks`.
 
         Raises:
-            InputError: not grey floating-point images, or sides that are not multiples of the patch.
+            InputError: not grey floating-point images, or sides that are not multiples of the
+                patch.
         """
         self._choose_attention(self.grid(images))
         maps = self.vit.forward_intermediates(
@@ -124,8 +128,9 @@ class Backbone(nn.Module):
             cut: number of blocks to run, from 0 on; below the last of `blocks`.
 
         Returns:
-            The tokens of those of `blocks` that lie below `cut`, as `forward` gives them; and (B, prefix + h * w, D), what
-            enters the next block: class token, registers and patches, without the final norm.
+            The tokens of those of `blocks` that lie below `cut`, as `forward` gives them; and (B,
+            prefix + h * w, D), what enters the next block: class token, registers and patches,
+            without the final norm.
         """
         grid, below = self.grid(images), []
         self._choose_attention(grid)
@@ -168,7 +173,7 @@ class Backbone(nn.Module):
         return height // self.arch.patch, width // self.arch.patch
 
     def _choose_attention(self, grid: tuple[int, int]) -> None:
-        """Attention as products of matrices where that is faster than the fused kernel; the same but for rounding."""
+        """Compute attention as plain products where these are faster than the fused kernel."""
         autocast = torch.is_autocast_enabled("cpu")
         bf16 = autocast and torch.get_autocast_dtype("cpu") == torch.bfloat16
         plain = bf16 and self.mean.device.type == "cpu" and grid[0] * grid[1] <= PLAIN_TOKENS
@@ -181,11 +186,11 @@ class Backbone(nn.Module):
         return {} if rope is None else {"rope": rope.get_embed(shape=grid)}
 
     def _patches(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        """What leaves a block, (B, prefix + h * w, D), as a normalised map of its patches (B, D, h, w)."""
+        """What leaves a block (B, prefix + h * w, D) as a normalised map (B, D, h, w)."""
         return _as_map(self.vit.norm(x)[:, self.vit.num_prefix_tokens :], grid)
 
     def _normalised(self, images: Tensor) -> Tensor:
-        """(B, 1 or 3, H, W) in [0, 1] -> (B, 3, H, W) with the statistics of the pretraining; errors as `forward` says."""
+        """(B, 1 or 3, H, W) in [0, 1] -> (B, 3, H, W), normalised as in pretraining."""
         if images.ndim != 4 or images.shape[1] not in (1, 3) or not images.is_floating_point():
             raise InputError(
                 f"images for {self.arch_name}",
@@ -213,7 +218,7 @@ def build_backbone(
     normalisation: str = "checkpoint",
     seed: int = 0,
 ) -> Backbone:
-    """Backbone with its weights, in eval mode, nothing trainable. The global random state is left alone.
+    """A backbone in eval mode, nothing trainable. The global random state does not change.
 
     Args:
         arch_name: key of `BACKBONES`.

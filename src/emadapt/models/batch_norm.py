@@ -9,9 +9,10 @@ from emadapt.models import parallel
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Batch normalisation (Ioffe and Szegedy 2015) with the statistics of the whole batch, over all processes that train.
+    """Batch normalisation (Ioffe & Szegedy 2015) over the samples of all processes.
 
-    Unlike torch's SyncBatchNorm it runs on a CPU too, and where a process has no sample, so tests see what GPUs do.
+    Unlike torch's SyncBatchNorm it runs on a CPU too, and where a process has no sample, so tests
+    see what GPUs do.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Weights of any published naming, as files and in timm's naming, checked to fit an architecture exactly."""
+"""Weights files in any published naming, brought to timm's and checked to fit."""
 
 from __future__ import annotations
 
@@ -45,7 +45,8 @@ def read_state(path: Path, values: bool = True) -> dict[str, Any]:
 
     Args:
         path: .safetensors, .pt, .pth or .bin.
-        values: False for names and shapes alone, as tensors on the device "meta": quick, whatever the size of the file.
+        values: False for names and shapes alone, as tensors on the device "meta": quick, whatever
+            the size of the file.
 
     Raises:
         InputError: no such file, or not a complete one of names and tensors.
@@ -95,7 +96,7 @@ def read_state(path: Path, values: bool = True) -> dict[str, Any]:
 
 
 def _is_packed(path: Path) -> bool:
-    """Whether parts of a zip file are compressed: torch unpacks what they say, and a few kilobytes may be any number of them."""
+    """Whether parts of a zip file are compressed: small files could unpack to any size."""
     with zipfile.ZipFile(path) as file:
         return any(info.compress_type != zipfile.ZIP_STORED for info in file.infolist())
 
@@ -111,9 +112,10 @@ def _safetensors_header(path: Path) -> dict[str, Tensor]:
 
 
 def to_timm(state: dict[str, Tensor], arch: Arch, what: str | Path) -> dict[str, Tensor]:
-    """Rename to timm's naming and check that every tensor of the architecture is there with its shape, and no other.
+    """Rename to timm's naming, and check that all tensors are there and no others.
 
-    Meta's DINO checkpoints and OpenCLIP's are renamed by timm's own converters, Hugging Face's first to Meta's naming.
+    Meta's DINO checkpoints and OpenCLIP's are renamed by timm's own converters, Hugging Face's
+    first to Meta's naming.
 
     Args:
         state: names and tensors; on the device "meta" where only the fit matters.
@@ -212,7 +214,7 @@ _HF_RENAMES = (  # Hugging Face -> Meta, DINOv2 and DINOv3; order matters
 
 
 def _from_hf_naming(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """State dict of Hugging Face's Dinov2Model, Dinov2WithRegistersModel or DINOv3ViTModel (as published) -> Meta's."""
+    """Hugging Face's naming of DINOv2 and DINOv3 -> Meta's; other state dicts stay."""
     if not any(k.endswith("embeddings.cls_token") for k in state):
         return state
     out: dict[str, Tensor] = {}
@@ -233,7 +235,7 @@ def _from_hf_naming(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _drop_zero_biases(state: dict[str, Tensor], what: str | Path) -> dict[str, Tensor]:
-    """DINOv3 state dict without its qkv biases, which are zero in the published models and absent from timm's."""
+    """Leave out DINOv3's qkv biases, which are zero as published and which timm does not have."""
     out = dict(state)
     for key in [k for k in state if k.endswith("attn.qkv.bias")]:
         q, _, v = out.pop(key).chunk(3)  # the key's third is masked out by the model
@@ -250,9 +252,9 @@ def _drop_zero_biases(state: dict[str, Tensor], what: str | Path) -> dict[str, T
 def onnx_encoder(content: bytes) -> dict[str, Tensor]:
     """Encoder of the saliency network in the naming of Hugging Face's Dinov2Model.
 
-    Biases, norms and layer scales have kept their names. Linear weights are anonymous initialisers, found through the
-    MatMul nodes that they feed; the position embedding is split in two constants that feed the first Concat and Reshape
-    after the patch embedding.
+    Biases, norms and layer scales have kept their names. Linear weights are anonymous initialisers,
+    found through the MatMul nodes that they feed; the position embedding is split in two constants
+    that feed the first Concat and Reshape after the patch embedding.
     """
     import onnx
     from onnx import numpy_helper

@@ -22,7 +22,7 @@ def resolve_precision(precision: str) -> str:
 
 
 def emulated(precision: str) -> bool:
-    """Whether products in `precision` are emulated here: of half precision on a CPU without it, up to a hundred times slower.
+    """Whether this CPU emulates products in `precision`, up to a hundred times slower.
 
     bf16 takes AVX-512 BF16 or AMX, fp16 AVX-512 FP16.
     """
@@ -42,14 +42,14 @@ def check_precision(precision: str, what: str) -> None:
     if emulated(precision):
         raise InputError(
             what,
-            found=f"{precision} without a GPU, on a CPU that emulates it many times slower than fp32",
+            found=f"{precision} without a GPU, on a CPU that emulates it, many times slower",
             expected="auto or fp32 for training in 3D",
             do="Set auto: bf16 where the hardware has it, else fp32.",
         )
 
 
 def autocast(precision: str) -> torch.autocast:
-    """Context that runs matrix products and convolutions in `precision` (auto, bf16, fp16, fp32)."""
+    """Context that runs products and convolutions in `precision` (auto, bf16, fp16, fp32)."""
     resolved = resolve_precision(precision)
     dtype = torch.float16 if resolved == "fp16" else torch.bfloat16
     return torch.autocast(device().type, dtype=dtype, enabled=resolved != "fp32")

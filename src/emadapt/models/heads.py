@@ -1,6 +1,9 @@
-"""Heads: patch tokens of one or several blocks in, two logits (background, foreground) per pixel out.
+"""Heads: patch tokens of several blocks in, two logits per pixel out.
 
-`forward` gives them at the image's resolution; `logits`, of heads that see tokens alone, at the head's own.
+The logits are of background and foreground.
+
+`forward` gives them at the image's resolution; `logits`, of heads that see tokens alone, at the
+head's own.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ Tokens = list[torch.Tensor]
 
 
 class Linear(nn.Module):
-    """A 1x1 convolution on the concatenated tokens, bilinear to the image: what the tokens hold linearly."""
+    """A 1x1 convolution on the concatenated tokens, resized to the image."""
 
     def __init__(self, dim: int, n_blocks: int) -> None:
         super().__init__()
@@ -35,9 +38,10 @@ class Linear(nn.Module):
 
 
 class Deconv(nn.Module):
-    """The reference study's head, layer by layer (arXiv 2602.08505): 1x1 to 512, four doublings to 64 channels, 1x1 to 2.
+    """The reference study's head (arXiv 2602.08505): 1x1 to 512, four doublings, 1x1 to 2.
 
-    4,156,546 parameters for D=1024 and 3,828,866 for D=384 on one block; several blocks are concatenated.
+    4,156,546 parameters for D=1024 and 3,828,866 for D=384 on one block; several blocks are
+    concatenated.
     """
 
     def __init__(self, dim: int, n_blocks: int) -> None:
@@ -70,7 +74,7 @@ class Deconv(nn.Module):
 
 
 class Pyramid(nn.Module):
-    """Each block projected, fused at the tokens' resolution, then two doublings: 3.5 pixels a cell for a patch of 14.
+    """Each block projected, fused, then doubled twice: 3.5 pixels a cell for a patch of 14.
 
     GroupNorm, so that training on a union of datasets does not mix their statistics.
     """
@@ -103,7 +107,7 @@ class Pyramid(nn.Module):
 
 
 class PyramidBatch(Pyramid):
-    """`Pyramid` with BatchNorm in the place of GroupNorm: what statistics over a mixed batch do to training on a union."""
+    """`Pyramid` with BatchNorm instead of GroupNorm: it mixes the statistics of a union."""
 
     def __init__(self, dim: int, n_blocks: int, width: int = 128) -> None:
         super().__init__(dim, n_blocks, width)
@@ -132,7 +136,7 @@ HEADS: dict[str, Callable[[int, int], nn.Module]] = {
     "pyramid": Pyramid,
     "pyramid_bn": PyramidBatch,
 }
-"""Name -> head(dim, n_blocks); `forward(tokens: list of (B, D, h, w), size (H, W)) -> (B, 2, H, W)` float32 logits."""
+"""By name. head(dim, n_blocks)(tokens, size) gives (B, 2, H, W) float32 logits."""
 
 CONTROLS = ("pyramid_bn",)
-"""Heads that show an effect and are not expected to be the best: sweeps try them only where they are named."""
+"""Heads that show an effect and are not the best; sweeps try them only if they are named."""

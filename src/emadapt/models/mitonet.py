@@ -1,7 +1,7 @@
-"""MitoNet (Conrad & Narayan 2023, Cell Systems 14:58) through its authors' package, empanada-dl: zero-shot or fine-tuned.
+"""MitoNet (Conrad & Narayan 2023, Cell Systems 14:58) through its authors' empanada-dl.
 
-Only its foreground is used, not the centres and offsets from which it makes objects: objects of all models are connected
-components here.
+Only its foreground is used, not the centres and offsets from which it makes objects: objects of all
+models are connected components here.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from emadapt.models.published import Published, check_package, two_classes
 from emadapt.models.weights import Provenance, sha256_of
 
 MEAN, STD = 0.57571, 0.12765
-"""Of grey values in [0, 1], as the plugin empanada-napari has them for MitoNet_v1 and MitoNet_v1_mini."""
+"""Of grey values in [0, 1], from empanada-napari."""
 TILE = 128
 """Tiles of a fine-tuned network are multiples of it, which suits both architectures."""
 POINT_REND: dict[str, Any] = {"num_fc": 3, "subdivision_steps": 2, "subdivision_num_points": 8192}
@@ -47,17 +47,19 @@ BIFPN: dict[str, Any] = {
 }
 """MitoNet_v1_mini; to multiples of 128."""
 DO = (
-    "Get MitoNet_v1.pth from https://zenodo.org/record/6861565. It is a TorchScript archive, a program, which emadapt does not "
-    "run: on a machine where you trust it, `python -c \"import torch; torch.save(torch.jit.load('MitoNet_v1.pth', "
-    "map_location='cpu').state_dict(), 'mitonet.pt')\"`, and give that file as `weights` of the regime."
+    "Get MitoNet_v1.pth from https://zenodo.org/record/6861565. It is a TorchScript archive, a "
+    "program, which emadapt does not run. On a machine where you trust it, run "
+    "`python -c \"import torch; torch.save(torch.jit.load('MitoNet_v1.pth', "
+    "map_location='cpu').state_dict(), 'mitonet.pt')\"` and give that file as `weights`."
 )
 
 
 class MitoNet(Published):
-    """PanopticDeepLabPR (MitoNet_v1) or PanopticBiFPNPR (MitoNet_v1_mini), whichever the tensors of a file belong to.
+    """MitoNet_v1 or MitoNet_v1_mini, whichever the tensors of a file belong to.
 
     Raises:
-        InputError: no package, no such file, or tensors that are not exactly those of one of the two.
+        InputError: no package, no such file, or tensors that are not exactly those of one of the
+            two.
     """
 
     def __init__(self, path: Path) -> None:
@@ -81,7 +83,8 @@ class MitoNet(Published):
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Images (B, 1, H, W) in [0, 1] -> one (B, 2, H, W) of logits, in float32 throughout.
 
-        PointRend's refinement writes into its own copy of the logits, which mixed precision would give another type.
+        PointRend's refinement writes into its own copy of the logits, which mixed precision would
+        give another type.
         """
         with torch.autocast(images.device.type, enabled=False):
             return [two_classes(self.network((images.float() - MEAN) / STD)["sem_logits"])]

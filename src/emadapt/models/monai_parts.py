@@ -1,7 +1,7 @@
 """The parts of MONAI that are used, without the rest of it.
 
-`import monai` alone runs all of its modules twice, and with them MLflow, transformers and jsonschema: half of the seconds that
-pass before a first step of training.
+`import monai` alone runs all of its modules twice, and with them MLflow, transformers and
+jsonschema: half of the seconds that pass before a first step of training.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""kNN segmentation: a token's score is the share of foreground among its nearest training tokens."""
+"""kNN: a token's score is the share of foreground among its nearest training tokens."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ QUERIES = 1024  # tokens whose distances to the whole bank are in memory at once
 class Nearest(nn.Module):
     """A head without parameters: a bank of training tokens and the classes of their patches.
 
-    Tokens are compared by Euclidean distance after standardising each channel with the bank's mean and deviation.
+    Tokens are compared by Euclidean distance after standardising each channel with the bank's mean
+    and deviation.
 
     Args:
         dim: D of a token.
@@ -41,7 +42,7 @@ class Nearest(nn.Module):
     def fill(
         self, tokens: torch.Tensor, targets: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor
     ) -> None:
-        """Take (N, D) training tokens with their targets (N,), 1 in the foreground, and the (D,) standardisation."""
+        """Take (N, D) training tokens, their targets (N,), and the (D,) standardisation."""
         device = self.bank.device
         self.shift, self.scale = shift.float().to(device), scale.float().to(device)
         self.bank = self._standardised(tokens.float().to(device)).half()

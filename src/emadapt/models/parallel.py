@@ -1,8 +1,9 @@
 """Several processes train one unit, each on its own device: who they are, and what they add up.
 
-Every process holds the same model and takes its part of each batch. Gradients, statistics of normalisation and scores are
-summed over the processes, so all of them take the step that one process would have taken with the whole batch, up to
-rounding. A process that is alone is not changed by any of this.
+Every process holds the same model and takes its part of each batch. Gradients, statistics of
+normalisation and scores are summed over the processes, so all of them take the step that one
+process would have taken with the whole batch, up to rounding. A process that is alone is not
+changed by any of this.
 """
 
 from __future__ import annotations
@@ -55,8 +56,8 @@ class Total(torch.autograd.Function):
 def add_up(parameters: Sequence[torch.nn.Parameter], loss: float) -> float:
     """Replace each gradient by its sum over the processes.
 
-    One message for all of them, after the backward pass: heads and adapters are small, and unlike DDP it does not mind
-    that processes have different numbers of samples, or none.
+    One message for all of them, after the backward pass: heads and adapters are small, and unlike
+    DDP it does not mind that processes have different numbers of samples, or none.
 
     Args:
         parameters: that are trained, in the same order everywhere.

@@ -1,7 +1,7 @@
 """Foreground probabilities of the slices of a volume, from images or from cached tokens.
 
-A model sees blocks of neighbouring slices, most models of a single one. Blocks overlap along z and are blended there with
-Gaussian weights; memory holds one block, not the volume.
+A model sees blocks of neighbouring slices, most models of a single one. Blocks overlap along z and
+are blended there with Gaussian weights; memory holds one block, not the volume.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def predict_slices(
 ) -> Iterator[tuple[int, Probability]]:
     """Slice number and probability for each of `slices`.
 
-    Each run of consecutive slices is seen by itself: a model of blocks looks at no others, and where a run is thinner than
-    its block, it is continued by reflection at both ends.
+    Each run of consecutive slices is seen by itself: a model of blocks looks at no others, and
+    where a run is thinner than its block, it is continued by reflection at both ends.
 
     Args:
         segmenter: in eval mode; merge LoRA's adapters first to save time.
@@ -95,7 +95,8 @@ def predict_slice(
 
     Args:
         segmenter: in eval mode.
-        image: (Y, X) uint8; for a backbone with `context` (Y, X, 3), see `data.tiles.with_neighbours`.
+        image: (Y, X) uint8; for a backbone with `context` (Y, X, 3), see
+            `data.tiles.with_neighbours`.
         overlap: share of a tile that neighbours cover too; None: that of the settings.
         aligner: of the slice's dataset.
 
@@ -108,7 +109,7 @@ def predict_slice(
 
 
 def cached_slab(segmenter: Segmenter, view: TokenView, z: int, geo: Geometry) -> Probability:
-    """Probabilities (1, H, W) of a slice from the cache's plain view, whose tiles have their own overlap."""
+    """Probabilities (1, H, W) of a slice from the cache's plain view, whose overlap is fixed."""
     rows = view.rows_of_slice(z)
     corners = [(int(y), int(x)) for _, y, x in view.index[rows]]
     starts = range(0, len(rows), BATCH_TILES)
@@ -143,7 +144,7 @@ def along_z(slab: Slab, starts: Sequence[int], depth: int) -> Iterator[tuple[int
 
 
 def continued(run: Sequence[int], depth: int) -> tuple[npt.NDArray[np.int64], int]:
-    """A run of slices, reflected at both ends until it is as long as a block is deep, and how many come before its first."""
+    """A run of slices, reflected at both ends to the depth of a block; and how many came first."""
     missing = max(0, depth - len(run))
     ends = (missing // 2, missing - missing // 2)
     return np.pad(np.asarray(run, np.int64), ends, mode="symmetric"), ends[0]
@@ -159,13 +160,15 @@ def _bell(depth: int) -> npt.NDArray[np.float32]:
 def smooth_z(
     slices: Iterable[tuple[int, Probability]], sigma: float
 ) -> Iterator[tuple[int, Probability]]:
-    """Means of each slice and its neighbours with Gaussian weights, in one pass with a window of slices in memory.
+    """Mean of each slice and its neighbours with Gaussian weights, in one pass.
 
-    Only slices that are given take part, by their distance in z: what is predicted alone stays as it is.
+    Only slices that are given take part, by their distance in z: what is predicted alone stays as
+        it is.
 
     Args:
         slices: number and probability, numbers rising.
-        sigma: standard deviation in slices; the window reaches three of it to each side. Below a sixth, slices stay as they are.
+        sigma: standard deviation in slices; the window reaches three of it to each side. Below a
+            sixth, slices stay as they are.
     """
     if not (reach := smoothing_reach(sigma)):
         yield from slices

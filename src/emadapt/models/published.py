@@ -20,11 +20,11 @@ PACKAGES = {
     "mitonet": ("empanada", "--no-deps empanada-dl==0.1.7"),
     "sam2": ("transformers", "transformers>=5.23,<6"),
 }
-"""Module and what pip is told to install. empanada-dl pins a numpy that is years old; its models need torch and numpy alone."""
+"""Module, and what pip installs. Without dependencies: empanada-dl pins an old numpy."""
 
 
 class Published(PassThrough):
-    """A network of another package, always in eval mode: its batch statistics are those of its authors.
+    """A network of another package. Always in eval mode, with its authors' batch statistics.
 
     Args:
         name: of the system.
@@ -46,7 +46,7 @@ class Published(PassThrough):
 
 
 class Passed(nn.Module):
-    """The head behind such a network: its logits (B, 2, H, W) as they are, resized where another size is asked for."""
+    """Passes the logits (B, 2, H, W) of such a network on, resized if need be."""
 
     def forward(self, tokens: list[torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
         logits = tokens[0].float()
@@ -56,7 +56,7 @@ class Passed(nn.Module):
 
 
 def two_classes(logits: torch.Tensor) -> torch.Tensor:
-    """(B, 1, H, W) logits of foreground -> (B, 2, H, W), whose softmax has their sigmoid as foreground."""
+    """(B, 1, H, W) logits of foreground -> (B, 2, H, W) with the same probabilities."""
     return torch.cat([torch.zeros_like(logits), logits], 1)
 
 

@@ -1,4 +1,4 @@
-"""A 3D residual U-Net from scratch, for blocks of neighbouring slices: Xie et al. 2025 (Bioinformatics Advances, vbaf021)."""
+"""A 3D residual U-Net from scratch (Xie et al. 2025, Bioinformatics Advances, vbaf021)."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from emadapt.models.segmenter import Probability, Segmenter
 from emadapt.study.backbones import BackboneSettings
 
 STRIDE = 16
-"""Of the deepest level, in plane: sides of patches are multiples of it. Along z nothing is pooled."""
+"""Sides of patches are multiples of it, in plane. Along z nothing is pooled."""
 BATCH = 4
 """Windows at once."""
 
 
 class BlockSegmenter(Segmenter):
-    """A model that sees blocks of neighbouring slices, in windows that MONAI slides in plane and blends.
+    """A model that sees blocks of neighbouring slices, in windows that MONAI slides in plane.
 
     Args:
         spec: how slices enter it.
@@ -68,7 +68,7 @@ class BlockSegmenter(Segmenter):
 
 
 class Block(nn.Module):
-    """A 1x3x3 convolution, then two 3x3x3; the first's result is added to the third's, before its ELU."""
+    """A 1x3x3 and two 3x3x3 convolutions, with a skip from the first to after the third."""
 
     def __init__(self, into: int, out: int) -> None:
         super().__init__()
@@ -82,11 +82,12 @@ class Block(nn.Module):
 
 
 class ResUNet3d(nn.Module):
-    """Encoder and decoder of five levels; images (B, 1, z, y, x) in [0, 1], y and x multiples of 16.
+    """Encoder and decoder of five levels. Images (B, 1, z, y, x) in [0, 1].
 
-    A 1x5x5 convolution before and one after; a block on each level, down and up; maximum pooling 1x2x2; trilinear up-sampling
-    behind a 1x1x1 convolution to the channels of the level above, whose features are added. The form is that of Lee et al.
-    2017 (arXiv 1706.00120), the widths those of Xie et al.
+    A 1x5x5 convolution before and one after; a block on each level, down and up; maximum pooling
+    1x2x2; trilinear up-sampling behind a 1x1x1 convolution to the channels of the level above,
+    whose features are added. The form is that of Lee et al. 2017 (arXiv 1706.00120), the widths
+    those of Xie et al.
     """
 
     def __init__(self, channels: Sequence[int] = (28, 36, 48, 64, 80)) -> None:
@@ -105,7 +106,8 @@ class ResUNet3d(nn.Module):
         if not len(image):  # one of several processes has no sample, but joins the backward pass
             return self.logits(image.new_zeros(1, *image.shape[1:]))[:0]
         if len(image) == 1 and image.device.type == "cpu" and not self.training:
-            # oneDNN's 3D convolution is left to larger batches: one alone takes twice as long as two.
+            # oneDNN's 3D convolution is left to larger batches: one alone takes twice as long as
+            # two.
             return self.logits(torch.cat([image, image]))[:1]
         x, skips = self.before(2 * image - 1), []  # centred: grey values from -1 to 1
         for level, block in enumerate(self.down):

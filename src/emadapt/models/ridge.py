@@ -1,6 +1,7 @@
 """Ridge regression of a target on tokens in closed form, for all regularisation strengths at once.
 
-One pass over the tokens gives the sums, which merge by adding; one eigendecomposition of their correlation gives every strength.
+One pass over the tokens gives the sums, which merge by adding; one eigendecomposition of their
+correlation gives every strength.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ from emadapt.models.heads import Linear
 
 Floats = npt.NDArray[np.float64]
 STRENGTHS = tuple(float(f"{s:.3g}") for s in np.logspace(-6, 1, 15))
-"""Penalties on the squared weights of standardised tokens, per token: scikit-learn's `alpha` divided by the number of tokens."""
+"""Penalties per token: scikit-learn's `alpha` divided by the number of tokens."""
 EPS = 1e-5
 """Added to variances, as the linear head's BatchNorm does."""
 
 
 @dataclass(frozen=True)
 class Sums:
-    """What ridge regression needs to know of n tokens (D) and their targets, in float64; sums of parts add up to the whole.
+    """Sums over n tokens (D) and their targets, in float64. Those of parts add up.
 
     Attributes:
         n: number of tokens, or their total weight.
@@ -56,7 +57,7 @@ class Sums:
 
 @dataclass(frozen=True)
 class Solutions:
-    """Weights for several strengths: target = intercept + weights[i] @ (x - mean) / sqrt(variance + EPS).
+    """Ridge weights for several strengths; `predict` standardises with `mean` and `variance`.
 
     Attributes:
         strengths: S of them.
@@ -98,7 +99,7 @@ def sums_of(tokens: npt.NDArray[np.floating], targets: npt.NDArray[np.floating |
 
 
 def solve(sums: Sums, strengths: tuple[float, ...] = STRENGTHS) -> Solutions:
-    """Least squares with an unpenalised intercept and an L2 penalty on the weights of standardised tokens."""
+    """Least squares on standardised tokens with an L2 penalty; the intercept has none."""
     mean, target = sums.x / sums.n, sums.y / sums.n
     variance = np.maximum(np.diag(sums.xx) / sums.n - mean**2, 0.0)
     scale = np.sqrt(variance + EPS)

@@ -1,8 +1,9 @@
-"""SAM 2 (Ravi et al. 2024, arXiv 2408.00714) through `transformers`, not trained: automatic, or prompted from the labels.
+"""SAM 2 (Ravi et al. 2024, arXiv 2408.00714) through `transformers`, not trained.
 
-`automatic` asks at a grid of points and keeps the masks that are predicted to be good, stable and no duplicates, as the automatic
-mask generator of its authors does, with its settings. SAM 2 knows no classes: the union of all masks holds whatever looks like
-an object. `box` and `box+mask` are oracles: the prompts are made of the labels that the result is scored on.
+`automatic` asks at a grid of points and keeps the masks that are predicted to be good, stable and
+no duplicates, as the automatic mask generator of its authors does, with its settings. SAM 2 knows
+no classes: the union of all masks holds whatever looks like an object. `box` and `box+mask` are
+oracles: the prompts are made of the labels that the result is scored on.
 """
 
 from __future__ import annotations
@@ -30,15 +31,15 @@ POINTS = 32
 AT_ONCE = 32
 """Prompts that are decoded at once."""
 PREDICTED_IOU, STABILITY, OFFSET, OVERLAP = 0.8, 0.95, 1.0, 0.7
-"""A mask is kept above this predicted IoU, and if its area at logits above OFFSET is at least STABILITY of that above -OFFSET;
-of two whose boxes overlap with an IoU above OVERLAP the one of the better predicted IoU."""
+"""Limits on a mask's predicted IoU, its stability and its overlap with better masks."""
 CERTAIN = float(np.log((1 - 1e-3) / 1e-3))
-"""Logit of a pixel inside an object in a mask prompt, its negative outside (micro-sam, Archit et al. 2025)."""
+"""Logit inside an object in a mask prompt, negative outside (Archit et al. 2025)."""
 NOTHING = -20.0
 """Logit where there is no mask."""
 DO = (
-    "Download facebook/sam2.1-hiera-tiny (or -small, -base-plus, -large) with `hf download facebook/sam2.1-hiera-tiny "
-    "--local-dir DIR` and give DIR as `weights` of the regime, or the repository's name where the hub can be reached."
+    "Download facebook/sam2.1-hiera-tiny (or -small, -base-plus, -large) with "
+    "`hf download facebook/sam2.1-hiera-tiny --local-dir DIR` and give DIR as `weights` of the "
+    "regime, or the repository's name where the hub can be reached."
 )
 
 
@@ -83,7 +84,7 @@ class Sam2(Published):
         return total
 
     def _of_objects(self, seen: list[torch.Tensor], label: Mask) -> Iterator[torch.Tensor]:
-        """Logits (n, Y, X) of the mask for each object's box, or box and mask, some objects at a time."""
+        """Logits (n, Y, X) of the masks of some objects at a time, prompted by box or mask."""
         objects, boxes = objects_of(label)
         step = AT_ONCE if self.prompts == "box" else 1  # a mask prompt is one for all boxes
         for start in range(0, len(boxes), step):
@@ -135,7 +136,7 @@ class Sam2(Published):
 
 
 class PromptedSegmenter(Segmenter):
-    """SAM 2 prompted from the labels that it is scored on: an oracle, which sees each slice with its label."""
+    """SAM 2 prompted from the labels that it is scored on, which it sees with each slice."""
 
     needs_labels = True
 
@@ -157,7 +158,7 @@ class PromptedSegmenter(Segmenter):
 
 
 def objects_of(label: Mask) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
-    """Connected components of a slice: numbered from 1 (Y, X), and their boxes (n, 4): x and y of the first and last pixel."""
+    """Components of a slice, numbered from 1 (Y, X), and their boxes (n, 4): x0, y0, x1, y1."""
     from scipy import ndimage
 
     objects, _ = ndimage.label(label)
@@ -168,19 +169,19 @@ def objects_of(label: Mask) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float
 
 
 def grid(size: tuple[int, int], n: int) -> npt.NDArray[np.float32]:
-    """Middles (x, y) of n x n equal parts of a slice of that (height, width): (n * n, 2), row by row."""
+    """Middles (x, y) of n x n equal parts of a slice (height, width): (n * n, 2)."""
     ys, xs = ((np.arange(n) + 0.5) / n * side for side in size)
     return np.stack(np.meshgrid(xs, ys), -1).reshape(-1, 2).astype(np.float32)
 
 
 def stability(logits: torch.Tensor) -> torch.Tensor:
-    """Of masks (n, Y, X): their area at a higher threshold as a share of that at a lower one; (n,) in [0, 1], 0 of nothing."""
+    """Area of masks (n, Y, X) at a high threshold as a share of that at a low one: (n,)."""
     inner, outer = ((logits > at).flatten(1).sum(1) for at in (OFFSET, -OFFSET))
     return inner / outer.clamp_min(1)
 
 
 def folder_of(weights: str, of_hub: tuple[str, ...] = FILES) -> tuple[Path, str]:
-    """The folder with the files of a model, of a repository those in `of_hub`, and where it comes from: `file` or `hub`.
+    """The folder with a model's files, and its source: `file` or `hub`.
 
     Raises:
         InputError: no such folder, files missing in it, or no such repository to be had.
@@ -211,7 +212,7 @@ def folder_of(weights: str, of_hub: tuple[str, ...] = FILES) -> tuple[Path, str]
 
 
 def check(weights: str) -> None:
-    """Raise what building it would raise, as far as package and files show it; of a repository one small file is fetched."""
+    """Raise what building it would raise, as far as package and files show it."""
     check_package("sam2")
     folder_of(weights, FILES[:1])
 
@@ -231,7 +232,7 @@ def _load(folder: Path) -> tuple[Any, Any]:
             dtype=torch.float32,
         )
         processor = Sam2Processor(Sam2ImageProcessor.from_pretrained(folder, local_files_only=True))
-    except Exception as error:  # transformers raises what the files' readers do: OS, value, key, runtime and safetensors errors
+    except Exception as error:  # transformers raises what the readers of the files raise
         raise InputError(
             folder,
             found=f"a model that cannot be read ({' '.join(str(error).split())[:200]})",

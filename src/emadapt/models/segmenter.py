@@ -1,7 +1,8 @@
 """A segmenter is a backbone and a head: slices or cached tokens in, probabilities out.
 
-It says what block of slices it wants to see (`depth`, `shown`) and gives their probabilities (`slab`). Most models see one
-slice at a time; `BlockSegmenter` in resunet3d.py and `PromptedSegmenter` in sam2.py see something else.
+It says what block of slices it wants to see (`depth`, `shown`) and gives their probabilities
+(`slab`). Most models see one slice at a time; `BlockSegmenter` in resunet3d.py and
+`PromptedSegmenter` in sam2.py see something else.
 """
 
 from __future__ import annotations
@@ -34,10 +35,11 @@ Probability = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Partial:
-    """What the token cache has of a batch of tiles whose upper blocks are adapted, and so run in the loop.
+    """What the token cache has of tiles whose upper blocks are adapted.
 
     Attributes:
-        tokens: (B, blocks * D, h, w) float16 of the blocks below the first adapted one, perhaps of none.
+        tokens: (B, blocks * D, h, w) float16 of the blocks below the first adapted one, perhaps of
+            none.
         entering: (B, N, D) float16, what enters the first adapted block.
     """
 
@@ -61,7 +63,7 @@ class Partial:
 
 
 Inputs = torch.Tensor | Partial
-"""Images (B, 1 or 3, H, W) in [0, 1], cached tokens (B, blocks * D, h, w), or a part of what is cached."""
+"""Images (B, 1 or 3, H, W) in [0, 1], cached tokens (B, blocks * D, h, w), or a part of them."""
 
 
 class Segmenter(nn.Module):
@@ -71,7 +73,8 @@ class Segmenter(nn.Module):
         spec: how slices enter it.
         backbone: `Backbone`, or something that hands images on; with its adapter, if it has one.
         head: tokens to logits.
-        cut: number of blocks below the first adapted one, whose output the token cache keeps; None: the cache has all.
+        cut: number of blocks below the first adapted one, whose output the token cache keeps; None:
+            the cache has all.
     """
 
     depth = 1
@@ -131,7 +134,7 @@ class Segmenter(nn.Module):
         return list(stacked.float().split(self.backbone.arch.dim, 1)) if stacked.shape[1] else []
 
     def no_tokens(self, inputs: torch.Tensor) -> list[torch.Tensor]:
-        """Tokens of no samples, for inputs (0, 1, H, W) or (0, blocks * D, h, w); they take part in a backward pass."""
+        """Tokens of no samples, which take part in a backward pass."""
         if self.backbone.arch_name == "none":
             return [inputs]
         patch = self.patch if inputs.shape[1] in IMAGE_CHANNELS else 1
@@ -143,11 +146,11 @@ class Segmenter(nn.Module):
         ]
 
     def shown(self, volume: Volume, z: int, geo: Geometry) -> Grey:
-        """Slice `z` as the model wants to see it: (H, W) uint8, or between its neighbours (H, W, 3)."""
+        """Slice `z` as the model sees it: (H, W) uint8, or between its neighbours (H, W, 3)."""
         return to_input(with_neighbours(volume, z, self.spec.context), geo)
 
     def slab(self, shown: Grey, geo: Geometry, overlap: float | None = None) -> Probability:
-        """Foreground probabilities of `depth` neighbouring slices, from tiles that are blended in plane.
+        """Foreground probabilities of `depth` neighbouring slices.
 
         Args:
             shown: (depth, H, W) or (depth, H, W, 3), each slice as `shown` gives it.
@@ -173,7 +176,7 @@ class Segmenter(nn.Module):
 
     @torch.inference_mode()
     def foreground(self, batch: Inputs, size: tuple[int, int]) -> Probability:
-        """Foreground probabilities (B, H, W) float32 of a batch; of a model of blocks (B, Z, H, W)."""
+        """Foreground probabilities (B, H, W) of a batch; of a model of blocks (B, Z, H, W)."""
         with autocast(self.spec.precision):
             logits = self(batch.to(self.device), size)
         return np.asarray(logits.float().softmax(1)[:, 1].cpu().numpy())
@@ -190,7 +193,7 @@ class Segmenter(nn.Module):
         return sum(p.numel() for group in self.trainable().values() for p in group)
 
     def share(self) -> float:
-        """Trained parameters of the backbone, adapters included, as a share of those that it was pretrained with."""
+        """Trained parameters of the backbone as a share of its pretrained ones."""
         trained = sum(p.numel() for p in self.trainable()["adapter"])
         if not trained:
             return 0.0

@@ -1,6 +1,7 @@
-"""What the tokens of a dataset are like, so that `segment` can tell whether a volume is like the training data.
+"""What a dataset's tokens are like. `segment` compares a volume with the training data.
 
-The tokens of the last block over some slices are described by their mean and standard deviation per channel.
+The tokens of the last block over some slices are described by their mean and standard deviation per
+channel.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ def token_facts(
         views: their cached tokens, or none to run the backbone.
 
     Returns:
-        Per dataset `mean` and `std` over a few training slices, and `usual`, the shift of single validation slices from them.
+        Per dataset `mean` and `std` over a few training slices, and `usual`, the shift of single
+        validation slices from them.
     """
     facts: dict[str, dict[str, Any]] = {}
     for number, volume in enumerate(volumes):
@@ -49,9 +51,10 @@ def token_facts(
 
 
 def shift(found: Statistics, own: Statistics) -> float:
-    """How far tokens have moved: mean over channels of the squared difference of their means, in units of `own`'s deviation.
+    """Mean over channels of the squared difference of means, in units of `own`'s deviation.
 
-    Deviations are left out: a few tiles with tokens of very large norm, as ViTs have them, change these most.
+    Deviations are left out: a few tiles with tokens of very large norm, as ViTs have them, change
+        these most.
     """
     away = (np.asarray(found["mean"]) - np.asarray(own["mean"])) / (np.asarray(own["std"]) + 1e-12)
     return float(np.mean(np.square(away)))
@@ -59,7 +62,7 @@ def shift(found: Statistics, own: Statistics) -> float:
 
 @torch.inference_mode()
 def statistics_of(segmenter: Segmenter, batches: Iterable[Inputs]) -> Statistics:
-    """Mean and deviation, per channel, of the last block's tokens of images (B, 1, H, W), or of what is cached of them.
+    """Mean and deviation, per channel, of the last block's tokens.
 
     Of a model without a backbone, the grey values of the images.
     """

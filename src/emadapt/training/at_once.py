@@ -1,11 +1,13 @@
 """Choosing between candidates of a regime that is fitted at once, on validation slices alone.
 
-Ridge and kNN give a map of scores (near 1 where patches are foreground) under several candidates: strengths, or numbers of
-neighbours. All candidates and all thresholds are judged at once from histograms of the maps. The best threshold becomes 0.5 of
-the probability, and the slope of the probability around it is the one of least log loss.
+Ridge and kNN give a map of scores (near 1 where patches are foreground) under several candidates:
+strengths, or numbers of neighbours. All candidates and all thresholds are judged at once from
+histograms of the maps. The best threshold becomes 0.5 of the probability, and the slope of the
+probability around it is the one of least log loss.
 
-A patch is foreground where at least half of its pixels are. Targets that keep the share of those pixels gave ridge less on the
-validation slices of Lucchi and VNC (by 0.003 and 0.006), and kNN more on one and less on the other.
+A patch is foreground where at least half of its pixels are. Targets that keep the share of those
+pixels gave ridge less on the validation slices of Lucchi and VNC (by 0.003 and 0.006), and kNN more
+on one and less on the other.
 """
 
 from __future__ import annotations
@@ -115,7 +117,7 @@ def batches(rows: Rows) -> list[Rows]:
 
 
 def _slope(counts: npt.NDArray[np.float64], threshold: float) -> float:
-    """Of the logistic function of (score - threshold) with the least log loss; datasets weigh the same."""
+    """The slope of least log loss; datasets weigh the same."""
     from scipy.optimize import minimize_scalar
 
     middles = (EDGES[1:] + EDGES[:-1]) / 2 - threshold
@@ -132,7 +134,7 @@ def _slope(counts: npt.NDArray[np.float64], threshold: float) -> float:
 def _counts(
     scores: Scores, segmenter: Segmenter, volume: Volume, view: TokenView
 ) -> npt.NDArray[np.float64]:
-    """(candidates, 2, bins) pixels of the validation slices, background and foreground, by their interpolated score."""
+    """(candidates, 2, bins) pixels of background and foreground by their score."""
     geo = geometry_of(volume, segmenter.spec, segmenter.patch)
     device, limits = segmenter.device, (EDGES[0], EDGES[-1])
     total: list[npt.NDArray[np.float64]] = []

@@ -13,8 +13,8 @@ class Average:
     """The average (Polyak & Juditsky 1992; exponential, as in Tarvainen & Valpola 2017).
 
     Args:
-        keep: share that the average keeps at each step; less in the first ones, (1 + steps) / (10 + steps), so that initial
-            values are soon forgotten. 0: the weights themselves.
+        keep: share that the average keeps at each step; less in the first ones, (1 + steps) / (10 +
+            steps), so that initial values are soon forgotten. 0: the weights themselves.
         state: to go on from.
     """
 

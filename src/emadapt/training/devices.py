@@ -1,4 +1,4 @@
-"""One unit on several devices: torchrun starts a process for each, and they meet through accelerate."""
+"""One unit on several devices: torchrun starts the processes, accelerate joins them."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ def parse_devices(text: str) -> list[str]:
 
 
 def visible(devices: Sequence[str]) -> dict[str, str]:
-    """Environment in which a process sees these devices and no others; it must be there before torch is imported."""
+    """Environment in which a process sees only these devices. Set it before importing torch."""
     gpus = ",".join(name for name in devices if name != "cpu")
     return {"CUDA_VISIBLE_DEVICES": gpus, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}  # as nvidia-smi counts
 
 
 def is_one_of_several() -> bool:
-    """Whether this process was started together with others, by `torchrun` or `accelerate launch`."""
+    """Whether torchrun or `accelerate launch` started this process with others."""
     return "LOCAL_RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def die_with(parent: int) -> None:
-    """Be killed by the kernel when the parent dies, however it dies, so that nothing is left behind (Linux)."""
+    """Have the kernel end this process when its parent dies, however it dies (Linux)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     if os.getppid() != parent:  # it died before that

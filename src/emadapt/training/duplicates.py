@@ -19,7 +19,7 @@ LOCKS = Path("scratch/keys")
 
 
 def turn(key: str) -> AbstractContextManager[Any]:
-    """Held while a unit is trained: of several processes that want the same model one trains and the others find it.
+    """Held while a unit is trained: others that want the same model wait and then find it.
 
     Processes that train one unit together do not take turns.
     """

@@ -26,7 +26,7 @@ from emadapt.training.unseen import score_unseen, unseen_by
 
 
 def evaluate_unit(study: Study, unit: Unit, out: Path = EVALUATED) -> Path:
-    """Score `unit` on every dataset of the study and write metrics.json, model-card.md and three overlays per dataset.
+    """Score `unit` on every dataset; write metrics.json, a model card and overlays.
 
     A dataset of which it has seen no label is scored on slices of all of it as well (`unseen`).
 
@@ -93,7 +93,7 @@ def _in_words(scores: dict[str, Any]) -> str:
 
 
 def _alike(volumes: list[Volume], *, apart: bool) -> list[list[Volume]]:
-    """Volumes in groups of the same images and test slices, which differ in their labels alone; each on its own if `apart`."""
+    """Volumes in groups that differ in their labels alone; each by itself if `apart`."""
     groups: dict[Any, list[Volume]] = {}
     for volume in volumes:
         manifest = volume.manifest

@@ -1,4 +1,4 @@
-"""Fit a model in steps: epochs, validation, checkpoints. On a CPU the same inputs give the same bytes."""
+"""Fit a model in steps. On a CPU the same inputs give the same bytes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ def fit(
     Args:
         inputs: of the unit.
         scratch: folder of the checkpoint.
-        on_epoch: called after each epoch when its checkpoint is written, in the first of several processes.
+        on_epoch: called after each epoch when its checkpoint is written, in the first of several
+            processes.
         groups: an optimiser's groups for what is trained of the backbone.
         make_objective: gives the objective.
 
@@ -52,7 +53,8 @@ def fit(
     train, progress = inputs.train, run.progress
     if not parallel.agree(progress.epoch):
         raise EmadaptError(
-            f"unit {inputs.unit.name}: its processes see different checkpoints; {scratch} must be one folder for all"
+            f"unit {inputs.unit.name}: its processes see different checkpoints; "
+            f"{scratch} must be one folder for all"
         )
     with _bar(f"train {inputs.unit.name}", shown=parallel.rank() == 0) as bar:
         total = train.epochs * run.steps
@@ -140,7 +142,7 @@ class Run:
         return total
 
     def validated(self, losses: list[float]) -> dict[str, float]:
-        """Metrics of the epoch whose steps had these losses; keeps the weights if they are the best so far."""
+        """Metrics of an epoch with these losses. The best weights so far are kept."""
         if not math.isfinite(sum(losses)):
             where = f"unit {self.inputs.unit.name}, epoch {self.progress.epoch}"
             raise EmadaptError(f"{where}: the loss is not finite; lower head_lr or adapter_lr")
@@ -230,7 +232,7 @@ def stalled(progress: Progress, train: TrainSettings) -> bool:
 
 
 def digest_seed(*numbers: int) -> int:
-    """One 63-bit seed from several numbers, without the correlation that adding them would bring."""
+    """One 63-bit seed from several numbers; sums of them would be correlated."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 

@@ -27,7 +27,8 @@ class Inputs:
         train: its settings.
         segmenter: the model, on the device.
         labelled: its datasets.
-        views: token cache entries of each of them, the plain one first; empty where images are read.
+        views: token cache entries of each of them, the plain one first; empty where images are
+            read.
         samples: what is drawn from.
         unlabelled: datasets whose images it sees without labels.
     """

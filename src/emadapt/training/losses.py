@@ -1,4 +1,4 @@
-"""Losses on (B, 2, H, W) logits and (B, 1, H, W) labels, over both classes, as in the reference study.
+"""Losses over both classes, on logits (B, 2, H, W) and labels (B, 1, H, W).
 
 They are MONAI's DiceLoss and DiceCELoss, which a test holds them to; importing these takes seconds.
 """

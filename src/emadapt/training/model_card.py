@@ -1,4 +1,4 @@
-"""A card for each model: what it is, what it was trained on and under which terms, how good it is, and where it will fail.
+"""A card for each model: what it is, its data and terms, its scores, and its limits.
 
 Sections follow Mitchell et al. 2019, Model Cards for Model Reporting (arXiv 1810.03993).
 """
@@ -29,7 +29,7 @@ FAMILIES = {
         "2212.07143",
     ),
 }
-"""Terms of the published weights of a family of backbones, and what to cite for them: words, and the number in arXiv."""
+"""Licence and paper (words, arXiv number) of a family of backbones."""
 SYSTEMS = {"mitonet": "MitoNet (Conrad & Narayan 2023)", "sam2": "SAM 2 (Ravi et al. 2024)"}
 """What a regime is that uses a published system."""
 NEVER, EARLIER = "never seen", "through the model that it starts from"
@@ -63,7 +63,7 @@ class Behind:
 def model_card(
     card: Mapping[str, Any], metrics: Mapping[str, Any] | None, with_backbone: bool = False
 ) -> str:
-    """Markdown; the same bytes for the same model, so nothing of the commit, which stands on the unit's MLflow run.
+    """A model card in Markdown. The same model gives the same bytes.
 
     Args:
         card: model.json of the unit.
@@ -83,12 +83,12 @@ def model_card(
 
 
 def card_of(folder: Path, card: Mapping[str, Any], with_backbone: bool = False) -> str:
-    """The model card of a model in a folder, with the scores that `evaluate` found for exactly this model, if it did."""
+    """The card of a model in a folder, with its scores if it was evaluated."""
     return model_card(card, metrics_of(folder, card), with_backbone)
 
 
 def metrics_of(folder: Path, card: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Scores of the model in a folder: metrics.json in it, or of the evaluated unit if it has the same weights."""
+    """Scores of the model in a folder; None if this very model was not evaluated."""
     for path in (folder / "metrics.json", EVALUATED / str(card["unit"]) / "metrics.json"):
         if path.is_file():
             metrics = dict(json.loads(path.read_text()))
@@ -98,9 +98,10 @@ def metrics_of(folder: Path, card: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def datasets_behind(card: Mapping[str, Any]) -> list[Behind]:
-    """All datasets that have gone into a model: its own, images without labels, and those of every model before it.
+    """All datasets that went into a model, or into a model that it started from.
 
-    `started_from` of a card has those of a model in a folder (see `emadapt.training.warm_start.behind_folders`).
+    `started_from` of a card has those of a model in a folder (see
+    `emadapt.training.warm_start.behind_folders`).
     """
     found = [(name, "") for name in card.get("data_md5", {})]
     found += [(name, "its images, without labels") for name in card.get("unlabelled_md5", {})]
@@ -125,9 +126,7 @@ def terms_of(card: Mapping[str, Any], with_backbone: bool = False) -> list[str]:
         )
         lines.append(f"{data.named}: {data.licence}.{use}")
     if system := SYSTEMS.get(card.get("regime", {}).get("kind", "")):
-        lines.append(
-            f"{system}: the licence that its weights come under, which holds for what is trained from them, too."
-        )
+        lines.append(f"{system}: its weights' licence, also for what is trained from them.")
     if not family_of(card):
         return lines
     if not with_backbone:
@@ -173,11 +172,10 @@ def _what(
         else f"on {card['backbone']['arch']}"
     )
     if system := SYSTEMS.get(card.get("regime", {}).get("kind", "")):
-        tuned, prompts = card["regime"]["finetune"], card["regime"]["prompts"]
-        origin = f"the published system {system}" + (", fine-tuned" if tuned else ", used as it is")
-        origin += (
-            f", an oracle: prompted from the labels ({prompts})" if prompts != "automatic" else ""
-        )
+        how = "fine-tuned" if card["regime"].get("finetune") else "used as it is"
+        origin = f"the published system {system}, {how}"
+        if (prompts := card["regime"].get("prompts", "automatic")) != "automatic":
+            origin += f", an oracle: prompted from the labels ({prompts})"
     lines = [
         f"# {card['unit']}",
         "",
@@ -187,10 +185,8 @@ def _what(
     if weights["source"] != "none":
         where = "in the file, the adapter merged into it" if with_backbone else "not in the file"
         what = "system" if system else "backbone"
-        lines.append(
-            f"The {what} is {where}; its weights are `{weights['name']}` from `{weights['source']}`, sha256"
-            f" `{weights['sha256']}`."
-        )
+        named = f"`{weights['name']}` from `{weights['source']}`, sha256 `{weights['sha256']}`"
+        lines.append(f"The {what} is {where}; its weights are {named}.")
     if weights["source"] == "random":
         lines.append("**Random weights: a control, not a model to use.**")
     return lines
@@ -218,49 +214,42 @@ def _data(card: Mapping[str, Any], trained_on: Sequence[str]) -> list[str]:
     ]
     for data in datasets_behind(card):
         voxel = ", ".join(f"{v:g}" for v in card["voxel_nm"].get(data.name, ()))
-        licence, citation = (
-            (data.licence, data.source.get("citation", ""))
-            if data.source
-            else (f"{data.licence}: ask its owner", "")
-        )
-        lines.append(
-            f"| {data.named} | {voxel} | {card['pairing'].get(data.name, '')} | {licence} | {citation} |"
-        )
+        pairing = card["pairing"].get(data.name, "")
+        licence = data.licence if data.source else f"{data.licence}: ask its owner"
+        cells = (data.named, voxel, pairing, licence, data.source.get("citation", ""))
+        lines.append(f"| {' | '.join(cells)} |")
     if wrong := [name for name in trained_on if card["pairing"][name].startswith("lexicographic")]:
-        lines += [
-            "",
-            f"**{', '.join(wrong)}: images with other slices' labels, to replicate a mistake. Not a model to use.**",
-        ]
+        why = "images with other slices' labels, to replicate a mistake. Not a model to use."
+        lines += ["", f"**{', '.join(wrong)}: {why}**"]
     return lines
 
 
 def _terms(card: Mapping[str, Any], with_backbone: bool) -> list[str]:
-    unsettled = "emadapt is Apache-2.0. What terms of training data mean for an adapter is not settled; to be safe,"
     return [
         "## Terms",
         "",
-        f"{unsettled} take them to hold for the adapter too:",
+        "emadapt is Apache-2.0. What terms of training data mean for an adapter is not settled; to "
+        "be safe, take them to hold for the adapter too:",
         "",
         *(f"- {line}" for line in terms_of(card, with_backbone)),
     ]
 
 
 def _scores(card: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[str]:
-    how = "On test slices that training, early stopping and sweeps have not seen; pooled over the slices, 95 % interval from a"
     lines = [
         "## Scores",
         "",
-        f"{how} bootstrap over blocks of slices; threshold 0.5; this one seed.",
+        "On test slices that training, early stopping and sweeps have not seen; pooled over the "
+        "slices; 95 % interval from a bootstrap over blocks of slices; threshold 0.5; one seed.",
         "",
-    ]
-    lines += [
         "| tested on | | slices | foreground IoU | Dice | boundary IoU |",
         "|---|---|---:|---|---:|---:|",
     ]
     for name, test in metrics["test"].items():
         low, high = test["iou_ci95"]
-        values = f"{test['iou']:.3f} ({low:.3f} to {high:.3f}) | {test['dice']:.3f} | {test['boundary_iou']:.3f}"
-        lines.append(f"| {name} | {_seen(card, name)} | {test['n']} | {values} |")
+        iou = f"{test['iou']:.3f} ({low:.3f} to {high:.3f})"
+        others = f"{test['dice']:.3f} | {test['boundary_iou']:.3f}"
+        lines.append(f"| {name} | {_seen(card, name)} | {test['n']} | {iou} | {others} |")
     return lines
 
 
@@ -284,22 +273,21 @@ def _limits(
         "## Limits",
         "",
         f"- Made for pixels of about {voxels} nm; resample other data to that first.",
-        "- Slice by slice: no instances, no consistency along z beyond what `smooth_z_nm` averages.",
-        "- Where a mitochondrion's edge lies is its labels' convention; another dataset's may be another.",
+        "- Slice by slice: no instances, along z only what `smooth_z_nm` averages.",
+        "- It follows its labels' convention of where an edge is; other datasets have others.",
     ]
     tests = metrics["test"] if metrics else {}
     unseen = {name: test["iou"] for name, test in tests.items() if _seen(card, name) == NEVER}
     if unseen:
         worst = min(unseen, key=lambda name: unseen[name])
-        lines.append(
-            f"- On data it has not seen expect less: {unseen[worst]:.2f} on {worst}. Label a few slices and fine-tune."
-        )
+        lines += [
+            f"- On data it has not seen expect less: {unseen[worst]:.2f} on {worst}. Label a few "
+            "slices and fine-tune."
+        ]
+    elif tests:
+        lines.append("- Not tested on any dataset that it was not trained on.")
     else:
-        lines.append(
-            "- Not tested on any dataset that it was not trained on."
-            if tests
-            else "- Not tested at all."
-        )
+        lines.append("- Not tested at all.")
     if few := [name for name, test in tests.items() if test["n"] < 10]:
         lines.append(f"- Fewer than ten test slices ({', '.join(few)}) say little.")
     return lines
@@ -309,10 +297,11 @@ def _provenance(card: Mapping[str, Any], metrics: Mapping[str, Any] | None) -> l
     md5 = ", ".join(f"{name} {value}" for name, value in card["data_md5"].items())
     rows = {"unit key": card["key"], "study": card["study"], "data md5": md5}
     if metrics:
+        cost = f"{metrics['train_seconds']:,.0f} s, peak {metrics['peak_mb']:,.0f} MB"
         rows |= {
             "model md5": metrics["model_md5"],
             "validation IoU": f"{metrics['val_iou']:.4f}",
-            "training": f"{metrics['train_seconds']:,.0f} s, peak {metrics['peak_mb']:,.0f} MB, {card['precision']}",
+            "training": f"{cost}, {card['precision']}",
         }
     rows["emadapt"] = card["version"]
     return ["## Provenance", "", *(f"- {name}: {value}" for name, value in rows.items())]

@@ -1,4 +1,4 @@
-"""A trained model in a folder: model.json says how to build it, model.safetensors has what was trained."""
+"""A trained model in a folder: model.json and model.safetensors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, RecursionError, S
 
 
 def save_model(segmenter: Segmenter, regime: Regime, folder: Path, facts: dict[str, Any]) -> None:
-    """Write model.safetensors (head, adapter) and model.json (all that is needed to build the model again, and `facts`)."""
+    """Write the trained tensors, and a card with all that builds the model, and `facts`."""
     folder.mkdir(parents=True, exist_ok=True)
     card = {
         "backbone": dumped(regime.spec),
@@ -40,8 +40,8 @@ def load_model(folder: Path) -> tuple[Segmenter, dict[str, Any]]:
     """Build the model that `save_model` wrote, in eval mode, and its model.json.
 
     Raises:
-        InputError: the folder holds no model or a damaged one, or the backbone's weights are not the ones that it was
-            trained on.
+        InputError: the folder holds no model or a damaged one, or the backbone's weights are not
+            the ones that it was trained on.
     """
     if not (folder / "model.json").is_file() or not (folder / "model.safetensors").is_file():
         raise InputError(
@@ -56,9 +56,10 @@ def load_model(folder: Path) -> tuple[Segmenter, dict[str, Any]]:
         state = load_file(folder / "model.safetensors")
         segmenter = regime_from(card).build(seed=0)
     except UNREADABLE as error:
+        reason = f"{type(error).__name__}: {str(error)[:300]}"
         raise InputError(
             folder,
-            found=f"a damaged model, or one of another version ({type(error).__name__}: {str(error)[:300]})",
+            found=f"a damaged model, or one of another version ({reason})",
             expected="what `emadapt train` writes",
             do="Train the unit again.",
         ) from error

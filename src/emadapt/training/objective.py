@@ -51,7 +51,8 @@ class Objective:
         for inputs, labels in batch:
             inputs, labels = inputs.to(device()), labels.to(device())
             with autocast(self.precision):
-                # Without a sample of its own, a process still joins in the normalisation of the batch.
+                # Without a sample of its own, a process still joins in the normalisation of the
+                # batch.
                 shown = inputs if len(labels) else self.segmenter.no_tokens(inputs)
                 logits = self.segmenter(shown, labels.shape[-2:])
             share = len(labels) / n

@@ -32,7 +32,8 @@ def prepare(study: Study, unit: Unit, regime: Regime | None = None) -> Inputs:
         regime: of the unit, where it is at hand.
 
     Raises:
-        EmadaptError: the data or the settings do not suit the regime, or several processes cannot train it.
+        EmadaptError: the data or the settings do not suit the regime, or several processes cannot
+            train it.
     """
     regime = regime or regime_of(study, unit)
     check_processes(unit, regime, parallel.size())
@@ -66,7 +67,7 @@ def check_processes(unit: Unit, regime: Regime, processes: int) -> None:
 
 
 def start_of(study: Study, unit: Unit, regime: Regime) -> State:
-    """The tensors that the unit starts from: those of a model in a folder, or of another unit, which is trained if need be."""
+    """The tensors that a unit starts from. A source unit is trained if need be."""
     source = study.source_of(unit)
     if source is None:
         folder = study.warm_start_of(unit)

@@ -14,11 +14,12 @@ from emadapt.models.tokens import TokenView
 
 
 class TokenDataset(Dataset[Item]):
-    """Cached tokens of the training slices; `draw.row` counts through the views of a dataset one after the other.
+    """Cached tokens of training slices; `draw.row` counts through a dataset's views.
 
     Args:
         views: per dataset.
-        unlabelled: views of datasets whose labels are not read (their items have zeros), numbered after the others.
+        unlabelled: views of datasets whose labels are not read (their items have zeros), numbered
+            after the others.
     """
 
     def __init__(

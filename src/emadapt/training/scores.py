@@ -1,4 +1,4 @@
-"""Scores of a model on the test slices of a dataset, at the data's own resolution, and pictures of three slices."""
+"""Scores of a model on the test slices of a dataset, and pictures of three slices."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def score_volumes(
 
 
 class Scores:
-    """Counts over the test slices of a volume, and the slice in the middle, the best and the worst (by IoU, with foreground)."""
+    """Counts over test slices; and the slice in the middle, the best and the worst."""
 
     def __init__(self, volume: Volume) -> None:
         self.volume, self.slices = volume, volume.split["test"]
@@ -85,7 +85,7 @@ class Scores:
             )
 
     def summary(self) -> dict[str, Any]:
-        """`n`; `iou`, `dice`, `boundary_iou` pooled over the slices, each with `<metric>_ci95`; `per_slice` and `counts`.
+        """`n`; `iou`, `dice`, `boundary_iou`, each with `<metric>_ci95`; `per_slice`; `counts`.
 
         `instances`, where there are not too many voxels (see `emadapt.metrics.instances`).
         """

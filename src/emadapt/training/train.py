@@ -1,4 +1,4 @@
-"""Train one unit: its model, its run in MLflow, its folder. Resumes exactly; on a CPU the same unit gives the same bytes."""
+"""Train one unit. It resumes exactly; on a CPU the same unit gives the same bytes."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Trained:
 
 
 def train_unit(study: Study, unit: Unit) -> Path:
-    """Train `unit`, or go on where it was stopped, and write build/units/<unit>/; logged as a run in MLflow.
+    """Train `unit`, or go on where it was stopped, and write build/units/<unit>/.
 
     Of several processes the first one writes and logs.
 
@@ -114,7 +114,7 @@ def _trained(
 
 
 def _note_adapted(study: Study, unit: Unit, folder: Path) -> None:
-    """Write the md5 of a model that has tokens of its own, on which `diagnose` of its regime depends."""
+    """Write the md5 of a model with tokens of its own, on which `diagnose` depends."""
     own = study.tokens_of(unit.regime) == unit.regime
     adapted = own and not study.regime_settings[unit.regime].on_pretrained_tokens
     md5 = file_md5(folder / "model.safetensors") if adapted else None
@@ -123,7 +123,7 @@ def _note_adapted(study: Study, unit: Unit, folder: Path) -> None:
 
 
 def _facts(study: Study, trained: Trained) -> dict[str, Any]:
-    """What model.json says besides how to build the model: all that prediction, and a reader who doubts it, need."""
+    """What model.json says besides how to build the model."""
     inputs, unit = trained.inputs, trained.inputs.unit
     volumes = inputs.volumes
     facts = {

@@ -1,7 +1,8 @@
-"""IoU of a model over the whole of a dataset whose labels it has never seen, not only over that dataset's test slices.
+"""IoU over the whole of a dataset whose labels a model has never seen.
 
-Test slices are few because a dataset's other slices train and validate. To a model that saw none of its labels these are as new
-as the test slices, and four sections of a volume say much less about it than twenty.
+Test slices are few because a dataset's other slices train and validate. To a model that saw none of
+its labels these are as new as the test slices, and four sections of a volume say much less about it
+than twenty.
 """
 
 from __future__ import annotations
@@ -22,15 +23,16 @@ from emadapt.models.segmenter import Segmenter
 from emadapt.study.study import Study, Unit
 
 SPACING_NM = 20.0
-"""Thickness from one scored slice to the next, at least one slice: nearer ones of FIB-SEM are almost copies and cost as much."""
+"""Distance of scored slices. Nearer ones of FIB-SEM are almost copies."""
 
 
 def unseen_by(study: Study, unit: Unit, segmenter: Segmenter) -> list[str]:
-    """Datasets of the study of which neither `unit` nor a unit that it starts from saw the labels of any slice.
+    """Datasets of which neither `unit` nor its sources saw a label.
 
-    Images without labels may have been seen (`unlabelled`, the reference of an alignment). A dataset on the same images counts as
-    seen. None where that is not known (a start from a folder, a published system), where slices must be neighbours (a model of
-    blocks), and of mispaired datasets.
+    Images without labels may have been seen (`unlabelled`, the reference of an alignment). A
+    dataset on the same images counts as seen. None where that is not known (a start from a folder,
+    a published system), where slices must be neighbours (a model of blocks), and of mispaired
+    datasets.
     """
     published = isinstance(segmenter.backbone, Published)
     chain = [unit, *study.sources_of(unit)]

@@ -15,11 +15,12 @@ from emadapt.training.losses import Loss
 
 
 def validate(inputs: Inputs, every: int, loss_of: Loss | None = None) -> dict[str, float]:
-    """`iou`, the mean over the datasets of the union; `iou.<dataset>`; and `loss` where it is asked for.
+    """`iou`, the mean over datasets; `iou.<dataset>`; `loss` if it is asked for.
 
     Args:
         inputs: of the unit.
-        every: validation slices of each dataset that are scored, without overlap of tiles; 0: all, as in evaluation.
+        every: validation slices of each dataset that are scored, without overlap of tiles; 0: all,
+            as in evaluation.
         loss_of: of logits and labels; it is given the logarithms of probabilities.
     """
     inputs.segmenter.eval()
@@ -62,7 +63,8 @@ def _shared_out(
     """Places in `slices` and probabilities, of the slices that fall to this process."""
     segmenter, volume = inputs.segmenter, inputs.volumes[number]
     mine = range(parallel.rank(), len(slices), parallel.size())
-    # Neighbours are seen together by models of blocks and by smoothing along z, so all must be predicted.
+    # Neighbours are seen together by models of blocks and by smoothing along z, so all must be
+    # predicted.
     together = segmenter.depth > 1 or (segmenter.spec.smooth_z_nm and not quick)
     shown = range(len(slices)) if together else mine
     predicted = predict_slices(

@@ -66,7 +66,7 @@ def folder_state(folder: Path, regime: Regime) -> State:
 
 
 def behind_folders(study: Study, unit: Unit) -> list[dict[str, Any]]:
-    """Datasets behind the models in folders that a unit, or a unit that it starts from, starts from; for its model.json.
+    """Datasets behind the model folders that a unit or its sources start from.
 
     Returns:
         `name` of each in its study, and `source`: what its SOURCE.json says.

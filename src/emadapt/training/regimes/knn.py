@@ -48,9 +48,10 @@ class Knn(Regime):
 def draw_bank(
     views: Sequence[Sequence[TokenView]], seed: int, size: int = BANK
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Training tokens (n, D) float32 and their class (n,): the same number from each dataset and each of its slices.
+    """Training tokens (n, D) and classes (n,), as many of each dataset and slice.
 
-    They are drawn by the seed from the plain view. Slices that have too few tokens give all of them.
+    They are drawn by the seed from the plain view. Slices that have too few tokens give all of
+    them.
     """
     tokens, classes = [], []
     for number, own in enumerate(views):

@@ -22,7 +22,13 @@ class MitoNetRegime(Regime):
 
     def __init__(self, settings: MitoNetSettings, spec: BackboneSettings, head: str) -> None:
         tile = rounded_up(spec.tile, TILE) if settings.finetune else 0
-        own = {"context": 0, "longest_edge": 0, "scale": 1 / settings.factor, "tile": tile}
+        own = {
+            "context": 0,
+            "views": 0,
+            "longest_edge": 0,
+            "scale": 1 / settings.factor,
+            "tile": tile,
+        }
         super().__init__(settings, spec.changed(**own), head)
 
     @cached_property

@@ -1,4 +1,4 @@
-"""What a regime decides about its units: how a model is built, what it learns from, how it is fitted."""
+"""A regime: how a unit's model is built, what it learns from, how it is fitted."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Regime:
     """
 
     cached = False
-    """Whether what its head sees of a slice, or what enters its adapter, can come from the token cache."""
+    """Whether it works on what the token cache has."""
     groups: Groups = staticmethod(one_group)
     """An optimiser's groups for what is trained of the backbone."""
     depth = 1
@@ -89,7 +89,7 @@ class Regime:
         return HEADS[self.head_name](backbone.arch.dim, len(backbone.blocks))
 
     def cut(self, backbone: Any) -> int | None:
-        """Number of blocks below the first adapted one, whose output the token cache keeps; None: the cache has all."""
+        """Blocks below the first adapted one, where the cache ends; None: the cache has all."""
         return None
 
     @property
@@ -107,7 +107,7 @@ class Regime:
         """
 
     def trains_from_cache(self, train: TrainSettings, few_tiles: bool) -> bool:
-        """Whether it is trained on cached tokens; few labelled tiles are not where the cached augmented crops are."""
+        """Whether it is trained on cached tokens. Few labelled tiles are not in cached crops."""
         return self.cached and train.cached and not few_tiles
 
     def geometry(self, volume: Volume) -> Geometry:
@@ -117,7 +117,7 @@ class Regime:
     def views(
         self, segmenter: Segmenter, labelled: Labelled, train: TrainSettings
     ) -> list[list[TokenView]]:
-        """Cache entries of each dataset, the plain one first; only labelled rows count as training rows."""
+        """Cache entries of each dataset, the plain one first, with its labelled rows."""
         augmented = self.spec.views if train.augment and not labelled.tiles else 0
         found = []
         for number, whole in enumerate(labelled.whole):

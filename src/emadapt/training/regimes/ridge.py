@@ -1,4 +1,4 @@
-"""Ridge regression on cached tokens, in closed form; its strength is chosen on validation slices."""
+"""Ridge regression on cached tokens; its strength is chosen on validation slices."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Ridge(Regime):
 
 
 def ridge_path(views: Sequence[Sequence[TokenView]], *, balanced: bool) -> Solutions:
-    """Ridge solutions of all strengths; balanced, the datasets of a union weigh the same, whatever their size."""
+    """Solutions of all strengths. Balanced, datasets weigh the same whatever their size."""
     each = [reduce(add, (part for view in own for part in _sums(view))) for own in views]
     if balanced:
         each = [sums.weighted(1 / sums.n) for sums in each]

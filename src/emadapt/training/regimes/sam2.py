@@ -21,7 +21,7 @@ class Sam2Regime(Regime):
     settings: Sam2Settings
 
     def __init__(self, settings: Sam2Settings, spec: BackboneSettings, head: str) -> None:
-        own = {"context": 0, "longest_edge": 0, "scale": 1.0, "tile": 0}
+        own = {"context": 0, "views": 0, "longest_edge": 0, "scale": 1.0, "tile": 0}
         super().__init__(settings, spec.changed(**own), head)
 
     @cached_property
