@@ -1,6 +1,7 @@
 """A training step of each regime, and of LoRA as one writes it with timm and peft (fp32, one loop).
 
-A step: forward, loss, backward, clipping and AdamW on a batch of four tiles, with the head `pyramid`.
+A step: forward, loss, backward, clipping and AdamW on a batch of four tiles, with the head
+`pyramid`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`emadapt segment` from file to file, the bare model on the same tiles, and MONAI's sliding window.
+"""`emadapt segment` against the bare model on the same tiles, and against MONAI's window.
 
 All three run the same model on the same tiles, each of which covers half of its neighbour.
 """
@@ -21,7 +21,7 @@ BATCH = 4
 
 
 def main() -> None:
-    """Print tiles in a second of each way, and how much longer the command takes than the others."""
+    """Print tiles in a second of each way, and how much longer the command takes."""
     with workplace():
         write_volume("noise", 24, TILE)
         backbone = {"arch": "dinov2_s", "tile": TILE, "overlap": 0.5}

@@ -18,7 +18,7 @@ STUDIES = Path(__file__).parents[1] / "studies"
 
 
 def in_small(name: str, train: dict[str, Any], **backbone: Any) -> dict[str, Any]:
-    """The settings of a shipped study with one seed, tiny random backbones and few draws in its diagnosis.
+    """The settings of a shipped study with one seed, tiny backbones and a short diagnosis.
 
     Args:
         name: of the study.
@@ -96,7 +96,7 @@ def check_summary(summary: dict, study: Study) -> None:
 
 
 def write_reference_layouts(data: Path, slices: int, sections: int = 10) -> None:
-    """Lucchi and VNC in their public layouts, small: Lucchi 72 x 96, VNC 80 x 80, as their real shapes relate."""
+    """Lucchi and VNC in their public layouts, small: Lucchi 72 x 96, VNC 80 x 80."""
     for seed, part in enumerate(("Train", "Test")):
         image, label = blobs((slices, 72, 96), seed)
         for folder, name, stack in (

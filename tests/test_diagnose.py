@@ -1,4 +1,4 @@
-"""The diagnose stage on tiny studies: what the file holds, what the controls read, what is refused."""
+"""The stage diagnose on tiny studies: what the file has, what controls read, what is refused."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ OWN = DiagnoseSettings(blocks=4, tokens=2000, permutations=19, replicates=10)
 
 
 def gaussian(name: str, shift: float, slices: int, seed: int, drift: float = 0.0) -> Features:
-    """Tokens (150 a slice, D = 8) around `shift`, a fifth of them foreground; the mean drifts along z."""
+    """Tokens (150 a slice, D = 8) around `shift`, a fifth foreground; the mean drifts along z."""
     rng = np.random.default_rng(seed)
     tokens = [
         rng.normal(shift + drift * z / slices, 1, (150, 8)).astype(np.float32)
@@ -62,7 +62,8 @@ def test_the_same_population_reads_as_same_and_another_as_different() -> None:
         assert far["reads_as"] == "different", (level, cls)
         assert near["frechet"] < near["null"] < far["frechet"]
         assert far["ci95"][0] <= far["frechet"]
-        # |shift|^2 = 8 * 0.25 = 2 for infinitely many tokens; the extrapolation takes off what sampling adds.
+        # |shift|^2 = 8 * 0.25 = 2 for infinitely many tokens; the extrapolation takes off what
+        # sampling adds.
         assert abs(far["frechet_inf"] - 2) < 0.3
         assert abs(near["frechet_inf"]) < 0.3
         assert far["probe"]["balanced_accuracy"] > near["probe"]["balanced_accuracy"]
@@ -72,7 +73,7 @@ def test_the_same_population_reads_as_same_and_another_as_different() -> None:
 
 
 def test_drift_along_z_is_in_the_null() -> None:
-    """A volume whose two ends differ is far from itself: its contiguous halves are one of the splits of the null."""
+    """A volume whose ends differ is far from itself: its contiguous halves are in the null."""
     steady, drifting = (
         compare.split_half_null(gaussian("a", 0, 12, 0, drift), "token", "all", OWN)
         for drift in (0, 1)

@@ -1,4 +1,4 @@
-"""Features are the tokens themselves: each place once, none of the padding, the same places for every model."""
+"""Features: each place once, none of the padding, the same places for every model."""
 
 from pathlib import Path
 
@@ -89,7 +89,7 @@ def test_pretrained_features_are_the_caches_last_block(study: Study) -> None:
 
 
 def test_computed_features_see_the_same_places_and_the_same_tokens(study: Study) -> None:
-    """With unchanged weights a pass gives what the cache holds, up to its fp16; on training slices, which both tile alike."""
+    """With unchanged weights a pass gives what the cache holds, up to its fp16."""
     backbone, spec = tokens_of(study)
     volume = open_volume("a")
     cached = token_sources.pretrained_features(backbone, spec, volume, OWN)

@@ -15,7 +15,7 @@ SEEDS = st.integers(0, 2**32 - 1)
 def pytorch_fid(
     mu1: np.ndarray, sigma1: np.ndarray, mu2: np.ndarray, sigma2: np.ndarray, eps: float = 1e-6
 ) -> float:
-    """calculate_frechet_distance of https://github.com/mseitzer/pytorch-fid (src/pytorch_fid/fid_score.py), as a formula.
+    """calculate_frechet_distance of https://github.com/mseitzer/pytorch-fid, as a formula.
 
     Its sqrtm of the product, eps on both diagonals where that is not finite, the real part.
     """
@@ -76,7 +76,8 @@ def test_both_forms_against_the_matrix_square_root(case: str) -> None:
     expected = pytorch_fid(*moments(a), *moments(b))
     assert frechet(*moments(a), *moments(b)) == pytest.approx(expected, rel=1e-6)
     assert frechet_samples(a, b) == pytest.approx(expected, rel=1e-6)
-    # Tighter than sqrtm can be on singular matrices: the forms against each other, as close as frechet.ROUNDING lets them be.
+    # Tighter than sqrtm can be on singular matrices: the forms against each other, as close as
+    # frechet.ROUNDING lets them be.
     assert frechet(*moments(a), *moments(b)) == pytest.approx(frechet_samples(a, b), rel=1e-7)
 
 

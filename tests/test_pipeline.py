@@ -78,11 +78,10 @@ def test_the_verbs_one_after_the_other_with_the_lab_book(
 
 
 @pytest.mark.slow
-def test_baselines_in_the_same_grid_leaderboard_and_lab_book(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Ridge and kNN on cached tokens and a U-Net without a backbone, beside a frozen one."""
+def test_baselines_in_the_same_grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ridge and kNN on cached tokens and a U-Net without a backbone, with a frozen one."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EMADAPT_TRACKING", "off")
     kinds = ("frozen", "ridge", "knn", "unet2d")
     monkeypatch.setattr("emadapt.models.unet2d.FEATURES", (8, 8, 16, 32, 64, 8))
     params = settings(epochs=1, steps_per_epoch=1)
@@ -95,50 +94,11 @@ def test_baselines_in_the_same_grid_leaderboard_and_lab_book(
     summary = run_all(study)
     found = {(u["regime"], u["train_set"], u["test_set"]): u for u in summary["units"]}
     assert set(found) == {(kind, a, b) for kind in kinds for a in "ab" for b in "ab"}
-    assert {kind: found[kind, "a", "a"]["trainable_params"] > 0 for kind in kinds} == {
-        **dict.fromkeys(kinds, True),
-        "knn": False,
-    }
-    board, page = Path("reports/leaderboard.md").read_text(), Path("reports/index.html").read_text()
-    assert all(board.count(f"| {kind} |") == 4 for kind in kinds)
-    assert (
-        "ridge works on the tokens of the pretrained backbone: what is said of t, frozen holds for it."
-        in page
-    )
-    assert "unet2d has no backbone, so there are no tokens to compare." in page
-    assert "weights of t</dt><dd>none: no pretrained weights" in page
+    trained = {kind: found[kind, "a", "a"]["trainable_params"] > 0 for kind in kinds}
+    assert trained == dict.fromkeys(kinds, True) | {"knn": False}
     domain = {kind: json.loads(Path(f"reports/domain/t-{kind}.json").read_text()) for kind in kinds}
     assert [bool(domain[kind]["pairs"]) for kind in kinds] == [True, False, False, False]
     assert [domain[kind].get("same_as") for kind in kinds] == [None, "frozen", "frozen", None]
-    assert all(Path(f"reports/domain/t-{kind}").is_dir() for kind in kinds)
-    from mlflow import MlflowClient
-
-    from emadapt.tracking.relocate import tracking_uri
-
-    client = MlflowClient(tracking_uri(tmp_path))
-    experiment = client.get_experiment_by_name("tiny")
-    assert experiment is not None
-    runs = {r.data.tags["unit"]: r for r in client.search_runs([experiment.experiment_id])}
-    assert set(runs) == {u.name for u in study.units()}
-    own = {
-        "ridge": "ridge/strength",
-        "knn": "knn/k",
-        "unet2d": "train/loss",
-        "frozen": "train/loss",
-    }
-    for run in runs.values():
-        kind = run.data.tags["regime"]
-        assert {
-            own[kind],
-            "val/iou",
-            "val/best_iou",
-            "test/iou.a",
-            "test/iou.b",
-        } <= run.data.metrics.keys()
-        assert run.data.params["train.head"] == {"ridge": "linear", "frozen": "pyramid"}.get(
-            kind, kind
-        )
-        assert run.data.tags["weights.source"] == ("none" if kind == "unet2d" else "random")
 
 
 @pytest.mark.parametrize(
@@ -172,7 +132,8 @@ def test_quick_answers_need_no_heavy_import(
     tmp_path: Path, verb: str, said: str, heavy: tuple[str, ...]
 ) -> None:
     make_study(tmp_path, ingested=False)
-    code = f"import sys; sys.argv = ['emadapt', {verb!r}]\nfrom emadapt.cli import main\ntry:\n main()\nexcept SystemExit: pass\n"
+    code = f"import sys; sys.argv = ['emadapt', {verb!r}]\nfrom emadapt.cli import main\n"
+    code += "try:\n main()\nexcept SystemExit: pass\n"
     code += f"print('HEAVY', [m for m in {heavy} if m in sys.modules])"
     out = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path

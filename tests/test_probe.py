@@ -40,7 +40,8 @@ def test_drift_along_z_is_not_a_difference_of_datasets() -> None:
         found.append(domain_probe(a, blocks, b, blocks, **SEEDED))
     assert np.mean([f.balanced_accuracy for f in found]) == pytest.approx(0.5, abs=0.12)
     assert np.mean([f.p_value for f in found]) == pytest.approx(0.56, abs=0.25)
-    # What a random split, whose training part has seen every block, would have said of the last of them:
+    # What a random split, whose training part has seen every block, would have said of the last of
+    # them:
     x, other = np.concatenate([a, b]), np.repeat([0, 1], 48)
     leaky = cross_val_predict(LinearSVC(), x, other, cv=KFold(6, shuffle=True, random_state=0))
     assert balanced_accuracy_score(other, leaky) > found[-1].balanced_accuracy + 0.1
@@ -72,7 +73,7 @@ def test_more_labellings_than_permutations_are_drawn() -> None:
 
 
 def labelled(seed: int, n: int = 240) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Tokens with foreground in runs, as neighbouring tokens of an organelle are, and six z-blocks."""
+    """Tokens with foreground in runs, as in an organelle, and six z-blocks."""
     x, blocks = volume(seed, blocks=6, per_block=n // 6)
     y = np.repeat(np.random.default_rng(seed).random(n // 8) < 0.4, 8)
     return x, y, blocks

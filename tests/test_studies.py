@@ -119,4 +119,4 @@ def test_pretraining_in_3d_runs_in_small(here: Path) -> None:
 
 def params_train(name: str) -> dict[str, float]:
     """The section `train`, short; `headline` is about averaged weights."""
-    return SHORT | ({"average": 0.99} if name == "headline" else {})
+    return SHORT | ({"ema": 0.99} if name == "headline" else {})

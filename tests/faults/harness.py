@@ -1,4 +1,4 @@
-"""Verbs in processes that are forked from one where torch is loaded already, so that killing fifty of them costs little."""
+"""Verbs in processes that are forked from one with torch loaded, so that many kills cost little."""
 
 import contextlib
 import ctypes
@@ -41,7 +41,7 @@ NUMBERS = itertools.count()
 
 
 def context() -> Any:
-    """Processes forked from a server that has loaded what every verb needs, and started no thread."""
+    """Processes forked from a server that has loaded what verbs need, and started no thread."""
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(
         [f"emadapt.{name}" for name in VERBS] + ["mlflow", "matplotlib.pyplot", "harness"]
@@ -73,7 +73,7 @@ def run(
     inside: Callable[..., None] | None = None,
     **environment: str,
 ) -> Ended:
-    """`emadapt WORDS` in `root`, or `inside` of it; killed with signal 9 after some seconds if it lasts so long."""
+    """`emadapt WORDS` in `root`, or `inside` of it; killed with signal 9 after some seconds."""
     log = root.parent / f"{root.name}-{next(NUMBERS)}.log"
     process = context().Process(
         target=_child, args=(root, words, log, inside, {"EMADAPT_TRACKING": "off"} | environment)
@@ -149,7 +149,7 @@ def of_session(leader: int) -> list[int]:
 
 
 def content(root: Path, *patterns: str) -> dict[str, str]:
-    """Sha256 of files without those of temporary names, which begin with a dot; of JSON without times and memory."""
+    """Sha256 of files but for temporary ones; of JSON without times and memory."""
     files = sorted(
         f for pattern in patterns for f in root.glob(pattern) if f.is_file() and f.name[0] != "."
     )
@@ -176,7 +176,7 @@ def _timeless(value: Any) -> Any:
 
 @contextlib.contextmanager
 def small_disk(at: Path, size: int) -> Iterator[Callable[..., None]]:
-    """A file system of `size` bytes at a folder, for this process alone; gives what remounts it ("ro", "rw").
+    """A file system of `size` bytes at a folder, for this process alone; gives a remount.
 
     Raises:
         PermissionError: this user may not.
@@ -219,9 +219,7 @@ class Forked(subprocess.Popen):
         self.args, self.returncode = command, None
         self.pid = os.fork()
         if self.pid == 0:
-            os.setpgid(
-                0, 0
-            )  # a group of its own as there, but of the test's session, which is searched for orphans
+            os.setpgid(0, 0)  # a group of the test's session, which is searched for orphans
             os.dup2(out.fileno(), 1), os.dup2(out.fileno(), 2)
             signal.set_wakeup_fd(-1)
             os.environ.update(environment)

@@ -46,7 +46,7 @@ def params() -> dict[str, Any]:
 
 
 def make_states(top: Path) -> Path:
-    """Folders `before-VERB` and `after-VERB`: a checkout as the verb finds it, and as an undisturbed run leaves it."""
+    """Folders `before-VERB` and `after-VERB`: a checkout before and after an undisturbed run."""
     root = top / "root"
     root.mkdir()
     make_study(root, params(), ingested=False)

@@ -1,4 +1,4 @@
-"""A clock that jumps, and the same work begun twice at once. (All checkouts here were made elsewhere and moved.)"""
+"""A clock that jumps, and the same work begun twice at once."""
 
 import itertools
 import time

@@ -1,4 +1,4 @@
-"""A full disk and one that may only be read: a clear error, nothing half-written, and what is done is kept."""
+"""A full or a read-only disk: a clear error, nothing half-written, finished work is kept."""
 
 import os
 import shutil
@@ -17,7 +17,7 @@ def disk_usage(root: Path) -> int:
 
 
 def starved(verb: str, states: str, share: float) -> None:
-    """On a disk with room for `share` of what the verb needs; then with enough. share -1: it may only be read."""
+    """With room for `share` of what the verb needs, then with enough; -1: a read-only disk."""
     words, written = VERBS[verb]
     before, after, at = (
         Path(states) / f"before-{verb}",

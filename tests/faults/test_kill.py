@@ -1,4 +1,4 @@
-"""Killed with signal 9 at any moment and run again, every verb ends with what an undisturbed run gives."""
+"""Killed with signal 9 and run again, every verb ends with what an undisturbed run gives."""
 
 import os
 from pathlib import Path
@@ -52,7 +52,7 @@ def trials(root: Path) -> list[optuna.trial.FrozenTrial]:
 
 
 def test_a_killed_sweep_ends_with_its_trials(states: Path, tmp_path: Path) -> None:
-    """Later draws depend on what went before, but the first trial is the study's own settings: no kill changes its value."""
+    """The first trial is the study's own settings: no kill changes its value."""
     words = ("--backbone", "t", "--regime", "lora", "--train-set", "a", "--trials", "4")
     root = begin(states, "train", tmp_path / "root")
     undisturbed = harness.run(root, *words, inside=harness.sweep_with_forks)

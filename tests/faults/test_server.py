@@ -1,4 +1,4 @@
-"""A tracking server that is dead, slow, or answers nonsense: training goes on, to the same bytes."""
+"""A tracking server that is dead, slow or answers nonsense: training goes on, to the same bytes."""
 
 import json
 import threading

@@ -1,4 +1,4 @@
-"""What the numbers read if the answer is known: halves of a volume, contrast, random weights, pixels."""
+"""Controls: halves of a volume, half the contrast, random weights, raw pixels."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def controls(
 
 
 def halves(whole: Features, own: DiagnoseSettings) -> tuple[Features, Features]:
-    """The lower and the upper half of a volume's blocks, one of the ways in which the null halves it."""
+    """The lower and the upper half of a volume's blocks, one of the ways to halve it."""
     first = z_blocks(len(whole.slices), own.blocks) < own.blocks // 2
     lower = whole.of(np.flatnonzero(first), f"{whole.name} (lower)")
     return lower, whole.of(np.flatnonzero(~first), f"{whole.name} (upper)")

@@ -37,7 +37,7 @@ class Moments:
         return Moments(self.count[slices], self.total[slices], self.outer[slices])
 
     def merged(self, slices: Numbers, cls: str) -> tuple[float, Floats, Floats]:
-        """Number, mean (D,) and unbiased covariance (D, D) of a class over `slices`, with repeats."""
+        """Number, mean (D,) and unbiased covariance (D, D) of a class over `slices`."""
         weights = np.bincount(np.asarray(slices), minlength=len(self.count)).astype(np.float64)
         total = np.zeros(self.total.shape[-1])
         outer = np.zeros(self.outer.shape[-2:])

@@ -1,4 +1,4 @@
-"""The stage `diagnose`: how far apart the study's datasets are for one backbone under one regime."""
+"""The stage `diagnose`: how far apart datasets are for one backbone under one regime."""
 
 from __future__ import annotations
 

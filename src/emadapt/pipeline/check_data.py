@@ -21,7 +21,7 @@ from emadapt.study.study import Study
 
 
 def problems_of_dataset(study: Study, name: str, data: Path) -> list[str]:
-    """Pair the files of a dataset, split its slices and read the first pair; `ingest` reads the rest.
+    """Pair a dataset's files, split its slices, read the first pair; `ingest` reads the rest.
 
     Returns:
         A line for each problem.
@@ -81,7 +81,7 @@ def _check_first(part: Part, rule: str | tuple[int, ...]) -> tuple[int, int]:
 def _wanted_labels(
     study: Study, name: str, native: tuple[int, int], train: list[int]
 ) -> Iterator[tuple[str, int | str, int]]:
-    """What training sets want labelled of a dataset: where that is said, how much, and how much there is.
+    """What training sets want labelled of a dataset: where, how much, and how much there is.
 
     Tiles of a 2D U-Net and after resampling to another voxel size are counted in training.
     """
