@@ -1,4 +1,8 @@
-"""Where the files of a dataset are. A layout is a function here and an entry of `LAYOUTS`."""
+"""Where the files of a dataset are.
+
+A layout is a function here, an entry of `LAYOUTS`, and a name in the setting `layout` of a dataset
+(`study/datasets.py`).
+"""
 
 from __future__ import annotations
 

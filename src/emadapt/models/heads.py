@@ -136,7 +136,8 @@ HEADS: dict[str, Callable[[int, int], nn.Module]] = {
     "pyramid": Pyramid,
     "pyramid_bn": PyramidBatch,
 }
-"""By name. head(dim, n_blocks)(tokens, size) gives (B, 2, H, W) float32 logits."""
+"""By name, one of `study.training.Head`. head(dim, n_blocks)(tokens, size) gives (B, 2, H, W)
+float32 logits."""
 
 CONTROLS = ("pyramid_bn",)
 """Heads that show an effect and are not the best; sweeps try them only if they are named."""
