@@ -37,15 +37,7 @@ class Server:
             probe.bind(("127.0.0.1", 0))
             self.port = str(probe.getsockname()[1])
         self.url = f"postgresql://me:secret@127.0.0.1:{self.port}/sweeps"
-        words = [
-            "--pgdata",
-            str(self.data / "db"),
-            "--username",
-            "me",
-            "--auth",
-            "trust",
-            "--no-sync",
-        ]
+        words = f"--pgdata {self.data}/db --username me --auth trust --no-sync".split()
         subprocess.run(
             [self._program("initdb"), *words],
             user=self.user,
@@ -61,16 +53,8 @@ class Server:
         )
 
     def start(self) -> None:
-        words = [
-            "-D",
-            str(self.data / "db"),
-            "-p",
-            self.port,
-            "-k",
-            str(self.data),
-            "-c",
-            "listen_addresses=127.0.0.1",
-        ]
+        words = f"-D {self.data}/db -p {self.port} -k {self.data}".split()
+        words += ["-c", "listen_addresses=127.0.0.1"]
         with self.log.open("ab") as log:
             command = [self._program("postgres"), *words]
             self.process = subprocess.Popen(

@@ -15,11 +15,12 @@ from click.testing import CliRunner
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from optuna.distributions import CategoricalDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from emadapt.cli import main
 from emadapt.errors import EmadaptError, InputError
+from emadapt.study.regimes import LowRankSettings
 from emadapt.study.study import Study, load_study
 from emadapt.sweep.crew import Order
 from emadapt.sweep.objective import reason
@@ -389,9 +390,16 @@ DEFAULT = {"head_lr": 1e-3, "rank": 2, "alpha_ratio": 2.0, "dropout": 0.0, "adap
 
 def finished(config: Study, target: Target, values: dict[float, dict[str, Any]]) -> None:
     """A sweep whose trials at these points ended with these values."""
-    sweep, space = begun(config, target, len(values)), search_space(config, target)
+    sweep = begun(config, target, len(values))
+    space: dict[str, BaseDistribution] = {**search_space(config, target)}
     for value, params in values.items():
         sweep.add_trial(optuna.create_trial(params=params, distributions=space, value=value))
+
+
+def rank_of(regime: str) -> int:
+    settings_of = load_study().regime_settings[regime]
+    assert isinstance(settings_of, LowRankSettings)
+    return settings_of.rank
 
 
 def emadapt(*words: str) -> tuple[int, str]:
@@ -429,11 +437,11 @@ def test_a_better_winner_is_what_promote_writes(tmp_path: Path) -> None:
     config = load_study()
     finished(config, LORA, {0.7: DEFAULT | {"rank": 4}})
     assert emadapt("sweep", "promote")[0] == 0
-    assert load_study().regime_settings["lora_tuned"].rank == 4
+    assert rank_of("lora_tuned") == 4
     finished(load_study(), LORA, {0.8: DEFAULT | {"rank": 16}})
     code, said = emadapt("sweep", "promote", "--as", "better")
     assert (code, "validation IoU 0.8000" in said) == (0, True)
-    assert load_study().regime_settings["better"].rank == 16
+    assert rank_of("better") == 16
 
 
 def test_a_default_that_is_the_best_and_settings_that_changed_are_not_promoted(

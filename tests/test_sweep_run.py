@@ -197,7 +197,8 @@ def test_two_machines_share_a_sweep_and_a_worker_is_killed(
     on = {"EMADAPT_TRACKING": "on", "EMADAPT_SWEEP_STORAGE": server.url}
     machines = [start("--trials", "12", "--workers", "2", **on) for _ in range(2)]
     for machine in machines:
-        wait_until(lambda m=machine: owners(trials_of(server.url)) & {*workers(m.pid)}, machine)
+        pid = machine.pid
+        wait_until(lambda: owners(trials_of(server.url)) & {*workers(pid)}, machine)  # noqa: B023
     (victim, *_) = owners(trials_of(server.url)) & {*workers(machines[0].pid)}
     os.kill(victim, signal.SIGKILL)
     for machine in machines:

@@ -25,7 +25,7 @@ from emadapt.tracking import send, store, views
 from emadapt.tracking.provenance import provenance_tags
 from emadapt.tracking.publish import live, publish, sync
 from emadapt.tracking.relocate import moved, relocate, tracking_uri
-from emadapt.tracking.run import FOLDER, Dataset, Run
+from emadapt.tracking.run import FOLDER, Dataset, Run, settings_digest
 from emadapt.tracking.store import find_run
 from emadapt.training.train import train_unit
 from tiny import make_study
@@ -80,6 +80,7 @@ def check_training(root: Path, epochs: int = 3) -> Any:
     assert (run.info.run_name, run.info.status) == (TAGS["unit"], "FINISHED")
     assert run.data.params == {"train.lr": "0.0001", "train.amp": "true", "rank": "16"}
     assert (run.data.tags["model.md5"], run.data.tags["origin"]) == ("m1", "trained")
+    assert run.data.tags["settings"] == settings_digest(PARAMS), "the same after an outage"
     steps = range(1, epochs + 1)
     assert curve(root, "train/loss") == [(epoch, 1 / epoch) for epoch in steps]
     assert curve(root, "val/iou") == [(epoch, epoch / 10) for epoch in steps]

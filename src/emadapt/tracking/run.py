@@ -121,8 +121,8 @@ class Run:
             OSError: the disk takes no more.
         """
         for name, path in self.artifacts.items():
-            if path.is_file():
-                self.digests[name] = file_md5(path)
+            if (self.root / path).is_file():
+                self.digests[name] = file_md5(self.root / path)
         kept = {
             item.name: getattr(self, item.name)
             for item in dataclasses.fields(self)
@@ -186,6 +186,5 @@ def texts(values: Mapping[str, Any]) -> dict[str, str]:
 
 def settings_digest(params: Mapping[str, Any]) -> str:
     """Of all settings but the seed: runs that differ in nothing else have the same."""
-    common = {name: value for name, value in flat(params).items() if name != "unit.seed"}
-    text = json.dumps(common, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    common = {name: text for name, text in texts(flat(params)).items() if name != "unit.seed"}
+    return hashlib.sha256(json.dumps(common, sort_keys=True).encode()).hexdigest()[:12]
