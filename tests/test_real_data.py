@@ -38,12 +38,13 @@ def test_the_real_volumes_pass_ingest_with_the_split_that_the_study_states(
 
 
 def test_pretrained_tokens_hold_mitochondria_and_random_ones_hardly(
-    tmp_path: Path, real_data: Path
+    tmp_path: Path, real_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ridge probe on patch tokens of VNC, sections 0 to 9 against 12 to 19, threshold at the true
     share of foreground."""
     ingest(load_study(STUDY), "vnc", real_data, tmp_path)
     volume = open_volume("vnc", tmp_path)
+    monkeypatch.chdir(tmp_path)  # converted weights are kept in the working directory
 
     def patches(backbone: Backbone, slices: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
         features, labels = [], []
@@ -60,7 +61,7 @@ def test_pretrained_tokens_hold_mitochondria_and_random_ones_hardly(
         return np.concatenate(features), np.concatenate(labels)
 
     def probe(source: str) -> float:
-        backbone = build_backbone("dinov2_s", source, blocks=(6,), cache_dir=tmp_path / "weights")
+        backbone = build_backbone("dinov2_s", source, blocks=(6,))
         (x, y), (x_test, y_test) = (
             patches(backbone, (0, 3, 6, 9)),
             patches(backbone, (12, 15, 17, 19)),

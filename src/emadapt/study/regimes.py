@@ -29,6 +29,8 @@ class RegimeSettings(Settings):
     """Whether its head sees the tokens of the backbone as pretrained."""
     from_scratch: ClassVar[bool] = False
     """Whether it is a network from random values."""
+    draws: ClassVar[bool] = True
+    """Whether fitting it draws random numbers."""
     train_defaults: ClassVar[dict[str, Any]] = {}
     """Values of `train` that the kind replaces unless the regime says otherwise."""
 
@@ -174,6 +176,7 @@ class RidgeSettings(RegimeSettings):
     """Ridge regression on cached tokens; the strength is chosen on validation slices."""
 
     kind: Literal["ridge"]
+    draws: ClassVar[bool] = False
     own_head: ClassVar[str] = "linear"
     on_pretrained_tokens: ClassVar[bool] = True
 

@@ -68,7 +68,7 @@ def unit_plan(study: Study, unit: Unit) -> Plan:
     regime = study.regime_settings[unit.regime]
     train_set = study.train_set_settings[unit.train_set]
     spec = study.backbone_settings[unit.backbone]
-    drawn = regime.trains and (regime.kind != "ridge" or train_set.few)
+    drawn = regime.trains and (regime.draws or train_set.few)
     return {
         "version": emadapt.__version__,
         "seed": unit.seed if drawn else None,
