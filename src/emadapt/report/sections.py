@@ -311,10 +311,11 @@ def distances(
 
 
 def _spearman(points: Sequence[figures.Point]) -> str:
-    """Spearman's rank correlation in brackets; empty with fewer than four points."""
-    if len(points) < 4:
+    """Spearman's rank correlation in brackets; empty where it means nothing."""
+    table = pd.DataFrame(points)[["x", "y"]]
+    if len(table) < 4 or (table.nunique() < 2).any():
         return ""
-    rho = pd.Series([p.x for p in points]).corr(pd.Series([p.y for p in points]), method="spearman")
+    rho = table["x"].corr(table["y"], method="spearman")
     return f" (Spearman's ρ = {rho:.2f}, n = {len(points)})"
 
 

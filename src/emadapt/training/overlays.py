@@ -72,8 +72,14 @@ def overlay_png(
             for colour, name in ((FALSE_POSITIVE, "positive"), (FALSE_NEGATIVE, "negative"))
         ),
     ]
-    where = {"loc": "lower right", "ncols": 3, "borderaxespad": 0.3}
-    figure.legend(handles=handles, fontsize=9, frameon=False, **where)
+    figure.legend(
+        handles=handles,
+        loc="lower right",
+        ncols=3,
+        fontsize=9,
+        frameon=False,
+        borderaxespad=0.3,
+    )
     with whole_file(path) as temporary:
         figure.savefig(temporary, format="png", metadata={"Software": None})
 
