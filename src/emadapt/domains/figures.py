@@ -45,27 +45,10 @@ def pca_figure(title: str, models: Models) -> Figure:
     rows = figure.subplots(len(models), 2, squeeze=False)
     for (name, features), (left, right) in zip(models.items(), rows, strict=True):
         components, shares = pca.fit(features, 2)
-        for number, (dataset, f) in enumerate(features.items()):
+        for number, f in enumerate(features.values()):
             colour, marker = COLOURS[number % len(COLOURS)], "os^D"[number // len(COLOURS) % 4]
-            at, no_labels = (
-                components.project(f.moments.slice_means()),
-                "" if f.labelled else " (no labels)",
-            )
-            left.scatter(
-                *at.T,
-                s=28,
-                color=colour,
-                marker=marker,
-                edgecolor="white",
-                linewidth=0.6,
-                label=f"{dataset}, n = {len(at)}" + no_labels,
-            )
-            some = evenly_spaced(len(f.tokens), SHOWN_TOKENS)
-            at, true = components.project(f.tokens[some]), f.foreground[some]
-            right.scatter(*at[~true].T, s=5, color=colour, marker=marker, alpha=0.35, linewidth=0)
-            right.scatter(
-                *at[true].T, s=16, color=colour, marker=marker, edgecolor="black", linewidth=0.6
-            )
+            _scatter_slices(left, f, components, color=colour, marker=marker)
+            _scatter_tokens(right, f, components, color=colour, marker=marker)
         left.set_title(f"{name}: one point per slice (mean token)", fontsize=10)
         right.set_title(f"{name}: up to {SHOWN_TOKENS} tokens per dataset", fontsize=10)
         left.legend(fontsize=8, frameon=False)
@@ -74,77 +57,40 @@ def pca_figure(title: str, models: Models) -> Figure:
             axes.set_ylabel(f"component 2 ({shares[1]:.0%})", fontsize=9)
             axes.tick_params(labelsize=8)
             axes.spines[["top", "right"]].set_visible(False)
-    marks = [
-        Line2D(
-            [], [], linestyle="", marker="o", markersize=3, color="0.5", label="background token"
-        ),
-        Line2D(
-            [],
-            [],
-            linestyle="",
-            marker="o",
-            markersize=5,
-            color="0.7",
-            markeredgecolor="black",
-            label="foreground token",
-        ),
-    ]
-    rows[0, 1].legend(handles=marks, fontsize=8, frameon=False)
-    figure.suptitle(
-        f"{title}: principal components of the last block's patch tokens",
-        fontsize=11,
-        weight="bold",
+    rows[0, 1].legend(
+        handles=[
+            _dot("background token", markersize=3, color="0.5"),
+            _dot("foreground token", markersize=5, color="0.7", markeredgecolor="black"),
+        ],
+        fontsize=8,
+        frameon=False,
     )
+    text = f"{title}: principal components of the last block's patch tokens"
+    figure.suptitle(text, fontsize=11, weight="bold")
     return figure
 
 
 def maps_figure(title: str, models: Models) -> Figure:
     """A row for each dataset: a slice, its label, and three components as colours."""
-    datasets = list(next(iter(models.values())))
-    figure = Figure(
-        figsize=(2.6 * (2 + len(models)), 0.7 + 2.7 * len(datasets)), dpi=100, layout="constrained"
-    )
+    datasets = next(iter(models.values()))
+    size = (2.6 * (2 + len(models)), 0.7 + 2.7 * len(datasets))
+    figure = Figure(figsize=size, dpi=100, layout="constrained")
     panels = figure.subplots(len(datasets), 2 + len(models), squeeze=False)
     for axes in panels.ravel():
         axes.set_axis_off()
-    for column, (model, features) in enumerate(models.items()):
-        components, _ = pca.fit(features, 3)
-        grids = {
-            d: components.project(next(iter(f.grids.values())).astype(np.float64))
-            for d, f in features.items()
-            if f.grids
-        }
-        if not grids:
+    for column, (model, features) in enumerate(models.items(), start=2):
+        for row, picture in enumerate(_as_colours(features)):
+            if picture is not None:
+                _show(panels[row, column], picture, model)
+    grey: dict[str, Any] = {"cmap": "gray", "vmin": 0}
+    for row, (dataset, f) in enumerate(datasets.items()):
+        if not f.grids:
             continue
-        both = np.concatenate([g.reshape(-1, 3) for g in grids.values()])
-        low, high = np.percentile(both, [2, 98], axis=0)
-        for row, dataset in enumerate(datasets):
-            if dataset in grids:
-                _show(
-                    panels[row, 2 + column],
-                    ((grids[dataset] - low) / (high - low)).clip(0, 1),
-                    model,
-                )
-    for row, (dataset, f) in enumerate(next(iter(models.values())).items()):
-        if f.grids:
-            volume, z = open_volume(dataset), int(f.slices[next(iter(f.grids))])
-            _show(
-                panels[row, 0],
-                _small(np.asarray(volume.image[z])),
-                f"{dataset}, slice {z}",
-                cmap="gray",
-                vmin=0,
-                vmax=255,
-            )
-            if volume.labelled:
-                _show(
-                    panels[row, 1],
-                    _small(np.asarray(volume.label[z])),
-                    "label",
-                    cmap="gray",
-                    vmin=0,
-                    vmax=1,
-                )
+        volume, z = open_volume(dataset), int(f.slices[next(iter(f.grids))])
+        image, label = np.asarray(volume.image[z]), np.asarray(volume.label[z])
+        _show(panels[row, 0], _small(image), f"{dataset}, slice {z}", vmax=255, **grey)
+        if volume.labelled:
+            _show(panels[row, 1], _small(label), "label", vmax=1, **grey)
     figure.suptitle(
         f"{title}: components 1 to 3 of the tokens\n"
         "as red, green, blue (one scale for all datasets)",
@@ -161,31 +107,13 @@ def distances_figure(title: str, result: Mapping[str, Any]) -> Figure:
     figure = Figure(figsize=(9, 1.3 + 0.3 * len(entries)), dpi=100, layout="constrained")
     axes = figure.subplots()
     colours = dict(zip(("all", "foreground", "background"), COLOURS, strict=False))
-    shown = [
-        min(e["relative"], e["null"] * e["relative"] / e["frechet"])
-        for _, e in entries
-        if e["frechet"]
-    ]
+    shown = [min(e["relative"], e["null"] * _unit(e)) for _, e in entries if e["frechet"]]
     floor = min(shown, default=0.01) / 3
-    for y, (_, e) in enumerate(reversed(entries)):
-        unit = e["relative"] / e["frechet"] if e["frechet"] else 0.0
-        colour = colours[e["class"]]
-        axes.plot(
-            [max(v * unit, floor) for v in e["ci95"]],
-            [y, y],
-            color=colour,
-            linewidth=2.5,
-            solid_capstyle="butt",
-        )
-        axes.plot(
-            max(e["relative"], floor), y, "o", color=colour, markeredgecolor="white", markersize=7
-        )
-        axes.plot(
-            max(e["null"] * unit, floor), y, "|", color="black", markersize=11, markeredgewidth=1.6
-        )
+    for y, (_, entry) in enumerate(reversed(entries)):
+        _draw_distance(axes, y, entry, floor, colours[entry["class"]])
     names = [
-        f"{m}: {e['a']} - {e['b']}, {e['class'] if e['level'] == 'token' else e['level']}"
-        for m, e in entries
+        f"{model}: {e['a']} - {e['b']}, {e['class'] if e['level'] == 'token' else e['level']}"
+        for model, e in entries
     ]
     axes.set_yticks(range(len(entries)), names[::-1], fontsize=8)
     axes.set_xscale("log")
@@ -197,16 +125,62 @@ def distances_figure(title: str, result: Mapping[str, Any]) -> Figure:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     handles = [
-        Line2D([], [], color=c, marker="o", markeredgecolor="white", label=f"{k} tokens")
-        for k, c in colours.items()
+        Line2D([], [], color=colour, marker="o", markeredgecolor="white", label=f"{cls} tokens")
+        for cls, colour in colours.items()
     ]
     null = "largest distance between halves of one dataset"
-    handles.append(
-        Line2D([], [], color="black", marker="|", linestyle="", markersize=10, label=null)
-    )
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    mark = Line2D([], [], color="black", marker="|", linestyle="", markersize=10, label=null)
+    legend: dict[str, Any] = {"loc": "outside lower center", "ncols": 4, "frameon": False}
+    figure.legend(handles=[*handles, mark], fontsize=8, **legend)
     figure.suptitle(f"{title}: distance between datasets", fontsize=11, weight="bold")
     return figure
+
+
+def _scatter_slices(axes: Axes, f: Features, components: pca.Components, **how: Any) -> None:
+    at = components.project(f.moments.slice_means())
+    label = f"{f.name}, n = {len(at)}" + ("" if f.labelled else " (no labels)")
+    axes.scatter(*at.T, s=28, edgecolor="white", linewidth=0.6, label=label, **how)
+
+
+def _scatter_tokens(axes: Axes, f: Features, components: pca.Components, **how: Any) -> None:
+    some = evenly_spaced(len(f.tokens), SHOWN_TOKENS)
+    at, true = components.project(f.tokens[some]), f.foreground[some]
+    axes.scatter(*at[~true].T, s=5, alpha=0.35, linewidth=0, **how)
+    axes.scatter(*at[true].T, s=16, edgecolor="black", linewidth=0.6, **how)
+
+
+def _dot(label: str, **how: Any) -> Line2D:
+    return Line2D([], [], linestyle="", marker="o", label=label, **how)
+
+
+def _as_colours(features: Mapping[str, Features]) -> list[npt.NDArray[Any] | None]:
+    """For each dataset (h, w, 3) in [0, 1], its kept slice on three components; None without one."""
+    components, _ = pca.fit(features, 3)
+    grids = [
+        components.project(next(iter(f.grids.values())).astype(np.float64)) if f.grids else None
+        for f in features.values()
+    ]
+    kept = [grid.reshape(-1, 3) for grid in grids if grid is not None]
+    if not kept:
+        return []
+    low, high = np.percentile(np.concatenate(kept), [2, 98], axis=0)
+    return [g if g is None else ((g - low) / (high - low)).clip(0, 1) for g in grids]
+
+
+def _unit(entry: Mapping[str, Any]) -> float:
+    """What turns an entry's distances into relative ones."""
+    return float(entry["relative"] / entry["frechet"]) if entry["frechet"] else 0.0
+
+
+def _draw_distance(axes: Axes, y: int, entry: Mapping[str, Any], floor: float, colour: str) -> None:
+    """A distance with its interval and its null; none is drawn below `floor`."""
+    unit = _unit(entry)
+    interval = [max(value * unit, floor) for value in entry["ci95"]]
+    axes.plot(interval, [y, y], color=colour, linewidth=2.5, solid_capstyle="butt")
+    dot: dict[str, Any] = {"color": colour, "markeredgecolor": "white", "markersize": 7}
+    axes.plot(max(entry["relative"], floor), y, "o", **dot)
+    mark: dict[str, Any] = {"color": "black", "markersize": 11, "markeredgewidth": 1.6}
+    axes.plot(max(entry["null"] * unit, floor), y, "|", **mark)
 
 
 def _small(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
