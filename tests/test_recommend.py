@@ -105,7 +105,8 @@ def test_a_summary_that_does_not_fit(tmp_path: Path, summary: dict[str, Any]) ->
     ):
         with pytest.raises(InputError, match=words):
             said(tmp_path, {**summary, **change})
-    for wrong in ([], {"study": "demo", "units": []}):
+    damaged: list[Any] = [[], {"study": "demo", "units": []}]
+    for wrong in damaged:
         with pytest.raises(InputError, match="found no summary"):
             said(tmp_path, wrong)
     (tmp_path / "reports/summary.json").write_text("{")

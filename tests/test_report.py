@@ -79,7 +79,7 @@ def rich(tmp_path_factory):
 
 def differing(model: dict[str, str], against: dict[str, str]) -> set[str]:
     """Fields of settings in which two models differ."""
-    maps = {
+    maps: dict[str, Any] = {
         "backbone": RICH.backbone_settings,
         "regime": RICH.regime_settings,
         "train_set": RICH.train_set_settings,
@@ -115,7 +115,7 @@ def test_a_contrast_is_that_of_the_counts(rich):
     def iou(names: dict[str, str], test_set: str) -> float:
         values = []
         for seed in RICH.seeds:
-            unit = Unit(*names.values(), seed).name
+            unit = Unit(names["backbone"], names["regime"], names["train_set"], seed).name
             text = (root / "build/evaluate" / unit / "metrics.json").read_text()
             both, one, other = np.sum(json.loads(text)["test"][test_set]["counts"], axis=0)
             values.append(both / (one + other - both))
