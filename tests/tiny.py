@@ -34,7 +34,8 @@ def same_tensors(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool
 
 
 def blobs(shape: tuple[int, int, int], seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Bright discs on noise: (Z, Y, X) uint8 image and 0/1 label, learnable even from random features."""
+    """Bright discs on noise: (Z, Y, X) uint8 image and 0/1 label, learnable even from random
+    features."""
     rng = np.random.default_rng(seed)
     label = np.zeros(shape, np.uint8)
     yy, xx = np.mgrid[: shape[1], : shape[2]]
@@ -102,7 +103,8 @@ def under_dvc(root: Path) -> Callable[..., str]:
     """Put a study under git and DVC, with the project's own pipeline.
 
     Returns:
-        Runs a command there and gives its stdout; with `code=2`, one that has to fail so, and its stderr.
+        Runs a command there and gives its stdout; with `code=2`, one that has to fail so, and its
+        stderr.
     """
     for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
         shutil.copy(Path(__file__).parents[1] / name, root / name)
@@ -158,7 +160,8 @@ def write_model(
     facts: dict[str, Any] | None = None,
     **change: Any,
 ) -> Path:
-    """A model folder as `train` writes it, with random weights that answer differently in different places."""
+    """A model folder as `train` writes it, with random weights that answer differently in different
+    places."""
     plain = {
         "arch": "tiny_dinov2",
         "source": "random",

