@@ -174,7 +174,7 @@ def test_parts_and_slices_that_differ_are_refused(study: Study, tmp_path: Path) 
         for z in range(8):
             shape = 20 + (z == 5), 30
             tifffile.imwrite(tmp_path / f"slices/{kind}/{z}.tif", np.ones(shape, np.uint8))
-    with pytest.raises(InputError, match=r"5.tif: found a slice of shape"):
+    with pytest.raises(InputError, match=r"5.tif: found slices of shape"):
         run(folders, tmp_path)
 
 

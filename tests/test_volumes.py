@@ -314,7 +314,7 @@ DOUBTFUL: dict[str, tuple[Callable[[Path], Any], str]] = {
     "another kind": (lambda p: Path(__file__), "another kind"),
     "no dataset": (lambda p: hdf5(p) + ":/missing", "one of :/volumes/raw"),
     "two arrays": (lambda p: group(p, "one", "two"), "2 volumes"),
-    "slices of two sizes": (mixed, "2.tif: found a slice of shape (20, 44)"),
+    "slices of two sizes": (mixed, "2.tif: found slices of shape (20, 44)"),
     "text": (lambda p: Path(p / "b.tif").write_text("no") and p / "b.tif", "no readable TIFF"),
 }
 
@@ -359,7 +359,7 @@ def test_packed_files_that_are_none(tmp_path: Path) -> None:
     assert "no readable NIfTI" in refused(tmp_path / "a.nii.gz")
     four = nibabel.Nifti1Image(np.zeros((4, 5, 6, 2), np.uint8), np.eye(4))
     nibabel.save(four, tmp_path / "four.nii")
-    assert "one grey volume" in refused(tmp_path / "four.nii")
+    assert "grey slices (X, Y, Z)" in refused(tmp_path / "four.nii")
 
 
 def test_a_single_slice_is_a_volume(tmp_path: Path) -> None:

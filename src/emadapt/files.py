@@ -60,7 +60,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON: it is there whole or not at all."""
+    """Write JSON, whole or not at all."""
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
@@ -79,10 +79,7 @@ def file_md5(path: Path) -> str:
 def new_array(path: Path, dtype: Any, shape: tuple[int, ...]) -> np.memmap[Any, Any]:
     """An array in a .npy file, mapped, to be filled.
 
-    Its room is reserved: otherwise writing to it on a full disk would end the process (SIGBUS).
-
-    Raises:
-        OSError: there is no room for it.
+    Its room is reserved (OSError if there is none): writing on a full disk would be a SIGBUS.
     """
     import numpy as np
 
@@ -99,7 +96,7 @@ def disk_error(error: BaseException) -> InputError | None:
     what = Path(getattr(error, "filename", None) or Path.cwd())
     if number in FULL or (worded and _SAID_FULL.search(said)):
         found, expected = "a full disk", "room to write"
-    elif number in REFUSED and number != errno.EROFS and _cannot_read(what):
+    elif number in (errno.EACCES, errno.EPERM) and what.exists() and not os.access(what, os.R_OK):
         found, expected = "no permission to read", "a file that can be read"
     elif number in REFUSED or (worded and _SAID_REFUSED.search(said)):
         found, expected = "no permission to write", "permission to write"
@@ -111,8 +108,3 @@ def disk_error(error: BaseException) -> InputError | None:
         expected=expected,
         do="See to it and repeat the command: what is done is kept.",
     )
-
-
-def _cannot_read(path: Path) -> bool:
-    """Whether a file that is there may not be read."""
-    return path.exists() and not os.access(path, os.R_OK)

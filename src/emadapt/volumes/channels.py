@@ -9,13 +9,11 @@ from emadapt.volumes.source import Array
 
 
 def single_channel(array: Array, what: str) -> Array:
-    """The grey values of a slice: (Y, X), or (Y, X, channels) whose colours are all alike.
-
-    Channels are grey and alpha (2), RGB (3) or RGBA (4).
+    """The grey values of a slice: (Y, X), or (Y, X, channels) with grey and alpha, RGB or RGBA.
 
     Raises:
         InputError: colours that differ, or an alpha channel that varies: what is under a
-            transparent pixel is anybody's guess.
+            transparent pixel is unknown.
     """
     if array.ndim == 2 and min(array.shape) > 1:
         return array

@@ -11,7 +11,7 @@ import numpy as np
 
 from emadapt.errors import InputError
 from emadapt.volumes.png import has_one_bit, read_png
-from emadapt.volumes.source import Array, Source, only_one, stamp
+from emadapt.volumes.source import Array, Source, only_one, stamp, unlike
 from emadapt.volumes.tiff import open_tiff
 
 SLICE_SUFFIXES = (".tif", ".tiff", ".png")
@@ -30,8 +30,7 @@ def open_folder(path: Path, inside: str = "", scale: int = 0) -> Source:
 def open_slices(files: Sequence[Path], name: str) -> Source:
     """Files in this order as one volume.
 
-    Files of 1 bit a pixel among others are read as 0 and 255: image stacks mix such files with
-    8-bit ones (three of VNC's twenty labels).
+    Files of 1 bit a pixel among others are read as 0 and 255 (three of VNC's twenty labels).
 
     Raises:
         InputError: a file holds several slices or cannot be read.
@@ -49,11 +48,7 @@ def open_slices(files: Sequence[Path], name: str) -> Source:
 
 
 def _has_one_bit(file: Path) -> bool:
-    """Whether a slice has 1 bit a pixel.
-
-    Raises:
-        InputError: the file holds several slices.
-    """
+    """Whether a slice has 1 bit a pixel; refuses a file with several slices."""
     if file.suffix.lower() == ".png":
         return has_one_bit(file)
     with closing(open_tiff(file)) as source:
@@ -78,12 +73,8 @@ def _read(file: Path, keep_bits: bool) -> Array:
 
 def _alike(array: Array, first: Array, file: Path) -> Array:
     if (array.shape, array.dtype) != (first.shape, first.dtype):
-        raise InputError(
-            file,
-            found=f"a slice of shape {array.shape}, {array.dtype}",
-            expected=f"{first.shape}, {first.dtype}, as the first",
-            do="Crop or pad all slices of a dataset to one shape, or make it two datasets.",
-        )
+        expected = f"{first.shape}, {first.dtype}, as the first"
+        raise unlike(file, array.shape, array.dtype, expected)
     return array
 
 
@@ -94,12 +85,8 @@ def list_slices(folder: Path) -> list[Path]:
         InputError: anything else is in it, or nothing.
     """
     if not folder.is_dir():
-        raise InputError(
-            folder,
-            found="no such folder",
-            expected="the slices",
-            do="Check the dataset's `layout`.",
-        )
+        do = "Check the dataset's `layout`."
+        raise InputError(folder, found="no such folder", expected="the slices", do=do)
     entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     foreign = [p.name for p in entries if p.suffix.lower() not in SLICE_SUFFIXES or not p.is_file()]
     if foreign:
@@ -110,12 +97,8 @@ def list_slices(folder: Path) -> list[Path]:
             do="Move everything else out of the folder.",
         )
     if not entries:
-        raise InputError(
-            folder,
-            found="an empty folder",
-            expected="one file per slice",
-            do="Put the slices there.",
-        )
+        do = "Put the slices there."
+        raise InputError(folder, found="an empty folder", expected="one file per slice", do=do)
     return entries
 
 

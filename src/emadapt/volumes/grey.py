@@ -17,13 +17,9 @@ SAMPLE_PER_SLICE = 65_536
 
 
 def grey_window(slices: Iterable[Array], what: str | Path) -> tuple[float, float]:
-    """The grey values that become 0 and 255.
+    """The grey values that become 0 and 255: `PERCENTILES` of slices (Y, X) of one dtype.
 
-    Those of 8 bits stay as they are; of others, `PERCENTILES` of a sample of the slices.
-
-    Args:
-        slices: (Y, X) each, of one dtype; none is kept.
-        what: what to call them in an error.
+    Slices of 8 bits stay as they are.
 
     Raises:
         InputError: all have one value.
@@ -37,11 +33,9 @@ def grey_window(slices: Iterable[Array], what: str | Path) -> tuple[float, float
         sample.append(flat[::step][:SAMPLE_PER_SLICE].astype(np.float32))
     low, high = (float(v) for v in np.percentile(np.concatenate(sample), PERCENTILES))
     if not high > low:
+        found = f"a constant image (all {low:g})"
         raise InputError(
-            what,
-            found=f"a constant image (all {low:g})",
-            expected="grey values that differ",
-            do="Check the export.",
+            what, found=found, expected="grey values that differ", do="Check the export."
         )
     return low, high
 

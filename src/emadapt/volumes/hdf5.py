@@ -12,12 +12,7 @@ from emadapt.volumes.voxel import stated_voxel
 
 
 def open_hdf5(path: Path, inside: str = "", scale: int = 0) -> Source:
-    """The volume in an HDF5 file.
-
-    Args:
-        path: the file.
-        inside: the dataset; "" for the only volume that the file holds.
-        scale: 0.
+    """The dataset `inside` of an HDF5 file, or the only volume that the file holds.
 
     Raises:
         InputError: not a readable file, no such dataset, or several volumes.

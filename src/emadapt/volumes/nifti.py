@@ -15,6 +15,7 @@ from emadapt.volumes.source import (
     check_extent,
     check_type,
     damaged,
+    no_grey_stack,
     only_one,
     stamp,
     unreadable,
@@ -45,12 +46,7 @@ def open_nifti(path: Path, inside: str = "", scale: int = 0) -> Source:
         raise unreadable(path, "no readable NIfTI file", error) from error
     check_type(stored, str(path))
     if len(shape) < 3 or any(n != 1 for n in shape[3:]) or min(shape) < 1:
-        raise InputError(
-            path,
-            found=f"an array of shape {shape}",
-            expected="one grey volume (X, Y, Z)",
-            do="Export a single channel and time point.",
-        )
+        raise no_grey_stack(path, f"an array of shape {shape}", "(X, Y, Z)")
     check_extent(shape[:3], (), stored.itemsize, str(path))
     volume = _values(path, shape[:3], stored, offset)
 

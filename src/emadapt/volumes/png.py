@@ -13,11 +13,7 @@ from emadapt.volumes.source import LARGE, Array, Source, only_one, stamp, unread
 
 
 def open_png(path: Path, inside: str = "", scale: int = 0) -> Source:
-    """A PNG as a volume of one slice.
-
-    Raises:
-        InputError: not a complete PNG, or not grey.
-    """
+    """A PNG as a volume of one slice."""
     only_one(path, inside, scale)
     first = read_png(path)
 
@@ -61,12 +57,8 @@ def _decoded(path: Path) -> Array:
         bytes_each = len(image.getbands()) * (2 if _is_wide(image) else 1)
         size = image.width * image.height * bytes_each
         if size > LARGE:
-            raise InputError(
-                path,
-                found=f"{size} bytes of pixels",
-                expected=f"at most {LARGE}",
-                do="Export large slices as TIFF, or in grey.",
-            )
+            found, do = f"{size} bytes of pixels", "Export large slices as TIFF, or in grey."
+            raise InputError(path, found=found, expected=f"at most {LARGE}", do=do)
         if _is_wide(image):  # Pillow drops the low bytes of 16-bit colours
             import imagecodecs
 

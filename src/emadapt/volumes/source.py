@@ -27,35 +27,23 @@ MAX_CHUNK = 2**29
 
 @dataclass(frozen=True)
 class Source:
-    """A volume in a file or folder.
+    """A volume in a file or folder."""
 
-    Attributes:
-        name: what to call it in an error.
-        shape: (Z, Y, X).
-        dtype: bool, integer or float.
-        voxel_nm: (z, y, x) as the file states it; None where it states none.
-        depth: slices that are stored together, so that reading one costs as much as reading all.
-        cut: gives slices [z0, z1), rows [y0, y1) as (z, y, X); several threads may call it.
-        stamp: names, sizes and times of the files: changes when the content may have changed.
-        files: one for each slice of a folder of slices, else the one file.
-        close: of a file that stays open, closes it.
-    """
-
-    name: str
-    shape: tuple[int, int, int]
-    dtype: np.dtype[Any]
-    voxel_nm: Voxel | None
-    depth: int
-    cut: Callable[[int, int, int, int], Array]
-    stamp: list[Any]
-    files: tuple[Path, ...] = ()
+    name: str  # for errors
+    shape: tuple[int, int, int]  # (Z, Y, X)
+    dtype: np.dtype[Any]  # bool, integer or float
+    voxel_nm: Voxel | None  # as the file states it
+    depth: int  # slices stored together: reading one costs as much as reading all
+    cut: Callable[[int, int, int, int], Array]  # z0, z1, y0, y1 -> (z, y, X), from any thread
+    stamp: list[Any]  # changes when the content may have changed
+    files: tuple[Path, ...] = ()  # one a slice, of a folder of slices; else the one file
     close: Callable[[], None] = lambda: None
 
     def read(self, z0: int, z1: int, y0: int = 0, y1: int | None = None) -> Array:
         """Slices [z0, z1), rows [y0, y1) (to the last) as (z, y, X) in the source's own dtype.
 
         Raises:
-            InputError: they cannot be decoded, or are not finite; names the slices.
+            InputError: they cannot be decoded, or are not finite.
         """
         y1 = self.shape[1] if y1 is None else y1
         what = self.where(z0) if z1 - z0 == 1 else f"{self.name}, slices {z0} to {z1 - 1}"
@@ -66,13 +54,15 @@ class Source:
         except Exception as error:  # each codec raises errors of its own
             raise unreadable(what, "data that cannot be decoded", error) from error
         if array.shape != (z1 - z0, y1 - y0, self.shape[2]) or array.dtype != self.dtype:
+            raise unlike(what, array.shape, array.dtype, f"{self.shape[1:]}, {self.dtype}")
+        if array.dtype.kind == "f" and (bad := np.count_nonzero(~np.isfinite(array))):
             raise InputError(
                 what,
-                found=f"shape {array.shape} of {array.dtype}",
-                expected=f"slices of {self.shape[1]} x {self.shape[2]} of {self.dtype}",
-                do="Make all slices alike.",
+                found=f"{bad} NaN or infinite values",
+                expected="finite numbers",
+                do="Fill or crop them first.",
             )
-        return check_values(array, what)
+        return array
 
     def slices(self, numbers: Iterable[int]) -> Iterator[Array]:
         """The slices of these numbers, (Y, X) each; those stored together are decoded once."""
@@ -96,7 +86,7 @@ def voxel_of(source: Source, stated: Voxel | None, expected: str = "three positi
     """The voxel size as the user states it, else as the file does.
 
     Raises:
-        InputError: neither does, or a size is not positive; says what was `expected`.
+        InputError: neither does, or a size is not positive.
     """
     voxel = stated or source.voxel_nm
     if voxel is None or not all(math.isfinite(size) and size > 0 for size in voxel):
@@ -117,14 +107,13 @@ def array_source(array: Any, voxel_nm: Voxel | None, name: str = "array") -> Sou
     """
     array = array[None] if array.ndim == 2 else array
     if array.ndim != 3 or 0 in array.shape:
-        raise InputError(
-            name,
-            found=f"shape {array.shape}",
-            expected="(Z, Y, X) or (Y, X)",
-            do="Pass a single channel.",
-        )
+        raise no_grey_stack(name, f"shape {array.shape}")
+    check_type(np.dtype(array.dtype), name)
+
+    def cut(z0: int, z1: int, y0: int, y1: int) -> Array:
+        return array[z0:z1, y0:y1]
+
     z, y, x = array.shape
-    cut = lambda z0, z1, y0, y1: array[z0:z1, y0:y1]  # noqa: E731
     return Source(name, (z, y, x), array.dtype, voxel_nm, 1, cut, [])
 
 
@@ -139,12 +128,12 @@ def chunked_source(
     """An array of HDF5 or Zarr.
 
     Args:
-        name: what to call it in an error.
+        name: for errors.
         array: with `shape`, `dtype`, `chunks` and, in Zarr, `shards`.
-        axes: names of its axes, where they are known.
-        voxel: its size (z, y, x) in nm, where it is known.
+        axes: their names, if known.
+        voxel: (z, y, x) in nm, if known.
         path: where it is.
-        described: files whose times tell that the content has changed.
+        described: files whose times change with the content.
 
     Raises:
         InputError: it is no stack of grey slices, or of a size that nobody can read.
@@ -164,12 +153,7 @@ def chunked_source(
 
 
 def spatial_axes(shape: Sequence[int], axes: Sequence[str] | None, what: str) -> list[int]:
-    """Which axes of an array are (Z,) Y and X; all others have one element.
-
-    Args:
-        shape: of the array.
-        axes: their names, where they are known.
-        what: what to call the array in an error.
+    """Which axes of an array are (Z,) Y and X, by their names if known; others have one element.
 
     Raises:
         InputError: it is no stack of slices.
@@ -186,12 +170,7 @@ def spatial_axes(shape: Sequence[int], axes: Sequence[str] | None, what: str) ->
         said = f"an array of shape {tuple(shape)}"
     if not good or 0 in shape:
         colours = " (colours?)" if len(shape) >= 3 and shape[-1] in (2, 3, 4) else ""
-        raise InputError(
-            what,
-            found=said + colours,
-            expected="one stack of grey slices (Z, Y, X)",
-            do="Export a single channel and time point in this order.",
-        )
+        raise no_grey_stack(what, said + colours)
     return kept
 
 
@@ -206,34 +185,19 @@ def region(array: Any, kept: list[int], z0: int, z1: int, y0: int, y1: int) -> A
 
 
 def check_extent(shape: Sequence[int], chunk: Sequence[int], itemsize: int, what: str) -> None:
-    """Refuse a volume, or chunks of it, of a size that cannot be read.
-
-    Raises:
-        InputError: a side of more than `MAX_SIDE`, or a chunk of more than `MAX_CHUNK` bytes.
-    """
-    if max(shape) > MAX_SIDE or min(chunk, default=1) < 1:
+    """Refuse sides above `MAX_SIDE`, and chunks above `MAX_CHUNK` bytes."""
+    size = math.prod(min(c, n) for c, n in zip(chunk, shape, strict=False)) * itemsize
+    if max(shape) > MAX_SIDE or min(chunk, default=1) < 1 or size > MAX_CHUNK:
         raise InputError(
             what,
             found=f"shape {tuple(shape)} in chunks of {tuple(chunk)}",
-            expected=f"sides up to {MAX_SIDE}",
-            do="Check what wrote it.",
-        )
-    size = math.prod(min(c, n) for c, n in zip(chunk, shape, strict=False)) * itemsize
-    if size > MAX_CHUNK:
-        raise InputError(
-            what,
-            found=f"chunks of {tuple(chunk)}, {size} bytes",
-            expected=f"at most {MAX_CHUNK} bytes",
+            expected=f"sides up to {MAX_SIDE}, chunks up to {MAX_CHUNK} bytes",
             do="Write it again in smaller chunks.",
         )
 
 
 def check_type(dtype: np.dtype[Any], what: str) -> None:
-    """Refuse values that are neither integers nor real numbers.
-
-    Raises:
-        InputError: they are not; `what` names them.
-    """
+    """Refuse values that are neither integers nor real numbers."""
     if dtype.kind not in "buif":
         raise InputError(
             what,
@@ -243,30 +207,8 @@ def check_type(dtype: np.dtype[Any], what: str) -> None:
         )
 
 
-def check_values(array: Array, what: str) -> Array:
-    """The array, if it holds finite numbers.
-
-    Raises:
-        InputError: it holds something else; `what` names it.
-    """
-    check_type(array.dtype, what)
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        bad = int((~np.isfinite(array)).sum())
-        raise InputError(
-            what,
-            found=f"{bad} NaN or infinite values",
-            expected="finite numbers",
-            do="Fill or crop them first.",
-        )
-    return array
-
-
 def only_one(path: Path, inside: str, scale: int) -> None:
-    """Refuse the choice of an image within a file that holds one.
-
-    Raises:
-        InputError: `inside` or `scale` is given.
-    """
+    """Refuse the choice of an image or a scale within a file that holds one."""
     if inside or scale:
         raise InputError(
             path,
@@ -274,6 +216,26 @@ def only_one(path: Path, inside: str, scale: int) -> None:
             expected="an HDF5 file, or a Zarr for a scale",
             do="Leave out the choice.",
         )
+
+
+def no_grey_stack(what: str | Path, found: str, axes: str = "(Z, Y, X)") -> InputError:
+    """An error for an array that is no volume."""
+    return InputError(
+        what,
+        found=found,
+        expected=f"one stack of grey slices {axes}",
+        do="Export a single channel and time point in this order.",
+    )
+
+
+def unlike(what: str | Path, shape: Sequence[int], dtype: Any, expected: str) -> InputError:
+    """An error for slices of another shape or type than others of the volume."""
+    return InputError(
+        what,
+        found=f"slices of shape {tuple(shape)}, {dtype}",
+        expected=expected,
+        do="Crop or pad all slices of a dataset to one shape, or make it two datasets.",
+    )
 
 
 def unreadable(what: str | Path, found: str, error: Exception) -> InputError:

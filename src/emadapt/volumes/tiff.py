@@ -1,7 +1,6 @@
 """TIFF stacks, OME-TIFF, ImageJ hyperstacks and BigTIFF, by tifffile.
 
-tifffile reads on where a file is damaged and says so in its log only. What it says of pages, series
-and strips while a file is opened is an error here.
+tifffile only logs that a file is damaged; here that is an error.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from emadapt.volumes.source import (
     Source,
     check_type,
     damaged,
+    no_grey_stack,
     only_one,
     region,
     spatial_axes,
@@ -85,7 +85,6 @@ class _Reader:
             self.array = zarr.open_array(series.aszarr(), mode="r")
 
     def cut(self, z0: int, z1: int, y0: int, y1: int) -> Array:
-        """Slices [z0, z1), rows [y0, y1)."""
         if self.array is not None and "S" not in self.series.axes:
             names = ["z" if a not in "YX" and n > 1 else a for a, n in _axes(self.series)]
             with self.lock:
@@ -124,8 +123,7 @@ def _volume_of(tif: Any, path: Path) -> Any:
             path,
             found="values that are shown inverted (WhiteIsZero)",
             expected="0 for black",
-            do="Save it without an inverting lookup table (Fiji: Image > Lookup Tables > Invert"
-            " LUT, then save; Edit > Invert first, if what you see is what counts).",
+            do="Save it without an inverting lookup table (Fiji: Image > Lookup Tables).",
         )
     stated, slices = _stated_planes(tif), math.prod(_stack_shape(series, path)[:-2])
     if stated is not None and stated not in (slices, slices * series.sizes.get("sample", 1)):
@@ -135,20 +133,11 @@ def _volume_of(tif: Any, path: Path) -> Any:
 
 
 def _stack_shape(series: Any, path: Path) -> list[int]:
-    """([Z,] Y, X) of a series.
-
-    Raises:
-        InputError: it has other axes.
-    """
+    """([Z,] Y, X) of a series."""
     axes = _axes(series)
     kept = [(axis, n) for axis, n in axes if axis in "YX" or (n > 1 and axis != "S")]
     if len(kept) > 3 or [axis for axis, _ in kept][-2:] != ["Y", "X"]:
-        raise InputError(
-            path,
-            found=f"axes {series.axes} of shape {series.shape}",
-            expected="one stack of slices (Z, Y, X)",
-            do="Export a single channel and time point.",
-        )
+        raise no_grey_stack(path, f"axes {series.axes} of shape {series.shape}")
     return [n for _, n in kept]
 
 
@@ -174,13 +163,8 @@ def _voxel(tif: Any) -> Voxel | None:
     """From OME-XML or ImageJ's tags. A plain TIFF's resolution is that of a printer."""
     if tif.is_ome:
         pixels = _ome_pixels(tif)
-        sizes = [
-            in_nm(
-                float(pixels.get(f"PhysicalSize{axis}", 0)),
-                pixels.get(f"PhysicalSize{axis}Unit", "µm"),
-            )
-            for axis in "ZYX"
-        ]
+        keys = [f"PhysicalSize{axis}" for axis in "ZYX"]
+        sizes = [in_nm(float(pixels.get(k, 0)), pixels.get(f"{k}Unit", "µm")) for k in keys]
     elif tif.is_imagej:
         stated, tags = tif.imagej_metadata or {}, tif.pages[0].tags
         unit = str(stated.get("unit", "")).replace("\\u00B5", "µ")

@@ -23,17 +23,7 @@ TILED = 2**28
 
 
 def write_tiff(group: Path, name: str, voxel_nm: Voxel, about: Mapping[str, Any]) -> Path:
-    """A compressed OME-TIFF of a group's array `0`; the same array gives the same bytes.
-
-    Args:
-        group: folder of the OME-Zarr group.
-        name: of the image.
-        voxel_nm: (z, y, x).
-        about: how the image was made.
-
-    Returns:
-        The file, next to the group.
-    """
+    """A compressed OME-TIFF of a group's array `0`, next to it; the same array, the same bytes."""
     import tifffile
     import zarr
 
@@ -49,11 +39,9 @@ def write_tiff(group: Path, name: str, voxel_nm: Voxel, about: Mapping[str, Any]
         "Name": name,
         "Description": description,
         "UUID": str(uuid.UUID(bytes=digest.digest())),
-        "PhysicalSizeZ": z,
-        "PhysicalSizeY": y,
-        "PhysicalSizeX": x,
-        **{f"PhysicalSize{axis}Unit": "µm" for axis in "ZYX"},
     }
+    for axis, size in zip("ZYX", (z, y, x), strict=True):
+        metadata |= {f"PhysicalSize{axis}": size, f"PhysicalSize{axis}Unit": "µm"}
     size = int(np.prod(array.shape)) * array.dtype.itemsize
     with tifffile.TiffWriter(path, bigtiff=size > CLASSIC, ome=True) as tif:
         tif.write(

@@ -46,15 +46,7 @@ def create_array(group: Path, level: int, shape: tuple[int, ...], dtype: str, de
 def write_zarr(group: Path, name: str, voxel_nm: Voxel, about: Mapping[str, Any]) -> Path:
     """Add coarser scales and the metadata of OME-Zarr to a group whose array `0` is finished.
 
-    Args:
-        group: the folder; it becomes the image.
-        name: of the image; `probabilities` are averaged in coarser scales, of labels the first
-            voxel of each cell is taken.
-        voxel_nm: (z, y, x).
-        about: how the image was made.
-
-    Returns:
-        The group.
+    Coarser scales of `probabilities` are means; of labels, the first voxel of each cell.
     """
     import zarr
 

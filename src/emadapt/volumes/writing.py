@@ -26,17 +26,15 @@ WRITERS: dict[str, Writer] = {
 
 
 def suffix_of(output: str) -> str:
-    """The suffix by which the format is chosen, as it is written in the name.
+    """The suffix of `WRITERS` that a name ends with, as it is written there.
 
     Raises:
-        InputError: none of `WRITERS`.
+        InputError: it ends with none.
     """
     for suffix in WRITERS:
         if output.lower().endswith(suffix) and len(Path(output).name) > len(suffix):
             return output[-len(suffix) :]
+    expected = f"a name with {', '.join(WRITERS)}"
     raise InputError(
-        output,
-        found="an output of unknown kind",
-        expected=f"a name with {', '.join(WRITERS)}",
-        do="Choose one of these.",
+        output, found="an output of unknown kind", expected=expected, do="Choose one of these."
     )

@@ -12,24 +12,12 @@ from typing import Any
 import numpy as np
 
 from emadapt.errors import InputError
-from emadapt.volumes.source import (
-    Array,
-    Source,
-    chunked_source,
-    damaged,
-    spatial_axes,
-    unreadable,
-)
+from emadapt.volumes.source import Array, Source, chunked_source, damaged, spatial_axes, unreadable
 from emadapt.volumes.voxel import Voxel, in_nm, known_voxel, stated_voxel
 
 
 def open_zarr(path: Path, inside: str = "", scale: int = 0) -> Source:
     """The volume in a Zarr array, in a group with one volume, or in an OME-Zarr image.
-
-    Args:
-        path: of the array or group.
-        inside: of the array or group within it.
-        scale: of an OME-Zarr image, 0 for the finest.
 
     Raises:
         InputError: there is no volume, or there are several.
@@ -43,12 +31,8 @@ def open_zarr(path: Path, inside: str = "", scale: int = 0) -> Source:
     if isinstance(node, zarr.Group) and (images := _ome(node).get("multiscales")):
         return _image(path, node, images[0], scale)
     if scale:
-        raise InputError(
-            path,
-            found=f"scale {scale} of a volume that has one resolution",
-            expected="an OME-Zarr image",
-            do="Leave out the scale.",
-        )
+        found = f"scale {scale} of a volume that has one resolution"
+        raise InputError(path, found=found, expected="an OME-Zarr image", do="Leave out the scale.")
     attributes = node.attrs.asdict()
     if isinstance(node, zarr.Group):
         node = _only_volume(path, node)
@@ -109,12 +93,8 @@ def _image(path: Path, group: Any, image: dict[str, Any], scale: int) -> Source:
         found = f"OME-Zarr metadata without {error}"
         raise damaged(path, found, "multiscales of version 0.4 or 0.5") from error
     if not 0 <= scale < len(paths):
-        raise InputError(
-            path,
-            found=f"scale {scale}",
-            expected=f"0 to {len(paths) - 1}",
-            do="Choose one that is there.",
-        )
+        expected, do = f"0 to {len(paths) - 1}", "Choose one that is there."
+        raise InputError(path, found=f"scale {scale}", expected=expected, do=do)
     if paths[scale] not in group:
         raise damaged(path, f"no array {paths[scale]!r}", "what its metadata say")
     changes = [
@@ -182,11 +162,7 @@ def _files(
 
 
 def _check_file(file: Path, name: str, blosc: bool) -> None:
-    """Refuse what is no file, and a chunk of Blosc of another length than it says.
-
-    A pipe would be waited for, a link to nothing be read as zeros; numcodecs reads past the end of
-    a chunk that is too short.
-    """
+    """Refuse pipes and dead links, and Blosc chunks that are short: numcodecs reads past them."""
     if os.path.lexists(file) != file.is_file():
         raise damaged(name, f"no plain file at {file.name}", "files")
     if blosc and file.is_file():
