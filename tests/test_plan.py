@@ -202,7 +202,7 @@ def test_dvc_reruns_what_a_change_needs_and_no_more(tmp_path: Path) -> None:
     assert ran() == set()
     lora = {f"train@{unit}", f"evaluate@{unit}", "diagnose@t-lora", "report"}
     assert edit("rank: 2", "rank: 3") == lora
-    assert edit("- lora\n", "") == {"report"}
+    assert edit("  - lora\n", "") == {"report"}
     assert not (tmp_path / "reports/domain/t-lora.json").exists()
     assert edit("replicates: 4", "replicates: 3") == {"diagnose@t-frozen", "report"}
     plan = json.loads((tmp_path / "build/plan/train/t-frozen-paired-0.json").read_text())

@@ -22,7 +22,8 @@ FOUR = ["0", "1", "2", "3"]
 DVC = """#!/bin/sh
 began=$(date +%s%N)
 sleep 0.2
-printf '{"devices": "%s", "cuda": "%s", "threads": "%s", "began": %s, "ended": %s}' "$EMADAPT_DEVICES" \\
+facts='{"devices": "%s", "cuda": "%s", "threads": "%s", "began": %s, "ended": %s}'
+printf "$facts" "$EMADAPT_DEVICES" \\
     "${CUDA_VISIBLE_DEVICES-unset}" "$OMP_NUM_THREADS" "$began" "$(date +%s%N)" > "seen-$4.json"
 """
 TRAIN = {"train@x": 4, "train@y": 2, "train@z": 4}

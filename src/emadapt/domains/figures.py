@@ -154,7 +154,7 @@ def _dot(label: str, **how: Any) -> Line2D:
 
 
 def _as_colours(features: Mapping[str, Features]) -> list[npt.NDArray[Any] | None]:
-    """For each dataset (h, w, 3) in [0, 1], its kept slice on three components; None without one."""
+    """For each dataset (h, w, 3) in [0, 1], a slice on three components; None without one."""
     components, _ = pca.fit(features, 3)
     grids = [
         components.project(next(iter(f.grids.values())).astype(np.float64)) if f.grids else None
