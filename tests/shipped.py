@@ -11,7 +11,8 @@ from click.testing import CliRunner
 from PIL import Image
 
 from emadapt.cli import main
-from emadapt.study.study import Study, load_study
+from emadapt.study.loading import load_study
+from emadapt.study.study import Study
 from tiny import blobs
 
 STUDIES = Path(__file__).parents[1] / "studies"

@@ -22,7 +22,8 @@ from emadapt.models.predict import predict_slices
 from emadapt.models.tokens import token_key, token_views
 from emadapt.study.backbones import BackboneSettings
 from emadapt.study.datasets import TrainSetSettings
-from emadapt.study.study import Unit, load_study
+from emadapt.study.loading import load_study
+from emadapt.study.study import Unit
 from emadapt.training.evaluate import evaluate_unit
 from emadapt.training.model_files import load_model
 from emadapt.training.train import train_unit

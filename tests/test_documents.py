@@ -14,7 +14,7 @@ import yaml
 
 from emadapt import api
 from emadapt.cli import main
-from emadapt.study.study import load_study
+from emadapt.study.loading import load_study
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [

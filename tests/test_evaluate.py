@@ -13,7 +13,8 @@ from emadapt.errors import InputError
 from emadapt.metrics.intervals import block_bootstrap
 from emadapt.metrics.pixels import boundary_band, overlap_counts, pooled, summarise
 from emadapt.models.predict import predict_slice, predict_slices
-from emadapt.study.study import Unit, load_study
+from emadapt.study.loading import load_study
+from emadapt.study.study import Unit
 from emadapt.training import scores
 from emadapt.training.evaluate import evaluate_unit
 from emadapt.training.model_files import load_model

@@ -9,7 +9,7 @@ from torch import nn
 from emadapt.errors import InputError
 from emadapt.models import mitonet, published
 from emadapt.pipeline.check import check_study
-from emadapt.study.study import load_study
+from emadapt.study.loading import load_study
 from outside import write_sam2
 from tiny import make_study, settings
 

@@ -19,7 +19,7 @@ from emadapt.data.batches import Draw, deal, with_absent
 from emadapt.data.ingest import ingest
 from emadapt.errors import InputError
 from emadapt.models.batch_norm import BatchNorm
-from emadapt.study.study import load_study
+from emadapt.study.loading import load_study
 from emadapt.training.devices import parse_devices, visible
 from emadapt.training.train import train_unit
 from tiny import make_study, settings

@@ -15,7 +15,8 @@ from emadapt.data.ingest import ingest
 from emadapt.errors import InputError
 from emadapt.models.archs import OPENCLIP_REPOSITORIES
 from emadapt.models.identity import file_sha256
-from emadapt.study.study import Study, load_study
+from emadapt.study.loading import load_study
+from emadapt.study.study import Study
 from emadapt.training.plan import PLAN, unit_key, write_plans
 from tiny import make_study, settings, under_dvc
 

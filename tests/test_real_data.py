@@ -13,7 +13,7 @@ from emadapt.data.crops import as_input
 from emadapt.data.ingest import ingest, open_volume
 from emadapt.models.backbones import Backbone, build_backbone
 from emadapt.models.tokens import compute_tokens
-from emadapt.study.study import load_study
+from emadapt.study.loading import load_study
 
 pytestmark = pytest.mark.real_data
 STUDY = Path(__file__).parents[1] / "studies/adapt/study.yaml"

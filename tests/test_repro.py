@@ -15,7 +15,7 @@ from emadapt.errors import EmadaptError
 from emadapt.pipeline import repro
 from emadapt.pipeline.repro import place, run_pipeline, useful_devices
 from emadapt.pipeline.stages import tokens_first
-from emadapt.study.study import load_study
+from emadapt.study.loading import load_study
 from tiny import make_study, settings, under_dvc
 
 FOUR = ["0", "1", "2", "3"]

@@ -25,7 +25,7 @@ from emadapt.data.ingest import ingest, open_volume
 from emadapt.data.layouts import LAYOUTS
 from emadapt.data.sources import DATASETS, Archive
 from emadapt.errors import InputError
-from emadapt.study.study import load_study
+from emadapt.study.loading import load_study
 from tiny import blobs, settings
 
 LUCCHI = DATASETS["lucchi"]

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from emadapt.cli import main
-from emadapt.study.study import load_study
+from emadapt.study.loading import load_study
 from shipped import STUDIES, emadapt, in_small, run_small, write_reference_layouts
 from tiny import blobs, write_stack
 

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from emadapt.errors import ConfigError
 from emadapt.study.keys import ORDER, affecting, digest
+from emadapt.study.loading import load_study
 from emadapt.study.regimes import REGIME_SETTINGS
 from emadapt.study.strict import Settings
-from emadapt.study.study import Study, Unit, load_study
+from emadapt.study.study import Study, Unit
 from tiny import settings
 
 ROOT = Path(__file__).parents[1]

@@ -20,8 +20,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from emadapt.cli import main
 from emadapt.errors import EmadaptError, InputError
+from emadapt.study.loading import load_study
 from emadapt.study.regimes import LowRankSettings
-from emadapt.study.study import Study, load_study
+from emadapt.study.study import Study
 from emadapt.sweep.crew import Order
 from emadapt.sweep.objective import reason
 from emadapt.sweep.promote import own_values, write_regime

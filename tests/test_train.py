@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 
 from emadapt.errors import EmadaptError
 from emadapt.models.segmenter import Segmenter
-from emadapt.study.study import Study, Unit, load_study
+from emadapt.study.loading import load_study
+from emadapt.study.study import Study, Unit
 from emadapt.training.average import Average
 from emadapt.training.fit import Run, digest_seed, rate_factor
 from emadapt.training.losses import LOSSES

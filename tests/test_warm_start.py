@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from emadapt.errors import InputError
-from emadapt.study.study import Study, Unit, load_study
+from emadapt.study.loading import load_study
+from emadapt.study.study import Study, Unit
 from emadapt.training.fit import Run
 from emadapt.training.plan import unit_key
 from emadapt.training.prepare import prepare

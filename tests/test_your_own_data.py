@@ -13,7 +13,7 @@ from emadapt.data.ingest import Volume, ingest, open_volume
 from emadapt.models.token_statistics import token_facts
 from emadapt.segment.job import Order
 from emadapt.segment.run import segment_volume
-from emadapt.study.study import load_study
+from emadapt.study.loading import load_study
 from emadapt.training.model_files import load_model
 from tiny import blobs, write_model
 

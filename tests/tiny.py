@@ -20,8 +20,9 @@ from emadapt.data.ingest import Volume, ingest
 from emadapt.models.predict import predict_slices
 from emadapt.models.segmenter import Segmenter
 from emadapt.study.backbones import BackboneSettings
+from emadapt.study.loading import load_study
 from emadapt.study.regimes import RegimeSettings, regime_settings
-from emadapt.study.study import Study, Unit, load_study
+from emadapt.study.study import Study, Unit
 from emadapt.training.fit import Run
 from emadapt.training.model_files import load_model, save_model
 from emadapt.training.regimes import REGIMES

@@ -16,8 +16,9 @@ from emadapt.segment.domain import Domain, domain_of_volume
 from emadapt.segment.instances import components
 from emadapt.segment.model import Model, open_model
 from emadapt.segment.runner import array_runner
-from emadapt.study.study import PARAMS, Study
-from emadapt.study.study import load_study as _load_study
+from emadapt.study.loading import PARAMS
+from emadapt.study.loading import load_study as _load_study
+from emadapt.study.study import Study
 from emadapt.volumes.opening import open_source
 from emadapt.volumes.voxel import Voxel, as_voxel
 

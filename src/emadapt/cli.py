@@ -12,7 +12,7 @@ from emadapt import __version__
 from emadapt.errors import EmadaptError
 from emadapt.files import disk_error
 from emadapt.segment.cli import export, mesh, preview, register, segment
-from emadapt.study.study import PARAMS, load_study
+from emadapt.study.loading import PARAMS, load_study
 from emadapt.sweep.cli import sweep
 
 

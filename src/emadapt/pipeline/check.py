@@ -10,9 +10,10 @@ from typing import Any
 from emadapt.errors import ConfigError, EmadaptError
 from emadapt.files import write_text
 from emadapt.pipeline.check_data import problems_of_dataset
+from emadapt.study.loading import PARAMS, load_study
 from emadapt.study.regimes import PretrainedSystemSettings
 from emadapt.study.strict import NAME
-from emadapt.study.study import PARAMS, Study, load_study
+from emadapt.study.study import Study
 
 SECTIONS = ("split", "train", "diagnose")
 """Sections that dvc.yaml names, and that may be left out otherwise."""

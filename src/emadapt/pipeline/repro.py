@@ -22,7 +22,8 @@ from filelock import FileLock, Timeout
 from emadapt.errors import EmadaptError
 from emadapt.pipeline.stages import PLAN, Needs, stale_ingests, stale_stages
 from emadapt.pipeline.watchdog import Watchdog
-from emadapt.study.study import Study, load_study
+from emadapt.study.loading import load_study
+from emadapt.study.study import Study
 from emadapt.training.devices import visible
 
 LOGS = "scratch/repro"

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from emadapt.study.reading import nearest
-
-if TYPE_CHECKING:
-    from emadapt.study.study import Study
+from emadapt.study.study import Study
 
 
 def problems_of(study: Study) -> list[str]:

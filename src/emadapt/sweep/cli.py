@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from emadapt.study.study import load_study
+from emadapt.study.loading import load_study
 
 
 @click.group()

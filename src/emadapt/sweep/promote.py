@@ -10,9 +10,10 @@ import optuna
 
 from emadapt.errors import EmadaptError, InputError
 from emadapt.files import whole_file
+from emadapt.study.loading import PARAMS, load_study
 from emadapt.study.regimes import RegimeSettings
 from emadapt.study.strict import NAME
-from emadapt.study.study import PARAMS, Study, load_study
+from emadapt.study.study import Study
 from emadapt.sweep.space import Target, default_point, regime_at, settings_hash
 from emadapt.sweep.storage import best_trial, first_number
 
