@@ -1,4 +1,7 @@
-"""Settings and fixtures for all tests. Environment variables are set before anything imports what reads them."""
+"""Settings and fixtures for all tests.
+
+Environment variables are set before anything imports what reads them.
+"""
 
 import os
 import shutil
@@ -12,13 +15,13 @@ ROOT = Path(__file__).resolve().parents[1]
 os.environ.pop("MLFLOW_TRACKING_URI", None)  # no test may write to somebody's real lab book
 os.environ.update(
     DVC_NO_ANALYTICS="1",
-    HF_ENDPOINT="http://127.0.0.1:9",  # nothing listens there: no test downloads from the hub, and it fails at once
+    HF_ENDPOINT="http://127.0.0.1:9",  # nothing listens there: a download fails at once
     HF_HUB_DISABLE_TELEMETRY="1",
     MLFLOW_DISABLE_TELEMETRY="true",
     MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false",
     MPLBACKEND="Agg",
     NO_ALBUMENTATIONS_UPDATE="1",
-    OMP_NUM_THREADS="1",  # threads that wait for each other on a busy machine made tiny models twenty times slower
+    OMP_NUM_THREADS="1",  # more threads make tiny models slower on a busy machine
 )
 
 settings.register_profile("emadapt", deadline=None)  # a busy machine is no failure
@@ -27,13 +30,11 @@ settings.load_profile("emadapt")
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """Folder with `lucchi/` and `vnc/` in their public layouts; use it with the marker `real_data`."""
+    """Folder with `lucchi/` and `vnc/` in their public layouts, for the marker `real_data`."""
     folder = (ROOT / os.environ.get("EMADAPT_REAL_DATA", "../shared/data")).resolve()
     missing = [name for name in ("lucchi", "vnc") if not (folder / name).is_dir()]
     if missing:
-        pytest.skip(
-            f"no {' and no '.join(missing)} in {folder}: set EMADAPT_REAL_DATA to the folder that holds them"
-        )
+        pytest.skip(f"no {' and no '.join(missing)} in {folder}: set EMADAPT_REAL_DATA")
     return folder
 
 

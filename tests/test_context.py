@@ -50,8 +50,8 @@ def test_cache_and_loop_show_the_same_three_slices(tmp_path: Path) -> None:
     image, label = CropDataset([volume], SPEC, 14, augmented=False)[Draw(0, z, 5)]
     assert (image.shape, label.shape) == ((3, 56, 56), (56, 56))
     plain = CropDataset([volume], SPEC.changed(context=0), 14, augmented=False)
-    alone = [plain[Draw(0, k, 5)][0][0] for k in (z - 1, z, z + 1)]
-    assert torch.equal(image, torch.stack(alone))
+    single = [plain[Draw(0, k, 5)][0][0] for k in (z - 1, z, z + 1)]
+    assert torch.equal(image, torch.stack(single))
 
 
 @pytest.mark.slow

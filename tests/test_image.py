@@ -46,7 +46,7 @@ def own_services() -> dict[str, dict[str, Any]]:
 
 
 def dockerignored(path: str) -> bool:
-    """Whether .dockerignore keeps a path from the builder: the last pattern that matches decides."""
+    """Whether .dockerignore keeps a path out: the last pattern that matches decides."""
     ignored = False
     candidates = [path, *(str(parent) for parent in Path(path).parents if str(parent) != ".")]
     for line in (ROOT / ".dockerignore").read_text().splitlines():

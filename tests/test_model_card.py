@@ -43,7 +43,7 @@ def test_evaluate_writes_it_with_the_scores_that_it_found(
     assert text == model_card(card, metrics)
     for name, kind in (("a", "trained on it"), ("b", "never seen")):
         assert (
-            f"| {name} | {kind} | {metrics['test'][name]['n']} | {metrics['test'][name]['iou']:.3f} ("
+            f"| {name} | {kind} | {metrics['test'][name]['n']} | {metrics['test'][name]['iou']:.3f} ("  # noqa: E501
             in text
         )
     assert "Random weights: a control" in text
@@ -86,7 +86,7 @@ def test_terms_of_what_earlier_models_saw_reach_the_adapter(
     twin of Lucchi."""
     text, card, metrics = unit
     assert "through the model" not in text
-    twin = {"datasets": {"mispaired": {}}}
+    twin: dict[str, Any] = {"datasets": {"mispaired": {}}}
     settings = card["settings"] | {"source": {"datasets": {"vnc": {}}, "source": twin}}
     sources = {"vnc": SOURCES["vnc"], "mispaired": SOURCES["lucchi"]}
     tuned = model_card(
@@ -99,7 +99,7 @@ def test_terms_of_what_earlier_models_saw_reach_the_adapter(
         in tuned
     )
     assert (
-        "- mispaired (through the model that it starts from): research use; cite both papers. No commercial use."
+        "- mispaired (through the model that it starts from): research use; cite both papers. No commercial use."  # noqa: E501
         in tuned
     )
     assert "| vnc | through the model that it starts from |" in tuned

@@ -177,7 +177,7 @@ def test_no_verb_says_the_password_of_a_storage(
 def test_no_run_keeps_what_the_environment_hides(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Addresses of a repository and of a server, with a token each, through a training's records."""
+    """Addresses with a token each, through the records of a training."""
     from emadapt.tracking.publish import live, sync
     from emadapt.tracking.run import Run
 

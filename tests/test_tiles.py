@@ -135,7 +135,7 @@ def test_longest_edge_gives_the_references_sizes(
         ),
         patch,
     )
-    assert whole == Geometry(native, expected, expected, expected, 0.0, patch, patch)
+    assert whole == Geometry(native, expected, expected, expected, 0.0, patch)
     assert whole.corners() == [(0, 0)]
     assert (
         geometry(

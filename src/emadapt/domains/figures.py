@@ -139,14 +139,14 @@ def distances_figure(title: str, result: Mapping[str, Any]) -> Figure:
 def _scatter_slices(axes: Axes, f: Features, components: pca.Components, **how: Any) -> None:
     at = components.project(f.moments.slice_means())
     label = f"{f.name}, n = {len(at)}" + ("" if f.labelled else " (no labels)")
-    axes.scatter(*at.T, s=28, edgecolor="white", linewidth=0.6, label=label, **how)
+    axes.scatter(at[:, 0], at[:, 1], s=28, edgecolor="white", linewidth=0.6, label=label, **how)
 
 
 def _scatter_tokens(axes: Axes, f: Features, components: pca.Components, **how: Any) -> None:
     some = evenly_spaced(len(f.tokens), SHOWN_TOKENS)
     at, true = components.project(f.tokens[some]), f.foreground[some]
-    axes.scatter(*at[~true].T, s=5, alpha=0.35, linewidth=0, **how)
-    axes.scatter(*at[true].T, s=16, edgecolor="black", linewidth=0.6, **how)
+    axes.scatter(at[~true, 0], at[~true, 1], s=5, alpha=0.35, linewidth=0, **how)
+    axes.scatter(at[true, 0], at[true, 1], s=16, edgecolor="black", linewidth=0.6, **how)
 
 
 def _dot(label: str, **how: Any) -> Line2D:

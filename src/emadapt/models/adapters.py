@@ -87,7 +87,7 @@ def adapter_state(network: nn.Module) -> State:
     if _lora_layers(network):
         from peft import get_peft_model_state_dict
 
-        return dict(get_peft_model_state_dict(network))  # type: ignore[arg-type]
+        return dict(get_peft_model_state_dict(network))
     return {name: p for name, p in network.named_parameters() if p.requires_grad}
 
 
@@ -111,7 +111,7 @@ def load_adapter(network: nn.Module, state: State) -> None:
     if _lora_layers(network):
         from peft import set_peft_model_state_dict
 
-        set_peft_model_state_dict(network, state)  # type: ignore[arg-type]
+        set_peft_model_state_dict(network, state)
         return
     with torch.no_grad():
         for name, parameter in now.items():

@@ -62,7 +62,8 @@ class Sam2(Published):
         super().__init__(
             "sam2", 1, network, Provenance(source, weights, sha256, "SAM 2, Sam2Model")
         )
-        self.prompts, self.processor = prompts, processor
+        self.prompts = prompts
+        self.processor: Any = processor
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Images (B, 1, H, W) in [0, 1] -> one (B, 2, H, W) of logits, from automatic prompts."""

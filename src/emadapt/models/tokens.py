@@ -163,8 +163,8 @@ def run(study: Study, backbone_name: str, dataset: str, out: Path = Path("build/
     path = out / backbone_name / f"{dataset}.json"
     if all(not study.regime_settings[name].uses_backbone for name in study.regimes):
         facts = aligner_of(volume, spec).facts  # another reference is another training
-        entries = [{"align": digest(facts)}] if facts else []
-        write_json(path, manifest | {"entries": entries, "weights": NONE.to_dict()})
+        aligned = [{"align": digest(facts)}] if facts else []
+        write_json(path, manifest | {"entries": aligned, "weights": NONE.to_dict()})
         print(f"tokens {backbone_name} {dataset}: none, no regime of the study has a backbone")
         return path
     started, backbone = time.perf_counter(), pretrained(spec).to(device())
@@ -265,7 +265,7 @@ def _extract(
         for name in ("tokens", "entering"):
             if same and (same / f"{name}.npy").is_file():
                 os.link(same / f"{name}.npy", temporary / f"{name}.npy")
-        facts = {"rows": len(plan), "view": view, "cut": cut, "pixels": pixels}
+        facts: dict[str, Any] = {"rows": len(plan), "view": view, "cut": cut, "pixels": pixels}
         facts |= {"data_md5": volume.md5, "weights": backbone.provenance.to_dict()}
         write_json(temporary / "manifest.json", facts)
 
@@ -324,7 +324,7 @@ def _new_arrays(
     if not with_tokens:
         return arrays
     dim, blocks = backbone.arch.dim, len([b for b in backbone.blocks if cut is None or b < cut])
-    shapes = {"tokens": (rows, blocks * dim, *geo.grid)}
+    shapes: dict[str, tuple[int, ...]] = {"tokens": (rows, blocks * dim, *geo.grid)}
     if cut is not None:
         shapes["entering"] = (rows, backbone.vit.num_prefix_tokens + math.prod(geo.grid), dim)
     return arrays | {

@@ -67,7 +67,7 @@ def _parsed(raw: dict[str, Any], problems: list[str]) -> Study | None:
     if missing:
         return None
     selection = parse(Selection, raw["study"], "study", problems)
-    parts = {
+    parts: dict[str, Any] = {
         f"{key.removesuffix('s')}_settings": _map(kind, raw[key], key, problems)
         for key, kind in maps.items()
     }
@@ -77,7 +77,7 @@ def _parsed(raw: dict[str, Any], problems: list[str]) -> Study | None:
     sweep = _section(SweepSettings, raw.get("sweep"), "sweep", {}, problems)
     if selection is None or problems:
         return None
-    lists = {name: getattr(selection, name) for name in Selection.model_fields}
+    lists: dict[str, Any] = {name: getattr(selection, name) for name in Selection.model_fields}
     return Study(**lists, **parts, split=split, train=train, diagnose=diagnose, sweep=sweep)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from emadapt.study.reading import nearest
 from emadapt.study.study import Study
@@ -22,7 +23,7 @@ def problems_of(study: Study) -> list[str]:
 
 def _names(study: Study) -> Iterator[str]:
     """Names in `study` that are not in the map of that name, or are listed twice."""
-    maps = {
+    maps: dict[str, dict[str, Any]] = {
         "datasets": study.dataset_settings,
         "backbones": study.backbone_settings,
         "regimes": study.regime_settings,

@@ -34,7 +34,7 @@ def write_tiff(group: Path, name: str, voxel_nm: Voxel, about: Mapping[str, Any]
     description = json.dumps(about)
     digest = hashlib.md5(description.encode(), usedforsecurity=False)
     z, y, x = (round(size / 1e3, 9) for size in voxel_nm)  # um
-    metadata = {
+    metadata: dict[str, Any] = {
         "axes": "ZYX",
         "Name": name,
         "Description": description,

@@ -34,7 +34,7 @@ class ResUNet3dRegime(Regime):
         self.depth = settings.patch[0]
 
     @property
-    def backbone(self) -> PassThrough:  # type: ignore[override]
+    def backbone(self) -> PassThrough:
         return PassThrough(STRIDE)
 
     def segmenter(self, backbone: Any) -> Segmenter:

@@ -20,7 +20,7 @@ class UNet2dRegime(Regime):
         super().__init__(settings, spec.changed(tile=tile), head)
 
     @property
-    def backbone(self) -> PassThrough:  # type: ignore[override]
+    def backbone(self) -> PassThrough:
         return PassThrough(STRIDE, 3 if self.spec.context else 1)
 
     def head(self, backbone: Any) -> UNet2d:
