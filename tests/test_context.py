@@ -13,14 +13,14 @@ from emadapt.data.batches import Draw
 from emadapt.data.crops import CropDataset
 from emadapt.data.ingest import Volume, open_volume
 from emadapt.data.tiles import with_neighbours
-from emadapt.models.predict import predict_slice, predict_slices
+from emadapt.models.predict import predict_slices
 from emadapt.models.tokens import token_views
 from emadapt.study.backbones import BackboneSettings
 from emadapt.study.regimes import regime_settings
 from emadapt.study.study import Unit
 from emadapt.training.evaluate import evaluate_unit
 from emadapt.training.train import train_unit
-from tiny import build_model, make_study, settings
+from tiny import build_model, make_study, predict_slice, settings
 
 SPEC = BackboneSettings(
     arch="tiny_dinov2", source="random", tile=56, overlap=0.25, views=1, precision="fp32", context=1

@@ -12,14 +12,14 @@ from sklearn.metrics import f1_score, jaccard_score
 from emadapt.errors import InputError
 from emadapt.metrics.intervals import block_bootstrap
 from emadapt.metrics.pixels import boundary_band, overlap_counts, pooled, summarise
-from emadapt.models.predict import predict_slice, predict_slices
+from emadapt.models.predict import predict_slices
 from emadapt.study.loading import load_study
 from emadapt.study.study import Unit
 from emadapt.training import scores
 from emadapt.training.evaluate import evaluate_unit
 from emadapt.training.model_files import load_model
 from emadapt.training.train import train_unit
-from tiny import make_study, settings
+from tiny import make_study, predict_slice, settings
 
 MASKS = arrays(bool, (3, 6, 7))
 

@@ -14,7 +14,6 @@ from emadapt.data.tiles import geometry
 from emadapt.errors import InputError
 from emadapt.models import mitonet
 from emadapt.models.passthrough import PassThrough
-from emadapt.models.predict import predict_slice
 from emadapt.models.published import Passed, two_classes
 from emadapt.models.segmenter import Segmenter
 from emadapt.pipeline.check import check_study
@@ -25,7 +24,7 @@ from emadapt.training.model_files import load_model
 from emadapt.training.regimes import REGIMES
 from emadapt.training.train import train_unit
 from outside import scene, write_mitonet
-from tiny import build_model, make_study, settings
+from tiny import build_model, make_study, predict_slice, settings
 
 SPEC = BackboneSettings(
     arch="tiny_dinov2", source="random", tile=64, overlap=0.25, precision="fp32"

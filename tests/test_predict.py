@@ -19,11 +19,11 @@ from emadapt.data.ingest import Volume
 from emadapt.data.tiles import window_starts
 from emadapt.models import predict, segmenter
 from emadapt.models.adapters import merge
-from emadapt.models.predict import predict_slice, predict_slices, smooth_z
+from emadapt.models.predict import predict_slices, smooth_z
 from emadapt.models.segmenter import Segmenter
 from emadapt.models.tokens import token_views
 from emadapt.study.regimes import RegimeSettings, regime_settings
-from tiny import blobs, regime_for
+from tiny import blobs, predict_slice, regime_for
 
 BACKBONE = {
     "arch": "tiny_dinov2",

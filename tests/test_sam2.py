@@ -13,7 +13,7 @@ from torch import nn
 from emadapt.data.ingest import Volume
 from emadapt.errors import InputError
 from emadapt.models import sam2
-from emadapt.models.predict import predict_slice, predict_slices
+from emadapt.models.predict import predict_slices
 from emadapt.models.segmenter import Segmenter
 from emadapt.pipeline.check import check_study
 from emadapt.report.recommend import recommend
@@ -26,7 +26,7 @@ from emadapt.training.evaluate import evaluate_unit
 from emadapt.training.model_files import load_model
 from emadapt.training.train import train_unit
 from outside import scene, write_sam2
-from tiny import build_model, make_study, settings
+from tiny import build_model, make_study, predict_slice, settings
 
 SPEC = BackboneSettings(
     arch="tiny_dinov2", source="random", tile=64, overlap=0.25, precision="fp32"

@@ -11,7 +11,7 @@ from sklearn.metrics import jaccard_score
 from emadapt.data.ingest import open_volume
 from emadapt.metrics.pixels import overlap_counts
 from emadapt.models.adapters import merge
-from emadapt.models.predict import predict_slice, predict_slices
+from emadapt.models.predict import predict_slices
 from emadapt.study.datasets import DatasetSettings, TrainSetSettings
 from emadapt.study.regimes import regime_settings
 from emadapt.study.study import Unit
@@ -20,7 +20,7 @@ from emadapt.training.model_files import load_model
 from emadapt.training.train import train_unit
 from emadapt.training.unseen import score_unseen, spaced, unseen_by
 from fakes import a_study
-from tiny import make_study, regime_for, settings
+from tiny import make_study, predict_slice, regime_for, settings
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,11 @@ import yaml
 from safetensors.torch import save_file
 
 import emadapt
+from emadapt.data.align import AS_IT_IS, Aligner
 from emadapt.data.ingest import Volume, ingest
+from emadapt.data.tiles import Grey, geometry, to_input, to_native
 from emadapt.models.predict import predict_slices
-from emadapt.models.segmenter import Segmenter
+from emadapt.models.segmenter import Probability, Segmenter
 from emadapt.study.backbones import BackboneSettings
 from emadapt.study.loading import load_study
 from emadapt.study.regimes import RegimeSettings, regime_settings
@@ -151,6 +153,26 @@ def build_model(
 ) -> Segmenter:
     """A fresh model."""
     return REGIMES[settings.kind](settings, spec, head).build(seed)
+
+
+def predict_slice(
+    segmenter: Segmenter, image: Grey, overlap: float | None = None, aligner: Aligner = AS_IT_IS
+) -> Probability:
+    """Foreground probability of one slice by a model of single slices.
+
+    Args:
+        segmenter: in eval mode.
+        image: (Y, X) uint8; for a backbone with `context` (Y, X, 3), see
+            `data.tiles.with_neighbours`.
+        overlap: share of a tile that neighbours cover too; None: that of the settings.
+        aligner: of the slice's dataset.
+
+    Returns:
+        (Y, X) float32 in [0, 1], at the slice's own resolution.
+    """
+    native = (image.shape[0], image.shape[1])
+    geo = geometry(native, segmenter.spec, segmenter.patch, aligner)
+    return to_native(segmenter.slab(to_input(image, geo)[None], geo, overlap)[0], geo)
 
 
 def write_model(

@@ -15,16 +15,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from emadapt.data.align import AS_IT_IS, Aligner
 from emadapt.data.ingest import Volume
 from emadapt.data.splits import runs_of
 from emadapt.data.tiles import (
     Geometry,
-    Grey,
-    geometry,
     geometry_of,
     merge_tiles,
-    to_input,
     to_native,
     window_starts,
 )
@@ -86,26 +82,6 @@ def _slices(
         for at, found in along_z(slab, window_starts(len(shown), depth, share), depth):
             if before <= at < before + len(run):
                 yield run[at - before], to_native(found, geo)
-
-
-def predict_slice(
-    segmenter: Segmenter, image: Grey, overlap: float | None = None, aligner: Aligner = AS_IT_IS
-) -> Probability:
-    """Foreground probability of one slice by a model of single slices.
-
-    Args:
-        segmenter: in eval mode.
-        image: (Y, X) uint8; for a backbone with `context` (Y, X, 3), see
-            `data.tiles.with_neighbours`.
-        overlap: share of a tile that neighbours cover too; None: that of the settings.
-        aligner: of the slice's dataset.
-
-    Returns:
-        (Y, X) float32 in [0, 1], at the slice's own resolution.
-    """
-    native = (image.shape[0], image.shape[1])
-    geo = geometry(native, segmenter.spec, segmenter.patch, aligner)
-    return to_native(segmenter.slab(to_input(image, geo)[None], geo, overlap)[0], geo)
 
 
 def cached_slab(segmenter: Segmenter, view: TokenView, z: int, geo: Geometry) -> Probability:
