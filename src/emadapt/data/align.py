@@ -1,10 +1,8 @@
 """Slices of several datasets are brought closer together before a backbone sees them.
 
 A backbone's setting `align` names a method of `METHODS`, and `reference` the dataset that others
-are made to resemble. No method looks at labels. What a method knows of a dataset comes from its
-training slices alone, and the same change is made to all its slices. A dataset that the model was
-not trained on is aligned by its own statistics; without a split, all its slices count as training
-slices.
+are made to resemble. Methods see training slices without labels, and change all slices alike. A
+dataset that the model was not trained on is aligned by its own statistics.
 """
 
 from __future__ import annotations
@@ -32,33 +30,20 @@ SLICES = 256
 
 @dataclass(frozen=True)
 class Statistics:
-    """What alignment knows of a dataset, from its training slices, without labels.
+    """What alignment knows of a dataset, from its training slices, without labels."""
 
-    Attributes:
-        md5: of the dataset; empty if its slices were changed.
-        voxel_nm: (z, y, x).
-        histogram: 256 counts of grey values.
-    """
-
-    md5: str
-    voxel_nm: list[float]
-    histogram: list[int]
+    md5: str  # of the dataset; empty if its slices were changed
+    voxel_nm: list[float]  # (z, y, x)
+    histogram: list[int]  # 256 counts of grey values
 
 
 @dataclass(frozen=True)
 class Aligner:
-    """What is done to the slices of one dataset.
+    """What is done to the slices of one dataset."""
 
-    Attributes:
-        facts: all that the result depends on, as JSON-able values, for keys; empty: slices stay as
-            they are.
-        table: new grey values of 0 to 255; None: they stay.
-        zoom: factors (y, x) on the size of a slice, which the geometry of tiles applies.
-    """
-
-    facts: dict[str, Any] = field(default_factory=dict)
-    table: Grey | None = None
-    zoom: tuple[float, float] = (1.0, 1.0)
+    facts: dict[str, Any] = field(default_factory=dict)  # what the result depends on, for keys
+    table: Grey | None = None  # new grey values of 0 to 255; None: they stay
+    zoom: tuple[float, float] = (1.0, 1.0)  # of a slice (y, x), which the geometry of tiles applies
 
     def __call__(self, image: Grey) -> Grey:
         """(Y, X) slice as ingested to a slice of the same shape."""
@@ -72,7 +57,7 @@ def histogram(own: Statistics, reference: Statistics) -> Aligner:
     """The grey value at each quantile of the training slices becomes the reference's there.
 
     As `skimage.exposure.match_histograms` on all training slices at once (Gonzalez & Woods, Digital
-    Image Processing, 3.3), rounded. The reference stays as it is, also under other labels.
+    Image Processing, 3.3), rounded. The reference stays as it is.
     """
     if own.histogram == reference.histogram:
         return AS_IT_IS
@@ -88,8 +73,8 @@ def histogram(own: Statistics, reference: Statistics) -> Aligner:
 def voxel(own: Statistics, reference: Statistics) -> Aligner:
     """Slices resampled in plane to the reference's nm per pixel.
 
-    As nnU-Net's target spacing (Isensee et al. 2021). Sections stay as thick as they are, and
-    predictions come back at the slice's own resolution.
+    As nnU-Net's target spacing (Isensee et al. 2021). Predictions come back at the slice's own
+    resolution.
     """
     pairs = zip(own.voxel_nm[1:], reference.voxel_nm[1:], strict=True)
     y, x = (round(a / b, 6) for a, b in pairs)
@@ -106,12 +91,7 @@ METHODS: dict[str, Callable[[Statistics, Statistics], Aligner]] = {
 
 
 def aligner_of(volume: Volume, spec: BackboneSettings, change: Change | None = None) -> Aligner:
-    """What `spec` does to the slices of `volume`.
-
-    Args:
-        volume: the dataset, of the training set or not.
-        spec: with `align` and `reference`.
-        change: what is done to each of its slices beforehand.
+    """What `spec` does to the slices of `volume`, after `change`.
 
     Raises:
         InputError: the reference is not ingested.
@@ -122,11 +102,7 @@ def aligner_of(volume: Volume, spec: BackboneSettings, change: Change | None = N
 
 
 def open_reference(spec: BackboneSettings) -> Volume:
-    """The dataset that others are made to resemble.
-
-    Raises:
-        InputError: it is not ingested.
-    """
+    """The dataset that others are made to resemble."""
     try:
         return open_volume(spec.reference)
     except InputError as error:
@@ -141,7 +117,7 @@ def open_reference(spec: BackboneSettings) -> Volume:
 def described(volumes: Sequence[Volume], spec: BackboneSettings) -> dict[str, Any]:
     """What model.json says of alignment: what was done to each dataset, and the reference.
 
-    With the latter, `METHODS` can align other data where the reference is not at hand.
+    With the statistics of the reference, `METHODS` can align other data without it.
     """
     if not spec.align:
         return {}
@@ -156,12 +132,7 @@ _KNOWN: dict[tuple[Any, ...], Statistics] = {}
 
 
 def statistics(volume: Volume, change: Change | None = None) -> Statistics:
-    """Those of a volume's training slices, labelled or not.
-
-    Args:
-        volume: the dataset.
-        change: what to do to each slice first.
-    """
+    """Statistics of a volume's training slices, labelled or not, after `change`."""
     key = volume.md5, *volume.image.shape
     if change is None and key in _KNOWN:
         return _KNOWN[key]
@@ -175,13 +146,7 @@ def statistics(volume: Volume, change: Change | None = None) -> Statistics:
 
 
 def statistics_from(images: Iterable[Grey], voxel_nm: Sequence[float], md5: str = "") -> Statistics:
-    """Statistics of slices.
-
-    Args:
-        images: (Y, X) each, as ingested.
-        voxel_nm: (z, y, x).
-        md5: of the dataset, if it has one.
-    """
+    """Statistics of slices (Y, X) as ingested, with voxels (z, y, x), of a dataset of this md5."""
     counts = np.zeros(256, np.int64)
     for image in images:
         counts += np.bincount(image.ravel(), minlength=256)

@@ -59,8 +59,7 @@ def plan_epoch(
     Args:
         rows: per dataset, the rows that may be drawn.
         spec: `steps_per_epoch` batches of `batch` samples (at least one a dataset), or with 0 one
-            pass over all rows; `balanced` draws datasets equally often whatever their size (so a
-            small one repeats within a pass).
+            pass over all rows; `balanced` draws datasets equally often, so small ones repeat.
         seed: the unit's seed.
         epoch: its number, from 0.
     """
@@ -69,16 +68,12 @@ def plan_epoch(
     size = max(spec.batch, len(rows))
     total = spec.steps_per_epoch * size or len(pool)
     if spec.sampling == "balanced" and len(rows) > 1:
-        cycles = [
-            cycle(np.asarray([int(r) for r in own]), -(-total // len(rows)), rng) for own in rows
-        ]
+        cycles = [cycle(np.asarray(own), -(-total // len(rows)), rng) for own in rows]
         chosen = [(i % len(rows), int(cycles[i % len(rows)][i // len(rows)])) for i in range(total)]
     else:
         chosen = [pool[i] for i in cycle(np.arange(len(pool)), total, rng)]
-    draws = [
-        Draw(m, r, int(s))
-        for (m, r), s in zip(chosen, rng.integers(2**31, size=total), strict=True)
-    ]
+    seeds = rng.integers(2**31, size=total)
+    draws = [Draw(m, r, int(s)) for (m, r), s in zip(chosen, seeds, strict=True)]
     return [draws[i : i + size] for i in range(0, total, size)]
 
 

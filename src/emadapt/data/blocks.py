@@ -37,23 +37,14 @@ def _augmentation() -> Any:
 
 
 def augment(image: Grey, label: Grey, seed: int) -> tuple[Grey, Grey]:
-    """Flip each axis, turn by 90 degrees in plane, change brightness and contrast as a whole.
-
-    Args:
-        image: (z, y, x), y = x.
-        label: the same shape.
-        seed: of all that is drawn.
-    """
+    """Flip each axis, turn by 90 degrees in plane, change brightness and contrast; (z, y, x)."""
     rng = np.random.default_rng(seed)
     if rng.random() < 0.5:
         image, label = image[::-1], label[::-1]
     compose = _augmentation()
-    compose.set_random_seed(
-        int(rng.integers(2**31))
-    )  # per sample: forked workers would otherwise repeat each other
-    out = compose(
-        images=np.ascontiguousarray(image), masks=np.ascontiguousarray(label)
-    )  # alike for all of them
+    # Per sample: forked workers would otherwise repeat each other.
+    compose.set_random_seed(int(rng.integers(2**31)))
+    out = compose(images=np.ascontiguousarray(image), masks=np.ascontiguousarray(label))
     return out["images"], out["masks"]
 
 
@@ -69,10 +60,8 @@ class BlockDataset(Dataset[Item]):
         stride: of the model's deepest level.
         patch: voxels (z, y, x) of a patch, after the slices are resized.
         augmented: whether to augment.
-        tiles: of each dataset, the patches that count as labelled: first slice and corner (y, x);
-            empty: all places.
-        unlabelled: volumes whose labels are not read (their items have zeros), numbered after the
-            others.
+        tiles: of each dataset, the patches that count as labelled; empty: all places.
+        unlabelled: volumes numbered after the others; their labels are zeros.
 
     Raises:
         InputError: a patch is deeper than the training slices, or larger than a slice.
@@ -106,33 +95,25 @@ class BlockDataset(Dataset[Item]):
         self.starts = [np.asarray(starts_in(v.split["train"], patch[0])) for v in self.volumes]
 
     def rows(self) -> list[npt.NDArray[np.int64]]:
-        """Per labelled volume, the rows that may be drawn."""
         return [np.arange(len(own)) for own in self.tiles or self.starts[: self.n_labelled]]
 
     def unlabelled_rows(self) -> list[npt.NDArray[np.int64]]:
-        """Per unlabelled volume, the rows that may be drawn."""
         return [np.arange(len(own)) for own in self.starts[self.n_labelled :]]
 
     def shapes(self, member: int) -> Shapes:
-        """Of an item's inputs and labels."""
         return (1, *self.patch), self.patch
 
     def __getitem__(self, draw: Draw) -> Item:
         """(1, z, y, x) float32 in [0, 1] and (z, y, x) int64."""
-        volume, geo, (depth, height, width) = (
-            self.volumes[draw.member],
-            self.geos[draw.member],
-            self.patch,
-        )
+        volume, geo = self.volumes[draw.member], self.geos[draw.member]
+        depth, height, width = self.patch
         rng = np.random.default_rng(draw.seed)
         if self.tiles and draw.member < self.n_labelled:
             first, y, x = self.tiles[draw.member][draw.row]
         else:
             first = int(self.starts[draw.member][draw.row])
-            y, x = (
-                int(rng.integers(0, a - b + 1))
-                for a, b in zip(geo.padded, self.patch[1:], strict=True)
-            )
+            y = int(rng.integers(0, geo.padded[0] - height + 1))
+            x = int(rng.integers(0, geo.padded[1] - width + 1))
         block, place = range(first, first + depth), np.s_[y : y + height, x : x + width]
         image = np.stack([self.slices[draw.member][z][place] for z in block])
         label = np.zeros_like(image)

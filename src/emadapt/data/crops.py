@@ -50,20 +50,12 @@ def augment(image: Grey, label: Grey, seed: int) -> tuple[Grey, Grey]:
 def crop(
     image: Grey, label: Grey, tile: tuple[int, int], seed: int, augmented: bool
 ) -> tuple[Grey, Grey]:
-    """A tile at a random place of a padded slice, augmented or not.
-
-    Args:
-        image: (H, W) or (H, W, 3) padded slice, as `tiles.to_input` gives it.
-        label: (H, W) of 0 and 1.
-        tile: (h, w), at most (H, W).
-        seed: of the place and the augmentation.
-        augmented: whether to augment.
-    """
+    """A tile (h, w) at a random place of a padded slice (H, W) or (H, W, 3) and its label."""
     rng = np.random.default_rng(seed)
-    y, x = (
-        int(rng.integers(0, have - want + 1)) for have, want in zip(label.shape, tile, strict=True)
-    )
-    image, label = image[y : y + tile[0], x : x + tile[1]], label[y : y + tile[0], x : x + tile[1]]
+    y = int(rng.integers(0, label.shape[0] - tile[0] + 1))
+    x = int(rng.integers(0, label.shape[1] - tile[1] + 1))
+    place = np.s_[y : y + tile[0], x : x + tile[1]]
+    image, label = image[place], label[place]
     return augment(image, label, int(rng.integers(2**31))) if augmented else (image, label)
 
 
@@ -75,10 +67,8 @@ class CropDataset(Dataset[Item]):
         spec: input settings.
         patch: of the backbone.
         augmented: whether to augment.
-        tiles: per volume, the tiles that are labelled and that `Draw.row` counts through; empty: a
-            row is a slice.
-        unlabelled: volumes whose labels are not read (their items have zeros), numbered after the
-            others; a row is a slice.
+        tiles: per volume, the labelled tiles, which `Draw.row` counts; empty: it is a slice.
+        unlabelled: volumes numbered after the others; their labels are zeros.
     """
 
     def __init__(
@@ -90,12 +80,8 @@ class CropDataset(Dataset[Item]):
         tiles: Sequence[Sequence[Tile]] = (),
         unlabelled: Sequence[Volume] = (),
     ) -> None:
-        self.volumes, self.augmented, self.tiles, self.n_labelled = (
-            [*volumes, *unlabelled],
-            augmented,
-            tiles,
-            len(volumes),
-        )
+        self.volumes, self.n_labelled = [*volumes, *unlabelled], len(volumes)
+        self.augmented, self.tiles = augmented, tiles
         self.context = spec.context
         self.geos = [geometry_of(v, spec, patch) for v in self.volumes]
         self.slices = [
@@ -104,17 +90,14 @@ class CropDataset(Dataset[Item]):
         ]
 
     def rows(self) -> list[npt.NDArray[np.int64]]:
-        """Per labelled volume: its training slices, or numbers of its labelled tiles."""
         if self.tiles:
             return [np.arange(len(own)) for own in self.tiles]
         return [np.asarray(v.split["train"]) for v in self.volumes[: self.n_labelled]]
 
     def unlabelled_rows(self) -> list[npt.NDArray[np.int64]]:
-        """Per unlabelled volume, its training slices."""
         return [np.asarray(v.split["train"]) for v in self.volumes[self.n_labelled :]]
 
     def shapes(self, member: int) -> Shapes:
-        """Of an item's inputs and labels."""
         tile = self.geos[member].tile
         return (3 if self.context else 1, *tile), tile
 
@@ -124,11 +107,9 @@ class CropDataset(Dataset[Item]):
         labelled = draw.member < self.n_labelled
         z, *corner = self.tiles[draw.member][draw.row] if self.tiles and labelled else (draw.row,)
         image = self.slices[draw.member][z]
-        label = (
-            label_to_input(volume.label[z], geo)
-            if labelled
-            else np.zeros(image.shape[:2], np.uint8)
-        )
+        label = np.zeros(image.shape[:2], np.uint8)
+        if labelled:
+            label = label_to_input(volume.label[z], geo)
         if corner:
             y, x = corner
             image, label = (a[y : y + geo.tile[0], x : x + geo.tile[1]] for a in (image, label))
@@ -139,6 +120,5 @@ class CropDataset(Dataset[Item]):
 def as_input(image: Grey) -> torch.Tensor:
     """(..., h, w) uint8 -> (..., 1, h, w) float32 in [0, 1]; (..., h, w, 3) -> (..., 3, h, w)."""
     scaled = torch.from_numpy(image.astype(np.float32)).div_(255.0)
-    return (
-        scaled.movedim(-1, -3) if image.shape[-1] == 3 else scaled.unsqueeze(-3)
-    )  # no tile is 3 pixels wide
+    coloured = image.shape[-1] == 3  # no tile is 3 pixels wide
+    return scaled.movedim(-1, -3) if coloured else scaled.unsqueeze(-3)

@@ -31,13 +31,10 @@ def fetch(
     Args:
         name: a key of `DATASETS`; files of one without archive must be there already.
         root: folder of the raw data.
-        from_dir: take it from this folder (its subfolder `name`, the archive's folder, or itself)
-            and not from the network.
+        from_dir: folder to take it from instead of the network: its subfolder `name`, the
+            archive's folder, or itself.
         force: replace what is there.
-        downloads: folder of downloads; outside of `root`, which is versioned.
-
-    Returns:
-        The dataset's folder.
+        downloads: outside of `root`, which is versioned.
 
     Raises:
         InputError: unknown name, a dataset to be downloaded by hand (says how), no network, wrong
@@ -75,20 +72,13 @@ def fetch(
 
 
 def _by_hand(dataset: Dataset, target: Path) -> Path:
-    """The folder of a dataset that somebody has put there.
-
-    Raises:
-        InputError: nobody has; says how to.
-    """
+    """The folder of a dataset that somebody has put there; the error says how to."""
     do = f"Download by hand into {target}/: {dataset.by_hand}."
     setting = f"In params.yaml: {dataset.name}: {dataset.settings}"
     if not target.exists():
-        raise InputError(
-            f"dataset {dataset.name!r}",
-            found="nothing that emadapt can download",
-            expected=f"its files in {target}/",
-            do=f"{do} {setting}",
-        )
+        found, expected = "nothing that emadapt can download", f"its files in {target}/"
+        what = f"dataset {dataset.name!r}"
+        raise InputError(what, found=found, expected=expected, do=f"{do} {setting}")
     slices = _check_complete(dataset, target, do)
     origin = {"origin": dataset.by_hand, "archive_sha256": None}
     write_json(target / SOURCE, record_of(dataset) | origin)
@@ -97,11 +87,7 @@ def _by_hand(dataset: Dataset, target: Path) -> Path:
 
 
 def _check_complete(dataset: Dataset, folder: Path, do: str) -> int:
-    """The number of slices in a dataset's folder.
-
-    Raises:
-        InputError: something is missing or unpaired.
-    """
+    """The number of slices in a dataset's folder, if nothing is missing or unpaired."""
     try:
         return sum(part.depth for part in find_parts(folder, dataset.layout, "number"))
     except InputError as error:
@@ -111,13 +97,8 @@ def _check_complete(dataset: Dataset, folder: Path, do: str) -> int:
 
 def record_of(dataset: Dataset) -> dict[str, Any]:
     """No date and no local path: the same data is the same bytes wherever it was fetched."""
-    return {
-        "name": dataset.name,
-        "licence": dataset.licence,
-        "citation": dataset.citation,
-        "doi": dataset.doi,
-        "voxel_nm": list(dataset.voxel_nm),
-    }
+    facts = {key: getattr(dataset, key) for key in ("name", "licence", "citation", "doi")}
+    return facts | {"voxel_nm": list(dataset.voxel_nm)}
 
 
 def _terms(dataset: Dataset) -> str:
@@ -156,14 +137,8 @@ def _download(dataset: Dataset, archive: Archive, downloads: Path) -> Path:
     problems = []
     for url in archive.urls:
         try:
-            found = pooch.retrieve(
-                url,
-                known_hash=f"sha256:{archive.sha256}",
-                fname=f"{dataset.name}.zip",
-                path=downloads,
-                downloader=get,
-            )
-            return Path(found)
+            sha256, file = f"sha256:{archive.sha256}", f"{dataset.name}.zip"
+            return Path(pooch.retrieve(url, sha256, file, downloads, downloader=get))
         except (requests.RequestException, ValueError) as error:  # ValueError: wrong sha256
             problems.append(f"{url}: {error}")
     raise InputError(
@@ -189,12 +164,8 @@ def unpack(archive: Archive, path: Path, to: Path) -> None:
                 with packed.open(member) as content, (to / file).open("wb") as out:
                     shutil.copyfileobj(content, out)  # zipfile checks size and CRC
     except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
-        raise InputError(
-            path,
-            found=f"a damaged archive ({error})",
-            expected="a zip archive",
-            do="Delete it and fetch again.",
-        ) from error
+        found, do = f"a damaged archive ({error})", "Delete it and fetch again."
+        raise InputError(path, found=found, expected="a zip archive", do=do) from error
 
 
 def _wanted(archive: Archive, members: Iterable[str]) -> Iterable[tuple[str, Path]]:

@@ -13,19 +13,13 @@ Rule = str | tuple[int, ...]
 
 
 def foreground_mask(label: Array, rule: Rule, what: str = "label") -> npt.NDArray[np.uint8]:
-    """Turn label values into 0 (background) and 1 (foreground).
+    """Turn label values (Y, X) into uint8: 0 background, 1 foreground.
 
-    Args:
-        label: (Y, X) values of any numeric dtype, or bool from a file of 1 bit a pixel, whose white
-            is foreground under ">N" whatever N.
-        rule: which values are foreground.
-        what: what to call the label in an error.
-
-    Returns:
-        (Y, X) uint8 of 0 and 1.
+    Bool, from a file of 1 bit a pixel, is foreground under ">N" whatever N.
 
     Raises:
-        InputError: ids asked of a label with fractions; one value beside 0 that ">N" leaves out.
+        InputError: ids asked of a label with fractions; one value apart from 0, which ">N" leaves
+            out.
     """
     if isinstance(rule, str):
         return label.astype(np.uint8) if label.dtype == bool else _above(label, rule, what)

@@ -25,7 +25,7 @@ from emadapt.files import new_array, whole_folder, write_json
 from emadapt.study.datasets import DatasetSettings
 from emadapt.study.study import Study
 from emadapt.volumes.grey import PERCENTILES, grey_window, to_uint8
-from emadapt.volumes.source import Array, Source
+from emadapt.volumes.source import Array, Source, unlike
 
 INGESTED = Path("build/ingest")
 Window = tuple[float, float]
@@ -34,19 +34,12 @@ Window = tuple[float, float]
 
 @dataclass(frozen=True)
 class Volume:
-    """An ingested dataset: memory-mapped, so that opening it costs nothing.
-
-    Attributes:
-        image: (Z, Y, X) uint8.
-        label: (Z, Y, X) uint8, 0 background and 1 foreground; all 0 if the dataset has no labels.
-        manifest: what `ingest` wrote: shape, voxel size, md5s, split, foreground fractions, grey
-            window, pairs.
-    """
+    """An ingested dataset: memory-mapped, so that opening it costs nothing."""
 
     name: str
-    image: npt.NDArray[np.uint8]
-    label: npt.NDArray[np.uint8]
-    manifest: dict[str, Any]
+    image: npt.NDArray[np.uint8]  # (Z, Y, X)
+    label: npt.NDArray[np.uint8]  # (Z, Y, X) of 0 and 1; all 0 if the dataset has no labels
+    manifest: dict[str, Any]  # see `_manifest`
 
     @property
     def split(self) -> Split:
@@ -59,7 +52,7 @@ class Volume:
 
     @property
     def training_images(self) -> list[int]:
-        """Training slices, labelled or not: what needs no labels may look at all of them."""
+        """Training slices, labelled or not."""
         return list(self.manifest.get("training_images", self.split["train"]))
 
     @property
@@ -93,19 +86,13 @@ def open_volume(name: str, root: Path = INGESTED) -> Volume:
 
 
 def ingest(study: Study, name: str, data: Path = Path("data"), out: Path = INGESTED) -> Path:
-    """Make the canonical volume of a dataset, slice by slice: memory does not grow with z.
+    """Make the volume of dataset `name`, slice by slice: memory does not grow with z.
 
-    Args:
-        study: with the dataset's settings.
-        name: of the dataset.
-        data: folder of the raw data.
-        out: folder of ingested volumes.
-
-    Returns:
-        The folder written, complete or not at all.
+    It is read from the dataset's `path`, else from `data`, and written in `out`, complete or not at
+    all.
 
     Raises:
-        InputError: anything wrong with the files, named.
+        InputError: anything wrong with the files.
     """
     spec = study.dataset_settings[name]
     root = Path(spec.path) if spec.path else data / name
@@ -115,14 +102,13 @@ def ingest(study: Study, name: str, data: Path = Path("data"), out: Path = INGES
     split = split_of(study, name, parts, str(root))
     window = grey_window(_chosen(images, split["train"]), images[0].name)
     with whole_folder(out / name) as folder:
-        written = _write(folder, parts, spec, window, name)
+        image_md5, label_md5, foreground = _write(folder, parts, spec, window, name)
+        facts = _manifest(study, name, parts, split, window, root)
+        facts |= {"image_md5": image_md5, "label_md5": label_md5, "foreground_fraction": {}}
         if spec.labelled:
-            _check_foreground(written.foreground, split["train"], root, spec, name)
-        facts = _manifest(study, name, parts, split, window, root) | {
-            "foreground_fraction": _fractions(written.foreground, split) if spec.labelled else {},
-            "image_md5": written.image_md5,
-            "label_md5": written.label_md5,
-        }
+            _check_foreground(foreground, split["train"], root, spec, name)
+            means = {part: float(foreground[slices].mean()) for part, slices in split.items()}
+            facts["foreground_fraction"] = {part: round(mean, 6) for part, mean in means.items()}
         text = json.dumps(facts, sort_keys=True)
         facts["md5"] = hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
         write_json(folder / "manifest.json", facts)
@@ -130,15 +116,7 @@ def ingest(study: Study, name: str, data: Path = Path("data"), out: Path = INGES
 
 
 def split_of(study: Study, name: str, parts: list[Part], what: str) -> Split:
-    """Training, validation and test slices of a dataset.
-
-    Without labels all are training slices: nothing is validated or tested on them.
-
-    Args:
-        study: with the dataset's settings and those of the split.
-        name: of the dataset.
-        parts: its volumes.
-        what: what to call it in an error.
+    """Training, validation and test slices of a dataset; without labels, all are for training.
 
     Raises:
         InputError: it has too few slices.
@@ -151,18 +129,10 @@ def split_of(study: Study, name: str, parts: list[Part], what: str) -> Split:
 
 
 def check_pair(image: Array, label: Array, where: str) -> None:
-    """Refuse a label of another size than its image.
-
-    Raises:
-        InputError: it is; `where` names the label.
-    """
+    """Refuse a label of another size than its image."""
     if image.shape != label.shape:
-        raise InputError(
-            where,
-            found=f"a label of shape {label.shape}",
-            expected=f"{image.shape}, as its image",
-            do="Export both at the same size.",
-        )
+        found, expected = f"a label of shape {label.shape}", f"{image.shape}, as its image"
+        raise InputError(where, found=found, expected=expected, do="Export both at the same size.")
 
 
 def _check_alike(sources: Sequence[Source]) -> None:
@@ -170,12 +140,8 @@ def _check_alike(sources: Sequence[Source]) -> None:
     first = sources[0]
     for source in sources:
         if (source.shape[1:], source.dtype) != (first.shape[1:], first.dtype):
-            raise InputError(
-                source.name,
-                found=f"slices of shape {source.shape[1:]}, {source.dtype}",
-                expected=f"{first.shape[1:]}, {first.dtype}, as in {first.name}",
-                do="Crop or pad all slices of a dataset to one shape, or make it two datasets.",
-            )
+            expected = f"{first.shape[1:]}, {first.dtype}, as in {first.name}"
+            raise unlike(source.name, source.shape[1:], source.dtype, expected)
 
 
 def _chosen(sources: Sequence[Source], numbers: Sequence[int]) -> Iterator[Array]:
@@ -187,19 +153,10 @@ def _chosen(sources: Sequence[Source], numbers: Sequence[int]) -> Iterator[Array
         start += source.shape[0]
 
 
-@dataclass(frozen=True)
-class _Written:
-    """What is known once both arrays are written; `foreground` is the fraction of each slice."""
-
-    image_md5: str
-    label_md5: str
-    foreground: npt.NDArray[np.float64]
-
-
 def _write(
     folder: Path, parts: list[Part], spec: DatasetSettings, window: Window, name: str
-) -> _Written:
-    """One pass over the slices: check, convert, write both arrays and hash them."""
+) -> tuple[str, str, npt.NDArray[np.float64]]:
+    """Check, convert, write and hash: md5 of images, of labels, foreground of each slice."""
     from rich.progress import track
 
     total = sum(part.depth for part in parts)
@@ -231,7 +188,7 @@ def _write(
         )
     images.flush()
     labels.flush()
-    return _Written(hashes[0].hexdigest(), hashes[1].hexdigest(), fractions)
+    return hashes[0].hexdigest(), hashes[1].hexdigest(), fractions
 
 
 Pair = tuple[Array, Array | None, str]
@@ -276,11 +233,6 @@ def _check_foreground(
         numbers = ", ".join(map(str, empty[:10])) + (", ..." if len(empty) > 10 else "")
         said = f"{len(empty)} of {len(fractions)} slices without foreground: {numbers}"
         click.echo(f"ingest {name}: {said}", err=True)
-
-
-def _fractions(foreground: npt.NDArray[np.float64], split: Split) -> dict[str, float]:
-    """Mean fraction of foreground in each part of the split."""
-    return {part: round(float(foreground[slices].mean()), 6) for part, slices in split.items()}
 
 
 def _manifest(

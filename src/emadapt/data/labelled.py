@@ -24,20 +24,12 @@ def choose(total: int, n: int, seed: int) -> list[int]:
 
 
 def amount(wanted: int | str, total: int, what: str) -> int:
-    """How many `wanted` means: itself, `25%` of the total but at least one, or all for 0.
-
-    Raises:
-        InputError: more than there are.
-    """
+    """How many `wanted` means: itself, `25%` of the total but at least one, or all for 0."""
     if isinstance(wanted, str):
         return max(1, round(total * float(wanted.rstrip("%")) / 100))
     if wanted > total:
-        raise InputError(
-            what,
-            found=str(wanted),
-            expected=f"at most {total}, which the training part has",
-            do="Lower it.",
-        )
+        expected = f"at most {total}, which the training part has"
+        raise InputError(what, found=str(wanted), expected=expected, do="Lower it.")
     return wanted or total
 
 
@@ -48,9 +40,8 @@ def few_slices(volume: Volume, spec: TrainSetSettings, seed: int) -> Volume:
         InputError: more slices are wanted than there are.
     """
     slices = volume.split["train"]
-    n = amount(
-        spec.slices_of(volume.name), len(slices), f"slices of a training set with {volume.name}"
-    )
+    what = f"slices of a training set with {volume.name}"
+    n = amount(spec.slices_of(volume.name), len(slices), what)
     return with_training(volume, [slices[i] for i in choose(len(slices), n, seed)])
 
 
@@ -61,21 +52,15 @@ def few_tiles(
     seed: int,
     starts: Sequence[int] | None = None,
 ) -> list[Tile]:
-    """The labelled tiles, spread over slices and, within them, drawn.
+    """The labelled tiles, drawn evenly from those at `corners` of each training slice.
 
-    Args:
-        volume: the dataset.
-        spec: with `crops`.
-        corners: of the tiles that cover a slice without overlap.
-        seed: of the draw.
-        starts: first slices of patches of several slices; None: tiles of each training slice.
+    `starts` are the first slices of patches, where these have several slices.
 
     Raises:
         InputError: more tiles are wanted than there are.
     """
-    tiles = [
-        (z, y, x) for z in (volume.split["train"] if starts is None else starts) for y, x in corners
-    ]
+    slices = volume.split["train"] if starts is None else starts
+    tiles = [(z, y, x) for z in slices for y, x in corners]
     n = amount(spec.crops, len(tiles), f"crops of a training set with {volume.name}")
     return [tiles[i] for i in choose(len(tiles), n, seed)]
 

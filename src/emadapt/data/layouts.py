@@ -20,7 +20,7 @@ def find_parts(root: Path, layout: str, pairing: str, *, labelled: bool = True) 
         root: the dataset's folder.
         layout: a key of `LAYOUTS`.
         pairing: a key of `pairing.PAIRINGS`; stacks pair slice by slice.
-        labelled: False: images alone; label files are not looked for.
+        labelled: False: images alone.
 
     Returns:
         One part called `all`, or `train` and `test`.
@@ -40,12 +40,9 @@ def find_parts(root: Path, layout: str, pairing: str, *, labelled: bool = True) 
 
 def lucchi(root: Path, pairing: str, labelled: bool) -> list[Part]:
     """Train_In with Train_Out, Test_In with Test_Out."""
-    return [
-        slices_part(
-            name.lower(), root / f"{name}_In", root / f"{name}_Out", pairing, labelled=labelled
-        )
-        for name in ("Train", "Test")
-    ]
+    train = slices_part("train", root / "Train_In", root / "Train_Out", pairing, labelled=labelled)
+    test = slices_part("test", root / "Test_In", root / "Test_Out", pairing, labelled=labelled)
+    return [train, test]
 
 
 def vnc(root: Path, pairing: str, labelled: bool) -> list[Part]:

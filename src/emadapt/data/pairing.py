@@ -22,17 +22,11 @@ STACK_SUFFIXES = (".ome.tif", ".ome.tiff", ".ome.zarr", *(s for s in FORMATS if 
 
 @dataclass(frozen=True)
 class Part:
-    """A volume, slices in the order of z, with its labels unless the dataset has none.
+    """A volume, slices in the order of z, with its labels unless the dataset has none."""
 
-    Attributes:
-        name: `train`, `test`, or `all` where the split has yet to make them.
-        images: the volume.
-        labels: as many slices.
-    """
-
-    name: str
+    name: str  # `train`, `test`, or `all` where the split has yet to make them
     images: Source
-    labels: Source | None
+    labels: Source | None  # as many slices
 
     @property
     def depth(self) -> int:
@@ -43,14 +37,7 @@ class Part:
 def slices_part(
     name: str, image_dir: Path, label_dir: Path, pairing: str, *, labelled: bool
 ) -> Part:
-    """A folder of image slices with a folder of label slices.
-
-    Args:
-        name: of the part.
-        image_dir: one file a slice.
-        label_dir: one file a slice; not looked at unless `labelled`.
-        pairing: a key of `PAIRINGS`.
-        labelled: whether there are labels.
+    """A folder of image slices with a folder of label slices, which is ignored unless `labelled`.
 
     Raises:
         InputError: a folder is missing, empty or has other files in it; files are unpaired.
@@ -117,11 +104,7 @@ def _stem(path: Path) -> Key:
 
 
 def _by_key(paths: Files, key: Callable[[Path], Key]) -> dict[Key, Path]:
-    """Files by what they are paired by.
-
-    Raises:
-        InputError: two have the same.
-    """
+    """Files by what they are paired by; no two may have the same."""
     found: dict[Key, Path] = {}
     for path in paths:
         other = found.setdefault(key(path), path)
@@ -145,8 +128,7 @@ def _by(key: Callable[[Path], Key], called: str) -> Callable[[Files, Files], tup
 
     def pair(images: Files, labels: Files) -> tuple[Files, Files]:
         by_image, by_label = _by_key(images, key), _by_key(labels, key)
-        alone = by_image.keys() - by_label.keys()
-        lonely = [f"{by_image[k].name} has no label" for k in alone]
+        lonely = [f"{by_image[k].name} has no label" for k in by_image.keys() - by_label.keys()]
         alone = by_label.keys() - by_image.keys()
         lonely += [f"label {by_label[k].name} has no image" for k in alone]
         if lonely:
@@ -170,8 +152,7 @@ def _as_text(images: Files, labels: Files) -> tuple[Files, Files]:
 def _as_text_of_165(images: Files, labels: Files) -> tuple[Files, Files]:
     """The mistake that `_as_text` makes on Lucchi++'s 165 slices, scaled to fewer.
 
-    The order of 64 numbers as text is much milder: most labels are 3 to 10 slices off, against 74
-    of 165 in the mean.
+    Text order of fewer numbers is milder: of 64, most labels are 3 to 10 slices off.
     """
     order = sorted(range(165), key=str)
     images, labels = sorted(images, key=_number), sorted(labels, key=_number)

@@ -35,16 +35,11 @@ CLASS_OF = {"mitochondrion": "mitochondria", "lipid": "lipid_droplets"}
 
 
 def make_volume(domain: str, shape: Shape, seed: int) -> tuple[Array, Array]:
-    """Image a scene.
-
-    Args:
-        domain: a key of `DOMAINS` or `ORGANELLES`.
-        shape: z, y, x voxels.
-        seed: of the scene and of the noise; the same arguments give the same arrays.
+    """Image a scene of a domain of `DOMAINS` or `ORGANELLES`, a function of the arguments alone.
 
     Returns:
-        The image, uint8 (Z, Y, X), and the label, uint8 of the same shape: ids of `CLASSES` for
-        domains of `ORGANELLES`, else 1 within the outer membrane of a mitochondrion.
+        Image and label, both uint8 (Z, Y, X). The label has ids of `CLASSES` for domains of
+        `ORGANELLES`, else 1 within the outer membrane of a mitochondrion.
     """
     scene = make_scene(domain, shape, seed)
     rng = np.random.default_rng([seed, *domain.encode(), 1])
@@ -57,10 +52,7 @@ def make_volume(domain: str, shape: Shape, seed: int) -> tuple[Array, Array]:
 def write_phantoms(
     root: Path, seed: int = 0, shapes: dict[str, dict[str, Shape]] = SHAPES
 ) -> list[Path]:
-    """Write `root/<domain>/<train|test>/{image,label}.tif`: the same seed gives the same bytes.
-
-    Train and test are different scenes of one domain. Returns the files written.
-    """
+    """Write `root/<domain>/<train|test>/{image,label}.tif`: the same seed gives the same bytes."""
     files = []
     for domain, parts in shapes.items():
         for number, (part, shape) in enumerate(parts.items()):
@@ -73,17 +65,10 @@ def write_phantoms(
 
 def _write(path: Path, array: Array, predictor: bool) -> None:
     """A deflated TIFF without dates."""
+    undated = {"software": False, "datetime": None, "metadata": None}
+    packed = {"compression": "zlib", "predictor": predictor}
     with whole_file(path) as temporary:
-        tifffile.imwrite(
-            temporary,
-            array,
-            photometric="minisblack",
-            compression="zlib",
-            predictor=predictor,
-            software=False,
-            datetime=None,
-            metadata=None,
-        )
+        tifffile.imwrite(temporary, array, photometric="minisblack", **packed, **undated)
 
 
 def _sections(scene: Scene, shape: Shape, rng: np.random.Generator) -> tuple[Array, Array, Array]:
@@ -155,7 +140,7 @@ def _ramp(x: Array, low: float, high: float) -> Array:
 
 
 class _Canvas:
-    """One infinitely thin section while it is painted; arrays are (Y, X) unless they say more."""
+    """One infinitely thin section while it is painted; arrays are (Y, X)."""
 
     def __init__(self, scene: Scene, z: float, y: Array, x: Array) -> None:
         shape = len(y), len(x)

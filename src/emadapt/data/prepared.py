@@ -10,15 +10,9 @@ KEPT_BYTES = 256 * 2**20
 
 
 class PreparedSlices:
-    """The slices of a dataset as `tiles.to_input` gives them, kept once they are made.
+    """The slices of a dataset as `tiles.to_input` gives them, kept as they come, never replaced.
 
-    Draws are uniform, so slices are kept as they come and never replaced: no other choice would be
-        found there more often.
-
-    Args:
-        volume: ingested dataset.
-        geo: how its slices enter.
-        context: slices on each side that enter as channels.
+    Draws are uniform: no other choice would be found more often.
     """
 
     def __init__(self, volume: Volume, geo: Geometry, context: int = 0) -> None:

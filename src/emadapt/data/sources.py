@@ -1,8 +1,7 @@
 """Public datasets: where to get them, and under which terms.
 
-The sha256 are those that another project's loaders publish for these archives; they were not
-checked here, as neither archive could be reached. What is said of datasets to be downloaded by hand
-is what their pages and other projects say of them; none was downloaded here.
+The sha256 are those that another project's loaders publish for these archives. Nothing here was
+checked against a download: neither the archives nor the datasets to be downloaded by hand.
 """
 
 import json
@@ -18,48 +17,28 @@ SOURCE = "SOURCE.json"
 
 @dataclass(frozen=True)
 class Archive:
-    """A zip archive to download.
+    """A zip archive to download."""
 
-    Attributes:
-        urls: of the same bytes, mirrors last.
-        sha256: of the archive.
-        root: the folder in the archive that has the layout.
-        folders: of slices, below the root; nothing else is taken.
-    """
-
-    urls: tuple[str, ...]
+    urls: tuple[str, ...]  # of the same bytes, mirrors last
     sha256: str
-    root: str
-    folders: tuple[str, ...]
+    root: str  # the folder in the archive that has the layout
+    folders: tuple[str, ...]  # of slices, below the root; nothing else is taken
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A public dataset.
+    """A public dataset."""
 
-    Attributes:
-        name: of its folder below data/.
-        layout: a key of `layouts.LAYOUTS`.
-        voxel_nm: (z, y, x).
-        foreground: rule for labels, as in params.yaml.
-        licence: in words.
-        citation: what to cite.
-        doi: of the citation.
-        note: what it shows.
-        archive: to download; None: by hand.
-        by_hand: which files of which page to put where, below the dataset's folder.
-    """
-
-    name: str
-    layout: str
-    voxel_nm: tuple[float, float, float]
-    foreground: str
+    name: str  # of its folder below data/
+    layout: str  # a key of `layouts.LAYOUTS`
+    voxel_nm: tuple[float, float, float]  # (z, y, x)
+    foreground: str  # rule for labels, as in params.yaml
     licence: str
     citation: str
-    doi: str
-    note: str
-    archive: Archive | None = None
-    by_hand: str = ""
+    doi: str  # of the citation
+    note: str  # what it shows
+    archive: Archive | None = None  # to download; None: by hand
+    by_hand: str = ""  # which files of which page to put where, below the dataset's folder
 
     @property
     def settings(self) -> str:
@@ -179,20 +158,13 @@ DATASETS = {
 
 
 def source_of(root: Path) -> dict[str, Any]:
-    """What a dataset's `SOURCE.json` says; empty without one.
-
-    Raises:
-        InputError: it is no JSON.
-    """
+    """What a dataset's `SOURCE.json` says; empty without one."""
     path = root / SOURCE
     if not path.is_file():
         return {}
     try:
         return dict(json.loads(path.read_text()))
     except (ValueError, TypeError) as error:
-        raise InputError(
-            path,
-            found=f"no JSON object ({error})",
-            expected="what `emadapt fetch` writes",
-            do="Fetch the dataset again, or remove the file.",
-        ) from error
+        found, expected = f"no JSON object ({error})", "what `emadapt fetch` writes"
+        do = "Fetch the dataset again, or remove the file."
+        raise InputError(path, found=found, expected=expected, do=do) from error

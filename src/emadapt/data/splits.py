@@ -26,11 +26,10 @@ def split_slices(
             or [("all", n)].
         spec: shares and gap.
         voxel_z_nm: thickness of a slice, which turns the gap into slices (at least one).
-        what: what to call the volume in an error.
+        what: for errors.
 
     Returns:
-        Sorted slice numbers of the concatenated volume. In a block split the order along z is
-        train, gap, val(, gap, test).
+        Sorted slice numbers; in a block split, train, gap, val(, gap, test) along z.
 
     Raises:
         InputError: too few slices for three non-empty blocks and their gaps.
@@ -76,10 +75,7 @@ def runs_of(slices: Sequence[int]) -> list[list[int]]:
 def starts_in(slices: Sequence[int], depth: int, *, apart: bool = False) -> list[int]:
     """First slices of patches of `depth` slices that are all in `slices`.
 
-    Args:
-        slices: of one part of the split.
-        depth: slices of a patch.
-        apart: only as many, evenly spaced, as cover each run.
+    `apart`: only as many, evenly spaced, as cover each run.
     """
     starts = []
     for run in runs_of(slices):
@@ -98,11 +94,7 @@ def evenly_spaced(n: int, most: int) -> list[int]:
 
 
 def check_depth(what: str, slices: Sequence[int], patch: tuple[int, int, int]) -> None:
-    """Refuse a patch that fits nowhere into the training slices.
-
-    Raises:
-        InputError: no run of consecutive slices is as deep.
-    """
+    """Refuse a patch (z, y, x) deeper than any run of consecutive training slices."""
     deepest = max((len(run) for run in runs_of(slices)), default=0)
     if deepest < patch[0]:
         raise InputError(

@@ -20,25 +20,15 @@ Grey = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Geometry:
-    """How slices of one shape enter one backbone. All sizes are (height, width) in pixels.
+    """How slices of one shape enter one backbone. All sizes are (height, width) in pixels."""
 
-    Attributes:
-        native: the slice.
-        resized: after `align: voxel`, and `scale` or `longest_edge`.
-        padded: after padding on the far sides to at least a tile.
-        tile: what goes through the backbone at once; sides are multiples of the patch.
-        overlap: share of a tile that its neighbour covers too.
-        patch: side of a token's patch.
-        aligner: what is done to the slice before it is resized.
-    """
-
-    native: tuple[int, int]
-    resized: tuple[int, int]
-    padded: tuple[int, int]
-    tile: tuple[int, int]
-    overlap: float
-    patch: int
-    aligner: Aligner = field(default=AS_IT_IS, compare=False)
+    native: tuple[int, int]  # the slice
+    resized: tuple[int, int]  # after `align: voxel`, and `scale` or `longest_edge`
+    padded: tuple[int, int]  # on the far sides, to at least a tile
+    tile: tuple[int, int]  # through the backbone at once; sides are multiples of the patch
+    overlap: float  # share of a tile that its neighbour covers too
+    patch: int  # side of a token's patch
+    aligner: Aligner = field(default=AS_IT_IS, compare=False)  # before the slice is resized
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -59,12 +49,8 @@ def geometry_of(
     volume: Volume, spec: BackboneSettings, patch: int, change: Change | None = None
 ) -> Geometry:
     """How a dataset's slices, after `change`, enter a model whose patch has `patch` pixels."""
-    return geometry(
-        (volume.image.shape[1], volume.image.shape[2]),
-        spec,
-        patch,
-        aligner_of(volume, spec, change),
-    )
+    _, height, width = volume.image.shape
+    return geometry((height, width), spec, patch, aligner_of(volume, spec, change))
 
 
 def geometry(
@@ -77,10 +63,8 @@ def geometry(
         height, width = (side * spec.longest_edge // max(native) for side in native)
         resized = (height // patch * patch, width // patch * patch)
     else:
-        resized = (
-            round(height * spec.scale * aligner.zoom[0]),
-            round(width * spec.scale * aligner.zoom[1]),
-        )
+        zoom_y, zoom_x = aligner.zoom
+        resized = (round(height * spec.scale * zoom_y), round(width * spec.scale * zoom_x))
     whole = (math.ceil(resized[0] / patch) * patch, math.ceil(resized[1] / patch) * patch)
     side = max(patch, spec.tile // patch * patch)
     tile = (side, side) if spec.tile else whole
@@ -91,9 +75,8 @@ def geometry(
 def with_neighbours(volume: Volume, z: int, context: int) -> Grey:
     """Slice `z`, (Y, X), or with `context` 1 the slices below it, itself and above it, (Y, X, 3).
 
-    At the ends of a volume its own neighbour stands on both sides, also where several (`train` and
-    `test`) lie one after the other in the dataset. Images alone are read across the borders of
-    training, validation and test slices, which a split by blocks with a gap keeps apart.
+    At an end of a part (`train`, `test`) the one neighbour comes twice. Neighbours may be of
+    another part of the split.
     """
     if not context:
         return np.asarray(volume.image[z])
@@ -110,9 +93,8 @@ def around(z: int, first: int, last: int) -> tuple[int, int, int]:
 def to_input(image: Grey, geo: Geometry) -> Grey:
     """(Y, X) native slice -> (H, W) aligned, resized and padded; of (Y, X, 3) each channel."""
     if image.ndim == 3:
-        return np.stack(
-            [to_input(np.ascontiguousarray(image[..., k]), geo) for k in range(image.shape[2])], -1
-        )
+        channels = (np.ascontiguousarray(image[..., k]) for k in range(image.shape[2]))
+        return np.stack([to_input(channel, geo) for channel in channels], -1)
     return _pad(_resize(geo.aligner(image), geo.resized, Image.Resampling.BICUBIC), geo.padded)
 
 
@@ -135,10 +117,7 @@ def _pad(array: Grey, size: tuple[int, int]) -> Grey:
 def window_starts(length: int, side: int, share: float) -> list[int]:
     """Where windows of `side` begin that cover an axis, as MONAI's sliding windows do.
 
-    Args:
-        length: of the axis.
-        side: of a window.
-        share: of a window that the next one covers too.
+    `share` of a window is covered by the next one too.
     """
     step = max(1, int(side * (1 - share)))
     return [*range(0, length - side, step), length - side]
@@ -147,16 +126,7 @@ def window_starts(length: int, side: int, share: float) -> list[int]:
 def merge_tiles(
     tiles: Iterable[npt.NDArray[np.float32]], corners: list[tuple[int, int]], geo: Geometry
 ) -> npt.NDArray[np.float32]:
-    """Put tiles of probabilities together, weighted towards their middles.
-
-    Args:
-        tiles: (h, w) each, in [0, 1].
-        corners: their upper left corners in the padded slice.
-        geo: the slice's geometry.
-
-    Returns:
-        (H, W) float32 in [0, 1], the padded slice.
-    """
+    """Merge tiles (h, w) of probabilities, weighted towards their middles: (H, W), padded."""
     h, w = geo.tile
     hann = window(geo.tile)
     total = np.zeros(geo.padded, np.float32)
@@ -179,9 +149,7 @@ def to_native(probability: npt.NDArray[np.float32], geo: Geometry) -> npt.NDArra
     merged = probability[: geo.resized[0], : geo.resized[1]]
     if geo.resized == geo.native:
         return np.asarray(merged)
-    resized = Image.fromarray(merged).resize(
-        (geo.native[1], geo.native[0]), Image.Resampling.BILINEAR
-    )
+    resized = Image.fromarray(merged).resize(geo.native[::-1], Image.Resampling.BILINEAR)
     return np.asarray(resized, dtype=np.float32)
 
 
