@@ -18,9 +18,8 @@ from emadapt.cli import main
 from emadapt.data.fetch import record_of
 from emadapt.data.sources import DATASETS
 from emadapt.errors import EmadaptError, InputError
-from emadapt.segment import onnx_graph as graph
-from emadapt.segment.model import open_model
-from emadapt.segment.onnx_graph import (
+from emadapt.segment import export as graph
+from emadapt.segment.export import (
     CHECKED,
     INPUT,
     OUTPUT,
@@ -30,6 +29,7 @@ from emadapt.segment.onnx_graph import (
     probe,
     write_onnx,
 )
+from emadapt.segment.model import open_model
 from emadapt.study.regimes import regime_settings
 from tiny import write_3d_model, write_model
 

@@ -20,7 +20,7 @@ from click.testing import CliRunner
 from emadapt import api
 from emadapt.cli import main
 from emadapt.errors import InputError
-from emadapt.segment import job, partial, phases, run
+from emadapt.segment import job, partial, run
 from emadapt.segment.job import Order
 from emadapt.segment.partial import held
 from emadapt.segment.run import segment_volume
@@ -197,7 +197,7 @@ def test_a_stopped_run_goes_on(
             segment_volume(order)
     segment_volume(order)
     assert not stops
-    for phase in phases.PHASES:
+    for phase in run.PHASES:
         assert [n for p, n in done if p == phase] == [0, 1, 2, 3]
     assert outputs(tmp_path) == expected
 

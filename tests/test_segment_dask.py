@@ -16,7 +16,7 @@ from dask.distributed import Client, LocalCluster
 from emadapt.errors import InputError
 from emadapt.segment import cluster, job
 from emadapt.segment.job import Order
-from emadapt.segment.run import segment_volume
+from emadapt.segment.run import segment_volume, work
 from tiny import blobs, write_model
 
 IMAGE = np.tile(blobs((6, 90, 100), 2)[0], (2, 2, 1))
@@ -111,5 +111,5 @@ def test_an_error_of_the_input_ends_the_run_whole(order: Order) -> None:
     [("local:0", "N of 1"), ("local:x", "N of 1"), ("nonsense://x", "no scheduler")],
 )
 def test_where_there_are_no_workers(where: str, said: str) -> None:
-    with pytest.raises(InputError, match=said), cluster.workers(where):
+    with pytest.raises(InputError, match=said), cluster.workers(where, work):
         pass

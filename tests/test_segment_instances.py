@@ -12,8 +12,8 @@ from scipy.ndimage import center_of_mass, find_objects, label
 
 from emadapt.segment.instances import COLUMNS, join
 from emadapt.segment.job import Job
-from emadapt.segment.partial import begin, within
-from emadapt.segment.phases import PHASES
+from emadapt.segment.partial import begin
+from emadapt.segment.run import PHASES
 
 JOB = Job(
     input="in",
@@ -45,7 +45,7 @@ def run(
     job = dataclasses.replace(JOB, shape=mask.shape, depth=depth, rows=rows)
     partial = begin(folder, job, overwrite=False)
     for block in partial.blocks:
-        partial.array("mask")[within(block)] = np.where(mask[within(block)], 255, 0)
+        partial.array("mask")[block.place] = np.where(mask[block.place], 255, 0)
     for number in reversed(range(len(partial.blocks))):
         PHASES["components"](partial, number)
     n = join(partial, folder / "table.csv")

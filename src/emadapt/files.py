@@ -8,7 +8,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,6 +68,23 @@ def write_text(path: Path, text: str) -> None:
     """Write text: it is there whole or not at all."""
     with whole_file(path) as temporary:
         temporary.write_text(text)
+
+
+def check_new_file(path: Path, suffixes: Sequence[str], overwrite: bool) -> None:
+    """Check, before work, that a file of one of these suffixes can be written.
+
+    Raises:
+        InputError: it has another suffix, its folder does not exist, or it exists.
+    """
+    if path.suffix.lower() not in suffixes or not path.resolve().parent.is_dir():
+        expected = f"FILE with {', '.join(suffixes)}, in a folder that exists"
+        raise InputError(
+            path, found="a name that cannot be written", expected=expected, do="Choose another."
+        )
+    if path.exists() and not overwrite:
+        raise InputError(
+            path, found="a file of that name", expected="none", do="Replace it with --overwrite."
+        )
 
 
 def file_md5(path: Path) -> str:

@@ -17,8 +17,7 @@ import torch
 
 from emadapt.data.phantom import make_volume
 from emadapt.errors import EmadaptError, InputError
-from emadapt.segment.model import Model
-from emadapt.segment.onnx_graph import (
+from emadapt.segment.export import (
     INPUT,
     OPSET,
     OUTPUT,
@@ -27,6 +26,7 @@ from emadapt.segment.onnx_graph import (
     pixels_of,
     write_onnx,
 )
+from emadapt.segment.model import Model
 from emadapt.training.model_card import FAMILIES, datasets_behind, family_of, terms_of
 
 U_NET = (

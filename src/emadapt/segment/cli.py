@@ -147,10 +147,17 @@ def export(model: str, output: Path, authors: tuple[str, ...], overwrite: bool) 
 
     MODEL is a folder that `train` wrote, the name of a trained unit, or models:/NAME@ALIAS.
     """
-    from emadapt.segment.export import export_model
+    from emadapt.files import check_new_file
+    from emadapt.segment.bioimage import write_package
+    from emadapt.segment.export import write_onnx
+    from emadapt.segment.model import open_model
 
-    started = time.perf_counter()
-    found = export_model(model, output, authors, overwrite)
+    check_new_file(output, (".onnx", ".zip"), overwrite)
+    started, opened = time.perf_counter(), open_model(model)
+    if output.suffix == ".zip":
+        found = write_package(opened, output, authors)
+    else:
+        found = write_onnx(opened, output)
     size, seconds = output.stat().st_size / 2**20, time.perf_counter() - started
     said = ", ".join(f"{away:.1e} at {shape}" for shape, away in found.items())
     click.echo(f"export: {output}, {size:.0f} MB, {seconds:.0f} s")

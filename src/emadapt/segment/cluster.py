@@ -14,20 +14,22 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from emadapt.errors import InputError
-from emadapt.segment.phases import work
 
 RETRIES = 3
 """Of a block whose worker failed, other than by an error of the input."""
 AHEAD = 256
 """Blocks that the scheduler knows of at a time."""
+Work = Callable[[str, str, int], int]
+"""(Folder, phase, number of a block) -> the number, once it is finished."""
 
 
 @contextmanager
-def workers(where: str) -> Iterator[Callable[[str, str, list[int]], Iterable[int]]]:
+def workers(where: str, work: Work) -> Iterator[Callable[[str, str, list[int]], Iterable[int]]]:
     """A function (folder, phase, numbers) that has workers finish blocks, in any order.
 
     Args:
         where: address of a scheduler, or `local:N` for N processes here.
+        work: finishes a block.
 
     Raises:
         InputError: dask is not installed, or there is no scheduler.
@@ -52,7 +54,7 @@ def workers(where: str) -> Iterator[Callable[[str, str, list[int]], Iterable[int
                 expected="tcp://HOST:PORT, or local:N",
                 do="Start one: `dask scheduler`.",
             ) from error
-        yield lambda folder, phase, numbers: _finished(client, folder, phase, numbers)
+        yield lambda folder, phase, numbers: _finished(client, work, folder, phase, numbers)
 
 
 def _local(where: str) -> Any:
@@ -61,9 +63,8 @@ def _local(where: str) -> Any:
 
     number = where.removeprefix("local:")
     if not number.isdigit() or int(number) < 1:
-        raise InputError(
-            "--dask", found=where, expected="local:N with N of 1 or more", do="Correct it."
-        )
+        expected = "local:N with N of 1 or more"
+        raise InputError("--dask", found=where, expected=expected, do="Correct it.")
     return LocalCluster(
         host="127.0.0.1",
         n_workers=int(number),
@@ -73,7 +74,9 @@ def _local(where: str) -> Any:
     )
 
 
-def _finished(client: Any, folder: str, phase: str, numbers: list[int]) -> Iterator[int]:
+def _finished(
+    client: Any, work: Work, folder: str, phase: str, numbers: list[int]
+) -> Iterator[int]:
     """Numbers of blocks as their tasks end; the first error ends all."""
     from dask.distributed import KilledWorker, as_completed
 
@@ -81,7 +84,7 @@ def _finished(client: Any, folder: str, phase: str, numbers: list[int]) -> Itera
 
     def submit(number: int) -> Any:
         key = f"{phase}-{number}-{run}"
-        task = on_worker, folder, phase, number
+        task = on_worker, work, folder, phase, number
         return client.submit(*task, key=key, retries=RETRIES, pure=False)
 
     tasks = as_completed([submit(n) for n in itertools.islice(waiting, AHEAD)])
@@ -102,7 +105,7 @@ def _finished(client: Any, folder: str, phase: str, numbers: list[int]) -> Itera
         yield number
 
 
-def on_worker(folder: str, phase: str, number: int) -> int | InputError:
+def on_worker(work: Work, folder: str, phase: str, number: int) -> int | InputError:
     """`work`, on a GPU of its own if the machine has several.
 
     An error of the input is returned and not raised, since retries would not help.

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from emadapt.files import whole_file
-from emadapt.segment.partial import Partial, within
+from emadapt.segment.partial import Partial
 from emadapt.volumes.voxel import Voxel
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def table_of(found: pd.DataFrame, voxel_nm: Voxel) -> pd.DataFrame:
 def label_block(partial: Partial, number: int) -> None:
     """Phase `components`: label a block, and keep its measures and the labels at its faces."""
     block = partial.blocks[number]
-    labels, n = _labelled(np.asarray(partial.array("mask")[within(block)]) > 0)
+    labels, n = _labelled(np.asarray(partial.array("mask")[block.place]) > 0)
     found = measure(labels, n, (block.z0, block.y0), partial.job.shape[1])
     faces = {"z0": labels[0], "z1": labels[-1], "y0": labels[:, 0], "y1": labels[:, -1]}
     with whole_file(_part(partial, number)) as temporary, temporary.open("wb") as file:
@@ -136,11 +136,11 @@ def join(partial: Partial, table: Path) -> int:
 def number_block(partial: Partial, number: int) -> None:
     """Phase `instances`: write a block with the numbers of the whole volume."""
     block = partial.blocks[number]
-    labels, n = _labelled(np.asarray(partial.array("mask")[within(block)]) > 0)
+    labels, n = _labelled(np.asarray(partial.array("mask")[block.place]) > 0)
     start = int(np.load(partial.part("offsets.npy"), mmap_mode="r")[number])
     ids = np.load(partial.part("ids.npy"), mmap_mode="r")[start : start + n]
     numbers = np.concatenate([np.zeros(1, np.uint32), ids])
-    partial.array("instances")[within(block)] = numbers[labels]
+    partial.array("instances")[block.place] = numbers[labels]
     partial.mark("instances", number, {})
 
 

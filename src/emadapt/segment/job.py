@@ -79,6 +79,11 @@ class Block:
     y0: int
     y1: int
 
+    @property
+    def place(self) -> tuple[slice, slice, slice]:
+        """As an index of the volume."""
+        return slice(self.z0, self.z1), slice(self.y0, self.y1), slice(None)
+
 
 @dataclass(frozen=True)
 class Job:

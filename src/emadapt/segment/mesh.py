@@ -17,8 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from emadapt.errors import InputError
-from emadapt.files import whole_file
-from emadapt.segment.new_file import check_new_file
+from emadapt.files import check_new_file, whole_file
 from emadapt.volumes.opening import open_source
 from emadapt.volumes.source import Source, voxel_of
 from emadapt.volumes.voxel import Voxel

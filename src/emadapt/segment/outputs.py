@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 from emadapt.errors import InputError
-from emadapt.segment.job import Job
-from emadapt.segment.partial import Partial
+from emadapt.segment.job import Job, Order
 from emadapt.volumes.opening import bare_name
 from emadapt.volumes.writing import WRITERS, suffix_of
 
@@ -46,15 +47,59 @@ def targets(output: str, kinds: tuple[str, ...]) -> dict[str, Path]:
     return named | table | {"mask": Path(output)}  # the mask last: once it is there, all are
 
 
-def finish(partial: Partial, kind: str, output: str) -> Path:
-    """Make the output of a kind from its finished array, still within the run's folder.
+def check_output(order: Order, is_finished: bool) -> None:
+    """Check that the outputs can be written, before any work.
+
+    Args:
+        order: what is asked for.
+        is_finished: a run was stopped while it put its outputs in place.
+
+    Raises:
+        InputError: they cannot.
+    """
+    places = list(targets(order.output, order.kinds).values())
+    parent = Path(order.output).resolve().parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise _refused(order.output, f"no folder {parent} that can be written to", "one")
+    source = Path(order.input.partition(":/")[0]).resolve()
+    for place in (path.resolve() for path in places):
+        if source == place or place in source.parents or source in place.parents:
+            found = "the input itself, or a part of it or around it"
+            raise _refused(order.output, found, "another file")
+    there = [path for path in places if path.exists()]
+    if there and not order.overwrite and not is_finished:
+        raise InputError(
+            ", ".join(map(str, there)),
+            found="an output of that name",
+            expected="none",
+            do="Choose another name, or replace it with --overwrite.",
+        )
+    for path in there:
+        if path.is_dir() and not _is_ours(path):
+            found = "a folder that emadapt did not write"
+            raise _refused(path, found, "none, or an output of `emadapt segment`")
+
+
+def _refused(path: str | Path, found: str, expected: str) -> InputError:
+    return InputError(path, found=found, expected=expected, do="Choose another output.")
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a Zarr says that it was segmented by emadapt."""
+    try:
+        return "emadapt" in json.loads((path / ".zattrs").read_text())
+    except (OSError, ValueError):
+        return False
+
+
+def finish(job: Job, group: Path, output: str) -> Path:
+    """Make an output of the finished array in `group`, which has the name of its kind.
 
     Returns:
-        The file or folder to be renamed.
+        The file or folder to be renamed, still within the run's folder.
     """
     write = WRITERS[suffix_of(output).lower()]
-    job = partial.job
-    return write(partial.folder / kind, kind, job.voxel_nm, provenance(job, kind))
+    return write(group, group.name, job.voxel_nm, provenance(job, group.name))
 
 
 def provenance(job: Job, kind: str) -> dict[str, Any]:
@@ -75,14 +120,10 @@ def publish(made: dict[Path, Path], aside: Path) -> None:
     aside.mkdir(exist_ok=True)
     for source, target in made.items():
         if not source.exists():
-            if not target.exists():
-                raise InputError(
-                    source,
-                    found="nothing",
-                    expected="what was made, or it in its place",
-                    do="Run it again.",
-                )
-            continue  # renamed before an interruption
+            if target.exists():
+                continue  # renamed before an interruption
+            expected = "what was made, or it in its place"
+            raise InputError(source, found="nothing", expected=expected, do="Run it again.")
         if target.exists():
             shutil.rmtree(aside / target.name, ignore_errors=True)
             target.rename(aside / target.name)

@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 
 from emadapt.errors import InputError
 from emadapt.files import write_json, write_text
-from emadapt.segment.job import Block, Job, from_json
+from emadapt.segment.job import Job, from_json
 from emadapt.segment.runner import Runner, open_runner
 from emadapt.volumes.write_zarr import create_array
 
@@ -68,11 +68,6 @@ class Partial:
         return self.folder / "done" / f"{phase}-{number:06d}.json"
 
 
-def within(block: Block) -> tuple[slice, slice, slice]:
-    """A block's place in the volume."""
-    return slice(block.z0, block.z1), slice(block.y0, block.y1), slice(None)
-
-
 def opened(folder: str) -> Partial:
     """A run that another process may have begun; opened once a process."""
     stat = (Path(folder) / "run.json").stat()
@@ -96,39 +91,32 @@ def held(folder: Path) -> Iterator[None]:
     folder.mkdir(exist_ok=True)
     if not (folder / MARKER).exists():
         if any(folder.iterdir()):
+            found, expected = "a folder that emadapt did not make", "none: a run's results go there"
             raise InputError(
-                folder,
-                found="a folder that emadapt did not make",
-                expected="none of this name, since what is done of a run goes there",
-                do="Move it, or choose another output.",
+                folder, found=found, expected=expected, do="Move it, or choose another output."
             )
         write_text(folder / MARKER, "Repeat the command of this run to go on with it.\n")
     try:
         with FileLock(folder / "lock", timeout=0):
             yield
     except Timeout:
-        raise InputError(
-            folder,
-            found="a run that is still going",
-            expected="one run for an output",
-            do="Wait for it.",
-        ) from None
+        found, expected = "a run that is still going", "one run for an output"
+        raise InputError(folder, found=found, expected=expected, do="Wait for it.") from None
 
 
 def begin(folder: Path, job: Job, overwrite: bool) -> Partial:
-    """Set up the folder of a run, or take over what a run of the same job left there.
-
-    Args:
-        folder: which this process holds, see `held`.
-        job: of the run.
-        overwrite: discard what a run of another job left.
+    """Set up a folder that is `held`, or take over what a run of the same job left there.
 
     Raises:
         InputError: a run of another job left something, and `overwrite` is off.
     """
     run = folder / "run.json"
     if run.is_file():
-        known, wanted = _read(run), job.to_json()
+        try:
+            known = dict(json.loads(run.read_text()))
+        except ValueError:  # damaged
+            known = {}
+        wanted = job.to_json()
         if known == wanted:
             return opened(str(folder))
         if not overwrite:
@@ -148,10 +136,3 @@ def begin(folder: Path, job: Job, overwrite: bool) -> Partial:
         create_array(folder / kind, 0, job.shape, DTYPES[kind], job.depth)
     write_json(run, job.to_json())  # last: without it the folder counts as empty
     return opened(str(folder))
-
-
-def _read(run: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(run.read_text()))
-    except ValueError:  # damaged: of another job
-        return {}

@@ -16,11 +16,10 @@ import numpy.typing as npt
 from PIL import Image
 
 from emadapt.data.tiles import Grey
-from emadapt.files import write_text
+from emadapt.files import check_new_file, write_text
 from emadapt.segment.domain import Domain, domain_of_volume
 from emadapt.segment.job import Block, Order, prepare
 from emadapt.segment.model import said
-from emadapt.segment.new_file import check_new_file
 from emadapt.segment.runner import Runner, open_runner
 from emadapt.volumes.source import Source
 

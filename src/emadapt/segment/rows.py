@@ -159,10 +159,7 @@ def _rows_below(n_in: int, n_out: int, first: int, end: int, taps: int) -> Range
 
 
 def _resized(
-    rows: npt.NDArray[Any],
-    size: tuple[int, int],
-    place: tuple[float, float],
-    how: Image.Resampling,
+    rows: npt.NDArray[Any], size: tuple[int, int], place: tuple[float, float], how: Image.Resampling
 ) -> npt.NDArray[Any]:
     """Pillow's resize, of the rows between the two edges of `place`.
 

@@ -1,9 +1,12 @@
-"""`emadapt segment`: from checks over blocks to outputs. A run that was stopped can go on."""
+"""`emadapt segment`: from checks over blocks to outputs. A run that was stopped can go on.
+
+Each phase is done with all blocks before the next begins: `tiles` (of a model that smooths along z,
+the probabilities), `mask`, then `components` and `instances` (see `emadapt.segment.instances`).
+"""
 
 from __future__ import annotations
 
 import json
-import os
 import resource
 import shutil
 import time
@@ -12,14 +15,16 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-from emadapt.errors import InputError
+import numpy as np
+
 from emadapt.files import write_json
-from emadapt.segment.instances import join
-from emadapt.segment.job import Order, prepare
-from emadapt.segment.outputs import finish, publish, targets
-from emadapt.segment.partial import Partial, begin, held, opened
-from emadapt.segment.phases import phases, segment_block, work
-from emadapt.volumes.writing import suffix_of
+from emadapt.models.predict import smooth_z
+from emadapt.models.segmenter import Probability
+from emadapt.segment.instances import join, label_block, number_block
+from emadapt.segment.job import Block, Order, prepare
+from emadapt.segment.outputs import check_output, finish, publish, targets
+from emadapt.segment.partial import STEPS, Partial, begin, held, opened
+from emadapt.volumes.source import Array
 
 Each = Callable[[str, str, list[int]], Iterable[int]]
 """(Folder, phase, numbers of blocks) -> these numbers, as blocks are finished."""
@@ -37,67 +42,19 @@ def segment_volume(order: Order) -> Path:
     """
     output = Path(order.output).absolute()  # workers, and who repeats the command, may be elsewhere
     folder = output.with_name(f"{output.name}.partial")
-    check_output(order, targets(order.output, order.kinds), folder)
+    made = folder / "made.json"
+    check_output(order, is_finished=made.is_file())
     with held(folder):
         started = time.perf_counter()
         partial = _begun(order, folder)
-        if not (folder / "made.json").is_file():
+        if not made.is_file():
             with _workers(order.dask) as each:
                 seconds = _run(partial, order, each)
             _say(partial, order, seconds, time.perf_counter() - started)
-        publish(_made(folder), folder / "aside")
+        places = json.loads(made.read_text()).items()
+        publish({Path(source): Path(target) for source, target in places}, folder / "aside")
     shutil.rmtree(folder)
     return output
-
-
-def check_output(order: Order, named: dict[str, Path], folder: Path) -> None:
-    """Check that the output can be written, before any work.
-
-    Raises:
-        InputError: it cannot.
-    """
-    suffix_of(order.output)
-    parent = Path(order.output).resolve().parent
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise InputError(
-            order.output,
-            found=f"no folder {parent} that can be written to",
-            expected="one",
-            do="Make it, or choose another output.",
-        )
-    source = Path(order.input.partition(":/")[0]).resolve()
-    places = [path.resolve() for path in named.values()]
-    if any(source == p or p in source.parents or source in p.parents for p in places):
-        raise InputError(
-            order.output,
-            found="the input itself, or a part of it or around it",
-            expected="another file",
-            do="Choose another output.",
-        )
-    there = [path for path in named.values() if path.exists()]
-    if there and not order.overwrite and not (folder / "made.json").is_file():
-        raise InputError(
-            ", ".join(map(str, there)),
-            found="an output of that name",
-            expected="none",
-            do="Choose another name, or replace it with --overwrite.",
-        )
-    for path in there:
-        if path.is_dir() and not _is_ours(path):
-            raise InputError(
-                path,
-                found="a folder that emadapt did not write",
-                expected="none, or an output of `emadapt segment`",
-                do="Move it, or choose another output.",
-            )
-
-
-def _is_ours(path: Path) -> bool:
-    """Whether a Zarr says that it was segmented by emadapt."""
-    try:
-        return "emadapt" in json.loads((path / ".zattrs").read_text())
-    except (OSError, ValueError):
-        return False
 
 
 def _begun(order: Order, folder: Path) -> Partial:
@@ -113,7 +70,7 @@ def _begun(order: Order, folder: Path) -> Partial:
 def _run(partial: Partial, order: Order, each: Each) -> float:
     """All phases; the seconds that segmenting took."""
     began = time.perf_counter()
-    for phase in phases(partial):
+    for phase in _first_phases(partial):
         _phase(partial, phase, each)
     seconds = time.perf_counter() - began
     made = {}
@@ -127,15 +84,15 @@ def _run(partial: Partial, order: Order, each: Each) -> float:
         print(f"segment: {n} instances, {named['table']}")
     for kind in ("probabilities", "instances", "mask"):
         if kind in named:
-            made[str(finish(partial, kind, order.output))] = str(named[kind].resolve())
+            finished = finish(partial.job, partial.folder / kind, order.output)
+            made[str(finished)] = str(named[kind].resolve())
     write_json(partial.folder / "made.json", made)
     return seconds
 
 
-def _made(folder: Path) -> dict[Path, Path]:
-    """What a run has made in its folder, and where it belongs."""
-    made = json.loads((folder / "made.json").read_text())
-    return {Path(a): Path(b) for a, b in made.items()}
+def _first_phases(partial: Partial) -> list[str]:
+    """The phases up to the mask."""
+    return ["tiles", "mask"] if partial.job.reach else ["mask"]
 
 
 def _phase(partial: Partial, phase: str, each: Each) -> None:
@@ -160,14 +117,14 @@ def _workers(dask: str) -> AbstractContextManager[Each]:
     if dask:
         from emadapt.segment.cluster import workers
 
-        return workers(dask)
-    return nullcontext(alone)
+        return workers(dask, work)
+    return nullcontext(_alone)
 
 
-def alone(folder: str, phase: str, numbers: list[int]) -> Iterator[int]:
+def _alone(folder: str, phase: str, numbers: list[int]) -> Iterator[int]:
     """Blocks one after the other in this process; while one is segmented, the next is read."""
     partial = opened(folder)
-    if phase != phases(partial)[0] or not numbers:
+    if phase != _first_phases(partial)[0] or not numbers:
         yield from (work(folder, phase, number) for number in numbers)
         return
     load, blocks = partial.runner.load, partial.blocks
@@ -177,8 +134,70 @@ def alone(folder: str, phase: str, numbers: list[int]) -> Iterator[int]:
             loaded = ahead.result()
             if following is not None:
                 ahead = reader.submit(load, blocks[following])
-            segment_block(partial, number, loaded)
+            _segment_block(partial, number, loaded)
             yield number
+
+
+def work(folder: str, phase: str, number: int) -> int:
+    """Finish one block of a phase, in whatever process this is; returns its number."""
+    PHASES[phase](opened(folder), number)
+    return number
+
+
+def _segment_block(partial: Partial, number: int, loaded: Array | None = None) -> None:
+    """A block through the model; `loaded` is what `Runner.load` gave of it ahead."""
+    block, runner = partial.blocks[number], partial.runner
+    rows = runner.probability(block, runner.load(block) if loaded is None else loaded)
+    if not partial.job.reach:
+        _threshold(partial, number, rows)
+        return
+    kept = _empty(partial, block, "uint16")
+    for z, some in rows:
+        kept[z - block.z0] = np.rint(some * STEPS)
+    partial.array("tiles")[block.place] = kept
+    partial.mark("tiles", number, {})
+
+
+def _mask_block(partial: Partial, number: int) -> None:
+    """Segment a block, or smooth its `tiles` along z, across the borders of blocks."""
+    block, job = partial.blocks[number], partial.job
+    if not job.reach:
+        _segment_block(partial, number)
+        return
+    tiles = partial.array("tiles")
+    near = range(max(0, block.z0 - job.reach), min(job.shape[0], block.z1 + job.reach))
+    steps = ((z, tiles[z, block.y0 : block.y1]) for z in near)
+    rows = ((z, some.astype(np.float32) / np.float32(STEPS)) for z, some in steps)
+    smoothed = smooth_z(rows, job.sigma)
+    _threshold(partial, number, ((z, p) for z, p in smoothed if block.z0 <= z < block.z1))
+
+
+def _threshold(partial: Partial, number: int, rows: Iterable[tuple[int, Probability]]) -> None:
+    """Write the mask of a block and, if asked for, its probabilities."""
+    block, job = partial.blocks[number], partial.job
+    mask = _empty(partial, block, "uint8")
+    probabilities = _empty(partial, block, "uint8") if "probabilities" in job.kinds else None
+    for z, some in rows:
+        mask[z - block.z0] = np.where(some > job.threshold, 255, 0)
+        if probabilities is not None:
+            probabilities[z - block.z0] = np.rint(some * 255)
+    partial.array("mask")[block.place] = mask
+    if probabilities is not None:
+        partial.array("probabilities")[block.place] = probabilities
+    partial.mark("mask", number, {"foreground": int(np.count_nonzero(mask))})
+
+
+def _empty(partial: Partial, block: Block, dtype: str) -> Array:
+    shape = block.z1 - block.z0, block.y1 - block.y0, partial.job.shape[2]
+    return np.empty(shape, dtype)
+
+
+PHASES: dict[str, Callable[[Partial, int], None]] = {
+    "tiles": _segment_block,
+    "mask": _mask_block,
+    "components": label_block,
+    "instances": number_block,
+}
 
 
 def _say(partial: Partial, order: Order, seconds: float, whole: float) -> None:
