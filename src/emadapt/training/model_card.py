@@ -6,7 +6,7 @@ Sections follow Mitchell et al. 2019, Model Cards for Model Reporting (arXiv 181
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,12 +51,10 @@ class Behind:
 
     @property
     def licence(self) -> str:
-        """Its terms, in a word."""
         return str(self.source.get("licence", "not known here"))
 
     @property
     def named(self) -> str:
-        """Its name, and how it got there unless the model was trained on it."""
         return f"{self.name} ({self.role})" if self.role else self.name
 
 
@@ -70,15 +68,10 @@ def model_card(
         metrics: its metrics.json; None where it was not evaluated.
         with_backbone: whether the file that the card goes with holds the backbone, too.
     """
-    trained_on = list(card["data_md5"])
-    sections = [
-        _what(card, metrics, with_backbone),
-        _data(card, trained_on),
-        _terms(card, with_backbone),
-    ]
+    sections = [_what(card, with_backbone), _data(card), _terms(card, with_backbone)]
     if metrics:
-        sections += [_scores(card, metrics)]
-    sections += [_limits(card, metrics, trained_on), _provenance(card, metrics)]
+        sections.append(_scores(card, metrics))
+    sections += [_limits(card, metrics), _provenance(card, metrics)]
     return "\n\n".join("\n".join(lines) for lines in sections) + "\n"
 
 
@@ -98,53 +91,48 @@ def metrics_of(folder: Path, card: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def datasets_behind(card: Mapping[str, Any]) -> list[Behind]:
-    """All datasets that went into a model, or into a model that it started from.
-
-    `started_from` of a card has those of a model in a folder (see
-    `emadapt.training.warm_start.behind_folders`).
-    """
+    """All datasets that went into a model, or into a model that it started from."""
     found = [(name, "") for name in card.get("data_md5", {})]
     found += [(name, "its images, without labels") for name in card.get("unlabelled_md5", {})]
     found += [(name, EARLIER) for name in _names(card.get("settings", {}).get("source"))]
     sources = dict(card.get("sources", {}))
-    for before in card.get("started_from", []):
+    for before in card.get("started_from", []):  # models in folders
         sources.setdefault(before["name"], before["source"])
         found.append((before["name"], EARLIER))
-    roles = dict(reversed(found))  # the first role of a name stays
-    return [
-        Behind(name, roles[name], sources.get(name, {}))
-        for name in dict.fromkeys(n for n, _ in found)
-    ]
+    roles: dict[str, str] = {}
+    for name, role in found:
+        roles.setdefault(name, role)
+    return [Behind(name, role, sources.get(name, {})) for name, role in roles.items()]
 
 
 def terms_of(card: Mapping[str, Any], with_backbone: bool = False) -> list[str]:
     """A line for each dataset behind a model, and for its backbone."""
     lines = []
     for data in datasets_behind(card):
-        use = (
-            " No commercial use." if "-NC" in data.licence or "research use" in data.licence else ""
-        )
+        commercial = "-NC" not in data.licence and "research use" not in data.licence
+        use = "" if commercial else " No commercial use."
         lines.append(f"{data.named}: {data.licence}.{use}")
-    if system := SYSTEMS.get(card.get("regime", {}).get("kind", "")):
+    if system := _system(card):
         lines.append(f"{system}: its weights' licence, also for what is trained from them.")
-    if not family_of(card):
-        return lines
-    if not with_backbone:
-        return [
-            *lines,
-            "the backbone's own licence holds for the backbone, which is not in the file.",
-        ]
-    return [*lines, f"the backbone, which is in the file: {FAMILIES[family_of(card)][0]}."]
+    elif family := family_of(card):
+        own = "the backbone's own licence holds for the backbone, which is not in the file."
+        inside = f"the backbone, which is in the file: {FAMILIES[family][0]}."
+        lines.append(inside if with_backbone else own)
+    return lines
 
 
 def family_of(card: Mapping[str, Any]) -> str:
     """The key in `FAMILIES` of a model's pretrained backbone; empty where it has none."""
-    if (
-        card["weights"]["source"] in ("none", "random")
-        or card.get("regime", {}).get("kind") in SYSTEMS
-    ):
+    if card["weights"]["source"] in ("none", "random") or _system(card):
         return ""
     return BACKBONES[card["backbone"]["arch"]].family
+
+
+def sources_of(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What SOURCE.json of each dataset behind a unit says, by name, for its model.json."""
+    ingested = [n for n in _names(settings) if (INGESTED / n / "manifest.json").is_file()]
+    found = {name: open_volume(name).manifest.get("source", {}) for name in ingested}
+    return {name: source for name, source in found.items() if source}
 
 
 def _names(settings: Mapping[str, Any] | None) -> list[str]:
@@ -155,31 +143,25 @@ def _names(settings: Mapping[str, Any] | None) -> list[str]:
     return own + _names(settings.get("source"))
 
 
-def sources_of(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """What SOURCE.json of each dataset behind a unit says, by name, for its model.json."""
-    ingested = [n for n in _names(settings) if (INGESTED / n / "manifest.json").is_file()]
-    found = {name: open_volume(name).manifest.get("source", {}) for name in ingested}
-    return {name: source for name, source in found.items() if source}
+def _system(card: Mapping[str, Any]) -> str:
+    """The published system of a model; empty where it has none."""
+    return SYSTEMS.get(card.get("regime", {}).get("kind", ""), "")
 
 
-def _what(
-    card: Mapping[str, Any], metrics: Mapping[str, Any] | None, with_backbone: bool
-) -> list[str]:
-    weights = card["weights"]
-    origin = (
-        "from random initial values"
-        if weights["source"] == "none"
-        else f"on {card['backbone']['arch']}"
-    )
-    if system := SYSTEMS.get(card.get("regime", {}).get("kind", "")):
-        how = "fine-tuned" if card["regime"].get("finetune") else "used as it is"
+def _what(card: Mapping[str, Any], with_backbone: bool) -> list[str]:
+    weights, regime, system = card["weights"], card["regime"], _system(card)
+    origin = f"on {card['backbone']['arch']}"
+    if system:
+        how = "fine-tuned" if regime.get("finetune") else "used as it is"
         origin = f"the published system {system}, {how}"
-        if (prompts := card["regime"].get("prompts", "automatic")) != "automatic":
+        if (prompts := regime.get("prompts", "automatic")) != "automatic":
             origin += f", an oracle: prompted from the labels ({prompts})"
+    elif weights["source"] == "none":
+        origin = "from random initial values"
     lines = [
         f"# {card['unit']}",
         "",
-        f"Segments {_organelles(card)} in electron micrographs: regime `{card['regime']['kind']}`,"
+        f"Segments {_organelles(card)} in electron micrographs: regime `{regime['kind']}`,"
         f" head `{card['head']}`, {origin}, {card['trainable_params']:,} trained parameters.",
     ]
     if weights["source"] != "none":
@@ -194,15 +176,11 @@ def _what(
 
 def _organelles(card: Mapping[str, Any]) -> str:
     datasets = card.get("settings", {}).get("datasets", {}).values()
-    return (
-        " and ".join(
-            dict.fromkeys(d.get("organelle", "mitochondria").replace("_", " ") for d in datasets)
-        )
-        or "mitochondria"
-    )
+    names = [data.get("organelle", "mitochondria").replace("_", " ") for data in datasets]
+    return " and ".join(dict.fromkeys(names)) or "mitochondria"
 
 
-def _data(card: Mapping[str, Any], trained_on: Sequence[str]) -> list[str]:
+def _data(card: Mapping[str, Any]) -> list[str]:
     slices, total = card["labelled"]["slices"]
     lines = [
         "## Training data",
@@ -218,7 +196,8 @@ def _data(card: Mapping[str, Any], trained_on: Sequence[str]) -> list[str]:
         licence = data.licence if data.source else f"{data.licence}: ask its owner"
         cells = (data.named, voxel, pairing, licence, data.source.get("citation", ""))
         lines.append(f"| {' | '.join(cells)} |")
-    if wrong := [name for name in trained_on if card["pairing"][name].startswith("lexicographic")]:
+    pairings = card["pairing"].items()
+    if wrong := [name for name, pairing in pairings if pairing.startswith("lexicographic")]:
         why = "images with other slices' labels, to replicate a mistake. Not a model to use."
         lines += ["", f"**{', '.join(wrong)}: {why}**"]
     return lines
@@ -258,17 +237,14 @@ def _seen(card: Mapping[str, Any], test_set: str) -> str:
     if test_set in card["data_md5"]:
         return "trained on it"
     behind = datasets_behind(card)
-    for data in behind:
-        if data.name == test_set:
-            return data.role
+    if roles := [data.role for data in behind if data.name == test_set]:
+        return roles[0]
     same = any(data.source.get("name") == test_set for data in behind)
     return "its images under other labels" if same else NEVER
 
 
-def _limits(
-    card: Mapping[str, Any], metrics: Mapping[str, Any] | None, trained_on: Sequence[str]
-) -> list[str]:
-    voxels = " or ".join(f"{card['voxel_nm'][name][1]:g}" for name in trained_on)
+def _limits(card: Mapping[str, Any], metrics: Mapping[str, Any] | None) -> list[str]:
+    voxels = " or ".join(f"{card['voxel_nm'][name][1]:g}" for name in card["data_md5"])
     lines = [
         "## Limits",
         "",
@@ -277,13 +253,11 @@ def _limits(
         "- It follows its labels' convention of where an edge is; other datasets have others.",
     ]
     tests = metrics["test"] if metrics else {}
-    unseen = {name: test["iou"] for name, test in tests.items() if _seen(card, name) == NEVER}
+    unseen = [(test["iou"], name) for name, test in tests.items() if _seen(card, name) == NEVER]
     if unseen:
-        worst = min(unseen, key=lambda name: unseen[name])
-        lines += [
-            f"- On data it has not seen expect less: {unseen[worst]:.2f} on {worst}. Label a few "
-            "slices and fine-tune."
-        ]
+        iou, worst = min(unseen)
+        expected = f"- On data it has not seen expect less: {iou:.2f} on {worst}."
+        lines.append(f"{expected} Label a few slices and fine-tune.")
     elif tests:
         lines.append("- Not tested on any dataset that it was not trained on.")
     else:

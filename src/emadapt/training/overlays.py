@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from emadapt.files import whole_file
 
@@ -50,35 +49,24 @@ def overlay_png(
         "prediction": _tint(grey, {FOREGROUND: said}),
         "errors": _tint(0.6 * grey + 60, errors, 0.85),
     }
-    scale = PANEL / max(grey.shape)
-    high, wide = (max(1, round(side * scale)) for side in grey.shape[:2])
-    total = (4 * wide + 5 * GAP, TOP + high + BOTTOM)
-    figure = Figure(figsize=(total[0] / 100, total[1] / 100), dpi=100)
-    figure.text(GAP / total[0], 1 - 8 / total[1], title, va="top", fontsize=10, weight="bold")
-    for number, (name, panel) in enumerate(panels.items()):
-        left = GAP + number * (wide + GAP)
-        place = (left / total[0], BOTTOM / total[1], wide / total[0], high / total[1])
-        axes = figure.add_axes(place)
-        picture = Image.fromarray(panel.clip(0, 255).astype(np.uint8))
-        small = picture.resize((wide, high), Image.Resampling.BOX)
-        axes.imshow(np.asarray(small), interpolation="nearest", aspect="auto")
-        axes.set_title(name, fontsize=9, pad=3)
-        axes.set_axis_off()
-    share = {colour: 100 * mask.mean() for colour, mask in errors.items()}
-    handles = [
-        Patch(color=FOREGROUND, alpha=0.6, label="foreground"),
-        *(
-            Patch(color=colour, label=f"false {name} ({share[colour]:.1f} % of pixels)")
-            for colour, name in ((FALSE_POSITIVE, "positive"), (FALSE_NEGATIVE, "negative"))
-        ),
-    ]
+    high, wide = (max(1, round(side * PANEL / max(true.shape))) for side in true.shape)
+    width, height = 4 * wide + 5 * GAP, TOP + high + BOTTOM
+    figure = Figure(figsize=(width / 100, height / 100), dpi=100)
+    figure.text(GAP / width, 1 - 8 / height, title, va="top", fontsize=10, weight="bold")
+    figure.subplots_adjust(
+        GAP / width, BOTTOM / height, 1 - GAP / width, 1 - TOP / height, wspace=GAP / wide
+    )
+    axes = figure.subplots(1, 4)
+    for axis, (name, panel) in zip(axes, panels.items(), strict=True):
+        axis.imshow(panel.clip(0, 255).astype(np.uint8), aspect="auto")
+        axis.set_title(name, fontsize=9, pad=3)
+        axis.set_axis_off()
+    handles = [Patch(color=FOREGROUND, alpha=0.6, label="foreground")]
+    for kind, (colour, mask) in zip(("positive", "negative"), errors.items(), strict=True):
+        words = f"false {kind} ({100 * mask.mean():.1f} % of pixels)"
+        handles.append(Patch(color=colour, label=words))
     figure.legend(
-        handles=handles,
-        loc="lower right",
-        ncols=3,
-        fontsize=9,
-        frameon=False,
-        borderaxespad=0.3,
+        handles=handles, loc="lower right", ncols=3, fontsize=9, frameon=False, borderaxespad=0.3
     )
     with whole_file(path) as temporary:
         figure.savefig(temporary, format="png", metadata={"Software": None})
@@ -86,8 +74,10 @@ def overlay_png(
 
 def _tint(grey: Pixels, masks: Mapping[str, npt.NDArray[np.bool_]], share: float = 0.45) -> Pixels:
     """(Y, X, 3) picture of 0 to 255, with `share` of a colour in each mask."""
+    from matplotlib.colors import to_rgb
+
     picture = grey.copy()
     for colour, mask in masks.items():
-        rgb = np.array([int(colour[at : at + 2], 16) for at in (1, 3, 5)], np.float32)
+        rgb = 255 * np.array(to_rgb(colour), np.float32)
         picture[mask] = (1 - share) * picture[mask] + share * rgb
     return picture

@@ -68,6 +68,8 @@ class Regime:
         backbone = self.backbone
         torch.manual_seed(seed)
         self.adapt(backbone)
+        if getattr(self.settings, "gradient_checkpointing", False):
+            backbone.vit.set_grad_checkpointing(True)
         return self.segmenter(backbone)
 
     def adapt(self, backbone: Any) -> None:
