@@ -196,12 +196,8 @@ def evaluate_masks(predicted: Array, label: Array, voxel_nm: Voxel) -> dict[str,
     from emadapt.training.scores import BOUNDARY_NM
 
     if predicted.shape != label.shape:
-        raise InputError(
-            "label",
-            found=f"shape {label.shape}",
-            expected=f"{predicted.shape}, as the mask",
-            do="Pass the same slices.",
-        )
+        found, expected = f"shape {label.shape}", f"{predicted.shape}, as the mask"
+        raise InputError("label", found=found, expected=expected, do="Pass the same slices.")
     band = BOUNDARY_NM / float(np.mean(voxel_nm[1:]))
     area, boundary = [], []
     for a, b in zip(predicted != 0, label != 0, strict=True):

@@ -36,3 +36,9 @@ class InputError(EmadaptError):
         return functools.partial(
             type(self), found=self.found, expected=self.expected, do=self.do
         ), (self.what,)
+
+
+def not_installed(package: str, extra: str) -> InputError:
+    """That a package of one of the optional extras is missing."""
+    do = f"Install it: pip install 'emadapt[{extra}]'."
+    return InputError(package, found="not installed", expected=f"the extra `{extra}`", do=do)

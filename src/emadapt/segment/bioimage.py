@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from emadapt.data.phantom import make_volume
-from emadapt.errors import EmadaptError, InputError
+from emadapt.errors import EmadaptError, not_installed
 from emadapt.segment.export import (
     INPUT,
     OPSET,
@@ -41,18 +41,9 @@ ORANGE = np.array([255, 120, 0], np.float32)
 
 
 def write_package(model: Model, path: Path, authors: Sequence[str]) -> dict[str, float]:
-    """Write a package, and have `bioimageio.core` test it; nothing is left if it fails.
+    """Write a package as `path`, if `bioimageio.core` passes it; returns what `write_onnx` does.
 
-    The test image is synthetic, so that no dataset's terms hold for it; the expected output is the
-    model's own.
-
-    Args:
-        model: see `check_exportable`.
-        path: ends with .zip.
-        authors: names of who trained it.
-
-    Returns:
-        See `write_onnx`.
+    The test image is synthetic, so that no dataset's terms hold for it.
 
     Raises:
         InputError: a model that cannot be exported, or bioimageio.core is not installed.
@@ -82,12 +73,7 @@ def _bioimageio() -> tuple[Any, Any]:
         import bioimageio.core
         import bioimageio.spec
     except ImportError as error:
-        raise InputError(
-            "bioimageio.core",
-            found="not installed",
-            expected="it, to write and test the package",
-            do="pip install 'emadapt[export]'",
-        ) from error
+        raise not_installed("bioimageio.core", "export") from error
     return bioimageio.core, bioimageio.spec
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from emadapt.errors import InputError
+from emadapt.errors import InputError, not_installed
 
 RETRIES = 3
 """Of a block whose worker failed, other than by an error of the input."""
@@ -37,22 +37,15 @@ def workers(where: str, work: Work) -> Iterator[Callable[[str, str, list[int]], 
     try:
         from dask.distributed import Client
     except ImportError as error:
-        raise InputError(
-            "--dask",
-            found="no dask.distributed",
-            expected="the extra `cluster`",
-            do="Install it: pip install 'emadapt[cluster]'.",
-        ) from error
+        raise not_installed("dask.distributed", "cluster") from error
     with ExitStack() as stack:
         local = stack.enter_context(_local(where)) if where.startswith("local:") else where
         try:
             client = stack.enter_context(Client(local, timeout=30))
         except (OSError, ValueError) as error:
+            found, expected = f"no scheduler at {where} ({error})", "tcp://HOST:PORT, or local:N"
             raise InputError(
-                "--dask",
-                found=f"no scheduler at {where} ({error})",
-                expected="tcp://HOST:PORT, or local:N",
-                do="Start one: `dask scheduler`.",
+                "--dask", found=found, expected=expected, do="Start one: `dask scheduler`."
             ) from error
         yield lambda folder, phase, numbers: _finished(client, work, folder, phase, numbers)
 

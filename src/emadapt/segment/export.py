@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from emadapt.errors import EmadaptError, InputError
+from emadapt.errors import EmadaptError, InputError, not_installed
 from emadapt.files import whole_file
 from emadapt.segment.model import Model, sha256_of
 from emadapt.training.model_card import card_of, terms_of
@@ -75,11 +75,7 @@ def write_onnx(model: Model, path: Path) -> dict[str, float]:
 
 
 def check_exportable(model: Model) -> None:
-    """Refuse what a graph of one image cannot express.
-
-    Raises:
-        InputError: of such models.
-    """
+    """Raise an InputError where a graph of one image cannot express the model."""
     spec, kind = model.segmenter.spec, model.card["regime"]["kind"]
     reasons = {
         "regime knn searches among its training tokens": kind == "knn",
@@ -90,12 +86,10 @@ def check_exportable(model: Model) -> None:
     }
     for reason, holds in reasons.items():
         if holds:
-            raise InputError(
-                model.folder,
-                found=f"a model that cannot be one graph: {reason}",
-                expected="a model that sees one image and nothing else, such as frozen or lora",
-                do="Use `emadapt segment`, or train such a unit.",
-            )
+            found = f"a model that cannot be one graph: {reason}"
+            expected = "a model that sees one image and nothing else, such as frozen or lora"
+            do = "Use `emadapt segment`, or train such a unit."
+            raise InputError(model.folder, found=found, expected=expected, do=do)
 
 
 def resampled(
@@ -104,13 +98,9 @@ def resampled(
     old_size: Sequence[int],
     num_prefix_tokens: int = 1,
 ) -> torch.Tensor:
-    """Resample position embeddings as timm does, in operators that ONNX has.
+    """Resample position embeddings (1, prefix + h * w, D) as timm does, in operators of ONNX.
 
-    Args:
-        embedding: (1, prefix + h * w, D): class token and registers, then patches row by row.
-        new_size: rows and columns; in a trace, tensors.
-        old_size: (h, w).
-        num_prefix_tokens: number of the first ones, which stay.
+    In a trace, sizes are tensors.
     """
     first, grid = embedding[:, :num_prefix_tokens], embedding[:, num_prefix_tokens:]
     grid = grid.unflatten(1, tuple(old_size))
@@ -132,10 +122,7 @@ def bicubic(n_in: int, n_out: Any) -> torch.Tensor:
 
 
 def centred(feat_shape: Sequence[Any], *kind: Any, **settings: Any) -> torch.Tensor:
-    """(h, w, 2) places of patches in [-1, 1], as of DINOv3's rotary embedding in timm.
-
-    In a trace, sizes are tensors.
-    """
+    """(h, w, 2) places of patches in [-1, 1], as of DINOv3's rotary embedding in timm."""
     offset = settings.get("grid_offset", 0.0)
     places = [
         (torch.arange(n, dtype=torch.float32) + 0.5 + offset) / torch.as_tensor(n)
@@ -192,20 +179,11 @@ def pixels_of(model: Model) -> dict[str, tuple[float, float]]:
 
 
 def open_session(path: Path) -> Any:
-    """An onnxruntime session on the CPU.
-
-    Raises:
-        InputError: onnxruntime is not installed.
-    """
+    """An onnxruntime session on the CPU."""
     try:
         import onnxruntime
     except ImportError as error:
-        raise InputError(
-            "onnxruntime",
-            found="not installed",
-            expected="it, to check what is exported",
-            do="pip install 'emadapt[export]'",
-        ) from error
+        raise not_installed("onnxruntime", "export") from error
     return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
 

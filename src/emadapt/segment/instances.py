@@ -41,15 +41,7 @@ Int = npt.NDArray[np.int64]
 def components(
     mask: npt.NDArray[np.bool_], voxel_nm: Voxel
 ) -> tuple[npt.NDArray[np.uint32], pd.DataFrame]:
-    """Label a mask that fits in memory.
-
-    Args:
-        mask: (Z, Y, X).
-        voxel_nm: (z, y, x).
-
-    Returns:
-        (Z, Y, X) with 0 in the background, and a table with the columns `COLUMNS`.
-    """
+    """Label a mask (Z, Y, X) that fits in memory; the table has the columns `COLUMNS`."""
     labels, n = _labelled(mask)
     return labels, table_of(measure(labels, n, (0, 0), labels.shape[1]), voxel_nm)
 
@@ -57,16 +49,13 @@ def components(
 def measure(
     labels: npt.NDArray[np.uint32], n: int, origin: tuple[int, int], height: int
 ) -> pd.DataFrame:
-    """Measure the components of a block.
+    """Measure the components of a block: a row for each, with the columns of `AGGREGATED`.
 
     Args:
         labels: (z, y, X), whole rows; 1 to n, numbered by their first voxels, as cc3d does.
         n: number of components.
         origin: (z, y) of the block's first voxel.
         height: rows of a slice of the volume.
-
-    Returns:
-        A row for each component, with the columns of `AGGREGATED`.
     """
     import cc3d
     import pandas as pd
@@ -107,14 +96,9 @@ def label_block(partial: Partial, number: int) -> None:
 
 
 def join(partial: Partial, table: Path) -> int:
-    """Number the components of the whole volume, once all blocks are labelled.
+    """Number the components of the whole volume, once all blocks are labelled, and count them.
 
-    Args:
-        partial: the run; the numbers are kept there for `number_block`.
-        table: CSV file to write.
-
-    Returns:
-        The number of components.
+    The run keeps the numbers for `number_block`; `table` is the CSV file to write.
     """
     import pandas as pd
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import emadapt
-from emadapt.data.align import Statistics, statistics_from
+from emadapt.data.align import statistics_from
 from emadapt.data.splits import evenly_spaced
 from emadapt.data.tiles import Geometry
 from emadapt.errors import InputError
@@ -167,14 +167,13 @@ def settle(order: Order, source: Source, model: Model) -> Job:
     dataset, zoom = zoom_for(model, voxel)
     window = order.window or grey_window(sampled(source), source.name)
     if not window[0] < window[1]:
-        raise InputError(
-            "grey values",
-            found=f"{window[0]:g} to {window[1]:g}",
-            expected="the lower before the higher",
-            do="Correct --window.",
-        )
+        found, expected = f"{window[0]:g} to {window[1]:g}", "the lower before the higher"
+        raise InputError("grey values", found=found, expected=expected, do="Correct --window.")
     spec = model.segmenter.spec
-    statistics = grey_statistics(source, window, voxel) if spec.align == "histogram" else None
+    statistics = None
+    if spec.align == "histogram":
+        images = (to_uint8(image, *window) for image in sampled(source))
+        statistics = statistics_from(images, voxel)
     aligner = aligner_for(model, statistics, zoom)
     geo = geometry_for(model, source.shape[1:], dataset, aligner)
     view = View(model.segmenter, geo, source.shape[0])
@@ -235,9 +234,3 @@ def sampled(source: Source) -> Iterator[Array]:
     for z in evenly_spaced(source.shape[0], SLICES):
         for y in [0] if band == height else evenly_spaced(height - band, 4):
             yield source.read(z, z + 1, y, y + band)[0]
-
-
-def grey_statistics(source: Source, window: tuple[float, float], voxel_nm: Voxel) -> Statistics:
-    """What alignment knows of the volume."""
-    images = (to_uint8(image, *window) for image in sampled(source))
-    return statistics_from(images, voxel_nm)

@@ -41,10 +41,7 @@ Triple = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Grid:
-    """What marching cubes looks at: cells of `step` voxels over the box from `low` to `high`.
-
-    All are (z, y, x); `high` is excluded.
-    """
+    """Cells of `step` voxels over the box from `low` to before `high`; all (z, y, x)."""
 
     low: Triple
     high: Triple
@@ -89,12 +86,9 @@ def mesh_volume(
     check_new_file(path, SUFFIXES, overwrite)
     source = open_source(input_, scale)
     if source.dtype.kind == "f":
-        raise InputError(
-            source.name,
-            found=f"values of type {source.dtype}",
-            expected="a mask, labels or instances",
-            do="Threshold the probabilities first.",
-        )
+        found, expected = f"values of type {source.dtype}", "a mask, labels or instances"
+        do = "Threshold the probabilities first."
+        raise InputError(source.name, found=found, expected=expected, do=do)
     mesh = surface(source, voxel_of(source, voxel_nm), label, smooth, step)
     with whole_file(path) as temporary:
         mesh.export(temporary, file_type=path.suffix.lower()[1:])
@@ -106,12 +100,7 @@ def mesh_volume(
 def surface(
     source: Source, voxel_nm: Voxel, label: int = 0, smooth: float = 1.0, step: int = 1
 ) -> Trimesh:
-    """The closed surface of a label, with outward normals; arguments as of `mesh_volume`.
-
-    Raises:
-        InputError: there is nothing of the label, also after smoothing, or the surface is too
-            large.
-    """
+    """The closed surface of a label, with outward normals; as of `mesh_volume`."""
     from trimesh import Trimesh
 
     z, y, x = (max(1, round(step * min(voxel_nm) / side)) for side in voxel_nm)
@@ -130,12 +119,9 @@ def surface(
     depth = max(1, SLAB // plane)
     parts = list(_slabs(source, grid, label, smooth, reach, depth))
     if not parts:
-        raise InputError(
-            source.name,
-            found="nothing after smoothing",
-            expected="an object thicker than two voxels",
-            do="Use --smooth 0, or a smaller --step.",
-        )
+        found, expected = "nothing after smoothing", "an object thicker than two voxels"
+        do = "Use --smooth 0, or a smaller --step."
+        raise InputError(source.name, found=found, expected=expected, do=do)
     starts = np.cumsum([0, *(len(vertices) for vertices, _ in parts)])
     joined = Trimesh(
         np.concatenate([vertices for vertices, _ in parts]),
@@ -165,12 +151,9 @@ def _survey(source: Source, label: int, step: Triple) -> tuple[Grid, int]:
             before = mask
     faces += int(np.count_nonzero(before))
     if not seen[0].any():
-        raise InputError(
-            source.name,
-            found="an empty mask" if not label else f"no voxel of label {label}",
-            expected="something to take the surface of",
-            do="Check --label, or the mask.",
-        )
+        found = f"no voxel of label {label}" if label else "an empty mask"
+        do = "Check --label, or the mask."
+        raise InputError(source.name, found=found, expected="an object", do=do)
     low = tuple(int(np.argmax(s)) for s in seen)
     high = tuple(len(s) - int(np.argmax(s[::-1])) for s in seen)
     return Grid(low, high, step), faces

@@ -83,18 +83,13 @@ def open_model(text: str | Path) -> Model:
     """Load a model for prediction, see `find_model`.
 
     Raises:
-        InputError: it is not there or damaged, needs labels, or its backbone's weights cannot be
-            had.
+        InputError: it is missing, damaged, needs labels, or its backbone's weights cannot be had.
     """
     folder = find_model(str(text)).resolve()
     segmenter, card = load_model(folder)
     if segmenter.needs_labels:
-        raise InputError(
-            folder,
-            found="a model whose prompts are made of labels",
-            expected="a model that needs no labels to predict",
-            do="Take another unit.",
-        )
+        found, expected = "a model that needs labels for its prompts", "one that needs none"
+        raise InputError(folder, found=found, expected=expected, do="Take another unit.")
     merge(segmenter.read_weights().backbone)
     return Model(folder, segmenter.to(device()), card)
 
@@ -119,12 +114,10 @@ def sha256_of(folder: Path) -> tuple[str, str]:
 
 
 def zoom_for(model: Model, voxel_nm: Voxel) -> tuple[str, tuple[float, float]]:
-    """How to bring a volume's slices to the pixel size of training.
+    """The training dataset of the nearest pixel size, and the factors (y, x) to that size.
 
-    Returns:
-        The training dataset whose pixels are the nearest in size, and the factors (y, x) on the
-        size of a slice. They are 1 where pixels differ by at most `TOLERANCE`; a model of
-        `align: voxel` is always given its exact size.
+    They are 1 where pixels differ by at most `TOLERANCE`; a model of `align: voxel` is always given
+    its exact size.
 
     Raises:
         InputError: the sizes differ by more than `LIMIT`.
@@ -158,13 +151,7 @@ def said(voxel_nm: Voxel) -> str:
 
 
 def aligner_for(model: Model, statistics: Statistics | None, zoom: tuple[float, float]) -> Aligner:
-    """What is done to slices first: alignment of grey values and `zoom`.
-
-    Args:
-        model: that will see them.
-        statistics: of the volume; None where the model aligns no grey values.
-        zoom: factors (y, x) on the size of a slice.
-    """
+    """What is done to slices first: `zoom`, and grey values aligned by `statistics`, if any."""
     if statistics is None:
         return dataclasses.replace(AS_IT_IS, zoom=zoom)
     known = model.card.get("align", {}).get("reference")

@@ -92,13 +92,7 @@ def segment_layer(
 
 
 def segmented(array: Any, box: Box, model: str, voxel_nm: Voxel) -> Generator[Mask, None, Mask]:
-    """Segment a box of an array; yields the mask so far after each slice, and returns it.
-
-    The mask has the shape of the box, and values 0 and 1.
-
-    Raises:
-        InputError: something is wrong with the model or the array.
-    """
+    """Segment a box of an array; yields the mask (0, 1) so far after each slice, and returns it."""
     _load_triton()
     from emadapt.segment.model import open_model
     from emadapt.segment.runner import array_runner
@@ -134,37 +128,24 @@ def place_of(image: Any, box: Box) -> dict[str, Any]:
 
 
 def array_of(image: Any) -> Any:
-    """The layer's array, of several scales the finest.
-
-    Raises:
-        InputError: it is no stack of grey slices.
-    """
+    """The layer's array, of several scales the finest; it must be a stack of grey slices."""
     array = image.data[0] if image.multiscale else image.data
     if image.rgb or len(array.shape) not in (2, 3):
         found = "colours" if image.rgb else f"shape {tuple(array.shape)}"
-        raise _refused(
-            image, found, "grey values, (Z, Y, X) or (Y, X)", "Split the stack into its channels."
-        )
+        expected = "grey values, (Z, Y, X) or (Y, X)"
+        raise _refused(image, found, expected, "Split the stack into its channels.")
     return array
 
 
 def box_of(viewer: Any, image: Any, part: str) -> Box:
-    """Which part of the layer's finest array is to be segmented.
-
-    Raises:
-        InputError: no slice is in view: the layer is shown in 3D, from another side, or not at all.
-    """
+    """Which part of the layer's finest array is to be segmented; an InputError if none is seen."""
     array, dims = array_of(image), viewer.dims
     box = [slice(0, size) for size in array.shape]
     if part == "volume":
         return tuple(box)
     if dims.ndisplay != 2 or tuple(dims.displayed[-2:]) != (dims.ndim - 2, dims.ndim - 1):
-        raise _refused(
-            image,
-            "no Y X plane in view",
-            "slices across z, in 2D",
-            "Show them so, or segment the volume.",
-        )
+        do = "Show them so, or segment the volume."
+        raise _refused(image, "no Y X plane in view", "slices across z, in 2D", do)
     if image.ndim == 3:
         z = round(float(image.world_to_data(dims.point[-3:])[0]))
         if not 0 <= z < array.shape[0]:
@@ -182,22 +163,14 @@ def box_of(viewer: Any, image: Any, part: str) -> Box:
 
 
 def voxel_of(image: Any, stated: Voxel) -> Voxel:
-    """Voxel size (z, y, x) in nm as stated, else from the layer's scale and units.
-
-    Raises:
-        InputError: neither says it.
-    """
+    """Voxel size (z, y, x) in nm as stated, else from the layer's scale and units."""
     if any(stated):
         return as_voxel(stated)
     units = [UNITS_NM.get(str(unit), 0.0) for unit in image.units]
     if not all(units):
         names = ", ".join(sorted({str(unit) for unit in image.units}))
-        raise _refused(
-            image,
-            f"voxels in {names}",
-            "a scale in nm or µm",
-            "State the voxel size (z y x) in nm.",
-        )
+        do = "State the voxel size (z y x) in nm."
+        raise _refused(image, f"voxels in {names}", "a scale in nm or µm", do)
     sizes = [abs(float(s)) * unit for s, unit in zip(image.scale, units, strict=True)]
     return as_voxel(sizes if len(sizes) == 3 else [sizes[0], *sizes])  # z of a slice does not count
 

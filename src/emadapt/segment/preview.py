@@ -6,7 +6,6 @@ import base64
 import dataclasses
 import io
 import math
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -32,31 +31,8 @@ GREEN = np.array([0x00, 0x9E, 0x73], np.float32)
 """Colour of foreground, also for colour-blind eyes (Okabe and Ito 2008)."""
 
 
-@dataclass(frozen=True)
-class Field:
-    """A part of a slice.
-
-    Attributes:
-        z: the slice; (y, x) is the upper left corner.
-        image: (h, w) uint8, as the model sees it.
-        probability: (h, w) in [0, 1].
-    """
-
-    z: int
-    y: int
-    x: int
-    image: Grey
-    probability: npt.NDArray[np.float32]
-
-
 def preview(order: Order) -> Domain:
-    """Write the page.
-
-    Args:
-        order: `output` is the page; settings of other outputs do not count.
-
-    Returns:
-        How far the volume is from the training data.
+    """Write the page `order.output`; returns how far the volume is from the training data.
 
     Raises:
         InputError: as `segment`, or the page exists.
@@ -70,8 +46,8 @@ def preview(order: Order) -> Domain:
     return domain
 
 
-def field(runner: Runner, number: int) -> Field:
-    """Segment one of the places on the diagonal of the volume, as a small volume of its own."""
+def field(runner: Runner, number: int) -> dict[str, Any]:
+    """Segment one of the places on the diagonal of the volume, for the template."""
     job, geo = runner.job, runner.geo
     sides = zip(geo.native, geo.tile, geo.resized, strict=True)
     height, width = (min(n, math.ceil(SIDE * tile * n / r)) for n, tile, r in sides)
@@ -88,13 +64,23 @@ def field(runner: Runner, number: int) -> Field:
 
     shape = (end - first, height, width)
     part = Source("field", shape, runner.source.dtype, job.voxel_nm, 1, cut, [])
-    own = Runner(dataclasses.replace(job, shape=shape), part, runner.model)
+    own = Runner(dataclasses.replace(job, shape=shape), part, runner.model)  # a small volume
     block = Block(z - first, z - first + 1, 0, height)
     ((_, probability),) = own.probability(block, own.load(block))
-    return Field(z, y, x, own.grey(part.read(block.z0, block.z1)[0]), probability)
+    image = own.grey(part.read(block.z0, block.z1)[0])
+    mask = probability > job.threshold
+    return {
+        "z": z,
+        "y": y,
+        "x": x,
+        "share": float(mask.mean()),
+        "image": picture(image),
+        "overlay": picture(overlay(image, mask)),
+        "probability": picture(np.rint(probability * 255).astype(np.uint8)),
+    }
 
 
-def page(order: Order, runner: Runner, fields: list[Field], domain: Domain) -> str:
+def page(order: Order, runner: Runner, fields: list[dict[str, Any]], domain: Domain) -> str:
     """The HTML; the same input gives the same text."""
     from jinja2 import Environment, StrictUndefined
 
@@ -113,26 +99,8 @@ def page(order: Order, runner: Runner, fields: list[Field], domain: Domain) -> s
     )
     template = resources.files("emadapt.segment").joinpath("preview.html.jinja")
     return environment.from_string(template.read_text(encoding="utf-8")).render(
-        facts=facts,
-        fields=[shown(part, job.threshold) for part in fields],
-        domain=domain,
-        slices=LABEL,
-        command=command(order),
+        facts=facts, fields=fields, domain=domain, slices=LABEL, command=command(order)
     )
-
-
-def shown(part: Field, threshold: float) -> dict[str, Any]:
-    """A field as the template shows it."""
-    mask = part.probability > threshold
-    return {
-        "z": part.z,
-        "y": part.y,
-        "x": part.x,
-        "share": float(mask.mean()),
-        "image": picture(part.image),
-        "overlay": picture(overlay(part.image, mask)),
-        "probability": picture(np.rint(part.probability * 255).astype(np.uint8)),
-    }
 
 
 def command(order: Order) -> str:

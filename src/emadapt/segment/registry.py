@@ -29,7 +29,7 @@ _ADDRESS = re.compile(r"models:/(?P<name>[^/@]+)(?:/(?P<version>\d+)|@(?P<alias>
 
 
 def register(root: Path, folder: Path, card: Mapping[str, Any], name: str, alias: str = "") -> int:
-    """Add a trained model as the next version of a registered model.
+    """Add the model of a folder and card as the next version of `name`; returns the version.
 
     Args:
         root: the project root, whose MLflow is used (MLFLOW_TRACKING_URI wins).
@@ -37,9 +37,6 @@ def register(root: Path, folder: Path, card: Mapping[str, Any], name: str, alias
         card: its model.json.
         name: of the registered model; made if it does not exist.
         alias: to point to the new version, and to no other any more.
-
-    Returns:
-        The version.
 
     Raises:
         InputError: MLflow refuses the alias.
@@ -79,22 +76,14 @@ def register(root: Path, folder: Path, card: Mapping[str, Any], name: str, alias
 
 
 def fetch(root: Path, address: str) -> Path:
-    """The folder of a registered model, as `train` writes one; copied here the first time.
-
-    Args:
-        root: the project root.
-        address: models:/NAME@ALIAS or models:/NAME/VERSION.
+    """The folder of models:/NAME@ALIAS or models:/NAME/VERSION; copied here the first time.
 
     Raises:
         InputError: there is no such model, or another program made it.
     """
     if not (parts := _ADDRESS.fullmatch(address)):
-        raise InputError(
-            f"model {address}",
-            found="no address of a registered model",
-            expected="models:/NAME@ALIAS or models:/NAME/VERSION",
-            do="Correct it.",
-        )
+        found, expected = "no such address", "models:/NAME@ALIAS or models:/NAME/VERSION"
+        raise InputError(f"model {address}", found=found, expected=expected, do="Correct it.")
     store, uri = mlflow_store.client(root.resolve()), tracking_uri(root)
     from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
@@ -117,12 +106,8 @@ def fetch(root: Path, address: str) -> Path:
         got = download_artifacts(place, dst_path=part, tracking_uri=uri, registry_uri=uri)
         model = Path(got) / "artifacts/model"
         if not (model / "model.json").is_file():
-            raise InputError(
-                address,
-                found="a model of another program",
-                expected="one that `emadapt register` made",
-                do="Choose another one.",
-            )
+            found, expected = "a model of another program", "one that `emadapt register` made"
+            raise InputError(address, found=found, expected=expected, do="Choose another.")
         shutil.move(model, folder)
     return folder
 

@@ -87,19 +87,12 @@ class Runner:
 
 
 def open_runner(job: Job) -> Runner:
-    """Open the job's volume and model, on whatever machine this is.
-
-    Raises:
-        InputError: either is not what it was when the job was settled.
-    """
+    """Open the job's volume and model; an InputError if they changed since it was settled."""
     source, model = open_source(job.input, job.scale), cached_model(job.model)
     if (source.stamp, *sha256_of(model.folder)) != (job.stamp, job.weights, job.card):
-        raise InputError(
-            job.input if source.stamp != job.stamp else job.model,
-            found="another content than when the run began",
-            expected="the same files for all of a run",
-            do="Start over with --overwrite.",
-        )
+        what = job.input if source.stamp != job.stamp else job.model
+        found, expected = "another content than when the run began", "the same in all of a run"
+        raise InputError(what, found=found, expected=expected, do="Start over with --overwrite.")
     return Runner(job, source, model)
 
 
@@ -111,20 +104,7 @@ def array_runner(
     threshold: float | None = None,
     window: tuple[float, float] | None = None,
 ) -> Runner:
-    """A runner for an array.
-
-    Args:
-        volume: (Z, Y, X) or (Y, X), grey values of any dtype; or anything with `shape` and `dtype`
-            that gives arrays for slices of (Z, Y, X), such as an array of Zarr or dask.
-        model: that segments it.
-        voxel_nm: (z, y, x).
-        threshold: None: the model's.
-        window: grey values that become black and white; None: all of 8 bits, else percentiles.
-
-    Raises:
-        InputError: the array has NaN or another shape, or voxels of quite another size than in
-            training.
-    """
+    """A runner for an array; arguments and errors as of `emadapt.api.segment`."""
     is_lazy = len(getattr(volume, "shape", ())) == 3 and hasattr(volume, "dtype")
     voxel = as_voxel(voxel_nm)
     source = array_source(volume if is_lazy else np.asarray(volume), voxel)

@@ -24,13 +24,7 @@ class Served(PythonModel):
 
     # With types MLflow would derive a schema from them.
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
-        """(Z, Y, X) uint8 grey values -> (Z, Y, X) float32 in [0, 1].
-
-        Args:
-            context: MLflow's.
-            model_input: the stack.
-            params: `voxel_nm`, (z, y, x) of the stack.
-        """
+        """(Z, Y, X) uint8 grey values and params["voxel_nm"] -> (Z, Y, X) float32 in [0, 1]."""
         from emadapt.segment.runner import array_runner
 
         stack = np.asarray(model_input, np.uint8)
