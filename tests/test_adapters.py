@@ -10,7 +10,8 @@ import torch
 from emadapt.errors import InputError
 from emadapt.models import adapters
 from emadapt.models.adapters import add_lora, cut_below, train_all, train_biases
-from emadapt.models.backbones import Backbone, build_backbone
+from emadapt.models.backbones import Backbone
+from tiny import build_backbone
 
 TINY = ["tiny_dinov2", "tiny_dinov2_reg", "tiny_dinov3", "tiny_openclip"]
 DIM, DEPTH = 64, 4

@@ -13,7 +13,6 @@ import yaml
 
 from emadapt.data.ingest import ingest
 from emadapt.errors import InputError
-from emadapt.models.archs import OPENCLIP_REPOSITORIES
 from emadapt.models.identity import file_sha256
 from emadapt.study.loading import load_study
 from emadapt.study.study import Study
@@ -159,14 +158,6 @@ def test_without_ingested_data_it_says_what_to_run(tmp_path: Path, tracking_off:
     study = make_study(tmp_path, ingested=False)
     with pytest.raises(InputError, match="Run `emadapt ingest a`"):
         write_plans(study)
-
-
-def test_repositories_are_those_of_open_clip() -> None:
-    import open_clip
-
-    for name, repository in OPENCLIP_REPOSITORIES.items():
-        config = open_clip.get_pretrained_cfg(*name.split(":"))
-        assert config["hf_hub"].rstrip("/") == repository
 
 
 def test_it_is_quick(study: Study) -> None:

@@ -11,9 +11,10 @@ from sklearn.preprocessing import StandardScaler
 
 from emadapt.data.crops import as_input
 from emadapt.data.ingest import ingest, open_volume
-from emadapt.models.backbones import Backbone, build_backbone
+from emadapt.models.backbones import Backbone
 from emadapt.models.tokens import compute_tokens
 from emadapt.study.loading import load_study
+from tiny import build_backbone
 
 pytestmark = pytest.mark.real_data
 STUDY = Path(__file__).parents[1] / "studies/adapt/study.yaml"

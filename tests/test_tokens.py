@@ -13,12 +13,12 @@ import torch
 from emadapt.data.ingest import Volume, ingest, open_volume
 from emadapt.errors import InputError
 from emadapt.models import tokens
-from emadapt.models.backbones import Backbone, build_backbone, pretrained
+from emadapt.models.backbones import Backbone, pretrained
 from emadapt.models.device import resolve_precision
 from emadapt.models.tokens import token_key, token_views
 from emadapt.study.backbones import BackboneSettings
 from emadapt.study.study import Study, Unit
-from tiny import blobs, make_study, settings, write_stack
+from tiny import blobs, build_backbone, make_study, settings, write_stack
 
 SPEC = BackboneSettings(
     arch="tiny_dinov2",

@@ -17,11 +17,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from emadapt.errors import InputError
-from emadapt.models import convert, weights
+from emadapt.models import convert, hub, weights
 from emadapt.models.archs import BACKBONES
 from emadapt.models.backbones import create_vit
-from emadapt.models.weights import Provenance, check_source, load_weights
-from tiny import same_tensors
+from emadapt.models.weights import Provenance, check_source
+from tiny import load_weights, same_tensors
 
 State = dict[str, torch.Tensor]
 
@@ -179,13 +179,13 @@ def test_unreadable_files(tiny: State, tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
     save_file(tiny, path)
     path.write_bytes(path.read_bytes()[:-100])
-    refused(path, "unreadable content")
+    refused(path, "cannot be read")
     path = tmp_path / "w.pt"
     torch.save(tiny, path)
     path.write_bytes(path.read_bytes()[:-100])
-    refused(path, "refuses")
+    refused(path, "cannot be read")
     path.write_bytes(b"")
-    refused(path, "refuses")
+    refused(path, "cannot be read")
     torch.save([torch.zeros(1)], path)
     refused(path, "a list that is not a state dict")
     torch.save({"step": 3}, path)
@@ -204,9 +204,9 @@ class _Touch:
 
 def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
     torch.save({"x": _Touch(tmp_path / "ran")}, tmp_path / "w.pt")
-    with pytest.raises(InputError, match="refuses"):
+    with pytest.raises(InputError, match="cannot be read"):
         load_weights("tiny_dinov2", "file", file=tmp_path / "w.pt")
-    with pytest.raises(InputError, match="refuses"):
+    with pytest.raises(InputError, match="cannot be read"):
         check_source("tiny_dinov2", "file", file=tmp_path / "w.pt")
     assert not (tmp_path / "ran").exists()
 
@@ -293,13 +293,10 @@ def test_check_of_pypi_and_random_does_nothing(
 @pytest.fixture
 def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache of the hub, and an address at which nothing listens."""
-    import huggingface_hub
+    from huggingface_hub import constants
 
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    for proxy in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(proxy, raising=False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     return tmp_path / "hub"
 
 
@@ -313,23 +310,19 @@ def test_unreachable_hub_fails_in_seconds(arch: str, hub_cache: Path) -> None:
     with pytest.raises(InputError) as error:
         check_source(arch, "hub")
     assert str(error.value) == message
-    for words in (
-        f"weights of {arch}",
-        "no connection to http://127.0.0.1:9",
-        "source: file",
-        "HF_ENDPOINT",
-        "HF_HUB_CACHE",
-    ):
+    repository = BACKBONES[arch].hub or ""
+    for words in (repository, "http://127.0.0.1:9", "source: file", "HF_ENDPOINT", "HF_HUB_CACHE"):
         assert words in message
-    assert ("source: pypi" in message) == (arch == "dinov2_s")
 
 
 def test_silent_hub_fails_in_seconds(hub_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
     with socket.create_server(("127.0.0.1", 0)) as server:  # takes the connection and never answers
-        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
-        monkeypatch.setattr(weights, "HUB_TIMEOUT_S", 0.3)
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+        monkeypatch.setattr(hub, "TIMEOUT_S", 0.3)
         start = time.monotonic()
-        with pytest.raises(InputError, match=r"timed out|no answer"):
+        with pytest.raises(InputError, match="timed out"):
             load_weights("dinov2_s", "hub")
         assert time.monotonic() - start < 5
 
@@ -337,31 +330,39 @@ def test_silent_hub_fails_in_seconds(hub_cache: Path, monkeypatch: pytest.Monkey
 def test_check_of_a_hub_that_answers_downloads_nothing(
     hub_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from huggingface_hub import constants
+
     class Answer(http.server.BaseHTTPRequestHandler):
-        def do_HEAD(self) -> None:
+        def do_GET(self) -> None:
             asked.append(self.path)
-            self.send_error(404)
+            self.send_response(200)
+            self.end_headers()
+            files = [{"rfilename": name} for name in there]
+            self.wfile.write(json.dumps({"id": "timm/x", "siblings": files}).encode())
 
         def log_message(self, *args: object) -> None:
             pass
 
     asked: list[str] = []
+    there = ["README.md", "model.safetensors"]
     with http.server.HTTPServer(("127.0.0.1", 0), Answer) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
         check_source("dinov2_s", "hub")
+        assert asked == [f"/api/models/{BACKBONES['dinov2_s'].hub}"]
+        there.pop()
+        with pytest.raises(InputError, match=r"no model.safetensors or pytorch_model.bin in it"):
+            check_source("dinov2_s", "hub")
         server.shutdown()
-    assert len(asked) == 1
     assert not hub_cache.exists()
 
 
-def test_hub_offline_or_no_address(hub_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_ENDPOINT", "file:///etc")
-    with pytest.raises(InputError, match="no http or https address"):
-        load_weights("dinov2_s", "hub")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def test_hub_offline(hub_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     for load in (load_weights, check_source):
-        with pytest.raises(InputError, match="HF_HUB_OFFLINE and nothing in the cache"):
+        with pytest.raises(InputError, match="HF_HUB_OFFLINE"):
             load("dinov2_s", "hub")
 
 
@@ -372,7 +373,7 @@ def test_hub_offline_or_no_address(hub_cache: Path, monkeypatch: pytest.MonkeyPa
         ("tiny_dinov3", "timm/tiny.test", "timm/tiny.test", "pytorch_model.bin"),
         (
             "tiny_openclip",
-            "ViT-L-14:laion2b_s32b_b82k",
+            "laion/CLIP-ViT-L-14-laion2B-s32B-b82K",
             "laion/CLIP-ViT-L-14-laion2B-s32B-b82K",
             "open_clip_model.safetensors",
         ),

@@ -19,8 +19,10 @@ import emadapt
 from emadapt.data.align import AS_IT_IS, Aligner
 from emadapt.data.ingest import Volume, ingest
 from emadapt.data.tiles import Grey, geometry, to_input, to_native
+from emadapt.models.backbones import Backbone
 from emadapt.models.predict import predict_slices
 from emadapt.models.segmenter import Probability, Segmenter
+from emadapt.models.weights import Provenance, open_weights
 from emadapt.study.backbones import BackboneSettings
 from emadapt.study.loading import load_study
 from emadapt.study.regimes import RegimeSettings, regime_settings
@@ -34,6 +36,25 @@ from emadapt.training.train import train_unit
 
 def same_tensors(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def load_weights(
+    arch: str, source: str, file: Path | None = None, **options: Any
+) -> tuple[dict[str, torch.Tensor], Provenance]:
+    """Tensors and provenance at once; arguments of `open_weights`."""
+    weights = open_weights(arch, source, file, **options)
+    return weights.load(), weights.provenance
+
+
+def build_backbone(
+    arch: str,
+    source: str = "random",
+    blocks: str | tuple[int, ...] = "auto",
+    normalisation: str = "checkpoint",
+    **options: Any,
+) -> Backbone:
+    """A backbone without a study; `options` are those of `open_weights`."""
+    return Backbone(arch, open_weights(arch, source, **options), blocks, normalisation).eval()
 
 
 def blobs(shape: tuple[int, int, int], seed: int) -> tuple[np.ndarray, np.ndarray]:

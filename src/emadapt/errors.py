@@ -42,3 +42,8 @@ def not_installed(package: str, extra: str) -> InputError:
     """That a package of one of the optional extras is missing."""
     do = f"Install it: pip install 'emadapt[{extra}]'."
     return InputError(package, found="not installed", expected=f"the extra `{extra}`", do=do)
+
+
+def first_line(error: Exception) -> str:
+    """First line of what an error says, or its type; at most 200 characters."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

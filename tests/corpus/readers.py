@@ -64,9 +64,9 @@ def use(name: str) -> None:
 
 
 def load(path: Path) -> None:
-    from emadapt.models.weights import load_weights
+    from emadapt.models.weights import open_weights
 
-    load_weights("tiny_dinov2", "file", file=path)
+    open_weights("tiny_dinov2", "file", path).load()
 
 
 def look(path: Path) -> None:

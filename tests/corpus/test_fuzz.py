@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 
 import tiny
 from emadapt.models.archs import get_arch
-from emadapt.models.weights import load_weights
+from tiny import load_weights
 
 EXAMPLES = int(os.environ.get("EMADAPT_FUZZ", "150"))
 IMAGE = (readers.source,)

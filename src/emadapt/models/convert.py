@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from emadapt.errors import InputError
+from emadapt.errors import InputError, first_line
 from emadapt.models.archs import Arch, create_vit
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
+DO = "Check that the file belongs to this architecture (`arch`)."
 
 
 def check_file(path: Path) -> None:
@@ -53,39 +54,20 @@ def read_state(path: Path, values: bool = True) -> dict[str, Any]:
     """
     check_file(path)
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path) if values else _safetensors_header(path)
-        # Only zipped pickles can be mapped; torch < 1.6 wrote others, which are read whole.
-        zipped = zipfile.is_zipfile(path)
-        if zipped and _is_packed(path):
-            raise ValueError("compressed parts, which torch.save does not write")
-        mapped = not values and zipped
-        content = torch.load(
-            path, map_location="cpu" if values else "meta", weights_only=True, mmap=mapped
-        )
-    except SafetensorError as error:
+        content = _content(path, values)
+    except Exception as error:  # the readers raise pickle, zip, safetensors, EOF and runtime errors
         raise InputError(
             path,
-            found=f"unreadable content ({error})",
-            expected="a complete safetensors file",
-            do="Download it again.",
-        ) from error
-    except Exception as error:  # torch.load raises pickle, zip, EOF and runtime errors
-        raise InputError(
-            path,
-            found=f"content that torch.load(weights_only=True) refuses ({first_line(error)})",
-            expected="a state dict of tensors",
-            do="Save the state dict alone, best as safetensors.",
+            found=f"content that cannot be read ({first_line(error)})",
+            expected="a complete file of names and tensors, without code",
+            do="Download it again, or save the state dict alone, best as safetensors.",
         ) from error
     # Training checkpoints wrap the state dict.
     for key in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
-    if (
-        not isinstance(content, dict)
-        or not content
-        or not all(isinstance(v, Tensor) for v in content.values())
-    ):
+    tensors = isinstance(content, dict) and all(isinstance(v, Tensor) for v in content.values())
+    if not content or not tensors:
         raise InputError(
             path,
             found=f"a {type(content).__name__} that is not a state dict",
@@ -95,6 +77,17 @@ def read_state(path: Path, values: bool = True) -> dict[str, Any]:
     return content
 
 
+def _content(path: Path, values: bool) -> Any:
+    if path.suffix == ".safetensors":
+        return load_file(path) if values else _safetensors_header(path)
+    # Only zipped pickles can be mapped; torch < 1.6 wrote others, which are read whole.
+    zipped = zipfile.is_zipfile(path)
+    if zipped and _is_packed(path):
+        raise ValueError("compressed parts, which torch.save does not write")
+    device, mapped = ("cpu", False) if values else ("meta", zipped)
+    return torch.load(path, map_location=device, weights_only=True, mmap=mapped)
+
+
 def _is_packed(path: Path) -> bool:
     """Whether parts of a zip file are compressed: small files could unpack to any size."""
     with zipfile.ZipFile(path) as file:
@@ -102,13 +95,10 @@ def _is_packed(path: Path) -> bool:
 
 
 def _safetensors_header(path: Path) -> dict[str, Tensor]:
-    with safe_open(
-        path, framework="pt"
-    ) as file:  # checks that the file is as long as its header says
-        return {
-            key: torch.empty(file.get_slice(key).get_shape(), device="meta")
-            for key in file.keys()  # noqa: SIM118
-        }
+    # safe_open checks that the file is as long as its header says.
+    with safe_open(path, framework="pt") as file:
+        shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
+    return {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
 
 
 def to_timm(state: dict[str, Tensor], arch: Arch, what: str | Path) -> dict[str, Tensor]:
@@ -146,9 +136,8 @@ def to_timm(state: dict[str, Tensor], arch: Arch, what: str | Path) -> dict[str,
     with torch.device("meta"):
         template = create_vit(arch)
     expected = {k: tuple(v.shape) for k, v in template.state_dict().items()}
-    template.pos_embed = (
-        None  # keeps timm from resampling a position embedding of another size without a word
-    )
+    # Without it timm does not resample a position embedding of another size without a word.
+    template.pos_embed = None
     convert = eva_filter if arch.family == "dinov3" else vit_filter
     try:
         state = convert(dict(state), template)
@@ -157,9 +146,9 @@ def to_timm(state: dict[str, Tensor], arch: Arch, what: str | Path) -> dict[str,
             what,
             found=f"tensors that timm cannot convert ({type(error).__name__}: {first_line(error)})",
             expected=f"the weights of {arch.timm_name}",
-            do="Check that the file belongs to this architecture (`arch`).",
+            do=DO,
         ) from error
-    if arch.family == "openclip":  # the projection to the text space is no part of the patch tokens
+    if arch.family == "openclip":  # without the projection to the text space
         state = {k: v for k, v in state.items() if not k.startswith("head.")}
     _check_fit(state, expected, arch, what)
     return {k: state[k].detach().to(torch.float32).contiguous() for k in expected}
@@ -169,20 +158,20 @@ def _check_fit(
     state: dict[str, Tensor], expected: dict[str, tuple[int, ...]], arch: Arch, what: str | Path
 ) -> None:
     """Exactly the expected tensors are there, each with its shape."""
-    missing = sorted(expected.keys() - state.keys())
-    unexpected = sorted(state.keys() - expected.keys())
-    shapes = [
-        f"{k} {tuple(state[k].shape)} instead of {shape}"
-        for k, shape in expected.items()
-        if k in state and tuple(state[k].shape) != shape
-    ]
+    shapes = {name: tuple(value.shape) for name, value in state.items()}
+    common = expected.keys() & shapes.keys()
+    odd = {
+        "missing": sorted(expected.keys() - shapes.keys()),
+        "unexpected": sorted(shapes.keys() - expected.keys()),
+        "of another shape": [
+            f"{name} {shapes[name]} instead of {expected[name]}"
+            for name in sorted(common)
+            if shapes[name] != expected[name]
+        ],
+    }
     problems = [
-        f"{len(names)} {label} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-        for label, names in (
-            ("missing", missing),
-            ("unexpected", unexpected),
-            ("of another shape", shapes),
-        )
+        f"{len(names)} {label} ({', '.join(names[:3] + ['...'] * (len(names) > 3))})"
+        for label, names in odd.items()
         if names
     ]
     if problems:
@@ -190,7 +179,7 @@ def _check_fit(
             what,
             found="tensors that do not fit: " + "; ".join(problems),
             expected=f"exactly the {len(expected)} tensors of {arch.timm_name}",
-            do="Check that the file belongs to this architecture (`arch`).",
+            do=DO,
         )
 
 
@@ -282,8 +271,3 @@ def onnx_encoder(content: bytes) -> dict[str, Tensor]:
         [position["Concat"], position["Reshape"]], dim=1
     )  # (1, 1370, D)
     return state
-
-
-def first_line(error: Exception) -> str:
-    """First line of what an error says, or its type."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

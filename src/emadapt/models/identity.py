@@ -6,13 +6,13 @@ under the same name get another identity, and all that was made with the old one
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
 from emadapt.errors import InputError
-from emadapt.files import write_json
-from emadapt.models.archs import PYPI_RELEASE, check_settings, hub_files
+from emadapt.files import sha256_of, write_json
+from emadapt.models.archs import PYPI_RELEASE, check_settings
+from emadapt.models.hub import hub_file
 from emadapt.study.backbones import BackboneSettings
 from emadapt.study.regimes import PretrainedSystemSettings
 
@@ -33,7 +33,8 @@ def backbone_weights(spec: BackboneSettings) -> dict[str, str]:
         return {"release": PYPI_RELEASE}
     if spec.source == "random":
         return {"random": spec.arch}
-    return {"revision": hub_revision(*hub_files(arch))}
+    assert arch.hub is not None
+    return _revision(arch.hub, arch.files)
 
 
 def system_weights(regime: PretrainedSystemSettings) -> dict[str, str]:
@@ -47,7 +48,7 @@ def system_weights(regime: PretrainedSystemSettings) -> dict[str, str]:
         return model_folder(path)
     if path.is_file():
         return {"sha256": file_sha256(path)}
-    return {"revision": hub_revision(regime.weights, ("model.safetensors",))}
+    return _revision(regime.weights, ("model.safetensors",))
 
 
 def model_folder(folder: Path) -> dict[str, str]:
@@ -56,27 +57,9 @@ def model_folder(folder: Path) -> dict[str, str]:
     return {path.name: file_sha256(path) for path in files}
 
 
-def hub_revision(repository: str, files: tuple[str, ...]) -> str:
-    """`REPOSITORY@REVISION` of the first of `files` in the local cache; else one is downloaded.
-
-    Raises:
-        InputError: it is not in the cache, and the hub cannot be reached.
-    """
-    import huggingface_hub
-
-    for name in files:
-        found = huggingface_hub.try_to_load_from_cache(repository, name)
-        if isinstance(found, str):
-            return f"{repository}@{Path(found).parent.name}"
-    from emadapt.models.weights import hub_file  # torch: only before the first use of these weights
-
-    try:
-        path = hub_file(repository, files[0])
-    except InputError:
-        if len(files) == 1:
-            raise
-        return hub_revision(repository, files[1:])
-    return f"{repository}@{path.parent.name}"
+def _revision(repository: str, files: tuple[str, ...]) -> dict[str, str]:
+    """`REPOSITORY@REVISION` of what the local cache has; what it lacks is downloaded."""
+    return {"revision": f"{repository}@{hub_file(repository, files).parent.name}"}
 
 
 def file_sha256(path: Path) -> str:
@@ -90,8 +73,7 @@ def file_sha256(path: Path) -> str:
         key = f"{path.resolve()} {facts.st_size} {facts.st_mtime_ns}"
         known = _remembered()
         if key not in known:
-            with path.open("rb") as stream:
-                known[key] = hashlib.file_digest(stream, "sha256").hexdigest()
+            known[key] = sha256_of(path)
             write_json(HASHES, known)
         return known[key]
     except OSError as error:
@@ -106,7 +88,7 @@ def file_sha256(path: Path) -> str:
 def _remembered() -> dict[str, str]:
     """What `HASHES` holds; nothing if it is missing or damaged."""
     try:
-        known = json.loads(HASHES.read_text())
+        known: dict[str, str] = json.loads(HASHES.read_text())
     except (OSError, ValueError):
         return {}
-    return known if isinstance(known, dict) else {}
+    return known

