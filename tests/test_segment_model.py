@@ -86,7 +86,7 @@ def test_grey_values_are_aligned_as_evaluate_aligns_them(monkeypatch: pytest.Mon
     reference = Volume("a", 255 - IMAGE // 2, LABEL, {**manifest, "md5": "1" * 32})
     known = {"align": {"reference": dataclasses.asdict(statistics(reference))}}
     write_model(Path("m"), align="histogram", reference="a", facts=known)
-    monkeypatch.setattr("emadapt.data.align.open_reference", lambda spec: reference)
+    monkeypatch.setattr("emadapt.data.align.open_volume", lambda name: reference)
     segmenter, _ = load_model(Path("m"))
     expected = np.stack([p for _, p in predict_slices(segmenter, volume, [0, 1, 2])])
     settled, runner = settle(monkeypatch, IMAGE)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emadapt.data.tiles import Geometry, blend, geometry, label_to_input, to_input
+from emadapt.data.tiles import Geometry, geometry, label_to_input, merge_tiles, to_input, to_native
 from emadapt.study.backbones import BackboneSettings
 
 SIDES = st.tuples(st.integers(5, 200), st.integers(5, 200))
@@ -80,7 +80,7 @@ def test_tiles_of_one_map_blend_into_that_map(
     )
     known = np.random.default_rng(seed).random(geo.padded, dtype=np.float32)
     corners = geo.corners()
-    blended = blend(tile_map(known, geo, corners), corners, geo)
+    blended = to_native(merge_tiles(tile_map(known, geo, corners), corners, geo), geo)
     assert blended.dtype == np.float32
     np.testing.assert_allclose(blended, known[: shape[0], : shape[1]], atol=1e-5)
 
@@ -92,7 +92,9 @@ def test_a_constant_stays_constant_at_the_slices_own_shape(
 ) -> None:
     geo = geometry(shape, spec, patch)
     corners = geo.corners()
-    blended = blend(np.full((len(corners), *geo.tile), value, np.float32), corners, geo)
+    blended = to_native(
+        merge_tiles(np.full((len(corners), *geo.tile), value, np.float32), corners, geo), geo
+    )
     assert blended.shape == shape
     np.testing.assert_allclose(blended, value, atol=1e-5)
     assert blended.min() >= 0
@@ -111,7 +113,7 @@ def test_what_was_scaled_comes_back_to_its_place(change: dict[str, Any]) -> None
     seen = to_input(marked, geo).astype(np.float32) / 255
     assert seen.shape == geo.padded
     corners = geo.corners()
-    back = blend(tile_map(seen, geo, corners), corners, geo)
+    back = to_native(merge_tiles(tile_map(seen, geo, corners), corners, geo), geo)
     assert back.shape == shape
     np.testing.assert_allclose(back, smooth(shape), atol=0.03)
 
@@ -179,7 +181,9 @@ def test_a_slice_smaller_than_a_tile_is_padded_by_reflection_and_cropped_back(
     ]
     np.testing.assert_array_equal(padded, expected)
     corners = geo.corners()
-    back = blend(tile_map(padded / np.float32(255), geo, corners), corners, geo)
+    back = to_native(
+        merge_tiles(tile_map(padded / np.float32(255), geo, corners), corners, geo), geo
+    )
     np.testing.assert_allclose(back, image / 255, atol=1e-5)
 
 

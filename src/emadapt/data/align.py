@@ -17,15 +17,12 @@ import numpy.typing as npt
 
 from emadapt.data.ingest import Volume, open_volume
 from emadapt.data.splits import evenly_spaced
-from emadapt.errors import InputError
 from emadapt.study.backbones import BackboneSettings
 
 Grey = npt.NDArray[np.uint8]
-Change = Callable[[Grey], Grey]
-"""A slice (Y, X) to one of the same shape."""
+Change = Callable[[Grey], Grey]  # a slice (Y, X) to one of the same shape
 
-SLICES = 256
-"""Training slices that statistics are taken from, evenly spaced where there are more."""
+SLICES = 256  # training slices that statistics are taken from, evenly spaced where there are more
 
 
 @dataclass(frozen=True)
@@ -73,8 +70,7 @@ def histogram(own: Statistics, reference: Statistics) -> Aligner:
 def voxel(own: Statistics, reference: Statistics) -> Aligner:
     """Slices resampled in plane to the reference's nm per pixel.
 
-    As nnU-Net's target spacing (Isensee et al. 2021). Predictions come back at the slice's own
-    resolution.
+    As nnU-Net's target spacing (Isensee et al. 2021).
     """
     pairs = zip(own.voxel_nm[1:], reference.voxel_nm[1:], strict=True)
     y, x = (round(a / b, 6) for a, b in pairs)
@@ -91,27 +87,10 @@ METHODS: dict[str, Callable[[Statistics, Statistics], Aligner]] = {
 
 
 def aligner_of(volume: Volume, spec: BackboneSettings, change: Change | None = None) -> Aligner:
-    """What `spec` does to the slices of `volume`, after `change`.
-
-    Raises:
-        InputError: the reference is not ingested.
-    """
+    """What `spec` does to the slices of `volume`, after `change`."""
     if not spec.align:
         return AS_IT_IS
-    return METHODS[spec.align](statistics(volume, change), statistics(open_reference(spec)))
-
-
-def open_reference(spec: BackboneSettings) -> Volume:
-    """The dataset that others are made to resemble."""
-    try:
-        return open_volume(spec.reference)
-    except InputError as error:
-        raise InputError(
-            f"align: {spec.align}, reference: {spec.reference}",
-            found=f"no ingested volume in {error.what}",
-            expected="what `emadapt ingest` writes",
-            do=f"Run `dvc repro ingest@{spec.reference}`.",
-        ) from error
+    return METHODS[spec.align](statistics(volume, change), statistics(open_volume(spec.reference)))
 
 
 def described(volumes: Sequence[Volume], spec: BackboneSettings) -> dict[str, Any]:
@@ -123,7 +102,7 @@ def described(volumes: Sequence[Volume], spec: BackboneSettings) -> dict[str, An
         return {}
     return {
         "datasets": {volume.name: aligner_of(volume, spec).facts for volume in volumes},
-        "reference": dataclasses.asdict(statistics(open_reference(spec))),
+        "reference": dataclasses.asdict(statistics(open_volume(spec.reference))),
     }
 
 

@@ -19,8 +19,7 @@ from emadapt.study.training import TrainSettings
 
 Item = tuple[Any, torch.Tensor]
 """Inputs (an image, or what is cached of it) and labels, of a sample or stacked."""
-Shapes = tuple[tuple[int, ...], tuple[int, ...]]
-"""Of the inputs and the labels of a sample."""
+Shapes = tuple[tuple[int, ...], tuple[int, ...]]  # of the inputs and the labels of a sample
 
 
 @dataclass(frozen=True)

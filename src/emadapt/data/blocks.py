@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +10,7 @@ import torch
 from torch.utils.data import Dataset
 
 from emadapt.data.batches import Draw, Item, Shapes
-from emadapt.data.crops import as_input
+from emadapt.data.crops import as_input, augmentation
 from emadapt.data.ingest import Volume
 from emadapt.data.labelled import Tile
 from emadapt.data.prepared import PreparedSlices
@@ -21,19 +19,7 @@ from emadapt.data.tiles import Grey, geometry_of, label_to_input
 from emadapt.errors import InputError
 from emadapt.study.backbones import BackboneSettings
 
-Patch = tuple[int, int, int]
-"""Voxels (z, y, x)."""
-
-
-@functools.cache
-def _augmentation() -> Any:
-    import albumentations as A
-    import cv2
-
-    cv2.setNumThreads(0)  # OpenCV's own threads get in the way of forked workers
-    return A.Compose(
-        [A.D4(p=1.0), A.RandomBrightnessContrast(brightness_limit=0.2, contrast_limit=0.25, p=0.8)]
-    )
+Patch = tuple[int, int, int]  # voxels (z, y, x)
 
 
 def augment(image: Grey, label: Grey, seed: int) -> tuple[Grey, Grey]:
@@ -41,7 +27,7 @@ def augment(image: Grey, label: Grey, seed: int) -> tuple[Grey, Grey]:
     rng = np.random.default_rng(seed)
     if rng.random() < 0.5:
         image, label = image[::-1], label[::-1]
-    compose = _augmentation()
+    compose = augmentation(elastic=False)
     # Per sample: forked workers would otherwise repeat each other.
     compose.set_random_seed(int(rng.integers(2**31)))
     out = compose(images=np.ascontiguousarray(image), masks=np.ascontiguousarray(label))
@@ -51,17 +37,10 @@ def augment(image: Grey, label: Grey, seed: int) -> tuple[Grey, Grey]:
 class BlockDataset(Dataset[Item]):
     """3D patches of the training slices, with the interface of `batches.Samples`.
 
-    `draw.row` counts through the slices that a patch may begin with; its place in plane comes from
-    the seed.
-
-    Args:
-        volumes: ingested datasets.
-        spec: how slices enter the backbone.
-        stride: of the model's deepest level.
-        patch: voxels (z, y, x) of a patch, after the slices are resized.
-        augmented: whether to augment.
-        tiles: of each dataset, the patches that count as labelled; empty: all places.
-        unlabelled: volumes numbered after the others; their labels are zeros.
+    `Draw.row` counts through `tiles`, the labelled patches of each volume; without them through the
+    slices that a patch may begin with, and its place in plane comes from the seed. A patch has
+    voxels of the resized slices. `stride` is that of the model's deepest level. `unlabelled`
+    volumes are numbered after the others; their labels are zeros.
 
     Raises:
         InputError: a patch is deeper than the training slices, or larger than a slice.

@@ -23,25 +23,21 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network fo
 
 
 @functools.cache
-def _augmentation() -> Any:
+def augmentation(elastic: bool) -> Any:
+    """Flips and turns in plane, mild elastic changes if asked for, brightness and contrast."""
     import albumentations as A
     import cv2
 
     cv2.setNumThreads(0)  # OpenCV's own threads get in the way of forked workers
-    return A.Compose(
-        [
-            A.D4(p=1.0),
-            A.ElasticTransform(
-                alpha=40, sigma=8, approximate=True, border_mode=cv2.BORDER_REFLECT_101, p=0.3
-            ),
-            A.RandomBrightnessContrast(brightness_limit=0.2, contrast_limit=0.25, p=0.8),
-        ]
-    )
+    edge = cv2.BORDER_REFLECT_101
+    warp = A.ElasticTransform(alpha=40, sigma=8, approximate=True, border_mode=edge, p=0.3)
+    grey = A.RandomBrightnessContrast(brightness_limit=0.2, contrast_limit=0.25, p=0.8)
+    return A.Compose([A.D4(p=1.0), warp, grey] if elastic else [A.D4(p=1.0), grey])
 
 
 def augment(image: Grey, label: Grey, seed: int) -> tuple[Grey, Grey]:
     """Flip, rotate by 90 degrees, mild elastic, brightness, contrast; a function of the seed."""
-    compose = _augmentation()
+    compose = augmentation(elastic=True)
     compose.set_random_seed(seed)  # per sample: forked workers would otherwise repeat each other
     out = compose(image=np.ascontiguousarray(image), mask=np.ascontiguousarray(label))
     return out["image"], out["mask"]
@@ -60,15 +56,10 @@ def crop(
 
 
 class CropDataset(Dataset[Item]):
-    """Image crops of the training slices of one or several volumes; items are drawn by `Draw`.
+    """Image crops of the training slices, with the interface of `batches.Samples`.
 
-    Args:
-        volumes: their training slices are what is drawn from.
-        spec: input settings.
-        patch: of the backbone.
-        augmented: whether to augment.
-        tiles: per volume, the labelled tiles, which `Draw.row` counts; empty: it is a slice.
-        unlabelled: volumes numbered after the others; their labels are zeros.
+    `tiles` are the labelled tiles of each volume, which `Draw.row` counts; without them it is a
+    slice. `unlabelled` volumes are numbered after the others; their labels are zeros.
     """
 
     def __init__(

@@ -14,8 +14,7 @@ from emadapt.errors import InputError
 from emadapt.files import whole_folder, write_json
 from emadapt.volumes.folder import SLICE_SUFFIXES
 
-TIMEOUT_S = 8.0
-"""For a connection and for each read: without a network the error comes in seconds."""
+TIMEOUT_S = 8.0  # for a connection and for each read: without a network the error comes in seconds
 UNCHECKED = "a local folder, contents not checked against the published archive"
 
 
@@ -152,11 +151,7 @@ def _download(dataset: Dataset, archive: Archive, downloads: Path) -> Path:
 
 
 def unpack(archive: Archive, path: Path, to: Path) -> None:
-    """Unpack the slices of a dataset from its zip archive, and nothing else.
-
-    Raises:
-        InputError: a damaged archive.
-    """
+    """Unpack the slices of a dataset from its zip archive, and nothing else."""
     try:
         with zipfile.ZipFile(path) as packed:
             for member, file in _wanted(archive, packed.namelist()):

@@ -28,8 +28,7 @@ from emadapt.volumes.grey import PERCENTILES, grey_window, to_uint8
 from emadapt.volumes.source import Array, Source, unlike
 
 INGESTED = Path("build/ingest")
-Window = tuple[float, float]
-"""The grey values that become 0 and 255."""
+Window = tuple[float, float]  # the grey values that become 0 and 255
 
 
 @dataclass(frozen=True)
@@ -116,11 +115,7 @@ def ingest(study: Study, name: str, data: Path = Path("data"), out: Path = INGES
 
 
 def split_of(study: Study, name: str, parts: list[Part], what: str) -> Split:
-    """Training, validation and test slices of a dataset; without labels, all are for training.
-
-    Raises:
-        InputError: it has too few slices.
-    """
+    """Training, validation and test slices of a dataset; without labels, all are for training."""
     spec = study.dataset_settings[name]
     sizes = [(part.name, part.depth) for part in parts]
     if not spec.labelled:

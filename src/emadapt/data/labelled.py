@@ -34,11 +34,7 @@ def amount(wanted: int | str, total: int, what: str) -> int:
 
 
 def few_slices(volume: Volume, spec: TrainSetSettings, seed: int) -> Volume:
-    """The volume with the labelled slices alone as its training part.
-
-    Raises:
-        InputError: more slices are wanted than there are.
-    """
+    """The volume with the labelled slices alone as its training part."""
     slices = volume.split["train"]
     what = f"slices of a training set with {volume.name}"
     n = amount(spec.slices_of(volume.name), len(slices), what)
@@ -55,9 +51,6 @@ def few_tiles(
     """The labelled tiles, drawn evenly from those at `corners` of each training slice.
 
     `starts` are the first slices of patches, where these have several slices.
-
-    Raises:
-        InputError: more tiles are wanted than there are.
     """
     slices = volume.split["train"] if starts is None else starts
     tiles = [(z, y, x) for z in slices for y, x in corners]

@@ -37,25 +37,15 @@ class Part:
 def slices_part(
     name: str, image_dir: Path, label_dir: Path, pairing: str, *, labelled: bool
 ) -> Part:
-    """A folder of image slices with a folder of label slices, which is ignored unless `labelled`.
-
-    Raises:
-        InputError: a folder is missing, empty or has other files in it; files are unpaired.
-    """
-    images = list_slices(image_dir)
-    if not labelled:
-        key = _stem if pairing == "stem" else _number
-        return Part(name, open_slices(_sorted(_by_key(images, key)), str(image_dir)), None)
-    images, labels = PAIRINGS[pairing](images, list_slices(label_dir))
-    return Part(name, open_slices(images, str(image_dir)), open_slices(labels, str(label_dir)))
+    """A folder of image slices with a folder of label slices, ignored unless `labelled`."""
+    files = list_slices(image_dir)
+    images, labels = PAIRINGS[pairing](files, list_slices(label_dir) if labelled else files)
+    opened = open_slices(images, str(image_dir))
+    return Part(name, opened, open_slices(labels, str(label_dir)) if labelled else None)
 
 
 def stack_part(name: str, folder: Path, *, labelled: bool) -> Part:
-    """The one volume called `image` and the one called `label` in a folder, paired slice by slice.
-
-    Raises:
-        InputError: there is none or several; they have different numbers of slices.
-    """
+    """The volume called `image` and the one called `label` in a folder, paired by slice."""
     images = _stack(folder, "image")
     if not labelled:
         return Part(name, images, None)
@@ -118,11 +108,6 @@ def _by_key(paths: Files, key: Callable[[Path], Key]) -> dict[Key, Path]:
     return found
 
 
-def _sorted(by_key: dict[Key, Path]) -> Files:
-    """The files in the order of z."""
-    return [by_key[key] for key in sorted(by_key, key=lambda key: natural(str(key)))]
-
-
 def _by(key: Callable[[Path], Key], called: str) -> Callable[[Files, Files], tuple[Files, Files]]:
     """Pairing by a key that both files have in common."""
 
@@ -138,7 +123,8 @@ def _by(key: Callable[[Path], Key], called: str) -> Callable[[Files, Files], tup
                 expected=f"one label per image of {images[0].parent}, paired by {called}",
                 do="Add the missing files, remove the extra ones, or set the dataset's `pairing`.",
             )
-        return _sorted(by_image), _sorted(by_label)
+        keys = sorted(by_image, key=lambda key: natural(str(key)))
+        return [by_image[k] for k in keys], [by_label[k] for k in keys]
 
     return pair
 

@@ -15,16 +15,13 @@ from scipy.spatial import cKDTree
 from emadapt.data.phantom_domains import DOMAINS, ORGANELLES, Domain
 
 Array = np.ndarray
-MARGIN_NM = 260.0
-"""The scene is larger than the volume, so that objects are cut by its faces."""
+MARGIN_NM = 260.0  # the scene is larger than the volume, so that objects are cut by its faces
 STEP_NM = 12.0
 """Between the spheres whose union is a tube: a scallop of 0.2 nm at a radius of 100 nm."""
-RIM_NM = 16.0
-"""Free space between a tube and the border of its cell."""
+RIM_NM = 16.0  # free space between a tube and the border of its cell
 _CORNERS = np.array([c for c in np.ndindex(3, 3, 3) if c != (1, 1, 1)]) - 1.0
 DIRECTIONS = _CORNERS / np.linalg.norm(_CORNERS, axis=1, keepdims=True)  # 26 all around
-REACH_NM = 250.0
-"""Distances to borders are known up to about this far."""
+REACH_NM = 250.0  # distances to borders are known up to about this far
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from emadapt.data.ingest import Volume
 from emadapt.data.tiles import Geometry, Grey, to_input, with_neighbours
 
-KEPT_BYTES = 256 * 2**20
-"""Memory that a dataset's prepared slices may take in a process."""
+KEPT_BYTES = 256 * 2**20  # memory that a dataset's prepared slices may take in a process
 
 
 class PreparedSlices:

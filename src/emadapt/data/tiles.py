@@ -137,13 +137,6 @@ def merge_tiles(
     return total / weight
 
 
-def blend(
-    tiles: npt.NDArray[np.float32], corners: list[tuple[int, int]], geo: Geometry
-) -> npt.NDArray[np.float32]:
-    """`merge_tiles`, at the slice's own resolution (Y, X)."""
-    return to_native(merge_tiles(tiles, corners, geo), geo)
-
-
 def to_native(probability: npt.NDArray[np.float32], geo: Geometry) -> npt.NDArray[np.float32]:
     """Probabilities (H, W) of the padded slice -> (Y, X) at the slice's own resolution."""
     merged = probability[: geo.resized[0], : geo.resized[1]]

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 
 from emadapt.data.ingest import Volume
-from emadapt.data.tiles import blend, geometry_of
+from emadapt.data.tiles import geometry_of, merge_tiles, to_native
 from emadapt.models.segmenter import Segmenter
 from emadapt.models.tokens import OCCUPANCY, TokenView
 from emadapt.training.inputs import Inputs, OnEpoch, Progress
@@ -148,7 +148,8 @@ def _counts(
             maps = F.interpolate(
                 coarse[:, None].float(), geo.tile, mode="bilinear", align_corners=False
             )[:, 0]
-            score = np.clip(blend(maps.cpu().numpy(), corners, geo), *limits)
+            merged = merge_tiles(maps.cpu().numpy(), corners, geo)
+            score = np.clip(to_native(merged, geo), *limits)
             classes = (score[~label], score[label])
             per_slice.append([np.histogram(s, len(EDGES) - 1, limits)[0] for s in classes])
         total.append(np.asarray(per_slice, np.float64))

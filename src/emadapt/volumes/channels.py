@@ -9,12 +9,7 @@ from emadapt.volumes.source import Array
 
 
 def single_channel(array: Array, what: str) -> Array:
-    """The grey values of a slice: (Y, X), or (Y, X, channels) with grey and alpha, RGB or RGBA.
-
-    Raises:
-        InputError: colours that differ, or an alpha channel that varies: what is under a
-            transparent pixel is unknown.
-    """
+    """The grey values of a slice: (Y, X), or (Y, X, channels) with grey and alpha, RGB or RGBA."""
     if array.ndim == 2 and min(array.shape) > 1:
         return array
     if array.ndim != 3 or array.shape[-1] not in (2, 3, 4):
@@ -26,12 +21,8 @@ def single_channel(array: Array, what: str) -> Array:
         )
     colours, alpha = array[..., : 1 if array.shape[-1] == 2 else 3], array[..., -1]
     if (colours != colours[..., :1]).any():
-        raise InputError(
-            what,
-            found="a colour image whose channels differ",
-            expected="grey values",
-            do="Export it in grey, or a label as ids.",
-        )
+        found, do = "a colour image whose channels differ", "Export it in grey, or a label as ids."
+        raise InputError(what, found=found, expected="grey values", do=do)
     if array.shape[-1] != 3 and (alpha != alpha.flat[0]).any():
         raise InputError(
             what,

@@ -18,11 +18,7 @@ SLICE_SUFFIXES = (".tif", ".tiff", ".png")
 
 
 def open_folder(path: Path, inside: str = "", scale: int = 0) -> Source:
-    """The slices of a folder, in the order of their numbers.
-
-    Raises:
-        InputError: something else is in it, or the slices are not alike.
-    """
+    """The slices of a folder, in the order of their numbers."""
     only_one(path, inside, scale)
     return open_slices(in_order(list_slices(path)), str(path))
 
@@ -31,9 +27,6 @@ def open_slices(files: Sequence[Path], name: str) -> Source:
     """Files in this order as one volume.
 
     Files of 1 bit a pixel among others are read as 0 and 255 (three of VNC's twenty labels).
-
-    Raises:
-        InputError: a file holds several slices or cannot be read.
     """
     one_bit = [_has_one_bit(file) for file in files]  # looks at every file
     keep_bits = all(one_bit)
@@ -79,11 +72,7 @@ def _alike(array: Array, first: Array, file: Path) -> Array:
 
 
 def list_slices(folder: Path) -> list[Path]:
-    """Image files of a folder, by name.
-
-    Raises:
-        InputError: anything else is in it, or nothing.
-    """
+    """Image files of a folder, by name; nothing else may be in it."""
     if not folder.is_dir():
         do = "Check the dataset's `layout`."
         raise InputError(folder, found="no such folder", expected="the slices", do=do)

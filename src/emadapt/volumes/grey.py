@@ -12,8 +12,7 @@ from emadapt.errors import InputError
 from emadapt.volumes.source import Array
 
 PERCENTILES = (0.5, 99.5)
-SAMPLE_PER_SLICE = 65_536
-"""Voxels of a slice that percentiles are taken of."""
+SAMPLE_PER_SLICE = 65_536  # voxels of a slice that percentiles are taken of
 
 
 def grey_window(slices: Iterable[Array], what: str | Path) -> tuple[float, float]:

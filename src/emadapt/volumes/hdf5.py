@@ -7,16 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from emadapt.errors import InputError
-from emadapt.volumes.source import Source, chunked_source, damaged, only_one, unreadable
+from emadapt.volumes.source import Source, chunked_source, damaged, not_one_of, only_one, unreadable
 from emadapt.volumes.voxel import stated_voxel
 
 
 def open_hdf5(path: Path, inside: str = "", scale: int = 0) -> Source:
-    """The dataset `inside` of an HDF5 file, or the only volume that the file holds.
-
-    Raises:
-        InputError: not a readable file, no such dataset, or several volumes.
-    """
+    """The dataset `inside` of an HDF5 file, or the only volume that the file holds."""
     import h5py
 
     only_one(path, "", scale)
@@ -34,13 +30,9 @@ def open_hdf5(path: Path, inside: str = "", scale: int = 0) -> Source:
     stacks = [name for name, item in found.items() if sum(n > 1 for n in item.shape) >= 3]
     name = inside.strip("/") or (stacks[0] if len(stacks) == 1 else "")
     if name not in found:
-        listed = ", ".join(f":/{other}" for other in found) or "none: there are no volumes in it"
-        raise InputError(
-            f"{path}:/{name}",
-            found="no such dataset" if name else f"{len(stacks)} volumes",
-            expected=f"one of {listed}",
-            do=f"Name the dataset: {path}:/DATASET.",
-        )
+        said = "no such dataset" if name else f"{len(stacks)} volumes"
+        names = [f":/{other}" for other in found]
+        raise not_one_of(f"{path}:/{name}", said, names, f"{path}:/DATASET")
     data, what = found[name], f"{path}:/{name}"
     _check_stored(data, what)
     return chunked_source(what, data, _axes(data), stated_voxel(data.attrs), path, [path])

@@ -29,11 +29,7 @@ UNITS = {"mm": "mm", "micron": "um", "meter": "m"}
 
 
 def open_nifti(path: Path, inside: str = "", scale: int = 0) -> Source:
-    """The volume in a .nii or .nii.gz file, whose array is (X, Y, Z).
-
-    Raises:
-        InputError: not a readable file, truncated, or no single stack of grey slices.
-    """
+    """The volume in a .nii or .nii.gz file, whose array is (X, Y, Z)."""
     from nibabel.volumeutils import apply_read_scaling
 
     only_one(path, inside, scale)

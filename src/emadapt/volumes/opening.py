@@ -36,9 +36,8 @@ def open_source(text: str, scale: int = 0) -> Source:
     """Open a volume; only what describes it is read.
 
     Args:
-        text: a TIFF (stack, OME-TIFF, BigTIFF), a PNG, a folder of TIFF or PNG slices, `file.h5` or
-            `file.h5:/dataset`, a NIfTI file (.nii, .nii.gz), or a Zarr array, group or OME-Zarr
-            image (`volume.zarr`, `volume.zarr/path/within`).
+        text: a TIFF, PNG, NIfTI or HDF5 file (`file.h5` or `file.h5:/dataset`), a folder of TIFF or
+            PNG slices, a Zarr array or group, or an OME-Zarr image (`v.zarr`, `v.zarr/within`).
         scale: of an OME-Zarr image, 0 for the finest.
 
     Raises:

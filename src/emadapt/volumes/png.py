@@ -24,11 +24,7 @@ def open_png(path: Path, inside: str = "", scale: int = 0) -> Source:
 
 
 def read_png(path: Path) -> Array:
-    """The grey values, (Y, X): bool, uint8 or uint16.
-
-    Raises:
-        InputError: not a complete PNG, not grey, or larger than `LARGE` bytes.
-    """
+    """The grey values, (Y, X): bool, uint8 or uint16."""
     try:
         array = _decoded(path)
     except InputError:

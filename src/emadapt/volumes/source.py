@@ -19,10 +19,8 @@ LARGE = 2**28
 """Pixels of a slice up to which it is decoded whole, and bytes that a PNG may unpack to."""
 HELD = 2**28
 """Bytes of slices that `Source.slices` keeps in memory where the file stores them together."""
-MAX_SIDE = 2**20
-"""Pixels of a side; a file that claims more is damaged or hostile."""
-MAX_CHUNK = 2**29
-"""Bytes of a chunk of HDF5 or Zarr, which is unpacked whole."""
+MAX_SIDE = 2**20  # pixels of a side; a file that claims more is damaged or hostile
+MAX_CHUNK = 2**29  # bytes of a chunk of HDF5 or Zarr, which is unpacked whole
 
 
 @dataclass(frozen=True)
@@ -83,11 +81,7 @@ class Source:
 
 
 def voxel_of(source: Source, stated: Voxel | None, expected: str = "three positive sizes") -> Voxel:
-    """The voxel size as the user states it, else as the file does.
-
-    Raises:
-        InputError: neither does, or a size is not positive.
-    """
+    """The voxel size (z, y, x) in nm as the user states it, else as the file does."""
     voxel = stated or source.voxel_nm
     if voxel is None or not all(math.isfinite(size) and size > 0 for size in voxel):
         raise InputError(
@@ -100,11 +94,7 @@ def voxel_of(source: Source, stated: Voxel | None, expected: str = "three positi
 
 
 def array_source(array: Any, voxel_nm: Voxel | None, name: str = "array") -> Source:
-    """An array, or what gives NumPy arrays for slices: (Z, Y, X), or one slice (Y, X).
-
-    Raises:
-        InputError: it has another number of axes, or no values.
-    """
+    """An array, or what gives NumPy arrays for slices: (Z, Y, X), or one slice (Y, X)."""
     array = array[None] if array.ndim == 2 else array
     if array.ndim != 3 or 0 in array.shape:
         raise no_grey_stack(name, f"shape {array.shape}")
@@ -125,18 +115,9 @@ def chunked_source(
     path: Path,
     described: Sequence[Path],
 ) -> Source:
-    """An array of HDF5 or Zarr.
+    """An array of HDF5 or Zarr at `path`; names of axes and voxel size (z, y, x) if known.
 
-    Args:
-        name: for errors.
-        array: with `shape`, `dtype`, `chunks` and, in Zarr, `shards`.
-        axes: their names, if known.
-        voxel: (z, y, x) in nm, if known.
-        path: where it is.
-        described: files whose times change with the content.
-
-    Raises:
-        InputError: it is no stack of grey slices, or of a size that nobody can read.
+    `described` are files whose times change with the content.
     """
     dtype = np.dtype(array.dtype)
     check_type(dtype, name)
@@ -153,11 +134,7 @@ def chunked_source(
 
 
 def spatial_axes(shape: Sequence[int], axes: Sequence[str] | None, what: str) -> list[int]:
-    """Which axes of an array are (Z,) Y and X, by their names if known; others have one element.
-
-    Raises:
-        InputError: it is no stack of slices.
-    """
+    """Which axes of an array are (Z,) Y and X, by their names if known; others have one element."""
     if axes is not None:
         names = [axis.lower() for axis in axes]
         pairs = enumerate(zip(names, shape, strict=True))
@@ -210,12 +187,9 @@ def check_type(dtype: np.dtype[Any], what: str) -> None:
 def only_one(path: Path, inside: str, scale: int) -> None:
     """Refuse the choice of an image or a scale within a file that holds one."""
     if inside or scale:
-        raise InputError(
-            path,
-            found=f"image {inside!r}, scale {scale}, of a file that has one resolution",
-            expected="an HDF5 file, or a Zarr for a scale",
-            do="Leave out the choice.",
-        )
+        found = f"image {inside!r}, scale {scale}, of a file that has one resolution"
+        expected = "an HDF5 file, or a Zarr for a scale"
+        raise InputError(path, found=found, expected=expected, do="Leave out the choice.")
 
 
 def no_grey_stack(what: str | Path, found: str, axes: str = "(Z, Y, X)") -> InputError:
@@ -226,6 +200,12 @@ def no_grey_stack(what: str | Path, found: str, axes: str = "(Z, Y, X)") -> Inpu
         expected=f"one stack of grey slices {axes}",
         do="Export a single channel and time point in this order.",
     )
+
+
+def not_one_of(what: str | Path, found: str, names: Sequence[str], example: str) -> InputError:
+    """An error for a file of several arrays of which none is chosen, or one that is not there."""
+    expected = f"one of {', '.join(names) or 'none: it is empty'}"
+    return InputError(what, found=found, expected=expected, do=f"Name the array: {example}.")
 
 
 def unlike(what: str | Path, shape: Sequence[int], dtype: Any, expected: str) -> InputError:

@@ -33,20 +33,14 @@ from emadapt.volumes.source import (
 )
 from emadapt.volumes.voxel import Voxel, in_nm, known_voxel
 
-MAX_SIDE = 65_536
-"""Pixels or slices; a header that asks for more is damaged or hostile."""
-MAX_RATIO = 250
-"""Unpacked to packed bytes, above `LARGE` bytes: more is taken for a bomb."""
+MAX_SIDE = 65_536  # pixels or slices; a header that asks for more is damaged or hostile
+MAX_RATIO = 250  # unpacked to packed bytes, above `LARGE` bytes: more is taken for a bomb
 DAMAGE = re.compile(r"TiffPages|series|Strip|Tile(Offset|Byte)|segments|reshape|circular")
 """What tifffile's log calls damage to the pixels; unreadable private tags are none."""
 
 
 def open_tiff(path: Path, inside: str = "", scale: int = 0) -> Source:
-    """The volume in a TIFF.
-
-    Raises:
-        InputError: not a complete TIFF, or no single stack of grey slices.
-    """
+    """The volume in a TIFF."""
     import tifffile
 
     only_one(path, inside, scale)

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-Voxel = tuple[float, float, float]
-"""(z, y, x) in nm."""
+Voxel = tuple[float, float, float]  # (z, y, x) in nm
 
 METRE_NM = 1e9
 _NAMES = {

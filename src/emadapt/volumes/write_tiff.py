@@ -16,8 +16,7 @@ from emadapt.volumes.source import Array
 from emadapt.volumes.voxel import Voxel
 from emadapt.volumes.write_zarr import CHUNK
 
-CLASSIC = 2**32 - 2**25
-"""Bytes, before compression, above which a TIFF is a BigTIFF."""
+CLASSIC = 2**32 - 2**25  # Bytes, before compression, above which a TIFF is a BigTIFF
 TILED = 2**28
 """Pixels of a slice above which a TIFF is tiled; ImageJ does not read tiles, Bio-Formats does."""
 

@@ -16,10 +16,8 @@ from rich.progress import track
 from emadapt.volumes.source import Array
 from emadapt.volumes.voxel import Voxel
 
-CHUNK = 512
-"""Side of a chunk, and of a tile of a TIFF."""
-SMALLEST = 256
-"""Scales end where a slice is no larger."""
+CHUNK = 512  # side of a chunk, and of a tile of a TIFF
+SMALLEST = 256  # scales end where a slice is no larger
 
 
 def create_array(group: Path, level: int, shape: tuple[int, ...], dtype: str, depth: int) -> Any:

@@ -12,16 +12,20 @@ from typing import Any
 import numpy as np
 
 from emadapt.errors import InputError
-from emadapt.volumes.source import Array, Source, chunked_source, damaged, spatial_axes, unreadable
+from emadapt.volumes.source import (
+    Array,
+    Source,
+    chunked_source,
+    damaged,
+    not_one_of,
+    spatial_axes,
+    unreadable,
+)
 from emadapt.volumes.voxel import Voxel, in_nm, known_voxel, stated_voxel
 
 
 def open_zarr(path: Path, inside: str = "", scale: int = 0) -> Source:
-    """The volume in a Zarr array, in a group with one volume, or in an OME-Zarr image.
-
-    Raises:
-        InputError: there is no volume, or there are several.
-    """
+    """The volume in a Zarr array, in a group with one volume, or in an OME-Zarr image."""
     import zarr
 
     path = path / inside if inside else path
@@ -72,12 +76,7 @@ def _only_volume(path: Path, group: Any) -> Any:
     arrays = {name: item for name, item in members if isinstance(item, zarr.Array)}
     volumes = [name for name, item in arrays.items() if sum(n > 1 for n in item.shape) >= 3]
     if len(volumes) != 1:
-        raise InputError(
-            path,
-            found=f"{len(volumes)} volumes",
-            expected=f"one of {', '.join(arrays) or 'none: it is empty'}",
-            do=f"Name the array: {path}/ARRAY.",
-        )
+        raise not_one_of(path, f"{len(volumes)} volumes", list(arrays), f"{path}/ARRAY")
     return arrays[volumes[0]]
 
 
