@@ -26,8 +26,7 @@ from emadapt.training.adversarial import (
     reverse,
 )
 from emadapt.training.inputs import Inputs
-from emadapt.training.losses import LOSSES
-from emadapt.training.objective import Objective
+from emadapt.training.objective import LOSSES, Objective
 from emadapt.training.prepare import check_processes, prepare
 from emadapt.training.regimes import regime_of
 from emadapt.training.train import train_unit

@@ -13,8 +13,8 @@ from emadapt.study.regimes import regime_settings
 from emadapt.study.study import Unit
 from emadapt.training.evaluate import evaluate_unit
 from emadapt.training.model_card import model_card, terms_of
+from emadapt.training.prepare import behind_folders
 from emadapt.training.train import train_unit
-from emadapt.training.warm_start import behind_folders
 from fakes import a_study
 from tiny import make_study, settings
 

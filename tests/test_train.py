@@ -18,9 +18,8 @@ from emadapt.errors import EmadaptError
 from emadapt.models.segmenter import Segmenter
 from emadapt.study.loading import load_study
 from emadapt.study.study import Study, Unit
-from emadapt.training.average import Average
-from emadapt.training.fit import Run, digest_seed, rate_factor
-from emadapt.training.losses import LOSSES
+from emadapt.training.fit import Average, Run, digest_seed, rate_factor
+from emadapt.training.objective import LOSSES
 from emadapt.training.train import train_unit
 from tiny import build_model, make_study, settings, stop_after_an_epoch
 

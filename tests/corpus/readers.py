@@ -86,8 +86,8 @@ def begin(path: Path) -> None:
 
     from emadapt.study.backbones import BackboneSettings
     from emadapt.study.regimes import regime_settings
+    from emadapt.training.prepare import folder_state
     from emadapt.training.regimes import REGIMES
-    from emadapt.training.warm_start import folder_state
 
     spec = BackboneSettings(arch="tiny_dinov2", source="random")
     regime = REGIMES["frozen"](regime_settings(kind="frozen"), spec, "linear")

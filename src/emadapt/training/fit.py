@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,10 @@ from emadapt.models import parallel
 from emadapt.models.adapters import Groups, State
 from emadapt.models.batch_norm import BatchNorm
 from emadapt.models.device import device
+from emadapt.models.segmenter import Segmenter
 from emadapt.study.training import TrainSettings
-from emadapt.training.average import Average, copy_of
 from emadapt.training.inputs import Inputs, OnEpoch, Progress
-from emadapt.training.losses import LOSSES
-from emadapt.training.objective import Objective
+from emadapt.training.objective import LOSSES, Objective
 from emadapt.training.validate import validate
 
 CHECKPOINT = "checkpoint.pt"
@@ -38,13 +38,8 @@ def fit(
 ) -> Progress:
     """Train from the last checkpoint on; leaves the best epoch's weights in the segmenter.
 
-    Args:
-        inputs: of the unit.
-        scratch: folder of the checkpoint.
-        on_epoch: called after each epoch when its checkpoint is written, in the first of several
-            processes.
-        groups: an optimiser's groups for what is trained of the backbone.
-        make_objective: gives the objective.
+    `on_epoch` is called when the checkpoint of an epoch is written, in the first of several
+    processes. `groups` gives an optimiser's groups for what is trained of the backbone.
 
     Raises:
         EmadaptError: the loss is not finite, or processes see different checkpoints.
@@ -89,7 +84,7 @@ class Run:
     ) -> None:
         self.inputs, self.train, self.segmenter = inputs, inputs.train, inputs.segmenter
         self.rows = inputs.samples.rows()
-        self.steps = steps_per_epoch(inputs)
+        self.steps = len(plan_epoch(self.rows, self.train, inputs.unit.seed, 0))
         self.loss_of = LOSSES[self.train.loss]
         fp16 = self.train.precision == "fp16"
         self.scaler = torch.amp.GradScaler(device().type, enabled=fp16)
@@ -102,7 +97,7 @@ class Run:
         if (path := scratch / CHECKPOINT).is_file():
             self._resume(path)
 
-    def epoch(self) -> Any:
+    def epoch(self) -> Iterator[float]:
         """Yields the loss of each step."""
         number, seed = self.progress.epoch, self.inputs.unit.seed
         rank, size = parallel.rank(), parallel.size()
@@ -122,14 +117,7 @@ class Run:
             yield self._step(self.objective.backward(groups, draws, len(whole), done))
 
     def _step(self, loss: float) -> float:
-        """One optimiser step with the gradients that are there.
-
-        Args:
-            loss: of this process's part of the batch.
-
-        Returns:
-            The loss of the whole batch.
-        """
+        """One optimiser step, given this process's part of the loss; gives the whole loss."""
         parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
         total = parallel.add_up(parameters, loss)
         self.scaler.unscale_(self.optimiser)
@@ -164,7 +152,6 @@ class Run:
         return metrics
 
     def save(self, scratch: Path) -> None:
-        """Write the checkpoint."""
         scratch.mkdir(parents=True, exist_ok=True)
         state = {
             "progress": vars(self.progress),
@@ -194,6 +181,47 @@ class Run:
         self.average.state = state["average"]
 
 
+class Average:
+    """Exponential moving average (EMA) of the trained weights (Tarvainen & Valpola 2017).
+
+    Args:
+        keep: share that it keeps at each step; at most (1 + steps) / (10 + steps), so that initial
+            values are soon forgotten. 0: the weights themselves.
+        state: to go on from.
+    """
+
+    def __init__(self, keep: float, state: State) -> None:
+        self.keep, self.state = keep, state if keep else {}
+
+    def step(self, segmenter: Segmenter, steps: int) -> None:
+        """Take in the weights after `steps` steps."""
+        if not self.keep:
+            return
+        keep = min(self.keep, (1 + steps) / (10 + steps))
+        for name, value in segmenter.live_state().items():
+            own = self.state[name] = self.state[name].to(value.device)
+            if value.is_floating_point():
+                own.lerp_(value, 1 - keep)
+            else:
+                own.copy_(value)
+
+    @contextmanager
+    def in_place(self, segmenter: Segmenter) -> Iterator[None]:
+        """The average in the place of the weights."""
+        if not self.keep:
+            yield
+            return
+        now = copy_of(segmenter)
+        segmenter.load_trained(self.state)
+        yield
+        segmenter.load_trained(now)
+
+
+def copy_of(segmenter: Segmenter) -> State:
+    """The trained tensors, as copies."""
+    return {k: v.clone() for k, v in segmenter.trained_state().items()}
+
+
 def optimiser(inputs: Inputs, groups: Groups, beside: list[nn.Parameter]) -> torch.optim.Optimizer:
     """AdamW on the head, the adapter and, at the head's rate, what is trained besides them."""
     train, segmenter = inputs.train, inputs.segmenter
@@ -204,11 +232,6 @@ def optimiser(inputs: Inputs, groups: Groups, beside: list[nn.Parameter]) -> tor
         adapter = groups(segmenter.backbone.network, train.adapter_lr, train.weight_decay)
     last = [{**own, "params": beside}] if beside else []
     return torch.optim.AdamW([*head, *adapter, *last])
-
-
-def steps_per_epoch(inputs: Inputs) -> int:
-    """Optimiser steps between two validations."""
-    return len(plan_epoch(inputs.samples.rows(), inputs.train, inputs.unit.seed, 0))
 
 
 def rate_factor(train: TrainSettings, steps: int) -> Callable[[int], float]:

@@ -1,25 +1,46 @@
-"""What a training step minimises: the loss of labelled samples, and the gradients of a batch."""
+"""What a training step minimises: the losses, and the gradients of a batch."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from emadapt.data.batches import Draw, Item
 from emadapt.models.device import autocast, device
 from emadapt.training.inputs import Inputs
-from emadapt.training.losses import Loss
+
+# MONAI's DiceLoss and DiceCELoss, which a test holds them to; importing those takes seconds.
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""Of logits (B, 2, H, W) and labels (B, 1, H, W), over both classes."""
+
+SMOOTH = 1e-5
+"""Added to numerator and denominator, for images without a class."""
+
+
+def dice(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """1 minus Dice (Milletari et al. 2016, arXiv 1606.04797), the mean over samples and classes."""
+    probability, axes = logits.softmax(1), list(range(2, logits.dim()))
+    truth = F.one_hot(labels[:, 0], logits.shape[1]).movedim(-1, 1).to(probability.dtype)
+    hits = (probability * truth).sum(axes)
+    false_positive, false_negative = probability.sum(axes) - hits, truth.sum(axes) - hits
+    both = 2 * (hits + 0.5 * false_positive + 0.5 * false_negative)
+    return (1 - (2 * hits + SMOOTH) / (both + SMOOTH)).mean()
+
+
+def dice_ce(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """`dice` and cross-entropy, added."""
+    return dice(logits, labels) + F.cross_entropy(logits, labels[:, 0])
+
+
+LOSSES: dict[str, Loss] = {"dice_ce": dice_ce, "dice": dice}
 
 
 class Objective:
-    """The loss of labelled samples, one backward pass for each group of a batch.
-
-    Args:
-        inputs: of the unit.
-        loss_of: on logits and labels.
-        scaler: of the loss, for fp16.
-    """
+    """The loss of labelled samples, one backward pass for each group of a batch."""
 
     def __init__(self, inputs: Inputs, loss_of: Loss, scaler: torch.amp.GradScaler) -> None:
         self.inputs, self.loss_of, self.scaler = inputs, loss_of, scaler
@@ -51,8 +72,7 @@ class Objective:
         for inputs, labels in batch:
             inputs, labels = inputs.to(device()), labels.to(device())
             with autocast(self.precision):
-                # Without a sample of its own, a process still joins in the normalisation of the
-                # batch.
+                # A process without a sample still joins in the normalisation of the batch.
                 shown = inputs if len(labels) else self.segmenter.no_tokens(inputs)
                 logits = self.segmenter(shown, labels.shape[-2:])
             share = len(labels) / n
@@ -62,7 +82,7 @@ class Objective:
         return total
 
     def note(self, **values: torch.Tensor) -> None:
-        """Remember values of a step."""
+        """Keep values of a step for `metrics`."""
         for name, value in values.items():
             self.noted.setdefault(f"train/{name}", []).append(float(value.detach()))
 

@@ -1,9 +1,12 @@
-"""A unit's model and data, made once."""
+"""A unit's model and data, and the model that it starts from (warm start)."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from emadapt.data.ingest import open_volume
@@ -13,23 +16,18 @@ from emadapt.models.adapters import State
 from emadapt.models.device import device
 from emadapt.study.study import Study, Unit
 from emadapt.training import duplicates
-from emadapt.training.inputs import Inputs
-from emadapt.training.labelled import label
+from emadapt.training.inputs import Inputs, label
+from emadapt.training.model_card import datasets_behind
+from emadapt.training.model_files import regime_from
 from emadapt.training.plan import unit_key
 from emadapt.training.regimes import regime_of
 from emadapt.training.regimes.regime import Regime
-from emadapt.training.warm_start import folder_state
 
 SCRATCH = Path("scratch/units")
 
 
 def prepare(study: Study, unit: Unit, regime: Regime | None = None) -> Inputs:
     """A fresh model of `unit` and its data. Tokens are computed where they are not cached.
-
-    Args:
-        study: that the unit belongs to.
-        unit: what is to be trained.
-        regime: of the unit, where it is at hand.
 
     Raises:
         EmadaptError: the data or the settings do not suit the regime, or several processes cannot
@@ -52,11 +50,7 @@ def prepare(study: Study, unit: Unit, regime: Regime | None = None) -> Inputs:
 
 
 def check_processes(unit: Unit, regime: Regime, processes: int) -> None:
-    """Refuse several processes where one must see a whole batch.
-
-    Raises:
-        InputError: there are several, and the regime needs one.
-    """
+    """Raise InputError for several processes where one must see a whole batch."""
     if processes > 1 and not regime.settings.several_devices:
         raise InputError(
             f"unit {unit.name}",
@@ -80,3 +74,52 @@ def start_of(study: Study, unit: Unit, regime: Regime) -> State:
         inputs = prepare(study, source, own)
         own.fit(inputs, SCRATCH / source.name / key, lambda metrics, epoch: None)
     return inputs.segmenter.trained_state()
+
+
+def folder_state(folder: Path, regime: Regime) -> State:
+    """Trained tensors of a model folder, for a unit of `regime` that starts from it.
+
+    Raises:
+        InputError: it is no model, or one of another backbone, head or adapter.
+    """
+    try:
+        card = json.loads((folder / "model.json").read_text())
+        state = load_file(folder / "model.safetensors")
+        arch, weights = card["backbone"]["arch"], card["weights"]["sha256"]
+        head, adapter = card["head"], regime_from(card).settings.adapter
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
+        raise _unsuited(
+            folder,
+            f"no model that can be read ({type(error).__name__}: {error})",
+            "model.json and model.safetensors, as `train` writes them",
+            "Correct the folder, or train that model first.",
+        ) from error
+    own, own_weights, wanted = regime.spec.arch, regime.weights_sha256, regime.settings.adapter
+    if own_weights != "none" and (arch, weights) != (own, own_weights):
+        found = f"a model of backbone {arch}, weights {weights[:12]}"
+        expected = f"{own}, weights {own_weights[:12]}"
+        raise _unsuited(folder, found, expected, "Start from a model of the same backbone.")
+    if head != regime.head_name:
+        raise _unsuited(folder, f"a head {head}", regime.head_name, "Give the regime that head.")
+    if adapter != wanted and any(name.startswith("adapter.") for name in state):
+        do = "Give the regime the settings of that adapter."
+        raise _unsuited(folder, f"an adapter {adapter}", str(wanted), do)
+    return state
+
+
+def _unsuited(folder: Path, found: str, expected: str, do: str) -> InputError:
+    return InputError(f"warm start from {folder}", found=found, expected=expected, do=do)
+
+
+def behind_folders(study: Study, unit: Unit) -> list[dict[str, Any]]:
+    """Datasets behind the model folders that a unit or its sources start from.
+
+    Returns:
+        `name` of each in its study, and `source`: what its SOURCE.json says.
+    """
+    found: dict[str, Any] = {}
+    for at in (unit, *study.sources_of(unit)):
+        if "/" in (start := study.warm_start_of(at)):
+            card = json.loads((Path(start) / "model.json").read_text())
+            found |= {data.name: dict(data.source) for data in datasets_behind(card)}
+    return [{"name": name, "source": source} for name, source in found.items()]

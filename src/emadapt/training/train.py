@@ -22,12 +22,11 @@ from emadapt.training.inputs import Inputs, OnEpoch, Progress
 from emadapt.training.model_card import sources_of
 from emadapt.training.model_files import save_model
 from emadapt.training.plan import unit_key
-from emadapt.training.prepare import SCRATCH, check_processes, prepare
+from emadapt.training.prepare import SCRATCH, behind_folders, check_processes, prepare
 from emadapt.training.regimes import regime_of
 from emadapt.training.regimes.regime import Regime
 from emadapt.training.tracked import UNITS, add_model, as_dataset, unit_run
 from emadapt.training.validate import validate
-from emadapt.training.warm_start import behind_folders
 
 ADAPTED = Path("build/adapted")
 

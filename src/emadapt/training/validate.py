@@ -11,7 +11,7 @@ from emadapt.data.ingest import Volume
 from emadapt.models import parallel
 from emadapt.models.predict import Probability, predict_slices
 from emadapt.training.inputs import Inputs
-from emadapt.training.losses import Loss
+from emadapt.training.objective import Loss
 
 
 def validate(inputs: Inputs, every: int, loss_of: Loss | None = None) -> dict[str, float]:

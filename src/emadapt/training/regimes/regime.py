@@ -26,8 +26,7 @@ from emadapt.study.regimes import RegimeSettings
 from emadapt.study.training import TrainSettings
 from emadapt.training.adversarial import objective
 from emadapt.training.fit import fit
-from emadapt.training.inputs import Inputs, OnEpoch, Progress
-from emadapt.training.labelled import Labelled
+from emadapt.training.inputs import Inputs, Labelled, OnEpoch, Progress
 from emadapt.training.samples import TokenDataset
 
 

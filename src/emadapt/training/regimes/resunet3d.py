@@ -19,7 +19,7 @@ from emadapt.models.unet2d import rounded_up
 from emadapt.study.backbones import BackboneSettings
 from emadapt.study.regimes import ResUNet3dSettings
 from emadapt.study.training import TrainSettings
-from emadapt.training.labelled import Labelled
+from emadapt.training.inputs import Labelled
 from emadapt.training.regimes.regime import Regime
 
 
