@@ -30,8 +30,7 @@ def fetch(
     Args:
         name: a key of `DATASETS`; files of one without archive must be there already.
         root: folder of the raw data.
-        from_dir: folder to take it from instead of the network: its subfolder `name`, the
-            archive's folder, or itself.
+        from_dir: folder to take it from instead of the network, with a subfolder or without.
         force: replace what is there.
         downloads: outside of `root`, which is versioned.
 

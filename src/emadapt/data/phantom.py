@@ -65,10 +65,17 @@ def write_phantoms(
 
 def _write(path: Path, array: Array, predictor: bool) -> None:
     """A deflated TIFF without dates."""
-    undated = {"software": False, "datetime": None, "metadata": None}
-    packed = {"compression": "zlib", "predictor": predictor}
     with whole_file(path) as temporary:
-        tifffile.imwrite(temporary, array, photometric="minisblack", **packed, **undated)
+        tifffile.imwrite(
+            temporary,
+            array,
+            photometric="minisblack",
+            compression="zlib",
+            predictor=predictor,
+            software=False,
+            datetime=None,
+            metadata=None,
+        )
 
 
 def _sections(scene: Scene, shape: Shape, rng: np.random.Generator) -> tuple[Array, Array, Array]:

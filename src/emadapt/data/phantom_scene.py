@@ -121,10 +121,7 @@ class Scene:
     def membrane(
         self, p: Array, reach: float = REACH_NM, warped: Array | None = None
     ) -> tuple[Array, Array]:
-        """(N, 3) points -> distance to the cell's border in nm, up to `reach`, and cell index.
-
-        `warped` is the displacement (N, 3) by `warp` and `wiggle`, if it is known.
-        """
+        """(N, 3) points and their warp, if known -> nm to the cell's border, index of the cell."""
         shift = self.warp(p) + self.wiggle(p) if warped is None else warped
         q = (p + shift) / (self.domain.stretch_z, 1.0, 1.0)
         d, i = self.tree.query(q, k=min(8, len(self.cell)))

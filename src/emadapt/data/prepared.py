@@ -9,10 +9,7 @@ KEPT_BYTES = 256 * 2**20  # memory that a dataset's prepared slices may take in 
 
 
 class PreparedSlices:
-    """The slices of a dataset as `tiles.to_input` gives them, kept as they come, never replaced.
-
-    Draws are uniform: no other choice would be found more often.
-    """
+    """Slices as `tiles.to_input` gives them, kept as they come: draws are uniform."""
 
     def __init__(self, volume: Volume, geo: Geometry, context: int = 0) -> None:
         self.volume, self.geo, self.context = volume, geo, context

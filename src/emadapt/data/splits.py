@@ -73,10 +73,7 @@ def runs_of(slices: Sequence[int]) -> list[list[int]]:
 
 
 def starts_in(slices: Sequence[int], depth: int, *, apart: bool = False) -> list[int]:
-    """First slices of patches of `depth` slices that are all in `slices`.
-
-    `apart`: only as many, evenly spaced, as cover each run.
-    """
+    """First slices of patches of `depth` in `slices`; `apart`: only as many as cover each run."""
     starts = []
     for run in runs_of(slices):
         last = len(run) - depth

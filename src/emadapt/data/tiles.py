@@ -115,10 +115,7 @@ def _pad(array: Grey, size: tuple[int, int]) -> Grey:
 
 
 def window_starts(length: int, side: int, share: float) -> list[int]:
-    """Where windows of `side` begin that cover an axis, as MONAI's sliding windows do.
-
-    `share` of a window is covered by the next one too.
-    """
+    """Where windows of `side`, which overlap by `share`, begin on an axis, as MONAI's do."""
     step = max(1, int(side * (1 - share)))
     return [*range(0, length - side, step), length - side]
 
