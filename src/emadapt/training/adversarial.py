@@ -1,9 +1,8 @@
-"""Domain-adversarial training (Ganin et al. 2016, arXiv 1505.07818).
-
-It makes features that do not tell datasets apart.
+"""Domain-adversarial training: features that do not tell datasets apart.
 
 A classifier of the dataset sees the features that enter the head's last layer; its gradient reaches
-the model reversed. Datasets without labels take part in it and in nothing else.
+the model reversed (Ganin et al. 2016, arXiv 1505.07818). Datasets without labels take part in it
+and in nothing else.
 """
 
 from __future__ import annotations
@@ -40,11 +39,8 @@ class DomainClassifier(nn.Sequential):
 class AdversarialObjective(Objective):
     """The loss of labelled samples, and that of a classifier behind a reversed gradient.
 
-    The classifier minimises its cross-entropy, in which datasets weigh the same.
-
-    Args:
-        weight: strength of the reversed gradient at the end of its ramp (lambda in the paper).
-        given: see `Objective`.
+    The classifier minimises its cross-entropy, in which datasets weigh the same. `weight` is the
+    strength of the reversed gradient at the end of its ramp (lambda in the paper).
     """
 
     def __init__(self, weight: float, *given: Any) -> None:

@@ -12,7 +12,8 @@ from datetime import timedelta
 
 from emadapt.errors import EmadaptError, InputError
 
-TIMEOUT = timedelta(minutes=10)  # a process that waits longer than this for the others gives up
+TIMEOUT = timedelta(minutes=10)
+"""After which a process gives up waiting for the others."""
 DEVICES, LAUNCHER = "EMADAPT_DEVICES", "EMADAPT_LAUNCHER"
 USER_ERROR = 2  # exit code of a process that has printed an error for the user
 
@@ -59,10 +60,6 @@ def launch(arguments: Sequence[str], devices: Sequence[str]) -> None:
     """Run `emadapt ARGUMENTS` once per device, together; the output of the first process is shown.
 
     torchrun ends all processes when one dies, or when it is told to stop.
-
-    Args:
-        arguments: of the command line.
-        devices: at least two.
 
     Raises:
         EmadaptError: a process died.
@@ -124,9 +121,7 @@ def join() -> None:
         from accelerate import PartialState
         from accelerate.utils import check_cuda_p2p_ib_support
 
-        if (
-            gpus and not check_cuda_p2p_ib_support()
-        ):  # RTX 40: accelerate refuses them without these
+        if gpus and not check_cuda_p2p_ib_support():  # RTX 40: accelerate asks for these
             os.environ |= {"NCCL_P2P_DISABLE": "1", "NCCL_IB_DISABLE": "1"}
         PartialState(cpu=not gpus, timeout=TIMEOUT)  # gloo, or NCCL with one GPU for each
 

@@ -42,21 +42,12 @@ def find(key: str, but: str = "") -> Path | None:
 
 
 def take_over(folder: Path, segmenter: Segmenter) -> tuple[Progress, dict[str, float]]:
-    """Give a segmenter the weights of a finished unit.
-
-    Returns:
-        How that unit was trained, and its validation scores.
-    """
+    """Load a finished unit's weights; gives how it was trained, and its validation scores."""
     segmenter.load_trained(load_file(folder / "model.safetensors"))
-    card, history = (
-        json.loads((folder / name).read_text()) for name in ("model.json", "history.json")
-    )
-    epochs = history["epochs"]
+    card = json.loads((folder / "model.json").read_text())
+    history = json.loads((folder / "history.json").read_text())
+    seconds, peak_mb, epochs = history["seconds"], history["peak_mb"], history["epochs"]
     progress = Progress(
-        epoch=len(epochs),
-        best_epoch=card["best_epoch"],
-        seconds=history["seconds"],
-        history=epochs,
-        peak_mb=history["peak_mb"],
+        len(epochs), best_epoch=card["best_epoch"], seconds=seconds, history=epochs, peak_mb=peak_mb
     )
     return progress, card["val"]

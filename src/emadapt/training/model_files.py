@@ -44,12 +44,8 @@ def load_model(folder: Path) -> tuple[Segmenter, dict[str, Any]]:
             the ones that it was trained on.
     """
     if not (folder / "model.json").is_file() or not (folder / "model.safetensors").is_file():
-        raise InputError(
-            folder,
-            found="no model",
-            expected="model.json and model.safetensors",
-            do="Train the unit first: `dvc repro train@UNIT`.",
-        )
+        expected, do = "model.json and model.safetensors", "Train the unit: `dvc repro train@UNIT`."
+        raise InputError(folder, found="no model", expected=expected, do=do)
     try:
         card = json.loads((folder / "model.json").read_text())
         trained_on = str(card["weights"]["sha256"])
@@ -57,20 +53,14 @@ def load_model(folder: Path) -> tuple[Segmenter, dict[str, Any]]:
         segmenter = regime_from(card).build(seed=0)
     except UNREADABLE as error:
         reason = f"{type(error).__name__}: {str(error)[:300]}"
-        raise InputError(
-            folder,
-            found=f"a damaged model, or one of another version ({reason})",
-            expected="what `emadapt train` writes",
-            do="Train the unit again.",
-        ) from error
-    found = segmenter.backbone.provenance.sha256
-    if found != trained_on:
-        raise InputError(
-            folder,
-            found=f"backbone weights {found[:12]}",
-            expected=f"{trained_on[:12]}, which it was trained on",
-            do="Restore those weights, or train again.",
-        )
+        found = f"a damaged model, or one of another version ({reason})"
+        expected, do = "what `emadapt train` writes", "Train the unit again."
+        raise InputError(folder, found=found, expected=expected, do=do) from error
+    sha256 = segmenter.backbone.provenance.sha256
+    if sha256 != trained_on:
+        found, do = f"backbone weights {sha256[:12]}", "Restore those weights, or train again."
+        expected = f"{trained_on[:12]}, which it was trained on"
+        raise InputError(folder, found=found, expected=expected, do=do)
     segmenter.load_trained(state)
     return segmenter.eval(), card
 

@@ -28,21 +28,13 @@ Plan = dict[str, Any]
 
 PLAN = Path("build/plan")
 
-REFERENCE = ("reference",)
+REFERENCE = {"reference"}
 """A backbone's setting that is in a plan by the hash of the dataset that it names."""
-BACKBONE_ONLY = ("arch", "blocks", "views", "normalisation")
+BACKBONE_ONLY = {"arch", "blocks", "views", "normalisation"}
 """Settings of a backbone that change nothing where a regime has none."""
-SYSTEMS_OWN = ("scale", "longest_edge", "tile", "context")
+SYSTEMS_OWN = {"scale", "longest_edge", "tile", "context"}
 """Settings of a backbone that a pretrained system replaces by its own."""
-REGIME_NOT_ITSELF = (
-    "epochs",
-    "head",
-    "head_lr",
-    "adapter_lr",
-    "weight_decay",
-    "warm_start",
-    "weights",
-)
+TRAINING = {"epochs", "head", "head_lr", "adapter_lr", "weight_decay", "warm_start", "weights"}
 """Settings of a regime that are in a plan elsewhere."""
 
 
@@ -74,7 +66,7 @@ def unit_plan(study: Study, unit: Unit) -> Plan:
         "seed": unit.seed if drawn else None,
         "backbone": _without(affecting(spec, "weights"), _unused(regime)),
         "reference": data_md5(spec.reference) if spec.reference else None,
-        "regime": _without(affecting(regime, "weights"), REGIME_NOT_ITSELF),
+        "regime": _without(affecting(regime, "weights"), TRAINING),
         "train": affecting(study.train_settings(unit), "weights"),
         "train_set": train_set.model_dump(mode="json", include={"slices", "crops", "sampling"}),
         "data": [[name, data_md5(name)] for name in train_set.datasets],
@@ -118,8 +110,7 @@ def diagnose_plan(study: Study, backbone: str, regime: str) -> Plan:
 def write_plans(study: Study, out: Path = PLAN) -> tuple[int, int]:
     """Write the plans of a study, each only if it changed, and remove what belongs to none.
 
-    Returns:
-        How many plans there are, and how many were written.
+    Returns how many plans there are, and how many were written.
 
     Raises:
         InputError: a dataset is not ingested, or weights are missing.
@@ -133,35 +124,31 @@ def write_plans(study: Study, out: Path = PLAN) -> tuple[int, int]:
     for unit in study.units():
         plans[f"train/{unit.name}"] = unit_plan(study, unit)
         plans[f"evaluate/{unit.name}"] = evaluate_plan(study, unit)
-    written = 0
-    for name, plan in plans.items():
-        written += _write_if_new(out / f"{name}.json", plan)
+    written = sum(_write_if_new(out / f"{name}.json", plan) for name, plan in plans.items())
     for file in out.glob("*/*.json"):
         if file.relative_to(out).with_suffix("").as_posix() not in plans:
             file.unlink()
-    remove_orphans(study)
+    _remove_orphans(study)
     return len(plans), written
 
 
-def remove_orphans(
-    study: Study, build: Path = Path("build"), reports: Path = Path("reports")
-) -> None:
+def _remove_orphans(study: Study) -> None:
     """Remove results of units and pairs that the study no longer has. DVC's cache keeps them.
 
     Stages that read a whole folder would depend on it. Trained units stay, for no stage reads all
     of them.
     """
+    build = Path("build")
     units = {unit.name for unit in study.units()}
     pairs = {f"{backbone}-{regime}" for backbone in study.backbones for regime in study.regimes}
     kept = {
         build / "evaluate": units,
         build / "adapted": pairs,
-        reports / "domain": pairs,
+        Path("reports/domain"): pairs,
         build / "tokens": set(study.backbones),
     }
-    kept |= {
-        build / "adapted" / pair: {u for u in units if u.startswith(f"{pair}-")} for pair in pairs
-    }
+    for pair in pairs:
+        kept[build / "adapted" / pair] = {u for u in units if u.startswith(f"{pair}-")}
     for folder, names in kept.items():
         for path in folder.glob("[!.]*"):
             if path.name.removesuffix(".json") in names:
@@ -190,12 +177,10 @@ def data_md5(dataset: str) -> str:
         ) from error
 
 
-def _unused(regime: RegimeSettings) -> tuple[str, ...]:
+def _unused(regime: RegimeSettings) -> set[str]:
     """Settings of a backbone that change no weights of a regime, or are in its plan elsewhere."""
-    names: tuple[str, ...] = REFERENCE
-    if not regime.uses_backbone:
-        names += BACKBONE_ONLY
-    return names if regime.trains else names + SYSTEMS_OWN
+    no_backbone = set() if regime.uses_backbone else BACKBONE_ONLY
+    return REFERENCE | no_backbone | (set() if regime.trains else SYSTEMS_OWN)
 
 
 def _weights(study: Study, unit: Unit) -> dict[str, str] | None:
@@ -216,7 +201,7 @@ def _start(study: Study, unit: Unit) -> Any:
     return model_folder(Path(where)) if where else None
 
 
-def _without(settings: Plan, names: tuple[str, ...]) -> Plan:
+def _without(settings: Plan, names: set[str]) -> Plan:
     return {k: v for k, v in settings.items() if k not in names}
 
 

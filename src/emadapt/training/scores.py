@@ -28,7 +28,7 @@ def score_volumes(
         volumes: of the same images, with the same test slices.
         view: cached tokens of the first, or None to run the backbone.
         folder: gets the overlays.
-        title: of the overlays; dataset, slice and IoU are added.
+        title: of the overlays.
     """
     several = [Scores(volume) for volume in volumes]
     for z, probability in predict_slices(segmenter, volumes[0], volumes[0].split["test"], view):
@@ -52,7 +52,6 @@ class Scores:
         self.shown: dict[str, tuple[float, int, Mask]] = {}
 
     def add(self, z: int, probability: Probability) -> None:
-        """Score slice `z`."""
         predicted, label = probability > 0.5, np.asarray(self.volume.label[z]) > 0
         bands = boundary_band(predicted, self.band), boundary_band(label, self.band)
         self.instances.add(z, predicted, label)
@@ -63,10 +62,9 @@ class Scores:
             self.shown[""] = iou, z, predicted
         if not label.any():
             return
-        if "-best" not in self.shown or iou > self.shown["-best"][0]:
-            self.shown["-best"] = iou, z, predicted
-        if "-worst" not in self.shown or iou < self.shown["-worst"][0]:
-            self.shown["-worst"] = iou, z, predicted
+        for which, sign in (("-best", 1), ("-worst", -1)):
+            if which not in self.shown or sign * iou > sign * self.shown[which][0]:
+                self.shown[which] = iou, z, predicted
 
     def draw(self, folder: Path, title: str) -> None:
         """Write overlay-<dataset>.png, overlay-<dataset>-best.png and -worst.png."""

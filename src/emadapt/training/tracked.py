@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from emadapt.data.ingest import INGESTED, Volume, open_volume
-from emadapt.errors import InputError
 from emadapt.files import file_md5
 from emadapt.study.study import Study, Unit
 from emadapt.tracking.provenance import provenance_tags
@@ -20,25 +18,7 @@ UNITS = Path("build/units")
 
 
 def unit_run(study: Study, unit: Unit, stage: str) -> Run:
-    """The run of a unit with its tags and settings, and no results.
-
-    Args:
-        study: its study.
-        unit: it.
-        stage: that makes the run if it is not there.
-    """
-    tags = unit_tags(study, unit, stage)
-    return Run(study.name, unit.name, tags, study.describe(unit))
-
-
-def publish_units(study: Study) -> int:
-    """Publish every trained unit of a study, as after `dvc pull`; gives how many MLflow has now."""
-    units = [unit for unit in study.units() if (UNITS / unit.name / "model.json").is_file()]
-    return sum(bool(publish(finished_run(study, unit, "track"))) for unit in units)
-
-
-def unit_tags(study: Study, unit: Unit, stage: str) -> dict[str, str]:
-    """Tags that every run of the unit carries; `stage` is the one that made the run."""
+    """The run of a unit with its tags and settings, and no results; `stage` makes it if need be."""
     tags = {
         "unit": unit.name,
         "backbone": unit.backbone,
@@ -52,12 +32,16 @@ def unit_tags(study: Study, unit: Unit, stage: str) -> dict[str, str]:
     datasets = study.train_set_settings[unit.train_set].datasets
     if wrong := [name for name in datasets if study.dataset_settings[name].mispaired]:
         tags["pairing.lexicographic"] = ",".join(wrong)
-    return tags
+    return Run(study.name, unit.name, tags, study.describe(unit))
 
 
-def finished_run(
-    study: Study, unit: Unit, stage: str, units: Path = UNITS, evaluated: Path = EVALUATED
-) -> Run:
+def publish_units(study: Study) -> int:
+    """Publish every trained unit of a study, as after `dvc pull`; gives how many MLflow has now."""
+    units = [unit for unit in study.units() if (UNITS / unit.name / "model.json").is_file()]
+    return sum(bool(publish(finished_run(study, unit, "track"))) for unit in units)
+
+
+def finished_run(study: Study, unit: Unit, stage: str, evaluated: Path = EVALUATED) -> Run:
     """The run of a trained unit, with its history, its model and, if it was evaluated, its scores.
 
     It goes on with the run that trained the model. Where there is none, as for a model from DVC's
@@ -68,22 +52,16 @@ def finished_run(
     """
     run = unit_run(study, unit, stage)
     run.same, run.origin = ("unit", "model.md5"), "restored"
-    add_model(run, units / unit.name)
+    add_model(run, UNITS / unit.name)
     if (evaluated / unit.name / "metrics.json").is_file():
-        add_scores(run, evaluated / unit.name)
+        _add_scores(run, evaluated / unit.name)
     return run
 
 
 def add_model(run: Run, folder: Path) -> None:
-    """Add what training wrote: each epoch's numbers, the final ones, and the model.
-
-    Args:
-        run: of the unit.
-        folder: with model.json, model.safetensors and history.json.
-    """
-    card, history = (
-        json.loads((folder / name).read_text()) for name in ("model.json", "history.json")
-    )
+    """Add what training wrote: each epoch's numbers, the final ones, and the model."""
+    card = json.loads((folder / "model.json").read_text())
+    history = json.loads((folder / "history.json").read_text())
     for epoch, numbers in enumerate(history["epochs"], 1):
         run.log(numbers, epoch)
     run.log({f"val/best_{name}": value for name, value in card["val"].items()})
@@ -100,37 +78,22 @@ def add_model(run: Run, folder: Path) -> None:
         run.artifacts[f"model/{name}"] = folder / name
 
 
-def add_scores(run: Run, folder: Path) -> None:
-    """Add what evaluation wrote: scores on each test dataset, overlays and the model card.
-
-    Args:
-        run: of the unit.
-        folder: with metrics.json.
-    """
+def _add_scores(run: Run, folder: Path) -> None:
+    """Add what evaluation wrote: scores on each test dataset, overlays and the model card."""
     scores: dict[str, dict[str, Any]] = json.loads((folder / "metrics.json").read_text())["test"]
     for dataset, own in scores.items():
         values = {name: own[name] for name in ("iou", "dice", "boundary_iou")}
         if objects := own.get("instances"):
             values |= {name: objects[name] for name in ("ap50", "pq")}
         run.log({f"test/{name}.{dataset}": value for name, value in values.items()})
-    run.datasets += read_datasets(scores, "test")
+    ingested = [name for name in scores if (INGESTED / name / "manifest.json").is_file()]
+    run.datasets += [as_dataset(open_volume(name), "test") for name in ingested]
     run.artifacts["metrics.json"] = folder / "metrics.json"
     run.artifacts |= {f"overlays/{path.name}": path for path in folder.glob("overlay-*.png")}
     if (folder / "model-card.md").is_file():
         run.artifacts["model/model-card.md"] = folder / "model-card.md"
 
 
-def read_datasets(names: Iterable[str], context: str) -> list[Dataset]:
-    """Datasets by name, as far as they are ingested here; `context` is what they are read for."""
-    found = []
-    for name in names:
-        try:
-            found.append(as_dataset(open_volume(name), context))
-        except InputError:
-            continue
-    return found
-
-
 def as_dataset(volume: Volume, context: str) -> Dataset:
-    """A volume as MLflow's dataset."""
+    """A volume as MLflow's dataset; `context` is what it is read for."""
     return Dataset(volume.name, volume.md5, str(INGESTED / volume.name), context)

@@ -33,15 +33,7 @@ ADAPTED = Path("build/adapted")
 
 @dataclass(frozen=True)
 class Trained:
-    """A unit whose model is fitted.
-
-    Attributes:
-        key: of the unit.
-        regime: of the unit.
-        inputs: with the trained model.
-        progress: how it was trained.
-        scores: on all validation slices.
-    """
+    """A unit whose model is fitted; `scores` are those of all validation slices."""
 
     key: str
     regime: Regime
@@ -51,12 +43,12 @@ class Trained:
 
 
 def train_unit(study: Study, unit: Unit) -> Path:
-    """Train `unit`, or go on where it was stopped, and write build/units/<unit>/.
+    """Train `unit`, or go on where it was stopped.
 
     Of several processes the first one writes and logs.
 
     Returns:
-        The folder with model.safetensors, model.json and history.json.
+        build/units/<unit>/ with model.safetensors, model.json and history.json.
 
     Raises:
         EmadaptError: the loss is not finite, or the inputs are not there.
@@ -85,11 +77,8 @@ def _run(study: Study, unit: Unit, key: str, regime: Regime) -> Run:
     """The unit's run in MLflow; a training that goes on goes on with its run."""
     run = unit_run(study, unit, "train")
     weights = regime.backbone.provenance
-    run.tags |= {
-        "unit.key": key,
-        "weights.source": weights.source,
-        "weights.sha256": weights.sha256,
-    }
+    run.tags["unit.key"] = key
+    run.tags |= {"weights.source": weights.source, "weights.sha256": weights.sha256}
     if (SCRATCH / unit.name / key / CHECKPOINT).is_file():
         run.same = ("unit", "unit.key")
     run.muted = parallel.rank() > 0

@@ -29,15 +29,13 @@ SPACING_NM = 20.0
 def unseen_by(study: Study, unit: Unit, segmenter: Segmenter) -> list[str]:
     """Datasets of which neither `unit` nor its sources saw a label.
 
-    Images without labels may have been seen (`unlabelled`, the reference of an alignment). A
-    dataset on the same images counts as seen. None where that is not known (a start from a folder,
-    a published system), where slices must be neighbours (a model of blocks), and of mispaired
-    datasets.
+    Images without labels may have been seen. A dataset on the same images counts as seen. None
+    where that is not known (a start from a folder, a published system), where slices must be
+    neighbours (a model of blocks), and of mispaired datasets.
     """
-    published = isinstance(segmenter.backbone, Published)
     chain = [unit, *study.sources_of(unit)]
     from_folder = study.warm_start_of(chain[-1])
-    if published or from_folder or segmenter.depth > 1:
+    if isinstance(segmenter.backbone, Published) or from_folder or segmenter.depth > 1:
         return []
     train_sets = [study.train_set_settings[at.train_set] for at in chain]
     seen = {study.images_of(name) for train_set in train_sets for name in train_set.datasets}
@@ -56,10 +54,10 @@ def score_unseen(
     """IoU pooled over slices of the whole volume.
 
     Args:
-        segmenter: as `predict_slices` takes it, backbone in the loop.
+        segmenter: as `predict_slices` takes it.
         volume: of which it has not seen labels.
-        slices: that were scored already (the test slices).
-        counts: theirs, (in both, predicted, labelled) each; not predicted again.
+        slices: that were scored already (the test slices) and are not predicted again.
+        counts: theirs, (in both, predicted, labelled) each.
 
     Returns:
         `n`, `slices`, `block_slices`, `iou`, `iou_ci95` and `counts`, as for test slices.

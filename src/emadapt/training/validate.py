@@ -32,7 +32,7 @@ def validate(inputs: Inputs, every: int, loss_of: Loss | None = None) -> dict[st
             label, found = volume.label[slices[k]] > 0, probability > 0.5
             counts[k, 0], counts[k, 1] = int((label & found).sum()), int((label | found).sum())
             if loss_of:
-                counts[k, 2] = float(loss_of(_logits(probability), _labels(label)))
+                counts[k, 2] = _loss(loss_of, probability, label)
         counts = parallel.total(counts)
         hits, either, _ = counts.sum(0).tolist()
         ious.append(hits / either if either else 1.0)
@@ -63,8 +63,7 @@ def _shared_out(
     """Places in `slices` and probabilities, of the slices that fall to this process."""
     segmenter, volume = inputs.segmenter, inputs.volumes[number]
     mine = range(parallel.rank(), len(slices), parallel.size())
-    # Neighbours are seen together by models of blocks and by smoothing along z, so all must be
-    # predicted.
+    # Models of blocks and smoothing along z need the neighbours, so all are predicted.
     together = segmenter.depth > 1 or (segmenter.spec.smooth_z_nm and not quick)
     shown = range(len(slices)) if together else mine
     predicted = predict_slices(
@@ -80,10 +79,7 @@ def _shared_out(
             yield k, probability
 
 
-def _logits(probability: Probability) -> torch.Tensor:
+def _loss(loss_of: Loss, probability: Probability, label: np.ndarray) -> float:
     p = torch.from_numpy(probability).clamp(1e-6, 1 - 1e-6)
-    return torch.stack([(1 - p).log(), p.log()])[None]
-
-
-def _labels(label: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(label.astype(np.int64))[None, None]
+    logits = torch.stack([(1 - p).log(), p.log()])[None]
+    return float(loss_of(logits, torch.from_numpy(label.astype(np.int64))[None, None]))

@@ -51,8 +51,6 @@ class Regime:
     def __init__(self, settings: RegimeSettings, spec: BackboneSettings, head: str) -> None:
         self.settings, self.spec, self.head_name = settings, spec, head
 
-    # The model
-
     @cached_property
     def backbone(self) -> Any:
         """What is in front of the head; its weights are read when a token is first computed."""
@@ -81,12 +79,8 @@ class Regime:
     def head(self, backbone: Any) -> nn.Module:
         """A new head."""
         if self.head_name not in HEADS:
-            raise InputError(
-                f"head {self.head_name!r}",
-                found="an unknown head",
-                expected=", ".join(HEADS),
-                do="Correct `head`.",
-            )
+            what, names = f"head {self.head_name!r}", ", ".join(HEADS)
+            raise InputError(what, found="an unknown head", expected=names, do="Correct `head`.")
         return HEADS[self.head_name](backbone.arch.dim, len(backbone.blocks))
 
     def cut(self, backbone: Any) -> int | None:
@@ -98,14 +92,8 @@ class Regime:
         """Of the pretrained weights that it starts from."""
         return str(self.backbone.provenance.sha256)
 
-    # What it learns from
-
     def check(self, volumes: Sequence[Volume], train: TrainSettings) -> None:
-        """Refuse data or settings that it cannot be trained with, before work starts.
-
-        Raises:
-            InputError: it cannot.
-        """
+        """Raise InputError for data or settings that it cannot be trained with."""
 
     def trains_from_cache(self, train: TrainSettings, few_tiles: bool) -> bool:
         """Whether it is trained on cached tokens. Few labelled tiles are not in cached crops."""
@@ -142,24 +130,13 @@ class Regime:
         if views:
             others = Labelled(list(unlabelled), list(unlabelled), [], {})
             return TokenDataset(views, self.views(segmenter, others, train))
-        return CropDataset(
-            labelled.volumes,
-            self.spec,
-            segmenter.patch,
-            train.augment,
-            labelled.tiles,
-            unlabelled,
-        )
-
-    # How it is fitted
+        tiles, patch = labelled.tiles, segmenter.patch
+        return CropDataset(labelled.volumes, self.spec, patch, train.augment, tiles, unlabelled)
 
     def fit(self, inputs: Inputs, scratch: Path, on_epoch: OnEpoch) -> Progress:
-        """Fit the model of `inputs`; leaves the best weights in it.
+        """Fit the model of `inputs`, from the checkpoint in `scratch` on if there is one.
 
-        Args:
-            inputs: of the unit.
-            scratch: folder for a checkpoint, from which an interrupted training goes on.
-            on_epoch: see `OnEpoch`.
+        It leaves the best weights in the model.
         """
         weight = getattr(self.settings, "adversarial", 0.0)
         return fit(inputs, scratch, on_epoch, self.groups, objective(weight))

@@ -1,9 +1,9 @@
-"""Choosing between candidates of a regime that is fitted at once, on validation slices alone.
+"""Ridge regression and nearest neighbours, which are fitted at once on cached tokens.
 
-Ridge and kNN give a map of scores (near 1 where patches are foreground) under several candidates:
-strengths, or numbers of neighbours. All candidates and all thresholds are judged at once from
-histograms of the maps. The best threshold becomes 0.5 of the probability, and the slope of the
-probability around it is the one of least log loss.
+Both give a map of scores (near 1 where patches are foreground) under several candidates: strengths,
+or numbers of neighbours. All candidates and all thresholds are judged at once, on validation slices
+alone, from histograms of the maps. The best threshold becomes 0.5 of the probability, and the slope
+of the probability around it is the one of least log loss.
 
 A patch is foreground where at least half of its pixels are. Targets that keep the share of those
 pixels gave ridge less on the validation slices of Lucchi and VNC (by 0.003 and 0.006), and kNN more
@@ -13,8 +13,12 @@ on one and less on the other.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -23,9 +27,14 @@ import torch.nn.functional as F
 
 from emadapt.data.ingest import Volume
 from emadapt.data.tiles import geometry_of, merge_tiles, to_native
+from emadapt.models.heads import Linear
+from emadapt.models.nearest import Nearest
+from emadapt.models.ridge import STRENGTHS, Solutions, Sums, solve, sums_of
 from emadapt.models.segmenter import Segmenter
 from emadapt.models.tokens import OCCUPANCY, TokenView
+from emadapt.study.training import TrainSettings
 from emadapt.training.inputs import Inputs, OnEpoch, Progress
+from emadapt.training.regimes.regime import Regime
 
 Scores = Callable[[torch.Tensor], torch.Tensor]
 """Tokens (B, D, h, w) to candidate maps (candidates, B, h, w)."""
@@ -34,6 +43,85 @@ Rows = npt.NDArray[np.int64]
 ROWS = 16  # tiles in memory at once
 EDGES = np.linspace(-0.5, 1.5, 401)
 """Of the bins of scores; what is beyond counts to the outermost."""
+BANK = 10_000
+"""Training tokens that a token of kNN is compared with."""
+KS = (3, 5, 10, 20, 40)
+
+
+class Ridge(Regime):
+    """Solves for a linear head on all cached views of the training slices."""
+
+    cached = True
+
+    def trains_from_cache(self, train: TrainSettings, few_tiles: bool) -> bool:
+        return True
+
+    def fit(self, inputs: Inputs, scratch: Path, on_epoch: OnEpoch) -> Progress:
+        started = time.perf_counter()
+        path = ridge_path(inputs.views, balanced=inputs.train.sampling == "balanced")
+        choice = choose(inputs, path.predict)
+        head = cast(Linear, inputs.segmenter.head)
+        path.write(head, choice.i, choice.threshold, choice.slope)
+        return report(choice, "ridge/strength", path.strengths, started, on_epoch)
+
+
+class Knn(Regime):
+    """A bank of training tokens, and the classes of their patches."""
+
+    cached = True
+
+    def head(self, backbone: Any) -> Nearest:
+        return Nearest(backbone.arch.dim, len(backbone.blocks))
+
+    def trains_from_cache(self, train: TrainSettings, few_tiles: bool) -> bool:
+        return True
+
+    def fit(self, inputs: Inputs, scratch: Path, on_epoch: OnEpoch) -> Progress:
+        started = time.perf_counter()
+        head = cast(Nearest, inputs.segmenter.head)
+        tokens, classes = draw_bank(inputs.views, inputs.unit.seed)
+        head.fill(tokens, classes, tokens.mean(0), tokens.std(0).clamp_min(1e-6))
+        choice = choose(inputs, lambda found: head.shares(found, KS))
+        head.k.fill_(KS[choice.i])
+        head.threshold.fill_(choice.threshold)
+        head.slope.fill_(choice.slope)
+        return report(choice, "knn/k", KS, started, on_epoch)
+
+
+def ridge_path(views: Sequence[Sequence[TokenView]], *, balanced: bool) -> Solutions:
+    """Solutions of all strengths. Balanced, datasets weigh the same whatever their size."""
+    each = [reduce(add, (part for view in own for part in _sums(view))) for own in views]
+    if balanced:
+        each = [sums.weighted(1 / sums.n) for sums in each]
+    return solve(reduce(add, each), STRENGTHS)
+
+
+def _sums(view: TokenView) -> Iterator[Sums]:
+    """Of a view's training rows, some at a time."""
+    for rows in batches(view.rows_of("train")):
+        yield sums_of(*tokens_and_classes(view, rows))
+
+
+def draw_bank(
+    views: Sequence[Sequence[TokenView]], seed: int, size: int = BANK
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Training tokens (n, D) and classes (n,), as many of each dataset and slice.
+
+    They are drawn by the seed from the plain view. Slices that have too few tokens give all of
+    them.
+    """
+    tokens, classes = [], []
+    for number, own in enumerate(views):
+        plain = own[0]
+        slices = plain.split["train"]
+        shares = np.diff(np.linspace(0, size // len(views), len(slices) + 1).round().astype(int))
+        for z, share in zip(slices, shares, strict=True):
+            found, filled = tokens_and_classes(plain, plain.rows_of_slice(z))
+            rng = np.random.default_rng([seed, number, z])
+            drawn = np.sort(rng.choice(len(found), min(int(share), len(found)), replace=False))
+            tokens.append(torch.from_numpy(found[drawn]))
+            classes.append(torch.from_numpy(filled[drawn]))
+    return torch.cat(tokens).float(), torch.cat(classes)
 
 
 @dataclass(frozen=True)
@@ -62,14 +150,9 @@ def choose(inputs: Inputs, scores: Scores) -> Choice:
 def report(
     choice: Choice, name: str, values: Sequence[float], started: float, on_epoch: OnEpoch
 ) -> Progress:
-    """The candidates in the place of epochs.
+    """The candidates in the place of epochs; `name` is what their values are called.
 
-    Args:
-        choice: among them.
-        name: what to call a candidate's value.
-        values: of the candidates.
-        started: time.perf_counter() at the start of the fit.
-        on_epoch: is told of each.
+    `started` is time.perf_counter() at the start of the fit.
     """
     history = [
         {"val/iou": float(iou), name: float(value), "threshold": float(threshold)}
@@ -145,9 +228,7 @@ def _counts(
         found = torch.cat([scores(some.to(device)) for some in tokens], 1)
         per_slice = []
         for coarse in found:  # one candidate at a time: all maps at full resolution would not fit
-            maps = F.interpolate(
-                coarse[:, None].float(), geo.tile, mode="bilinear", align_corners=False
-            )[:, 0]
+            maps = F.interpolate(coarse[:, None].float(), geo.tile, mode="bilinear")[:, 0]
             merged = merge_tiles(maps.cpu().numpy(), corners, geo)
             score = np.clip(to_native(merged, geo), *limits)
             classes = (score[~label], score[label])
