@@ -20,7 +20,6 @@ _STORAGE = click.option(
     envvar="EMADAPT_SWEEP_STORAGE",
     help="postgresql://... for several machines  [default: a journal in scratch/sweeps]",
 )
-_NAME = click.option("--name", default="", help="of the sweep  [default: the only one]")
 _BACKBONE = click.option("--backbone", required=True, help="of params.yaml")
 _TRAIN_SET = click.option("--train-set", required=True, help="of params.yaml")
 
@@ -87,7 +86,7 @@ def sweep_status(storage: str, name: str) -> None:
 
 @sweep.command("promote")
 @_STORAGE
-@_NAME
+@click.option("--name", default="", help="of the sweep  [default: the only one]")
 @click.option(
     "--as",
     "regime",
@@ -139,13 +138,11 @@ def _print_status(storage: str, name: str) -> None:
     from emadapt.sweep.storage import find_study, open_store, study_names
 
     store, console = open_store(storage), Console()
-    if name:
-        study = find_study(store, name)
-        console.print(overview(store.words, [study]))
-        console.print(ranking(study))
-        return
-    studies = [optuna.load_study(study_name=n, storage=store.storage) for n in study_names(store)]
-    if studies:
-        console.print(overview(store.words, studies))
-    else:
+    names = [find_study(store, name).study_name] if name else study_names(store)
+    studies = [optuna.load_study(study_name=one, storage=store.storage) for one in names]
+    if not studies:
         click.echo(f"no sweep yet in {store.words}")
+        return
+    console.print(overview(store.words, studies))
+    if name:
+        console.print(ranking(studies[0]))

@@ -29,13 +29,7 @@ class TrialFailed(Exception):
 
 
 class Objective:
-    """Optuna's objective: trains the target of a sweep at a point of its search space.
-
-    Args:
-        config: the study in params.yaml.
-        target: what is swept.
-        study: the sweep.
-    """
+    """Optuna's objective: trains the target of a sweep at a point of its search space."""
 
     def __init__(self, config: Study, target: Target, study: optuna.Study) -> None:
         self.config, self.target, self.study = config, target, study
@@ -50,7 +44,7 @@ class Objective:
             SystemExit: the process cannot go on. The trial keeps running for Optuna, so that it is
                 found lost and started again in another process.
         """
-        trial.set_user_attr("owner", own_name())
+        trial.set_user_attr("owner", f"{os.uname().nodename}/{os.getpid()}")
         try:
             return self._train(trial)
         except (*STORAGE_ERRORS, torch.AcceleratorError) as error:
@@ -99,11 +93,6 @@ class Objective:
         run.parent = {"sweep.parent": name}
         run.same = ("sweep", "trial")
         return run
-
-
-def own_name() -> str:
-    """Machine and process that a trial runs in."""
-    return f"{os.uname().nodename}/{os.getpid()}"
 
 
 def reason(error: Exception) -> str:

@@ -42,13 +42,19 @@ def promote(sweep: optuna.Study, regime_name: str = "", path: Path = PARAMS) -> 
             expected="at least one",
             do="Let `emadapt sweep run` finish one.",
         )
-    target = _target(sweep, config, path)
+    target = _target(sweep, config)
     regime, default = regime_at(config, target, best.params), default_point(config, target)
     if default and regime == regime_at(config, target, default):
         said = f"its own settings are the best of {name} (validation IoU {best.value:.4f})"
         return [f"{path}: unchanged; {said}"]
     regime_name = regime_name or f"{target.regime}_tuned"
-    _check_new(path, regime_name, config)
+    if not NAME.fullmatch(regime_name) or regime_name in config.regime_settings:
+        raise InputError(
+            f"regime {regime_name!r}",
+            found="there already" if regime_name in config.regime_settings else "other characters",
+            expected="a new name of letters, digits and _",
+            do="Choose another, or delete the regime from params.yaml.",
+        )
     note = f"trial {first_number(best)} of sweep {name}: validation IoU {best.value:.4f}"
     write_regime(path, regime_name, own_values(regime), note)
     after = load_study(path)
@@ -59,12 +65,8 @@ def promote(sweep: optuna.Study, regime_name: str = "", path: Path = PARAMS) -> 
     ]
 
 
-def _target(sweep: optuna.Study, config: Study, path: Path) -> Target:
-    """What was swept.
-
-    Raises:
-        InputError: the study no longer has it, or has other settings or data now.
-    """
+def _target(sweep: optuna.Study, config: Study) -> Target:
+    """What was swept, unless the study has other settings or data now."""
     target = Target(**sweep.user_attrs["target"])
     known = (
         target.backbone in config.backbone_settings
@@ -73,34 +75,12 @@ def _target(sweep: optuna.Study, config: Study, path: Path) -> Target:
     )
     if not known or settings_hash(config, target) != sweep.study_name[-8:]:
         raise InputError(
-            path,
-            found=f"a study whose settings or data have changed since sweep {sweep.study_name}",
+            f"study {config.name}",
+            found=f"one whose settings or data have changed since sweep {sweep.study_name}",
             expected="those that the sweep's trials were trained with",
             do="Put them back, or sweep again.",
         )
     return target
-
-
-def _check_new(path: Path, name: str, config: Study) -> None:
-    """Check the name of a new regime.
-
-    Raises:
-        InputError: it has other characters than a name may have, or is there already.
-    """
-    if not NAME.fullmatch(name):
-        raise InputError(
-            f"--as {name!r}",
-            found="other characters",
-            expected="letters, digits and _",
-            do="Choose another.",
-        )
-    if name in config.regime_settings:
-        raise InputError(
-            f"{path}: regime {name!r}",
-            found="there already",
-            expected="a new name",
-            do="Give another one with --as, or delete it from the file.",
-        )
 
 
 def own_values(regime: RegimeSettings) -> dict[str, Any]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -21,13 +19,7 @@ MIN_IMPORTANCE = 4
 
 
 def sweep_run(config: Study, target: Target, name: str) -> Run:
-    """The run of a sweep; a sweep that is resumed goes on with its own.
-
-    Args:
-        config: the study in params.yaml.
-        target: what is swept.
-        name: of the sweep, in full.
-    """
+    """The run of the sweep with this full name; a resumed sweep goes on with its own."""
     tags = {
         **provenance_tags(Path()),
         "unit": name[:-9],
@@ -57,32 +49,28 @@ def progress(trials: list[FrozenTrial]) -> dict[str, float]:
 
 
 def add_result(run: Run, study: optuna.Study) -> None:
-    """Add the best settings in words, and figures of the sweep."""
+    """Add the best settings, and those of Optuna's figures that the trials allow."""
     trials = study.get_trials(deepcopy=False)
     run.log(progress(trials), n_ended(trials))
-    if best := best_trial(trials):
-        run.results |= {f"best.{name}": value for name, value in best.params.items()}
-        run.results["best.trial"] = first_number(best)
-    for file in draw(study, FOLDER / study.study_name):
-        run.artifacts[f"figures/{file.name}"] = file
+    best = best_trial(trials)
+    if best is None:
+        return
+    run.results |= {f"best.{name}": value for name, value in best.params.items()}
+    run.results["best.trial"] = first_number(best)
 
-
-def draw(study: optuna.Study, folder: Path) -> list[Path]:
-    """Draw Optuna's figures that the trials allow; gives the files."""
     import matplotlib.pyplot as plt
     from optuna.visualization import matplotlib as figures
 
-    finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    plots: dict[str, Callable[[optuna.Study], Any]] = {}
-    if finished:
-        plots["history"] = figures.plot_optimization_history
-        plots["intermediate"] = figures.plot_intermediate_values
-    if len(finished) >= MIN_IMPORTANCE and len({trial.value for trial in finished}) > 1:
+    plots = {
+        "history": figures.plot_optimization_history,
+        "intermediate": figures.plot_intermediate_values,
+    }
+    values = [trial.value for trial in trials if trial.state == TrialState.COMPLETE]
+    if len(values) >= MIN_IMPORTANCE and len(set(values)) > 1:
         plots["importance"] = figures.plot_param_importances
-    files = []
     for name, plot in plots.items():
+        file = FOLDER / study.study_name / f"{name}.png"
         plot(study)
-        files.append(folder / f"{name}.png")
-        plt.savefig(files[-1], bbox_inches="tight")
+        plt.savefig(file, bbox_inches="tight")
         plt.close("all")
-    return files
+        run.artifacts[f"figures/{file.name}"] = file

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import time
 from dataclasses import asdict
 
@@ -12,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from emadapt.errors import InputError
 from emadapt.study.study import Study
-from emadapt.sweep.crew import Crew, Order, stoppable
+from emadapt.sweep.crew import Crew, Order
 from emadapt.sweep.record import add_result, progress, sweep_run
 from emadapt.sweep.space import check_target, default_point, settings_hash
 from emadapt.sweep.storage import (
@@ -45,21 +46,23 @@ def run_sweep(config: Study, order: Order) -> str:
         EmadaptError: it cannot be begun as asked, or too many of its trials or workers fail.
         KeyboardInterrupt: it was told to stop; no process is left, and no trial is lost.
     """
-    with stoppable():
-        check_target(config, order.target)
-        store = open_store(order.url)
-        name = full_name(config, order)
-        with store.alone(name):
-            with store.turn(name):
-                study = begin(config, order, name, store)
-                session = int(study.user_attrs.get("sessions", 0))
-                study.set_user_attr("sessions", session + 1)
-                run = sweep_run(config, order.target, name)
-                publish(run)  # one machine makes it, the others find it
-            with live(run) as log_progress:
-                with Crew(order, study, first=MAX_WORKERS * session) as crew:
-                    _watch(crew, study, store, log_progress)
-                add_result(run, study)
+    for number in (signal.SIGTERM, signal.SIGHUP):  # `kill`, and a terminal that is closed
+        if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+            signal.signal(number, signal.default_int_handler)
+    check_target(config, order.target)
+    store = open_store(order.url)
+    name = full_name(config, order)
+    with store.alone(name):
+        with store.turn(name):
+            study = begin(config, order, name, store)
+            session = int(study.user_attrs.get("sessions", 0))
+            study.set_user_attr("sessions", session + 1)
+            run = sweep_run(config, order.target, name)
+            publish(run)  # one machine makes it, the others find it
+        with live(run) as log_progress:
+            with Crew(order, study, first=MAX_WORKERS * session) as crew:
+                _watch(crew, study, store, log_progress)
+            add_result(run, study)
     return name
 
 
@@ -111,15 +114,11 @@ def _watch(crew: Crew, study: optuna.Study, store: Store, log_progress: Log) -> 
     Raises:
         EmadaptError: workers keep dying, or one has given up.
     """
-    columns = (
-        TextColumn(f"sweep {study.study_name}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[words]}"),
-    )
+    words = TextColumn("{task.fields[words]}")
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), words)
     ended, waiting = 0, False
     with Progress(*columns) as bar:
+        print(f"sweep {study.study_name}")
         task = bar.add_task("", total=crew.order.trials, words="")
         while crew.workers:
             time.sleep(POLL)

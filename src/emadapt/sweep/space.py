@@ -7,11 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from optuna.distributions import (
-    CategoricalDistribution,
-    FloatDistribution,
-    distribution_to_json,
-)
+from optuna.distributions import CategoricalDistribution, FloatDistribution, distribution_to_json
 from optuna.trial import Trial
 
 from emadapt.errors import InputError
@@ -41,7 +37,7 @@ class Target:
 
 
 def check_target(study: Study, target: Target) -> None:
-    """Everything about the target and its space that can be known before a trial runs.
+    """Refuse a target before a trial runs.
 
     Raises:
         InputError: a name that the study does not have, a regime with nothing to search, or a
@@ -151,7 +147,10 @@ def regime_at(study: Study, target: Target, params: Params) -> RegimeSettings:
     Numbers are rounded to three digits, so that what `promote` writes into params.yaml is readable
     and yet trains the very same model.
     """
-    own = {name: _rounded(value) for name, value in params.items()}
+    own = {
+        name: float(f"{value:.3g}") if isinstance(value, float) else value
+        for name, value in params.items()
+    }
     if "alpha_ratio" in own:
         own["alpha"] = float(own["rank"] * own.pop("alpha_ratio"))
     return study.regime_settings[target.regime].changed(**own)
@@ -171,7 +170,10 @@ def definition(study: Study, target: Target) -> dict[str, Any]:
     """All that the trials of a sweep share: the space, and every setting that it leaves alone."""
     space = search_space(study, target)
     # Searched settings at one value, whatever params.yaml says of them now.
-    anywhere = {name: _any(choices) for name, choices in space.items()}
+    anywhere = {
+        name: choices.choices[0] if isinstance(choices, CategoricalDistribution) else choices.low
+        for name, choices in space.items()
+    }
     changed, unit = study_at(study, target, anywhere)
     said = {
         name: json.loads(distribution_to_json(choices))["attributes"]
@@ -200,17 +202,7 @@ def unit_of(study: Study, target: Target) -> Unit:
     return Unit(target.backbone, target.regime, target.train_set, study.seeds[0])
 
 
-def _any(choices: CategoricalDistribution | FloatDistribution) -> Any:
-    if isinstance(choices, CategoricalDistribution):
-        return choices.choices[0]
-    return choices.low
-
-
 def _holds(choices: CategoricalDistribution | FloatDistribution, value: Any) -> bool:
     if isinstance(choices, CategoricalDistribution):
         return value in choices.choices
     return choices.low <= value <= choices.high
-
-
-def _rounded(value: Any) -> Any:
-    return float(f"{value:.3g}") if isinstance(value, float) else value

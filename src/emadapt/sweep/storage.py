@@ -50,15 +50,10 @@ ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 @dataclass(frozen=True)
 class Store:
-    """An open storage of sweeps.
+    """An open storage of sweeps."""
 
-    Attributes:
-        storage: Optuna's.
-        url: of the database; empty for the journal.
-    """
-
-    storage: BaseStorage
-    url: str = ""
+    storage: BaseStorage  # Optuna's
+    url: str = ""  # of the database; empty for the journal
 
     @property
     def words(self) -> str:
@@ -163,9 +158,7 @@ def retry() -> RetryHeartbeatStaleTrialCallback:
 def retry_lost(study: optuna.Study, owner: str = "") -> None:
     """Fail running trials whose process is gone, and queue their settings again.
 
-    Args:
-        study: their sweep.
-        owner: only the trials of this process; empty: all running trials.
+    Only the trials of `owner` (machine/pid), unless that is empty.
     """
     for trial in study.get_trials(states=(TrialState.RUNNING,)):
         if owner and trial.user_attrs.get("owner") != owner:
@@ -220,12 +213,7 @@ def _is_json(line: bytes) -> bool:
 
 
 def _checked(url: str) -> str:
-    """The URL with a driver that is installed.
-
-    Raises:
-        InputError: it is not the URL of a PostgreSQL database.
-    """
-    expected = "postgresql://user:password@host/database, or nothing for a journal file"
+    """The URL with a driver that is installed; an error if it is not one of PostgreSQL."""
     try:
         parsed = make_url(re.sub(r"^postgres://", "postgresql://", url))
         kind = parsed.get_backend_name()
@@ -235,7 +223,7 @@ def _checked(url: str) -> str:
         raise InputError(
             "--storage",
             found=repr(redact(re.sub(".*@", "***@", url))),
-            expected=expected,
+            expected="postgresql://user:password@host/database, or nothing for a journal file",
             do="Correct it; write an @ in a user's name or password as %40.",
         )
     # SQLAlchemy would look for another driver.

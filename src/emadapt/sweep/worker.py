@@ -24,19 +24,7 @@ MAX_FAILURES = 10
 
 
 def work(config: Study, target: Target, name: str, url: str, number: int, trials: int) -> None:
-    """Run trials of a sweep until it has enough.
-
-    Args:
-        config: the study in params.yaml.
-        target: what is swept.
-        name: of the sweep, in full.
-        url: of its storage; empty for the journal.
-        number: of the worker; no other one of the sweep has it, on any machine.
-        trials: finished or pruned ones that are enough.
-
-    Raises:
-        EmadaptError: trials keep failing.
-    """
+    """Open the sweep of this full name in the storage at `url`; then as `run_trials`."""
     signal.signal(signal.SIGTERM, lambda signal_number, frame: sys.exit(128 + signal_number))
     study = find_study(open_store(url), name)
     run_trials(config, target, study, number, trials)
@@ -45,7 +33,18 @@ def work(config: Study, target: Target, name: str, url: str, number: int, trials
 def run_trials(
     config: Study, target: Target, study: optuna.Study, number: int, trials: int
 ) -> None:
-    """Run trials in this process; the arguments and errors of `work`."""
+    """Run trials in this process until the sweep has enough.
+
+    Args:
+        config: the study in params.yaml.
+        target: what is swept.
+        study: the sweep.
+        number: of the worker; no other one of the sweep has it, on any machine.
+        trials: finished or pruned ones that are enough.
+
+    Raises:
+        EmadaptError: trials keep failing.
+    """
     from emadapt.training import devices
 
     devices.join()  # an error if the worker's GPU is missing, rather than a weekend on the CPU
