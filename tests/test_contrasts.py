@@ -113,19 +113,11 @@ def test_one_block_says_nothing():
 
 
 @pytest.mark.parametrize(
-    ("a", "b", "block", "message"),
-    [
-        (slices([[0.5] * 4]), slices([[0.5] * 5]), 1, "different slices"),
-        (slices([[0.5] * 4]), slices([[0.5] * 4], labelled=9_000), 1, "different slices"),
-        (slices([[0.5] * 4]), slices([[0.5] * 4]), 5, "blocks of 5 slices"),
-        (slices([0.5] * 4), slices([0.5] * 4), 1, r"shape \(4, 3\)"),
-        (np.zeros((0, 4, 3), int), slices([[0.5] * 4]), 1, r"shape \(0, 4, 3\)"),
-        (np.array([[[5, 4, 6]]]), np.array([[[5, 6, 6]]]), 1, "more pixels in both"),
-    ],
+    "other", [slices([[0.5] * 5]), slices([[0.5] * 4], labelled=9_000)], ids=["slices", "labels"]
 )
-def test_what_does_not_fit_is_refused(a, b, block, message):
-    with pytest.raises(InputError, match=message):
-        paired_bootstrap(a, b, block)
+def test_models_of_different_slices_are_not_compared(other):
+    with pytest.raises(InputError, match="different slices"):
+        paired_bootstrap(slices([[0.5] * 4]), other, 1)
 
 
 @given(st.lists(st.floats(0, 1), max_size=5))

@@ -58,9 +58,15 @@ def paired_bootstrap(
         seed: of the bootstrap.
 
     Raises:
-        InputError: shapes do not fit, or the labels are not those of the same slices.
+        InputError: the labels are not those of the same slices.
     """
-    _check(a, b, block)
+    if a.shape[1:] != b.shape[1:] or (np.concatenate([a, b])[..., 2] != a[0, :, 2]).any():
+        raise InputError(
+            "paired bootstrap",
+            found="different slices or labels",
+            expected="the same test slices under every model",
+            do="Compare models tested on the same slices.",
+        )
     of_a, of_b = _iou(a), _iou(b)
     difference = float(of_a.mean() - of_b.mean())
     blocks, n, seeds = a.shape[1] // block, a.shape[1], (len(a), len(b))
@@ -119,21 +125,3 @@ def _seed_noise(a: Floats, b: Floats, replicates: int, rng: np.random.Generator)
 def _iou(counts: Counts) -> Floats:
     """(seeds,) IoU pooled over the slices."""
     return np.array([pooled(c)["iou"] for c in counts])
-
-
-def _check(a: Counts, b: Counts, block: int) -> None:
-    def wrong(found: str, expected: str) -> InputError:
-        do = "Compare models tested on the same slices."
-        return InputError("paired bootstrap", found=found, expected=expected, do=do)
-
-    for counts in (a, b):
-        if counts.ndim != 3 or counts.shape[2] != 3 or 0 in counts.shape:
-            raise wrong(f"counts of shape {counts.shape}", "(seeds, slices, 3), none of them empty")
-        if (counts < 0).any() or (counts[..., :1] > counts[..., 1:]).any():
-            found = "negative counts, or more pixels in both than predicted or labelled"
-            raise wrong(found, "overlap counts")
-    labels = np.concatenate([a[..., 2], b[..., 2]]) if a.shape[1] == b.shape[1] else None
-    if labels is None or (labels != labels[0]).any():
-        raise wrong("different slices or labels", "the same test slices under every model")
-    if not 1 <= block <= a.shape[1]:
-        raise wrong(f"blocks of {block} slices", f"1 to {a.shape[1]}")

@@ -19,23 +19,14 @@ from emadapt.report.units import MODEL
 
 @dataclass(frozen=True)
 class Factor:
-    """One thing that a study can vary.
+    """One thing that a study can vary."""
 
-    Attributes:
-        title: heading of its section.
-        question: what its contrasts answer.
-        varies: the column that differs.
-        same: the columns that do not.
-        baseline: what other values are compared with; None: the first in the study.
-        baseline_name: the baseline in words, where its value says too little.
-    """
-
-    title: str
-    question: str
-    varies: str
-    same: tuple[str, ...]
-    baseline: str | None = None
-    baseline_name: str = ""
+    title: str  # heading of its section
+    question: str  # what its contrasts answer
+    varies: str  # the column that differs
+    same: tuple[str, ...]  # the columns that do not
+    baseline: str | None = None  # what other values are compared with; None: the first in the study
+    baseline_name: str = ""  # the baseline in words, where its value says too little
 
 
 FACTORS = {
@@ -110,7 +101,7 @@ def contrasts(rows: pd.DataFrame, factor: str) -> list[dict[str, Any]]:
     if rows.empty:
         return []
     baseline = rows[spec.varies].iloc[0] if spec.baseline is None else spec.baseline
-    found = []
+    found: list[dict[str, Any]] = []
     same = [*spec.same, *ALWAYS_SAME]
     for _, group in rows.groupby(same, sort=False, dropna=False):
         levels = {level: _first_model(own) for level, own in group.groupby(spec.varies, sort=False)}
@@ -118,9 +109,7 @@ def contrasts(rows: pd.DataFrame, factor: str) -> list[dict[str, Any]]:
         if plain is None:
             continue
         for level, own in levels.items():
-            if compared := _compare(own, plain):
-                names = {"level": level, "baseline": spec.baseline_name or baseline}
-                found.append({"factor": factor, **_named(own, plain), **names, **compared})
+            found += _compare(factor, level, spec.baseline_name or baseline, own, plain)
     return _corrected(found)
 
 
@@ -130,14 +119,13 @@ def against_best(rows: pd.DataFrame) -> list[dict[str, Any]]:
     The highest of many is too high by chance, so the others are shown too low rather than too
     high.
     """
-    found = []
+    found: list[dict[str, Any]] = []
     for _, group in rows[candidates(rows)].groupby("test_set", sort=False):
         models = [own for _, own in group.groupby(MODEL, sort=False)]
         best = max(models, key=lambda own: float(np.mean([test["iou"] for test in own["test"]])))
         for own in models:
-            if own is not best and (compared := _compare(own, best)):
-                names = {"level": "/".join(own.iloc[0][MODEL]), "baseline": "best"}
-                found.append({"factor": "best", **_named(own, best), **names, **compared})
+            if own is not best:
+                found += _compare("best", "/".join(own.iloc[0][MODEL]), "best", own, best)
     return _corrected(found)
 
 
@@ -155,26 +143,26 @@ def _first_model(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[(rows[MODEL] == rows.iloc[0][MODEL]).all(axis=1)]
 
 
-def _named(own: pd.DataFrame, plain: pd.DataFrame) -> dict[str, Any]:
+def _compare(
+    factor: str, level: str, baseline: str, own: pd.DataFrame, plain: pd.DataFrame
+) -> list[dict[str, Any]]:
+    """The contrast of two models on the same slices; [] where their predictions are the same."""
+    whole = own["unseen"].notna().all() and plain["unseen"].notna().all()
+    column = "unseen" if whole else "test"
+    a, b = (np.array([scores["counts"] for scores in rows[column]]) for rows in (own, plain))
+    if np.array_equal(a, b):
+        return []
     first = own.iloc[0]
-    return {
+    block = first[column]["block_slices"]
+    result = paired_bootstrap(a, b, block)
+    contrast = {
+        "factor": factor,
         "test_set": first["test_set"],
         "relation": first["relation"],
         "model": first[MODEL].to_dict(),
         "against": plain.iloc[0][MODEL].to_dict(),
-    }
-
-
-def _compare(own: pd.DataFrame, plain: pd.DataFrame) -> dict[str, Any] | None:
-    """The contrast of two models on the same slices; None where their predictions are the same."""
-    whole = own["unseen"].notna().all() and plain["unseen"].notna().all()
-    column = "unseen" if whole else "test"
-    a, b = (np.array([scores["counts"] for scores in rows[column]]) for rows in (own, plain))
-    if a.shape == b.shape and (a == b).all():
-        return None
-    block = own.iloc[0][column]["block_slices"]
-    result = paired_bootstrap(a, b, block)
-    return {
+        "level": level,
+        "baseline": baseline,
         "slices": "all" if whole else "test",
         "n": result.n,
         "block_slices": block,
@@ -188,6 +176,7 @@ def _compare(own: pd.DataFrame, plain: pd.DataFrame) -> dict[str, Any] | None:
         "p": round(result.p_value, 6),
         "contrast": result,
     }
+    return [contrast]
 
 
 def _corrected(found: list[dict[str, Any]]) -> list[dict[str, Any]]:

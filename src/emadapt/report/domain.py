@@ -13,10 +13,11 @@ import pandas as pd
 from emadapt.errors import InputError
 from emadapt.report.figures import Point
 from emadapt.report.tables import (
+    MISSING,
     Cell,
-    Column,
     Picture,
     Table,
+    columns,
     number,
     p_value,
     whole,
@@ -53,16 +54,19 @@ def read_cards(root: Path, study: Study) -> dict[tuple[str, str], Card]:
         file = root / "reports/domain" / f"{backbone}-{regime}.json"
         if not file.is_file():
             continue
-        expected = f"the diagnostics of {backbone}, {regime}, study {study.name}"
-        do = "Run `dvc repro`, or delete the file."
+        wanted = {"study": study.name, "backbone": backbone, "regime": regime}
         try:
             card = json.loads(file.read_text())
-            found = tuple(card[name] for name in ("study", "backbone", "regime"))
+            found: Any = {name: card[name] for name in wanted}
         except (ValueError, LookupError, TypeError) as error:
-            raise InputError(file, found=repr(error), expected=expected, do=do) from None
-        if found != (study.name, backbone, regime):
-            words = "those of {1}, {2}, study {0}".format(*found)
-            raise InputError(file, found=words, expected=expected, do=do)
+            found = error
+        if found != wanted:
+            raise InputError(
+                file,
+                found=repr(found),
+                expected=f"the diagnostics of {backbone}, {regime}, study {study.name}",
+                do="Run `dvc repro`, or delete the file.",
+            )
         cards[backbone, regime] = card
     return cards
 
@@ -106,27 +110,18 @@ def pairs_table(card: Card) -> Table:
     for name, words in CONTROLS.items():
         controls = (card.get("controls") or {}).get(name, [])
         rows += [(f"control: {words}", row) for row in pair_rows(controls)]
-    columns = [
-        Column("Model trained on"),
-        Column("Datasets"),
-        Column("Level"),
-        Column("n", True),
-        Column("Fréchet distance", True),
-        Column("Null", True),
-        Column("Distance / null", True),
-        Column("Reads as"),
-        Column("Probe", True),
-        Column("p", True),
-        Column("Mixing", True),
-    ]
+    headings = columns(
+        *("Model trained on", "Datasets", "Level", "#n", "#Fréchet distance", "#Null"),
+        *("#Distance / null", "Reads as", "#Probe", "#p", "#Mixing"),
+    )
     caption = f"Pairs of datasets as {card['backbone']} with {card['regime']} sees them."
-    return Table(caption, columns, [_pair_cells(control, row) for control, row in rows])
+    return Table(caption, headings, [_pair_cells(control, row) for control, row in rows])
 
 
 def _pair_cells(control: str, row: Mapping[str, Any]) -> list[Cell]:
     kind = row["class"]
     level = row["level"] + (f", {kind}" if kind and kind != "all" else "")
-    n = Cell(", ".join(whole(n).text for n in row["n"]), row["n"][0]) if row["n"] else Cell("–")
+    n = Cell(", ".join(whole(n).text for n in row["n"]), row["n"][0]) if row["n"] else MISSING
     return [
         Cell(control or _model(row)),
         Cell(f"{row['a']}, {row['b']}"),
@@ -155,20 +150,13 @@ def crossings_table(card: Card) -> Table | None:
         cells += [number(_mean(labelled, c)) for c in ("knn_iou", "probe.balanced_accuracy")]
         cells += [number(_mean(outliers, c)) for c in ("auroc_token", "auroc_slice")]
         rows.append(cells)
-    columns = [
-        Column("Model trained on"),
-        Column("From"),
-        Column("To"),
-        Column("kNN IoU", True),
-        Column("Foreground probe", True),
-        Column("Outlier AUROC, tokens", True),
-        Column("Outlier AUROC, slices", True),
-    ]
-    caption = (
-        f"What labelled tokens of one dataset say about another, {card['backbone']} with"
-        f" {card['regime']}."
+    headings = columns(
+        *("Model trained on", "From", "To", "#kNN IoU", "#Foreground probe"),
+        *("#Outlier AUROC, tokens", "#Outlier AUROC, slices"),
     )
-    return Table(caption, columns, rows) if rows else None
+    model = f"{card['backbone']} with {card['regime']}"
+    caption = f"What labelled tokens of one dataset say about another, {model}."
+    return Table(caption, headings, rows) if rows else None
 
 
 def pictures(root: Path, backbone: str, regime: str) -> list[Picture]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -34,14 +34,9 @@ class Row(NamedTuple):
 
 
 class Line(NamedTuple):
-    """A line of a curve plot.
+    """A line of a curve plot; its points are x, y, 95 % interval and whether it is hollow."""
 
-    Attributes:
-        name: for the legend; the same name looks the same in every panel.
-        points: (x, y, 95 % interval, whether the marker is hollow) by rising x.
-    """
-
-    name: str
+    name: str  # for the legend; the same name looks the same in every panel
     points: Sequence[tuple[float, float, Sequence[float], bool]]
 
 
@@ -70,14 +65,9 @@ def forest_png(
     *,
     zero: bool = False,
 ) -> None:
-    """Write values with intervals, a panel for each test dataset.
+    """Write values with intervals: a panel of rows by title, a legend of words by colour.
 
-    Args:
-        path: the PNG to write.
-        panels: rows by title, the first on top.
-        xlabel: what the values are.
-        legend: words by colour.
-        zero: whether they are differences, so that 0 is marked; else the axis is 0 to 1.
+    With `zero` the values are differences, and 0 is marked; else the axis is 0 to 1.
     """
     most = max(len(rows) for rows in panels.values())
     names = [name for rows in panels.values() for name, *_ in rows]
@@ -103,19 +93,12 @@ def forest_png(
         Line2D([], [], color=colour, marker="o", markeredgecolor="white", label=words)
         for colour, words in legend.items()
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=9, frameon=False)
+    _legend(figure, handles)
     write_figure(path, figure)
 
 
 def curves_png(path: Path, panels: Sequence[Panel], ylabel: str, hollow: str) -> None:
-    """Write lines with intervals over a logarithmic x.
-
-    Args:
-        path: the PNG to write.
-        panels: side by side.
-        ylabel: what the values, 0 to 1, are.
-        hollow: what a hollow marker means.
-    """
+    """Write lines of values, 0 to 1, over a logarithmic x; `hollow` says what such points are."""
     names = list(dict.fromkeys(line.name for panel in panels for line in panel.lines))
     looks = {
         name: (LINES[at % len(LINES)], MARKERS[at % len(MARKERS)]) for at, name in enumerate(names)
@@ -142,10 +125,8 @@ def curves_png(path: Path, panels: Sequence[Panel], ylabel: str, hollow: str) ->
         Line2D([], [], color=colour, marker=marker, label=name)
         for name, (colour, marker) in looks.items()
     ]
-    handles.append(
-        Line2D([], [], color="white", linestyle="", marker="o", mec="black", label=hollow)
-    )
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=9, frameon=False)
+    handles += [Line2D([], [], color="white", linestyle="", marker="o", mec="black", label=hollow)]
+    _legend(figure, handles)
     write_figure(path, figure)
 
 
@@ -162,16 +143,11 @@ def scatter_png(path: Path, points: Sequence[Point], title: str, xlabel: str, yl
         axes.plot(xs, ys, marker, markersize=7, color=colour, mec="white", label=group)
         for x, y, name, _ in own:
             side = -1 if x > middle else 1  # towards the middle, so that names stay inside
-            aligned = "right" if side < 0 else "left"
-            axes.annotate(
-                name,
-                (x, y),
-                (7 * side, 0),
-                textcoords="offset points",
-                ha=aligned,
-                va="center",
-                fontsize=7.5,
-            )
+            place: dict[str, Any] = {
+                "textcoords": "offset points",
+                "ha": "right" if side < 0 else "left",
+            }
+            axes.annotate(name, (x, y), (7 * side, 0), va="center", fontsize=7.5, **place)
     axes.axhline(0, color="0.5", linewidth=1)
     axes.set_ylabel(ylabel)
     _plain(axes, title, xlabel, "both")
@@ -181,10 +157,7 @@ def scatter_png(path: Path, points: Sequence[Point], title: str, xlabel: str, yl
 
 def stack_jpg(path: Path, pictures: Sequence[Path]) -> None:
     """Write pictures below each other as one JPEG, which suits micrographs."""
-    images = []
-    for picture in pictures:
-        with Image.open(picture) as opened:
-            images.append(opened.convert("RGB"))
+    images = [Image.open(picture).convert("RGB") for picture in pictures]
     width = max(image.width for image in images)
     stack = Image.new("RGB", (width, sum(image.height for image in images)), "white")
     tops = np.cumsum([0, *(image.height for image in images)])
@@ -198,6 +171,10 @@ def write_figure(path: Path, figure: Figure) -> None:
     """Write a drawn figure as a PNG that says nothing of when and with what it was made."""
     with whole_file(path) as temporary:
         figure.savefig(temporary, format="png", metadata={"Software": None})
+
+
+def _legend(figure: Figure, handles: list[Line2D]) -> None:
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=9, frameon=False)
 
 
 def _plain(axes: Axes, title: str, xlabel: str, grid: str) -> None:

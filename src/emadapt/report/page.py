@@ -92,12 +92,7 @@ def _shown(section: Section) -> dict[str, Any]:
         else {"table": part}
         for part in section.parts
     ]
-    return {
-        "name": section.name,
-        "title": section.title,
-        "text": section.text,
-        "parts": parts,
-    }
+    return {**vars(section), "parts": parts}
 
 
 def picture(file: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import textwrap
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,22 +75,23 @@ def read_summary(root: Path, study: Study) -> Summary:
         InputError: it is missing, not JSON, or of another study or other units.
     """
     file = root / "reports/summary.json"
-
-    def wrong(found: str, do: str = "Run `emadapt report`, after `dvc repro`.") -> InputError:
-        expected = f"the summary of study {study.name}"
-        return InputError(file, found=found, expected=expected, do=do)
-
+    wrong = partial(
+        InputError,
+        file,
+        expected=f"the summary of study {study.name}",
+        do="Run `emadapt report`, after `dvc repro`.",
+    )
     try:
         summary = json.loads(file.read_text())
     except FileNotFoundError:
-        raise wrong("no file") from None
+        raise wrong(found="no file") from None
     except ValueError as error:
-        raise wrong(f"no JSON ({error})") from None
+        raise wrong(found=f"no JSON ({error})") from None
     if not isinstance(summary, dict) or not {"study", "units", "contrasts"} <= set(summary):
-        raise wrong("no summary")
+        raise wrong(found="no summary")
     if summary["study"] != study.name:
         do = f"Run `emadapt use {summary['study']}`, or `dvc repro` for {study.name}."
-        raise wrong(f"that of study {summary['study']}", do)
+        raise wrong(found=f"that of study {summary['study']}", do=do)
     units = {
         (unit.backbone, unit.regime, unit.train_set, test)
         for unit in study.units()
@@ -98,7 +100,8 @@ def read_summary(root: Path, study: Study) -> Summary:
     if odd := units ^ {(*key_of(entry), entry["test_set"]) for entry in summary["units"]}:
         *names, test = min(odd)
         where = "params.yaml" if min(odd) in units else "the summary"
-        raise wrong(f"other units than params.yaml has ({'-'.join(names)} on {test}: only {where})")
+        odd_one = f"{'-'.join(names)} on {test}: only {where}"
+        raise wrong(found=f"other units than params.yaml has ({odd_one})")
     return summary
 
 
@@ -243,11 +246,6 @@ def _difference(row: Mapping[str, Any]) -> str:
 
 
 def _wrapped(text: str, indent: str) -> list[str]:
-    return textwrap.wrap(
-        text,
-        WIDTH,
-        initial_indent=indent,
-        subsequent_indent=f"{indent}  ",
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
+    wrapper = textwrap.TextWrapper(WIDTH, indent, f"{indent}  ")
+    wrapper.break_long_words = wrapper.break_on_hyphens = False
+    return wrapper.wrap(text)

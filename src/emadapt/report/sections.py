@@ -1,4 +1,7 @@
-"""The sections of the report: each draws its figure and makes its table."""
+"""The sections of the report: each draws its figure and makes its table.
+
+`folder` is reports/figures, `entries` are the `units` of summary.json.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,12 @@ from emadapt.report.contrasts import FACTORS
 from emadapt.report.figures import Line, Panel, Row
 from emadapt.report.labels import ENOUGH, curves
 from emadapt.report.tables import (
+    MISSING,
     Cell,
-    Column,
     Picture,
     Section,
     Table,
+    columns,
     difference,
     number,
     p_value,
@@ -28,35 +32,23 @@ from emadapt.report.tables import (
 from emadapt.report.units import EVALUATED, RELATIONS, headline, key_of
 from emadapt.study.study import Study
 
-RELATION_COLOURS = dict(
-    zip(
-        RELATIONS,
-        (
-            figures.BLUE,
-            figures.GREEN,
-            figures.ORANGE,
-            figures.PINK,
-            figures.LIGHT_BLUE,
-            figures.GREY,
-            figures.BLACK,
-        ),
-        strict=True,
-    )
-)
-VERDICT_COLOURS = {
-    "better": figures.BLUE,
-    "worse": figures.RED,
-    "undecided": figures.GREY,
+RELATION_COLOURS = {
+    "in-domain": figures.BLUE,
+    "union": figures.GREEN,
+    "cross-domain": figures.ORANGE,
+    "other labels": figures.PINK,
+    "warm start": figures.LIGHT_BLUE,
+    "zero-shot": figures.GREY,
+    "label prompts": figures.BLACK,
 }
+VERDICT_COLOURS = {"better": figures.BLUE, "worse": figures.RED, "undecided": figures.GREY}
 Entries = list[dict[str, Any]]
 
 
 def leaderboard(folder: Path, entries: Entries) -> Section:
     """Every model with all labels, by test dataset, the best first; label prompts are last.
 
-    Args:
-        folder: gets iou.png.
-        entries: `units` of summary.json.
+    `folder` gets iou.png.
     """
     shown = headline(entries)
     ranked = sorted(shown, key=lambda e: (e["relation"] == "label prompts", -e["iou"]["mean"]))
@@ -98,21 +90,13 @@ def leaderboard(folder: Path, entries: Entries) -> Section:
 def _board(test_set: str, board: Entries) -> Table:
     whole_too = any("unseen" in entry for entry in board)
     objects_too = any("instances" in entry for entry in board)
-    columns = [
-        Column("Trained on"),
-        Column("Relation"),
-        Column("Backbone"),
-        Column("Regime"),
-        Column("IoU", True),
-        *[Column("IoU, all slices", True)] * whole_too,
-        Column("Dice", True),
-        Column("Boundary IoU", True),
-        *[Column(name, True) for name in ("AP 0.5", "PQ", "Objects")] * objects_too,
-        Column("Seeds", True),
-        Column("Parameters", True),
-        Column("Seconds", True, volatile=True),
-        Column("Peak MB", True, volatile=True),
-    ]
+    headings = columns(
+        *("Trained on", "Relation", "Backbone", "Regime", "#IoU"),
+        *["#IoU, all slices"] * whole_too,
+        *("#Dice", "#Boundary IoU"),
+        *["#AP 0.5", "#PQ", "#Objects"] * objects_too,
+        *("#Seeds", "#Parameters", "~Seconds", "~Peak MB"),
+    )
     rows = []
     for entry in board:
         iou, unseen, objects = entry["iou"], entry.get("unseen"), entry.get("instances")
@@ -120,48 +104,38 @@ def _board(test_set: str, board: Entries) -> Table:
         cells.append(with_interval(iou["mean"], iou["ci95"]))
         if whole_too:
             of = unseen["iou"] if unseen else None
-            cells.append(with_interval(of["mean"], of["ci95"]) if of else Cell("–"))
+            cells.append(with_interval(of["mean"], of["ci95"]) if of else MISSING)
         cells += [number(entry[name]["mean"]) for name in ("dice", "boundary_iou")]
         if objects_too:
             cells += _object_cells(objects)
         cells += [whole(len(iou["values"])), whole(entry["trainable_params"])]
         cells += [whole(entry["seconds"]), whole(entry["peak_mb"])]
         rows.append(cells)
-    return Table(f"Tested on {test_set}: {board[0]['n']} slices.", columns, rows)
+    return Table(f"Tested on {test_set}: {board[0]['n']} slices.", headings, rows)
 
 
 def _object_cells(objects: Mapping[str, Any] | None) -> list[Cell]:
     if objects is None:
-        return [Cell("–")] * 3
+        return [MISSING] * 3
     found, labelled = objects["predicted"]["mean"], objects["labelled"]["mean"]
     values = [number(objects[name]["mean"]) for name in ("ap50", "pq")]
     return [*values, Cell(f"{found:.4g} / {labelled:.4g}", found)]
 
 
 def changes(folder: Path, factor: str, found: Sequence[Mapping[str, Any]]) -> Section:
-    """What changing one thing does: the contrasts of a factor.
-
-    Args:
-        folder: gets <factor>.png.
-        factor: a key of FACTORS.
-        found: its contrasts, at least one.
-    """
+    """What changing one thing does: `found`, the contrasts of a factor. `folder` gets a figure."""
     spec = FACTORS[factor]
     tests = dict.fromkeys(row["test_set"] for row in found)
+    colours = VERDICT_COLOURS
     panels = {
         f"tested on {test}": [
-            Row(
-                _model(row["model"]),
-                row["difference"],
-                row["ci95"],
-                VERDICT_COLOURS[row["verdict"]],
-            )
+            Row(_model(row["model"]), row["difference"], row["ci95"], colours[row["verdict"]])
             for row in found
             if row["test_set"] == test
         ]
         for test in tests
     }
-    legend = {colour: name for name, colour in VERDICT_COLOURS.items()}
+    legend = {colour: name for name, colour in colours.items()}
     path = folder / f"{factor}.png"
     xlabel = f"difference in foreground IoU, against: {found[0]['baseline']}"
     figures.forest_png(path, panels, xlabel, legend, zero=True)
@@ -178,18 +152,10 @@ def changes(folder: Path, factor: str, found: Sequence[Mapping[str, Any]]) -> Se
 
 
 def _changes_table(title: str, found: Sequence[Mapping[str, Any]]) -> Table:
-    columns = [
-        Column("Tested on"),
-        Column("Model"),
-        Column("Compared with"),
-        Column("Slices", True),
-        Column("IoU", True),
-        Column("IoU of the other", True),
-        Column("Difference", True),
-        Column("p (Holm)", True),
-        Column("Verdict"),
-        Column("As good"),
-    ]
+    headings = columns(
+        *("Tested on", "Model", "Compared with", "#Slices", "#IoU", "#IoU of the other"),
+        *("#Difference", "#p (Holm)", "Verdict", "As good"),
+    )
     rows = []
     for row in found:
         tone = row["verdict"] if row["verdict"] != "undecided" else ""
@@ -208,16 +174,11 @@ def _changes_table(title: str, found: Sequence[Mapping[str, Any]]) -> Table:
                 Cell("yes" if row["as_good"] else "not shown"),
             ]
         )
-    return Table(f"{title}: pairs of models that differ in nothing else.", columns, rows)
+    return Table(f"{title}: pairs of models that differ in nothing else.", headings, rows)
 
 
 def labels(folder: Path, entries: Entries) -> Section | None:
-    """IoU against the number of labels; None where no model has few.
-
-    Args:
-        folder: gets curves.png.
-        entries: `units` of summary.json.
-    """
+    """IoU against the number of labels; None where no model has few. `folder` gets curves.png."""
     found = curves(entries)
     if not found:
         return None
@@ -252,19 +213,18 @@ def labels(folder: Path, entries: Entries) -> Section | None:
 
 def _labels_table(test_set: str, amount: str, own: Entries) -> Table:
     places = sorted({(point["n"], point["all"]) for curve in own for point in curve["points"]})
-    columns = [Column("Backbone"), Column("Regime")]
-    columns += [Column(f"{n} (all)" if every else str(n), True) for n, every in places]
-    columns += [Column(f"{100 * ENOUGH:.0f} % with", True)]
+    amounts = [f"#{n} (all)" if every else f"#{n}" for n, every in places]
+    headings = columns("Backbone", "Regime", *amounts, f"#{100 * ENOUGH:.0f} % with")
     rows = []
     for curve in own:
         at = {(point["n"], point["all"]): point for point in curve["points"]}
         cells = [Cell(curve["backbone"]), Cell(curve["regime"])]
         for place in places:
             point = at.get(place)
-            cells.append(with_interval(point["iou"], point["ci95"]) if point else Cell("–"))
+            cells.append(with_interval(point["iou"], point["ci95"]) if point else MISSING)
         enough = curve["enough"]
         rows.append([*cells, whole(enough) if enough else Cell("not measured")])
-    return Table(f"Tested on {test_set}, by labelled {amount}.", columns, rows)
+    return Table(f"Tested on {test_set}, by labelled {amount}.", headings, rows)
 
 
 def distances(
@@ -272,12 +232,7 @@ def distances(
 ) -> Section:
     """How far apart the datasets are for each model, and what crossing them costs.
 
-    Args:
-        folder: gets domain-vs-iou.png where there is something to draw.
-        root: the project root, with the figures of diagnose.
-        study: the study.
-        entries: `units` of summary.json.
-        cards: of `domain.read_cards`.
+    `folder` gets domain-vs-iou.png where there is something to draw.
     """
     title = "Distance between datasets"
     if not cards:
@@ -322,11 +277,7 @@ def _spearman(points: Sequence[figures.Point]) -> str:
 def slices(folder: Path, root: Path, rows: pd.DataFrame, entries: Entries) -> Section:
     """A test slice under the best model of each relation, and the worst slice of the best model.
 
-    Args:
-        folder: gets overlays-<dataset>.jpg.
-        root: the project root, with the overlays of evaluate.
-        rows: of `read_units`.
-        entries: `units` of summary.json.
+    `root` has the overlays of evaluate; `folder` gets overlays-<dataset>.jpg.
     """
     units = rows.drop_duplicates(["backbone", "regime", "train_set"])  # the first seed
     first = {key_of(row): row["unit"] for row in units.to_dict("records")}

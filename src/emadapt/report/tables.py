@@ -10,33 +10,20 @@ from typing import NamedTuple
 
 
 class Column(NamedTuple):
-    """A heading.
-
-    Attributes:
-        title: its text.
-        numeric: whether it is aligned right and sorted by number.
-        volatile: whether it changes from run to run, and so stays out of files under git.
-    """
+    """A heading."""
 
     title: str
-    numeric: bool = False
-    volatile: bool = False
+    numeric: bool = False  # aligned right and sorted by number
+    volatile: bool = False  # changes from run to run, and so stays out of files under git
 
 
 class Cell(NamedTuple):
-    """A value.
-
-    Attributes:
-        text: what is shown.
-        value: what a numeric column is sorted by; None: a missing value, sorted last.
-        note: a second line in small print.
-        tone: "better", "worse" or nothing.
-    """
+    """A value."""
 
     text: str
-    value: float | None = None
-    note: str = ""
-    tone: str = ""
+    value: float | None = None  # what a numeric column is sorted by; None: missing, sorted last
+    note: str = ""  # a second line in small print
+    tone: str = ""  # "better", "worse" or nothing
 
 
 @dataclass(frozen=True)
@@ -58,33 +45,28 @@ class Picture:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the report.
+    """A part of the report."""
 
-    Attributes:
-        name: its anchor.
-        title: its heading.
-        text: paragraphs that say how to read it.
-        parts: tables and pictures, in this order.
-        kept: whether leaderboard.md, which git follows, has it.
-    """
-
-    name: str
+    name: str  # its anchor
     title: str
-    text: Sequence[str]
+    text: Sequence[str]  # paragraphs that say how to read it
     parts: Sequence[Table | Picture]
-    kept: bool = True
+    kept: bool = True  # whether leaderboard.md, which git follows, has it
+
+
+MISSING = Cell("–")
 
 
 def number(value: float | None, digits: int = 3) -> Cell:
     """A number; a dash where there is none."""
     if value is None or not math.isfinite(value):
-        return Cell("–")
+        return MISSING
     return Cell(f"{value:.{digits}f}".replace("-", "−"), value)
 
 
 def whole(value: float | None) -> Cell:
     """A whole number, with thin spaces between thousands."""
-    return Cell("–") if value is None else Cell(f"{value:,.0f}".replace(",", "\u202f"), value)
+    return MISSING if value is None else Cell(f"{value:,.0f}".replace(",", "\u202f"), value)
 
 
 def with_interval(value: float, ends: Sequence[float]) -> Cell:
@@ -94,18 +76,21 @@ def with_interval(value: float, ends: Sequence[float]) -> Cell:
 
 def difference(value: float, ends: Sequence[float], tone: str = "") -> Cell:
     """A difference with its sign, above its 95 % interval."""
-    low, high = (signed(end) for end in ends)
-    return Cell(signed(value), value, f"{low} to {high}", tone)
-
-
-def signed(value: float) -> str:
-    """A number with its sign and three digits."""
-    return f"{value:+.3f}".replace("-", "−")
+    text, low, high = (f"{each:+.3f}".replace("-", "−") for each in (value, *ends))
+    return Cell(text, value, f"{low} to {high}", tone)
 
 
 def p_value(value: float | None) -> Cell:
     """Three digits, four below 0.01."""
     return number(value, 4 if value is not None and value < 0.01 else 3)
+
+
+def columns(*titles: str) -> list[Column]:
+    """Columns of these titles; numeric ones begin with #, volatile numeric ones with ~."""
+    return [
+        Column(title.lstrip("#~"), numeric=title[0] in "#~", volatile=title[0] == "~")
+        for title in titles
+    ]
 
 
 def markdown(table: Table) -> list[str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ MODEL = ["backbone", "regime", "train_set"]
 """What names a model; its units differ in the seed."""
 METRICS = ("iou", "dice", "boundary_iou")
 OBJECTS = ("ap50", "ap75", "pq", "sq", "rq", "predicted", "labelled", "matched")
+COPIED = ("relation", "few", "labels", "amount", "seen_before", "labelled", "trainable_params")
+"""Columns of the table of units that are the same for all seeds."""
 RELATIONS = {
     "in-domain": "trained on this dataset alone",
     "union": "trained on this dataset and others",
@@ -52,10 +56,7 @@ def read_units(root: Path, study: Study) -> pd.DataFrame:
             scores = metrics["test"][test_set]
             row = {
                 "unit": unit.name,
-                "backbone": unit.backbone,
-                "regime": unit.regime,
-                "train_set": unit.train_set,
-                "seed": unit.seed,
+                **dataclasses.asdict(unit),
                 "test_set": test_set,
                 **varied(study, unit, test_set),
                 "test": scores,
@@ -88,25 +89,24 @@ def varied(study: Study, unit: Unit, test_set: str) -> dict[str, Any]:
     train_set = study.train_set_settings[unit.train_set]
     trained_on_it = regime.trains and test_set in train_set.datasets
     labels, amount = _labels(study, unit, test_set) if trained_on_it else (None, None)
+    others = [name for name in train_set.datasets if name != test_set]
     adversarial = getattr(regime, "adversarial", 0.0)
     alignments = [backbone.align, f"adversarial {adversarial:g}" if adversarial else ""]
-    plain = _same_but(study.backbone_settings, study.backbones, unit.backbone, _NO_ALIGNMENT)
+    backbones, regimes = study.backbone_settings, study.regime_settings
+    no_alignment = {"align": "", "reference": ""}
+    plain = _same_but(backbones, study.backbones, unit.backbone, no_alignment)
     return {
         "relation": relation(study, unit, test_set),
         "few": train_set.few,
         "labels": labels,
         "amount": amount,
-        "others": _others(train_set.datasets, test_set) if trained_on_it else None,
+        "others": " and ".join(others) if trained_on_it else None,
         "seen_before": test_set in seen_before(study, unit),
         "alignment": " + ".join(filter(None, alignments)),
         "warm_start": study.warm_start_of(unit),
         "plain_backbone": plain if regime.uses_backbone else None,
-        "plain_regime": _same_but(
-            study.regime_settings, study.regimes, unit.regime, {"adversarial": 0.0}
-        ),
-        "cold_regime": _same_but(
-            study.regime_settings, study.regimes, unit.regime, {"warm_start": ""}
-        ),
+        "plain_regime": _same_but(regimes, study.regimes, unit.regime, {"adversarial": 0.0}),
+        "cold_regime": _same_but(regimes, study.regimes, unit.regime, {"warm_start": ""}),
     }
 
 
@@ -157,12 +157,9 @@ def entries(rows: pd.DataFrame) -> list[dict[str, Any]]:
             entry["unseen"] = {"n": whole[0]["n"], "iou": _metric(whole, "iou")}
         if all("instances" in test for test in tests):
             entry["instances"] = {name: _mean(tests, name) for name in OBJECTS}
-        copied = ["relation", "few", "labels", "amount", "seen_before", "labelled"]
-        entry |= {name: first[name] for name in [*copied, "trainable_params"]}
-        entry |= {
-            "seconds": round(float(seeds["seconds"].mean()), 6),
-            "peak_mb": round(float(seeds["peak_mb"].max()), 6),
-        }
+        entry |= {name: first[name] for name in COPIED}
+        entry["seconds"] = round(float(seeds["seconds"].mean()), 6)
+        entry["peak_mb"] = round(float(seeds["peak_mb"].max()), 6)
         found.append(entry)
     return found
 
@@ -186,9 +183,6 @@ def _mean(tests: list[Any], name: str) -> dict[str, Any]:
     return {"mean": round(sum(values) / len(values), 6), "values": values}
 
 
-_NO_ALIGNMENT = {"align": "", "reference": ""}
-
-
 def _same_but(
     settings: Mapping[str, Any], names: tuple[str, ...], name: str, plain: dict[str, Any]
 ) -> str:
@@ -209,28 +203,23 @@ def _labels(study: Study, unit: Unit, test_set: str) -> tuple[str, str]:
     return f"{number} {amount if number > 1 else amount[:-1]}", amount
 
 
-def _others(datasets: tuple[str, ...], test_set: str) -> str:
-    return " and ".join(name for name in datasets if name != test_set)
-
-
 def _metrics(root: Path, unit: Unit, datasets: tuple[str, ...]) -> dict[str, Any]:
     """What evaluate wrote about a unit, checked as far as the report needs it."""
     file = root / EVALUATED / unit.name / "metrics.json"
-
-    def wrong(found: str) -> InputError:
-        expected = f"the test metrics of unit {unit.name}"
-        return InputError(
-            file, found=found, expected=expected, do=f"Run `dvc repro evaluate@{unit.name}`."
-        )
-
+    wrong = partial(
+        InputError,
+        file,
+        expected=f"the test metrics of unit {unit.name}",
+        do=f"Run `dvc repro evaluate@{unit.name}`.",
+    )
     try:
         metrics = json.loads(file.read_text())
     except FileNotFoundError:
-        raise wrong("no file") from None
+        raise wrong(found="no file") from None
     except ValueError as error:
-        raise wrong(f"no JSON ({error})") from None
+        raise wrong(found=f"no JSON ({error})") from None
     if metrics.get("unit") != unit.name:
-        raise wrong(f"unit {metrics.get('unit')}")
+        raise wrong(found=f"unit {metrics.get('unit')}")
     if missing := [name for name in datasets if "counts" not in metrics["test"].get(name, ())]:
-        raise wrong(f"no counts of slices of {', '.join(missing)}")
+        raise wrong(found=f"no counts of slices of {', '.join(missing)}")
     return dict(metrics)
