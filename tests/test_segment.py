@@ -127,10 +127,7 @@ def test_blocks_leave_no_trace_and_segment_predicts_what_evaluate_predicts(
 @pytest.mark.parametrize("shapes", [((8, 64, 64), (24, 64, 64)), ((1, 512, 64), (1, 1536, 64))])
 @pytest.mark.parametrize("kind", ["tiles", "windows"])
 def test_memory_grows_neither_with_the_slices_nor_with_their_rows(
-    kind: str,
-    shapes: tuple[tuple[int, ...], ...],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    kind: str, shapes: tuple[tuple[int, ...], ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     blocks(monkeypatch, block=4 * 64 * 64, chunk=16, depth=4, tile_rows=1)
     model = api.load_model(model_of(tmp_path / "model", kind))

@@ -1,5 +1,9 @@
 """Functions for notebooks and scripts: arrays in, arrays out.
 
+A `volume` is (Z, Y, X) or (Y, X), grey values of any dtype; `model` comes from `load_model`;
+`voxel_nm` is (z, y, x) in nm. `window` are the grey values of black and white; None: all of 8 bits,
+else percentiles of the volume. Errors are `emadapt.errors.InputError`, or ConfigError of a study.
+
 The tests run the examples, one after the other, with a small model in the folder `model` that
 `emadapt train` wrote.
 """
@@ -36,9 +40,6 @@ def load_study(path: str | Path = PARAMS) -> Study:
     >>> study = api.load_study("studies/demo/study.yaml")
     >>> study.name, len(study.units())
     ('demo', 6)
-
-    Raises:
-        ConfigError: the file is missing, or has unknown keys, wrong types or unknown names.
     """
     return _load_study(Path(path))
 
@@ -53,9 +54,6 @@ def load_model(model: str | Path) -> Model:
     Args:
         model: a folder that `train` wrote, the name of a trained unit of the study in the working
             directory, or models:/NAME@ALIAS of MLflow's registry.
-
-    Raises:
-        InputError: it is not there or damaged, or its backbone's weights cannot be had.
     """
     return open_model(model)
 
@@ -73,9 +71,6 @@ def read_volume(path: str | Path, scale: int = 0) -> tuple[Array, Voxel | None]:
 
     Returns:
         (Z, Y, X) in the file's own dtype, and its voxel size (z, y, x) in nm, None if unknown.
-
-    Raises:
-        InputError: it is not there, damaged, or no stack of grey slices.
     """
     source = open_source(str(path), scale)
     return source.read(0, source.shape[0]), source.voxel_nm
@@ -99,14 +94,8 @@ def segment(
     >>> bool((mask[0] == (probability > 0.5)).all())
     True
 
-    Args:
-        volume: (Z, Y, X) or (Y, X), grey values of any dtype. A stack may be anything that gives
-            arrays for slices of it, such as an array of Zarr or dask; it is read block by block.
-        model: from `load_model`.
-        voxel_nm: (z, y, x).
-        probabilities: give these instead of a mask.
-        threshold: of the mask; None: the model's.
-        window: grey values of black and white; None: all of 8 bits, else percentiles of `volume`.
+    A stack may be anything that gives arrays for slices of it, such as an array of Zarr or dask; it
+    is read block by block. `threshold` is that of the mask; None: the model's.
 
     Returns:
         bool, or float32 in [0, 1], in the shape of `volume`.
@@ -125,16 +114,10 @@ def segment(
 def tokens(
     image: Array, model: Model, voxel_nm: Voxel, window: Window | None = None
 ) -> npt.NDArray[np.float32]:
-    """Patch tokens of a slice, from the last block that the model's head sees.
+    """Patch tokens of a slice (Y, X), from the last block that the model's head sees.
 
     >>> api.tokens(volume[0], loaded, voxel_nm).shape
     (4, 64, 4, 4)
-
-    Args:
-        image: (Y, X).
-        model: from `load_model`.
-        voxel_nm: (z, y, x).
-        window: as of `segment`.
 
     Returns:
         (n, D, h, w), a map for each of n tiles that cover the slice, row by row.
@@ -160,12 +143,6 @@ def domain_distance(
     >>> domain.nearest, domain.verdict
     ('a', 'like')
 
-    Args:
-        volume: (Z, Y, X) or (Y, X).
-        model: from `load_model`.
-        voxel_nm: (z, y, x).
-        window: as of `segment`.
-
     Returns:
         Distances to each training dataset, those within it, and a verdict.
     """
@@ -173,23 +150,15 @@ def domain_distance(
 
 
 def evaluate_masks(predicted: Array, label: Array, voxel_nm: Voxel) -> dict[str, Any]:
-    """Score a mask against a label, as `emadapt evaluate` does.
+    """Score a mask (Z, Y, X) against a label of the same shape, as `emadapt evaluate` does.
 
     >>> scores = api.evaluate_masks(mask, mask, voxel_nm)
     >>> scores["iou"], scores["dice"], scores["n"]
     (1.0, 1.0, 3)
 
-    Args:
-        predicted: (Z, Y, X), not 0 in the foreground.
-        label: of the same shape, likewise.
-        voxel_nm: (z, y, x), for the width of boundaries and of blocks of slices.
-
     Returns:
         `n` slices; `iou`, `dice` and `boundary_iou` pooled over them, each with `<metric>_ci95`
         from a bootstrap over blocks of slices; `per_slice` values.
-
-    Raises:
-        InputError: the shapes differ.
     """
     from emadapt.errors import InputError
     from emadapt.metrics.pixels import boundary_band, overlap_counts, summarise
@@ -208,15 +177,11 @@ def evaluate_masks(predicted: Array, label: Array, voxel_nm: Voxel) -> dict[str,
 
 
 def find_instances(mask: Array, voxel_nm: Voxel) -> tuple[npt.NDArray[np.uint32], pd.DataFrame]:
-    """Connected components of a mask, as `emadapt segment --instances` gives them.
+    """Connected components of a mask (Z, Y, X), as `emadapt segment --instances` gives them.
 
     >>> labels, table = api.find_instances(mask, voxel_nm)
     >>> int(labels.max()) == len(table)
     True
-
-    Args:
-        mask: (Z, Y, X), not 0 in the foreground.
-        voxel_nm: (z, y, x).
 
     Returns:
         (Z, Y, X) with 0 in the background and numbers from 1 on, and a table of them with the

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from emadapt.data.phantom import make_volume
 from emadapt.errors import EmadaptError, not_installed
 from emadapt.segment.export import (
     INPUT,
@@ -24,9 +23,11 @@ from emadapt.segment.export import (
     GreyToProbability,
     documentation,
     pixels_of,
+    probe,
     write_onnx,
 )
 from emadapt.segment.model import Model
+from emadapt.segment.preview import overlay
 from emadapt.training.model_card import FAMILIES, datasets_behind, family_of, terms_of
 
 U_NET = (
@@ -36,8 +37,6 @@ U_NET = (
 """What `unet2d`, MONAI's BasicUNet, follows."""
 SIDE, SMALLEST = 18, 4
 """Patches on a side of the test image, and of the smallest image that users may pass."""
-ORANGE = np.array([255, 120, 0], np.float32)
-"""Colour of foreground on the cover."""
 
 
 def write_package(model: Model, path: Path, authors: Sequence[str]) -> dict[str, float]:
@@ -82,17 +81,15 @@ def _write_files(model: Model, folder: Path) -> None:
     from PIL import Image
 
     side = SIDE * model.segmenter.patch
-    grey = make_volume("phantom_fib", (1, side, side), 0)[0][0]
-    image = grey[None, None].astype(np.float32)
+    image = probe(1, side, side, 0)
+    grey = image[0, 0].astype(np.uint8)
     whole = GreyToProbability(model.segmenter).eval().cpu()
     with torch.inference_mode():
         probability = whole(torch.from_numpy(image)).numpy()
     np.save(folder / "test-input.npy", image)
     np.save(folder / "test-output.npy", probability)
-    shown = np.stack([grey] * 3, -1).astype(np.float32)
-    share = 0.6 * (probability[0, 0] > model.card["threshold"])[..., None]
-    overlay = shown * (1 - share) + ORANGE * share
-    Image.fromarray(np.concatenate([shown, overlay], 1).astype(np.uint8)).save(folder / "cover.png")
+    found = overlay(grey, probability[0, 0] > model.card["threshold"])
+    Image.fromarray(np.hstack([np.stack([grey] * 3, -1), found])).save(folder / "cover.png")
     (folder / "README.md").write_text(documentation(model))
     terms = "\n".join(f"- {line}" for line in terms_of(model.card, with_backbone=True))
     text = f"# Terms of {model.name}\n\nAll of these hold:\n\n{terms}\n"

@@ -7,7 +7,7 @@ functions, so trust a scheduler's address as you would trust a login.
 
 from __future__ import annotations
 
-import itertools
+import functools
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,8 +17,6 @@ from emadapt.errors import InputError, not_installed
 
 RETRIES = 3
 """Of a block whose worker failed, other than by an error of the input."""
-AHEAD = 256
-"""Blocks that the scheduler knows of at a time."""
 Work = Callable[[str, str, int], int]
 """(Folder, phase, number of a block) -> the number, once it is finished."""
 
@@ -73,15 +71,10 @@ def _finished(
     """Numbers of blocks as their tasks end; the first error ends all."""
     from dask.distributed import KilledWorker, as_completed
 
-    run, waiting = uuid.uuid4().hex[:8], iter(numbers)
-
-    def submit(number: int) -> Any:
-        key = f"{phase}-{number}-{run}"
-        task = on_worker, work, folder, phase, number
-        return client.submit(*task, key=key, retries=RETRIES, pure=False)
-
-    tasks = as_completed([submit(n) for n in itertools.islice(waiting, AHEAD)])
-    for task in tasks:
+    run = uuid.uuid4().hex[:8]
+    keys = [f"{phase}-{number}-{run}" for number in numbers]
+    finish = functools.partial(on_worker, work, folder, phase)
+    for task in as_completed(client.map(finish, numbers, key=keys, retries=RETRIES, pure=False)):
         try:
             number = task.result()
         except KilledWorker as error:
@@ -93,8 +86,6 @@ def _finished(
             ) from error
         if isinstance(number, InputError):
             raise number
-        for n in itertools.islice(waiting, 1):
-            tasks.add(submit(n))
         yield number
 
 

@@ -67,7 +67,6 @@ def spread_tiles(runner: Runner) -> torch.Tensor:
     tiles = []
     for i, z in enumerate(slices):
         own = corners[i :: len(slices)] or [corners[i % len(corners)]]
-        tiles.append(
-            runner.tiles(z, [own[k] for k in evenly_spaced(len(own), TILES // len(slices))])
-        )
+        some = [own[k] for k in evenly_spaced(len(own), TILES // len(slices))]
+        tiles.append(runner.tiles(z, some))
     return torch.cat(tiles)

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from emadapt.data.phantom import make_volume
 from emadapt.errors import EmadaptError, InputError, not_installed
 from emadapt.files import whole_file
 from emadapt.segment.model import Model, sha256_of
@@ -56,8 +57,7 @@ class GreyToProbability(nn.Module):
 def write_onnx(model: Model, path: Path) -> dict[str, float]:
     """Write a model as `path`; nothing is left if the graph differs from the model.
 
-    The graph takes `image`, (N, 1, H, W) float32 grey values from 0 to 255 with H and W multiples
-    of the patch, and gives `probability`, (N, 1, H, W) float32. Its metadata say the rest.
+    Input and output are those of `GreyToProbability`, H and W multiples of the patch.
 
     Returns:
         Largest difference of a probability at each of the sizes `CHECKED`, by "N x H x W".
@@ -132,16 +132,9 @@ def centred(feat_shape: Sequence[Any], *kind: Any, **settings: Any) -> torch.Ten
 
 
 def probe(n: int, height: int, width: int, seed: int) -> Float:
-    """(n, 1, height, width) grey values from 0 to 255 with structure at several scales."""
-    from scipy.ndimage import gaussian_filter
-
-    rng = np.random.default_rng(seed)
-    images = np.zeros((n, 1, height, width))
-    for scale in (1, 4, 16):
-        noise = rng.normal(size=images.shape)
-        images += gaussian_filter(noise, (0, 0, scale, scale)) * scale
-    low, high = np.min(images), np.max(images)
-    return np.rint((images - low) / (high - low) * 255).astype(np.float32)
+    """(n, 1, height, width) grey values from 0 to 255, slices of a synthetic volume."""
+    image, _ = make_volume("phantom_fib", (n, height, width), seed)
+    return image[:, None].astype(np.float32)
 
 
 def documentation(model: Model) -> str:

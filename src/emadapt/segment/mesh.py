@@ -102,6 +102,7 @@ def surface(
 ) -> Trimesh:
     """The closed surface of a label, with outward normals; as of `mesh_volume`."""
     from trimesh import Trimesh
+    from trimesh.util import concatenate
 
     z, y, x = (max(1, round(step * min(voxel_nm) / side)) for side in voxel_nm)
     grid, faces = _survey(source, label, (z, y, x))
@@ -122,12 +123,7 @@ def surface(
         found, expected = "nothing after smoothing", "an object thicker than two voxels"
         do = "Use --smooth 0, or a smaller --step."
         raise InputError(source.name, found=found, expected=expected, do=do)
-    starts = np.cumsum([0, *(len(vertices) for vertices, _ in parts)])
-    joined = Trimesh(
-        np.concatenate([vertices for vertices, _ in parts]),
-        np.concatenate([part + n for (_, part), n in zip(parts, starts, strict=False)]),
-        process=False,
-    )
+    joined = concatenate([Trimesh(*part, process=False) for part in parts])
     joined.merge_vertices(digits_vertex=4)  # slabs find the same vertices on the plane they share
     first = np.add(grid.low, (np.asarray(grid.step) - 1) / 2)
     nm = (joined.vertices * grid.step + first) * voxel_nm

@@ -48,14 +48,9 @@ def targets(output: str, kinds: tuple[str, ...]) -> dict[str, Path]:
 
 
 def check_output(order: Order, is_finished: bool) -> None:
-    """Check that the outputs can be written, before any work.
+    """Raise an InputError, before any work, if the outputs cannot be written.
 
-    Args:
-        order: what is asked for.
-        is_finished: a run was stopped while it put its outputs in place.
-
-    Raises:
-        InputError: they cannot.
+    `is_finished`: a run was stopped while it put its outputs in place.
     """
     places = list(targets(order.output, order.kinds).values())
     parent = Path(order.output).resolve().parent
@@ -93,11 +88,7 @@ def _is_ours(path: Path) -> bool:
 
 
 def finish(job: Job, group: Path, output: str) -> Path:
-    """Make an output of the finished array in `group`, which has the name of its kind.
-
-    Returns:
-        The file or folder to be renamed, still within the run's folder.
-    """
+    """Make the file or folder to be renamed, of the finished array in the group KIND of a run."""
     write = WRITERS[suffix_of(output).lower()]
     return write(group, group.name, job.voxel_nm, provenance(job, group.name))
 
@@ -112,18 +103,11 @@ def provenance(job: Job, kind: str) -> dict[str, Any]:
 
 
 def publish(made: dict[Path, Path], aside: Path) -> None:
-    """Rename what is made to its place; what is there is put aside first, never mixed with it.
-
-    Raises:
-        InputError: what was made is gone, from the run's folder and from its place.
-    """
+    """Rename what is made to its place; what is there is put aside first, never mixed with it."""
     aside.mkdir(exist_ok=True)
     for source, target in made.items():
-        if not source.exists():
-            if target.exists():
-                continue  # renamed before an interruption
-            expected = "what was made, or it in its place"
-            raise InputError(source, found="nothing", expected=expected, do="Run it again.")
+        if not source.exists():  # renamed before an interruption
+            continue
         if target.exists():
             shutil.rmtree(aside / target.name, ignore_errors=True)
             target.rename(aside / target.name)

@@ -41,11 +41,11 @@ class Partial:
         """The volume and the model, opened at first use."""
         return open_runner(self.job)
 
-    def array(self, kind: str, level: int = 0) -> Any:
+    def array(self, kind: str) -> Any:
         """The (Z, Y, X) array of an output, open for writing."""
         import zarr
 
-        return zarr.open_array(self.folder / kind / str(level), mode="r+")
+        return zarr.open_array(self.folder / kind / "0", mode="r+")
 
     def part(self, name: str) -> Path:
         """A file of a phase."""

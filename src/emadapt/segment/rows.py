@@ -29,12 +29,7 @@ Range = tuple[int, int]
 
 @dataclass(frozen=True)
 class Strip(Geometry):
-    """Some rows of padded slices, with the tiles of the whole slices.
-
-    Attributes:
-        whole: the geometry of the whole slices.
-        top: the strip's first row.
-    """
+    """Rows from `top` on of padded slices, with the tiles of the `whole` slices."""
 
     whole: Geometry | None = None
     top: int = 0
@@ -88,12 +83,9 @@ class View:
         return _rows_below(self.geo.native[0], height, top, min(bottom, height), 2)
 
     def predict(self, read: Read, z: Range, y: Range) -> Iterator[tuple[int, Probability]]:
-        """Foreground probability of a part of the volume.
+        """Foreground probability of slices `z` and rows `y`, both [first, end).
 
-        Args:
-            read: gives the slices `slices(*z)` and the rows `native_rows(*y)`.
-            z: slices [first, end).
-            y: rows [first, end), whole rows.
+        `read` gives the slices `slices(*z)` and the rows `native_rows(*y)`.
 
         Yields:
             The number of a slice and (rows, X) float32 in [0, 1].
