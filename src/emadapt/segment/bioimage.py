@@ -43,10 +43,6 @@ def write_package(model: Model, path: Path, authors: Sequence[str]) -> dict[str,
     """Write a package as `path`, if `bioimageio.core` passes it; returns what `write_onnx` does.
 
     The test image is synthetic, so that no dataset's terms hold for it.
-
-    Raises:
-        InputError: a model that cannot be exported, or bioimageio.core is not installed.
-        EmadaptError: the package does not pass the test.
     """
     core, spec = _bioimageio()
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as name:

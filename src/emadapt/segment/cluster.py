@@ -23,14 +23,9 @@ Work = Callable[[str, str, int], int]
 
 @contextmanager
 def workers(where: str, work: Work) -> Iterator[Callable[[str, str, list[int]], Iterable[int]]]:
-    """A function (folder, phase, numbers) that has workers finish blocks, in any order.
+    """A function (folder, phase, numbers) that has workers `work` on blocks, in any order.
 
-    Args:
-        where: address of a scheduler, or `local:N` for N processes here.
-        work: finishes a block.
-
-    Raises:
-        InputError: dask is not installed, or there is no scheduler.
+    `where` is the address of a scheduler, or `local:N` for N processes here.
     """
     try:
         from dask.distributed import Client

@@ -61,10 +61,6 @@ def write_onnx(model: Model, path: Path) -> dict[str, float]:
 
     Returns:
         Largest difference of a probability at each of the sizes `CHECKED`, by "N x H x W".
-
-    Raises:
-        InputError: the model is no function of an image alone.
-        EmadaptError: the graph does not give the model's probabilities.
     """
     check_exportable(model)
     whole, patch = GreyToProbability(model.segmenter).eval().cpu(), model.segmenter.patch

@@ -49,13 +49,10 @@ def components(
 def measure(
     labels: npt.NDArray[np.uint32], n: int, origin: tuple[int, int], height: int
 ) -> pd.DataFrame:
-    """Measure the components of a block: a row for each, with the columns of `AGGREGATED`.
+    """A row for each component of a block, with the columns of `AGGREGATED`.
 
-    Args:
-        labels: (z, y, X), whole rows; 1 to n, numbered by their first voxels, as cc3d does.
-        n: number of components.
-        origin: (z, y) of the block's first voxel.
-        height: rows of a slice of the volume.
+    `labels`, (z, y, X), are 1 to n by their first voxels, as cc3d numbers them. The block starts at
+    `origin` (z, y) of a volume whose slices have `height` rows.
     """
     import cc3d
     import pandas as pd

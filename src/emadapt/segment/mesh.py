@@ -79,8 +79,7 @@ def mesh_volume(
         overwrite: replace the output.
 
     Raises:
-        InputError: the output exists or has another suffix; the mask has no voxel size, nothing of
-            the label, or a surface that is too large.
+        InputError: the output exists; the mask has no voxel size, or no surface or a too large one.
     """
     path = Path(output)
     check_new_file(path, SUFFIXES, overwrite)
@@ -123,7 +122,7 @@ def surface(
         found, expected = "nothing after smoothing", "an object thicker than two voxels"
         do = "Use --smooth 0, or a smaller --step."
         raise InputError(source.name, found=found, expected=expected, do=do)
-    joined = concatenate([Trimesh(*part, process=False) for part in parts])
+    joined: Any = concatenate([Trimesh(*part, process=False) for part in parts])
     joined.merge_vertices(digits_vertex=4)  # slabs find the same vertices on the plane they share
     first = np.add(grid.low, (np.asarray(grid.step) - 1) / 2)
     nm = (joined.vertices * grid.step + first) * voxel_nm

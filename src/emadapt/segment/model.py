@@ -54,10 +54,7 @@ class Model:
 
 
 def find_model(text: str) -> Path:
-    """The folder of a model.
-
-    Args:
-        text: the folder, the name of a trained unit, or models:/NAME@ALIAS of MLflow's registry.
+    """The folder that is named: itself, a trained unit, or models:/NAME@ALIAS of MLflow's registry.
 
     Raises:
         InputError: there is no such model.

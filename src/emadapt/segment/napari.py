@@ -58,14 +58,8 @@ def segment_layer(
 ) -> None:
     """Segment an image layer, (Z, Y, X) or (Y, X), into a new labels layer in the background.
 
-    Progress is a bar in the window; errors are notifications.
-
-    Args:
-        viewer: napari's.
-        image: the layer.
-        model: see `emadapt.segment.model.find_model`.
-        part: of `PARTS`.
-        voxel_nm: (z, y, x); zeros: the layer's scale and units.
+    Progress is a bar in the window; errors are notifications. A voxel size (z, y, x) of zeros is
+    taken from the layer's scale and units.
     """
     from napari.qt.threading import create_worker
     from napari.utils.notifications import show_error

@@ -82,12 +82,7 @@ def _opened(folder: str, _stamp: tuple[int, int]) -> Partial:
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """The folder of a run for this process alone; made if it does not exist.
-
-    Raises:
-        InputError: another process uses it, or emadapt did not make it.
-        OSError: it cannot be made.
-    """
+    """The folder of a run for this process alone; made if it does not exist."""
     folder.mkdir(exist_ok=True)
     if not (folder / MARKER).exists():
         if any(folder.iterdir()):
@@ -105,11 +100,7 @@ def held(folder: Path) -> Iterator[None]:
 
 
 def begin(folder: Path, job: Job, overwrite: bool) -> Partial:
-    """Set up a folder that is `held`, or take over what a run of the same job left there.
-
-    Raises:
-        InputError: a run of another job left something, and `overwrite` is off.
-    """
+    """Set up a folder that is `held`, or take over what a run of the same job left there."""
     run = folder / "run.json"
     if run.is_file():
         try:

@@ -32,11 +32,7 @@ GREEN = np.array([0x00, 0x9E, 0x73], np.float32)
 
 
 def preview(order: Order) -> Domain:
-    """Write the page `order.output`; returns how far the volume is from the training data.
-
-    Raises:
-        InputError: as `segment`, or the page exists.
-    """
+    """Write the page `order.output`; returns how far the volume is from the training data."""
     output = Path(order.output)
     check_new_file(output, (".html",), order.overwrite)
     runner = open_runner(prepare(order))

@@ -37,9 +37,6 @@ def register(root: Path, folder: Path, card: Mapping[str, Any], name: str, alias
         card: its model.json.
         name: of the registered model; made if it does not exist.
         alias: to point to the new version, and to no other any more.
-
-    Raises:
-        InputError: MLflow refuses the alias.
     """
     root = root.resolve()
     store = mlflow_store.client(root)  # before MLflow is imported, which reads what this sets

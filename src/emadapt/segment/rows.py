@@ -43,16 +43,9 @@ class Strip(Geometry):
 
 
 class View:
-    """How a model looks at a volume.
+    """How a model looks at a volume of `length` slices.
 
-    Args:
-        segmenter: the model.
-        geo: of the volume's slices.
-        length: number of slices.
-
-    Attributes:
-        depth: slices that the model is sure of at once.
-        step: slices from one such block to the next.
+    It is sure of `depth` slices at once, and the next such block starts `step` slices on.
     """
 
     def __init__(self, segmenter: Segmenter, geo: Geometry, length: int) -> None:
