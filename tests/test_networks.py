@@ -14,7 +14,7 @@ from emadapt.data.ingest import Volume
 from emadapt.data.tiles import geometry
 from emadapt.errors import InputError
 from emadapt.models import device, unet2d
-from emadapt.models.batch_norm import BatchNorm3d
+from emadapt.models.batch_norm import BatchNorm
 from emadapt.models.resunet3d import Block, ResUNet3d
 from emadapt.models.unet2d import STRIDE, UNet2d
 from emadapt.study.regimes import regime_settings
@@ -86,7 +86,7 @@ def test_normalisation_over_processes_is_torchs_over_all_samples(
     """What several processes compute, here with sums over one that has all samples."""
     monkeypatch.setattr("emadapt.models.parallel.size", lambda: 2)
     monkeypatch.setattr("emadapt.models.parallel.total", lambda values: values)
-    ours, theirs = BatchNorm3d(3), nn.BatchNorm3d(3)
+    ours, theirs = BatchNorm(3), nn.BatchNorm3d(3)
     generator = torch.Generator().manual_seed(0)
     x, y = (torch.randn(2, 3, 4, 5, 6, generator=generator) * 3 + 1 for _ in range(2))
     grads = []

@@ -9,7 +9,7 @@ from emadapt.models import parallel
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Batch normalisation (Ioffe & Szegedy 2015) over the samples of all processes.
+    """Batch normalisation (Ioffe & Szegedy 2015) over the samples of all processes, in 2D or 3D.
 
     Unlike torch's SyncBatchNorm it runs on a CPU too, and where a process has no sample, so tests
     see what GPUs do.
@@ -29,19 +29,13 @@ class BatchNorm(nn.BatchNorm2d):
         with torch.no_grad():
             kept = dict(self.named_buffers())
             kept["running_mean"].lerp_(mean, self.momentum or 0.1)
-            kept["running_var"].lerp_(
-                variance * n / (n - 1), self.momentum or 0.1
-            )  # of the sample, as torch keeps it
+            of_sample = variance * n / (n - 1)  # as torch keeps it
+            kept["running_var"].lerp_(of_sample, self.momentum or 0.1)
             kept["num_batches_tracked"] += 1
         out = centred * (variance + self.eps).rsqrt().view(places)
         if self.affine:
             out = out * self.weight.view(places) + self.bias.view(places)
         return out.to(x.dtype)
 
-
-class BatchNorm3d(BatchNorm):
-    """The same for volumes (B, C, z, y, x)."""
-
     def _check_input_dim(self, x: torch.Tensor) -> None:
-        if x.dim() != 5:
-            raise ValueError(f"expected (B, C, z, y, x), got {x.dim()} axes")
+        """Torch's check of the number of axes: any will do."""

@@ -20,7 +20,18 @@ from emadapt.models.batch_norm import BatchNorm
 Tokens = list[torch.Tensor]
 
 
-class Linear(nn.Module):
+class TokenHead(nn.Module):
+    """A head that sees tokens alone."""
+
+    def logits(self, tokens: Tokens) -> torch.Tensor:
+        """One (B, D, h, w) per block -> (B, 2, h', w'), at the head's own resolution."""
+        raise NotImplementedError
+
+    def forward(self, tokens: Tokens, size: tuple[int, int]) -> torch.Tensor:
+        return at_size(self.logits(tokens).float(), size)
+
+
+class Linear(TokenHead):
     """A 1x1 convolution on the concatenated tokens, resized to the image."""
 
     def __init__(self, dim: int, n_blocks: int) -> None:
@@ -29,15 +40,11 @@ class Linear(nn.Module):
         self.classify = nn.Conv2d(dim * n_blocks, 2, 1)
 
     def logits(self, tokens: Tokens) -> torch.Tensor:
-        return torch.as_tensor(
-            self.classify(self.norm(torch.cat(tokens, 1)))
-        )  # B,N*D,h,w -> B,2,h,w
-
-    def forward(self, tokens: Tokens, size: tuple[int, int]) -> torch.Tensor:
-        return _resize(self.logits(tokens), size)
+        x = self.norm(torch.cat(tokens, 1))  # B,N*D,h,w
+        return torch.as_tensor(self.classify(x))
 
 
-class Deconv(nn.Module):
+class Deconv(TokenHead):
     """The reference study's head (arXiv 2602.08505): 1x1 to 512, four doublings, 1x1 to 2.
 
     4,156,546 parameters for D=1024 and 3,828,866 for D=384 on one block; several blocks are
@@ -65,15 +72,11 @@ class Deconv(nn.Module):
         )
 
     def logits(self, tokens: Tokens) -> torch.Tensor:
-        return torch.as_tensor(
-            self.classify(self.up(self.squeeze(torch.cat(tokens, 1))))
-        )  # B,N*D,h,w -> B,2,16h,16w
-
-    def forward(self, tokens: Tokens, size: tuple[int, int]) -> torch.Tensor:
-        return _resize(self.logits(tokens), size)
+        x = self.squeeze(torch.cat(tokens, 1))  # B,N*D,h,w -> B,512,h,w
+        return torch.as_tensor(self.classify(self.up(x)))  # B,2,16h,16w
 
 
-class Pyramid(nn.Module):
+class Pyramid(TokenHead):
     """Each block projected, fused, then doubled twice: 3.5 pixels a cell for a patch of 14.
 
     GroupNorm, so that training on a union of datasets does not mix their statistics.
@@ -90,20 +93,11 @@ class Pyramid(nn.Module):
         self.classify = nn.Conv2d(width // 2, 2, 1)
 
     def logits(self, tokens: Tokens) -> torch.Tensor:
-        x = torch.cat(
-            [project(t) for project, t in zip(self.project, tokens, strict=True)], 1
-        )  # B,N*width,h,w
-        x = self.fuse(x)
-        x = self.up1(
-            F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
-        )  # B,width/2,2h,2w
-        x = self.up2(
-            F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
-        )  # B,width/2,4h,4w
+        projected = [project(t) for project, t in zip(self.project, tokens, strict=True)]
+        x = self.fuse(torch.cat(projected, 1))  # B,N*width,h,w -> B,width,h,w
+        x = self.up1(_doubled(x))  # B,width/2,2h,2w
+        x = self.up2(_doubled(x))  # B,width/2,4h,4w
         return torch.as_tensor(self.classify(x))
-
-    def forward(self, tokens: Tokens, size: tuple[int, int]) -> torch.Tensor:
-        return _resize(self.logits(tokens), size)
 
 
 class PyramidBatch(Pyramid):
@@ -117,9 +111,15 @@ class PyramidBatch(Pyramid):
                     setattr(parent, name, BatchNorm(child.num_channels))
 
 
-def _resize(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Bilinear to the image's size, in float32."""
-    return F.interpolate(logits.float(), size, mode="bilinear", align_corners=False)
+def at_size(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Logits (B, C, h, w) -> (B, C, *size), bilinear."""
+    if logits.shape[-2:] == size:
+        return logits
+    return F.interpolate(logits, size, mode="bilinear", align_corners=False)
+
+
+def _doubled(x: torch.Tensor) -> torch.Tensor:
+    return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
 
 
 def _norm_act(channels: int) -> nn.Sequential:

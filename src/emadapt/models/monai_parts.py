@@ -15,12 +15,12 @@ from unittest import mock
 
 @functools.cache
 def _begin() -> None:
-    with mock.patch.object(
-        pkgutil, "walk_packages", return_value=()
-    ):  # what `monai/__init__.py` finds its modules with
+    # `monai/__init__.py` finds its modules with walk_packages.
+    with mock.patch.object(pkgutil, "walk_packages", return_value=()):
         from monai.utils import module
     module.walk_packages = pkgutil.walk_packages
-    import monai.apps  # noqa: F401 (the one of its folders to begin with: others import each other in circles)
+    # Its folders import each other in circles, and this is the one to begin with.
+    import monai.apps  # noqa: F401
 
 
 def monai_part(name: str) -> ModuleType:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
-from torch import nn
+
+from emadapt.models.heads import TokenHead
 
 QUERIES = 1024  # tokens whose distances to the whole bank are in memory at once
 
 
-class Nearest(nn.Module):
+class Nearest(TokenHead):
     """A head without parameters: a bank of training tokens and the classes of their patches.
 
     Tokens are compared by Euclidean distance after standardising each channel with the bank's mean
@@ -51,17 +51,14 @@ class Nearest(nn.Module):
     def neighbours(self, tokens: torch.Tensor, k: int) -> torch.Tensor:
         """Targets of the k nearest of the bank, the nearest first: (n, D) -> (n, k)."""
         bank, k = self.bank.float(), min(k, len(self.bank))
-        half = (
-            bank.square().sum(1) / 2
-        )  # |q - b|^2 / 2 = |q|^2 / 2 - q b + |b|^2 / 2, and the first is the same for all b
+        # |q - b|^2 / 2 = |q|^2 / 2 - q b + |b|^2 / 2, and the first is the same for all b.
+        half = bank.square().sum(1) / 2
         found = []
-        with torch.autocast(
-            tokens.device.type, enabled=False
-        ):  # half precision would shuffle near ties
+        # Half precision would shuffle near ties.
+        with torch.autocast(tokens.device.type, enabled=False):
             for some in tokens.float().split(QUERIES):
-                found.append(
-                    self.targets[(self._standardised(some) @ bank.T - half).topk(k, 1).indices]
-                )
+                closeness = self._standardised(some) @ bank.T - half
+                found.append(self.targets[closeness.topk(k, 1).indices])
         return torch.cat(found)
 
     def shares(self, tokens: torch.Tensor, ks: tuple[int, ...]) -> torch.Tensor:
@@ -76,9 +73,6 @@ class Nearest(nn.Module):
         share = self.shares(torch.cat(tokens, 1), (int(self.k),))[0]
         half = self.slope / 2 * (share - self.threshold)
         return torch.stack([-half, half], 1)  # B,2,h,w
-
-    def forward(self, tokens: list[torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
-        return F.interpolate(self.logits(tokens), size, mode="bilinear", align_corners=False)
 
     def _standardised(self, x: torch.Tensor) -> torch.Tensor:
         return (x - self.shift) / self.scale

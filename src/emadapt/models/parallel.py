@@ -68,19 +68,11 @@ def add_up(parameters: Sequence[torch.nn.Parameter], loss: float) -> float:
     """
     if size() == 1:
         return loss
-    has = torch.tensor(
-        [p.grad is not None for p in parameters], dtype=torch.float32, device=device()
-    )
+    graded = [p.grad is not None for p in parameters]
+    has = torch.tensor(graded, dtype=torch.float32, device=device())
     parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    summed = total(
-        torch.cat(
-            [
-                has,
-                *[part.float().flatten() for part in parts],
-                torch.tensor([loss], device=device()),
-            ]
-        )
-    )
+    flat = [part.float().flatten() for part in parts]
+    summed = total(torch.cat([has, *flat, torch.tensor([loss], device=device())]))
     some, *sums, last = summed.split([len(has), *[p.numel() for p in parameters], 1])
     for parameter, one, values in zip(parameters, some.tolist(), sums, strict=True):
         # What no process has a gradient for stays without one: the optimiser then leaves it alone.

@@ -75,7 +75,7 @@ def _slices(
 
         def slab(first: int, shown: npt.NDArray[np.int64] = shown) -> Probability:
             if view is not None:
-                return cached_slab(segmenter, view, int(shown[first]), geo)
+                return _cached_slab(segmenter, view, int(shown[first]), geo)
             block = [segmenter.shown(volume, int(z), geo) for z in shown[first : first + depth]]
             return segmenter.slab(np.stack(block), geo, overlap)
 
@@ -84,13 +84,10 @@ def _slices(
                 yield run[at - before], to_native(found, geo)
 
 
-def cached_slab(segmenter: Segmenter, view: TokenView, z: int, geo: Geometry) -> Probability:
+def _cached_slab(segmenter: Segmenter, view: TokenView, z: int, geo: Geometry) -> Probability:
     """Probabilities (1, H, W) of a slice from the cache's plain view, whose overlap is fixed."""
-    rows = view.rows_of_slice(z)
-    corners = [(int(y), int(x)) for _, y, x in view.index[rows]]
-    starts = range(0, len(rows), BATCH_TILES)
-    blocks = [slice(rows[i], rows[min(i + BATCH_TILES, len(rows)) - 1] + 1) for i in starts]
-    tiles = [segmenter.foreground(view.read(block), geo.tile) for block in blocks]
+    corners = [(int(y), int(x)) for _, y, x in view.index[view.rows_of_slice(z)]]
+    tiles = [segmenter.foreground(some, geo.tile) for some in view.batches(z, BATCH_TILES)]
     return merge_tiles(np.concatenate(tiles), corners, geo)[None]
 
 

@@ -9,10 +9,10 @@ import importlib.util
 import sys
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from emadapt.errors import InputError
+from emadapt.models.heads import at_size
 from emadapt.models.passthrough import PassThrough
 from emadapt.models.weights import Provenance
 
@@ -49,10 +49,7 @@ class Passed(nn.Module):
     """Passes the logits (B, 2, H, W) of such a network on, resized if need be."""
 
     def forward(self, tokens: list[torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
-        logits = tokens[0].float()
-        if logits.shape[-2:] == size:
-            return logits
-        return F.interpolate(logits, size, mode="bilinear", align_corners=False)
+        return at_size(tokens[0].float(), size)
 
 
 def two_classes(logits: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ from torch import nn
 
 from emadapt.data.crops import as_input
 from emadapt.data.tiles import Geometry, Grey, window_starts
-from emadapt.models.batch_norm import BatchNorm3d
+from emadapt.models.batch_norm import BatchNorm
 from emadapt.models.device import autocast
 from emadapt.models.monai_parts import monai_part
 from emadapt.models.segmenter import Probability, Segmenter
@@ -72,9 +72,9 @@ class Block(nn.Module):
 
     def __init__(self, into: int, out: int) -> None:
         super().__init__()
-        self.first = nn.Sequential(_convolution(into, out, (1, 3, 3)), BatchNorm3d(out), nn.ELU())
-        self.second = nn.Sequential(_convolution(out, out, (3, 3, 3)), BatchNorm3d(out), nn.ELU())
-        self.third = nn.Sequential(_convolution(out, out, (3, 3, 3)), BatchNorm3d(out))
+        self.first = nn.Sequential(_convolution(into, out, (1, 3, 3)), BatchNorm(out), nn.ELU())
+        self.second = nn.Sequential(_convolution(out, out, (3, 3, 3)), BatchNorm(out), nn.ELU())
+        self.third = nn.Sequential(_convolution(out, out, (3, 3, 3)), BatchNorm(out))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         first = self.first(x)
@@ -94,7 +94,7 @@ class ResUNet3d(nn.Module):
         super().__init__()
         steps, first = list(pairwise(channels)), channels[0]
         entry = _convolution(1, first, (1, 5, 5))
-        self.before = nn.Sequential(entry, BatchNorm3d(first), nn.ELU())
+        self.before = nn.Sequential(entry, BatchNorm(first), nn.ELU())
         self.down = nn.ModuleList([Block(first, first), *(Block(a, b) for a, b in steps)])
         self.lift = nn.ModuleList(_lift(below, above) for above, below in steps)
         self.up = nn.ModuleList(Block(a, a) for a, _ in steps)

@@ -6,6 +6,7 @@ correlation gives every strength.
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,19 +41,11 @@ class Sums:
     xy: Floats
 
     def __add__(self, other: Sums) -> Sums:
-        return Sums(
-            self.n + other.n,
-            self.x + other.x,
-            self.xx + other.xx,
-            self.y + other.y,
-            self.xy + other.xy,
-        )
+        return Sums(*map(operator.add, vars(self).values(), vars(other).values()))
 
     def weighted(self, weight: float) -> Sums:
         """The same with every token counted `weight` times."""
-        return Sums(
-            weight * self.n, weight * self.x, weight * self.xx, weight * self.y, weight * self.xy
-        )
+        return Sums(*(weight * value for value in vars(self).values()))
 
 
 @dataclass(frozen=True)

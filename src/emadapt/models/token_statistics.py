@@ -86,20 +86,12 @@ def _of_slices(
 ) -> Statistics:
     if view is None:
         return statistics_of(segmenter, _tiles(segmenter, volume, slices))
-    return statistics_of(segmenter, _cached(view, slices))
+    return statistics_of(segmenter, (part for z in slices for part in view.batches(z, BATCH_TILES)))
 
 
 def _evenly(slices: Sequence[int]) -> list[int]:
     places = np.linspace(0, len(slices) - 1, min(FEW, len(slices))).round().astype(int)
     return [slices[k] for k in np.unique(places)]
-
-
-def _cached(view: TokenView, slices: Sequence[int]) -> Iterator[Inputs]:
-    for z in slices:
-        rows = view.rows_of_slice(z)
-        for start in range(0, len(rows), BATCH_TILES):
-            some = rows[start : start + BATCH_TILES]
-            yield view.read(slice(some[0], some[-1] + 1))
 
 
 def _tiles(segmenter: Segmenter, volume: Volume, slices: Sequence[int]) -> Iterator[torch.Tensor]:

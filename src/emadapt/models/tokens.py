@@ -20,6 +20,7 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -90,23 +91,110 @@ class TokenView:
         """Rows of slice `z`."""
         return self._labelled(np.flatnonzero(self.index[:, 0] == z))
 
+    def batches(self, z: int, size: int) -> Iterator[Inputs]:
+        """What a segmenter takes of slice `z`, at most `size` tiles at once."""
+        rows = self.rows_of_slice(z)
+        for start in range(0, len(rows), size):
+            some = rows[start : start + size]
+            yield self.read(slice(some[0], some[-1] + 1))
+
     def _labelled(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Without the tiles of training slices that do not count as labelled."""
         if self.only is None:
             return rows
-        places, train = (
-            [tuple(place) for place in self.index[rows].tolist()],
-            set(self.split["train"]),
-        )
+        places = [tuple(place) for place in self.index[rows].tolist()]
+        train = set(self.split["train"])
         kept = [place in self.only or place[0] not in train for place in places]
         return rows[np.asarray(kept, dtype=bool)]
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One view of a dataset under a backbone; `cut` as for `token_views`."""
+
+    backbone: Backbone
+    spec: BackboneSettings
+    volume: Volume
+    view: int
+    cut: int | None
+
+    @property
+    def ingredients(self) -> dict[str, Any]:
+        """All that the tokens depend on but the data."""
+        settings = {name: getattr(self.spec, name) for name in SETTINGS}
+        if self.view == 0:
+            settings["overlap"] = self.spec.overlap
+        return {
+            "format": FORMAT,
+            "weights": self.backbone.provenance.sha256,
+            "blocks": list(self.backbone.blocks),
+            "settings": settings | {"precision": resolve_precision(self.spec.precision)},
+            "align": aligner_of(self.volume, self.spec).facts,
+            "view": self.view,
+            "cut": self.cut,
+        }
+
+    @property
+    def key(self) -> str:
+        """Hash of all that the entry depends on."""
+        return digest(self.ingredients | {"data": self.volume.md5})[:24]
+
+    @property
+    def pixels(self) -> str:
+        """The key without the labels: entries that share it have the same tokens, row by row."""
+        image = self.volume.manifest.get("image_md5", self.volume.md5)
+        return digest(self.ingredients | {"image": image, "plan": self.plan})[:24]
+
+    @cached_property
+    def geo(self) -> Geometry:
+        return geometry_of(self.volume, self.spec, self.backbone.arch.patch)
+
+    @cached_property
+    def plan(self) -> list[tuple[int, int, int]]:
+        """Rows: (slice, y, x) of a grid tile, or (slice, -1, n) of the n-th crop."""
+        split, corners = self.volume.split, self.geo.corners(0.0)
+        if self.view > 0:
+            return [(z, -1, n) for z in split["train"] for n in range(len(corners))]
+        train = [(z, y, x) for z in split["train"] for y, x in corners]
+        held_out = (z for part in ("val", "test") for z in split[part])
+        return train + [(z, y, x) for z in held_out for y, x in self.geo.corners()]
+
+    def tiles(self) -> Iterator[tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]]:
+        """Image, (h, w) or (h, w, 3), and label (h, w) of each row."""
+        slice_now, image, label = -1, np.empty(0, np.uint8), np.empty(0, np.uint8)
+        height, width = self.geo.tile
+        for z, y, x in self.plan:
+            if slice_now != z:
+                slice_now, label = z, label_to_input(self.volume.label[z], self.geo)
+                image = to_input(with_neighbours(self.volume, z, self.spec.context), self.geo)
+            if y < 0:
+                seed = int(np.random.default_rng([self.view, z, x]).integers(2**31))
+                yield crop(image, label, self.geo.tile, seed, augmented=True)
+            else:
+                place = np.s_[y : y + height, x : x + width]
+                yield image[place], label[place]
+
+    def new_arrays(self, folder: Path, *, with_tokens: bool) -> dict[str, np.memmap[Any, Any]]:
+        """The large arrays, as files to be filled."""
+        rows, (h, w), cut = len(self.plan), self.geo.grid, self.cut
+        arrays = {"labels": new_array(folder / "labels.npy", np.uint8, (rows, *self.geo.tile))}
+        if not with_tokens:
+            return arrays
+        dim = self.backbone.arch.dim
+        blocks = [b for b in self.backbone.blocks if cut is None or b < cut]
+        shapes: dict[str, tuple[int, ...]] = {"tokens": (rows, len(blocks) * dim, h, w)}
+        if cut is not None:
+            shapes["entering"] = (rows, self.backbone.vit.num_prefix_tokens + h * w, dim)
+        for name, shape in shapes.items():
+            arrays[name] = new_array(folder / f"{name}.npy", np.float16, shape)
+        return arrays
 
 
 def token_key(
     backbone: Backbone, spec: BackboneSettings, volume: Volume, view: int, cut: int | None = None
 ) -> str:
     """Hash of all that an entry depends on: weights, settings, geometry, data and view."""
-    return digest(_ingredients(backbone, spec, volume, view, cut) | {"data": volume.md5})[:24]
+    return _Entry(backbone, spec, volume, view, cut).key
 
 
 def token_views(
@@ -132,12 +220,13 @@ def token_views(
     """
     out = []
     for view in views:
-        folder = cache / token_key(backbone, spec, volume, view, cut)
+        entry = _Entry(backbone, spec, volume, view, cut)
+        folder = cache / entry.key
         if not (folder / "manifest.json").is_file():
             cache.mkdir(parents=True, exist_ok=True)
             with FileLock(cache / f"{folder.name}.lock"):  # another stage may want it now, too
                 if not (folder / "manifest.json").is_file():
-                    _extract(backbone, spec, volume, view, folder, cut)
+                    _extract(entry, folder)
         names = [f.stem for f in folder.glob("*.npy")]
         arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names}
         out.append(TokenView(split=volume.split, **arrays))
@@ -168,7 +257,7 @@ def run(study: Study, backbone_name: str, dataset: str, out: Path = Path("build/
         print(f"tokens {backbone_name} {dataset}: none, no regime of the study has a backbone")
         return path
     started, backbone = time.perf_counter(), pretrained(spec).to(device())
-    entries = [_entry(backbone, spec, volume, view) for view in range(spec.views + 1)]
+    entries = [_entry_facts(backbone, spec, volume, view) for view in range(spec.views + 1)]
     write_json(path, manifest | {"entries": entries, "weights": backbone.provenance.to_dict()})
     tiles, size = (sum(entry[key] for entry in entries) for key in ("rows", "bytes"))
     seconds = time.perf_counter() - started
@@ -177,62 +266,17 @@ def run(study: Study, backbone_name: str, dataset: str, out: Path = Path("build/
     return path
 
 
-def _entry(backbone: Backbone, spec: BackboneSettings, volume: Volume, view: int) -> dict[str, Any]:
+def _entry_facts(
+    backbone: Backbone, spec: BackboneSettings, volume: Volume, view: int
+) -> dict[str, Any]:
+    """What the stage's manifest says of an entry, which is computed if it is not there."""
     rows = len(token_views(backbone, spec, volume, range(view, view + 1))[0].index)
     key = token_key(backbone, spec, volume, view)
     size = sum(f.stat().st_size for f in (CACHE / key).rglob("*") if f.is_file())
     return {"view": view, "key": key, "rows": rows, "bytes": size}
 
 
-def _ingredients(
-    backbone: Backbone, spec: BackboneSettings, volume: Volume, view: int, cut: int | None
-) -> dict[str, Any]:
-    """All that the tokens of an entry depend on but the data."""
-    settings = {name: getattr(spec, name) for name in SETTINGS}
-    if view == 0:
-        settings["overlap"] = spec.overlap
-    return {
-        "format": FORMAT,
-        "weights": backbone.provenance.sha256,
-        "blocks": list(backbone.blocks),
-        "settings": settings | {"precision": resolve_precision(spec.precision)},
-        "align": aligner_of(volume, spec).facts,
-        "view": view,
-        "cut": cut,
-    }
-
-
-def _pixels_key(
-    backbone: Backbone, spec: BackboneSettings, volume: Volume, view: int, cut: int | None
-) -> str:
-    """The key without the labels: entries that share it have the same tokens, row by row."""
-    plan = _plan(spec, volume, view, backbone.arch.patch)
-    image = volume.manifest.get("image_md5", volume.md5)
-    return digest(_ingredients(backbone, spec, volume, view, cut) | {"image": image, "plan": plan})[
-        :24
-    ]
-
-
-def _plan(
-    spec: BackboneSettings, volume: Volume, view: int, patch: int
-) -> list[tuple[int, int, int]]:
-    """Rows of an entry: (slice, y, x) of a grid tile, or (slice, -1, n) of the n-th crop."""
-    geo, split = geometry_of(volume, spec, patch), volume.split
-    if view > 0:
-        return [(z, -1, n) for z in split["train"] for n in range(len(geo.corners(0.0)))]
-    train = [(z, y, x) for z in split["train"] for y, x in geo.corners(0.0)]
-    held_out = (z for part in ("val", "test") for z in split[part])
-    return train + [(z, y, x) for z in held_out for y, x in geo.corners()]
-
-
-def _extract(
-    backbone: Backbone,
-    spec: BackboneSettings,
-    volume: Volume,
-    view: int,
-    folder: Path,
-    cut: int | None,
-) -> None:
+def _extract(entry: _Entry, folder: Path) -> None:
     """Compute one entry.
 
     Where another entry has the same images (a dataset whose labels were corrected), its tokens are
@@ -240,24 +284,23 @@ def _extract(
     """
     from rich.progress import track
 
-    geo = geometry_of(volume, spec, backbone.arch.patch)
-    plan = _plan(spec, volume, view, backbone.arch.patch)
-    pixels = _pixels_key(backbone, spec, volume, view, cut)
-    same = _same_pixels(folder.parent, pixels)
+    backbone, volume, plan = entry.backbone, entry.volume, entry.plan
+    same = _same_pixels(folder.parent, entry.pixels)
     index = [(z, y, x) if y >= 0 else (z, -1, -1) for z, y, x in plan]
-    batch = max(1, BATCH_TOKENS // math.prod(geo.grid))
-    tiles = _tiles(volume, spec, geo, view, plan)
+    batch = max(1, BATCH_TOKENS // math.prod(entry.geo.grid))
+    tiles = entry.tiles()
     with whole_folder(folder) as temporary:
-        arrays = _new_arrays(temporary, backbone, geo, len(plan), cut, with_tokens=same is None)
+        arrays = entry.new_arrays(temporary, with_tokens=same is None)
         np.save(temporary / "index.npy", np.asarray(index, dtype=np.int32))
-        title = f"tokens {volume.name} view {view}"
+        title = f"tokens {volume.name} view {entry.view}"
         for start in track(range(0, len(plan), batch), description=title):
             rows = slice(start, min(start + batch, len(plan)))
             images, labels = zip(*(next(tiles) for _ in plan[rows]), strict=True)
             arrays["labels"][rows] = np.stack(labels)
             if same:
                 continue
-            for name, values in _computed(backbone, np.stack(images), spec.precision, cut).items():
+            computed = _computed(backbone, np.stack(images), entry.spec.precision, entry.cut)
+            for name, values in computed.items():
                 _check_finite(values, volume.name, plan[start][0])
                 arrays[name][rows] = values
         for array in arrays.values():
@@ -265,9 +308,9 @@ def _extract(
         for name in ("tokens", "entering"):
             if same and (same / f"{name}.npy").is_file():
                 os.link(same / f"{name}.npy", temporary / f"{name}.npy")
-        facts: dict[str, Any] = {"rows": len(plan), "view": view, "cut": cut, "pixels": pixels}
-        facts |= {"data_md5": volume.md5, "weights": backbone.provenance.to_dict()}
-        write_json(temporary / "manifest.json", facts)
+        facts = {"rows": len(plan), "view": entry.view, "cut": entry.cut, "pixels": entry.pixels}
+        made_of = {"data_md5": volume.md5, "weights": backbone.provenance.to_dict()}
+        write_json(temporary / "manifest.json", facts | made_of)
 
 
 def _check_finite(values: npt.NDArray[np.float16], dataset: str, z: int) -> None:
@@ -280,56 +323,12 @@ def _check_finite(values: npt.NDArray[np.float16], dataset: str, z: int) -> None
         )
 
 
-def _tiles(
-    volume: Volume,
-    spec: BackboneSettings,
-    geo: Geometry,
-    view: int,
-    plan: list[tuple[int, int, int]],
-) -> Iterator[tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]]:
-    """Image, (h, w) or (h, w, 3), and label (h, w) of each row of an entry."""
-    slice_now, image, label = -1, np.empty(0, np.uint8), np.empty(0, np.uint8)
-    height, width = geo.tile
-    for z, y, x in plan:
-        if slice_now != z:
-            slice_now, label = z, label_to_input(volume.label[z], geo)
-            image = to_input(with_neighbours(volume, z, spec.context), geo)
-        if y < 0:
-            seed = int(np.random.default_rng([view, z, x]).integers(2**31))
-            yield crop(image, label, geo.tile, seed, augmented=True)
-        else:
-            place = np.s_[y : y + height, x : x + width]
-            yield image[place], label[place]
-
-
 def _same_pixels(cache: Path, pixels: str) -> Path | None:
     """A finished entry of the same images under the same backbone, if there is one."""
     for file in sorted(cache.glob("[0-9a-f]*/manifest.json")):
         if json.loads(file.read_text()).get("pixels") == pixels:
             return file.parent
     return None
-
-
-def _new_arrays(
-    folder: Path,
-    backbone: Backbone,
-    geo: Geometry,
-    rows: int,
-    cut: int | None,
-    *,
-    with_tokens: bool,
-) -> dict[str, np.memmap[Any, Any]]:
-    """The large arrays of an entry, as files to be filled."""
-    arrays = {"labels": new_array(folder / "labels.npy", np.uint8, (rows, *geo.tile))}
-    if not with_tokens:
-        return arrays
-    dim, blocks = backbone.arch.dim, len([b for b in backbone.blocks if cut is None or b < cut])
-    shapes: dict[str, tuple[int, ...]] = {"tokens": (rows, blocks * dim, *geo.grid)}
-    if cut is not None:
-        shapes["entering"] = (rows, backbone.vit.num_prefix_tokens + math.prod(geo.grid), dim)
-    return arrays | {
-        name: new_array(folder / f"{name}.npy", np.float16, shape) for name, shape in shapes.items()
-    }
 
 
 def _computed(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
+from emadapt.models.heads import at_size
 from emadapt.models.monai_parts import monai_part
 
 STRIDE = 16
@@ -36,10 +36,7 @@ class UNet2d(nn.Module):
         image = torch.cat(tokens, 1)
         if not len(image):  # one of several processes has no sample, but joins the backward pass
             return self.forward([image.new_zeros(1, *image.shape[1:])], size)[:0]
-        logits = self.net(image).float()  # B,C,H,W -> B,2,H,W
-        if logits.shape[-2:] == size:
-            return torch.as_tensor(logits)
-        return F.interpolate(logits, size, mode="bilinear", align_corners=False)
+        return at_size(self.net(image).float(), size)  # B,C,H,W -> B,2,H,W
 
 
 def rounded_up(tile: int, multiple: int, least: int = 0) -> int:
