@@ -9,6 +9,7 @@ from typing import Any
 
 from emadapt.errors import InputError
 
+Norm = tuple[tuple[float, float, float], tuple[float, float, float]]
 # Means and standard deviations of the checkpoints' images in [0, 1], as timm and open_clip register
 # them (a test compares them).
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -57,11 +58,11 @@ def _dino(timm_name: str, tag: str, dim: int, depth: int) -> Arch:
     return Arch(timm_name, family, patch, dim, depth, *IMAGENET, f"timm/{timm_name}.{tag}")
 
 
-def _openclip(timm_name: str, patch: int, dim: int, depth: int, norm: tuple, hub: str) -> Arch:
+def _openclip(timm_name: str, patch: int, dim: int, depth: int, norm: Norm, hub: str) -> Arch:
     return Arch(timm_name, "openclip", patch, dim, depth, *norm, f"laion/CLIP-ViT-{hub}")
 
 
-def _tiny(timm_name: str, family: str, patch: int, norm: tuple, **kwargs: Any) -> Arch:
+def _tiny(timm_name: str, family: str, patch: int, norm: Norm, **kwargs: Any) -> Arch:
     kwargs = {"embed_dim": 64, "depth": 4, "num_heads": 2, **kwargs}
     return Arch(timm_name, family, patch, 64, 4, *norm, None, kwargs)
 
