@@ -97,12 +97,8 @@ def publish(run: Run) -> str:
 def sync(root: Path, name: str = "", but: str = "") -> tuple[int, int]:
     """Publish the runs that are kept in files, of processes that are no longer there.
 
-    A run whose process died without ending it becomes KILLED.
-
-    Args:
-        root: the project's root.
-        name: only runs of this name.
-        but: not the run with this key.
+    A run whose process died without ending it becomes KILLED. With `name` only runs of this name;
+    never the run with the key `but`.
 
     Returns:
         Numbers of runs that were published, and that still wait.
@@ -156,16 +152,10 @@ def _left_over(root: Path, file: Path) -> Run | None:
 
 
 def _deliver(run: Run, kept: str, *, earlier_first: bool = False, patient: bool = True) -> bool:
-    """Send to MLflow what it does not have.
+    """Send to MLflow what it does not have; gives whether MLflow has all of the run.
 
-    Args:
-        run: it.
-        kept: where it is kept, in words for an outage.
-        earlier_first: first the runs of its name that dead processes left: it may go on with one.
-        patient: while a store is out, try it only now and then.
-
-    Returns:
-        Whether MLflow has all of it.
+    `kept` says where it is kept. With `earlier_first`, runs of its name that dead processes left
+    go first: it may go on with one. With `patient`, a store that is out is tried only now and then.
     """
     uri = tracking_uri(run.root)
     wait = WAIT if run.status == "RUNNING" else LAST_WAIT

@@ -56,11 +56,7 @@ def moved(root: Path) -> str | None:
 
 
 def relocate(root: Path, old_root: str) -> int:
-    """Make the artifacts of a moved checkout found again; all of them, or nothing changes.
-
-    Args:
-        root: the project's root as it is now.
-        old_root: the root as it was.
+    """Make the artifacts of a checkout that was moved from `old_root` found again: all, or none.
 
     Returns:
         How many locations were rewritten.

@@ -23,74 +23,53 @@ from emadapt.tracking.redact import redact
 
 FOLDER = Path("scratch/track")
 """Runs that MLflow does not have yet, or that go on."""
-FIELDS_IN_MEMORY = ("root", "muted", "known")
+IN_MEMORY = ("root", "muted", "known", "lock")
+"""What the file of a run leaves out."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset that a run has read.
-
-    Attributes:
-        name: its name.
-        digest: of its content, at most 36 characters (MLflow's limit), as an md5.
-        source: where it is.
-        context: what it was read for, such as "training" or "test".
-    """
+    """A dataset that a run has read."""
 
     name: str
-    digest: str
-    source: str
-    context: str
+    digest: str  # of its content, at most 36 characters (MLflow's limit), as an md5
+    source: str  # where it is
+    context: str  # what it was read for, such as "training" or "test"
 
 
 @dataclass
 class Run:
-    """What MLflow is to have of a unit, a sweep or a trial.
+    """What MLflow is to have of a unit, a sweep or a trial."""
 
-    Attributes:
-        study: MLflow's experiment.
-        name: of the run.
-        tags: say what the run is. On a run that is there already, they are added if missing.
-        params: settings; nested ones get dotted names.
-        metrics: numbers by step; an epoch is a step.
-        times: of a step's first numbers, as `began`.
-        results: tags that say what came out; they replace what is there.
-        artifacts: files, by their path in the run.
-        datasets: that were read.
-        same: tags by whose values a run is found that this one goes on with; empty for a new run.
-        origin: tag of a run that had to be created: "restored" for a model from DVC's cache.
-        parent: tags of the run that this one is shown under.
-        status: FINISHED, FAILED, KILLED, or RUNNING while it is live.
-        began, ended: milliseconds since 1970.
-        key: its own name, by which it is found again.
-        digests: md5 of each artifact.
-        root: the project's root.
-        muted: publish nothing, as in all but the first of several processes.
-        known: what MLflow is known to have; see `publish`.
-    """
-
-    study: str
-    name: str
+    study: str  # MLflow's experiment
+    name: str  # of the run
+    # say what the run is. On a run that is there already, they are added if missing
     tags: dict[str, Any] = field(default_factory=dict)
-    params: dict[str, Any] = field(default_factory=dict)
+    params: dict[str, Any] = field(default_factory=dict)  # settings; nested ones get dotted names
+    # numbers by step; an epoch is a step
     metrics: dict[int, dict[str, float]] = field(default_factory=dict)
-    times: dict[int, int] = field(default_factory=dict)
+    times: dict[int, int] = field(default_factory=dict)  # of a step's first numbers, as `began`
+    # tags that say what came out; they replace what is there
     results: dict[str, Any] = field(default_factory=dict)
-    artifacts: dict[str, Path] = field(default_factory=dict)
-    datasets: list[Dataset] = field(default_factory=list)
+    artifacts: dict[str, Path] = field(default_factory=dict)  # files, by their path in the run
+    datasets: list[Dataset] = field(default_factory=list)  # that were read
+    # tags by whose values a run is found that this one goes on with; empty for a new run
     same: tuple[str, ...] = ()
+    # tag of a run that had to be created: "restored" for a model from DVC's cache
     origin: str = "trained"
+    # tags of the run that this one is shown under
     parent: dict[str, str] = field(default_factory=dict)
-    status: str = "FINISHED"
-    began: int = field(default_factory=lambda: now())
-    ended: int = 0
+    status: str = "FINISHED"  # FINISHED, FAILED, KILLED, or RUNNING while it is live
+    began: int = field(default_factory=lambda: now())  # milliseconds since 1970
+    ended: int = 0  # milliseconds since 1970
+    # its own name, by which it is found again
     key: str = field(default_factory=lambda: uuid.uuid4().hex)
-    digests: dict[str, str] = field(default_factory=dict)
-    root: Path = field(default_factory=lambda: Path().resolve())
-    muted: bool = False
-    known: Any = None
+    digests: dict[str, str] = field(default_factory=dict)  # md5 of each artifact
+    root: Path = field(default_factory=lambda: Path().resolve())  # the project's root
+    muted: bool = False  # publish nothing, as in all but the first of several processes
+    known: Any = None  # what MLflow is known to have; see `publish`
 
     def log(self, values: Mapping[str, float], step: int = 0) -> None:
         """Add numbers of a step. Infinite ones and NaN become the tag `nonfinite` instead."""
@@ -115,19 +94,11 @@ class Run:
         return FileLock(self.file.with_suffix(".lock"))
 
     def save(self) -> None:
-        """Write the run's file, without passwords.
-
-        Raises:
-            OSError: the disk takes no more.
-        """
+        """Write the run's file, without passwords."""
         for name, path in self.artifacts.items():
             if (self.root / path).is_file():
                 self.digests[name] = file_md5(self.root / path)
-        kept = {
-            item.name: getattr(self, item.name)
-            for item in dataclasses.fields(self)
-            if item.name not in FIELDS_IN_MEMORY
-        }
+        kept = {k: v for k, v in vars(self).items() if k not in IN_MEMORY}
         kept["tags"], kept["results"] = texts(self.tags), texts(self.results)
         kept["params"] = texts(flat(self.params))
         kept["artifacts"] = {
@@ -176,11 +147,8 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def texts(values: Mapping[str, Any]) -> dict[str, str]:
     """Values as MLflow keeps them: text of at most 5000 characters, no passwords, no None."""
-    said = {
-        name: str(value).lower() if isinstance(value, bool) else str(value)
-        for name, value in values.items()
-        if value is not None
-    }
+    said = {name: str(value) for name, value in values.items() if value is not None}
+    said |= {name: said[name].lower() for name, value in values.items() if isinstance(value, bool)}
     return {name: redact(text)[:5000] for name, text in said.items()}
 
 

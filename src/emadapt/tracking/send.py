@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -29,24 +29,15 @@ GONE = "RESOURCE_DOES_NOT_EXIST"
 
 @dataclass
 class Known:
-    """What MLflow has of a run.
-
-    Attributes:
-        run_id: MLflow's.
-        status: as `Run.status`.
-        tags, params: its texts.
-        metrics: the latest value by name and step, as far as it was read.
-        unread: names of metrics whose values were not read yet.
-        datasets: name, digest and context of each.
-    """
+    """What MLflow has of a run."""
 
     run_id: str
     status: str
     tags: dict[str, str]
     params: dict[str, str]
-    unread: set[str]
-    datasets: set[tuple[str, str, str]]
-    metrics: dict[tuple[str, int], float] = field(default_factory=dict)
+    unread: set[str]  # names of metrics whose values were not read yet
+    datasets: set[tuple[str, str, str]]  # name, digest and context of each
+    metrics: dict[tuple[str, int], float] = field(default_factory=dict)  # by name and step
 
 
 def update(store: Any, run: Run) -> None:
@@ -102,10 +93,8 @@ def _send_texts(store: Any, run: Run, known: Known) -> None:
     tags = {name: text for name, text in texts(run.tags).items() if name not in known.tags}
     results = texts(run.results)
     tags |= {name: text for name, text in results.items() if known.tags.get(name) != text}
-    for some in _portions([Param(*item) for item in params.items()], 100):  # MLflow's limit
-        _attempt(run, "params", partial(store.log_batch, known.run_id, params=some))
-    for marks in _portions([RunTag(*item) for item in tags.items()], 100):
-        _attempt(run, "tags", partial(store.log_batch, known.run_id, tags=marks))
+    _send_batches(store, run, known, "params", [Param(*item) for item in params.items()], 100)
+    _send_batches(store, run, known, "tags", [RunTag(*item) for item in tags.items()], 100)
     known.params |= params
     known.tags |= tags
 
@@ -128,8 +117,7 @@ def _send_metrics(store: Any, run: Run, known: Known) -> None:
     metrics = [
         Metric(name, value, run.times.get(step, now()), step) for (name, step), value in new.items()
     ]
-    for batch in _portions(metrics, 1000):  # MLflow's limit
-        _attempt(run, "metrics", partial(store.log_batch, known.run_id, metrics=batch))
+    _send_batches(store, run, known, "metrics", metrics, 1000)
     known.metrics |= new
 
 
@@ -193,6 +181,10 @@ def _attempt(run: Run, what: str, call: Callable[[], Any], patience: float = PAT
     return True
 
 
-def _portions(items: list[Any], size: int) -> Iterator[list[Any]]:
-    for at in range(0, len(items), size):
-        yield items[at : at + size]
+def _send_batches(
+    store: Any, run: Run, known: Known, what: str, items: list[Any], limit: int
+) -> None:
+    """Send params, tags or metrics, at most MLflow's `limit` in a call."""
+    for start in range(0, len(items), limit):
+        batch = {what: items[start : start + limit]}
+        _attempt(run, what, partial(store.log_batch, known.run_id, **batch))

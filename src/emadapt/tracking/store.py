@@ -6,12 +6,14 @@ import, so it is imported inside functions.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import re
 import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -62,20 +64,19 @@ def client(root: Path) -> Any:
             f"this checkout was moved here from {old}; run `emadapt track relocate {old}` once"
         )
 
+    is_file = uri.startswith("sqlite:")
+
     def connect() -> Any:
-        made = MlflowClient(uri, registry_uri=uri)
-        made.search_experiments(max_results=1)
+        lock: Any = contextlib.nullcontext()
+        if is_file:  # one process creates it; others at the same time would crash in it
+            (root / LOCK).parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(root / LOCK)
+        with lock:
+            made = MlflowClient(uri, registry_uri=uri)
+            made.search_experiments(max_results=1)
         return made
 
-    def create() -> Any:
-        # One process creates a fresh database; others at the same time would crash in it.
-        lock = root / LOCK
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(lock):
-            return connect()
-
-    is_file = uri.startswith("sqlite:")
-    _CLIENTS[uri] = within(CREATION, create) if is_file else within(PATIENCE, connect)
+    _CLIENTS[uri] = within(CREATION if is_file else PATIENCE, connect)
     return _CLIENTS[uri]
 
 
@@ -89,22 +90,21 @@ def within(seconds: float, call: Callable[[], Any]) -> Any:
         TimeoutError: no answer in time.
         BaseException: what the call raises.
     """
-    result: dict[str, Any] = {}
+    answer: Future[Any] = Future()
 
     def work() -> None:
         try:
-            result["value"] = call()
-        except BaseException as error:  # raised again below, in the caller's thread
-            result["error"] = error
+            answer.set_result(call())
+        except BaseException as error:  # raised by `result`, in the caller's thread
+            answer.set_exception(error)
 
-    worker = threading.Thread(target=work, daemon=True)
-    worker.start()
-    worker.join(seconds)
-    if worker.is_alive():
-        raise TimeoutError(f"no answer within {seconds:.0f} s")
-    if "error" in result:
-        raise result["error"]
-    return result["value"]
+    threading.Thread(target=work, daemon=True).start()  # an executor would wait for it at exit
+    try:
+        return answer.result(seconds)
+    except TimeoutError:
+        if answer.done():
+            raise
+        raise TimeoutError(f"no answer within {seconds:.0f} s") from None
 
 
 def find_run(root: Path, study: str, tags: Mapping[str, str]) -> str | None:

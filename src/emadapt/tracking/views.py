@@ -115,14 +115,7 @@ def run_line(run: Any) -> str:
 def page(
     study: str, experiment_id: str, datasets: Sequence[str], several_seeds: bool
 ) -> dict[str, str]:
-    """The tags that make up the page of a study.
-
-    Args:
-        study: the experiment's name.
-        experiment_id: for links.
-        datasets: that models are tested on; none if that is not known yet.
-        several_seeds: whether to add a view of means over seeds.
-    """
+    """The tags that make up the page of a study; `datasets` are those its models are tested on."""
     names = {"test-iou": "Test IoU"}
     if several_seeds:
         names["over-seeds"] = "Means over seeds"
