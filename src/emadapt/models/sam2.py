@@ -56,6 +56,8 @@ class Sam2(Published):
         InputError: no package, or weights that cannot be had or do not fit.
     """
 
+    network: Any
+
     def __init__(self, weights: str, prompts: str) -> None:
         check_package("sam2")
         folder, source = folder_of(weights)
