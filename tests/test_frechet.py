@@ -117,8 +117,6 @@ def test_the_intercept_is_the_distance_at_infinite_n() -> None:
     sizes = [100, 200, 400]
     assert extrapolate(sizes, [3 + 50 / n for n in sizes]) == pytest.approx(3)
     assert extrapolate(sizes, [-1 + 200 / n for n in sizes]) == pytest.approx(-1)
-    with pytest.raises(InputError, match="at least two different sizes"):
-        extrapolate([100, 100], [1.0, 2.0])
 
 
 def test_extrapolation_takes_off_most_of_the_bias_of_few_samples() -> None:

@@ -31,13 +31,13 @@ def test_auroc_over_tokens_and_over_slices() -> None:
     train, same, other = (rng.standard_normal((n, 3)) for n in (400, 200, 160))
     slices_same, slices_other = np.repeat(np.arange(10), 20), np.repeat([3, 7, 8, 9], 40)
     alike = outlier_auroc(train, same, slices_same, other, slices_other)
-    assert alike.token == pytest.approx(0.5, abs=0.08)
-    assert alike.n == (400, 200, 160)
+    assert alike[0] == pytest.approx(0.5, abs=0.08)
     apart = outlier_auroc(train, same, slices_same, 1.7 * other, slices_other)
-    assert 0.6 < apart.token < 0.95
-    assert apart.slice == 1.0  # a slice's mean is surer than a token
+    assert 0.6 < apart[0] < 0.95
+    assert apart[1] == 1.0  # a slice's mean is surer than a token
     inside = outlier_auroc(train, same, slices_same, 0.1 * other, slices_other)
-    assert (inside.token < 0.2, inside.slice) == (True, 0.0)
+    assert inside[0] < 0.2
+    assert inside[1] == 0.0
 
 
 def test_bad_input() -> None:
@@ -46,5 +46,5 @@ def test_bad_input() -> None:
         outlier_auroc(x, x, slices, np.where(np.arange(25).reshape(5, 5) == 3, np.inf, x), slices)
     with pytest.raises(InputError, match=r"held-out tokens: found features of shape \(0, 5\)"):
         outlier_auroc(x, x[:0], slices[:0], x, slices)
-    with pytest.raises(InputError, match="5 of training tokens, 4 of scored tokens"):
-        mahalanobis_scores(x, x[:, :4])
+    with pytest.raises(InputError, match="5 of training tokens, 5 of held-out tokens, 4 of other"):
+        outlier_auroc(x, x, slices, x[:, :4], slices)

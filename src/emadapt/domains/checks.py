@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -11,39 +11,25 @@ from emadapt.errors import InputError
 
 
 def check_features(
-    what: str, features: Sequence[npt.NDArray[np.floating]], names: Sequence[str], least: int = 1
+    what: str, features: Mapping[str, npt.NDArray[np.floating]], least: int = 1
 ) -> None:
-    """Stop at features that are not (n, D) with n of `least` or more, one D, and finite.
-
-    Args:
-        what: the diagnostic.
-        features: its arrays.
-        names: of these, for errors.
-        least: rows that each must have.
+    """Stop a diagnostic (`what`) at named features that it cannot use.
 
     Raises:
-        InputError: they are not.
+        InputError: not (n, D) with n of `least` or more, not finite, or of different D.
     """
-    for x, name in zip(features, names, strict=True):
+    for name, x in features.items():
+        where = f"{what}, {name}"
         if x.ndim != 2 or len(x) < least:
-            raise InputError(
-                f"{what}, {name}",
-                found=f"features of shape {x.shape}",
-                expected=f"(n, D), n of {least} or more",
-                do="Use more slices, and look at the dataset's labels.",
-            )
+            found, expected = f"features of shape {x.shape}", f"(n, D), n of {least} or more"
+            raise InputError(where, found=found, expected=expected, do="Use more slices.")
         if bad := x.size - int(np.isfinite(x).sum()):
-            raise InputError(
-                f"{what}, {name}",
-                found=f"{bad} of {x.size} values that are NaN or infinite",
-                expected="finite features",
-                do="Rebuild the token cache.",
-            )
-    if len({x.shape[1] for x in features}) > 1:
-        dims = ", ".join(f"{x.shape[1]} of {name}" for x, name in zip(features, names, strict=True))
-        raise InputError(
-            what,
-            found=f"features of different dimensions: {dims}",
-            expected="features of one backbone",
-            do="Rebuild the token cache.",
-        )
+            found = f"{bad} of {x.size} values that are NaN or infinite"
+            raise _stale(where, found, "finite features")
+    if len({x.shape[1] for x in features.values()}) > 1:
+        dims = ", ".join(f"{x.shape[1]} of {name}" for name, x in features.items())
+        raise _stale(what, f"features of different dimensions: {dims}", "one backbone's")
+
+
+def _stale(where: str, found: str, expected: str) -> InputError:
+    return InputError(where, found=found, expected=expected, do="Rebuild the token cache.")

@@ -40,7 +40,7 @@ def compare(
     level: str,
     cls: str,
     spec: DiagnoseSettings,
-    nulls: dict[str, dict[str, float]] | None = None,
+    null: float | None = None,
 ) -> dict[str, Any]:
     """One entry of `pairs`: distances of two datasets, their null and interval, and probes.
 
@@ -50,8 +50,7 @@ def compare(
         level: of `Population`.
         cls: of `Population`.
         spec: blocks, permutations, replicates.
-        nulls: of whole datasets, if `a` and `b` are parts of one; None: split halves of `a` and
-            `b`.
+        null: largest distance between halves of one dataset; None: of `a` or `b`.
 
     Raises:
         InputError: a class is in too few slices (see `measurable`).
@@ -60,21 +59,16 @@ def compare(
     n = [one.count(), other.count()]
     between, every = one.distance_to(other), (one.places(), other.places())
     found = between(*every)
-    if nulls is None:
-        nulls = {f.name: split_half_null(f, level, cls, spec) for f in (a, b)}
-    null = max(value["max"] for value in nulls.values())
+    if null is None:
+        null = max(split_half_null(f, level, cls, spec) for f in (a, b))
     blocks = spec.blocks
     if not one.of_slices:
         blocks = min(blocks, *(len(np.unique(p.sampled()[1])) for p in (one, other)))
     (x_a, blocks_a, _), (x_b, blocks_b, _) = (p.sample(PROBE_TOKENS, blocks) for p in (one, other))
     separated = probe.domain_probe(
-        x_a,
-        blocks_a,
-        x_b,
-        blocks_b,
+        {a.name: (x_a, blocks_a), b.name: (x_b, blocks_b)},
         permutations=spec.permutations,
         seed=spec.seed,
-        names=(a.name, b.name),
     )
     neighbours = 5 if one.of_slices else 10
     return {
@@ -83,26 +77,27 @@ def compare(
         "level": level,
         "class": cls,
         "n": n,
-        "slices": [len(a.slices), len(b.slices)],
         "frechet": _round(found),
         "relative": _round(found / float(np.mean([one.variance(), other.variance()]))),
         "frechet_inf": _round(_infinite(between, every, spec)),
         "ci95": _interval(between, every, found, spec),
-        "null": _round(null),
-        "nulls": nulls,
+        "null": null,
         "reads_as": "different" if _round(found) > null else "same",
-        "probe": _probe_entry(separated),
+        "probe": {
+            "balanced_accuracy": _round(separated.balanced_accuracy),
+            "p_value": _round(separated.p_value),
+        },
         "knn_mixing": _round(knn.domain_mixing(x_a, blocks_a, x_b, blocks_b, k=neighbours)),
     }
 
 
 @one_thread
-def split_half_null(f: Features, level: str, cls: str, spec: DiagnoseSettings) -> dict[str, float]:
-    """Distances between halves of one dataset, over all ways to halve its z-blocks.
+def split_half_null(f: Features, level: str, cls: str, spec: DiagnoseSettings) -> float:
+    """Largest distance between halves of one dataset, over all ways to halve its z-blocks.
 
     The two contiguous halves are one of the ways. Halves have half the slices, so their sampling
-    error is larger than that of whole datasets: a distance above the largest of these is no
-    sampling artefact, and no drift along z.
+    error is larger than that of whole datasets: a distance above this is no sampling artefact, and
+    no drift along z.
 
     Raises:
         InputError: the class is in one z-block only.
@@ -115,10 +110,9 @@ def split_half_null(f: Features, level: str, cls: str, spec: DiagnoseSettings) -
         one, other = np.flatnonzero(inside), np.flatnonzero(~inside)
         if own.of_slices or min(f.moments.merged(i, cls)[0] for i in (one, other)) > 1:
             draws.append((one, other))
-    found = _each(own.distance_to(own), draws)
-    if not found:
+    if not draws:
         raise own.lacking(f"{cls} tokens in one z-block only", f"two of {spec.blocks} at least")
-    return {"mean": _round(np.mean(found)), "max": _round(max(found)), "splits": len(found)}
+    return _round(max(_each(own.distance_to(own), draws)))
 
 
 @one_thread
@@ -130,16 +124,9 @@ def segmentation(a: Features, b: Features, spec: DiagnoseSettings) -> dict[str, 
     tokens.
     """
     x, blocks, chosen = Population(a, "token", "all").sample(len(a.tokens), spec.blocks)
-    tested = () if a is b else (b.tokens, b.foreground)
-    found = probe.foreground_probe(
-        x,
-        a.foreground[chosen],
-        blocks,
-        *tested,
-        permutations=spec.permutations,
-        seed=spec.seed,
-        names=(a.name, b.name),
-    )
+    tested = None if a is b else (b.tokens, b.foreground)
+    names = (a.name, b.name)
+    accuracy = probe.foreground_probe(x, a.foreground[chosen], blocks, tested, names=names)
     train, held = a.within("train"), b.within("val", "test")
     iou = knn.segmentation_iou(
         a.tokens[train], a.foreground[train], b.tokens[held], b.foreground[held]
@@ -147,9 +134,8 @@ def segmentation(a: Features, b: Features, spec: DiagnoseSettings) -> dict[str, 
     return {
         "train": a.name,
         "test": b.name,
-        "n": [int(train.sum()), int(held.sum())],
         "knn_iou": _round(iou),
-        "probe": _probe_entry(found),
+        "probe": {"balanced_accuracy": _round(accuracy)},
     }
 
 
@@ -157,23 +143,29 @@ def segmentation(a: Features, b: Features, spec: DiagnoseSettings) -> dict[str, 
 def outlyingness(a: Features, b: Features) -> dict[str, Any]:
     """Whether `b` is an outlier to training slices of `a` more than held-out ones are."""
     train, held = a.within("train"), a.within("val", "test")
-    found = outliers.outlier_auroc(a.tokens[train], a.tokens[held], a.at[held], b.tokens, b.at)
+    of_tokens, of_slices = outliers.outlier_auroc(
+        a.tokens[train], a.tokens[held], a.at[held], b.tokens, b.at
+    )
     return {
         "train": a.name,
         "test": b.name,
-        "auroc_token": _round(found.token),
-        "auroc_slice": _round(found.slice),
-        "n": list(found.n),
+        "auroc_token": _round(of_tokens),
+        "auroc_slice": _round(of_slices),
     }
 
 
 def pairs(found: Mapping[str, Features], spec: DiagnoseSettings) -> list[tuple[Features, Features]]:
     """Every two datasets, or those with the one that `diagnose.against` names."""
-    return [
-        (found[a], found[b])
-        for a, b in itertools.combinations(found, 2)
-        if spec.against in ("", a, b)
-    ]
+    every = itertools.combinations(found.values(), 2)
+    return [(a, b) for a, b in every if _is_wanted(a, b, spec)]
+
+
+def crossings(
+    found: Mapping[str, Features], spec: DiagnoseSettings
+) -> list[tuple[Features, Features]]:
+    """Each dataset to itself, and both ways to those that it is paired with."""
+    every = itertools.product(found.values(), repeat=2)
+    return [(a, b) for a, b in every if a is b or _is_wanted(a, b, spec)]
 
 
 def measurable(f: Features, cls: str, spec: DiagnoseSettings) -> bool:
@@ -183,13 +175,14 @@ def measurable(f: Features, cls: str, spec: DiagnoseSettings) -> bool:
     return len(places) >= FEWEST and len(blocks) > 1
 
 
+def _is_wanted(a: Features, b: Features, spec: DiagnoseSettings) -> bool:
+    return spec.against in ("", a.name, b.name)
+
+
 def _halves(spec: DiagnoseSettings) -> list[tuple[int, ...]]:
     """Blocks of one half, in all ways or `MOST_HALVES` of them, the contiguous one first."""
-    halves = [
-        half
-        for half in itertools.combinations(range(spec.blocks), spec.blocks // 2)
-        if 0 in half or spec.blocks % 2
-    ]
+    ways = itertools.combinations(range(spec.blocks), spec.blocks // 2)
+    halves = [half for half in ways if 0 in half or spec.blocks % 2]
     if len(halves) <= MOST_HALVES:
         return halves
     rng = np.random.default_rng(spec.seed)
@@ -200,7 +193,7 @@ def _halves(spec: DiagnoseSettings) -> list[tuple[int, ...]]:
 def _each(between: Distance, draws: Sequence[tuple[Numbers, ...]]) -> list[float]:
     """Distances of many draws in parallel; LAPACK releases Python's lock."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(lambda draw: between(draw[0], draw[1]), draws))
+        return list(pool.map(lambda draw: between(*draw), draws))
 
 
 def _infinite(between: Distance, every: tuple[Numbers, ...], spec: DiagnoseSettings) -> float:
@@ -227,17 +220,8 @@ def _interval(
 
     draws = [tuple(e[moving_blocks(len(e))] for e in every) for _ in range(spec.replicates)]
     low, high = np.percentile(_each(between, draws), [2.5, 97.5])
-    return [_round(max(0.0, 2 * found - high)), _round(max(0.0, 2 * found - low))]
+    return [_round(max(0.0, 2 * found - end)) for end in (high, low)]
 
 
-def _probe_entry(found: probe.Probe) -> dict[str, Any]:
-    return {
-        "balanced_accuracy": _round(found.balanced_accuracy),
-        "auroc": _round(found.auroc),
-        "p_value": _round(found.p_value),
-        "n": list(found.n),
-    }
-
-
-def _round(value: Any) -> float:
-    return float(f"{float(value):.6g}")
+def _round(value: float) -> float:
+    return float(f"{value:.6g}")

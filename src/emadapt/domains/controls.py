@@ -19,8 +19,6 @@ from emadapt.study.training import DiagnoseSettings
 
 CONTRAST = 0.5
 
-Entries = list[dict[str, Any]]
-
 
 def controls(
     spec: BackboneSettings,
@@ -28,16 +26,8 @@ def controls(
     before: dict[str, Features],
     volumes: list[Volume],
     own: DiagnoseSettings,
-) -> dict[str, Entries]:
-    """The four controls of a pretrained backbone.
-
-    Args:
-        spec: of the backbone.
-        backbone: as pretrained.
-        before: its features, by dataset.
-        volumes: the datasets.
-        own: settings of the diagnosis.
-    """
+) -> dict[str, list[dict[str, Any]]]:
+    """The four controls of a pretrained backbone, with its features of each dataset `before`."""
     random = spec.changed(source="random", file="")
     untrained = pretrained(random).to(device())
     weights, patch = untrained.provenance.sha256, backbone.arch.patch
@@ -75,7 +65,7 @@ def lower_contrast(image: Grey) -> Grey:
 
 def _halved(whole: Features, own: DiagnoseSettings) -> dict[str, Any]:
     """The two halves of a volume against the null of the whole."""
-    null = {whole.name: split_half_null(whole, "token", "all", own)}
+    null = split_half_null(whole, "token", "all", own)
     fewer = own.changed(blocks=own.blocks // 2)
     return compare(*halves(whole, own), "token", "all", fewer, null)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,6 @@ from emadapt.study.keys import digest
 from emadapt.study.training import DiagnoseSettings
 
 KEPT = Path("scratch/features")
-FORMAT = 1  # raise when the same settings begin to mean other content
 
 Floats = npt.NDArray[np.float32]
 Numbers = npt.NDArray[np.int64]
@@ -49,7 +48,8 @@ class Features:
         foreground: (n,) their class by patch occupancy.
         at: (n,) the place in `slices` of each token's slice.
         where: (n, 2) their centres (y, x) in input pixels.
-        grids: place in `slices` -> (h, w, D) float16 tokens of a whole slice, for maps.
+        shown: the place in `slices` of the slice that maps show.
+        grid: (h, w, D) float16, its tokens.
         labelled: whether the dataset has labels; without them `foreground` means nothing.
     """
 
@@ -61,25 +61,25 @@ class Features:
     foreground: npt.NDArray[np.bool_]
     at: Numbers
     where: Floats
-    grids: dict[int, npt.NDArray[np.float16]]
+    shown: int
+    grid: npt.NDArray[np.float16]
     labelled: bool = True
 
     def of(self, slices: Numbers, name: str) -> Features:
-        """The same for some places in `slices` only."""
+        """The same for some places in `slices` only; the slice that maps show stays."""
         keep = np.isin(self.at, slices)
         place = np.full(len(self.slices), -1)
         place[slices] = np.arange(len(slices))
-        return Features(
-            name,
-            self.slices[slices],
-            self.parts[slices],
-            self.moments.of(slices),
-            self.tokens[keep],
-            self.foreground[keep],
-            place[self.at[keep]],
-            self.where[keep],
-            {},
-            self.labelled,
+        return replace(
+            self,
+            name=name,
+            slices=self.slices[slices],
+            parts=self.parts[slices],
+            moments=self.moments.of(slices),
+            tokens=self.tokens[keep],
+            foreground=self.foreground[keep],
+            at=place[self.at[keep]],
+            where=self.where[keep],
         )
 
     def places(self, *parts: str) -> Numbers:
@@ -122,19 +122,17 @@ def kept_features(
     """Read features from disk, or make them in one pass and keep them.
 
     Args:
-        volume: the dataset.
+        volume: the dataset, called `name` if that is given.
         spec: which slices, how many tokens.
         geo: how slices are tiled.
         tiles: of a slice number, its tiles.
         identity: all that the tokens depend on besides the data, as JSON values.
-        name: what to call the dataset; empty: its name.
 
     Raises:
         InputError: too few slices, or tokens that are not finite.
     """
     slices, parts = chosen_slices(volume, spec)
     content = {
-        "format": FORMAT,
         "identity": [*identity, geo.aligner.facts],
         "data": volume.md5,
         "slices": slices.tolist(),
@@ -147,20 +145,17 @@ def kept_features(
         if not (folder / "manifest.json").is_file():
             _pass(volume, slices, spec, geo, tiles, folder)
 
-    def read(part: str) -> Any:
-        return np.load(folder / f"{part}.npy", mmap_mode="r" if part == "outer" else None)
-
+    arrays = {file.stem: np.load(file) for file in folder.glob("*.npy") if file.stem != "outer"}
+    outer = np.load(folder / "outer.npy", mmap_mode="r")
+    moments = Moments(arrays.pop("count"), arrays.pop("total"), outer)
     return Features(
-        name or volume.name,
-        slices,
-        parts,
-        Moments(read("count"), read("total"), read("outer")),
-        read("tokens"),
-        read("foreground"),
-        read("at"),
-        read("where"),
-        {int(f.stem[5:]): np.load(f) for f in sorted(folder.glob("grid-*.npy"))},
-        volume.labelled,
+        name=name or volume.name,
+        slices=slices,
+        parts=parts,
+        moments=moments,
+        shown=_shown(slices),
+        labelled=volume.labelled,
+        **arrays,
     )
 
 
@@ -184,14 +179,14 @@ def _pass(
     temporary = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    each, shown = -(-spec.tokens // len(slices)), len(slices) // 3
-    counts, totals, outer, sample = [], [], None, []
+    each = -(-spec.tokens // len(slices))
+    counts, totals, sample = [], [], []
     for place, z in enumerate(track(slices, description=f"features {volume.name}")):
         tokens, occupancy, centres = _one_slice(tiles(int(z)), geo)
         _check_finite(tokens, volume.name, int(z))
         foreground = occupancy >= OCCUPANCY
         count, total, square = slice_moments(tokens, foreground)
-        if outer is None:
+        if place == 0:
             outer = new_array(temporary / "outer.npy", np.float64, (len(slices), *square.shape))
         counts.append(count)
         totals.append(total)
@@ -200,20 +195,23 @@ def _pass(
         drawn = np.sort(rng.choice(len(tokens), min(each, len(tokens)), replace=False))
         at = np.full(len(drawn), place)
         sample.append((tokens[drawn], foreground[drawn], at, centres[drawn]))
-        h, w = (len(np.unique(centres[:, axis])) for axis in (0, 1))
-        if place == shown and h * w == len(tokens):
-            grid = tokens.reshape(h, w, -1).astype(np.float16)
-            np.save(temporary / f"grid-{place}.npy", grid)
+        if place == _shown(slices):
+            rows = len(np.unique(centres[:, 0]))
+            grid = tokens.reshape(rows, -1, tokens.shape[1])
+            np.save(temporary / "grid.npy", grid.astype(np.float16))
     names = ("tokens", "foreground", "at", "where")
     for name, column in zip(names, zip(*sample, strict=True), strict=True):
         np.save(temporary / f"{name}.npy", np.concatenate(column))
     np.save(temporary / "count.npy", np.asarray(counts))
     np.save(temporary / "total.npy", np.asarray(totals))
-    if outer is not None:
-        outer.flush()
+    outer.flush()
     write_json(temporary / "manifest.json", {"dataset": volume.name, "slices": slices.tolist()})
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
+
+
+def _shown(slices: Numbers) -> int:
+    return len(slices) // 3
 
 
 def _check_finite(tokens: Floats, dataset: str, z: int) -> None:

@@ -25,18 +25,18 @@ Models = Mapping[str, Mapping[str, Features]]
 
 
 def draw(folder: Path, title: str, models: Models, result: Mapping[str, Any]) -> None:
-    """Write pca.png, maps.png and distances.png under `folder`.
-
-    Args:
-        folder: made where it is missing.
-        title: names backbone and regime.
-        models: model -> dataset -> features.
-        result: what goes into the JSON file.
-    """
+    """Write pca.png, maps.png and distances.png under `folder`, of features and the JSON file."""
     folder.mkdir(parents=True, exist_ok=True)
-    _save(pca_figure(title, models), folder / "pca.png")
-    _save(maps_figure(title, models), folder / "maps.png")
-    _save(distances_figure(title, result), folder / "distances.png")
+    drawn = {
+        "pca": pca_figure(title, models),
+        "maps": maps_figure(title, models),
+        "distances": distances_figure(title, result),
+    }
+    for name, figure in drawn.items():
+        FigureCanvasAgg(figure)
+        temporary = folder / f".{name}.png"
+        figure.savefig(temporary, format="png", metadata={"Software": None})
+        temporary.replace(folder / f"{name}.png")
 
 
 def pca_figure(title: str, models: Models) -> Figure:
@@ -80,13 +80,10 @@ def maps_figure(title: str, models: Models) -> Figure:
         axes.set_axis_off()
     for column, (model, features) in enumerate(models.items(), start=2):
         for row, picture in enumerate(_as_colours(features)):
-            if picture is not None:
-                _show(panels[row, column], picture, model)
+            _show(panels[row, column], picture, model)
     grey: dict[str, Any] = {"cmap": "gray", "vmin": 0}
     for row, (dataset, f) in enumerate(datasets.items()):
-        if not f.grids:
-            continue
-        volume, z = open_volume(dataset), int(f.slices[next(iter(f.grids))])
+        volume, z = open_volume(dataset), int(f.slices[f.shown])
         image, label = np.asarray(volume.image[z]), np.asarray(volume.label[z])
         _show(panels[row, 0], _small(image), f"{dataset}, slice {z}", vmax=255, **grey)
         if volume.labelled:
@@ -153,18 +150,13 @@ def _dot(label: str, **how: Any) -> Line2D:
     return Line2D([], [], linestyle="", marker="o", label=label, **how)
 
 
-def _as_colours(features: Mapping[str, Features]) -> list[npt.NDArray[Any] | None]:
-    """For each dataset (h, w, 3) in [0, 1], a slice on three components; None without one."""
+def _as_colours(features: Mapping[str, Features]) -> list[npt.NDArray[Any]]:
+    """For each dataset a slice (h, w, 3) in [0, 1], on three components."""
     components, _ = pca.fit(features, 3)
-    grids = [
-        components.project(next(iter(f.grids.values())).astype(np.float64)) if f.grids else None
-        for f in features.values()
-    ]
-    kept = [grid.reshape(-1, 3) for grid in grids if grid is not None]
-    if not kept:
-        return []
-    low, high = np.percentile(np.concatenate(kept), [2, 98], axis=0)
-    return [g if g is None else ((g - low) / (high - low)).clip(0, 1) for g in grids]
+    grids = [components.project(f.grid.astype(np.float64)) for f in features.values()]
+    every = np.concatenate([grid.reshape(-1, 3) for grid in grids])
+    low, high = np.percentile(every, [2, 98], axis=0)
+    return [((grid - low) / (high - low)).clip(0, 1) for grid in grids]
 
 
 def _unit(entry: Mapping[str, Any]) -> float:
@@ -191,10 +183,3 @@ def _small(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 def _show(axes: Axes, picture: npt.NDArray[Any], title: str, **how: Any) -> None:
     axes.imshow(picture, interpolation="nearest", **how)
     axes.set_title(title, fontsize=8)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    FigureCanvasAgg(figure)
-    temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, format="png", metadata={"Software": None})
-    temporary.replace(path)

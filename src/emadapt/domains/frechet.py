@@ -38,19 +38,13 @@ def frechet(mean_a: Array, cov_a: Array, mean_b: Array, cov_b: Array) -> float:
     """
     moments = [np.asarray(m, np.float64) for m in (mean_a, cov_a, mean_b, cov_b)]
     shapes, dim = [m.shape for m in moments], moments[0].size
-    if shapes != [(dim,), (dim, dim)] * 2:
+    bad = sum(m.size - int(np.isfinite(m).sum()) for m in moments)
+    if bad or shapes != [(dim,), (dim, dim)] * 2:
         raise InputError(
             "Fréchet distance",
-            found=f"means and covariances of shapes {shapes}",
-            expected="(D,), (D, D) twice",
-            do="Compare features of one backbone.",
-        )
-    if bad := sum(m.size - int(np.isfinite(m).sum()) for m in moments):
-        raise InputError(
-            "Fréchet distance",
-            found=f"{bad} moments that are NaN or infinite",
-            expected="finite features",
-            do="Rebuild the token cache.",
+            found=f"moments of shapes {shapes}, {bad} moments that are NaN or infinite",
+            expected="(D,), (D, D) twice, finite",
+            do="Compare features of one backbone; rebuild the token cache.",
         )
     m_a, a, m_b, b = moments
     return _distance(m_a - m_b, np.trace(a), np.trace(b), _trace_root(a, b))
@@ -59,9 +53,8 @@ def frechet(mean_a: Array, cov_a: Array, mean_b: Array, cov_b: Array) -> float:
 def frechet_samples(x_a: Array, x_b: Array) -> float:
     """Squared Fréchet distance from samples, with unbiased covariances.
 
-    With R the centred samples over sqrt(n - 1), A = R_a'R_a, B = R_b'R_b, and tr sqrt(AB) is the
-    nuclear norm of R_a R_b', an (n_a, n_b) matrix: with fewer samples than dimensions in either set
-    nothing of size (D, D) has to be decomposed.
+    With R the centred samples over sqrt(n - 1), A = R_a'R_a and B = R_b'R_b. So tr sqrt(AB) is the
+    nuclear norm of the (n_a, n_b) matrix R_a R_b', and few samples need nothing of size (D, D).
 
     Args:
         x_a: (n_a, D).
@@ -73,7 +66,7 @@ def frechet_samples(x_a: Array, x_b: Array) -> float:
     Raises:
         InputError: fewer than two samples, different D, features that are not finite.
     """
-    check_features("Fréchet distance", (x_a, x_b), ("first sample", "second sample"), least=2)
+    check_features("Fréchet distance", {"first sample": x_a, "second sample": x_b}, least=2)
     x_a, x_b = np.asarray(x_a, np.float64), np.asarray(x_b, np.float64)
     if min(len(x_a), len(x_b)) > x_a.shape[1]:  # n samples have a covariance of rank n - 1
         cov_a, cov_b = (np.atleast_2d(np.cov(x, rowvar=False)) for x in (x_a, x_b))
@@ -93,24 +86,13 @@ def extrapolate(sizes: Sequence[float], distances: Sequence[float]) -> float:
     """FD-infinity: the intercept of the distance over 1 / n (Chong & Forsyth 2020, section 4).
 
     Args:
-        sizes: samples in each set, or the share of all that they are, of each distance; at least
-            two different ones.
+        sizes: samples in each set, or their share of all; two different ones or more.
         distances: the Fréchet distances at these sizes.
 
     Returns:
         The distance at infinite n, not clipped: below 0 says that the sets cannot be told from
         samples of one distribution.
-
-    Raises:
-        InputError: fewer than two different sizes.
     """
-    if len(set(sizes)) < 2:
-        raise InputError(
-            "FD-infinity",
-            found=f"sample sizes {list(sizes)}",
-            expected="at least two different sizes",
-            do="Give it more tokens.",
-        )
     return float(np.polyfit(1 / np.asarray(sizes, float), np.asarray(distances, float), 1)[1])
 
 

@@ -22,8 +22,7 @@ def domain_mixing(x_a: Array, blocks_a: Ints, x_b: Array, blocks_b: Ints, k: int
     """Share of the k nearest neighbours from the other dataset, over that of one population.
 
     Slices of a block are near copies of each other, so a token's own z-block of its own dataset is
-    not searched; what is expected of a token is the other dataset's share of what is searched. Mean
-    over tokens, both datasets with equal weight.
+    not searched. What is expected of a token is the other dataset's share of what is searched.
 
     Args:
         x_a: (n_a, D) features of one dataset.
@@ -33,36 +32,30 @@ def domain_mixing(x_a: Array, blocks_a: Ints, x_b: Array, blocks_b: Ints, k: int
         k: neighbours.
 
     Returns:
-        0: apart; 1: mixed as one population would be; above 1: nearer to the other dataset than to
-            other blocks of their own.
+        Mean over tokens, datasets weighted equally. 0: apart; 1: mixed as one population; above 1:
+        nearer to the other dataset than to other blocks of their own.
 
     Raises:
         InputError: fewer than k tokens to search, different D, features that are not finite.
     """
-    check_features("domain mixing", (x_a, x_b), ("first dataset", "second dataset"))
+    check_features("domain mixing", {"first dataset": x_a, "second dataset": x_b})
     x = np.concatenate([x_a, x_b])
-    other, blocks = (
-        np.repeat([False, True], [len(x_a), len(x_b)]),
-        np.concatenate([blocks_a, blocks_b]),
-    )
+    other = np.repeat([False, True], [len(x_a), len(x_b)])
+    blocks = np.concatenate([blocks_a, blocks_b])
     ratio = np.zeros(len(x))
-    for dataset in (False, True):
-        for block in np.unique(blocks[other == dataset]):
-            own = (other == dataset) & (blocks == block)
-            if (candidates := int((~own).sum())) < k:
-                raise InputError(
-                    "domain mixing",
-                    found=f"{candidates} tokens outside z-block {block} of one dataset",
-                    expected=f"at least k = {k}",
-                    do="Use more tokens or fewer neighbours.",
-                )
-            nearest = (
-                NearestNeighbors(n_neighbors=k, algorithm="brute")
-                .fit(x[~own])
-                .kneighbors(x[own], return_distance=False)
+    for dataset, block in np.unique(np.stack([other, blocks]), axis=1).T:
+        own = (other == dataset) & (blocks == block)
+        if (candidates := int((~own).sum())) < k:
+            raise InputError(
+                "domain mixing",
+                found=f"{candidates} tokens outside z-block {block} of one dataset",
+                expected=f"at least k = {k}",
+                do="Use more tokens or fewer neighbours.",
             )
-            foreign = other[~own] != dataset
-            ratio[own] = foreign[nearest].mean(1) / foreign.mean()
+        search = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(x[~own])
+        nearest = search.kneighbors(x[own], return_distance=False)
+        foreign = other[~own] != dataset
+        ratio[own] = foreign[nearest].mean(1) / foreign.mean()
     return float((ratio[~other].mean() + ratio[other].mean()) / 2)
 
 
@@ -78,7 +71,7 @@ def segmentation_iou(
         y_train: (n,) True in the foreground.
         x_test: (m, D).
         y_test: (m,).
-        k: neighbours; all of the training tokens where there are fewer.
+        k: neighbours, or all training tokens if there are fewer.
 
     Returns:
         IoU in [0, 1]; 1 where neither labels nor predictions have foreground.
@@ -86,14 +79,13 @@ def segmentation_iou(
     Raises:
         InputError: no tokens, different D, features that are not finite.
     """
-    check_features("kNN segmentation", (x_train, x_test), ("training tokens", "test tokens"))
-    vote = KNeighborsClassifier(
-        min(k, len(x_train)), metric="cosine", algorithm="brute", weights=_weights
-    )
-    predicted = vote.fit(x_train, np.asarray(y_train, bool)).predict(x_test)
-    return float(jaccard_score(np.asarray(y_test, bool), predicted, zero_division=1.0))
+    check_features("kNN segmentation", {"training tokens": x_train, "test tokens": x_test})
+    neighbours = min(k, len(x_train))
+    vote = KNeighborsClassifier(neighbours, metric="cosine", algorithm="brute", weights=_weights)
+    predicted = vote.fit(x_train, y_train).predict(x_test)
+    return float(jaccard_score(y_test, predicted, zero_division=1.0))
 
 
 def _weights(distance: Array) -> Array:
-    """Of neighbours at cosine distance 1 - s, up to a factor that no vote depends on."""
+    """Votes at cosine distance 1 - s, up to a factor that no vote depends on."""
     return np.asarray(np.exp(-distance / TEMPERATURE))

@@ -45,9 +45,7 @@ class Moments:
         for row in CLASSES[cls]:
             count += float(weights @ self.count[:, row])
             total += weights @ self.total[:, row]
-            for at in np.flatnonzero(
-                weights
-            ):  # slice by slice: the whole array may be larger than memory
+            for at in np.flatnonzero(weights):  # all of `outer` may be larger than memory
                 outer += weights[at] * self.outer[at, row]
         mean = total / max(count, 1.0)
         return count, mean, (outer - count * np.outer(mean, mean)) / max(count - 1.0, 1.0)
@@ -60,18 +58,11 @@ class Moments:
 def slice_moments(
     tokens: npt.NDArray[np.float32], foreground: npt.NDArray[np.bool_]
 ) -> tuple[Floats, Floats, Floats]:
-    """Moments of one slice: count (2,), total (2, D), outer (2, D, D).
-
-    Args:
-        tokens: (n, D).
-        foreground: (n,) class of each token.
-    """
-    count, total, outer = [], [], []
-    for own in (tokens[~foreground].astype(np.float64), tokens[foreground].astype(np.float64)):
-        count.append(float(len(own)))
-        total.append(own.sum(0))
-        outer.append(own.T @ own)
-    return np.asarray(count), np.asarray(total), np.asarray(outer)
+    """Moments of one slice, count (2,), total (2, D), outer (2, D, D), of tokens (n, D)."""
+    classes = [tokens[mask].astype(np.float64) for mask in (~foreground, foreground)]
+    count = np.asarray([float(len(own)) for own in classes])
+    total = np.stack([own.sum(0) for own in classes])
+    return count, total, np.stack([own.T @ own for own in classes])
 
 
 def z_blocks(n_slices: int, blocks: int) -> npt.NDArray[np.int64]:

@@ -39,7 +39,6 @@ def fit(features: Mapping[str, Features], k: int) -> tuple[Components, list[floa
     mean = np.mean(means, 0)
     values, vectors = np.linalg.eigh(np.mean(seconds, 0) - np.outer(mean, mean))
     values, vectors = values[::-1].clip(0), vectors[:, ::-1][:, :k]
-    flip = np.sign(
-        vectors[np.abs(vectors).argmax(0), np.arange(vectors.shape[1])]
-    )  # eigenvectors have no sign of their own
-    return Components(mean, vectors * flip), [float(f"{v:.6g}") for v in values[:k] / values.sum()]
+    largest = vectors[np.abs(vectors).argmax(0), np.arange(vectors.shape[1])]
+    axes = vectors * np.sign(largest)  # eigenvectors have no sign of their own
+    return Components(mean, axes), [float(f"{v:.6g}") for v in values[:k] / values.sum()]

@@ -47,7 +47,7 @@ class Population:
         """
         if self.of_slices:
             return len(self.features.slices)
-        n = int(self.features.moments.count[:, CLASSES[self.cls]].sum())
+        n = int(self._counts().sum())
         if n < 2:
             raise self.lacking(f"{n or 'no'} {self.cls} tokens", "at least two")
         return n
@@ -56,7 +56,7 @@ class Population:
         """Places of the slices that have members."""
         if self.of_slices:
             return np.arange(len(self.features.slices))
-        return np.flatnonzero(self.features.moments.count[:, CLASSES[self.cls]].sum(1) > 0)
+        return np.flatnonzero(self._counts() > 0)
 
     def variance(self) -> float:
         """Total variance of the members."""
@@ -71,12 +71,9 @@ class Population:
         return chosen, self.features.at[chosen]
 
     def sample(self, most: int, blocks: int) -> tuple[npt.NDArray[np.float32], Numbers, Numbers]:
-        """Members (n, D), their z-blocks (n,), and their numbers in the subsample (n,).
+        """At most so many members (n, D), their z-blocks (n,), their numbers in the subsample (n,).
 
-        Thinned evenly to at most `most`.
-
-        Blocks are of the slices that have members: a block of slices without any could not be held
-        out.
+        Blocks are of the slices that have members: one without any could not be held out.
 
         Raises:
             InputError: too few slices have members.
@@ -99,17 +96,14 @@ class Population:
         if self.of_slices:
             means_a, means_b = a.slice_means(), b.slice_means()
             return lambda i, j: frechet.frechet_samples(means_a[i], means_b[j])
-
-        def between(i: Numbers, j: Numbers) -> float:
-            return frechet.frechet(*a.merged(i, self.cls)[1:], *b.merged(j, self.cls)[1:])
-
-        return between
+        cls = self.cls
+        return lambda i, j: frechet.frechet(*a.merged(i, cls)[1:], *b.merged(j, cls)[1:])
 
     def lacking(self, found: str, expected: str) -> InputError:
         """The error for a dataset with too few members."""
-        return InputError(
-            f"dataset {self.features.name}",
-            found=found,
-            expected=expected,
-            do="Raise `diagnose.slices` or `diagnose.tokens`, or look at the dataset's label rule.",
-        )
+        do = "Raise `diagnose.slices` or `diagnose.tokens`, or look at the dataset's label rule."
+        return InputError(f"dataset {self.features.name}", found=found, expected=expected, do=do)
+
+    def _counts(self) -> npt.NDArray[np.float64]:
+        """Members in each slice, of tokens."""
+        return np.asarray(self.features.moments.count[:, CLASSES[self.cls]].sum(1))

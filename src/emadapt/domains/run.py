@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import resource
 import shutil
 import sys
 import time
@@ -16,6 +14,7 @@ from emadapt.data.ingest import Volume, open_volume
 from emadapt.domains import figures, pca
 from emadapt.domains.compare import (
     compare,
+    crossings,
     measurable,
     outlyingness,
     pairs,
@@ -29,7 +28,7 @@ from emadapt.files import file_md5, write_json
 from emadapt.models.adapters import merge
 from emadapt.models.backbones import pretrained
 from emadapt.models.device import device
-from emadapt.study.study import Study
+from emadapt.study.study import Study, Unit
 from emadapt.study.training import DiagnoseSettings
 from emadapt.tracking.publish import publish
 from emadapt.training.model_files import load_model
@@ -90,8 +89,6 @@ def diagnose(study: Study, backbone: str, regime: str, out: Path = OUT) -> Path:
     }
     for model in models:
         _measure(model, own, result)
-        seconds = time.perf_counter() - started
-        print(f"diagnose {backbone}-{regime}: {model.name}, {seconds:.0f} s")
     spectra = {model.name: pca.fit(model.features, 10)[1] for model in models}
     result["pca"] = {"explained_variance": spectra[models[0].name], "models": spectra}
     result["controls"] = (
@@ -102,11 +99,8 @@ def diagnose(study: Study, backbone: str, regime: str, out: Path = OUT) -> Path:
     figures.draw(out / f"{backbone}-{regime}", f"{backbone}, {regime}", shown, result)
     path = out / f"{backbone}-{regime}.json"
     write_json(path, result)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(
-        f"diagnose {backbone}-{regime}: {len(result['pairs'])} comparisons, "
-        f"{time.perf_counter() - started:.0f} s, peak {peak:.0f} MB"
-    )
+    seconds = time.perf_counter() - started
+    print(f"diagnose {backbone}-{regime}: {len(result['pairs'])} comparisons, {seconds:.0f} s")
     _track(study, result, path)
     return path
 
@@ -117,8 +111,7 @@ def _note(study: Study, head: dict[str, Any], source: str, out: Path) -> Path:
     text = f"{regime} has no backbone, so there are no tokens to compare."
     if source:
         text = f"{regime} uses the pretrained tokens: see the diagnosis of {backbone}, {source}."
-    result = head | {"note": text, "same_as": source or None, "controls": {}}
-    result |= {"pairs": [], "segmentation": [], "outliers": []}
+    result = head | {"note": text, "controls": {}, "pairs": [], "segmentation": [], "outliers": []}
     folder, path = out / f"{backbone}-{regime}", out / f"{backbone}-{regime}.json"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -130,28 +123,25 @@ def _note(study: Study, head: dict[str, Any], source: str, out: Path) -> Path:
 
 def _adapted(study: Study, backbone: str, regime: str, volumes: list[Volume]) -> Iterator[Model]:
     """The study's units of this backbone and regime, one at a time."""
-    for unit in study.units():
-        if (unit.backbone, unit.regime) != (backbone, regime):
-            continue
+    for unit in _units(study, backbone, regime):
         segmenter, _ = load_model(UNITS / unit.name)
         merge(segmenter.backbone)
         segmenter.to(device())
         md5 = file_md5(UNITS / unit.name / "model.safetensors")
         weights = f"{segmenter.backbone.provenance.sha256} {md5}"
+        own, spec = study.diagnose, segmenter.spec
         found = {
-            v.name: computed_features(
-                segmenter.backbone, segmenter.spec, v, study.diagnose, weights
-            )
-            for v in volumes
+            v.name: computed_features(segmenter.backbone, spec, v, own, weights) for v in volumes
         }
         yield Model(unit.name, unit.train_set, unit.seed, found)
 
 
-def _measure(model: Model, own: DiagnoseSettings, result: dict[str, Any]) -> None:
-    """Add everything about one model: pairs of datasets, and what labels of one say about another.
+def _units(study: Study, backbone: str, regime: str) -> list[Unit]:
+    return [u for u in study.units() if (u.backbone, u.regime) == (backbone, regime)]
 
-    A class that is in too few slices is left out, with a line on stderr.
-    """
+
+def _measure(model: Model, own: DiagnoseSettings, result: dict[str, Any]) -> None:
+    """Add everything about one model: pairs of datasets, and what labels of one say of another."""
     classes = {name: _classes(f, own) for name, f in model.features.items()}
 
     def levels(*some: Features) -> list[tuple[str, str]]:
@@ -163,14 +153,11 @@ def _measure(model: Model, own: DiagnoseSettings, result: dict[str, Any]) -> Non
         for name, f in model.features.items()
         for level, cls in levels(f)
     }
-    for one, other in pairs(model.features, own):
-        for level, cls in levels(one, other):
-            two = {each.name: nulls[each.name, level, cls] for each in (one, other)}
-            entry = compare(one, other, level, cls, own, two)
-            result["pairs"].append(model.tags | entry)
-    for a, b in itertools.product(model.features.values(), repeat=2):
-        if a is not b and own.against not in ("", a.name, b.name):
-            continue
+    for a, b in pairs(model.features, own):
+        for level, cls in levels(a, b):
+            null = max(nulls[f.name, level, cls] for f in (a, b))
+            result["pairs"].append(model.tags | compare(a, b, level, cls, own, null))
+    for a, b in crossings(model.features, own):
         if len(classes[a.name]) == len(classes[b.name]) == 2:
             result["segmentation"].append(model.tags | segmentation(a, b, own))
         if a is not b and a.labelled:  # without labels no slice is held out
@@ -178,25 +165,20 @@ def _measure(model: Model, own: DiagnoseSettings, result: dict[str, Any]) -> Non
 
 
 def _classes(f: Features, own: DiagnoseSettings) -> list[str]:
-    """Which of foreground and background can be compared."""
+    """Which of foreground and background are in enough slices; a line on stderr if not both."""
     if not f.labelled:
         return []
     found = [cls for cls in LABELLED_CLASSES if measurable(f, cls, own)]
     if lacking := sorted(set(LABELLED_CLASSES) - set(found)):
-        print(
-            f"diagnose: {f.name} has {' and '.join(lacking)} in too few of its "
-            f"{len(f.slices)} slices: not compared",
-            file=sys.stderr,
-        )
+        few = f"{' and '.join(lacking)} in too few of its {len(f.slices)} slices"
+        print(f"diagnose: {f.name} has {few}: not compared", file=sys.stderr)
     return found
 
 
 def _track(study: Study, result: dict[str, Any], path: Path) -> None:
     """Add distances, the file and the figures to the runs of the units that they are about."""
     artifacts = [path, *sorted((path.parent / path.stem).glob("*.png"))]
-    for unit in study.units():
-        if (unit.backbone, unit.regime) != (result["backbone"], result["regime"]):
-            continue
+    for unit in _units(study, result["backbone"], result["regime"]):
         if not (UNITS / unit.name / "model.json").is_file():
             continue
         run = finished_run(study, unit, "diagnose")

@@ -55,16 +55,9 @@ def computed_features(
     change: Change | None = None,
     name: str = "",
 ) -> Features:
-    """From a pass of `backbone` over the slices.
+    """From a pass of `backbone`, adapted (adapters merged) or random, over the slices.
 
-    Args:
-        backbone: adapted (adapters merged), or with random weights.
-        spec: its input settings.
-        volume: the dataset.
-        own: which slices, how many tokens.
-        model: hash of all weights.
-        change: None: none.
-        name: what to call the dataset after `change`.
+    `model` is the hash of all its weights, `name` what the dataset is called after `change`.
     """
     geo = geometry_of(volume, spec, backbone.arch.patch, change)
     batch = max(1, BATCH_TOKENS // math.prod(geo.grid))
