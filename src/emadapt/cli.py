@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import click
 
@@ -15,6 +16,8 @@ from emadapt.segment.cli import export, mesh, preview, register, segment
 from emadapt.study.loading import PARAMS, load_study
 from emadapt.sweep.cli import sweep
 
+A_PATH = click.Path(path_type=Path)
+
 
 class _Group(click.Group):
     """Prints errors that a user can act on, a line each, and exits with 2."""
@@ -23,17 +26,20 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except EmadaptError as error:
-            for line in str(error).splitlines():
-                click.echo(f"error: {line}", err=True)
-            sys.exit(2)
+            _fail(str(error).splitlines())
         except Exception as error:
             if (told := disk_error(error)) is None:
                 raise
-            click.echo(f"error: {told}", err=True)
-            sys.exit(2)
+            _fail([str(told)])
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)  # in the order of the work, not of the alphabet
+
+
+def _fail(problems: list[str]) -> NoReturn:
+    for problem in problems:
+        click.echo(f"error: {problem}", err=True)
+    sys.exit(2)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -47,22 +53,13 @@ def main() -> None:
 
 
 @main.command()
-@click.option(
-    "--study",
-    type=click.Path(path_type=Path),
-    default=PARAMS,
-    show_default=True,
-    help="Study to check.",
-)
+@click.option("--study", type=A_PATH, default=PARAMS, show_default=True, help="Study to check.")
 def check(study: Path) -> None:
     """Check settings, data and weights before anything runs."""
     from emadapt.pipeline.check import check_study
 
-    problems = check_study(study)
-    for problem in problems:
-        click.echo(f"error: {problem}", err=True)
-    if problems:
-        sys.exit(2)
+    if problems := check_study(study):
+        _fail(problems)
     click.echo(f"{study}: settings, data and weights are in order")
 
 
@@ -81,12 +78,7 @@ def use(name: str) -> None:
 
 @main.command()
 @click.argument("datasets", nargs=-1, required=True)
-@click.option(
-    "--from",
-    "folder",
-    type=click.Path(path_type=Path),
-    help="Copy it from a folder in the public layout.",
-)
+@click.option("--from", "folder", type=A_PATH, help="Copy from a folder in the public layout.")
 @click.option("--force", is_flag=True, help="Replace what is there.")
 def fetch(datasets: tuple[str, ...], folder: Path | None, force: bool) -> None:
     """Download public datasets into data/. Then run `dvc add data`."""
@@ -104,7 +96,7 @@ def ingest(dataset: str) -> None:
     from emadapt.data.ingest import ingest as run
 
     study = load_study()
-    _known(dataset, study.datasets, "datasets")
+    _known(dataset, study.datasets)
     click.echo(f"ingest {dataset}: {run(study, dataset)}")
 
 
@@ -124,7 +116,7 @@ def tokens(backbone: str, dataset: str) -> None:
     """Cache the tokens of DATASET under the frozen BACKBONE."""
     study = load_study()
     _known(backbone, study.backbones, "backbones")
-    _known(dataset, study.datasets, "datasets")
+    _known(dataset, study.datasets)
     from emadapt.models.tokens import run
 
     run(study, backbone, dataset)
@@ -132,12 +124,7 @@ def tokens(backbone: str, dataset: str) -> None:
 
 @main.command()
 @click.argument("unit")
-@click.option(
-    "--devices",
-    default="",
-    envvar="EMADAPT_DEVICES",
-    help="GPUs to train on together, e.g. 0,1.  [default: the first]",
-)
+@click.option("--devices", default="", envvar="EMADAPT_DEVICES", help="GPUs to share, e.g. 0,1.")
 def train(unit: str, devices: str) -> None:
     """Train UNIT (BACKBONE-REGIME-TRAINSET-SEED), or resume its training."""
     study = load_study()
@@ -205,17 +192,8 @@ def recommend(dataset: str) -> None:
 
 
 @main.command()
-@click.option(
-    "--jobs",
-    default=0,
-    type=click.IntRange(0),
-    help="Stages that run at once.  [default: one for each GPU, or one]",
-)
-@click.option(
-    "--gpus",
-    default="",
-    help="GPUs for the stages, e.g. 0,1. A unit that runs alone gets several.",
-)
+@click.option("--jobs", default=0, type=click.IntRange(0), help="Stages at once; 0: one a GPU.")
+@click.option("--gpus", default="", help="GPUs, e.g. 0,1. A unit that runs alone gets several.")
 def repro(jobs: int, gpus: str) -> None:
     """Run the study: all stages that are out of date, independent ones at once."""
     from emadapt.pipeline.repro import run_pipeline
@@ -225,12 +203,8 @@ def repro(jobs: int, gpus: str) -> None:
     sys.exit(run_pipeline(jobs or len(devices) or 1, devices))
 
 
-main.add_command(preview)
-main.add_command(segment)
-main.add_command(export)
-main.add_command(register)
-main.add_command(mesh)
-main.add_command(sweep)
+for verb in (preview, segment, export, register, mesh, sweep):
+    main.add_command(verb)
 
 
 @main.group()
@@ -259,8 +233,7 @@ def relocate(old_root: str) -> None:
     click.echo(f"track relocate: {relocate.relocate(Path(), old_root)} places changed")
 
 
-def _known(name: str, names: tuple[str, ...], section: str) -> None:
+def _known(name: str, names: tuple[str, ...], section: str = "datasets") -> None:
     if name not in names:
-        raise EmadaptError(
-            f"{name!r} is not in study.{section} of params.yaml, which has: {', '.join(names)}"
-        )
+        has = ", ".join(names)
+        raise EmadaptError(f"{name!r} is not in study.{section} of params.yaml, which has: {has}")

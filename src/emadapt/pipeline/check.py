@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from emadapt.errors import ConfigError, EmadaptError
 from emadapt.files import write_text
-from emadapt.pipeline.check_data import problems_of_dataset
+from emadapt.pipeline.check_data import problems_of_dataset, said
 from emadapt.study.loading import PARAMS, load_study
-from emadapt.study.regimes import PretrainedSystemSettings
 from emadapt.study.strict import NAME
 from emadapt.study.study import Study
 
@@ -20,15 +18,7 @@ SECTIONS = ("split", "train", "diagnose")
 
 
 def check_study(path: Path, data: Path = Path("data")) -> list[str]:
-    """Look at everything that a study needs, without running any of it.
-
-    Args:
-        path: the study's YAML file.
-        data: folder of the raw data.
-
-    Returns:
-        One line for each problem; empty if there is none.
-    """
+    """A line for each problem of all that a study's YAML file needs; `data`: the raw data."""
     try:
         study = load_study(path)
     except ConfigError as error:
@@ -40,15 +30,13 @@ def check_study(path: Path, data: Path = Path("data")) -> list[str]:
     ]
     for name in study.backbones:
         problems += [f"{path}: {problem}" for problem in _backbone(study, name)]
+        problems += said(_check_weights, study.backbone_settings[name])
     problems += _precisions(study)
     for name in study.regimes:
         problems += _warm_start(study, name)
+        problems += said(_check_system, study.regime_settings[name])
     for name in study.datasets:
         problems += problems_of_dataset(study, name, data)
-    for name in study.backbones:
-        problems += _said(_check_weights, study.backbone_settings[name])
-    for name in study.regimes:
-        problems += _said(_check_system, study.regime_settings[name])
     return problems
 
 
@@ -96,7 +84,7 @@ def _precisions(study: Study) -> list[str]:
         return []
     from emadapt.models.device import check_precision  # torch, which takes seconds
 
-    return [line for where, value in half.items() for line in _said(check_precision, value, where)]
+    return [line for where, value in half.items() for line in said(check_precision, value, where)]
 
 
 def _warm_start(study: Study, name: str) -> list[str]:
@@ -117,7 +105,7 @@ def _warm_start(study: Study, name: str) -> list[str]:
 
 
 def _check_weights(spec: Any) -> None:
-    """Weights of a backbone: whether there can be any, and whether a file or the hub has them."""
+    """Whether a backbone can have weights, and a file or the hub has them."""
     from emadapt.models.archs import check_settings
 
     check_settings(spec.arch, spec.source, spec.file or None)
@@ -129,21 +117,11 @@ def _check_weights(spec: Any) -> None:
 
 def _check_system(regime: Any) -> None:
     """The package and the weights of a pretrained system."""
-    if not isinstance(regime, PretrainedSystemSettings):
-        return
-    from emadapt.models import mitonet, sam2
+    if regime.kind == "mitonet":
+        from emadapt.models import mitonet
 
-    checks: dict[str, Callable[[], None]] = {
-        "mitonet": lambda: mitonet.check(Path(regime.weights)),
-        "sam2": lambda: sam2.check(regime.weights),
-    }
-    checks[regime.kind]()
+        mitonet.check(Path(regime.weights))
+    elif regime.kind == "sam2":
+        from emadapt.models import sam2
 
-
-def _said(check: Callable[..., None], *given: Any) -> list[str]:
-    """What a check raises, as a problem."""
-    try:
-        check(*given)
-    except EmadaptError as error:
-        return [str(error)]
-    return []
+        sam2.check(regime.weights)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from emadapt.data.foreground import foreground_mask
 from emadapt.data.ingest import check_pair, split_of
@@ -21,11 +22,7 @@ from emadapt.study.study import Study
 
 
 def problems_of_dataset(study: Study, name: str, data: Path) -> list[str]:
-    """Pair a dataset's files, split its slices, read the first pair; `ingest` reads the rest.
-
-    Returns:
-        A line for each problem.
-    """
+    """A line for each problem: pairing, split, labels wanted, first slice; `ingest` reads all."""
     spec = study.dataset_settings[name]
     root = Path(spec.path) if spec.path else data / name
     try:
@@ -35,21 +32,21 @@ def problems_of_dataset(study: Study, name: str, data: Path) -> list[str]:
         shapes = [_check_first(part, spec.rule) for part in parts]
     except EmadaptError as error:
         return [str(error)]
-    problems = []
-    for where, wanted, total in _wanted_labels(study, name, shapes[-1], split["train"]):
-        try:
-            amount(wanted, total, where)
-        except InputError as error:
-            problems.append(str(error))
-    return problems
+    wanted = _wanted_labels(study, name, shapes[-1], split["train"])
+    return [line for where, n, total in wanted for line in said(amount, n, total, where)]
+
+
+def said(check: Callable[..., object], *given: Any) -> list[str]:
+    """What a check raises, as a problem."""
+    try:
+        check(*given)
+    except EmadaptError as error:
+        return [str(error)]
+    return []
 
 
 def _check_slices(study: Study, name: str, split: Split, root: Path) -> None:
-    """Enough slices for the blocks of the diagnosis, and for the depth of samples in 3D.
-
-    Raises:
-        InputError: too few.
-    """
+    """Enough slices for the blocks of the diagnosis, and for the depth of samples in 3D."""
     if (slices := sum(map(len, split.values()))) < study.diagnose.blocks:
         raise InputError(
             root,
@@ -65,11 +62,7 @@ def _check_slices(study: Study, name: str, split: Split, root: Path) -> None:
 
 
 def _check_first(part: Part, rule: str | tuple[int, ...]) -> tuple[int, int]:
-    """Read the first slice of a part and its label; the slice's shape.
-
-    Raises:
-        InputError: they cannot be read, or do not fit each other.
-    """
+    """Read the first slice of a part and its label; the slice's shape."""
     image = part.images.read(0, 1)[0]
     if part.labels is not None:
         label = part.labels.read(0, 1)[0]

@@ -10,7 +10,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -35,11 +34,9 @@ Submit = Callable[[str, list[str]], Future[tuple[bool, str]]]
 
 
 def run_pipeline(jobs: int, gpus: list[str]) -> int:
-    """Run all stages that are out of date, `jobs` at a time.
+    """Run all stages that are out of date, `jobs` at a time, which share the CPU's cores.
 
-    Args:
-        jobs: stages that run at once; the CPU's cores are shared among them.
-        gpus: devices that the stages get, see `place`; empty: stages choose for themselves.
+    The stages get `gpus` as `place` says; without any they choose for themselves.
 
     Returns:
         0, or 1 if a stage failed. Stages that do not need the failed one are finished first.
@@ -96,12 +93,9 @@ def place(
 
     Args:
         ready: stages that wait for a device only, first come first served.
-        free: devices; each as often as stages may have it at once.
+        free: devices, each as often as stages may have it at once; no stage gets a GPU twice.
         room: how many stages may start.
         useful: how many devices a stage can use, if more than one.
-
-    Returns:
-        The devices of each stage that starts; no GPU twice for one of them.
     """
     placed = {stage: [device] for stage, device in zip(ready[:room], free, strict=False)}
     for device in free[len(placed) :]:
@@ -116,11 +110,7 @@ def place(
 
 
 def run_stage(stage: str, devices: list[str], threads: int, watchdog: Watchdog) -> tuple[bool, str]:
-    """Run one stage in a process group of its own, with its output in a log.
-
-    Returns:
-        Whether it succeeded, and the line that says how it went.
-    """
+    """Run one stage in a process group, output to a log: whether it succeeded, a line to print."""
     environment = os.environ | {"DVC_NO_ANALYTICS": "1"}
     if threads:
         environment["OMP_NUM_THREADS"] = str(threads)
@@ -137,9 +127,8 @@ def run_stage(stage: str, devices: list[str], threads: int, watchdog: Watchdog) 
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        watchdog.begun(child.pid)
-        code = child.wait()
-        watchdog.ended(child.pid)
+        with watchdog.over(child.pid):
+            code = child.wait()
     text, seconds = log.read_text(), f"{time.monotonic() - started:.0f} s"
     if code:
         last = "\n".join(f"    {line}" for line in text.strip().splitlines()[-TAIL:])
@@ -209,9 +198,6 @@ def _stoppable(watchdog: Watchdog) -> Iterator[None]:
         print("repro: stopped; run it again to go on", file=sys.stderr)
         os._exit(128 + number)
 
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {number: signal.signal(number, stop) for number in numbers}
     try:

@@ -38,8 +38,6 @@ def stale_ingests() -> Needs:
 def stale_stages(study: Study) -> Needs:
     """All stages that are out of date or need one that is, but for `plan`, which was run.
 
-    DVC looks at all of them at once here: a question about each takes a second.
-
     Raises:
         EmadaptError: DVC cannot read the pipeline.
     """
@@ -55,22 +53,22 @@ def stale_stages(study: Study) -> Needs:
     for name, others in tokens_first(study).items():
         if name in needs:
             needs[name] |= others
-    adapted = {f"train@{unit.name}" for unit in study.units() if _adapts(study, unit)}
-    stale &= set(needs)
     while more := {name for name, others in needs.items() if others & stale} - stale:
         stale |= more
-    first = sorted(stale & set(needs), key=lambda name: (name not in adapted, _rank(name), name))
-    return {name: needs[name] & stale for name in first}
+    frozen = {f"train@{unit.name}" for unit in study.units() if _is_frozen(study, unit)}
+    order = sorted(needs.keys() & stale, key=lambda name: (_rank(name, frozen), name))
+    return {name: needs[name] & stale for name in order}
 
 
-def _adapts(study: Study, unit: Unit) -> bool:
-    """Whether the backbone is in the training loop, which takes longest."""
-    return not study.regime_settings[unit.regime].on_pretrained_tokens
+def _is_frozen(study: Study, unit: Unit) -> bool:
+    return study.regime_settings[unit.regime].on_pretrained_tokens
 
 
-def _rank(stage: str) -> int:
+def _rank(stage: str, frozen: set[str]) -> int:
     """Long stages go first, so that none is left to run alone at the end."""
     kind = stage.partition("@")[0]
+    if kind == "train" and stage not in frozen:
+        return -1  # the backbone is in the training loop
     return LONGEST_FIRST.index(kind) if kind in LONGEST_FIRST else len(LONGEST_FIRST)
 
 

@@ -13,14 +13,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 GRACE = 5.0
 POLL = 0.1
 
 
 class Watchdog:
-    """Starts the process; at the end waits until it has ended what is still running."""
+    """The process, as a context manager; the end waits until what still runs has ended."""
 
     def __enter__(self) -> Watchdog:
         self._process = subprocess.Popen(
@@ -35,12 +35,11 @@ class Watchdog:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def begun(self, pid: int) -> None:
-        """A stage has begun, as a process group of this number."""
+    @contextlib.contextmanager
+    def over(self, pid: int) -> Iterator[None]:
+        """While this process group runs, it ends with `repro`."""
         self._tell(f"+{pid}")
-
-    def ended(self, pid: int) -> None:
-        """It has ended."""
+        yield
         self._tell(f"-{pid}")
 
     def stop(self) -> None:
@@ -69,22 +68,18 @@ def watch(lines: Iterable[str]) -> None:
     deadline = time.monotonic() + GRACE
     while groups and time.monotonic() < deadline:
         time.sleep(POLL)
-        groups = {pid for pid in groups if _is_alive(pid)}
+        groups = _signal(groups, 0)
     _signal(groups, signal.SIGKILL)
 
 
-def _signal(groups: Iterable[int], number: int) -> None:
+def _signal(groups: Iterable[int], number: int) -> set[int]:
+    """Send a signal (0: none) to process groups; those that are there."""
+    alive = set()
     for pid in groups:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(pid, number)
-
-
-def _is_alive(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except (ProcessLookupError, PermissionError):
-        return False
-    return True
+            alive.add(pid)
+    return alive
 
 
 if __name__ == "__main__":
