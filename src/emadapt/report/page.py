@@ -43,7 +43,13 @@ def build_page(root: Path, study: Study, summary: Summary, sections: Sequence[Se
         study=study.name,
         findings=findings(study, summary),
         sections=[_shown(section) for section in sections],
-        provenance=[*_made_from(summary), *_weights(root, study), _versions()],
+        provenance=[
+            ("git commit", summary["git"] or "not in a git checkout"),
+            ("data md5 (data.dvc)", summary["data_md5"] or "no data.dvc"),
+            ("params.yaml sha256", summary["params_sha256"] or "no params.yaml"),
+            *_weights(root, study),
+            _versions(),
+        ],
     )
 
 
@@ -114,14 +120,6 @@ def picture(file: Path) -> dict[str, Any]:
     encoded = base64.b64encode(content).decode()
     source = f"data:image/{kind};base64,{encoded}"
     return {"src": source, "width": image.width, "height": image.height}
-
-
-def _made_from(summary: Summary) -> list[tuple[str, str]]:
-    return [
-        ("git commit", summary["git"] or "not in a git checkout"),
-        ("data md5 (data.dvc)", summary["data_md5"] or "no data.dvc"),
-        ("params.yaml sha256", summary["params_sha256"] or "no params.yaml"),
-    ]
 
 
 def _weights(root: Path, study: Study) -> list[tuple[str, str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from emadapt.files import write_json, write_text
@@ -40,9 +39,11 @@ def build_report(root: Path, study: Study) -> Path:
     changed = {factor: contrasts(rows, factor) for factor in FACTORS}
     found = [row for own in changed.values() for row in own] + against_best(rows)
     made_from = provenance_tags(root)
+    commit = made_from.get("git.commit")
+    dirty = "-dirty" if made_from.get("git.dirty") != "false" else ""
     summary = {
         "study": study.name,
-        "git": _commit(made_from),
+        "git": commit and commit + dirty,
         "data_md5": made_from.get("data.md5"),
         "params_sha256": made_from.get("params.sha256"),
         "units": units,
@@ -86,8 +87,3 @@ def _remove_figures(folder: Path) -> None:
     names = ("iou", "curves", "domain-vs-iou", *FACTORS)
     for file in [folder / f"{name}.png" for name in names] + [*folder.glob("overlays-*.jpg")]:
         file.unlink(missing_ok=True)
-
-
-def _commit(tags: Mapping[str, str]) -> str | None:
-    commit = tags.get("git.commit")
-    return commit and commit + ("-dirty" if tags["git.dirty"] != "false" else "")

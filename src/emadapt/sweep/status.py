@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 import optuna
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 from rich import box
 from rich.table import Table
 
@@ -13,12 +13,7 @@ from emadapt.sweep.storage import ENDED, best_trial, first_number, n_ended
 
 
 def overview(place: str, studies: list[optuna.Study]) -> Table:
-    """A row a sweep: trials by state, best validation IoU, time a trial, time to go.
-
-    Args:
-        place: where they are kept, in words.
-        studies: the sweeps.
-    """
+    """A row a sweep: trials by state, best validation IoU, time a trial, time to go."""
     table = Table(title=f"sweeps in {place}", box=box.SIMPLE_HEAD, pad_edge=False, padding=0)
     table.add_column("sweep", overflow="fold", min_width=14)
     for column in ("done", "pruned", "left", "run", "wait", "fail", "best", "a trial", "to go"):
@@ -28,7 +23,9 @@ def overview(place: str, studies: list[optuna.Study]) -> Table:
         counts = {state: sum(t.state == state for t in trials) for state in TrialState}
         left = max(0, int(study.user_attrs.get("trials", 0)) - n_ended(trials))
         running = counts[TrialState.RUNNING]
-        best, took = best_trial(trials), _mean_duration(trials)
+        best = best_trial(trials)
+        known = [t.duration for t in trials if t.state in ENDED and t.duration]
+        took = sum(known, timedelta()) / len(known) if known else None
         numbers = (
             counts[TrialState.COMPLETE],
             counts[TrialState.PRUNED],
@@ -62,14 +59,10 @@ def ranking(study: optuna.Study, n: int = 10) -> Table:
         table.add_column(column, justify="right", no_wrap=column == "trial")
     for trial in finished[:n]:
         default = " (default)" if "fixed_params" in trial.system_attrs else ""
-        settings = (_number(trial.params.get(name, "-")) for name in names)
+        values = [trial.params.get(name, "-") for name in names]
+        settings = [f"{v:.3g}" if isinstance(v, float) else str(v) for v in values]
         table.add_row(f"{first_number(trial)}{default}", f"{trial.value:.4f}", *settings)
     return table
-
-
-def _mean_duration(trials: list[FrozenTrial]) -> timedelta | None:
-    took = [trial.duration for trial in trials if trial.state in ENDED and trial.duration]
-    return sum(took, timedelta()) / len(took) if took else None
 
 
 def _text(time: timedelta | None) -> str:
@@ -78,7 +71,3 @@ def _text(time: timedelta | None) -> str:
     if time.days:
         return f"{time.days} d {time.seconds // 3600} h"
     return str(timedelta(seconds=round(time.total_seconds())))
-
-
-def _number(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
