@@ -28,7 +28,8 @@ BACKBONE = {"arch": "tiny_dinov2", "source": "random", "tile": 42}
 
 @pytest.mark.parametrize(("tile", "own"), [(252, 256), (256, 256), (168, 176), (1, 32), (0, 0)])
 def test_tiles_of_a_unet_are_rounded_up_to_the_stride(tile: int, own: int) -> None:
-    spec = regime_for(BACKBONE | {"tile": tile}, regime_settings(kind="unet2d"), "unet2d").spec
+    backbone = BACKBONE | {"tile": tile, "views": 0}
+    spec = regime_for(backbone, regime_settings(kind="unet2d"), "unet2d").spec
     assert spec.tile == own
     geo = geometry((300, 410), spec, STRIDE)
     assert geo.tile == ((own, own) if own else (304, 416))

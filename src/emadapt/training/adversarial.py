@@ -137,14 +137,9 @@ def features_of(head: nn.Module) -> Iterator[list[torch.Tensor]]:
 
 
 def at_some_positions(features: torch.Tensor, members: Sequence[int]) -> Features:
-    """Features at `POSITIONS` positions of each dataset at most, drawn by torch's generator.
+    """Features (B, C, h, w) at `POSITIONS` positions of each dataset at most, drawn by torch.
 
-    Args:
-        features: (B, C, h, w).
-        members: (B,) dataset numbers.
-
-    Returns:
-        (n, C) float32 of each dataset.
+    `members` (B,) are the dataset numbers.
     """
     flat, found = features.flatten(2), Features()
     for member in dict.fromkeys(members):

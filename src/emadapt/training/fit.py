@@ -174,9 +174,6 @@ class Run:
         self.optimiser.load_state_dict(state["optimiser"])
         self.scaler.load_state_dict(state["scaler"])
         self.schedule.last_epoch = state["step"]
-        rates = zip(self.schedule.base_lrs, self.schedule.lr_lambdas, strict=True)
-        for group, (rate, factor) in zip(self.optimiser.param_groups, rates, strict=True):
-            group["lr"] = rate * factor(state["step"])
         self.progress, self.best = Progress(**state["progress"]), state["best"]
         self.average.state = state["average"]
 
@@ -263,10 +260,6 @@ def _bar(title: str, *, shown: bool) -> Any:
     """A progress bar whose task has a field `words`."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    return Progress(
-        TextColumn(title),
-        BarColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[words]}"),
-        disable=not shown,
-    )
+    words = TextColumn("{task.fields[words]}")
+    columns = TextColumn(title), BarColumn(), TimeRemainingColumn(), words
+    return Progress(*columns, disable=not shown)

@@ -69,9 +69,8 @@ def score_unseen(
     reach = smoothing_reach(segmenter.spec.smooth_z_nm / voxel_z_nm)
     for first, end in itertools.pairwise(volume.ends):
         inside = {z for z in wanted if first <= z < end}
-        windows = [range(max(first, z - reach), min(end, z + reach + 1)) for z in inside]
-        near = sorted({z for window in windows for z in window})
-        for z, probability in predict_slices(segmenter, volume, near):
+        near = {n for z in inside for n in range(max(first, z - reach), min(end, z + reach + 1))}
+        for z, probability in predict_slices(segmenter, volume, sorted(near)):
             if z in inside:  # the others are there for `smooth_z_nm`
                 found[z] = list(overlap_counts(probability > 0.5, np.asarray(volume.label[z]) > 0))
     ordered = np.array([found[z] for z in chosen], np.int64)

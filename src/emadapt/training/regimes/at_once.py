@@ -13,7 +13,7 @@ on one and less on the other.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
@@ -48,13 +48,17 @@ BANK = 10_000
 KS = (3, 5, 10, 20, 40)
 
 
-class Ridge(Regime):
-    """Solves for a linear head on all cached views of the training slices."""
+class AtOnce(Regime):
+    """It has nothing but cached tokens to learn from."""
 
     cached = True
 
     def trains_from_cache(self, train: TrainSettings, few_tiles: bool) -> bool:
         return True
+
+
+class Ridge(AtOnce):
+    """Solves for a linear head on all cached views of the training slices."""
 
     def fit(self, inputs: Inputs, scratch: Path, on_epoch: OnEpoch) -> Progress:
         started = time.perf_counter()
@@ -65,16 +69,11 @@ class Ridge(Regime):
         return report(choice, "ridge/strength", path.strengths, started, on_epoch)
 
 
-class Knn(Regime):
+class Knn(AtOnce):
     """A bank of training tokens, and the classes of their patches."""
-
-    cached = True
 
     def head(self, backbone: Any) -> Nearest:
         return Nearest(backbone.arch.dim, len(backbone.blocks))
-
-    def trains_from_cache(self, train: TrainSettings, few_tiles: bool) -> bool:
-        return True
 
     def fit(self, inputs: Inputs, scratch: Path, on_epoch: OnEpoch) -> Progress:
         started = time.perf_counter()
@@ -90,16 +89,13 @@ class Knn(Regime):
 
 def ridge_path(views: Sequence[Sequence[TokenView]], *, balanced: bool) -> Solutions:
     """Solutions of all strengths. Balanced, datasets weigh the same whatever their size."""
-    each = [reduce(add, (part for view in own for part in _sums(view))) for own in views]
+    each: list[Sums] = []
+    for own in views:
+        parts = [(view, rows) for view in own for rows in batches(view.rows_of("train"))]
+        each.append(reduce(add, (sums_of(*tokens_and_classes(*part)) for part in parts)))
     if balanced:
         each = [sums.weighted(1 / sums.n) for sums in each]
     return solve(reduce(add, each), STRENGTHS)
-
-
-def _sums(view: TokenView) -> Iterator[Sums]:
-    """Of a view's training rows, some at a time."""
-    for rows in batches(view.rows_of("train")):
-        yield sums_of(*tokens_and_classes(view, rows))
 
 
 def draw_bank(
@@ -126,13 +122,10 @@ def draw_bank(
 
 @dataclass(frozen=True)
 class Choice:
-    """The best on validation.
+    """The best candidate `i` on validation.
 
-    Attributes:
-        i: number of the candidate.
-        threshold: the score above which a pixel is foreground.
-        slope: the probability is the logistic function of slope * (score - threshold).
-        table: (candidates, 2) best validation IoU of each, and its threshold.
+    The probability is the logistic function of slope * (score - threshold). `table` (candidates, 2)
+    has the best validation IoU of each candidate, and its threshold.
     """
 
     i: int

@@ -16,6 +16,9 @@ from emadapt.study.regimes import MitoNetSettings, Sam2Settings
 from emadapt.training.inputs import Inputs, OnEpoch, Progress
 from emadapt.training.regimes.regime import Regime
 
+WHOLE = {"context": 0, "views": 0, "longest_edge": 0}
+"""Settings of a backbone for slices as the systems take them."""
+
 
 class MitoNetRegime(Regime):
     """Whole slices, downsampled by `factor`; while all of the network is trained, tiles."""
@@ -24,8 +27,8 @@ class MitoNetRegime(Regime):
 
     def __init__(self, settings: MitoNetSettings, spec: BackboneSettings, head: str) -> None:
         tile = rounded_up(spec.tile, TILE) if settings.finetune else 0
-        own = {"context": 0, "views": 0, "longest_edge": 0, "scale": 1 / settings.factor}
-        super().__init__(settings, spec.changed(**own, tile=tile), head)
+        own = spec.changed(**WHOLE, scale=1 / settings.factor, tile=tile)
+        super().__init__(settings, own, head)
 
     @cached_property
     def backbone(self) -> MitoNet:
@@ -47,8 +50,7 @@ class Sam2Regime(Regime):
     settings: Sam2Settings
 
     def __init__(self, settings: Sam2Settings, spec: BackboneSettings, head: str) -> None:
-        own = {"context": 0, "views": 0, "longest_edge": 0, "scale": 1.0, "tile": 0}
-        super().__init__(settings, spec.changed(**own), head)
+        super().__init__(settings, spec.changed(**WHOLE, scale=1.0, tile=0), head)
 
     @cached_property
     def backbone(self) -> Sam2:
