@@ -25,7 +25,7 @@ from emadapt.training.tracked import UNITS, finished_run
 from emadapt.training.unseen import score_unseen, unseen_by
 
 
-def evaluate_unit(study: Study, unit: Unit, out: Path = EVALUATED) -> Path:
+def evaluate_unit(study: Study, unit: Unit) -> Path:
     """Score `unit` on every dataset; write metrics.json, a model card and overlays.
 
     A dataset of which it has seen no label is scored on slices of all of it as well (`unseen`).
@@ -33,7 +33,7 @@ def evaluate_unit(study: Study, unit: Unit, out: Path = EVALUATED) -> Path:
     Raises:
         InputError: the unit was not trained, or a dataset not ingested.
     """
-    folder = UNITS / unit.name
+    folder, out = UNITS / unit.name, EVALUATED / unit.name
     segmenter, card = load_model(folder)
     if card["key"] != unit_key(study, unit):
         raise InputError(
@@ -52,13 +52,12 @@ def evaluate_unit(study: Study, unit: Unit, out: Path = EVALUATED) -> Path:
         "labelled": card["labelled"],
         "peak_mb": history["peak_mb"],
         "val_iou": card["val"]["iou"],
-        "test": _scores(study, unit, segmenter.to(device()), out / unit.name),
+        "test": _scores(study, unit, segmenter.to(device()), out),
     }
-    path = out / unit.name / "metrics.json"
-    write_json(path, metrics)
-    write_text(path.parent / "model-card.md", model_card(card, metrics))
-    publish(finished_run(study, unit, "evaluate", evaluated=out))
-    return path
+    write_json(out / "metrics.json", metrics)
+    write_text(out / "model-card.md", model_card(card, metrics))
+    publish(finished_run(study, unit, "evaluate"))
+    return out / "metrics.json"
 
 
 def _scores(study: Study, unit: Unit, segmenter: Segmenter, folder: Path) -> dict[str, Any]:

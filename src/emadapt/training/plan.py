@@ -107,7 +107,7 @@ def diagnose_plan(study: Study, backbone: str, regime: str) -> Plan:
     }
 
 
-def write_plans(study: Study, out: Path = PLAN) -> tuple[int, int]:
+def write_plans(study: Study) -> tuple[int, int]:
     """Write the plans of a study, each only if it changed, and remove what belongs to none.
 
     Returns how many plans there are, and how many were written.
@@ -124,9 +124,9 @@ def write_plans(study: Study, out: Path = PLAN) -> tuple[int, int]:
     for unit in study.units():
         plans[f"train/{unit.name}"] = unit_plan(study, unit)
         plans[f"evaluate/{unit.name}"] = evaluate_plan(study, unit)
-    written = sum(_write_if_new(out / f"{name}.json", plan) for name, plan in plans.items())
-    for file in out.glob("*/*.json"):
-        if file.relative_to(out).with_suffix("").as_posix() not in plans:
+    written = sum(_write_if_new(PLAN / f"{name}.json", plan) for name, plan in plans.items())
+    for file in PLAN.glob("*/*.json"):
+        if file.relative_to(PLAN).with_suffix("").as_posix() not in plans:
             file.unlink()
     _remove_orphans(study)
     return len(plans), written

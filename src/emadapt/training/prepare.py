@@ -52,12 +52,9 @@ def prepare(study: Study, unit: Unit, regime: Regime | None = None) -> Inputs:
 def check_processes(unit: Unit, regime: Regime, processes: int) -> None:
     """Raise InputError for several processes where one must see a whole batch."""
     if processes > 1 and not regime.settings.several_devices:
-        raise InputError(
-            f"unit {unit.name}",
-            found=f"{processes} processes",
-            expected="one: its regime cannot be trained by several",
-            do="Train it on one device.",
-        )
+        what, found = f"unit {unit.name}", f"{processes} processes"
+        expected, do = "one: its regime cannot be trained by several", "Train it on one device."
+        raise InputError(what, found=found, expected=expected, do=do)
 
 
 def start_of(study: Study, unit: Unit, regime: Regime) -> State:

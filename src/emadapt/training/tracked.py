@@ -41,7 +41,7 @@ def publish_units(study: Study) -> int:
     return sum(bool(publish(finished_run(study, unit, "track"))) for unit in units)
 
 
-def finished_run(study: Study, unit: Unit, stage: str, evaluated: Path = EVALUATED) -> Run:
+def finished_run(study: Study, unit: Unit, stage: str) -> Run:
     """The run of a trained unit, with its history, its model and, if it was evaluated, its scores.
 
     It goes on with the run that trained the model. Where there is none, as for a model from DVC's
@@ -53,8 +53,8 @@ def finished_run(study: Study, unit: Unit, stage: str, evaluated: Path = EVALUAT
     run = unit_run(study, unit, stage)
     run.same, run.origin = ("unit", "model.md5"), "restored"
     add_model(run, UNITS / unit.name)
-    if (evaluated / unit.name / "metrics.json").is_file():
-        _add_scores(run, evaluated / unit.name)
+    if (EVALUATED / unit.name / "metrics.json").is_file():
+        _add_scores(run, EVALUATED / unit.name)
     return run
 
 
