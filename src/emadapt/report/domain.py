@@ -78,7 +78,7 @@ def pair_rows(pairs: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         For each training set (None: the pretrained backbone), pair, level and class: `frechet`
         with `ci95`, and `null`, in units of the mean trace of the two covariances; `ratio` of the
         two; `different`: share of the seeds that read as different; `probe` balanced accuracy and
-        its largest p; `mixing`; `n`, `slices`, `models`.
+        its largest p; `mixing`; `n`, `models`.
     """
     rows = []
     for several in _grouped(pairs, "train_set", "a", "b", "level", "class"):
@@ -86,7 +86,7 @@ def pair_rows(pairs: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         scale = table["relative"] / table["frechet"].where(table["frechet"] != 0)
         low, high = (scale * [pair["ci95"][end] for pair in several] for end in (0, 1))
         null, frechet = (table["null"] * scale).mean(), table["relative"].mean()
-        names = ("train_set", "a", "b", "level", "class", "n", "slices")
+        names = ("train_set", "a", "b", "level", "class", "n")
         rows.append(
             {
                 **{name: first.get(name) for name in names},
