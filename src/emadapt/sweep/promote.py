@@ -104,17 +104,17 @@ def write_regime(path: Path, name: str, values: dict[str, Any], note: str) -> No
 
     text = path.read_text()
     _, indent, offset = load_yaml_guess_indent(text)
-    yaml = YAML()
-    yaml.indent(mapping=2, sequence=indent or 2, offset=offset or 0)
-    yaml.width, yaml.preserve_quotes = 4096, True
-    params = yaml.load(text)
+    round_trip = YAML()
+    round_trip.indent(mapping=2, sequence=indent or 2, offset=offset or 0)
+    round_trip.width, round_trip.preserve_quotes = 4096, True
+    params = round_trip.load(text)
     entry = CommentedMap(values)
     entry.fa.set_flow_style()
     params["regimes"][name] = entry
     params["regimes"].yaml_add_eol_comment(note, name)
     params["study"]["regimes"].append(name)
     out = io.StringIO()
-    yaml.dump(params, out)
+    round_trip.dump(params, out)
     try:
         with whole_file(path) as temporary:
             temporary.write_text(out.getvalue())
