@@ -5,7 +5,9 @@ import pytest
 import torch
 
 from emadapt.models.tokens import TokenView
-from emadapt.training.regimes.at_once import BANK, EDGES, best_of, draw_bank, ridge_path
+from emadapt.training.regimes.at_once import EDGES, best_of
+from emadapt.training.regimes.knn import BANK, draw_bank
+from emadapt.training.regimes.ridge import ridge_path
 
 
 def a_view(seed: int, slices: int, rows: int = 2) -> TokenView:

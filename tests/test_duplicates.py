@@ -74,7 +74,7 @@ def test_a_duplicate_is_copied_under_its_own_name_and_not_trained(
     one, other = Unit(*first), Unit(*second)
     trained = train_unit(study, one)
     with monkeypatch.context() as patch:
-        for work in ("regimes.regime.fit", "regimes.at_once.choose", "train.validate"):
+        for work in ("regimes.regime.fit", "regimes.ridge.choose", "train.validate"):
             patch.setattr(f"emadapt.training.{work}", lambda *_: pytest.fail("trained again"))
         copied = train_unit(study, other)
     for file in ("model.safetensors", "history.json"):

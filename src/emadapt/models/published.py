@@ -22,6 +22,9 @@ PACKAGES = {
 }
 """Module, and what pip installs. Without dependencies: empanada-dl pins an old numpy."""
 
+WHOLE = {"context": 0, "views": 0, "longest_edge": 0}
+"""Settings of a backbone for slices as the systems take them."""
+
 
 class Published(PassThrough):
     """A network of another package. Always in eval mode, with its authors' batch statistics.

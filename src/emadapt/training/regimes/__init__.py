@@ -1,13 +1,20 @@
-"""Regimes. A new kind is a class here, its settings in `study`, and an entry in `REGIMES`."""
+"""Regimes. A new kind is a file here, its settings in `study`, and an entry in `REGIMES`."""
 
 from __future__ import annotations
 
 from emadapt.study.study import Study, Unit
-from emadapt.training.regimes.adapting import BitFit, Frozen, Full, Lora, LoraLastK
-from emadapt.training.regimes.at_once import Knn, Ridge
+from emadapt.training.regimes.bitfit import BitFit
+from emadapt.training.regimes.frozen import Frozen
+from emadapt.training.regimes.full import Full
+from emadapt.training.regimes.knn import Knn
+from emadapt.training.regimes.lora import Lora
+from emadapt.training.regimes.lora_last_k import LoraLastK
+from emadapt.training.regimes.mitonet import MitoNetRegime
 from emadapt.training.regimes.regime import Regime
-from emadapt.training.regimes.systems import MitoNetRegime, Sam2Regime
-from emadapt.training.regimes.unets import ResUNet3dRegime, UNet2dRegime
+from emadapt.training.regimes.resunet3d import ResUNet3dRegime
+from emadapt.training.regimes.ridge import Ridge
+from emadapt.training.regimes.sam2 import Sam2Regime
+from emadapt.training.regimes.unet2d import UNet2dRegime
 
 REGIMES: dict[str, type[Regime]] = {
     "frozen": Frozen,

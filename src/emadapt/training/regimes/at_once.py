@@ -1,4 +1,4 @@
-"""Ridge regression and nearest neighbours, which are fitted at once on cached tokens.
+"""What ridge regression and nearest neighbours share: they are fitted at once on cached tokens.
 
 Both give a map of scores (near 1 where patches are foreground) under several candidates: strengths,
 or numbers of neighbours. All candidates and all thresholds are judged at once, on validation slices
@@ -15,10 +15,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import reduce
-from operator import add
-from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -27,9 +23,6 @@ import torch.nn.functional as F
 
 from emadapt.data.ingest import Volume
 from emadapt.data.tiles import geometry_of, merge_tiles, to_native
-from emadapt.models.heads import Linear
-from emadapt.models.nearest import Nearest
-from emadapt.models.ridge import STRENGTHS, Solutions, Sums, solve, sums_of
 from emadapt.models.segmenter import Segmenter
 from emadapt.models.tokens import OCCUPANCY, TokenView
 from emadapt.study.training import TrainSettings
@@ -43,9 +36,6 @@ Rows = npt.NDArray[np.int64]
 ROWS = 16  # tiles in memory at once
 EDGES = np.linspace(-0.5, 1.5, 401)
 """Of the bins of scores; what is beyond counts to the outermost."""
-BANK = 10_000
-"""Training tokens that a token of kNN is compared with."""
-KS = (3, 5, 10, 20, 40)
 
 
 class AtOnce(Regime):
@@ -55,69 +45,6 @@ class AtOnce(Regime):
 
     def trains_from_cache(self, train: TrainSettings, few_tiles: bool) -> bool:
         return True
-
-
-class Ridge(AtOnce):
-    """Solves for a linear head on all cached views of the training slices."""
-
-    def fit(self, inputs: Inputs, scratch: Path, on_epoch: OnEpoch) -> Progress:
-        started = time.perf_counter()
-        path = ridge_path(inputs.views, balanced=inputs.train.sampling == "balanced")
-        choice = choose(inputs, path.predict)
-        head = cast(Linear, inputs.segmenter.head)
-        path.write(head, choice.i, choice.threshold, choice.slope)
-        return report(choice, "ridge/strength", path.strengths, started, on_epoch)
-
-
-class Knn(AtOnce):
-    """A bank of training tokens, and the classes of their patches."""
-
-    def head(self, backbone: Any) -> Nearest:
-        return Nearest(backbone.arch.dim, len(backbone.blocks))
-
-    def fit(self, inputs: Inputs, scratch: Path, on_epoch: OnEpoch) -> Progress:
-        started = time.perf_counter()
-        head = cast(Nearest, inputs.segmenter.head)
-        tokens, classes = draw_bank(inputs.views, inputs.unit.seed)
-        head.fill(tokens, classes, tokens.mean(0), tokens.std(0).clamp_min(1e-6))
-        choice = choose(inputs, lambda found: head.shares(found, KS))
-        head.k.fill_(KS[choice.i])
-        head.threshold.fill_(choice.threshold)
-        head.slope.fill_(choice.slope)
-        return report(choice, "knn/k", KS, started, on_epoch)
-
-
-def ridge_path(views: Sequence[Sequence[TokenView]], *, balanced: bool) -> Solutions:
-    """Solutions of all strengths. Balanced, datasets weigh the same whatever their size."""
-    each: list[Sums] = []
-    for own in views:
-        parts = [(view, rows) for view in own for rows in batches(view.rows_of("train"))]
-        each.append(reduce(add, (sums_of(*tokens_and_classes(*part)) for part in parts)))
-    if balanced:
-        each = [sums.weighted(1 / sums.n) for sums in each]
-    return solve(reduce(add, each), STRENGTHS)
-
-
-def draw_bank(
-    views: Sequence[Sequence[TokenView]], seed: int, size: int = BANK
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Training tokens (n, D) and classes (n,), as many of each dataset and slice.
-
-    They are drawn by the seed from the plain view. Slices that have too few tokens give all of
-    them.
-    """
-    tokens, classes = [], []
-    for number, own in enumerate(views):
-        plain = own[0]
-        slices = plain.split["train"]
-        shares = np.diff(np.linspace(0, size // len(views), len(slices) + 1).round().astype(int))
-        for z, share in zip(slices, shares, strict=True):
-            found, filled = tokens_and_classes(plain, plain.rows_of_slice(z))
-            rng = np.random.default_rng([seed, number, z])
-            drawn = np.sort(rng.choice(len(found), min(int(share), len(found)), replace=False))
-            tokens.append(torch.from_numpy(found[drawn]))
-            classes.append(torch.from_numpy(filled[drawn]))
-    return torch.cat(tokens).float(), torch.cat(classes)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Published systems: MitoNet, as published or fine-tuned, and SAM 2."""
+"""MitoNet, as published or fine-tuned."""
 
 from __future__ import annotations
 
@@ -7,17 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from emadapt.models.mitonet import TILE, MitoNet
-from emadapt.models.published import Passed
-from emadapt.models.sam2 import PromptedSegmenter, Sam2
-from emadapt.models.segmenter import Segmenter
+from emadapt.models.published import WHOLE, Passed
 from emadapt.models.unet2d import rounded_up
 from emadapt.study.backbones import BackboneSettings
-from emadapt.study.regimes import MitoNetSettings, Sam2Settings
+from emadapt.study.regimes import MitoNetSettings
 from emadapt.training.inputs import Inputs, OnEpoch, Progress
 from emadapt.training.regimes.regime import Regime
-
-WHOLE = {"context": 0, "views": 0, "longest_edge": 0}
-"""Settings of a backbone for slices as the systems take them."""
 
 
 class MitoNetRegime(Regime):
@@ -42,26 +37,3 @@ class MitoNetRegime(Regime):
 
     def fit(self, inputs: Inputs, scratch: Path, on_epoch: OnEpoch) -> Progress:
         return super().fit(inputs, scratch, on_epoch) if self.settings.finetune else Progress()
-
-
-class Sam2Regime(Regime):
-    """Whole slices at their own resolution; nothing is trained."""
-
-    settings: Sam2Settings
-
-    def __init__(self, settings: Sam2Settings, spec: BackboneSettings, head: str) -> None:
-        super().__init__(settings, spec.changed(**WHOLE, scale=1.0, tile=0), head)
-
-    @cached_property
-    def backbone(self) -> Sam2:
-        return Sam2(self.settings.weights, self.settings.prompts)
-
-    def adapt(self, backbone: Sam2) -> None:
-        backbone.requires_grad_(False)
-
-    def segmenter(self, backbone: Any) -> Segmenter:
-        kind = Segmenter if self.settings.prompts == "automatic" else PromptedSegmenter
-        return kind(self.spec, backbone, Passed())
-
-    def fit(self, inputs: Inputs, scratch: Path, on_epoch: OnEpoch) -> Progress:
-        return Progress()
