@@ -236,7 +236,7 @@ def test_sam2_in_the_grid_of_a_study(
             found = prompted(segmenter, image, label > 0) > 0.5
             iou = (found & (label > 0)).sum() / (found | (label > 0)).sum()
             assert iou == pytest.approx(metrics["test"]["b"]["per_slice"]["iou"][-1], abs=1e-6)
-            with pytest.raises(InputError, match="prompts are made of labels"):
+            with pytest.raises(InputError, match="needs labels for its prompts"):
                 open_model(trained)
     build_report(tmp_path, study)
     board = (tmp_path / "reports/leaderboard.md").read_text()
