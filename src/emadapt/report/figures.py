@@ -180,6 +180,7 @@ def _legend(figure: Figure, handles: list[Line2D]) -> None:
 def _plain(axes: Axes, title: str, xlabel: str, grid: str) -> None:
     axes.set_title(title, fontsize=10)
     axes.set_xlabel(xlabel)
+    axes.locator_params(axis="x", nbins=6)  # more labels of small differences would overlap
     axes.grid(axis=grid, color="0.9")  # type: ignore[arg-type]
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
