@@ -12,7 +12,7 @@ from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parents[1]
 
-os.environ.pop("MLFLOW_TRACKING_URI", None)  # no test may write to somebody's real lab book
+os.environ.pop("MLFLOW_TRACKING_URI", None)  # no test may write to somebody's real runs
 os.environ.update(
     DVC_NO_ANALYTICS="1",
     HF_ENDPOINT="http://127.0.0.1:9",  # nothing listens there: a download fails at once
@@ -69,6 +69,6 @@ def root(tmp_path, empty_store, monkeypatch):
 
 @pytest.fixture
 def tracking_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder of the test's own to work in, and no lab book."""
+    """A folder of the test's own to work in, and no tracking."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("EMADAPT_TRACKING", "off")

@@ -1,7 +1,7 @@
 """What diagnostics read of one model on one dataset: moments of all tokens, and a subsample.
 
-They are made in one pass over the slices and kept on disk. Where the tokens come from is said in
-`token_sources`. All models read the same slices, and the subsample has the same places.
+They are made in one pass over the slices and kept on disk. `token_sources` gives the tokens.
+All models read the same slices, and the subsample has the same places.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ def add_lora(
     targets = "|".join(map(re.escape, LORA_TARGETS))
     config = LoraConfig(
         r=rank,
-        lora_alpha=alpha,  # type: ignore[arg-type]  # peft divides it by the rank, so a fraction will do
+        lora_alpha=alpha,  # type: ignore[arg-type]  # a fraction will do
         lora_dropout=dropout,
         target_modules=rf"blocks\.({blocks})\.({targets})",
     )

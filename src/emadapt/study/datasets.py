@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
@@ -128,8 +127,3 @@ class SplitSettings(Settings):
 
 
 SPLIT_PRESETS = {"paper": {"kind": "random", "val": 0.1, "test": 0.15, "gap_nm": 0.0}}
-
-
-def is_share(value: int | str) -> bool:
-    """Whether an amount of labels is a share such as 25%."""
-    return isinstance(value, str) and re.fullmatch(r"\d+(\.\d+)?%", value) is not None

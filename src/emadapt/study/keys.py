@@ -1,6 +1,6 @@
 """Keys: hashes of all that a result depends on.
 
-Which settings those are is said once, in the `affects` of each field (`study.strict.setting`).
+The `affects` of each field says which settings those are (`study.strict.setting`).
 """
 
 from __future__ import annotations

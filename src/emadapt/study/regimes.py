@@ -27,8 +27,6 @@ class RegimeSettings(Settings):
     """Whether it looks at a backbone of the study."""
     on_pretrained_tokens: ClassVar[bool] = False
     """Whether its head sees the tokens of the backbone as pretrained."""
-    from_scratch: ClassVar[bool] = False
-    """Whether it is a network from random values."""
     draws: ClassVar[bool] = True
     """Whether fitting it draws random numbers."""
     train_defaults: ClassVar[dict[str, Any]] = {}
@@ -195,7 +193,6 @@ class UNet2dSettings(GradientRegime):
     kind: Literal["unet2d"]
     own_head: ClassVar[str] = "unet2d"
     uses_backbone: ClassVar[bool] = False
-    from_scratch: ClassVar[bool] = True
 
     @property
     def adapter(self) -> dict[str, Any]:
@@ -209,7 +206,6 @@ class ResUNet3dSettings(GradientRegime):
     kind: Literal["resunet3d"]
     own_head: ClassVar[str] = "resunet3d"
     uses_backbone: ClassVar[bool] = False
-    from_scratch: ClassVar[bool] = True
     train_defaults: ClassVar[dict[str, Any]] = {"head_lr": 2e-3, "weight_decay": 0.0}
 
     patch: tuple[int, int, int] = setting((18, 160, 160), "Voxels (z, y, x) of a sample.")

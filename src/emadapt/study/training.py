@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import typing
 from typing import Any, Literal, Self
 
 from pydantic import model_validator
@@ -12,7 +11,6 @@ from emadapt.study.datasets import Sampling
 from emadapt.study.strict import Settings, setting
 
 Head = Literal["linear", "deconv", "pyramid", "pyramid_bn"]
-HEAD_NAMES: tuple[str, ...] = typing.get_args(Head)
 """Heads that a study can choose, keys of `models.heads.HEADS`."""
 
 

@@ -69,7 +69,7 @@ def live(run: Run) -> Iterator[Log]:
 
 
 def publish(run: Run) -> str:
-    """Bring MLflow up to date with a run. An outage is said and does not stop anything.
+    """Bring MLflow up to date with a run. An outage is reported and stops nothing.
 
     The run is kept in a file until MLflow has all of it. With EMADAPT_TRACKING=off nothing happens;
     with EMADAPT_TRACKING=later the file waits for `sync`, as for jobs of a cluster, which must not

@@ -167,7 +167,7 @@ def _send_status(store: Any, run: Run, known: Known) -> None:
 
 
 def _attempt(run: Run, what: str, call: Callable[[], Any], patience: float = PATIENCE) -> bool:
-    """Call the store. What it refuses is said and left, so that it does not hold up the rest."""
+    """Call the store. What it refuses is reported and skipped."""
     from mlflow.exceptions import MlflowException
 
     try:

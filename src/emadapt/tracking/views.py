@@ -56,7 +56,7 @@ Standard deviations and intervals are in `reports/`."""
 
 
 def describe(refresh: Callable[[Any, str], None], store: Any, which: str) -> None:
-    """Bring a description up to date. A failure is said and forgotten: no result hangs on it."""
+    """Bring a description up to date. A failure is reported and stops nothing."""
     try:
         refresh(store, which)
     except Exception as error:

@@ -38,7 +38,7 @@ def prepare(study: Study, unit: Unit, regime: Regime | None = None) -> Inputs:
     train, train_set = study.train_settings(unit), study.train_set_settings[unit.train_set]
     whole = [open_volume(name) for name in train_set.datasets]
     regime.check(whole, train)
-    labelled = label(whole, train_set, unit.seed, regime.geometry, regime.depth)
+    labelled = label(whole, train_set, unit.seed, regime.geometry, regime.settings.depth)
     unlabelled = [open_volume(name) for name in study.unlabelled_of(unit)]
     segmenter = regime.build(unit.seed).to(device())
     from_cache = regime.trains_from_cache(train, few_tiles=bool(labelled.tiles))

@@ -45,8 +45,6 @@ class Regime:
     """Whether it works on what the token cache has."""
     groups: Groups = staticmethod(one_group)
     """An optimiser's groups for what is trained of the backbone."""
-    depth = 1
-    """Slices of a training sample."""
 
     def __init__(self, settings: RegimeSettings, spec: BackboneSettings, head: str) -> None:
         self.settings, self.spec, self.head_name = settings, spec, head

@@ -31,7 +31,6 @@ class ResUNet3dRegime(Regime):
     def __init__(self, settings: ResUNet3dSettings, spec: BackboneSettings, head: str) -> None:
         tile = rounded_up(spec.tile, STRIDE, max(settings.patch[1:]))
         super().__init__(settings, spec.changed(context=0, tile=tile), head)
-        self.depth = settings.patch[0]
 
     @property
     def backbone(self) -> PassThrough:
@@ -39,7 +38,7 @@ class ResUNet3dRegime(Regime):
 
     def segmenter(self, backbone: Any) -> Segmenter:
         head = ResUNet3d(self.settings.channels)
-        return BlockSegmenter(self.spec, backbone, head, self.depth)
+        return BlockSegmenter(self.spec, backbone, head, self.settings.depth)
 
     def check(self, volumes: Sequence[Volume], train: TrainSettings) -> None:
         check_precision(train.precision, "train.precision")
