@@ -72,12 +72,12 @@ def test_slices_of_a_volume_and_those_that_are_no_neighbours() -> None:
     predicted, label = rng.random((2, 6, 9, 11)) < 0.35
     collected = Instances(range(6), (9, 11))
     for z in range(6):
-        collected.add(z, predicted[z], label[z])
+        collected.add(z, predicted[z], label[z], np.ones((9, 11), bool))
     assert collected.summary() == instance_metrics(components(predicted)[0], components(label)[0])
     column = np.ones((1, 2), bool)
     apart = Instances([3, 4, 8], (1, 2))
     for z in (3, 4, 8):
-        apart.add(z, column, column)
+        apart.add(z, column, column, column)
     found = apart.summary()
     assert found is not None
     assert found["labelled"] == 2
@@ -86,5 +86,5 @@ def test_slices_of_a_volume_and_those_that_are_no_neighbours() -> None:
 def test_too_many_voxels_have_no_instance_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MOST_VOXELS", 3)
     collected = Instances([0, 1], (1, 2))
-    collected.add(0, np.ones((1, 2), bool), np.ones((1, 2), bool))
+    collected.add(0, *np.ones((3, 1, 2), bool))
     assert collected.summary() is None

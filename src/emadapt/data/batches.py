@@ -47,7 +47,7 @@ class Samples(Protocol):
         """Shapes of the items of a dataset."""
 
     def __getitem__(self, draw: Draw) -> Item:
-        """Inputs, and labels int64 of 0 and 1."""
+        """Inputs, and labels int64 of 0, 1 and `IGNORE`."""
 
 
 def plan_epoch(

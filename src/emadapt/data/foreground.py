@@ -9,10 +9,14 @@ from emadapt.errors import InputError
 from emadapt.volumes.source import Array
 
 Rule = str | tuple[int, ...]  # ">N" (greater than N), or ids
+IGNORE = 255
+"""Of an ingested label: nobody knows what is there. Losses and scores leave it out."""
 
 
-def foreground_mask(label: Array, rule: Rule, what: str = "label") -> npt.NDArray[np.uint8]:
-    """Turn label values (Y, X) into uint8: 0 background, 1 foreground.
+def foreground_mask(
+    label: Array, rule: Rule, what: str = "label", ignore: tuple[int, ...] = ()
+) -> npt.NDArray[np.uint8]:
+    """Turn label values (Y, X) into uint8: 0 background, 1 foreground, `IGNORE` for `ignore`.
 
     Bool, from a file of 1 bit a pixel, is foreground under ">N" whatever N.
 
@@ -20,6 +24,13 @@ def foreground_mask(label: Array, rule: Rule, what: str = "label") -> npt.NDArra
         InputError: ids asked of a label with fractions; one value apart from 0, which ">N" leaves
             out.
     """
+    mask = _mask(label, rule, what)
+    for value in ignore:
+        mask[label == value] = IGNORE
+    return mask
+
+
+def _mask(label: Array, rule: Rule, what: str) -> npt.NDArray[np.uint8]:
     if isinstance(rule, str):
         return label.astype(np.uint8) if label.dtype == bool else _above(label, rule, what)
     if label.dtype.kind == "f" and (label != np.round(label)).any():

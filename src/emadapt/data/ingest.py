@@ -15,7 +15,7 @@ import click
 import numpy as np
 import numpy.typing as npt
 
-from emadapt.data.foreground import foreground_mask
+from emadapt.data.foreground import IGNORE, foreground_mask
 from emadapt.data.layouts import find_parts
 from emadapt.data.pairing import Part
 from emadapt.data.sources import source_of
@@ -37,7 +37,7 @@ class Volume:
 
     name: str
     image: npt.NDArray[np.uint8]  # (Z, Y, X)
-    label: npt.NDArray[np.uint8]  # (Z, Y, X) of 0 and 1; all 0 if the dataset has no labels
+    label: npt.NDArray[np.uint8]  # (Z, Y, X) of 0, 1 and `IGNORE`; 0 if the dataset has no labels
     manifest: dict[str, Any]  # see `_manifest`
 
     @property
@@ -48,6 +48,11 @@ class Volume:
     def labelled(self) -> bool:
         """Whether the dataset has labels."""
         return bool(self.manifest.get("labelled", True))
+
+    def truth(self, z: int) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+        """Foreground of slice `z`, and where the label is known, (Y, X) each."""
+        label = np.asarray(self.label[z])
+        return label == 1, label != IGNORE
 
     @property
     def training_images(self) -> list[int]:
@@ -168,10 +173,10 @@ def _write(
             hashing = [pool.submit(hashes[0].update, images[z].data)]
             if label is not None:
                 check_pair(image, label, where)
-                labels[z] = foreground_mask(label, spec.rule, where)
+                labels[z] = foreground_mask(label, spec.rule, where, spec.ignore)
                 hashing.append(pool.submit(hashes[1].update, labels[z].data))
                 missing = {value for value in missing if not (label == value).any()}
-                fractions[z] = labels[z].mean()
+                fractions[z] = (labels[z] == 1).sum() / max(1, (labels[z] != IGNORE).sum())
             for done in hashing:
                 done.result()
     if missing and (fractions.any() or spec.organelle):
@@ -253,7 +258,8 @@ def _manifest(
         "labelled": spec.labelled,
         "source": source_of(root),
     }
-    return facts | ({"organelle": spec.organelle} if spec.organelle else {})
+    stated = {"organelle": spec.organelle, "ignore": list(spec.ignore)}
+    return facts | {name: value for name, value in stated.items() if value}
 
 
 def _names(parts: list[Part], root: Path) -> list[list[str]]:

@@ -23,7 +23,7 @@ from emadapt.data.tiles import Geometry
 from emadapt.domains.moments import Moments, slice_moments
 from emadapt.errors import InputError
 from emadapt.files import new_array, write_json
-from emadapt.models.tokens import OCCUPANCY
+from emadapt.models.tokens import OCCUPANCY, occupancy
 from emadapt.study.keys import digest
 from emadapt.study.training import DiagnoseSettings
 
@@ -182,9 +182,14 @@ def _pass(
     each = -(-spec.tokens // len(slices))
     counts, totals, sample = [], [], []
     for place, z in enumerate(track(slices, description=f"features {volume.name}")):
-        tokens, occupancy, centres = _one_slice(tiles(int(z)), geo)
+        tokens, occupied, centres = _one_slice(tiles(int(z)), geo)
         _check_finite(tokens, volume.name, int(z))
-        foreground = occupancy >= OCCUPANCY
+        if place == _shown(slices):
+            rows = len(np.unique(centres[:, 0]))
+            grid = tokens.reshape(rows, -1, tokens.shape[1])
+            np.save(temporary / "grid.npy", grid.astype(np.float16))
+        known = ~np.isnan(occupied)
+        tokens, centres, foreground = tokens[known], centres[known], occupied[known] >= OCCUPANCY
         count, total, square = slice_moments(tokens, foreground)
         if place == 0:
             outer = new_array(temporary / "outer.npy", np.float64, (len(slices), *square.shape))
@@ -195,10 +200,6 @@ def _pass(
         drawn = np.sort(rng.choice(len(tokens), min(each, len(tokens)), replace=False))
         at = np.full(len(drawn), place)
         sample.append((tokens[drawn], foreground[drawn], at, centres[drawn]))
-        if place == _shown(slices):
-            rows = len(np.unique(centres[:, 0]))
-            grid = tokens.reshape(rows, -1, tokens.shape[1])
-            np.save(temporary / "grid.npy", grid.astype(np.float16))
     names = ("tokens", "foreground", "at", "where")
     for name, column in zip(names, zip(*sample, strict=True), strict=True):
         np.save(temporary / f"{name}.npy", np.concatenate(column))
@@ -225,7 +226,7 @@ def _check_finite(tokens: Floats, dataset: str, z: int) -> None:
 
 
 def _one_slice(tiles: Tiles, geo: Geometry) -> tuple[Floats, Floats, Floats]:
-    """Tokens (n, D) of a slice, occupancy (n,) and centres (n, 2), in the order of y, then x.
+    """Tokens (n, D) of a slice, `occupancy` (n,) and centres (n, 2), in the order of y, then x.
 
     Each place is there once, and none is in the padding. If tiles overlap, a token comes from the
     tile whose middle is nearest.
@@ -235,7 +236,7 @@ def _one_slice(tiles: Tiles, geo: Geometry) -> tuple[Floats, Floats, Floats]:
         _borders(sorted({corner[axis] for corner, _, _ in found}), geo.tile[axis])
         for axis in (0, 1)
     ]
-    tokens, occupancy, centres = [], [], []
+    tokens, occupied, centres = [], [], []
     for corner, grid, label in found:
         middles, kept = [], []
         for axis, n in enumerate(grid.shape[1:]):
@@ -244,14 +245,14 @@ def _one_slice(tiles: Tiles, geo: Geometry) -> tuple[Floats, Floats, Floats]:
             middles.append(middle)
             kept.append((middle >= low) & (middle < high) & (middle < geo.resized[axis]))
         keep = np.outer(*kept)
-        share = patches(label, geo.patch).mean((2, 3))
+        share = occupancy(patches(label, geo.patch), (2, 3))
         tokens.append(grid.transpose(1, 2, 0)[keep])
-        occupancy.append(share[keep].astype(np.float32))
+        occupied.append(share[keep])
         grid_of_centres = np.stack(np.meshgrid(*middles, indexing="ij"), -1)
         centres.append(grid_of_centres[keep].astype(np.float32))
     merged = np.concatenate(centres)
     order = np.lexsort((merged[:, 1], merged[:, 0]))
-    return np.concatenate(tokens)[order], np.concatenate(occupancy)[order], merged[order]
+    return np.concatenate(tokens)[order], np.concatenate(occupied)[order], merged[order]
 
 
 def _borders(corners: list[int], side: int) -> dict[int, tuple[float, float]]:

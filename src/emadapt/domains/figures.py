@@ -84,7 +84,7 @@ def maps_figure(title: str, models: Models) -> Figure:
     grey: dict[str, Any] = {"cmap": "gray", "vmin": 0}
     for row, (dataset, f) in enumerate(datasets.items()):
         volume, z = open_volume(dataset), int(f.slices[f.shown])
-        image, label = np.asarray(volume.image[z]), np.asarray(volume.label[z])
+        image, (label, _) = np.asarray(volume.image[z]), volume.truth(z)
         _show(panels[row, 0], _small(image), f"{dataset}, slice {z}", vmax=255, **grey)
         if volume.labelled:
             _show(panels[row, 1], _small(label), "label", vmax=1, **grey)
@@ -175,7 +175,7 @@ def _draw_distance(axes: Axes, y: int, entry: Mapping[str, Any], floor: float, c
     axes.plot(max(entry["null"] * unit, floor), y, "|", **mark)
 
 
-def _small(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+def _small(image: npt.NDArray[Any]) -> npt.NDArray[Any]:
     step = max(1, max(image.shape) // 400)
     return image[::step, ::step]
 

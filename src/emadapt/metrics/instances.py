@@ -30,20 +30,37 @@ class Instances:
         self.slices: list[int] = []
         self.predicted: list[Bits] = []
         self.label: list[Bits] = []
+        self.hidden: list[Bits] = []
 
-    def add(self, z: int, predicted: Masks, label: Masks) -> None:
-        """Take slice `z` (rising), (Y, X) each."""
+    def add(self, z: int, predicted: Masks, label: Masks, known: Masks) -> None:
+        """Take slice `z` (rising), (Y, X) each; scores are of what is `known`."""
         if self.wanted:
             self.slices.append(z)
             self.predicted.append(np.packbits(predicted))
             self.label.append(np.packbits(label))
+            self.hidden.append(np.packbits(~known))
 
     def summary(self) -> dict[str, Any] | None:
         """`instance_metrics` of the slices; None if there are none or too many voxels."""
         if not self.slices:
             return None
-        predicted = _components(self.predicted, self.slices, self.shape)
-        return instance_metrics(predicted, _components(self.label, self.slices, self.shape))
+        predicted, label, hidden = (
+            _stack(bits, self.slices, self.shape)
+            for bits in (self.predicted, self.label, self.hidden)
+        )
+        return instance_metrics(seen(_components(predicted), hidden), _components(label))
+
+
+def seen(predicted: Labels, hidden: Masks) -> Labels:
+    """Numbered objects without what is hidden of them, and without those that are so mostly.
+
+    As COCO treats crowds, and panoptic quality its void label (Kirillov et al. 2019).
+    """
+    if not hidden.any():
+        return predicted
+    n = int(predicted.max()) + 1
+    mostly = 2 * np.bincount(predicted[hidden], minlength=n) > np.bincount(predicted.ravel())
+    return np.where(hidden | mostly[predicted], 0, predicted)
 
 
 def instance_metrics(predicted: Labels, label: Labels) -> dict[str, Any]:
@@ -85,17 +102,20 @@ def instance_metrics(predicted: Labels, label: Labels) -> dict[str, Any]:
     }
 
 
-def _components(
-    packed: list[Bits], slices: list[int], shape: tuple[int, int]
-) -> npt.NDArray[np.int32]:
-    """Numbered components. An empty slice parts slices that are not neighbours in the volume."""
-    from scipy.ndimage import label
-
+def _stack(packed: list[Bits], slices: list[int], shape: tuple[int, int]) -> Masks:
+    """(Z, Y, X). An empty slice parts slices that are not neighbours in the volume."""
     steps = (1 if b == a + 1 else 2 for a, b in itertools.pairwise(slices))
     places = np.cumsum([0, *steps])
     mask = np.zeros((int(places[-1]) + 1, *shape), bool)
     for place, bits in zip(places, packed, strict=True):
         mask[place] = np.unpackbits(bits, count=shape[0] * shape[1]).reshape(shape)
+    return mask
+
+
+def _components(mask: Masks) -> npt.NDArray[np.int32]:
+    """Numbered components."""
+    from scipy.ndimage import label
+
     labels = np.empty(mask.shape, np.int32)
     label(mask, output=labels)
     return labels

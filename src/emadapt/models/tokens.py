@@ -31,6 +31,7 @@ from filelock import FileLock
 
 from emadapt.data.align import aligner_of
 from emadapt.data.crops import as_input, crop
+from emadapt.data.foreground import IGNORE
 from emadapt.data.ingest import Volume, open_volume
 from emadapt.data.labelled import Tile
 from emadapt.data.tiles import Geometry, geometry_of, label_to_input, to_input, with_neighbours
@@ -53,6 +54,16 @@ OCCUPANCY = 0.5
 """Share of a patch's pixels from which its token counts as foreground."""
 
 
+def occupancy(labels: npt.NDArray[np.uint8], axes: tuple[int, int]) -> npt.NDArray[np.float32]:
+    """Share of foreground, along `axes`, in the known pixels of patches.
+
+    NaN where fewer than half are known.
+    """
+    known = (labels != IGNORE).mean(axes, dtype=np.float32)
+    share = (labels == 1).mean(axes, dtype=np.float32)
+    return np.where(known < 0.5, np.float32(np.nan), share / np.maximum(known, 0.5))
+
+
 @dataclass(frozen=True)
 class TokenView:
     """One cache entry, memory-mapped.
@@ -60,7 +71,7 @@ class TokenView:
     Attributes:
         tokens: (rows, blocks * D, h, w) float16; of an entry that ends at a cut, those of the
             blocks below it, perhaps none.
-        labels: (rows, H, W) uint8 of 0 and 1, at the input's resolution.
+        labels: (rows, H, W) uint8 of 0, 1 and `IGNORE`, at the input's resolution.
         index: (rows, 3) int32: slice, and upper left corner (y, x) in the padded slice (of a crop:
             -1, -1).
         split: the dataset's slices by part.

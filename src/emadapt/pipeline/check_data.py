@@ -16,7 +16,7 @@ from emadapt.data.tiles import Geometry, geometry
 from emadapt.errors import EmadaptError, InputError
 from emadapt.models.archs import get_arch
 from emadapt.study.backbones import BackboneSettings
-from emadapt.study.datasets import TrainSetSettings
+from emadapt.study.datasets import DatasetSettings, TrainSetSettings
 from emadapt.study.regimes import RegimeSettings
 from emadapt.study.study import Study
 
@@ -29,7 +29,7 @@ def problems_of_dataset(study: Study, name: str, data: Path) -> list[str]:
         parts = find_parts(root, spec.layout, spec.pairing, labelled=spec.labelled)
         split = split_of(study, name, parts, str(root))
         _check_slices(study, name, split, root)
-        shapes = [_check_first(part, spec.rule) for part in parts]
+        shapes = [_check_first(part, spec) for part in parts]
     except EmadaptError as error:
         return [str(error)]
     wanted = _wanted_labels(study, name, shapes[-1], split["train"])
@@ -61,12 +61,12 @@ def _check_slices(study: Study, name: str, split: Split, root: Path) -> None:
             check_depth(f"{root}, regime {regime}", split["train"], patch)
 
 
-def _check_first(part: Part, rule: str | tuple[int, ...]) -> tuple[int, int]:
+def _check_first(part: Part, spec: DatasetSettings) -> tuple[int, int]:
     """Read the first slice of a part and its label; the slice's shape."""
     image = part.images.read(0, 1)[0]
     if part.labels is not None:
         label = part.labels.read(0, 1)[0]
-        foreground_mask(label, rule, part.labels.where(0))
+        foreground_mask(label, spec.rule, part.labels.where(0), spec.ignore)
         check_pair(image, label, part.labels.where(0))
     return image.shape[0], image.shape[1]
 

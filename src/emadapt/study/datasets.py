@@ -33,6 +33,9 @@ class DatasetSettings(Settings):
         "How an image finds its label. The last two repeat a known mistake, for study `collapse`.",
         "tokens",
     )
+    ignore: tuple[int, ...] = setting(
+        (), "Label values of places that nobody knows: no loss and no score sees them.", "tokens"
+    )
     path: str = setting("", "Folder of the raw data; empty: data/NAME.", "nothing")
     organelles: dict[Name, LabelIds] = setting(
         {}, "Label ids of each organelle, e.g. `{mitochondria: [1], er: [2]}`.", "tokens"

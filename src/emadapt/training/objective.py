@@ -10,12 +10,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from emadapt.data.batches import Draw, Item
+from emadapt.data.foreground import IGNORE
 from emadapt.models.device import autocast, device
 from emadapt.training.inputs import Inputs
 
 # MONAI's DiceLoss and DiceCELoss, which a test holds them to; importing those takes seconds.
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""Of logits (B, 2, H, W) and labels (B, 1, H, W), over both classes."""
+"""Of logits (B, 2, H, W) and labels (B, 1, H, W), over both classes, without `IGNORE`."""
 
 SMOOTH = 1e-5
 """Added to numerator and denominator, for images without a class."""
@@ -23,8 +24,9 @@ SMOOTH = 1e-5
 
 def dice(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """1 minus Dice (Milletari et al. 2016, arXiv 1606.04797), the mean over samples and classes."""
-    probability, axes = logits.softmax(1), list(range(2, logits.dim()))
-    truth = F.one_hot(labels[:, 0], logits.shape[1]).movedim(-1, 1).to(probability.dtype)
+    axes, known = list(range(2, logits.dim())), labels != IGNORE
+    probability = logits.softmax(1) * known
+    truth = F.one_hot(labels[:, 0] * known[:, 0], logits.shape[1]).movedim(-1, 1) * known
     hits = (probability * truth).sum(axes)
     false_positive, false_negative = probability.sum(axes) - hits, truth.sum(axes) - hits
     both = 2 * (hits + 0.5 * false_positive + 0.5 * false_negative)
@@ -33,7 +35,8 @@ def dice(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 def dice_ce(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """`dice` and cross-entropy, added."""
-    return dice(logits, labels) + F.cross_entropy(logits, labels[:, 0])
+    total = F.cross_entropy(logits, labels[:, 0], ignore_index=IGNORE, reduction="sum")
+    return dice(logits, labels) + total / (labels != IGNORE).sum().clamp_min(1)
 
 
 LOSSES: dict[str, Loss] = {"dice_ce": dice_ce, "dice": dice}

@@ -52,11 +52,13 @@ class Scores:
         self.shown: dict[str, tuple[float, int, Mask]] = {}
 
     def add(self, z: int, probability: Probability) -> None:
-        predicted, label = probability > 0.5, np.asarray(self.volume.label[z]) > 0
-        bands = boundary_band(predicted, self.band), boundary_band(label, self.band)
-        self.instances.add(z, predicted, label)
+        label, known = self.volume.truth(z)
+        predicted = (probability > 0.5) & known
+        near = boundary_band(known, self.band)  # there, what is not known may hide a boundary
+        bands = [boundary_band(mask, self.band) & known & ~near for mask in (predicted, label)]
+        self.instances.add(z, probability > 0.5, label, known)
         self.area.append(overlap_counts(predicted, label))
-        self.boundary.append(overlap_counts(*bands))
+        self.boundary.append(overlap_counts(bands[0], bands[1]))
         iou = pooled(np.asarray(self.area[-1]))["iou"]
         if z == self.slices[len(self.slices) // 2]:
             self.shown[""] = iou, z, predicted
@@ -77,7 +79,7 @@ class Scores:
             overlay_png(
                 folder / f"overlay-{name}{which}.png",
                 np.asarray(self.volume.image[z]),
-                np.asarray(self.volume.label[z]) > 0,
+                self.volume.truth(z)[0],
                 predicted,
                 f"{title} on {name}, {slice_named}, IoU {iou:.3f}",
             )

@@ -72,7 +72,8 @@ def score_unseen(
         near = {n for z in inside for n in range(max(first, z - reach), min(end, z + reach + 1))}
         for z, probability in predict_slices(segmenter, volume, sorted(near)):
             if z in inside:  # the others are there for `smooth_z_nm`
-                found[z] = list(overlap_counts(probability > 0.5, np.asarray(volume.label[z]) > 0))
+                label, sure = volume.truth(z)
+                found[z] = list(overlap_counts((probability > 0.5) & sure, label))
     ordered = np.array([found[z] for z in chosen], np.int64)
     apart = voxel_z_nm * (chosen[1] - chosen[0] if len(chosen) > 1 else 1)
     block = block_slices(len(chosen), apart)

@@ -29,10 +29,11 @@ def validate(inputs: Inputs, every: int, loss_of: Loss | None = None) -> dict[st
         slices = val_slices(volume, every, inputs.segmenter.depth)
         counts = torch.zeros((len(slices), 3), dtype=torch.float64)  # pixels hit, in either; loss
         for k, probability in _shared_out(inputs, number, slices, quick=bool(every)):
-            label, found = volume.label[slices[k]] > 0, probability > 0.5
+            label, known = volume.truth(slices[k])
+            found = (probability > 0.5) & known
             counts[k, 0], counts[k, 1] = int((label & found).sum()), int((label | found).sum())
             if loss_of:
-                counts[k, 2] = _loss(loss_of, probability, label)
+                counts[k, 2] = _loss(loss_of, probability, volume.label[slices[k]])
         counts = parallel.total(counts)
         hits, either, _ = counts.sum(0).tolist()
         ious.append(hits / either if either else 1.0)

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from emadapt.data.ingest import Volume
 from emadapt.data.tiles import geometry_of, merge_tiles, to_native
 from emadapt.models.segmenter import Segmenter
-from emadapt.models.tokens import OCCUPANCY, TokenView
+from emadapt.models.tokens import OCCUPANCY, TokenView, occupancy
 from emadapt.study.training import TrainSettings
 from emadapt.training.inputs import Inputs, OnEpoch, Progress
 from emadapt.training.regimes.regime import Regime
@@ -105,13 +105,16 @@ def best_of(counts: npt.NDArray[np.float64]) -> Choice:
 def tokens_and_classes(
     view: TokenView, rows: Rows
 ) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.float32]]:
-    """Tokens (n, D) of some rows, and whether each token's patch is foreground (n,), 0 or 1."""
+    """Tokens (n, D) of some rows, and whether each token's patch is foreground (n,), 0 or 1.
+
+    Without those of which too little is known.
+    """
     tokens, labels = np.array(view.tokens[rows]), np.asarray(view.labels[rows])
     n, _, h, w = tokens.shape
     patches = labels.reshape(n, h, labels.shape[1] // h, w, labels.shape[2] // w)
-    occupancy = patches.mean((2, 4), dtype=np.float32)
-    flat = np.moveaxis(tokens, 1, -1).reshape(n * h * w, -1)
-    return flat, (occupancy >= OCCUPANCY).astype(np.float32).ravel()
+    occupied = occupancy(patches, (2, 4)).ravel()
+    flat, known = np.moveaxis(tokens, 1, -1).reshape(n * h * w, -1), ~np.isnan(occupied)
+    return flat[known], (occupied[known] >= OCCUPANCY).astype(np.float32)
 
 
 def batches(rows: Rows) -> list[Rows]:
@@ -142,7 +145,7 @@ def _counts(
     device, limits = segmenter.device, (EDGES[0], EDGES[-1])
     total: list[npt.NDArray[np.float64]] = []
     for z in volume.split["val"]:
-        rows, label = view.rows_of_slice(z), np.asarray(volume.label[z]) > 0
+        rows, (label, known) = view.rows_of_slice(z), volume.truth(z)
         corners = [(int(y), int(x)) for _, y, x in view.index[rows]]
         tokens = (torch.from_numpy(np.array(view.tokens[some])) for some in batches(rows))
         found = torch.cat([scores(some.to(device)) for some in tokens], 1)
@@ -151,7 +154,7 @@ def _counts(
             maps = F.interpolate(coarse[:, None].float(), geo.tile, mode="bilinear")[:, 0]
             merged = merge_tiles(maps.cpu().numpy(), corners, geo)
             score = np.clip(to_native(merged, geo), *limits)
-            classes = (score[~label], score[label])
+            classes = (score[known & ~label], score[label])
             per_slice.append([np.histogram(s, len(EDGES) - 1, limits)[0] for s in classes])
         total.append(np.asarray(per_slice, np.float64))
     return np.asarray(np.sum(total, 0))
