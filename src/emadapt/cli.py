@@ -11,7 +11,7 @@ import click
 
 from emadapt import __version__
 from emadapt.errors import EmadaptError
-from emadapt.files import disk_error
+from emadapt.files import disk_error, share_scratch
 from emadapt.segment.cli import export, mesh, preview, register, segment
 from emadapt.study.loading import PARAMS, load_study
 from emadapt.sweep.cli import sweep
@@ -50,6 +50,7 @@ def main() -> None:
     `dvc repro` runs the study in params.yaml; each of its stages is one verb here. Start with
     `emadapt check`.
     """
+    share_scratch()
 
 
 @main.command()

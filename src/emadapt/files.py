@@ -30,6 +30,26 @@ _SAID_REFUSED = re.compile(
 )
 
 
+def checkout_of(folder: Path) -> Path:
+    """The checkout that a folder belongs to: itself, unless DVC has copied it from there.
+
+    `dvc exp run --temp` and `--queue` run stages in a copy in `.dvc/tmp/exps` of the checkout, and
+    remove it afterwards.
+    """
+    folder = folder.resolve()
+    copies = (parent for parent in folder.parents if parent.parts[-3:] == (".dvc", "tmp", "exps"))
+    copy = next(copies, None)
+    return copy.parents[2] if copy else folder
+
+
+def share_scratch() -> None:
+    """In a copy that DVC made, use the scratch/ of the checkout, which outlives the copy."""
+    checkout, own = checkout_of(Path()), Path("scratch")
+    if checkout != Path().resolve() and not own.exists():
+        (checkout / own).mkdir(exist_ok=True)
+        own.symlink_to(checkout / own)
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """A temporary file to write, which takes its name at the end, or is removed after an error."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import subprocess
 from pathlib import Path
 
@@ -17,8 +18,12 @@ dvc.lock and reports/ change with every stage. params.yaml and data.dvc have tag
 
 
 def provenance_tags(root: Path) -> dict[str, str]:
-    """Tags `git.commit`, `git.dirty`, `params.sha256` and `data.md5`, as far as they are known."""
-    tags: dict[str, str] = {}
+    """Tags `git.commit`, `git.dirty`, `params.sha256` and `data.md5`, as far as they are known.
+
+    In an experiment of DVC its name is the tag `dvc.experiment`.
+    """
+    name = os.environ.get("DVC_EXP_NAME")
+    tags = {"dvc.experiment": name} if name else {}
     if commit := _git(root, "rev-parse", "HEAD"):
         changed = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", *NOT_CODE)
         dirty = "unknown" if changed is None else str(bool(changed)).lower()

@@ -18,7 +18,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from emadapt.files import file_md5, write_json
+from emadapt.files import checkout_of, file_md5, write_json
 from emadapt.tracking.redact import redact
 
 FOLDER = Path("scratch/track")
@@ -67,7 +67,7 @@ class Run:
     # its own name, by which it is found again
     key: str = field(default_factory=lambda: uuid.uuid4().hex)
     digests: dict[str, str] = field(default_factory=dict)  # md5 of each artifact
-    root: Path = field(default_factory=lambda: Path().resolve())  # the project's root
+    root: Path = field(default_factory=lambda: checkout_of(Path()))  # the checkout's
     muted: bool = False  # publish nothing, as in all but the first of several processes
     known: Any = None  # what MLflow is known to have; see `publish`
 
@@ -96,14 +96,12 @@ class Run:
     def save(self) -> None:
         """Write the run's file, without passwords."""
         for name, path in self.artifacts.items():
-            if (self.root / path).is_file():
-                self.digests[name] = file_md5(self.root / path)
+            if path.is_file():
+                self.digests[name] = file_md5(path)
         kept = {k: v for k, v in vars(self).items() if k not in IN_MEMORY}
         kept["tags"], kept["results"] = texts(self.tags), texts(self.results)
         kept["params"] = texts(flat(self.params))
-        kept["artifacts"] = {
-            name: str((self.root / path).absolute()) for name, path in self.artifacts.items()
-        }
+        kept["artifacts"] = {name: str(path.absolute()) for name, path in self.artifacts.items()}
         kept["datasets"] = [texts(dataclasses.asdict(dataset)) for dataset in self.datasets]
         write_json(self.file, kept)
 

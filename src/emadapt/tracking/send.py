@@ -137,7 +137,6 @@ def _send_datasets(store: Any, run: Run, known: Known) -> None:
 
 def _send_artifacts(store: Any, run: Run, known: Known) -> None:
     for name, path in run.artifacts.items():
-        path = run.root / path
         digest = run.digests.get(name, "")
         if digest and known.tags.get(ARTIFACT + name) == digest:
             continue

@@ -1,0 +1,43 @@
+"""DVC's experiments run in a copy of the checkout, which is removed; what they log is kept."""
+
+from pathlib import Path
+
+import pytest
+
+from emadapt.files import checkout_of
+from emadapt.tracking import store
+from tiny import make_study, settings, under_dvc
+
+
+@pytest.mark.parametrize("inside", ["", "sub"])
+def test_a_copy_that_dvc_made_belongs_to_its_checkout(tmp_path: Path, inside: str) -> None:
+    assert checkout_of(tmp_path) == tmp_path
+    assert checkout_of(tmp_path / ".dvc/tmp/exps/tmp1" / inside) == tmp_path
+
+
+@pytest.mark.slow
+def test_runs_of_experiments_are_in_the_mlflow_of_the_checkout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("EMADAPT_TRACKING", raising=False)
+    params = settings()
+    params["study"] |= {"datasets": ["a"], "regimes": ["frozen"], "train_sets": ["a"]}
+    make_study(tmp_path, params, ingested=False)
+    sh, train = under_dvc(tmp_path), "train@t-frozen-a-0"
+    sh("git", "add", "--all")
+    sh("git", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "a study")
+    sh("dvc", "exp", "run", "--temp", "--name", "one", "-S", "train.epochs=1", train)
+    sh("dvc", "exp", "run", "--queue", "--name", "three", "-S", "train.epochs=3", train)
+    sh("dvc", "exp", "run", "--run-all")
+    assert not list((tmp_path / ".dvc/tmp/exps").glob("tmp*")), "the copies are gone"
+    client = store.client(tmp_path)
+    runs = client.search_runs([client.get_experiment_by_name("tiny").experiment_id])
+    epochs = {run.data.tags["dvc.experiment"]: run.data.params["train.epochs"] for run in runs}
+    assert epochs == {"one": "1", "three": "3"}
+    for run in runs:
+        assert run.info.status == "FINISHED"
+        assert (Path(run.info.artifact_uri) / "model/model.safetensors").is_file()
+        assert Path(run.info.artifact_uri).is_relative_to(tmp_path / "mlruns")
+    assert len(list((tmp_path / "scratch/tokens").glob("[!.]*"))) > 0, "tokens are shared"
+    assert not sh("git", "status", "--porcelain")
