@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from emadapt.data.ingest import open_volume
 from emadapt.data.tiles import geometry
@@ -128,6 +129,18 @@ def test_kept_features_are_read_back_and_a_part_is_a_part(study: Study) -> None:
         np.testing.assert_allclose(np.asarray(mine), np.asarray(whole))
 
 
+def test_damaged_features_are_made_again_and_said(
+    study: Study, capsys: pytest.CaptureFixture[str]
+) -> None:
+    backbone, spec = tokens_of(study)
+    first = token_sources.pretrained_features(backbone, spec, open_volume("a"), OWN)
+    [file] = features.KEPT.glob("*/tokens.npy")
+    file.write_bytes(bytes(file.stat().st_size))
+    again = token_sources.pretrained_features(backbone, spec, open_volume("a"), OWN)
+    np.testing.assert_array_equal(again.tokens, first.tokens)
+    assert "damaged" in capsys.readouterr().out
+
+
 def test_a_token_cache_that_is_not_there_is_made(study: Study) -> None:
     backbone, spec = tokens_of(study)
     volume = open_volume("b")
@@ -138,12 +151,10 @@ def test_a_token_cache_that_is_not_there_is_made(study: Study) -> None:
 
 def test_tokens_that_are_not_numbers_are_refused(study: Study) -> None:
     backbone, spec = tokens_of(study)
-    volume = open_volume("a")
-    tokens = np.load(CACHE / token_key(backbone, spec, volume, 0) / "tokens.npy", mmap_mode="r+")
-    tokens[0, -1, 1, 1] = np.nan
-    tokens.flush()
-    with pytest.raises(InputError, match=r"tokens of a, slice 0: found 1 of \d+ with NaN"):
-        token_sources.pretrained_features(backbone, spec, volume, OWN)
+    with torch.no_grad():
+        backbone.vit.blocks[-1].mlp.fc2.bias[5] = torch.nan
+    with pytest.raises(InputError, match=r"tokens of a, slice 0: found \d+ of \d+ with NaN"):
+        token_sources.computed_features(backbone, spec, open_volume("a"), OWN, "broken")
     assert not list(features.KEPT.glob("*/manifest.json"))
 
 

@@ -1,7 +1,9 @@
 import dataclasses
 import json
 import multiprocessing
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -337,6 +339,49 @@ def test_what_was_killed_in_the_middle_is_never_read(
     np.testing.assert_array_equal(view.tokens, undisturbed.tokens)
 
 
+def zeros(file: Path) -> None:
+    size = file.stat().st_size
+    with file.open("r+b") as opened:
+        opened.seek(size // 2)
+        opened.write(bytes(size // 4))
+
+
+def truncated(file: Path) -> None:
+    os.truncate(file, file.stat().st_size // 2)
+
+
+@pytest.mark.parametrize("damage", [zeros, truncated, Path.unlink])
+@pytest.mark.parametrize("name", ["tokens.npy", "labels.npy", "manifest.json"])
+def test_a_damaged_entry_is_made_again_and_said(
+    backbone: Backbone,
+    volume: Volume,
+    capsys: pytest.CaptureFixture[str],
+    damage: Callable[[Path], None],
+    name: str,
+) -> None:
+    [view] = token_views(backbone, SPEC, volume, range(1))
+    first = {part: np.array(getattr(view, part)) for part in ("tokens", "labels", "index")}
+    capsys.readouterr()
+    damage(Path("scratch/tokens", *entries(), name))
+    [again] = token_views(backbone, SPEC, volume, range(1))
+    assert "damaged" in capsys.readouterr().out
+    for part, values in first.items():
+        np.testing.assert_array_equal(getattr(again, part), values)
+
+
+def test_tokens_of_a_damaged_entry_are_not_taken_for_other_labels(
+    backbone: Backbone, study: Study
+) -> None:
+    [view] = token_views(backbone, SPEC, open_volume("a"), range(1))
+    first = np.array(view.tokens)
+    zeros(Path("scratch/tokens", *entries(), "tokens.npy"))
+    label = tifffile.imread("data/a/label.tif")
+    tifffile.imwrite("data/a/label.tif", np.roll(label, 9, axis=1), photometric="minisblack")
+    ingest(study, "a")
+    [other] = token_views(backbone, SPEC, open_volume("a"), range(1))
+    np.testing.assert_array_equal(other.tokens, first)
+
+
 def test_two_processes_that_want_one_entry_compute_it_once(
     backbone: Backbone, volume: Volume, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -389,7 +434,7 @@ def test_a_rerun_writes_the_same_manifest(study: Study) -> None:
         for view in (0, 1)
     ]
     for entry in manifest["entries"]:
-        files = list(Path("scratch/tokens", entry["key"]).iterdir())
+        files = list(Path("scratch/tokens", entry["key"]).glob("*.npy"))
         assert entry["bytes"] == sum(f.stat().st_size for f in files)
         assert (
             entry["rows"] * 2 * 64 * 4 * 4 * 2 < entry["bytes"]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import errno
+import functools
 import hashlib
 import json
 import os
 import re
 import shutil
+import zlib
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +20,9 @@ from emadapt.errors import InputError
 
 if TYPE_CHECKING:
     import numpy as np
+
+BLOCK = 2**24
+"""Bytes that have a checksum of their own."""
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -117,6 +123,32 @@ def sha256_of(path: Path) -> str:
     """Sha256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def checksums(folder: Path) -> dict[str, list[int]]:
+    """CRC-32 of each `BLOCK` bytes of the arrays in a folder, by file name."""
+    facts = {file: file.stat() for file in sorted(folder.glob("*.npy"))}
+    return {f.name: _checksums(f, was.st_size, was.st_mtime_ns) for f, was in facts.items()}
+
+
+@functools.cache
+def _checksums(path: Path, size: int, changed: int) -> list[int]:
+    """Each file is read once in a process, unless it has changed since."""
+    with path.open("rb") as file, ThreadPoolExecutor() as pool:
+
+        def checksum(start: int) -> int:
+            return zlib.crc32(os.pread(file.fileno(), BLOCK, start))
+
+        return list(pool.map(checksum, range(0, size, BLOCK)))
+
+
+def is_sound(folder: Path) -> bool:
+    """Whether the arrays in a folder are those of which its manifest.json has the checksums."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        return bool(manifest["checksums"] == checksums(folder))
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
 
 
 def new_array(path: Path, dtype: Any, shape: tuple[int, ...]) -> np.memmap[Any, Any]:

@@ -22,7 +22,7 @@ from emadapt.data.splits import evenly_spaced
 from emadapt.data.tiles import Geometry
 from emadapt.domains.moments import Moments, slice_moments
 from emadapt.errors import InputError
-from emadapt.files import new_array, write_json
+from emadapt.files import checksums, is_sound, new_array, write_json
 from emadapt.models.tokens import OCCUPANCY, occupancy
 from emadapt.study.keys import digest
 from emadapt.study.training import DiagnoseSettings
@@ -119,7 +119,7 @@ def kept_features(
     identity: list[Any],
     name: str = "",
 ) -> Features:
-    """Read features from disk, or make them in one pass and keep them.
+    """Read features from disk; make them in one pass if they are not there or damaged.
 
     Args:
         volume: the dataset, called `name` if that is given.
@@ -142,7 +142,9 @@ def kept_features(
     folder = KEPT / digest(content)[:24]
     KEPT.mkdir(parents=True, exist_ok=True)
     with FileLock(KEPT / f"{folder.name}.lock"):  # a stage of another regime may want the same
-        if not (folder / "manifest.json").is_file():
+        if not is_sound(folder):
+            if folder.exists():
+                print(f"features of {volume.name}: {folder} is damaged or old; made again")
             _pass(volume, slices, spec, geo, tiles, folder)
 
     arrays = {file.stem: np.load(file) for file in folder.glob("*.npy") if file.stem != "outer"}
@@ -206,7 +208,8 @@ def _pass(
     np.save(temporary / "count.npy", np.asarray(counts))
     np.save(temporary / "total.npy", np.asarray(totals))
     outer.flush()
-    write_json(temporary / "manifest.json", {"dataset": volume.name, "slices": slices.tolist()})
+    manifest = {"dataset": volume.name, "slices": slices.tolist()}
+    write_json(temporary / "manifest.json", manifest | {"checksums": checksums(temporary)})
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
 
@@ -221,7 +224,7 @@ def _check_finite(tokens: Floats, dataset: str, z: int) -> None:
             f"tokens of {dataset}, slice {z}",
             found=f"{bad} of {len(tokens)} with NaN or infinite values",
             expected="finite tokens",
-            do="Check the weights, remove scratch/tokens, run the tokens stage again.",
+            do="Check the model's weights.",
         )
 
 

@@ -14,7 +14,6 @@ an eighth of bf16's.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
@@ -36,7 +35,7 @@ from emadapt.data.ingest import Volume, open_volume
 from emadapt.data.labelled import Tile
 from emadapt.data.tiles import Geometry, geometry_of, label_to_input, to_input, with_neighbours
 from emadapt.errors import InputError
-from emadapt.files import new_array, whole_folder, write_json
+from emadapt.files import checksums, is_sound, new_array, whole_folder, write_json
 from emadapt.models.backbones import Backbone, pretrained
 from emadapt.models.device import autocast, device, resolve_precision
 from emadapt.models.passthrough import NONE
@@ -216,7 +215,7 @@ def token_views(
     cache: Path = CACHE,
     cut: int | None = None,
 ) -> list[TokenView]:
-    """Open the entries of `views`, computing those that are not there.
+    """Open the entries of `views`, computing those that are not there or damaged.
 
     Args:
         backbone: pretrained, at least below the cut.
@@ -233,10 +232,12 @@ def token_views(
     for view in views:
         entry = _Entry(backbone, spec, volume, view, cut)
         folder = cache / entry.key
-        if not (folder / "manifest.json").is_file():
+        if not is_sound(folder):
             cache.mkdir(parents=True, exist_ok=True)
             with FileLock(cache / f"{folder.name}.lock"):  # another stage may want it now, too
-                if not (folder / "manifest.json").is_file():
+                if not is_sound(folder):
+                    if folder.exists():
+                        print(f"tokens of {volume.name}: {folder} is damaged or old; made again")
                     _extract(entry, folder)
         names = [f.stem for f in folder.glob("*.npy")]
         arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names}
@@ -283,7 +284,7 @@ def _entry_facts(
     """What the stage's manifest says of an entry, which is computed if it is not there."""
     rows = len(token_views(backbone, spec, volume, range(view, view + 1))[0].index)
     key = token_key(backbone, spec, volume, view)
-    size = sum(f.stat().st_size for f in (CACHE / key).rglob("*") if f.is_file())
+    size = sum(f.stat().st_size for f in (CACHE / key).glob("*.npy"))
     return {"view": view, "key": key, "rows": rows, "bytes": size}
 
 
@@ -320,6 +321,7 @@ def _extract(entry: _Entry, folder: Path) -> None:
             if same and (same / f"{name}.npy").is_file():
                 os.link(same / f"{name}.npy", temporary / f"{name}.npy")
         facts = {"rows": len(plan), "view": entry.view, "cut": entry.cut, "pixels": entry.pixels}
+        facts["checksums"] = checksums(temporary)
         made_of = {"data_md5": volume.md5, "weights": backbone.provenance.to_dict()}
         write_json(temporary / "manifest.json", facts | made_of)
 
@@ -335,9 +337,9 @@ def _check_finite(values: npt.NDArray[np.float16], dataset: str, z: int) -> None
 
 
 def _same_pixels(cache: Path, pixels: str) -> Path | None:
-    """A finished entry of the same images under the same backbone, if there is one."""
+    """A sound entry of the same images under the same backbone, if there is one."""
     for file in sorted(cache.glob("[0-9a-f]*/manifest.json")):
-        if json.loads(file.read_text()).get("pixels") == pixels:
+        if pixels in file.read_text(errors="replace") and is_sound(file.parent):
             return file.parent
     return None
 
