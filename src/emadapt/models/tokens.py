@@ -321,9 +321,9 @@ def _extract(entry: _Entry, folder: Path) -> None:
             if same and (same / f"{name}.npy").is_file():
                 os.link(same / f"{name}.npy", temporary / f"{name}.npy")
         facts = {"rows": len(plan), "view": entry.view, "cut": entry.cut, "pixels": entry.pixels}
-        facts["checksums"] = checksums(temporary)
         made_of = {"data_md5": volume.md5, "weights": backbone.provenance.to_dict()}
-        write_json(temporary / "manifest.json", facts | made_of)
+        whole = {"checksums": checksums(temporary)}
+        write_json(temporary / "manifest.json", facts | made_of | whole)
 
 
 def _check_finite(values: npt.NDArray[np.float16], dataset: str, z: int) -> None:
