@@ -138,6 +138,33 @@ def mesh(input_: str, output: str, **options: Any) -> None:
 
 
 @click.command()
+@click.argument("objects", metavar="OBJECTS")
+@click.argument("output", metavar="TABLE.csv|TABLE.parquet")
+@click.option("--image", default="", help="Grey volume of the same shape, for intensities.")
+@click.option("--to", default="", help="Mask of a second class, for the distance to it.")
+@click.option(
+    "--min-voxels",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Leave out smaller objects.",
+)
+@click.option("--jobs", default=1, show_default=True, type=click.IntRange(1), help="Processes.")
+@VOXEL
+@OVERWRITE
+def measure(objects: str, output: str, **options: Any) -> None:
+    """Measure each object of OBJECTS: volume, surface, length, width, neighbours, and more.
+
+    OBJECTS holds numbered objects, as `segment --instances` writes them. Beside the table come a
+    summary of the volume (.json) and a page with histograms and pictures (.html).
+    """
+    from emadapt.segment.measure import Asked, measure_volume
+
+    table = measure_volume(Asked(objects, output, **options))
+    click.echo(f"measure: {len(table)} objects, {output}, and a page beside it")
+
+
+@click.command()
 @click.argument("model")
 @click.argument("output", metavar="OUT.onnx|OUT.zip", type=click.Path(path_type=Path))
 @click.option("--author", "authors", multiple=True, help="Of the package; may be repeated.")

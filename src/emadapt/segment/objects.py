@@ -1,0 +1,229 @@
+"""The objects of a volume: where they are, their measures, and what they say of the volume.
+
+The volume is read once to find the boxes of the objects, then one box at a time. Memory grows with
+the largest object and the number of objects, not with the volume.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from emadapt.errors import InputError
+from emadapt.metrics.shapes import centreline, depth_nm, sphericity, surface_nm2, touching_nm2
+from emadapt.volumes.opening import open_source
+from emadapt.volumes.source import Array, Source, voxel_of
+from emadapt.volumes.voxel import Voxel
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SLAB = 2**22
+"""Voxels that are read at once to find the objects."""
+POINTS = 2000
+"""Most places of an object's surface from which distances to other objects are measured."""
+REACH_NM = 300.0
+"""How far around an object a second class is looked for."""
+BLOCKS, BLOCK_NM = 4, 1000.0
+"""Blocks along each axis of the volume for intervals: at most so many, of at least this side."""
+
+Box = dict[str, int]
+"""Of an object: its `id`, and `z_min` to `x_max` in voxels, the last one included."""
+Places = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What to measure; see `emadapt measure --help`."""
+
+    objects: str
+    output: str
+    image: str = ""
+    to: str = ""
+    voxel_nm: Voxel | None = None
+    min_voxels: int = 1
+    jobs: int = 1
+    overwrite: bool = False
+
+
+def opened(asked: Asked) -> Measurer:
+    """The volumes, checked."""
+    objects = open_source(asked.objects)
+    if objects.dtype.kind == "f":
+        found, expected = f"values of type {objects.dtype}", "numbered objects"
+        do = "Write them with `emadapt segment --instances`."
+        raise InputError(asked.objects, found=found, expected=expected, do=do)
+    others = []
+    for name in (asked.image, asked.to):
+        other = open_source(name) if name else None
+        if other and other.shape != objects.shape:
+            found, expected = f"shape {other.shape}", f"{objects.shape}, as of {asked.objects}"
+            raise InputError(name, found=found, expected=expected, do="Choose another volume.")
+        others.append(other)
+    return Measurer(objects, voxel_of(objects, asked.voxel_nm), *others)
+
+
+def survey(source: Source) -> pd.DataFrame:
+    """Size, box, centroid and `at_border` of each object, from one reading of the volume."""
+    import pandas as pd
+
+    depth = max(1, SLAB // (source.shape[1] * source.shape[2]))
+    ends = {f"{axis}_{end}": (axis, end) for end in ("min", "max", "sum") for axis in "zyx"}
+    parts = []
+    for z0 in range(0, source.shape[0], depth):
+        slab = source.read(z0, min(z0 + depth, source.shape[0]))
+        z, y, x = np.nonzero(slab)
+        places = pd.DataFrame({"id": slab[z, y, x].astype(np.int64), "z": z + z0, "y": y, "x": x})
+        parts.append(places.groupby("id").agg(voxels=("z", "size"), **ends))
+    joined = {"voxels": "sum", **{name: name.partition("_")[2] for name in ends}}
+    found = pd.concat(parts).groupby("id").agg(joined).reset_index()
+    centroid = {axis: found.pop(f"{axis}_sum") / found["voxels"] for axis in "zyx"}
+    sides = zip("zyx", source.shape, strict=True)
+    cut = [(found[f"{a}_min"] == 0) | (found[f"{a}_max"] == n - 1) for a, n in sides]
+    return found.assign(at_border=np.any(cut, axis=0), **centroid)
+
+
+class Measurer:
+    """The volumes, open, and the measures of one object at a time."""
+
+    def __init__(
+        self, objects: Source, voxel_nm: Voxel, image: Source | None, to: Source | None
+    ) -> None:
+        self.objects, self.voxel_nm, self.image, self.to = objects, voxel_nm, image, to
+
+    def measures(self, box: Box) -> dict[str, Any]:
+        """The measures of an object, and `points`: places (n, 3) in nm of its surface."""
+        from scipy.ndimage import binary_erosion, distance_transform_edt
+
+        label, voxel = box["id"], self.voxel_nm
+        labels, first = self.cut(self.objects, box, 1)
+        mask = labels == label
+        own = mask[self._inside(box, first)]
+        volume, surface = np.count_nonzero(own) * math.prod(voxel), surface_nm2(own, voxel)
+        line = centreline(own, voxel)
+        shell = np.argwhere(mask & ~binary_erosion(mask, border_value=1)) + first
+        found = {
+            "id": label,
+            "volume_nm3": volume,
+            "surface_nm2": surface,
+            "length_nm": line.length_nm,
+            "width_nm": 2 * float(depth_nm(own, voxel).max()),
+            "sphericity": sphericity(volume, surface),
+            "branches": line.branches,
+            "touching_nm2": touching_nm2(labels, label, voxel),
+            "points": (shell * np.asarray(voxel))[:: math.ceil(len(shell) / POINTS)],
+        }
+        if self.image:
+            grey = self.cut(self.image, box, 0)[0][own]
+            found |= {"intensity_mean": float(grey.mean()), "intensity_std": float(grey.std())}
+        if self.to:
+            near, first = self.cut(self.to, box, REACH_NM)
+            away = distance_transform_edt(near == 0, sampling=voxel)
+            least = float(away[self._inside(box, first)][own].min()) if near.any() else math.inf
+            found["to_nm"] = least if least <= REACH_NM else math.nan
+        return found
+
+    def cut(self, source: Source, box: Box, margin_nm: float) -> tuple[Array, npt.NDArray[np.intp]]:
+        """An object's box in a volume with a margin of at least a voxel, and where it begins.
+
+        Without a margin, 0, it is the box alone. The volume's border ends it.
+        """
+        sides = zip("zyx", source.shape, self.voxel_nm, strict=True)
+        places = [
+            (max(0, box[f"{a}_min"] - more), min(n, box[f"{a}_max"] + 1 + more))
+            for a, n, side in sides
+            for more in [math.ceil(margin_nm / side)]
+        ]
+        z, y, (x0, x1) = places
+        return source.read(*z, *y)[..., x0:x1], np.array([low for low, _ in places])
+
+    @staticmethod
+    def _inside(box: Box, first: npt.NDArray[np.intp]) -> tuple[slice, ...]:
+        """The box as an index of what was cut around it."""
+        ends = zip("zyx", first.tolist(), strict=True)
+        return tuple(slice(box[f"{a}_min"] - k, box[f"{a}_max"] + 1 - k) for a, k in ends)
+
+
+def measured(asked: Asked, boxes: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    """Measures of every object, with a progress bar."""
+    from rich.progress import track
+
+    rows = boxes.drop(columns=[*"zyx"]).to_dict("records")
+    with ExitStack() as stack:
+        each: Callable[..., Iterable[dict[str, Any]]] = map
+        if asked.jobs > 1:
+            pool = stack.enter_context(ProcessPoolExecutor(asked.jobs))
+            each = functools.partial(pool.map, chunksize=4)
+        done = each(functools.partial(_one, asked), rows)
+        yield from track(done, "measure", total=len(rows), transient=True)
+
+
+def _one(asked: Asked, box: Box) -> dict[str, Any]:
+    """An object, in whatever process this is."""
+    return _kept(asked).measures(box)
+
+
+_kept = functools.lru_cache(maxsize=1)(opened)
+
+
+def with_nearest(table: pd.DataFrame) -> pd.DataFrame:
+    """The table without `points`, with the nearest other object and its distance in nm."""
+    from scipy.spatial import cKDTree
+
+    points: list[Places] = table["points"].tolist()
+    trees = [cKDTree(own) for own in points]
+    low, high = (np.array([end(own, axis=0) for own in points]) for end in (np.min, np.max))
+    nearest, names = np.full(len(points), np.nan), np.full(len(points), 0)
+    for k, own in enumerate(points):
+        gaps = np.maximum(0, np.maximum(low[k] - high, low - high[k]))
+        at_least = np.linalg.norm(gaps, axis=1)  # between the two boxes
+        at_least[k], best = np.inf, np.inf
+        for other in np.argsort(at_least):
+            if at_least[other] >= best:
+                break
+            away = float(trees[other].query(own, distance_upper_bound=best)[0].min())
+            if away < best:
+                best, nearest[k], names[k] = away, away, int(table["id"].iloc[other])
+    return table.drop(columns="points").assign(nearest_nm=nearest, nearest_id=names)
+
+
+def of_volume(table: pd.DataFrame, shape: tuple[int, int, int], voxel_nm: Voxel) -> dict[str, Any]:
+    """Number, density and share of the objects, with 95 % intervals over blocks of the volume.
+
+    An object counts in the block that has its centroid, with all of its volume. The intervals are
+    Student's t of the mean over blocks; they hold as far as the blocks are independent and alike.
+    Fewer than four blocks give none.
+
+    Returns:
+        `objects`; `at_border`; `volume_um3`; `per_um3` and `share`, each with `value` and `ci95`;
+        `blocks`.
+    """
+    from scipy.stats import t
+
+    sides = [n * v for n, v in zip(shape, voxel_nm, strict=True)]
+    parts = [min(BLOCKS, max(1, int(side // BLOCK_NM))) for side in sides]
+    number = np.zeros(len(table), int)
+    for axis, n, count in zip("zyx", shape, parts, strict=True):
+        number = number * count + np.minimum(table[axis] * count // n, count - 1).astype(int)
+    blocks, volume = math.prod(parts), math.prod(sides) / 1e9
+    found: dict[str, Any] = {
+        "objects": len(table),
+        "at_border": int(table["at_border"].sum()),
+        "volume_um3": volume,
+        "blocks": blocks,
+    }
+    for name, weight in (("per_um3", None), ("share", table["volume_nm3"] / 1e9)):
+        values = np.bincount(number, weight, blocks) / (volume / blocks)
+        found[name] = {"value": float(values.mean()), "ci95": None}
+        if blocks >= 4:
+            half = t.ppf(0.975, blocks - 1) * values.std(ddof=1) / blocks**0.5
+            found[name]["ci95"] = [max(0.0, values.mean() - half), values.mean() + half]
+    return found

@@ -1,0 +1,100 @@
+"""The table of objects against scipy and brute force, and what is written."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import tifffile
+from scipy.ndimage import center_of_mass, find_objects, gaussian_filter
+from scipy.ndimage import label as components
+from scipy.spatial.distance import cdist
+
+from emadapt.errors import InputError
+from emadapt.segment.measure import measure_volume
+from emadapt.segment.objects import Asked, of_volume
+
+VOXEL = (20.0, 5.0, 4.0)
+
+
+@pytest.fixture(scope="module")
+def labels() -> np.ndarray:
+    smooth = gaussian_filter(np.random.default_rng(0).standard_normal((14, 50, 60)), (1, 3, 3))
+    return components(smooth > 1.5 * smooth.std())[0].astype(np.uint16)
+
+
+def measured(
+    folder: Path, labels: np.ndarray, suffix: str = ".csv", **more: object
+) -> pd.DataFrame:
+    tifffile.imwrite(folder / "objects.tif", labels)
+    output = str(folder / f"table{suffix}")
+    asked = Asked(str(folder / "objects.tif"), output, voxel_nm=VOXEL, overwrite=True, **more)
+    return measure_volume(asked)
+
+
+def test_the_table_against_scipy_and_brute_force(tmp_path: Path, labels: np.ndarray) -> None:
+    grey = np.random.default_rng(1).integers(0, 255, labels.shape, dtype=np.uint8)
+    second = np.zeros_like(labels, dtype=np.uint8)
+    second[:, 20:24] = 255
+    for name, volume in (("grey", grey), ("second", second)):
+        tifffile.imwrite(tmp_path / f"{name}.tif", volume)
+    named = {"image": str(tmp_path / "grey.tif"), "to": str(tmp_path / "second.tif")}
+    table = measured(tmp_path, labels, **named).set_index("id")
+    assert list(table.index) == list(range(1, labels.max() + 1))
+    places = {k: np.argwhere(labels == k) * VOXEL for k in table.index}
+    for k, box in enumerate(find_objects(labels), 1):
+        row = table.loc[k]
+        assert row["voxels"] == len(places[k])
+        assert row["volume_nm3"] == len(places[k]) * np.prod(VOXEL)
+        assert [row[f"{a}_min"] for a in "zyx"] == [s.start for s in box]
+        assert [row[f"{a}_max"] for a in "zyx"] == [s.stop - 1 for s in box]
+        assert tuple(row[["z", "y", "x"]]) == pytest.approx(center_of_mass(labels == k))
+        assert row["intensity_mean"] == pytest.approx(grey[labels == k].mean())
+        away = {o: cdist(places[k], places[o]).min() for o in table.index if o != k}
+        assert row["nearest_nm"] == pytest.approx(min(away.values()))
+        assert away[row["nearest_id"]] == pytest.approx(row["nearest_nm"])
+        to = cdist(places[k], np.argwhere(second) * VOXEL).min()
+        assert row["to_nm"] == pytest.approx(to if to <= 300 else np.nan, nan_ok=True)
+        ends = [(s.start == 0) or (s.stop == n) for s, n in zip(box, labels.shape, strict=True)]
+        assert row["at_border"] == any(ends)
+
+
+def test_what_is_written(tmp_path: Path, labels: np.ndarray) -> None:
+    alone = measured(tmp_path, labels, min_voxels=20)
+    assert alone["voxels"].min() >= 20
+    pd.testing.assert_frame_equal(
+        pd.read_csv(tmp_path / "table.csv"), alone, rtol=1e-5, check_dtype=False
+    )
+    summary = json.loads((tmp_path / "table.json").read_text())
+    assert summary["objects"] == len(alone)
+    share = alone["voxels"].sum() / labels.size
+    assert summary["share"]["value"] == pytest.approx(share)
+    assert "objects in" in (tmp_path / "table.html").read_text()
+    together = measured(tmp_path, labels, ".parquet", min_voxels=20, jobs=2)
+    pd.testing.assert_frame_equal(together, alone)
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "table.parquet"), alone)
+
+
+def test_intervals_of_the_density_cover_the_truth_as_often_as_they_say() -> None:
+    rng, shape, voxel = np.random.default_rng(2), (40, 500, 500), (50.0, 8.0, 8.0)
+    covered = []
+    for _ in range(300):
+        places = rng.random((rng.poisson(128), 3)) * shape
+        table = pd.DataFrame(places, columns=[*"zyx"]).assign(volume_nm3=1e6, at_border=False)
+        summary = of_volume(table, shape, voxel)
+        low, high = summary["per_um3"]["ci95"]
+        covered.append(low <= 128 / summary["volume_um3"] <= high)
+    assert summary["blocks"] == 2 * 4 * 4
+    assert np.mean(covered) == pytest.approx(0.95, abs=0.035)
+    assert of_volume(table, shape, (50.0, 3.0, 3.0))["per_um3"]["ci95"] is None  # too small
+
+
+def test_volumes_that_cannot_be_measured(tmp_path: Path, labels: np.ndarray) -> None:
+    with pytest.raises(InputError, match="none of 1 voxels"):
+        measured(tmp_path, np.zeros_like(labels))
+    with pytest.raises(InputError, match="float32"):
+        measured(tmp_path, labels.astype(np.float32))
+    tifffile.imwrite(tmp_path / "grey.tif", np.zeros((3, 4, 5), np.uint8))
+    with pytest.raises(InputError, match="shape"):
+        measured(tmp_path, labels, image=str(tmp_path / "grey.tif"))
