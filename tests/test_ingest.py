@@ -226,7 +226,7 @@ def test_white_of_a_file_of_1_bit_a_pixel_is_foreground(
 
 def test_labels_that_a_rule_does_not_fit_are_refused() -> None:
     mask = np.eye(5, dtype=np.uint8)
-    with pytest.raises(InputError, match=r"found a label of the values 0, 1; .* >127 leaves none"):
+    with pytest.raises(InputError, match=r"found a label of 0 and 1; .* >127 leaves none"):
         foreground_mask(mask, ">127")
     faint = mask * 7 + mask[::-1] * 9  # edges of a smooth mask
     for fine in (np.zeros((5, 5), np.uint8), mask * 255, faint):

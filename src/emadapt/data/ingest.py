@@ -15,7 +15,8 @@ import click
 import numpy as np
 import numpy.typing as npt
 
-from emadapt.data.foreground import IGNORE, foreground_mask
+from emadapt.data.foreground import IGNORE, foreground_mask, foreground_share
+from emadapt.data.label_values import LabelValues
 from emadapt.data.layouts import find_parts
 from emadapt.data.pairing import Part
 from emadapt.data.sources import source_of
@@ -166,6 +167,7 @@ def _write(
     hashes = [hashlib.md5(usedforsecurity=False) for _ in range(2)]
     fractions = np.zeros(total)
     missing = set() if isinstance(spec.rule, str) or not spec.labelled else set(spec.rule)
+    values = LabelValues(spec)
     with ThreadPoolExecutor(2) as pool:  # reading and hashing let other threads run
         pairs = _ahead(pool, _pairs(parts))
         for z, (image, label, where) in enumerate(track(pairs, f"ingest {name}", total)):
@@ -173,12 +175,14 @@ def _write(
             hashing = [pool.submit(hashes[0].update, images[z].data)]
             if label is not None:
                 check_pair(image, label, where)
+                values.add(label)
                 labels[z] = foreground_mask(label, spec.rule, where, spec.ignore)
                 hashing.append(pool.submit(hashes[1].update, labels[z].data))
                 missing = {value for value in missing if not (label == value).any()}
-                fractions[z] = (labels[z] == 1).sum() / max(1, (labels[z] != IGNORE).sum())
+                fractions[z] = foreground_share(labels[z])
             for done in hashing:
                 done.result()
+    say(f"ingest {name}", values.check(f"labels of {name}"))
     if missing and (fractions.any() or spec.organelle):
         raise InputError(
             f"labels of {name}",
@@ -221,7 +225,7 @@ def _check_foreground(
     spec: DatasetSettings,
     name: str,
 ) -> None:
-    """Refuse training slices without any foreground; say which slices have none."""
+    """Refuse training slices without any foreground; say which slices have none, or are full."""
     if fractions[train].sum() == 0:
         raise InputError(
             root,
@@ -229,10 +233,27 @@ def _check_foreground(
             expected=f"labels with values {spec.rule}",
             do="Check the labels and the dataset's `organelle` or `foreground` rule.",
         )
-    if len(empty := np.flatnonzero(fractions == 0)):  # lost labels look like this
-        numbers = ", ".join(map(str, empty[:10])) + (", ..." if len(empty) > 10 else "")
-        said = f"{len(empty)} of {len(fractions)} slices without foreground: {numbers}"
-        click.echo(f"ingest {name}: {said}", err=True)
+    say(f"ingest {name}", empty_or_full(fractions, range(len(fractions))))
+
+
+def empty_or_full(fractions: npt.NDArray[np.float64], numbers: Sequence[int]) -> list[str]:
+    """Lines on slices of these numbers without foreground, as lost labels look, or of nothing else.
+
+    `fractions` are those of the foreground.
+    """
+    lines = []
+    for extreme, words in ((0, "without foreground"), (1, "without background")):
+        if len(found := np.flatnonzero(fractions == extreme)):
+            named = ", ".join(str(numbers[k]) for k in found[:10])
+            more = ", ..." if len(found) > 10 else ""
+            lines.append(f"{len(found)} of {len(fractions)} slices {words}: {named}{more}")
+    return lines
+
+
+def say(where: str, lines: list[str]) -> None:
+    """Print what a user should know and may have meant."""
+    for line in lines:
+        click.echo(f"{where}: {line}", err=True)
 
 
 def _manifest(

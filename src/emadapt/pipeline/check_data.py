@@ -7,11 +7,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from emadapt.data.foreground import foreground_mask
-from emadapt.data.ingest import check_pair, split_of
+import numpy as np
+
+from emadapt.data.foreground import foreground_mask, foreground_share
+from emadapt.data.ingest import check_pair, empty_or_full, say, split_of
+from emadapt.data.label_values import LabelValues
 from emadapt.data.labelled import amount
 from emadapt.data.layouts import Part, find_parts
-from emadapt.data.splits import Split, check_depth, starts_in
+from emadapt.data.splits import Split, check_depth, evenly_spaced, starts_in
 from emadapt.data.tiles import Geometry, geometry
 from emadapt.errors import EmadaptError, InputError
 from emadapt.models.archs import get_arch
@@ -20,16 +23,19 @@ from emadapt.study.datasets import DatasetSettings, TrainSetSettings
 from emadapt.study.regimes import RegimeSettings
 from emadapt.study.study import Study
 
+LABELS = 8
+"""Slices of a part whose labels are looked at; `ingest` reads all."""
+
 
 def problems_of_dataset(study: Study, name: str, data: Path) -> list[str]:
-    """A line for each problem: pairing, split, labels wanted, first slice; `ingest` reads all."""
+    """A line for each problem: pairing, split, labels wanted and some of their values."""
     spec = study.dataset_settings[name]
     root = Path(spec.path) if spec.path else data / name
     try:
         parts = find_parts(root, spec.layout, spec.pairing, labelled=spec.labelled)
         split = split_of(study, name, parts, str(root))
         _check_slices(study, name, split, root)
-        shapes = [_check_first(part, spec) for part in parts]
+        shapes = [_check_part(part, spec, name) for part in parts]
     except EmadaptError as error:
         return [str(error)]
     wanted = _wanted_labels(study, name, shapes[-1], split["train"])
@@ -61,13 +67,18 @@ def _check_slices(study: Study, name: str, split: Split, root: Path) -> None:
             check_depth(f"{root}, regime {regime}", split["train"], patch)
 
 
-def _check_first(part: Part, spec: DatasetSettings) -> tuple[int, int]:
-    """Read the first slice of a part and its label; the slice's shape."""
+def _check_part(part: Part, spec: DatasetSettings, name: str) -> tuple[int, int]:
+    """Look at the first slice of a part and at some labels; the slice's shape."""
     image = part.images.read(0, 1)[0]
     if part.labels is not None:
-        label = part.labels.read(0, 1)[0]
-        foreground_mask(label, spec.rule, part.labels.where(0), spec.ignore)
-        check_pair(image, label, part.labels.where(0))
+        values, shares, chosen = LabelValues(spec), [], evenly_spaced(part.depth, LABELS)
+        for z, label in zip(chosen, part.labels.slices(chosen), strict=True):
+            values.add(label)
+            mask = foreground_mask(label, spec.rule, part.labels.where(z), spec.ignore)
+            shares.append(foreground_share(mask))
+            check_pair(image, label, part.labels.where(z))
+        lines = values.check(f"labels of {name}, slices {', '.join(map(str, chosen))}")
+        say(f"check {name}", lines + empty_or_full(np.array(shares), chosen))
     return image.shape[0], image.shape[1]
 
 
