@@ -109,7 +109,11 @@ def scores_of(iou: float, dataset: str) -> dict[str, Any]:
         **{f"{name}_ci95": [value - 0.02, value + 0.01] for name, value in scores.items()},
         "slices": list(range(100, 100 + len(counts))),
         "counts": counts.tolist(),
-        "instances": {**objects, "predicted": 9, "labelled": 7, "matched": 4},
+        "instances": {
+            **objects,
+            **{"predicted": 9, "labelled": 7, "matched": 4},
+            **{"split": 1, "merged": 2, "vi_split": 0.2, "vi_merge": 0.3},
+        },
     }
 
 

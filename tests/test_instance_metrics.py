@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.ndimage import label as components
+from scipy.stats import entropy
 
 from emadapt.metrics import instances as module
 from emadapt.metrics.instances import Instances, instance_metrics
@@ -32,6 +33,13 @@ def brute_force(predicted: np.ndarray, label: np.ndarray) -> dict[str, float]:
     out["pq"] = sum(good) / (len(good) + fp / 2 + fn / 2) if found or true else 1.0
     out["sq"] = sum(good) / len(good) if good else float(not (found or true))
     out["rq"] = len(good) / (len(good) + fp / 2 + fn / 2) if found or true else 1.0
+    out["split"] = sum(sum(len(p & t) > 0.1 * len(t) for p in found) > 1 for t in true)
+    out["merged"] = sum(sum(len(p & t) > 0.1 * len(t) for t in true) > 1 for p in found)
+    inside = label > 0
+    for name, one, other in (("vi_split", label, predicted), ("vi_merge", predicted, label)):
+        parts = [other[inside & (one == k)] for k in set(one[inside].tolist())]
+        bits = [entropy(np.unique(part, return_counts=True)[1], base=2) for part in parts]
+        out[name] = sum(len(p) * b for p, b in zip(parts, bits, strict=True)) / max(inside.sum(), 1)
     return out | {"predicted": len(found), "labelled": len(true), "matched": len(good)}
 
 
@@ -56,6 +64,10 @@ def test_a_split_a_merger_and_a_miss_cost_what_they_should() -> None:
         "predicted": 3,
         "labelled": 3,
         "matched": 3,
+        "split": 0,
+        "merged": 0,
+        "vi_split": 0.0,
+        "vi_merge": 0.0,
     }
     split = label.copy()
     split[0, :, 18:20] = 9  # a part of 8 columns with 6 of them: IoU 0.75, which is not above it
@@ -65,6 +77,8 @@ def test_a_split_a_merger_and_a_miss_cost_what_they_should() -> None:
     assert (scores["ap50"], scores["ap75"]) == (0.5, 0.2)
     assert scores["sq"] == pytest.approx(0.875)
     assert scores["pq"] == pytest.approx(0.875 * 2 / 3)
+    assert (scores["split"], scores["merged"]) == (1, 0)
+    assert (scores["vi_split"], scores["vi_merge"]) == (pytest.approx(0.4056, abs=1e-4), 0)
 
 
 def test_slices_of_a_volume_and_those_that_are_no_neighbours() -> None:

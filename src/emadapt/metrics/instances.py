@@ -16,6 +16,9 @@ import numpy.typing as npt
 MOST_VOXELS = 2**28
 """Larger test sets have no object metrics: components take about 9 bytes a voxel."""
 
+PART = 0.1
+"""Share of an object that a part must have to count as split off, or as merged."""
+
 Masks = npt.NDArray[np.bool_]
 Labels = npt.NDArray[np.integer[Any]]
 Bits = npt.NDArray[np.uint8]
@@ -75,6 +78,10 @@ def instance_metrics(predicted: Labels, label: Labels) -> dict[str, Any]:
         scores (Caicedo et al. 2019). `pq`: panoptic quality, `sq` * `rq` (Kirillov et al. 2019).
         `sq`: mean IoU of the matches at 0.5. `rq`: TP / (TP + FP / 2 + FN / 2). All in [0, 1],
         and 1 where neither has an object. `predicted`, `labelled`, `matched`: numbers of objects.
+        `split`: labelled objects of which two predicted ones or more have a share of PART each.
+        `merged`: predicted objects that have such a share of two labelled ones or more. `vi_split`
+        and `vi_merge`: the two parts of the variation of information (Meilă 2007) in bits, 0 or
+        more, over labelled voxels, where what no object was predicted for is one more object.
     """
     one, other = (np.bincount(a.ravel()) for a in (predicted, label))
     n_predicted, n_labelled = int((one[1:] > 0).sum()), int((other[1:] > 0).sum())
@@ -82,7 +89,9 @@ def instance_metrics(predicted: Labels, label: Labels) -> dict[str, Any]:
     both = (predicted > 0) & (label > 0)
     pair = predicted[both].astype(np.int64) * len(other) + label[both]
     pairs, overlap = np.unique(pair, return_counts=True)
-    iou = overlap / (one[pairs // len(other)] + other[pairs % len(other)] - overlap)
+    mine, truth = pairs // len(other), pairs % len(other)
+    iou = overlap / (one[mine] + other[truth] - overlap)
+    parts = overlap > PART * other[truth]
     matched = iou[iou > 0.5]
 
     def precision(hits: int) -> float:
@@ -99,7 +108,28 @@ def instance_metrics(predicted: Labels, label: Labels) -> dict[str, Any]:
         "predicted": n_predicted,
         "labelled": n_labelled,
         "matched": len(matched),
+        "split": int((np.bincount(truth[parts]) > 1).sum()),
+        "merged": int((np.bincount(mine[parts]) > 1).sum()),
+        **_variation_of_information(mine, truth, overlap, other),
     }
+
+
+def _variation_of_information(
+    mine: Labels, truth: Labels, overlap: Labels, sizes: Labels
+) -> dict[str, float]:
+    """Conditional entropies, from numbers of voxels that pairs of objects share.
+
+    `sizes` are those of labelled objects, by number.
+    """
+    missed = sizes - np.bincount(truth, overlap, len(sizes)).astype(np.int64)
+    left = np.flatnonzero(missed[1:]) + 1
+    mine, truth = np.append(mine, np.zeros_like(left)), np.append(truth, left)
+    share = np.append(overlap, missed[left]) / max(1, sizes[1:].sum())
+    found = {}
+    for name, given in (("vi_split", truth), ("vi_merge", mine)):
+        whole = np.bincount(given, share)[given]
+        found[name] = round(float((share * np.log2(whole / share)).sum()), 6)
+    return found
 
 
 def _stack(packed: list[Bits], slices: list[int], shape: tuple[int, int]) -> Masks:

@@ -94,7 +94,7 @@ def _board(test_set: str, board: Entries) -> Table:
         *("Trained on", "Relation", "Backbone", "Regime", "#IoU"),
         *["#IoU, all slices"] * whole_too,
         *("#Dice", "#Boundary IoU"),
-        *["#AP 0.5", "#PQ", "#Objects"] * objects_too,
+        *["#AP 0.5", "#PQ", "#Objects", "#Split / merged"] * objects_too,
         *("#Seeds", "#Parameters", "~Seconds", "~Peak MB"),
     )
     rows = []
@@ -116,10 +116,12 @@ def _board(test_set: str, board: Entries) -> Table:
 
 def _object_cells(objects: Mapping[str, Any] | None) -> list[Cell]:
     if objects is None:
-        return [MISSING] * 3
-    found, labelled = objects["predicted"]["mean"], objects["labelled"]["mean"]
-    values = [number(objects[name]["mean"]) for name in ("ap50", "pq")]
-    return [*values, Cell(f"{found:.4g} / {labelled:.4g}", found)]
+        return [MISSING] * 4
+    cells = [number(objects[name]["mean"]) for name in ("ap50", "pq")]
+    for pair in (("predicted", "labelled"), ("split", "merged")):
+        one, other = (objects[name]["mean"] for name in pair)
+        cells.append(Cell(f"{one:.3g} / {other:.3g}", one))
+    return cells
 
 
 def changes(folder: Path, factor: str, found: Sequence[Mapping[str, Any]]) -> Section:

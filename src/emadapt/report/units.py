@@ -19,7 +19,8 @@ EVALUATED = Path("build/evaluate")
 MODEL = ["backbone", "regime", "train_set"]
 """What names a model; its units differ in the seed."""
 METRICS = ("iou", "dice", "boundary_iou")
-OBJECTS = ("ap50", "ap75", "pq", "sq", "rq", "predicted", "labelled", "matched")
+OBJECTS = ("ap50", "ap75", "pq", "sq", "rq", "predicted", "labelled", "matched", "split", "merged")
+OBJECTS += ("vi_split", "vi_merge")
 COPIED = ("relation", "few", "labels", "amount", "seen_before", "labelled", "trainable_params")
 """Columns of the table of units that are the same for all seeds."""
 RELATIONS = {
