@@ -32,17 +32,18 @@ JOB = Job(
     sigma=0.0,
     threshold=0.5,
     kinds=("mask", "instances"),
+    min_voxels=1,
     depth=1,
     rows=1,
 )
 
 
 def run(
-    folder: Path, mask: np.ndarray, depth: int, rows: int
+    folder: Path, mask: np.ndarray, depth: int, rows: int, least: int = 1
 ) -> tuple[np.ndarray, list[dict[str, float]]]:
     """The instances of a mask, block by block from the last to the first."""
     folder.mkdir()
-    job = dataclasses.replace(JOB, shape=mask.shape, depth=depth, rows=rows)
+    job = dataclasses.replace(JOB, shape=mask.shape, depth=depth, rows=rows, min_voxels=least)
     partial = begin(folder, job, overwrite=False)
     for block in partial.blocks:
         partial.array("mask")[block.place] = np.where(mask[block.place], 255, 0)
@@ -92,6 +93,9 @@ def test_a_component_that_winds_through_many_blocks(tmp_path: Path) -> None:
     found, table = run(tmp_path / "p", mask, 1, 3)
     assert [row["voxels"] for row in table] == [59, 1]
     assert found[5, 0, 2] == 2
+    without, table = run(tmp_path / "q", mask, 1, 3, least=2)
+    assert [row["voxels"] for row in table] == [59]
+    assert np.array_equal(without, np.where(found == 1, 1, 0))
     assert (tmp_path / "p/table.csv").read_text().splitlines()[0] == ",".join(COLUMNS)
 
 

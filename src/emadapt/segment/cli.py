@@ -49,6 +49,13 @@ OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace the output."
     help="Also write OUTPUT-instances, numbered connected components, with a table as CSV.",
 )
 @click.option(
+    "--min-voxels",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Leave smaller components out of the instances.",
+)
+@click.option(
     "--threshold",
     type=click.FloatRange(0, 1),
     help="Foreground has a higher probability.  [default: the model's]",

@@ -95,7 +95,7 @@ def label_block(partial: Partial, number: int) -> None:
 def join(partial: Partial, table: Path) -> int:
     """Number the components of the whole volume, once all blocks are labelled, and count them.
 
-    The run keeps the numbers for `number_block`; `table` is the CSV file to write.
+    Those below the job's `min_voxels` become background. The run keeps the numbers for `number_block`; `table` is the CSV file to write.
     """
     import pandas as pd
 
@@ -105,8 +105,9 @@ def join(partial: Partial, table: Path) -> int:
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     group = _groups(partial, offsets)
     found = pd.DataFrame(parts, columns=list(AGGREGATED)).groupby(group).agg(AGGREGATED)
-    found = found.sort_values("first")
-    ids = np.empty(len(found), np.uint32)
+    total = len(found)
+    found = found[found["voxels"] >= partial.job.min_voxels].sort_values("first")
+    ids = np.zeros(total, np.uint32)
     ids[found.index] = np.arange(1, len(found) + 1)
     np.save(partial.part("offsets.npy"), offsets)
     np.save(partial.part("ids.npy"), ids[group])

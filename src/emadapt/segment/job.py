@@ -57,6 +57,7 @@ class Order:
     scale: int = 0
     probabilities: bool = False
     instances: bool = False
+    min_voxels: int = 1
     threshold: float | None = None
     voxel_nm: Voxel | None = None
     window: tuple[float, float] | None = None
@@ -100,6 +101,7 @@ class Job:
         sigma: standard deviation, in slices, of the Gaussian along z over probabilities; 0: none.
         threshold: foreground has a higher probability.
         kinds: of outputs: mask, probabilities, instances.
+        min_voxels: smaller components are no instances.
         depth: slices of a block, and `rows` of it.
     """
 
@@ -119,6 +121,7 @@ class Job:
     sigma: float
     threshold: float
     kinds: tuple[str, ...]
+    min_voxels: int
     depth: int
     rows: int
     version: str = emadapt.__version__
@@ -197,6 +200,7 @@ def settle(order: Order, source: Source, model: Model) -> Job:
         sigma=spec.smooth_z_nm / voxel[0],
         threshold=float(model.card["threshold"] if order.threshold is None else order.threshold),
         kinds=order.kinds,
+        min_voxels=order.min_voxels,
         depth=depth,
         rows=rows,
     )
