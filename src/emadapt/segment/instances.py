@@ -95,7 +95,8 @@ def label_block(partial: Partial, number: int) -> None:
 def join(partial: Partial, table: Path) -> int:
     """Number the components of the whole volume, once all blocks are labelled, and count them.
 
-    Those below the job's `min_voxels` become background. The run keeps the numbers for `number_block`; `table` is the CSV file to write.
+    Those below the job's `min_voxels` become background. The run keeps the numbers for
+    `number_block`; `table` is the CSV file to write.
     """
     import pandas as pd
 
