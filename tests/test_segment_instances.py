@@ -48,10 +48,10 @@ def run(
     for block in partial.blocks:
         partial.array("mask")[block.place] = np.where(mask[block.place], 255, 0)
     for number in reversed(range(len(partial.blocks))):
-        PHASES["components"](partial, number)
+        list(PHASES["components"](partial, number))
     n = join(partial, folder / "table.csv")
     for number in reversed(range(len(partial.blocks))):
-        PHASES["instances"](partial, number)
+        list(PHASES["instances"](partial, number))
     with (folder / "table.csv").open() as file:
         table = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
     assert len(table) == n

@@ -69,20 +69,28 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
-    """An empty temporary folder to fill; at the end it replaces what is at `path`, if anything."""
+def whole_folder(path: Path, *, resumed: bool = False) -> Iterator[Path]:
+    """A temporary folder to fill; at the end it replaces what is at `path`, if anything.
+
+    It is empty, or with `resumed` as it was left when the work was stopped, other than by an
+    InputError.
+    """
     temporary, old = (path.with_name(f".{path.name}.{ending}") for ending in ("part", "old"))
-    for folder in (temporary, old):
-        shutil.rmtree(folder, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    if not resumed:
+        shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True, exist_ok=True)
     try:
         yield temporary
+        shutil.rmtree(old, ignore_errors=True)
         if path.exists():
             path.rename(old)
         temporary.rename(path)
+    except BaseException as error:
+        if not resumed or isinstance(error, InputError):
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise
     finally:
-        for folder in (temporary, old):
-            shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -23,6 +23,7 @@ from emadapt.data.sources import source_of
 from emadapt.data.splits import Split, split_slices
 from emadapt.errors import InputError
 from emadapt.files import new_array, whole_folder, write_json
+from emadapt.progress import track
 from emadapt.study.datasets import DatasetSettings
 from emadapt.study.study import Study
 from emadapt.volumes.grey import PERCENTILES, grey_window, to_uint8
@@ -158,8 +159,6 @@ def _write(
     folder: Path, parts: list[Part], spec: DatasetSettings, window: Window, name: str
 ) -> tuple[str, str, npt.NDArray[np.float64]]:
     """Check, convert, write and hash: md5 of images, of labels, foreground of each slice."""
-    from rich.progress import track
-
     total = sum(part.depth for part in parts)
     shape = (total, *parts[0].images.shape[1:])
     images = new_array(folder / "image.npy", np.uint8, shape)

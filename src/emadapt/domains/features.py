@@ -24,6 +24,7 @@ from emadapt.domains.moments import Moments, slice_moments
 from emadapt.errors import InputError
 from emadapt.files import checksums, is_sound, new_array, write_json
 from emadapt.models.tokens import OCCUPANCY, occupancy
+from emadapt.progress import track
 from emadapt.study.keys import digest
 from emadapt.study.training import DiagnoseSettings
 
@@ -176,14 +177,12 @@ def _pass(
     folder: Path,
 ) -> None:
     """One pass over the tokens of `slices`, written under a temporary name."""
-    from rich.progress import track
-
     temporary = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     each = -(-spec.tokens // len(slices))
     counts, totals, sample = [], [], []
-    for place, z in enumerate(track(slices, description=f"features {volume.name}")):
+    for place, z in enumerate(track(slices, f"features {volume.name}", len(slices))):
         tokens, occupied, centres = _one_slice(tiles(int(z)), geo)
         _check_finite(tokens, volume.name, int(z))
         if place == _shown(slices):

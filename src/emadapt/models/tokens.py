@@ -35,16 +35,19 @@ from emadapt.data.ingest import Volume, open_volume
 from emadapt.data.labelled import Tile
 from emadapt.data.tiles import Geometry, geometry_of, label_to_input, to_input, with_neighbours
 from emadapt.errors import InputError
-from emadapt.files import checksums, is_sound, new_array, whole_folder, write_json
+from emadapt.files import checksums, is_sound, new_array, whole_folder, write_json, write_text
 from emadapt.models.backbones import Backbone, pretrained
 from emadapt.models.device import autocast, device, resolve_precision
 from emadapt.models.passthrough import NONE
 from emadapt.models.segmenter import Inputs, Partial
+from emadapt.progress import progress_bar
 from emadapt.study.backbones import BackboneSettings
 from emadapt.study.keys import digest
 from emadapt.study.study import Study
 
 CACHE = Path("scratch/tokens")
+DONE = "rows"
+"""File with the number of finished rows of an entry that is not complete."""
 FORMAT = 3  # raise when the same settings begin to mean other content
 BATCH_TOKENS = 4096  # tokens that go through the backbone at once
 SETTINGS = ("scale", "longest_edge", "tile", "context", "normalisation")
@@ -169,11 +172,11 @@ class _Entry:
         held_out = (z for part in ("val", "test") for z in split[part])
         return train + [(z, y, x) for z in held_out for y, x in self.geo.corners()]
 
-    def tiles(self) -> Iterator[tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]]:
-        """Image, (h, w) or (h, w, 3), and label (h, w) of each row."""
+    def tiles(self, first: int) -> Iterator[tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]]:
+        """Image, (h, w) or (h, w, 3), and label (h, w) of each row from `first` on."""
         slice_now, image, label = -1, np.empty(0, np.uint8), np.empty(0, np.uint8)
         height, width = self.geo.tile
-        for z, y, x in self.plan:
+        for z, y, x in self.plan[first:]:
             if slice_now != z:
                 slice_now, label = z, label_to_input(self.volume.label[z], self.geo)
                 image = to_input(with_neighbours(self.volume, z, self.spec.context), self.geo)
@@ -184,8 +187,11 @@ class _Entry:
                 place = np.s_[y : y + height, x : x + width]
                 yield image[place], label[place]
 
-    def new_arrays(self, folder: Path, *, with_tokens: bool) -> dict[str, np.memmap[Any, Any]]:
-        """The large arrays, as files to be filled."""
+    def arrays(self, folder: Path, *, with_tokens: bool) -> dict[str, np.memmap[Any, Any]]:
+        """The large arrays, as files to be filled; some of their rows are, if `DONE` is there."""
+        if (folder / DONE).is_file():
+            files = [folder / f"{name}.npy" for name in ("labels", "tokens", "entering")]
+            return {f.stem: np.load(f, mmap_mode="r+") for f in files if f.is_file()}
         rows, (h, w), cut = len(self.plan), self.geo.grid, self.cut
         arrays = {"labels": new_array(folder / "labels.npy", np.uint8, (rows, *self.geo.tile))}
         if not with_tokens:
@@ -289,34 +295,18 @@ def _entry_facts(
 
 
 def _extract(entry: _Entry, folder: Path) -> None:
-    """Compute one entry.
+    """Compute one entry, or go on where that was stopped.
 
     Where another entry has the same images (a dataset whose labels were corrected), its tokens are
     linked, not computed.
     """
-    from rich.progress import track
-
     backbone, volume, plan = entry.backbone, entry.volume, entry.plan
     same = _same_pixels(folder.parent, entry.pixels)
     index = [(z, y, x) if y >= 0 else (z, -1, -1) for z, y, x in plan]
-    batch = max(1, BATCH_TOKENS // math.prod(entry.geo.grid))
-    tiles = entry.tiles()
-    with whole_folder(folder) as temporary:
-        arrays = entry.new_arrays(temporary, with_tokens=same is None)
+    with whole_folder(folder, resumed=same is None) as temporary:
+        arrays = entry.arrays(temporary, with_tokens=same is None)
         np.save(temporary / "index.npy", np.asarray(index, dtype=np.int32))
-        title = f"tokens {volume.name} view {entry.view}"
-        for start in track(range(0, len(plan), batch), description=title):
-            rows = slice(start, min(start + batch, len(plan)))
-            images, labels = zip(*(next(tiles) for _ in plan[rows]), strict=True)
-            arrays["labels"][rows] = np.stack(labels)
-            if same:
-                continue
-            computed = _computed(backbone, np.stack(images), entry.spec.precision, entry.cut)
-            for name, values in computed.items():
-                _check_finite(values, volume.name, plan[start][0])
-                arrays[name][rows] = values
-        for array in arrays.values():
-            array.flush()
+        _fill(entry, arrays, temporary / DONE, with_tokens=same is None)
         for name in ("tokens", "entering"):
             if same and (same / f"{name}.npy").is_file():
                 os.link(same / f"{name}.npy", temporary / f"{name}.npy")
@@ -324,6 +314,34 @@ def _extract(entry: _Entry, folder: Path) -> None:
         made_of = {"data_md5": volume.md5, "weights": backbone.provenance.to_dict()}
         whole = {"checksums": checksums(temporary)}
         write_json(temporary / "manifest.json", facts | made_of | whole)
+        (temporary / DONE).unlink()
+
+
+def _fill(
+    entry: _Entry, arrays: dict[str, np.memmap[Any, Any]], done: Path, *, with_tokens: bool
+) -> None:
+    """Fill the arrays of an entry; `done` has the number of rows that are filled already."""
+    plan, name = entry.plan, entry.volume.name
+    first = int(done.read_text()) if done.is_file() else 0
+    batch = max(1, BATCH_TOKENS // math.prod(entry.geo.grid))
+    tiles = entry.tiles(first)
+    with progress_bar(f"tokens of {name}, view {entry.view}", len(plan), first) as advance:
+        for start in range(first, len(plan), batch):
+            rows = slice(start, min(start + batch, len(plan)))
+            images, labels = zip(*(next(tiles) for _ in plan[rows]), strict=True)
+            arrays["labels"][rows] = np.stack(labels)
+            if with_tokens:
+                computed = _computed(
+                    entry.backbone, np.stack(images), entry.spec.precision, entry.cut
+                )
+                for kind, values in computed.items():
+                    _check_finite(values, name, plan[start][0])
+                    arrays[kind][rows] = values
+            if rows.stop == len(plan) or plan[rows.stop][0] != plan[start][0]:
+                for array in arrays.values():
+                    array.flush()
+                write_text(done, str(rows.stop))
+            advance(rows.stop - start)
 
 
 def _check_finite(values: npt.NDArray[np.float16], dataset: str, z: int) -> None:

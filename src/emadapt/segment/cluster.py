@@ -18,7 +18,7 @@ from emadapt.errors import InputError, not_installed
 RETRIES = 3
 """Of a block whose worker failed, other than by an error of the input."""
 Work = Callable[[str, str, int], int]
-"""(Folder, phase, number of a block) -> the number, once it is finished."""
+"""(Folder, phase, number of a block) -> its number of slices, once it is finished."""
 
 
 @contextmanager
@@ -63,7 +63,7 @@ def _local(where: str) -> Any:
 def _finished(
     client: Any, work: Work, folder: str, phase: str, numbers: list[int]
 ) -> Iterator[int]:
-    """Numbers of blocks as their tasks end; the first error ends all."""
+    """Numbers of slices as the tasks of blocks end; the first error ends all."""
     from dask.distributed import KilledWorker, as_completed
 
     run = uuid.uuid4().hex[:8]
@@ -71,7 +71,7 @@ def _finished(
     finish = functools.partial(on_worker, work, folder, phase)
     for task in as_completed(client.map(finish, numbers, key=keys, retries=RETRIES, pure=False)):
         try:
-            number = task.result()
+            slices = task.result()
         except KilledWorker as error:
             raise InputError(
                 f"workers at block {task.key}",
@@ -79,9 +79,9 @@ def _finished(
                 expected="workers that live",
                 do="Look at their logs (out of memory?) and repeat the command to go on.",
             ) from error
-        if isinstance(number, InputError):
-            raise number
-        yield number
+        if isinstance(slices, InputError):
+            raise slices
+        yield slices
 
 
 def on_worker(work: Work, folder: str, phase: str, number: int) -> int | InputError:

@@ -80,6 +80,10 @@ class Block:
     y0: int
     y1: int
 
+    def __len__(self) -> int:
+        """Slices."""
+        return self.z1 - self.z0
+
     @property
     def place(self) -> tuple[slice, slice, slice]:
         """As an index of the volume."""

@@ -20,6 +20,7 @@ import numpy as np
 from emadapt.files import write_json
 from emadapt.models.predict import smooth_z
 from emadapt.models.segmenter import Probability
+from emadapt.progress import progress_bar
 from emadapt.segment.instances import join, label_block, number_block
 from emadapt.segment.job import Block, Order, prepare
 from emadapt.segment.outputs import check_output, finish, publish, targets
@@ -27,7 +28,9 @@ from emadapt.segment.partial import STEPS, Partial, begin, held, opened
 from emadapt.volumes.source import Array
 
 Each = Callable[[str, str, list[int]], Iterable[int]]
-"""(Folder, phase, numbers of blocks) -> these numbers, as blocks are finished."""
+"""(Folder, phase, numbers of blocks) -> numbers of slices, as so many are done of a block."""
+Steps = Callable[[Partial, int], Iterable[int]]
+"""Finishes a block, by its number; yields as `Each`."""
 
 
 def segment_volume(order: Order) -> Path:
@@ -97,20 +100,11 @@ def _first_phases(partial: Partial) -> list[str]:
 
 def _phase(partial: Partial, phase: str, each: Each) -> None:
     """Finish the blocks that are left, with progress."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
-    left, total = partial.left(phase), len(partial.blocks)
-    columns = (
-        "segment: {task.description}",
-        BarColumn(),
-        MofNCompleteColumn(),
-        "blocks, left",
-        TimeRemainingColumn(elapsed_when_finished=True),
-    )
-    with Progress(*columns) as progress:
-        task = progress.add_task(phase, total=total, completed=total - len(left))
-        for _ in each(str(partial.folder), phase, left):
-            progress.advance(task)
+    left, total = partial.left(phase), sum(map(len, partial.blocks))
+    done = total - sum(len(partial.blocks[number]) for number in left)
+    with progress_bar(f"segment: {phase}, slices", total, done) as advance:
+        for slices in each(str(partial.folder), phase, left):
+            advance(slices)
 
 
 def _workers(dask: str) -> AbstractContextManager[Each]:
@@ -134,45 +128,47 @@ def _alone(folder: str, phase: str, numbers: list[int]) -> Iterator[int]:
             loaded = ahead.result()
             if following is not None:
                 ahead = reader.submit(load, blocks[following])
-            _segment_block(partial, number, loaded)
-            yield number
+            yield from _segment_block(partial, number, loaded)
 
 
 def work(folder: str, phase: str, number: int) -> int:
-    """Finish one block of a phase, in whatever process this is; returns its number."""
-    PHASES[phase](opened(folder), number)
-    return number
+    """Finish one block of a phase, in whatever process this is; returns its number of slices."""
+    return sum(PHASES[phase](opened(folder), number))
 
 
-def _segment_block(partial: Partial, number: int, loaded: Array | None = None) -> None:
+def _segment_block(partial: Partial, number: int, loaded: Array | None = None) -> Iterator[int]:
     """A block through the model; `loaded` is what `Runner.load` gave of it ahead."""
     block, runner = partial.blocks[number], partial.runner
     rows = runner.probability(block, runner.load(block) if loaded is None else loaded)
     if not partial.job.reach:
-        _threshold(partial, number, rows)
+        yield from _threshold(partial, number, rows)
         return
     kept = _empty(partial, block, "uint16")
     for z, some in rows:
         kept[z - block.z0] = np.rint(some * STEPS)
+        yield 1
     partial.array("tiles")[block.place] = kept
     partial.mark("tiles", number, {})
 
 
-def _mask_block(partial: Partial, number: int) -> None:
+def _mask_block(partial: Partial, number: int) -> Iterator[int]:
     """Segment a block, or smooth its `tiles` along z, across the borders of blocks."""
     block, job = partial.blocks[number], partial.job
     if not job.reach:
-        _segment_block(partial, number)
+        yield from _segment_block(partial, number)
         return
     tiles = partial.array("tiles")
     near = range(max(0, block.z0 - job.reach), min(job.shape[0], block.z1 + job.reach))
     steps = ((z, tiles[z, block.y0 : block.y1]) for z in near)
     rows = ((z, some.astype(np.float32) / np.float32(STEPS)) for z, some in steps)
     smoothed = smooth_z(rows, job.sigma)
-    _threshold(partial, number, ((z, p) for z, p in smoothed if block.z0 <= z < block.z1))
+    inside = ((z, p) for z, p in smoothed if block.z0 <= z < block.z1)
+    yield from _threshold(partial, number, inside)
 
 
-def _threshold(partial: Partial, number: int, rows: Iterable[tuple[int, Probability]]) -> None:
+def _threshold(
+    partial: Partial, number: int, rows: Iterable[tuple[int, Probability]]
+) -> Iterator[int]:
     """Write the mask of a block and, if asked for, its probabilities."""
     block, job = partial.blocks[number], partial.job
     mask = _empty(partial, block, "uint8")
@@ -181,6 +177,7 @@ def _threshold(partial: Partial, number: int, rows: Iterable[tuple[int, Probabil
         mask[z - block.z0] = np.where(some > job.threshold, 255, 0)
         if probabilities is not None:
             probabilities[z - block.z0] = np.rint(some * 255)
+        yield 1
     partial.array("mask")[block.place] = mask
     if probabilities is not None:
         partial.array("probabilities")[block.place] = probabilities
@@ -192,11 +189,19 @@ def _empty(partial: Partial, block: Block, dtype: str) -> Array:
     return np.empty(shape, dtype)
 
 
-PHASES: dict[str, Callable[[Partial, int], None]] = {
+def _at_once(finish: Callable[[Partial, int], None]) -> Steps:
+    def steps(partial: Partial, number: int) -> Iterator[int]:
+        finish(partial, number)
+        yield len(partial.blocks[number])
+
+    return steps
+
+
+PHASES: dict[str, Steps] = {
     "tiles": _segment_block,
     "mask": _mask_block,
-    "components": label_block,
-    "instances": number_block,
+    "components": _at_once(label_block),
+    "instances": _at_once(number_block),
 }
 
 

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ from emadapt.models.adapters import Groups, State
 from emadapt.models.batch_norm import BatchNorm
 from emadapt.models.device import device
 from emadapt.models.segmenter import Segmenter
+from emadapt.progress import progress_bar
 from emadapt.study.training import TrainSettings
 from emadapt.training.inputs import Inputs, OnEpoch, Progress
 from emadapt.training.objective import LOSSES, Objective
@@ -51,16 +51,15 @@ def fit(
             f"unit {inputs.unit.name}: its processes see different checkpoints; "
             f"{scratch} must be one folder for all"
         )
-    with _bar(f"train {inputs.unit.name}", shown=parallel.rank() == 0) as bar:
-        total = train.epochs * run.steps
-        task = bar.add_task("", total=total, completed=progress.epoch * run.steps, words="")
+    title, shown = f"train {inputs.unit.name}", parallel.rank() == 0
+    total, done = (epochs * run.steps for epochs in (train.epochs, progress.epoch))
+    with progress_bar(title, total, done, shown=shown) as advance:
         while progress.epoch < train.epochs and not stalled(progress, train):
             started = time.perf_counter()
             losses = []
             for loss in run.epoch():
                 losses.append(loss)
-                words = f"loss {loss:.3f}, val IoU {max(progress.best, 0):.3f}"
-                bar.update(task, advance=1, words=words)
+                advance(1, f"loss {loss:.3f}, val IoU {max(progress.best, 0):.3f}")
             metrics = run.validated(losses)
             progress.epoch += 1
             progress.seconds += time.perf_counter() - started
@@ -254,12 +253,3 @@ def stalled(progress: Progress, train: TrainSettings) -> bool:
 def digest_seed(*numbers: int) -> int:
     """One 63-bit seed from several numbers; sums of them would be correlated."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
-
-
-def _bar(title: str, *, shown: bool) -> Any:
-    """A progress bar whose task has a field `words`."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    words = TextColumn("{task.fields[words]}")
-    columns = TextColumn(title), BarColumn(), TimeRemainingColumn(), words
-    return Progress(*columns, disable=not shown)
