@@ -74,8 +74,7 @@ def test_the_nearest_dataset_of_training_counts() -> None:
 def test_models_of_harmonised_voxels_are_given_exactly_these(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    known = {"md5": "", "voxel_nm": [30, 5, 5], "histogram": []}
-    write_model(Path("m"), align="voxel", reference="a", facts={"align": {"reference": known}})
+    write_model(Path("m"), pixel_nm=5.0)
     assert settle(monkeypatch, IMAGE, voxel_nm=(30.0, 5.1, 5.0))[0].zoom == (1.02, 1.0)
 
 

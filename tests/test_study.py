@@ -102,7 +102,7 @@ MISTAKES: list[tuple[Change, str]] = [
     (_entry("backbones", "t", source="file"), "source `file` needs `file`"),
     (_entry("backbones", "t", tile=0), "set views to 0"),
     (_entry("backbones", "t", align="histogram"), "needs a reference dataset"),
-    (_entry("backbones", "t", align="voxel", reference="c"), "'c' is not in study.datasets"),
+    (_entry("backbones", "t", align="histogram", reference="c"), "'c' is not in study.datasets"),
     (_entry("regimes", "lora", rank=0), "regimes.lora.rank: found 0"),
     (_entry("regimes", "lora", k=2), "regimes.lora: unknown key 'k'"),
     (_entry("regimes", "lora", kind="adapter"), "expected one of frozen, lora, lora_last_k"),

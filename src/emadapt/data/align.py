@@ -2,14 +2,17 @@
 
 A backbone's setting `align` names a method of `METHODS`, and `reference` the dataset that others
 are made to resemble. Methods see training slices without labels, and change all slices alike. A
-dataset that the model was not trained on is aligned by its own statistics.
+dataset that the model was not trained on is aligned by its own statistics. `pixel_nm` brings all
+datasets to one pixel size.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +20,9 @@ import numpy.typing as npt
 
 from emadapt.data.ingest import Volume, open_volume
 from emadapt.data.splits import evenly_spaced
+from emadapt.errors import InputError
 from emadapt.study.backbones import BackboneSettings
+from emadapt.volumes.grey import PERCENTILES, to_uint8
 
 Grey = npt.NDArray[np.uint8]
 Change = Callable[[Grey], Grey]  # a slice (Y, X) to one of the same shape
@@ -30,7 +35,6 @@ class Statistics:
     """What alignment knows of a dataset, from its training slices, without labels."""
 
     md5: str  # of the dataset; empty if its slices were changed
-    voxel_nm: list[float]  # (z, y, x)
     histogram: list[int]  # 256 counts of grey values
 
 
@@ -67,30 +71,59 @@ def histogram(own: Statistics, reference: Statistics) -> Aligner:
     return Aligner(facts, table)
 
 
-def voxel(own: Statistics, reference: Statistics) -> Aligner:
-    """Slices resampled in plane to the reference's nm per pixel.
-
-    As nnU-Net's target spacing (Isensee et al. 2021).
-    """
-    pairs = zip(own.voxel_nm[1:], reference.voxel_nm[1:], strict=True)
-    y, x = (round(a / b, 6) for a, b in pairs)
-    if (y, x) == (1.0, 1.0):
-        return AS_IT_IS
-    return Aligner({"method": "voxel", "reference": reference.md5, "zoom": [y, x]}, zoom=(y, x))
+def percentiles(own: Statistics, _reference: Statistics) -> Aligner:
+    """Grey values between the percentiles of `volumes.grey` are stretched over 0 to 255."""
+    share = np.cumsum(own.histogram) / np.sum(own.histogram)
+    low, high = (int(np.searchsorted(share, p / 100)) for p in PERCENTILES)
+    table = to_uint8(np.arange(256), low, high)
+    return Aligner({"method": "percentiles", "table": table.tolist()}, table)
 
 
 METHODS: dict[str, Callable[[Statistics, Statistics], Aligner]] = {
     "histogram": histogram,
-    "voxel": voxel,
+    "percentiles": percentiles,
 }
 """(Statistics of the dataset, of the reference) -> aligner of the dataset."""
 
 
 def aligner_of(volume: Volume, spec: BackboneSettings, change: Change | None = None) -> Aligner:
     """What `spec` does to the slices of `volume`, after `change`."""
-    if not spec.align:
-        return AS_IT_IS
-    return METHODS[spec.align](statistics(volume, change), statistics(open_volume(spec.reference)))
+    aligner = AS_IT_IS
+    if spec.align:
+        own = statistics(volume, change)
+        aligner = METHODS[spec.align](own, reference_of(spec) if spec.reference else own)
+    return resampled(aligner, volume.manifest["voxel_nm"], spec.pixel_nm)
+
+
+def resampled(aligner: Aligner, voxel_nm: Sequence[float], pixel_nm: float) -> Aligner:
+    """The aligner of voxels (z, y, x) that also brings pixels to `pixel_nm`; 0: they stay.
+
+    As nnU-Net's target spacing (Isensee et al. 2021).
+    """
+    y, x = (round(own / (pixel_nm or own), 6) for own in voxel_nm[1:])
+    if (y, x) == (1.0, 1.0):
+        return aligner
+    return dataclasses.replace(aligner, facts=aligner.facts | {"zoom": [y, x]}, zoom=(y, x))
+
+
+def reference_of(spec: BackboneSettings) -> Statistics:
+    """Of the dataset that others are made to resemble, or of the reference of a model folder.
+
+    Raises:
+        InputError: the dataset is not ingested, or the model has no reference.
+    """
+    if "/" not in spec.reference:
+        return statistics(open_volume(spec.reference))
+    card = Path(spec.reference) / "model.json"
+    try:
+        return Statistics(**json.loads(card.read_text())["align"]["reference"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            card,
+            found=f"no statistics of a reference ({type(error).__name__})",
+            expected="a model that was trained with `align: histogram`",
+            do="Take another model as the backbone's `reference`, or a dataset.",
+        ) from error
 
 
 def described(volumes: Sequence[Volume], spec: BackboneSettings) -> dict[str, Any]:
@@ -98,11 +131,11 @@ def described(volumes: Sequence[Volume], spec: BackboneSettings) -> dict[str, An
 
     With the statistics of the reference, `METHODS` can align other data without it.
     """
-    if not spec.align:
+    if not spec.reference:
         return {}
     return {
         "datasets": {volume.name: aligner_of(volume, spec).facts for volume in volumes},
-        "reference": dataclasses.asdict(statistics(open_volume(spec.reference))),
+        "reference": dataclasses.asdict(reference_of(spec)),
     }
 
 
@@ -118,15 +151,15 @@ def statistics(volume: Volume, change: Change | None = None) -> Statistics:
     slices = volume.training_images
     images = (np.asarray(volume.image[slices[i]]) for i in evenly_spaced(len(slices), SLICES))
     changed = (change(image) if change else image for image in images)
-    found = statistics_from(changed, volume.manifest["voxel_nm"], "" if change else volume.md5)
+    found = statistics_from(changed, "" if change else volume.md5)
     if change is None:
         _KNOWN[key] = found
     return found
 
 
-def statistics_from(images: Iterable[Grey], voxel_nm: Sequence[float], md5: str = "") -> Statistics:
-    """Statistics of slices (Y, X) as ingested, with voxels (z, y, x), of a dataset of this md5."""
+def statistics_from(images: Iterable[Grey], md5: str = "") -> Statistics:
+    """Statistics of slices (Y, X) as ingested, of a dataset of this md5."""
     counts = np.zeros(256, np.int64)
     for image in images:
         counts += np.bincount(image.ravel(), minlength=256)
-    return Statistics(md5, list(voxel_nm), counts.tolist())
+    return Statistics(md5, counts.tolist())

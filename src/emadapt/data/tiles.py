@@ -23,7 +23,7 @@ class Geometry:
     """How slices of one shape enter one backbone. All sizes are (height, width) in pixels."""
 
     native: tuple[int, int]  # the slice
-    resized: tuple[int, int]  # after `align: voxel`, and `scale` or `longest_edge`
+    resized: tuple[int, int]  # after `pixel_nm`, and `scale` or `longest_edge`
     padded: tuple[int, int]  # on the far sides, to at least a tile
     tile: tuple[int, int]  # through the backbone at once; sides are multiples of the patch
     overlap: float  # share of a tile that its neighbour covers too

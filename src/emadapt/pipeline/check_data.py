@@ -97,7 +97,7 @@ def _wanted_labels(
         for backbone in study.backbones:
             spec = study.backbone_settings[backbone]
             for regime in map(study.regime_settings.__getitem__, study.regimes):
-                if spec.align == "voxel" or not (regime.uses_backbone or regime.sample):
+                if spec.pixel_nm or not (regime.uses_backbone or regime.sample):
                     continue
                 starts = starts_in(train, regime.depth, apart=True)
                 total = len(starts) * len(_tiling(native, spec, regime).corners(0.0))

@@ -92,9 +92,10 @@ def varied(study: Study, unit: Unit, test_set: str) -> dict[str, Any]:
     labels, amount = _labels(study, unit, test_set) if trained_on_it else (None, None)
     others = [name for name in train_set.datasets if name != test_set]
     adversarial = getattr(regime, "adversarial", 0.0)
-    alignments = [backbone.align, f"adversarial {adversarial:g}" if adversarial else ""]
+    pixels = f"pixels of {backbone.pixel_nm:g} nm" if backbone.pixel_nm else ""
+    alignments = [backbone.align, pixels, f"adversarial {adversarial:g}" if adversarial else ""]
     backbones, regimes = study.backbone_settings, study.regime_settings
-    no_alignment = {"align": "", "reference": ""}
+    no_alignment = {"align": "", "reference": "", "pixel_nm": 0.0}
     plain = _same_but(backbones, study.backbones, unit.backbone, no_alignment)
     return {
         "relation": relation(study, unit, test_set),

@@ -77,7 +77,7 @@ def check_exportable(model: Model) -> None:
         "regime knn searches among its training tokens": kind == "knn",
         f"regime {kind} is a system of another package": kind in ("mitonet", "sam2"),
         f"regime {kind} sees neighbouring slices together": model.segmenter.depth > 1,
-        "`align: histogram` needs the whole volume's grey values": spec.align == "histogram",
+        f"`align: {spec.align}` needs the whole volume's grey values": bool(spec.align),
         "`context: 1` sees a slice and its neighbours": bool(spec.context),
     }
     for reason, holds in reasons.items():
@@ -158,11 +158,10 @@ def described(model: Model) -> dict[str, str]:
 def pixels_of(model: Model) -> dict[str, tuple[float, float]]:
     """Size (y, x) in nm of the pixels that the network sees, by training dataset."""
     spec, out = model.segmenter.spec, {}
-    reference = model.card.get("align", {}).get("reference")  # all were brought to its size
     for name, voxel in model.voxels.items():
         longest = max(model.card["shape"][name][1:])
         scale = spec.longest_edge / longest if spec.longest_edge else spec.scale
-        _, y, x = reference["voxel_nm"] if reference else voxel
+        y, x = (spec.pixel_nm or side for side in voxel[1:])
         out[name] = (round(y / scale, 4), round(x / scale, 4))
     return out
 

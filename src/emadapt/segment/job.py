@@ -178,9 +178,9 @@ def settle(order: Order, source: Source, model: Model) -> Job:
         raise InputError("grey values", found=found, expected=expected, do="Correct --window.")
     spec = model.segmenter.spec
     statistics = None
-    if spec.align == "histogram":
+    if spec.align:
         images = (to_uint8(image, *window) for image in sampled(source))
-        statistics = statistics_from(images, voxel)
+        statistics = statistics_from(images)
     aligner = aligner_for(model, statistics, zoom)
     geo = geometry_for(model, source.shape[1:], dataset, aligner)
     view = View(model.segmenter, geo, source.shape[0])

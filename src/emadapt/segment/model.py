@@ -113,8 +113,8 @@ def sha256_of(folder: Path) -> tuple[str, str]:
 def zoom_for(model: Model, voxel_nm: Voxel) -> tuple[str, tuple[float, float]]:
     """The training dataset of the nearest pixel size, and the factors (y, x) to that size.
 
-    They are 1 where pixels differ by at most `TOLERANCE`; a model of `align: voxel` is always given
-    its exact size.
+    They are 1 where pixels differ by at most `TOLERANCE`; a model with a `pixel_nm` is always given
+    exactly that.
 
     Raises:
         InputError: the sizes differ by more than `LIMIT`.
@@ -126,10 +126,9 @@ def zoom_for(model: Model, voxel_nm: Voxel) -> tuple[str, tuple[float, float]]:
 
     name = min(model.voxels, key=lambda key: away(model.voxels[key]))
     target = model.voxels[name]
-    exact = model.segmenter.spec.align == "voxel"
+    exact = model.segmenter.spec.pixel_nm
     if exact:
-        z, y, x = model.card["align"]["reference"]["voxel_nm"]
-        target = z, y, x
+        target = target[0], exact, exact
     if away(target) > math.log(LIMIT):
         raise InputError(
             f"voxels of {said(voxel_nm)} nm",

@@ -46,10 +46,18 @@ class BackboneSettings(Settings):
     precision: Precision = setting(
         "auto", "Arithmetic of tokens and prediction; `auto`: bf16 where fast.", "tokens"
     )
-    align: Literal["", "histogram", "voxel"] = setting(
-        "", "How grey values or pixel sizes of datasets are brought together.", "tokens"
+    pixel_nm: float = setting(
+        0.0, "Resample slices in plane to this pixel size in nm; 0: they stay.", "tokens", ge=0
     )
-    reference: str = setting("", "Dataset that the others are made to resemble.", "tokens")
+    align: Literal["", "histogram", "percentiles"] = setting(
+        "", "How grey values of datasets are brought together.", "tokens"
+    )
+    reference: str = setting(
+        "",
+        "Dataset whose grey values the others get, or a model folder (a path with a slash): those "
+        "that its reference had.",
+        "tokens",
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -57,12 +65,12 @@ class BackboneSettings(Settings):
             raise ValueError("source `file` needs `file`, and no other source has one")
         if self.tile == 0 and self.views > 0:
             raise ValueError("whole slices (tile: 0) cannot be turned; set views to 0")
-        if self.reference and not self.align:
-            raise ValueError("reference is for align: histogram or voxel; leave it out")
-        if self.align and not self.reference:
-            raise ValueError(f"align: {self.align} needs a reference dataset")
-        if self.align == "voxel" and self.longest_edge:
-            raise ValueError("longest_edge ignores voxel sizes; with align: voxel use scale")
+        if self.reference and self.align != "histogram":
+            raise ValueError("reference is for align: histogram; leave it out")
+        if self.align == "histogram" and not self.reference:
+            raise ValueError("align: histogram needs a reference dataset")
+        if self.pixel_nm and self.longest_edge:
+            raise ValueError("longest_edge ignores pixel sizes; with pixel_nm use scale")
         return self
 
 

@@ -60,7 +60,7 @@ def _references(study: Study) -> Iterator[str]:
     """References of alignments that are no dataset of the study."""
     for name in study.backbones:
         reference = study.backbone_settings[name].reference
-        if reference and reference not in study.datasets:
+        if reference and "/" not in reference and reference not in study.datasets:
             yield f"backbones.{name}.reference: {reference!r} is not in study.datasets"
 
 

@@ -20,6 +20,7 @@ from emadapt.data.ingest import INGESTED
 from emadapt.errors import InputError
 from emadapt.files import write_json
 from emadapt.models.identity import backbone_weights, model_folder, system_weights
+from emadapt.study.backbones import BackboneSettings
 from emadapt.study.keys import affecting, digest
 from emadapt.study.regimes import PretrainedSystemSettings, RegimeSettings
 from emadapt.study.study import Study, Unit
@@ -47,7 +48,7 @@ def tokens_plan(study: Study, backbone: str, dataset: str) -> Plan:
         "backbone": _without(affecting(spec, "tokens"), REFERENCE) | {"views": spec.views},
         "weights": backbone_weights(spec),
         "data": data_md5(dataset),
-        "reference": data_md5(spec.reference) if spec.reference else None,
+        "reference": _reference(spec),
     }
 
 
@@ -65,7 +66,7 @@ def unit_plan(study: Study, unit: Unit) -> Plan:
         "version": emadapt.__version__,
         "seed": unit.seed if drawn else None,
         "backbone": _without(affecting(spec, "weights"), _unused(regime)),
-        "reference": data_md5(spec.reference) if spec.reference else None,
+        "reference": _reference(spec),
         "regime": _without(affecting(regime, "weights"), TRAINING),
         "train": affecting(study.train_settings(unit), "weights"),
         "train_set": train_set.model_dump(mode="json", include={"slices", "crops", "sampling"}),
@@ -175,6 +176,13 @@ def data_md5(dataset: str) -> str:
             expected="what the stage `ingest` writes",
             do=f"Run `emadapt ingest {dataset}`, or all: `emadapt repro`.",
         ) from error
+
+
+def _reference(spec: BackboneSettings) -> Any:
+    """Md5 of the dataset that others are made to resemble, or the hashes of a model folder."""
+    if "/" in spec.reference:
+        return model_folder(Path(spec.reference))
+    return data_md5(spec.reference) if spec.reference else None
 
 
 def _unused(regime: RegimeSettings) -> set[str]:
