@@ -1,6 +1,6 @@
 # emadapt for machines with an NVIDIA GPU: the driver comes from the host (NVIDIA Container Toolkit), CUDA from torch's
-# wheels. The project (a git checkout) is mounted at /project, weights are kept in /cache. See docs/how-to.md.
-FROM python:3.11-slim-bookworm
+# wheels. For machines without one: --build-arg TORCH=cpu. The project (a git checkout) is mounted at /project, weights are kept in /cache. See docs/how-to.md.
+FROM python:3.11-slim-bookworm@sha256:a36c24f9cbdf4fd0f52d67f0823eeac19c2028c637cecc392d97f980d4fec56b
 
 # Who owns what the container writes into the mounted checkout: make it your own `id -u` and `id -g`.
 ARG UID=1000
@@ -22,13 +22,14 @@ ENV PYTHONUNBUFFERED=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PIP_ROOT_USER_ACTION=ignore
 
-# The large layer (about 7 GB) depends on the lock alone.
+# The large layers depend on the locks alone, which are complete: there is nothing to resolve.
+ARG TORCH=gpu
 WORKDIR /opt/emadapt
-COPY requirements.lock ./
-# The lock is complete, so there is nothing to resolve.
-RUN pip install --no-deps --requirement requirements.lock
+COPY requirements.lock requirements-gpu.lock requirements-cpu.lock ./
+RUN pip install --no-deps --requirement "requirements-${TORCH}.lock" \
+    && pip install --no-deps --require-hashes --requirement requirements.lock
 
-COPY pyproject.toml LICENSE ./
+COPY pyproject.toml README.md LICENSE ./
 COPY src ./src
 RUN pip install --no-deps --no-build-isolation .
 

@@ -6,6 +6,8 @@ SHELL := /bin/bash
 .PHONY: help venv repro test lint site audit ui lock clean
 
 PYTHON ?= python3
+TORCH ?= gpu
+PORT ?= 5000
 VENV := $(CURDIR)/.venv
 BIN := $(VENV)/bin
 IN_VENV := PATH="$(BIN):$$PATH"
@@ -18,21 +20,22 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 help: ## print this list
-	@echo "make TARGET [PYTHON=python3.11]"
+	@echo "make TARGET [PYTHON=python3.11] [TORCH=cpu]"
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-# .venv/stamp is written last. Line 1: the interpreter and the folder, line 2: the requirements. No stamp (an
+# .venv/stamp is written last. Line 1: the interpreter, the torch and the folder, line 2: the requirements. No stamp (an
 # interrupted set-up) or another line 1 (another Python, a moved checkout): from scratch. Another line 2: updated in place.
-venv: ## set up .venv where it is missing or stale (every other target does it by itself)
-	@command -v "$(PYTHON)" >/dev/null || { \
+venv: ## set up .venv where it is missing or stale (every other target does it); TORCH=cpu: half the size, for no GPU
+	@test -f "requirements-$(TORCH).lock" || { echo "set-up: TORCH=$(TORCH), expected gpu or cpu" >&2; exit 1; }; \
+	command -v "$(PYTHON)" >/dev/null || { \
 		echo "set-up: no '$(PYTHON)' found: install Python 3.11 or newer, or name one: make PYTHON=/path/to/python3.11" >&2; \
 		exit 1; }; \
 	python="$$("$(PYTHON)" -c 'import sys; print(getattr(sys, "_base_executable", sys.executable))')"; \
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo "set-up: $$python is $$("$$python" -V 2>&1), 3.11 or newer is needed: make PYTHON=/path/to/python3.11" >&2; \
 		exit 1; }; \
-	interpreter="$$("$$python" -c 'import sys; print(*sys.version_info[:3], sep=".")') $(VENV)"; \
-	requirements="$$("$$python" -c 'import hashlib, pathlib; print(hashlib.sha256(b"".join(pathlib.Path(p).read_bytes() for p in ("requirements.lock", "pyproject.toml"))).hexdigest())')"; \
+	interpreter="$$("$$python" -c 'import sys; print(*sys.version_info[:3], sep=".")') $(TORCH) $(VENV)"; \
+	requirements="$$("$$python" -c 'import hashlib, pathlib; print(hashlib.sha256(b"".join(pathlib.Path(p).read_bytes() for p in ("requirements.lock", "requirements-dev.lock", "requirements-$(TORCH).lock", "pyproject.toml"))).hexdigest())')"; \
 	have=""; if [ -x "$(BIN)/python" ] && [ -f "$(VENV)/stamp" ]; then have="$$(cat "$(VENV)/stamp")"; fi; \
 	if [ "$$have" = "$$interpreter"$$'\n'"$$requirements" ]; then exit 0; fi; \
 	rm -f "$(VENV)/stamp"; \
@@ -42,20 +45,22 @@ venv: ## set up .venv where it is missing or stale (every other target does it b
 		echo "set-up: new virtual environment .venv ($$("$$python" -V))"; \
 		"$$python" -m venv --clear "$(VENV)"; \
 	fi; \
-	echo "set-up: packages of requirements.lock (a first time takes minutes and about 7 GB of disk)"; \
-	"$(BIN)/python" -m pip install --quiet --no-input --no-deps --requirement requirements.lock; \
+	echo "set-up: packages of requirements*.lock (a first time takes minutes and some 7 GB of disk; TORCH=cpu: half of it)"; \
+	"$(BIN)/python" -m pip install --quiet --no-input --no-deps --requirement "requirements-$(TORCH).lock"; \
+	"$(BIN)/python" -m pip install --quiet --no-input --no-deps --require-hashes \
+		--requirement requirements.lock --requirement requirements-dev.lock; \
 	echo "set-up: emadapt itself"; \
 	"$(BIN)/python" -m pip install --quiet --no-input --no-deps --no-build-isolation --editable .; \
 	printf '%s\n%s\n' "$$interpreter" "$$requirements" >"$(VENV)/stamp.new"; \
 	mv "$(VENV)/stamp.new" "$(VENV)/stamp"; \
 	echo "set-up: done"
 
-# `dvc repro` would silently take edited data as the new version of it, so a difference stops here.
+# DVC works in a git checkout alone, and every run is to name its commit.
 repro: venv ## set up, get the data, run the study of params.yaml
+	@git rev-parse --git-dir >/dev/null || { \
+		echo "repro: no git checkout that git accepts (above is why). Clone the repository; of an unpacked ZIP make one:" >&2; \
+		echo "       git init && git add . && git commit -m 'from a ZIP'" >&2; exit 1; }
 	@if [ ! -e data ]; then echo "data: dvc pull"; $(IN_VENV) dvc pull --quiet data.dvc; fi
-	@$(IN_VENV) dvc status --quiet data.dvc || { \
-		echo "data: data/ is not what data.dvc records. Keep the change: $(BIN)/dvc add data" >&2; \
-		echo "      Undo it: $(BIN)/dvc checkout --force data.dvc" >&2; exit 1; }
 	$(IN_VENV) emadapt repro --jobs 2 # two stages at once: half of a stage is start-up, which uses one core
 
 test: venv ## set up, run the fast tests
@@ -74,23 +79,17 @@ audit: venv ## known vulnerabilities, licences, bill of materials of requirement
 site: venv ## the documents as a site, build/site/index.html; a link to nothing is an error
 	NO_MKDOCS_2_WARNING=1 $(IN_VENV) mkdocs build --quiet --strict
 
-ui: venv ## the runs in MLflow on http://127.0.0.1:5000, until Ctrl-C
-	@echo "open http://127.0.0.1:5000/#/experiments?workflowType=machine_learning"
-	$(IN_VENV) mlflow server --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port 5000 --workers 1
+ui: venv ## the runs in MLflow on http://127.0.0.1:5000 (or PORT=5001), until Ctrl-C
+	@"$(BIN)/python" -c 'import socket; socket.create_server(("127.0.0.1", $(PORT)))' 2>/dev/null || { \
+		echo "ui: port $(PORT) is taken by another program. Choose another: make ui PORT=$$(($(PORT) + 1))" >&2; exit 1; }
+	@echo "open http://127.0.0.1:$(PORT)/#/experiments?workflowType=machine_learning"
+	$(IN_VENV) mlflow server --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port $(PORT) --workers 1
 
-# A fresh environment from the ranges of pyproject.toml, frozen. Packages that only Linux has get a marker.
-lock: ## resolve pyproject.toml anew into requirements.lock
+lock: ## resolve pyproject.toml into requirements*.lock; versions that fit stay (remove the files for the newest)
 	@tmp="$$(mktemp -d)"; trap 'rm -rf "$$tmp"' EXIT; \
 	"$(PYTHON)" -m venv "$$tmp"; \
-	"$$tmp/bin/python" -m pip install --quiet --no-input --upgrade pip setuptools; \
-	"$$tmp/bin/python" -m pip install --quiet --no-input --editable '.[dev,embedded,postgres,dashboard,cluster,export,docs]'; \
-	"$$tmp/bin/python" -m pip check; \
-	{ \
-		echo "# Made by make lock on $$("$(PYTHON)" -V), $$(uname -sm): pyproject.toml with the extras dev, embedded, postgres, dashboard, cluster, export, docs."; \
-		"$$tmp/bin/python" -m pip freeze --all --exclude emadapt --exclude pip \
-			| sed -E 's/^((nvidia|cuda)-[^ ]+|triton==[^ ]+)$$/\1 ; sys_platform == "linux"/'; \
-	} >requirements.lock.new; \
-	mv requirements.lock.new requirements.lock
+	"$$tmp/bin/python" -m pip install --quiet --no-input uv; \
+	PATH="$$tmp/bin:$$PATH" "$$tmp/bin/python" .ci/lock
 
 clean: ## remove build/, scratch/ and tool caches; keeps .venv, data/, the DVC cache, reports/ and MLflow's runs
 	rm -rf build scratch .pytest_cache .mypy_cache .ruff_cache .hypothesis

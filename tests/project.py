@@ -1,4 +1,4 @@
-"""What pyproject.toml and requirements.lock say."""
+"""What pyproject.toml and the lock files say."""
 
 import re
 import tomllib
@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
 SAFE_SETTINGS = {
@@ -22,13 +21,11 @@ def project() -> dict[str, Any]:
     return tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
-def locked() -> dict[str, str]:
-    """Versions of requirements.lock by canonical name."""
-    lines = [
-        line
-        for line in (ROOT / "requirements.lock").read_text().splitlines()
-        if not line.startswith("#")
-    ]
-    pins = [Requirement(line) for line in lines]
-    assert all(re.fullmatch(r"==[^*]+", str(pin.specifier)) and pin.url is None for pin in pins)
-    return {canonicalize_name(pin.name): str(pin.specifier).removeprefix("==") for pin in pins}
+def locked(*kinds: str) -> list[Requirement]:
+    """All lines of the lock files requirementsKIND.lock; each is pinned, with hashes."""
+    text = "".join((ROOT / f"requirements{kind}.lock").read_text() for kind in kinds)
+    lines = re.findall(
+        r"^([\w.-]+==[^*\\\n]+)\\\n(?: +--hash=sha256:[0-9a-f]{64}.*\n)+", text, re.M
+    )
+    assert len(lines) == len(re.findall(r"^[^#\s]", text, re.M)), "a line that is not pinned"
+    return [Requirement(line) for line in lines]

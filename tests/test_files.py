@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from emadapt.files import disk_error, whole_file, whole_folder, write_json
+from emadapt.files import cache, disk_error, whole_file, whole_folder, write_json
 
 
 def test_a_file_is_there_whole_or_as_it_was(tmp_path: Path) -> None:
@@ -56,3 +56,14 @@ def test_errors_of_the_disk_say_whether_reading_or_writing_failed(
     assert "a full disk" in str(disk_error(RuntimeError("PytorchStreamWriter failed")))
     assert disk_error(OSError(errno.EIO, "Input/output error")) is None
     assert disk_error(ValueError("os error 28")) is None
+
+
+def test_outside_a_project_the_cache_is_the_users(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    assert cache("weights") == tmp_path / "user/emadapt/weights"
+    (tmp_path / "empty/params.yaml").touch()
+    assert cache("weights") == Path("scratch/weights")

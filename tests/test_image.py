@@ -87,7 +87,7 @@ def test_builder_sees_no_data_and_no_secrets(path: str) -> None:
 
 def test_image_is_pinned_and_not_root() -> None:
     (base,) = arguments("FROM")
-    assert re.fullmatch(r"python:3\.\d+-slim-\w+", base)
+    assert re.fullmatch(r"python:3\.\d+-slim-\w+@sha256:[0-9a-f]{64}", base)
     assert base.split(":")[1].split("-")[0] == ".".join(map(str, minimum_python()))
     build_arguments = dict(rest.split("=") for rest in arguments("ARG"))
     user = arguments("USER")[-1]

@@ -20,6 +20,7 @@ from emadapt.data.ingest import ingest
 from emadapt.errors import InputError
 from emadapt.models.batch_norm import BatchNorm
 from emadapt.study.loading import load_study
+from emadapt.training import devices
 from emadapt.training.devices import parse_devices, visible
 from emadapt.training.train import train_unit
 from tiny import make_study, settings
@@ -81,6 +82,12 @@ def test_devices_are_gpu_numbers_or_cpus(text: str, names: list[str]) -> None:
 def test_other_devices_are_refused(text: str) -> None:
     with pytest.raises(InputError, match="a list that cannot be used"):
         parse_devices(text)
+
+
+@pytest.mark.parametrize(("said", "cores"), [("6", 6), ("4,2", 4), ("", None), ("many", None)])
+def test_cores_to_share(said: str, cores: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", said)
+    assert devices._cores() == (cores or len(os.sched_getaffinity(0)))
 
 
 # ---------------------------------------------------------------- whole trainings

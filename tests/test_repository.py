@@ -7,6 +7,7 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
@@ -20,31 +21,45 @@ ROOT = Path(__file__).resolve().parents[1]
 # -- requirements
 
 
-def test_lock_satisfies_the_project() -> None:
-    pins = locked()
-    assert (pins["torch"], pins["torchvision"]) == ("2.14.1", "0.29.1")
-    assert (pins["mlflow"], pins["albumentations"]) == ("3.17.2", "2.0.8")
-    metadata_ = project()["project"]
-    extras = {
-        name: group
-        for name, group in metadata_["optional-dependencies"].items()
-        if name != "napari"
-    }  # brings Qt
-    wanted = [
-        Requirement(text)
-        for group in (metadata_["dependencies"], *extras.values())
-        for text in group
-    ]
-    for requirement in wanted:
-        assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), (
-            requirement
-        )
-    assert "albumentationsx" not in pins
+PYTHONS = ("3.11.0", "3.11.5", "3.12.0", "3.13.0", "3.14.0")
 
 
-def test_lock_needs_nothing_local() -> None:
-    text = (ROOT / "requirements.lock").read_text()
-    assert not re.search(r"file:|https?:|^-|(?<!\S)@|\+(cpu|cu\d+)", text, re.MULTILINE)
+@pytest.mark.parametrize("python", PYTHONS)
+def test_the_locks_satisfy_the_project_on_every_python(python: str) -> None:
+    """Each package once, in a version of the project's ranges: for its oldest Python, too."""
+    here: Any = {"python_full_version": python, "python_version": python.rpartition(".")[0]}
+    lines = [line for line in locked("", "-dev", "-gpu") if _wanted(line, here)]
+    pins = {line.name: line.specifier for line in lines}
+    assert len(pins) == len(lines)
+    groups = project()["project"]["optional-dependencies"] | {"napari": []}  # it brings Qt
+    for text in sum(groups.values(), project()["project"]["dependencies"]):
+        wanted = Requirement(text)
+        (pin,) = pins[canonicalize_name(wanted.name)]
+        assert wanted.specifier.contains(pin.version), wanted
+    assert project()["project"]["requires-python"] == ">=3.11"
+
+
+def _wanted(line: Requirement, environment: dict[str, str]) -> bool:
+    return line.marker is None or line.marker.evaluate(environment)
+
+
+def test_the_image_gets_nothing_for_developers() -> None:
+    names = {line.name for line in locked("")}
+    extras = project()["project"]["optional-dependencies"]
+    own = {Requirement(text).name for text in extras["dev"]} - {"transformers", "tomli"}  # sam2
+    assert not names & own
+    assert not any("dev" in words for words in re.findall("COPY.*lock.*", _text("Dockerfile")))
+
+
+def test_torch_without_cuda_is_of_the_same_version() -> None:
+    cpu = re.findall(r"^(torch\w*)==(.*)\+cpu$", _text("requirements-cpu.lock"), re.M)
+    gpu = {line.name: line.specifier for line in locked("-gpu")}
+    assert [f"=={version}" for _, version in cpu] == [str(gpu[name]) for name, _ in cpu]
+    assert len(cpu) == 2
+
+
+def _text(name: str) -> str:
+    return (ROOT / name).read_text()
 
 
 def test_every_import_of_the_package_is_a_dependency() -> None:

@@ -273,6 +273,14 @@ def test_what_we_did_not_write_is_never_removed(order: Order, tmp_path: Path) ->
     segment_volume(other)  # replaces its own
 
 
+def test_a_mistyped_input_leaves_a_folder_alone(order: Order, tmp_path: Path) -> None:
+    mine = tmp_path / "out.tif.partial"
+    mine.mkdir()
+    assert "nowhere" in refused(dataclasses.replace(order, input="nowhere.tif"))
+    assert mine.is_dir()
+    assert not any(mine.iterdir())
+
+
 def test_the_input_is_never_an_output(order: Order, tmp_path: Path) -> None:
     order = dataclasses.replace(order, overwrite=True)
     assert "the input itself" in refused(dataclasses.replace(order, output=order.input))

@@ -14,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 from click.testing import CliRunner
@@ -87,7 +88,7 @@ def check_training(root: Path, epochs: int = 3) -> Any:
     (read,) = run.inputs.dataset_inputs
     assert read.dataset.name == "lucchi"
     assert [(tag.key, tag.value) for tag in read.tags] == [("mlflow.data.context", "training")]
-    artifacts = Path(run.info.artifact_uri)
+    artifacts = Path(unquote(run.info.artifact_uri.removeprefix("file://")))
     assert artifacts.is_relative_to(root / "mlruns")
     assert (artifacts / "model/model.bin").read_bytes() == b"weights"
     assert run.info.end_time >= run.info.start_time
@@ -430,6 +431,16 @@ def test_where_the_store_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert "secret" not in str(error.value)
 
 
+def test_a_checkout_with_an_odd_name(tmp_path: Path, empty_store: Path) -> None:
+    root = tmp_path / "what?a%2Fb #c"
+    root.mkdir()
+    shutil.copy(empty_store, root)
+    a_training(root)
+    check_training(root)
+    assert moved(root) is None
+    assert list(tmp_path.rglob("mlflow.db")) == [root / "mlflow.db"]
+
+
 def test_passwords_stay_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -461,7 +472,9 @@ def test_off_and_light(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_provenance(tmp_path: Path) -> None:
+def test_provenance(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     assert provenance_tags(tmp_path) == {}
     md5 = "0123456789abcdef0123456789abcdef.dir"
     files = {"params.yaml": "a: 1\n", "data.dvc": f"outs:\n- md5: {md5}\n  path: data\n"}
@@ -489,6 +502,11 @@ def test_provenance(tmp_path: Path) -> None:
     assert provenance_tags(tmp_path) == tags | other
     (tmp_path / "code.py").write_text("2")
     assert provenance_tags(tmp_path)["git.dirty"] == "true"
+    assert not caplog.messages
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")  # a switch of git's own tests
+    assert "git.commit" not in provenance_tags(tmp_path)
+    assert "dubious ownership" in caplog.text
+    assert "safe.directory" in caplog.text
 
 
 # -- what a person sees

@@ -56,6 +56,18 @@ def share_scratch() -> None:
         own.symlink_to(checkout / own)
 
 
+def cache(name: str) -> Path:
+    """Folder for what can be had again: scratch/NAME of a project (a folder with params.yaml).
+
+    Anywhere else it is in the user's cache, so that a current folder may be read-only.
+    """
+    if Path("params.yaml").is_file():
+        return Path("scratch") / name
+    from pooch import os_cache
+
+    return Path(os_cache("emadapt")) / name
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """A temporary file to write, which takes its name at the end, or is removed after an error."""

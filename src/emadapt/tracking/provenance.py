@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
 import subprocess
 from pathlib import Path
 
 import yaml
+
+log = logging.getLogger(__name__)
 
 NOT_CODE = [f":!{name}" for name in ("dvc.lock", "reports", "params.yaml", "data.dvc")]
 """What may differ from a commit without making it dirty, as git's patterns.
@@ -38,11 +41,17 @@ def provenance_tags(root: Path) -> dict[str, str]:
 
 
 def _git(root: Path, *args: str) -> str | None:
-    """What a git command prints; None if it fails."""
+    """What a git command prints; None outside a checkout, and where git refuses, which is said."""
     try:
         done = subprocess.run(
-            ["git", *args], cwd=root, capture_output=True, text=True, timeout=20, check=True
+            ["git", *args], cwd=root, capture_output=True, text=True, timeout=20, check=False
         )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
+        refusal = done.stderr
+    except (OSError, subprocess.SubprocessError) as error:
+        refusal = str(error)
+    else:
+        if not done.returncode:
+            return done.stdout.strip()
+    if "not a git repository" not in refusal:
+        log.warning("no commit is recorded, since git says: %s", " ".join(refusal.split()))
+    return None

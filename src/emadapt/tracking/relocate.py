@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 import sqlite3
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from emadapt.errors import InputError
 from emadapt.tracking.redact import redact
 
+SQLITE = "sqlite:///"
 LOCATIONS = {
     "experiments": "artifact_location",
     "runs": "artifact_uri",
@@ -28,17 +29,22 @@ def tracking_uri(root: Path) -> str:
 
     The default is where a plain `mlflow ui` in the root looks.
     """
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
-    if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
-        return f"sqlite:///{root.resolve() / uri.removeprefix('sqlite:///')}"
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlflow.db"
+    if uri.startswith(SQLITE) and not uri.startswith(f"{SQLITE}/"):
+        return f"{SQLITE}{quote(str(root.resolve()))}/{uri.removeprefix(SQLITE)}"
     return uri
+
+
+def _database(uri: str) -> Path:
+    """The file of a sqlite address, in which SQLAlchemy wants `?` and `%` as `%3F` and `%25`."""
+    return Path(unquote(uri.removeprefix(SQLITE).partition("?")[0]))
 
 
 def moved(root: Path) -> str | None:
     """The root before a move or a copy: experiments keep their artifacts outside this root."""
     root = root.resolve()
     file = root / "mlflow.db"
-    if tracking_uri(root) != f"sqlite:///{file}" or not file.is_file():
+    if _database(tracking_uri(root)) != file or not file.is_file():
         return None
     try:
         uri = f"file:{quote(str(file))}?mode=ro"
@@ -49,7 +55,9 @@ def moved(root: Path) -> str | None:
     except sqlite3.Error:
         return None  # not created yet, or locked: opening it will tell
     for (place,) in rows:
-        path = (place or "").removeprefix("file://")
+        path = place or ""
+        if path.startswith("file://"):
+            path = unquote(path.removeprefix("file://"))
         if path.startswith("/") and "/mlruns/" in path and not path.startswith(f"{root}/"):
             return str(path[: path.rindex("/mlruns/")])
     return None
@@ -65,7 +73,7 @@ def relocate(root: Path, old_root: str) -> int:
         InputError: the store is not a local database, or there is none.
     """
     uri = tracking_uri(root)
-    file = Path(uri.removeprefix("sqlite:///"))
+    file = _database(uri)
     if not uri.startswith("sqlite:") or not file.is_file():
         raise InputError(
             redact(uri),

@@ -135,7 +135,9 @@ def experiment_of(store: Any, root: Path, study: str) -> str:
     if experiment is None:
         # A server knows where its artifacts go. For a database it would be the current folder.
         is_file = tracking_uri(root).startswith("sqlite:")
-        place = str(root / "mlruns" / re.sub(r"[^\w.-]", "_", study)) if is_file else None
+        folder = root / "mlruns" / re.sub(r"[^\w.-]", "_", study)
+        named = folder.as_uri() if re.search("[?#%]", str(root)) else str(folder)
+        place = named if is_file else None
         try:
             made = str(store.create_experiment(study, place, views.KIND))
         except MlflowException:  # another process was faster

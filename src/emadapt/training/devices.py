@@ -69,8 +69,7 @@ def launch(arguments: Sequence[str], devices: Sequence[str]) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    cores = int(os.environ.get("OMP_NUM_THREADS", "0")) or os.cpu_count() or 1
-    os.environ["OMP_NUM_THREADS"] = str(max(1, cores // len(devices)))
+    os.environ["OMP_NUM_THREADS"] = str(max(1, _cores() // len(devices)))
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     os.environ[LAUNCHER] = str(os.getpid())
     config = LaunchConfig(
@@ -95,6 +94,12 @@ def launch(arguments: Sequence[str], devices: Sequence[str]) -> None:
             f"process {rank} of {len(devices)}, on device {devices[rank]}, died "
             f"(exit code {failure.exitcode}), so all were ended"
         ) from error
+
+
+def _cores() -> int:
+    """Cores to share: OMP_NUM_THREADS, of nested levels ("4,2") the first, else what is allowed."""
+    said = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(said) if said.isdigit() else len(os.sched_getaffinity(0))
 
 
 def join() -> None:
