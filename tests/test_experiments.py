@@ -37,7 +37,8 @@ def test_runs_of_experiments_are_in_the_mlflow_of_the_checkout(
     assert epochs == {"one": "1", "three": "3"}
     for run in runs:
         assert run.info.status == "FINISHED"
-        assert (Path(run.info.artifact_uri) / "model/model.safetensors").is_file()
-        assert Path(run.info.artifact_uri).is_relative_to(tmp_path / "mlruns")
+        model = client.get_logged_model(run.outputs.model_outputs[0].model_id)
+        assert (Path(model.artifact_location) / "model.safetensors").is_file()
+        assert Path(model.artifact_location).is_relative_to(tmp_path / "mlruns")
     assert len(list((tmp_path / "scratch/tokens").glob("[!.]*"))) > 0, "tokens are shared"
     assert not sh("git", "status", "--porcelain")

@@ -5,11 +5,15 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from emadapt import api
 from emadapt.cli import main
+from emadapt.segment.model import open_model
 from emadapt.training.model_card import EVALUATED
 from shipped import check_summary, emadapt, run_all
 from tiny import blobs, make_study, settings, under_dvc, write_stack
@@ -67,14 +71,35 @@ def test_the_verbs_one_after_the_other_with_the_lab_book(
             for f in client.list_artifacts(run.info.run_id)
             for a in client.list_artifacts(run.info.run_id, f.path)
         ]
-        assert {
-            "model/model.safetensors",
-            "model/model.json",
-            "overlays/overlay-a.png",
-            "domain/pca.png",
-        } <= set(artifacts)
+        assert {"overlays/overlay-a.png", "domain/pca.png"} <= set(artifacts)
         curve = client.get_metric_history(run.info.run_id, "val/iou")
         assert [m.step for m in curve] == [1, 2]
+        assert {
+            "seconds",
+            "peak_mb",
+            "trainable_params",
+            "train/lr_head",
+        } <= run.data.metrics.keys()
+        adapted = run.data.tags["regime"] == "lora"
+        assert ("train/lr_adapter" in run.data.metrics) == adapted
+        assert ("train.adapter_lr" in run.data.params) == adapted
+        check_model(client, run)
+
+
+def check_model(client: Any, run: Any) -> None:
+    """MLflow opens a run's model, which segments as the unit does; its scores name datasets."""
+    from mlflow.pyfunc import load_model
+
+    unit, image = run.data.tags["unit"], blobs((2, 90, 100), 3)[0]
+    opened = load_model(f"runs:/{run.info.run_id}/model")
+    found = opened.predict(image, params={"voxel_nm": [30.0, 5.0, 5.0]})
+    expected = api.segment(image, open_model(unit), (30.0, 5.0, 5.0), probabilities=True)
+    np.testing.assert_array_equal(found, expected)
+    model = client.get_logged_model(run.outputs.model_outputs[0].model_id)
+    assert (model.name, model.status, model.tags["unit"]) == ("model", "READY", unit)
+    scores = {(m.key, m.dataset_name): m.value for m in model.metrics}
+    for name in ("a", "b"):
+        assert scores[f"test/iou.{name}", name] == run.data.metrics[f"test/iou.{name}"]
 
 
 @pytest.mark.slow

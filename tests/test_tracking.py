@@ -27,7 +27,6 @@ from emadapt.tracking.provenance import provenance_tags
 from emadapt.tracking.publish import live, publish, sync
 from emadapt.tracking.relocate import moved, relocate, tracking_uri
 from emadapt.tracking.run import FOLDER, Dataset, Run, settings_digest
-from emadapt.tracking.store import find_run
 from emadapt.training.train import train_unit
 from tiny import make_study
 
@@ -115,10 +114,22 @@ def test_a_live_run_is_in_mlflow_epoch_by_epoch(root: Path) -> None:
     assert stored(root)[0].info.status == "FINISHED"
     a_training(root)
     assert len(stored(root)) == 2, "a training from the start is a new run"
-    tags = {"unit": str(TAGS["unit"]), "model.md5": "m1"}
-    assert find_run(root, "demo", tags) == stored(root)[0].info.run_id
-    assert find_run(root, "demo", {"unit": "another"}) is None
-    assert find_run(root, "no such study", tags) is None
+    later, earlier = stored(root)
+    assert later.data.tags["replaced"] == "no"
+    assert earlier.data.tags["replaced"] == later.info.run_id
+
+
+def test_the_run_of_the_model_that_is_there_is_the_one_that_is_not_replaced(root: Path) -> None:
+    def published(md5: str, **tags: str) -> str:
+        run = a_run(root, same=("unit", "model.md5"))
+        run.tags |= {"model.md5": md5, **tags}
+        return publish(run)
+
+    first, second, again = published("1"), published("2"), published("1")
+    other = published("3", **{"dvc.experiment": "bold-idea"})
+    assert again == first
+    replaced = {run.info.run_id: run.data.tags["replaced"] for run in stored(root)}
+    assert replaced == {first: "no", second: first, other: "no"}
 
 
 def test_publishing_again_changes_nothing(root: Path) -> None:

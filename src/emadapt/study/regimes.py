@@ -12,9 +12,13 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from emadapt.study.strict import Settings, setting
-from emadapt.study.training import Head
+from emadapt.study.training import Head, TrainSettings
 
 Channels = Annotated[int, Field(ge=1)]
+
+
+STEPS = frozenset(TrainSettings.model_fields) - {"head", "sampling", "augment", "precision"}
+"""Settings of `train` that are for training in steps."""
 
 
 class RegimeSettings(Settings):
@@ -58,6 +62,11 @@ class RegimeSettings(Settings):
         return False
 
     @property
+    def unused(self) -> frozenset[str]:
+        """Settings of `train` that mean nothing to it."""
+        return STEPS
+
+    @property
     def adapter(self) -> dict[str, Any]:
         """The settings that give an adapter's tensors their names and shapes."""
         return {}
@@ -95,6 +104,11 @@ class GradientRegime(RegimeSettings):
         """Not with the adversarial loss, which compares the datasets of a whole batch."""
         return not self.adversarial
 
+    @property
+    def unused(self) -> frozenset[str]:
+        """The learning rate in a backbone, unless the kind changes one."""
+        return frozenset({"adapter_lr"})
+
 
 class HeadRegime(GradientRegime):
     """A regime whose head the study chooses."""
@@ -109,6 +123,11 @@ class AdaptingRegime(HeadRegime):
     gradient_checkpointing: bool = setting(
         False, "Recompute activations in the backward pass: less memory, more time.", "nothing"
     )
+
+    @property
+    def unused(self) -> frozenset[str]:
+        """Nothing."""
+        return frozenset()
 
     @property
     def adapter(self) -> dict[str, Any]:
@@ -257,6 +276,11 @@ class MitoNetSettings(PretrainedSystemSettings):
     def trains(self) -> bool:
         """Only when it is fine-tuned."""
         return self.finetune
+
+    @property
+    def unused(self) -> frozenset[str]:
+        """The head's learning rate, for all of it has `adapter_lr`."""
+        return frozenset({"head_lr"}) if self.finetune else STEPS
 
 
 class Sam2Settings(PretrainedSystemSettings):

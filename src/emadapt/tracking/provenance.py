@@ -13,6 +13,7 @@ import yaml
 
 log = logging.getLogger(__name__)
 
+EXPERIMENT = "dvc.experiment"
 NOT_CODE = [f":!{name}" for name in ("dvc.lock", "reports", "params.yaml", "data.dvc")]
 """What may differ from a commit without making it dirty, as git's patterns.
 
@@ -26,7 +27,7 @@ def provenance_tags(root: Path) -> dict[str, str]:
     In an experiment of DVC its name is the tag `dvc.experiment`.
     """
     name = os.environ.get("DVC_EXP_NAME")
-    tags = {"dvc.experiment": name} if name else {}
+    tags = {EXPERIMENT: name} if name else {}
     if commit := _git(root, "rev-parse", "HEAD"):
         changed = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", *NOT_CODE)
         dirty = "unknown" if changed is None else str(bool(changed)).lower()

@@ -12,6 +12,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from filelock import Timeout
@@ -19,8 +20,8 @@ from filelock import Timeout
 from emadapt.tracking.redact import redact
 from emadapt.tracking.relocate import tracking_uri
 from emadapt.tracking.run import FOLDER, Run, load_run, now
-from emadapt.tracking.send import update
-from emadapt.tracking.store import client
+from emadapt.tracking.send import replace_others, update
+from emadapt.tracking.store import PATIENCE, client, within
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +56,8 @@ def live(run: Run) -> Iterator[Log]:
     with _held(run):
         publish(run)
         try:
-            yield log_step
+            with _watched(run):
+                yield log_step
         except BaseException as error:
             if run.status == "RUNNING":
                 run.status = "FAILED" if isinstance(error, Exception) else "KILLED"
@@ -66,6 +68,23 @@ def live(run: Run) -> Iterator[Log]:
         finally:
             run.ended = now()
             publish(run)
+
+
+@contextlib.contextmanager
+def _watched(run: Run) -> Iterator[None]:
+    """Let MLflow measure the machine, if the run wants it and is in MLflow."""
+    if not run.watched or run.known is None:
+        yield
+        return
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+    uri = tracking_uri(run.root)
+    monitor = SystemMetricsMonitor(run.known.run_id, resume_logging=True, tracking_uri=uri)
+    monitor.start()
+    try:
+        yield
+    finally:
+        monitor.finish()
 
 
 def publish(run: Run) -> str:
@@ -166,6 +185,8 @@ def _deliver(run: Run, kept: str, *, earlier_first: bool = False, patient: bool 
         if earlier_first and sync(run.root, run.name, but=run.key)[1]:
             raise ConnectionError("earlier runs of this name could not be published")
         update(store, run)
+        if run.status == "FINISHED":
+            within(PATIENCE, partial(replace_others, store, run.known))
     except Exception as error:  # whatever a driver or a proxy raises must not reach the training
         run.known = None
         if uri not in _failed_at:

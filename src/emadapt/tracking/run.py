@@ -23,7 +23,9 @@ from emadapt.tracking.redact import redact
 
 FOLDER = Path("scratch/track")
 """Runs that MLflow does not have yet, or that go on."""
-IN_MEMORY = ("root", "muted", "known", "lock")
+MODEL = "model"
+"""Name of a run's model in MLflow. Artifacts below it are the model's files."""
+IN_MEMORY = ("root", "muted", "watched", "known", "lock")
 """What the file of a run leaves out."""
 
 log = logging.getLogger(__name__)
@@ -37,6 +39,14 @@ class Dataset:
     digest: str  # of its content, at most 36 characters (MLflow's limit), as an md5
     source: str  # where it is
     context: str  # what it was read for, such as "training" or "test"
+
+
+@dataclass(frozen=True)
+class Model:
+    """How MLflow opens a run's model, whose files are the run's artifacts in `model/`."""
+
+    loader: str  # a module whose `_load_pyfunc(folder)` gives the model
+    voxel_nm: list[float]  # what its `predict` takes for the voxel size (z, y, x) if not told
 
 
 @dataclass
@@ -54,6 +64,8 @@ class Run:
     # tags that say what came out; they replace what is there
     results: dict[str, Any] = field(default_factory=dict)
     artifacts: dict[str, Path] = field(default_factory=dict)  # files, by their path in the run
+    # with a model, numbers of step 0 are the model's, too, each on the dataset that it is named for
+    model: Model | None = None
     datasets: list[Dataset] = field(default_factory=list)  # that were read
     # tags by whose values a run is found that this one goes on with; empty for a new run
     same: tuple[str, ...] = ()
@@ -69,6 +81,7 @@ class Run:
     digests: dict[str, str] = field(default_factory=dict)  # md5 of each artifact
     root: Path = field(default_factory=lambda: checkout_of(Path()))  # the checkout's
     muted: bool = False  # publish nothing, as in all but the first of several processes
+    watched: bool = False  # while it is live, MLflow measures GPUs, CPU, memory and disk
     known: Any = None  # what MLflow is known to have; see `publish`
 
     def log(self, values: Mapping[str, float], step: int = 0) -> None:
@@ -103,6 +116,7 @@ class Run:
         kept["params"] = texts(flat(self.params))
         kept["artifacts"] = {name: str(path.absolute()) for name, path in self.artifacts.items()}
         kept["datasets"] = [texts(dataclasses.asdict(dataset)) for dataset in self.datasets]
+        kept["model"] = self.model and dataclasses.asdict(self.model)
         write_json(self.file, kept)
 
     def remove(self) -> None:
@@ -123,6 +137,7 @@ def load_run(root: Path, file: Path) -> Run:
         kept[name] = {int(step): value for step, value in kept[name].items()}
     kept["artifacts"] = {name: Path(path) for name, path in kept["artifacts"].items()}
     kept["datasets"] = [Dataset(**dataset) for dataset in kept["datasets"]]
+    kept["model"] = kept["model"] and Model(**kept["model"])
     kept["same"] = tuple(kept["same"])
     return Run(**kept, root=root)
 

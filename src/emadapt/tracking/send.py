@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,8 +13,9 @@ from typing import Any
 
 from emadapt.files import file_md5
 from emadapt.tracking import views
+from emadapt.tracking.provenance import EXPERIMENT
 from emadapt.tracking.redact import redact
-from emadapt.tracking.run import Run, flat, now, settings_digest, texts
+from emadapt.tracking.run import MODEL, Model, Run, flat, now, settings_digest, texts
 from emadapt.tracking.store import PATIENCE, experiment_of, find, within
 
 log = logging.getLogger(__name__)
@@ -25,6 +27,8 @@ ARTIFACT = "mlflow.emadapt.artifact."
 REFUSALS = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "INVALID_STATE"}
 """What MLflow answers when it will never take something; everything else is an outage."""
 GONE = "RESOURCE_DOES_NOT_EXIST"
+REPLACED = "replaced"
+"""Tag of a run: the id of a later run of the same unit, or `no`."""
 
 
 @dataclass
@@ -32,6 +36,8 @@ class Known:
     """What MLflow has of a run."""
 
     run_id: str
+    experiment_id: str
+    model_id: str  # empty: none
     status: str
     tags: dict[str, str]
     params: dict[str, str]
@@ -48,7 +54,7 @@ def update(store: Any, run: Run) -> None:
         try:
             if run.known is None:
                 run.known = within(PATIENCE, lambda: _find_or_create(store, run))
-            for send in (_send_texts, _send_metrics, _send_datasets, _send_artifacts, _send_status):
+            for send in SENDERS:
                 send(store, run, run.known)
             return
         except MlflowException as error:
@@ -71,11 +77,15 @@ def _find_or_create(store: Any, run: Run) -> Known:
         own["mlflow.parentRunId"] = parent.info.run_id
     run.tags = own | run.tags
     if not found:
-        tags = {**views.source_tags(tags), **own, **tags, "origin": run.origin, KEY: run.key}
+        ours = {"origin": run.origin, KEY: run.key, REPLACED: "no"}
+        tags = {**views.source_tags(tags), **own, **tags, **ours}
         found = store.create_run(experiment, run.began, tags, run.name)
     inputs = found.inputs.dataset_inputs if found.inputs else []
+    outputs = found.outputs.model_outputs if found.outputs else []
     return Known(
         run_id=found.info.run_id,
+        experiment_id=experiment,
+        model_id=outputs[0].model_id if outputs else "",
         status=found.info.status,
         tags=dict(found.data.tags),
         params=dict(found.data.params),
@@ -99,9 +109,48 @@ def _send_texts(store: Any, run: Run, known: Known) -> None:
     known.tags |= tags
 
 
-def _send_metrics(store: Any, run: Run, known: Known) -> None:
-    from mlflow.entities import Metric
+def _send_model(store: Any, run: Run, known: Known) -> None:
+    """Make the run's model in MLflow: tags, settings, and how it is opened. Its files come later.
 
+    One that has no outputs' entry yet is of a process that died here.
+    """
+    from mlflow.entities import LoggedModelOutput
+
+    if run.model is None or known.model_id:
+        return
+    where = f"source_run_id = '{known.run_id}'"
+    made = within(PATIENCE, partial(store.search_logged_models, [known.experiment_id], where))
+    if not made:
+        own = {"tags": texts(run.tags), "params": texts(flat(run.params))}
+        create = partial(store.create_logged_model, known.experiment_id, MODEL, known.run_id, **own)
+        made = [within(PATIENCE, create)]
+    known.model_id = made[0].model_id
+    with tempfile.TemporaryDirectory() as folder:
+        file = write_mlmodel(Path(folder), run.model, known.run_id, known.model_id)
+        within(PATIENCE, partial(store.log_model_artifact, known.model_id, str(file)))
+    output = LoggedModelOutput(known.model_id, 0)
+    within(PATIENCE, partial(store.log_outputs, known.run_id, [output]))
+
+
+def write_mlmodel(folder: Path, model: Model, run_id: str, model_id: str) -> Path:
+    """Write the file that makes a folder one of MLflow's models: a loader and a signature."""
+    import mlflow
+    import numpy as np
+    from mlflow.pyfunc import add_to_model
+    from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
+
+    grey, probability = (
+        Schema([TensorSpec(np.dtype(name), (-1, -1, -1))]) for name in ("uint8", "float32")
+    )  # Z, Y, X
+    params = ParamSchema([ParamSpec("voxel_nm", "double", model.voxel_nm, (-1,))])
+    signature = mlflow.models.ModelSignature(grey, probability, params)
+    described = mlflow.models.Model(run_id=run_id, model_id=model_id, signature=signature)
+    add_to_model(described, loader_module=model.loader)
+    described.save(str(folder / "MLmodel"))
+    return folder / "MLmodel"
+
+
+def _send_metrics(store: Any, run: Run, known: Known) -> None:
     own = {name for values in run.metrics.values() for name in values}
     for name in own & known.unread:
         history = within(PATIENCE, partial(store.get_metric_history, known.run_id, name))
@@ -114,11 +163,20 @@ def _send_metrics(store: Any, run: Run, known: Known) -> None:
         for name, value in values.items()
         if known.metrics.get((name, step)) != value
     }
-    metrics = [
-        Metric(name, value, run.times.get(step, now()), step) for (name, step), value in new.items()
-    ]
+    metrics = [_metric(run, known, name, step, value) for (name, step), value in new.items()]
     _send_batches(store, run, known, "metrics", metrics, 1000)
     known.metrics |= new
+
+
+def _metric(run: Run, known: Known, name: str, step: int, value: float) -> Any:
+    from mlflow.entities import Metric
+
+    of: dict[str, str] = {}
+    if known.model_id and step == 0:
+        of["model_id"] = known.model_id
+        if on := next((one for one in run.datasets if name.endswith(f".{one.name}")), None):
+            of |= {"dataset_name": on.name, "dataset_digest": on.digest}
+    return Metric(name, value, run.times.get(step, now()), step, **of)
 
 
 def _send_datasets(store: Any, run: Run, known: Known) -> None:
@@ -136,6 +194,9 @@ def _send_datasets(store: Any, run: Run, known: Known) -> None:
 
 
 def _send_artifacts(store: Any, run: Run, known: Known) -> None:
+    from mlflow.entities import RunTag
+
+    sent: dict[str, str] = {}
     for name, path in run.artifacts.items():
         digest = run.digests.get(name, "")
         if digest and known.tags.get(ARTIFACT + name) == digest:
@@ -143,13 +204,18 @@ def _send_artifacts(store: Any, run: Run, known: Known) -> None:
         if not path.is_file() or (digest and file_md5(path) != digest):
             log.warning("tracking: %s: %s is gone or has changed: not logged", run.name, path)
             continue
-        folder = str(Path(name).parent)
         patience = PATIENCE + path.stat().st_size / 1e6  # at least 1 MB/s
-
-        send = partial(store.log_artifact, known.run_id, str(path))
-        if _attempt(run, name, partial(send, None if folder == "." else folder), patience):
-            store.set_tag(known.run_id, ARTIFACT + name, digest)
-            known.tags[ARTIFACT + name] = digest
+        folder = str(Path(name).parent)
+        send = partial(store.log_artifact, known.run_id, str(path), folder.strip("."))
+        if folder == MODEL and known.model_id:
+            send = partial(store.log_model_artifact, known.model_id, str(path))
+        if _attempt(run, name, send, patience):
+            sent[ARTIFACT + name] = digest
+    if known.model_id and any(name.startswith(f"{ARTIFACT}{MODEL}/") for name in sent):
+        within(PATIENCE, partial(store.finalize_logged_model, known.model_id, "READY"))
+    tags = [RunTag(*item) for item in sent.items()]
+    _send_batches(store, run, known, "tags", tags, 100)
+    known.tags |= sent
 
 
 def _send_status(store: Any, run: Run, known: Known) -> None:
@@ -163,6 +229,18 @@ def _send_status(store: Any, run: Run, known: Known) -> None:
             within(PATIENCE, partial(store.set_terminated, known.run_id, run.status, ended))
         views.describe(views.refresh_run, store, known.run_id)
     known.status = run.status
+
+
+def replace_others(store: Any, known: Known) -> None:
+    """Mark other runs of the unit, in the same experiment of DVC, as replaced by this one."""
+    where = f"tags.unit = {json.dumps(known.tags['unit'])} and tags.{REPLACED} = 'no'"
+    for other in store.search_runs([known.experiment_id], where):
+        same = other.data.tags.get(EXPERIMENT) == known.tags.get(EXPERIMENT)
+        if same and other.info.run_id != known.run_id:
+            store.set_tag(other.info.run_id, REPLACED, known.run_id)
+    if known.tags.get(REPLACED) != "no":  # an earlier version of the unit is back
+        store.set_tag(known.run_id, REPLACED, "no")
+        known.tags[REPLACED] = "no"
 
 
 def _attempt(run: Run, what: str, call: Callable[[], Any], patience: float = PATIENCE) -> bool:
@@ -187,3 +265,14 @@ def _send_batches(
     for start in range(0, len(items), limit):
         batch = {what: items[start : start + limit]}
         _attempt(run, what, partial(store.log_batch, known.run_id, **batch))
+
+
+SENDERS = (
+    _send_texts,
+    _send_model,
+    _send_datasets,
+    _send_metrics,
+    _send_artifacts,
+    _send_status,
+)
+"""In this order: metrics name the model and its datasets."""

@@ -107,18 +107,6 @@ def within(seconds: float, call: Callable[[], Any]) -> Any:
         raise TimeoutError(f"no answer within {seconds:.0f} s") from None
 
 
-def find_run(root: Path, study: str, tags: Mapping[str, str]) -> str | None:
-    """Id of the latest run of a study with all these tags, or None.
-
-    Raises:
-        Exception: what MLflow raises when the store does not answer.
-    """
-    store = client(root.resolve())
-    experiment = store.get_experiment_by_name(study)
-    run = find(store, experiment.experiment_id, tags) if experiment else None
-    return run.info.run_id if run else None
-
-
 def find(store: Any, experiment: str, tags: Mapping[str, str]) -> Any:
     """The latest run of an experiment with all these tags, or None."""
     where = " and ".join(f"tags.`{name}` = {json.dumps(value)}" for name, value in tags.items())

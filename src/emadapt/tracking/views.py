@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 TEST_IOU = "test/iou."
 NOTE = "mlflow.note.content"
 VIEW = "mlflow.sharedViewState."
+CURRENT = 'tags.replaced = "no" and tags.stage != "sweep"'
+"""What the saved views show: of each unit the latest run, and no trials of sweeps."""
 WRITTEN = "mlflow.emadapt.written."
 """Begins a tag for every text that emadapt wrote, named by its digest: how it knows its own."""
 KIND = {"mlflow.experimentKind": "custom_model_development"}
@@ -30,17 +32,22 @@ DESCRIPTION = """Study {study}: one run for each model{tested}. {links}
 Menus about traces and judges? Choose **Model training**, top left. The views are also under
 **Views**, top right. **Curves** shows IoU and validation loss; clear its search box for the others.
 
-A **run** is a unit: backbone, regime, training set and seed. The tag `origin: restored` marks a
+A **run** is a unit: backbone, regime, training set and seed. A later run of the same unit hides the
+earlier ones from these views: their tag `replaced` has its id. The tag `origin: restored` marks a
 model from DVC's cache.{means}
 
 **Metrics**
 - `test/iou.<dataset>`: **the result**, foreground IoU pooled over all test slices of a dataset
 - `test/dice.<dataset>`, `test/boundary_iou.<dataset>`: Dice; IoU of bands along the boundaries
 - `test/ap50.<dataset>`, `test/pq.<dataset>`: of objects: AP at IoU 0.5; panoptic quality
-- `val/iou`, `val/loss`, `train/loss`, `train/lr_head`: after each epoch; the best epoch is kept
-- `val/best_iou`, `val/best_iou.<dataset>`: of the model that was kept, on all validation slices
+- `val/iou`, `val/loss`, `train/loss`, `train/lr_head`, `train/lr_adapter`: after each epoch
+- `val/best_iou`, `val/best_iou.<dataset>`: of the best epoch, on all validation slices
 - `ridge/strength`, `knn/k`, `val/iou`: candidates that these regimes chose from, a step each
 - `domain/frechet.<a>__<b>`: distance between the tokens of two datasets; larger is further apart
+
+- `seconds`, `peak_mb`, `trainable_params`: what training took
+
+**Models**: the tab of that name; `mlflow.pyfunc.load_model("runs:/RUN/model")` opens one.
 
 **Artifacts**: `overlays/`, `metrics.json` (95 % intervals, slices), `model/`, `domain/`
 
@@ -149,6 +156,7 @@ def suggested_filters(datasets: Sequence[str]) -> dict[str, str]:
         'tags.seed = "0"': "one seed",
         'attributes.status != "FINISHED"': "running, failed or killed",
         'tags.origin = "restored"': "models from DVC's cache",
+        'tags.replaced = "no"': "of each unit the latest run",
         'tags.`git.dirty` = "false"': "only committed code",
     }
 
@@ -166,6 +174,7 @@ def _view(datasets: Sequence[str], grouped: bool) -> dict[str, Any]:
         "columnOrder": list(widths),
         "columnWidths": widths,
         "chartsSearchFilter": "/iou|val/loss|domain/frechet[.]",
+        "searchFilter": CURRENT,
         "runsHiddenMode": "FIRST_20_RUNS",
     }
     if iou:

@@ -136,9 +136,11 @@ class Run:
         with self.average.in_place(self.segmenter):
             scored = validate(self.inputs, self.train.val_slices, self.loss_of)
             candidate = copy_of(self.segmenter)
+        groups = ["head", "adapter"] if self.segmenter.trainable()["adapter"] else ["head"]
+        rates = zip(groups, self.schedule.get_last_lr(), strict=False)
         metrics = {
             "train/loss": float(np.mean(losses)),
-            "train/lr_head": float(self.schedule.get_last_lr()[0]),
+            **{f"train/lr_{group}": float(rate) for group, rate in rates},
             **self.objective.metrics(),
             "val/iou": scored["iou"],
             "val/loss": scored["loss"],

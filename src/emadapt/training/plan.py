@@ -31,7 +31,7 @@ PLAN = Path("build/plan")
 
 REFERENCE = {"reference"}
 """A backbone's setting that is in a plan by the hash of the dataset that it names."""
-BACKBONE_ONLY = {"arch", "blocks", "views", "normalisation"}
+BACKBONE_ONLY = {"arch", "source", "file", "blocks", "views", "normalisation"}
 """Settings of a backbone that change nothing where a regime has none."""
 SYSTEMS_OWN = {"scale", "longest_edge", "tile", "context"}
 """Settings of a backbone that a pretrained system replaces by its own."""

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from emadapt.data.ingest import INGESTED, Volume, open_volume
 from emadapt.files import file_md5
+from emadapt.study.regimes import regime_settings
 from emadapt.study.study import Study, Unit
 from emadapt.tracking.provenance import provenance_tags
 from emadapt.tracking.publish import publish
-from emadapt.tracking.run import Dataset, Run
+from emadapt.tracking.run import MODEL, Dataset, Model, Run
 from emadapt.training.model_card import EVALUATED
+from emadapt.training.plan import BACKBONE_ONLY
 
 UNITS = Path("build/units")
 
@@ -32,7 +35,24 @@ def unit_run(study: Study, unit: Unit, stage: str) -> Run:
     datasets = study.train_set_settings[unit.train_set].datasets
     if wrong := [name for name in datasets if study.dataset_settings[name].mispaired]:
         tags["pairing.lexicographic"] = ",".join(wrong)
-    return Run(study.name, unit.name, tags, study.describe(unit))
+    return Run(study.name, unit.name, tags, settings_of(study.describe(unit)))
+
+
+def settings_of(described: Mapping[str, Any]) -> dict[str, Any]:
+    """Of all settings of a unit those that its kind of regime has, each of them once."""
+    regime = regime_settings(**described["regime"])
+    train = {k: v for k, v in described["train"].items() if k not in regime.unused}
+    found = {
+        **described,
+        "train": train,
+        "regime": {k: v for k, v in described["regime"].items() if k not in train},
+    }
+    if not regime.uses_backbone:
+        own = described["backbone"].items()
+        found["backbone"] = {k: v for k, v in own if k not in BACKBONE_ONLY}
+    if "source" in described:
+        found["source"] = settings_of(described["source"])
+    return found
 
 
 def publish_units(study: Study) -> int:
@@ -67,15 +87,21 @@ def add_model(run: Run, folder: Path) -> None:
     run.log({f"val/best_{name}": value for name, value in card["val"].items()})
     cost = {"seconds": history["seconds"], "peak_mb": history["peak_mb"]}
     run.log(cost | {"trainable_params": card["trainable_params"]})
-    run.params = card["settings"]
+    run.params = settings_of(card["settings"])
     run.tags |= {
-        "model.md5": file_md5(folder / "model.safetensors"),
-        "trainable_params": card["trainable_params"],
         "weights.source": card["weights"]["source"],
         "weights.sha256": card["weights"]["sha256"],
     }
-    for name in ("model.safetensors", "model.json", "history.json"):
-        run.artifacts[f"model/{name}"] = folder / name
+    add_files(run, folder, card)
+
+
+def add_files(run: Run, folder: Path, card: Mapping[str, Any]) -> None:
+    """Add a model's folder as MLflow's model, see `mlflow.pyfunc.load_model`."""
+    voxel = next(iter(card["voxel_nm"].values()))
+    run.model = Model("emadapt.segment.served", [float(side) for side in voxel])
+    run.tags["model.md5"] = file_md5(folder / "model.safetensors")
+    for name in ("model.safetensors", "model.json"):
+        run.artifacts[f"{MODEL}/{name}"] = folder / name
 
 
 def _add_scores(run: Run, folder: Path) -> None:
@@ -91,7 +117,7 @@ def _add_scores(run: Run, folder: Path) -> None:
     run.artifacts["metrics.json"] = folder / "metrics.json"
     run.artifacts |= {f"overlays/{path.name}": path for path in folder.glob("overlay-*.png")}
     if (folder / "model-card.md").is_file():
-        run.artifacts["model/model-card.md"] = folder / "model-card.md"
+        run.artifacts[f"{MODEL}/model-card.md"] = folder / "model-card.md"
 
 
 def as_dataset(volume: Volume, context: str) -> Dataset:
