@@ -29,7 +29,8 @@ COPY requirements.lock requirements-gpu.lock requirements-cpu.lock ./
 RUN pip install --no-deps --requirement "requirements-${TORCH}.lock" \
     && pip install --no-deps --require-hashes --requirement requirements.lock
 
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml README.md LICENSE dvc.yaml .gitignore .dvcignore ./
+COPY studies ./studies
 COPY src ./src
 RUN pip install --no-deps --no-build-isolation .
 

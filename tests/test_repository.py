@@ -1,6 +1,7 @@
 """Requirements, git, imports: what the files around the package promise."""
 
 import ast
+import json
 import re
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -94,6 +96,22 @@ def test_every_import_of_the_package_is_a_dependency() -> None:
     assert {
         module: names for module, names in providers.items() if not names & allowed[module]
     } == {}
+
+
+def test_workflow_and_devcontainer_run_what_ci_runs() -> None:
+    """The same targets of make, on every Python that the package names."""
+    ours = set(_made(_text(".ci/run")))
+    workflow = yaml.safe_load(_text(".github/workflows/checks.yml"))["jobs"]["checks"]
+    ran = _made("\n".join(step.get("run", "") for step in workflow["steps"]))
+    assert set(ran) == ours
+    assert _made(json.loads(_text(".devcontainer/devcontainer.json"))["postCreateCommand"])
+    named = re.findall(r"Python :: (3\.\d+)", " ".join(project()["project"]["classifiers"]))
+    assert workflow["strategy"]["matrix"]["python"] == named
+
+
+def _made(text: str) -> list[str]:
+    """Targets that a text has made."""
+    return " ".join(re.findall(r"\bmake ([a-z ]+)", text)).split()
 
 
 # -- git, versions

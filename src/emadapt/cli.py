@@ -54,6 +54,19 @@ def main() -> None:
 
 
 @main.command()
+@click.argument("folder", type=A_PATH)
+def init(folder: Path) -> None:
+    """Write a new project into FOLDER: the pipeline, the studies, and a study of your own data."""
+    from emadapt.pipeline.new_project import new_project
+
+    new_project(folder)
+    click.echo(
+        f"{folder} is a project now. Next: cd {folder} && git init && git add . && "
+        "git commit -m 'New project'; then see params.yaml"
+    )
+
+
+@main.command()
 @click.option("--study", type=A_PATH, default=PARAMS, show_default=True, help="Study to check.")
 def check(study: Path) -> None:
     """Check settings, data and weights before anything runs."""
