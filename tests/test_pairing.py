@@ -95,16 +95,25 @@ def test_every_image_gets_the_label_of_its_key_or_nothing_is_paired(
 ) -> None:
     """The oracle: what a name says, by itself."""
 
-    def key(name: str) -> Any:
+    def number(name: str) -> Any:
         found = re.findall(r"\d+", name)
-        return name if rule == "stem" else int(found[-1]) if found else None
+        return int(found[-1]) if found else None
+
+    def key(name: str) -> Any:
+        return name if rule == "stem" else number(name)
+
+    def read(name: str) -> Any:
+        return re.sub(r"\d.*", "", name), number(name)
 
     root = tmp_path_factory.mktemp("names")
     touch(root / "images", [f"{name}.png" for name in sorted(images)])
     touch(root / "labels", [f"{name}.png" for name in sorted(labels)])
     keys = [[key(name) for name in names] for names in (images, labels)]
     unique = all(None not in k and len(set(k)) == len(k) for k in keys)
-    good = unique and set(keys[0]) == set(keys[1])
+    once = all(len(set(map(read, names))) == len(names) for names in (images, labels))
+    numbers = [number(name) for name in sorted(images, key=lambda n: (read(n)[0], number(n) or 0))]
+    ordered = None in numbers or len(set(numbers)) < len(numbers) or numbers == sorted(numbers)
+    good = unique and once and ordered and set(keys[0]) == set(keys[1])
     try:
         (part,) = find_parts(root, "folders", rule)
     except InputError:
@@ -122,7 +131,8 @@ def test_every_image_gets_the_label_of_its_key_or_nothing_is_paired(
     [
         (["1.png", "2.png"], ["1.png"], "2.png has no label"),
         (["1.png"], ["1.png", "2.png"], "label 2.png has no image"),
-        (["1.png", "01.png"], ["1.png"], "both read as 1"),
+        (["1.png", "01.png"], ["1.png"], "several files of one slice"),
+        (["a1.png", "b1.png"], ["1.png"], "both read as 1"),
         (["a.png"], ["a.png"], "no number"),
         (["1.png", "notes.txt"], ["1.png"], "notes.txt"),
         ([], ["1.png"], "an empty folder"),

@@ -35,7 +35,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def settle(monkeypatch: pytest.MonkeyPatch, image: np.ndarray, **change: Any) -> tuple[Job, Runner]:
     """A job on an array as if it were a file."""
     for module in (job_module, runner_module):
-        monkeypatch.setattr(module, "open_source", lambda *_: array_source(image, None))
+        monkeypatch.setattr(module, "open_image", lambda *_: array_source(image, None))
     settled = prepare(dataclasses.replace(ORDER, **change))
     return settled, open_runner(settled)
 

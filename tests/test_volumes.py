@@ -296,14 +296,14 @@ RGB = RNG.integers(0, 255, (4, 20, 30, 3), dtype=np.uint8)
 XYZ = json.dumps({"axes": [{"key": k} for k in "xyz"]})
 DOUBTFUL: dict[str, tuple[Callable[[Path], Any], str]] = {
     "colours": (lambda p: tiff(p, volume=RGB, photometric="rgb"), "channels differ"),
-    "colours in zarr": (lambda p: saved(p, RGB), "(4, 20, 30, 3) (colours?)"),
+    "colours in zarr": (lambda p: saved(p, RGB), "3 places along axis 3 (colours?)"),
     "one slice of colours": (lambda p: saved(p, RGB[0]), "(colours?)"),
     "times": (lambda p: axes_of(p, "tzyx", VOLUME[None].repeat(2, 0)), "axes t z y x"),
     "turned axes": (lambda p: axes_of(p, "xyz"), "axes x y z"),
     "turned hdf5": (lambda p: hdf5(p, axistags=XYZ), "axes x y z"),
     "channels": (
         lambda p: tiff(p, "c.ome.tif", VOLUME[None].repeat(2, 0), metadata={"axes": "CZYX"}),
-        "axes CZYX",
+        "2 channels: axes c z y x",
     ),
     "inverted": (lambda p: tiff(p, photometric="miniswhite"), "WhiteIsZero"),
     "NaN": (lambda p: nan(p, lambda p, v: tiff(p, volume=v)), "2 NaN or infinite"),

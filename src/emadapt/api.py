@@ -23,7 +23,7 @@ from emadapt.segment.runner import array_runner
 from emadapt.study.loading import PARAMS
 from emadapt.study.loading import load_study as _load_study
 from emadapt.study.study import Study
-from emadapt.volumes.opening import open_source
+from emadapt.volumes.opening import open_image
 from emadapt.volumes.voxel import Voxel, as_voxel
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def read_volume(path: str | Path, scale: int = 0) -> tuple[Array, Voxel | None]:
     Returns:
         (Z, Y, X) in the file's own dtype, and its voxel size (z, y, x) in nm, None if unknown.
     """
-    source = open_source(str(path), scale)
+    source = open_image(str(path), scale)
     return source.read(0, source.shape[0]), source.voxel_nm
 
 

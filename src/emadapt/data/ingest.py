@@ -27,7 +27,8 @@ from emadapt.progress import track
 from emadapt.study.datasets import DatasetSettings
 from emadapt.study.study import Study
 from emadapt.volumes.grey import PERCENTILES, grey_window, to_uint8
-from emadapt.volumes.source import Array, Source, unlike
+from emadapt.volumes.source import Array, Source, tell, unlike
+from emadapt.volumes.voxel import Voxel, agree, said
 
 INGESTED = Path("build/ingest")
 Window = tuple[float, float]  # the grey values that become 0 and 255
@@ -105,6 +106,7 @@ def ingest(study: Study, name: str, data: Path = Path("data"), out: Path = INGES
     parts = find_parts(root, spec.layout, spec.pairing, labelled=spec.labelled)
     images = [part.images for part in parts]
     _check_alike(images)
+    check_sizes(parts, spec.voxel_nm)
     split = split_of(study, name, parts, str(root))
     window = grey_window(_chosen(images, split["train"]), images[0].name)
     with whole_folder(out / name) as folder:
@@ -128,6 +130,27 @@ def split_of(study: Study, name: str, parts: list[Part], what: str) -> Split:
     if not spec.labelled:
         return {"train": list(range(sum(n for _, n in sizes))), "val": [], "test": []}
     return split_slices(sizes, study.split, spec.voxel_nm[0], what)
+
+
+def check_sizes(parts: Sequence[Part], voxel_nm: Voxel) -> None:
+    """Say what is to be known of the files; refuse those with other pixels than the settings.
+
+    The distance of slices may differ, for a stack may hold a part of them.
+    """
+    for source in (source for part in parts for source in (part.images, part.labels) if source):
+        tell(source.name, [note for note in (*source.notes, source.doubt) if note])
+    for source in (part.images for part in parts if part.images.voxel_nm):
+        stated = source.voxel_nm or voxel_nm
+        if not agree(stated[1:], voxel_nm[1:]):
+            raise InputError(
+                source.name,
+                found=f"voxels of {said(stated)} nm",
+                expected=f"{said(voxel_nm)} nm, as `voxel_nm` of the dataset says",
+                do="Correct `voxel_nm`, or the size in the file (Fiji: Image > Properties).",
+            )
+        if not agree(stated[:1], voxel_nm[:1]):
+            apart = f"{stated[0]:g} nm apart, {voxel_nm[0]:g} nm by the dataset's `voxel_nm`"
+            tell(source.name, [f"its slices are {apart}"])
 
 
 def check_pair(image: Array, label: Array, where: str) -> None:

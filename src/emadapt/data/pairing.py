@@ -10,13 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 
 from emadapt.errors import InputError
-from emadapt.volumes.folder import list_slices, natural, number_of, open_slices, some
+from emadapt.volumes.folder import in_order, list_slices, number_of, open_slices, some
+from emadapt.volumes.nifti import open_nifti_label
 from emadapt.volumes.opening import FORMATS, open_source
-from emadapt.volumes.source import Source
+from emadapt.volumes.source import Source, as_image
 
+NIFTI = (".nii", ".nii.gz")
 STACK_SUFFIXES = (".ome.tif", ".ome.tiff", ".ome.zarr", *(s for s in FORMATS if s != ".png"))
 
 
@@ -40,16 +43,20 @@ def slices_part(
     """A folder of image slices with a folder of label slices, ignored unless `labelled`."""
     files = list_slices(image_dir)
     images, labels = PAIRINGS[pairing](files, list_slices(label_dir) if labelled else files)
-    opened = open_slices(images, str(image_dir))
+    opened = as_image(open_slices(images, str(image_dir)))
     return Part(name, opened, open_slices(labels, str(label_dir)) if labelled else None)
 
 
 def stack_part(name: str, folder: Path, *, labelled: bool) -> Part:
     """The volume called `image` and the one called `label` in a folder, paired by slice."""
-    images = _stack(folder, "image")
+    files = [_stack(folder, kind) for kind in ("image", "label")[: 1 + labelled]]
+    images = as_image(open_source(str(files[0])))
     if not labelled:
         return Part(name, images, None)
-    labels = _stack(folder, "label")
+    if all(path.name.endswith(NIFTI) for path in files):
+        labels = open_nifti_label(files[1], files[0])
+    else:
+        labels = open_source(str(files[1]))
     if images.shape[0] != labels.shape[0]:
         raise InputError(
             labels.files[0],
@@ -60,7 +67,7 @@ def stack_part(name: str, folder: Path, *, labelled: bool) -> Part:
     return Part(name, images, labels)
 
 
-def _stack(folder: Path, kind: str) -> Source:
+def _stack(folder: Path, kind: str) -> Path:
     candidates = {folder / f"{kind}{suffix}" for suffix in STACK_SUFFIXES}
     found = [path for path in candidates if path.exists()]
     if len(found) != 1:
@@ -70,10 +77,10 @@ def _stack(folder: Path, kind: str) -> Source:
             expected="exactly one",
             do=f"Put the {kind} stack there.",
         )
-    return open_source(str(found[0]))
+    return found[0]
 
 
-Key = int | str
+Key = Decimal | str
 Files = list[Path]
 
 
@@ -101,7 +108,7 @@ def _by_key(paths: Files, key: Callable[[Path], Key]) -> dict[Key, Path]:
         if other != path:
             raise InputError(
                 path.parent,
-                found=f"{other.name} and {path.name}, which both read as {key(path)!r}",
+                found=f"{other.name} and {path.name}, which both read as {key(path)}",
                 expected="one file per slice",
                 do="Remove one, or set the dataset's `pairing`.",
             )
@@ -123,8 +130,8 @@ def _by(key: Callable[[Path], Key], called: str) -> Callable[[Files, Files], tup
                 expected=f"one label per image of {images[0].parent}, paired by {called}",
                 do="Add the missing files, remove the extra ones, or set the dataset's `pairing`.",
             )
-        keys = sorted(by_image, key=lambda key: natural(str(key)))
-        return [by_image[k] for k in keys], [by_label[k] for k in keys]
+        ordered = in_order(images)
+        return ordered, [by_label[key(image)] for image in ordered]
 
     return pair
 

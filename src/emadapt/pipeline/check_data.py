@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from emadapt.data.foreground import foreground_mask, foreground_share
-from emadapt.data.ingest import check_pair, empty_or_full, say, split_of
+from emadapt.data.ingest import check_pair, check_sizes, empty_or_full, say, split_of
 from emadapt.data.label_values import LabelValues
 from emadapt.data.labelled import amount
 from emadapt.data.layouts import Part, find_parts
@@ -33,6 +33,7 @@ def problems_of_dataset(study: Study, name: str, data: Path) -> list[str]:
     root = Path(spec.path) if spec.path else data / name
     try:
         parts = find_parts(root, spec.layout, spec.pairing, labelled=spec.labelled)
+        check_sizes(parts, spec.voxel_nm)
         split = split_of(study, name, parts, str(root))
         _check_slices(study, name, split, root)
         shapes = [_check_part(part, spec, name) for part in parts]

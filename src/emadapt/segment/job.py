@@ -23,15 +23,14 @@ from emadapt.segment.model import (
     cached_model,
     find_model,
     geometry_for,
-    said,
     sha256_of,
     zoom_for,
 )
 from emadapt.segment.rows import View
 from emadapt.volumes.grey import grey_window, to_uint8
-from emadapt.volumes.opening import open_source
-from emadapt.volumes.source import LARGE, Array, Source, voxel_of
-from emadapt.volumes.voxel import Voxel
+from emadapt.volumes.opening import open_image
+from emadapt.volumes.source import LARGE, Array, Source, tell, voxel_of
+from emadapt.volumes.voxel import Voxel, said
 from emadapt.volumes.write_zarr import CHUNK
 
 SLICES = 64
@@ -163,7 +162,8 @@ def prepare(order: Order) -> Job:
     Raises:
         InputError: the volume cannot be read or has no voxel size, or the model does not fit it.
     """
-    source = open_source(order.input, order.scale)
+    source = open_image(order.input, order.scale)
+    tell(source.name, source.notes)
     return settle(order, source, cached_model(str(find_model(order.model).resolve())))
 
 

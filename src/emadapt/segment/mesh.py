@@ -19,7 +19,7 @@ import numpy.typing as npt
 from emadapt.errors import InputError
 from emadapt.files import check_new_file, whole_file
 from emadapt.volumes.opening import open_source
-from emadapt.volumes.source import Source, voxel_of
+from emadapt.volumes.source import Source, tell, voxel_of
 from emadapt.volumes.voxel import Voxel
 
 if TYPE_CHECKING:
@@ -84,6 +84,7 @@ def mesh_volume(
     path = Path(output)
     check_new_file(path, SUFFIXES, overwrite)
     source = open_source(input_, scale)
+    tell(source.name, source.notes)
     if source.dtype.kind == "f":
         found, expected = f"values of type {source.dtype}", "a mask, labels or instances"
         do = "Threshold the probabilities first."

@@ -18,7 +18,7 @@ from emadapt.models.device import device
 from emadapt.models.segmenter import Segmenter
 from emadapt.study.backbones import BackboneSettings
 from emadapt.training.model_files import load_model
-from emadapt.volumes.voxel import Voxel
+from emadapt.volumes.voxel import Voxel, said
 
 UNITS = Path("build/units")
 TOLERANCE = 0.1
@@ -139,11 +139,6 @@ def zoom_for(model: Model, voxel_nm: Voxel) -> tuple[str, tuple[float, float]]:
     if not exact and away(target) <= math.log(1 + TOLERANCE):
         return name, (1.0, 1.0)
     return name, (round(voxel_nm[1] / target[1], 6), round(voxel_nm[2] / target[2], 6))
-
-
-def said(voxel_nm: Voxel) -> str:
-    """A voxel size in words: 30 x 4 x 4."""
-    return " x ".join(f"{v:g}" for v in voxel_nm)
 
 
 def aligner_for(model: Model, statistics: Statistics | None, zoom: tuple[float, float]) -> Aligner:

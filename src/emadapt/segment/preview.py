@@ -18,9 +18,9 @@ from emadapt.data.tiles import Grey
 from emadapt.files import check_new_file, write_text
 from emadapt.segment.domain import Domain, domain_of_volume
 from emadapt.segment.job import Block, Order, prepare
-from emadapt.segment.model import said
 from emadapt.segment.runner import Runner, open_runner
 from emadapt.volumes.source import Source
+from emadapt.volumes.voxel import said
 
 FIELDS = 3
 SIDE = 2

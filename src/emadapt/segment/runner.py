@@ -20,8 +20,8 @@ from emadapt.segment.job import Block, Job, Order, settle
 from emadapt.segment.model import Model, aligner_for, cached_model, geometry_for, sha256_of
 from emadapt.segment.rows import View, entering
 from emadapt.volumes.grey import to_uint8
-from emadapt.volumes.opening import open_source
-from emadapt.volumes.source import Array, Source, array_source
+from emadapt.volumes.opening import open_image
+from emadapt.volumes.source import Array, Source, array_source, as_image
 from emadapt.volumes.voxel import as_voxel
 
 
@@ -88,7 +88,7 @@ class Runner:
 
 def open_runner(job: Job) -> Runner:
     """Open the job's volume and model; an InputError if they changed since it was settled."""
-    source, model = open_source(job.input, job.scale), cached_model(job.model)
+    source, model = open_image(job.input, job.scale), cached_model(job.model)
     if (source.stamp, *sha256_of(model.folder)) != (job.stamp, job.weights, job.card):
         what = job.input if source.stamp != job.stamp else job.model
         found, expected = "another content than when the run began", "the same in all of a run"
@@ -107,6 +107,6 @@ def array_runner(
     """A runner for an array; arguments and errors as of `emadapt.api.segment`."""
     is_lazy = len(getattr(volume, "shape", ())) == 3 and hasattr(volume, "dtype")
     voxel = as_voxel(voxel_nm)
-    source = array_source(volume if is_lazy else np.asarray(volume), voxel)
+    source = as_image(array_source(volume if is_lazy else np.asarray(volume), voxel))
     order = Order("array", "", "", threshold=threshold, voxel_nm=voxel, window=window)
     return Runner(settle(order, source, model), source, model)

@@ -10,7 +10,7 @@ from emadapt.study.strict import Name, Settings, setting
 
 LabelIds = Annotated[tuple[int, ...], Field(min_length=1)]
 Threshold = Annotated[str, StringConstraints(pattern=r"^>\d+(\.\d+)?$")]
-Nanometres = Annotated[float, Field(gt=0)]
+Nanometres = Annotated[float, Field(ge=0.5, lt=10_000)]  # as volumes/voxel.py has it
 Share = Annotated[str, StringConstraints(pattern=r"^\d+(\.\d+)?%$")]
 Count = Annotated[int, Field(ge=0)]
 Sampling = Literal["balanced", "proportional"]

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
+from decimal import Decimal
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
 from emadapt.errors import InputError
 from emadapt.volumes.png import has_one_bit, read_png
-from emadapt.volumes.source import Array, Source, only_one, stamp, unlike
+from emadapt.volumes.source import Array, Choice, Source, only_one, stamp, unlike
 from emadapt.volumes.tiff import open_tiff
 
 SLICE_SUFFIXES = (".tif", ".tiff", ".png")
+NUMBER = re.compile(r"\d+(?:\.\d+)?")
+"""A number in a name; one with decimals is one number."""
 
 
-def open_folder(path: Path, inside: str = "", scale: int = 0) -> Source:
+def open_folder(path: Path, choice: Choice) -> Source:
     """The slices of a folder, in the order of their numbers."""
-    only_one(path, inside, scale)
+    only_one(path, choice)
     return open_slices(in_order(list_slices(path)), str(path))
 
 
@@ -37,14 +42,15 @@ def open_slices(files: Sequence[Path], name: str) -> Source:
         return np.stack([_alike(_read(f, keep_bits), first, f)[y0:y1] for f in wanted])
 
     shape = (len(files), *first.shape)
-    return Source(name, shape, first.dtype, None, 1, cut, stamp(*files), tuple(files))
+    notes = (f"{len(files)} slices, from {files[0].name} to {files[-1].name}", *gaps(files))
+    return Source(name, shape, first.dtype, None, 1, cut, stamp(*files), tuple(files), notes=notes)
 
 
 def _has_one_bit(file: Path) -> bool:
     """Whether a slice has 1 bit a pixel; refuses a file with several slices."""
     if file.suffix.lower() == ".png":
         return has_one_bit(file)
-    with closing(open_tiff(file)) as source:
+    with closing(open_tiff(file, Choice())) as source:
         if source.shape[0] > 1:
             raise InputError(
                 file,
@@ -59,7 +65,7 @@ def _read(file: Path, keep_bits: bool) -> Array:
     if file.suffix.lower() == ".png":
         array = read_png(file)
     else:
-        with closing(open_tiff(file)) as source:
+        with closing(open_tiff(file, Choice())) as source:
             array = np.array(source.read(0, 1)[0])  # no view: the file is closed
     return array.astype(np.uint8) * 255 if array.dtype == bool and not keep_bits else array
 
@@ -88,27 +94,64 @@ def list_slices(folder: Path) -> list[Path]:
     if not entries:
         do = "Put the slices there."
         raise InputError(folder, found="an empty folder", expected="one file per slice", do=do)
+    for key in (lambda p: p.stem, lambda p: natural(p.stem)):
+        times = Counter(map(key, entries))
+        if same := [path.name for path in entries if times[key(path)] > 1]:
+            raise InputError(
+                folder,
+                found=f"several files of one slice: {some(same)}",
+                expected="one file for each",
+                do="Remove the others.",
+            )
     return entries
 
 
 def in_order(files: Sequence[Path]) -> list[Path]:
-    """By the last number of their names if each has its own, else by their names."""
-    numbers = {file: number_of(file) for file in files}
-    if None not in numbers.values() and len(set(numbers.values())) == len(files):
-        return sorted(files, key=lambda file: numbers[file] or 0)
-    return sorted(files, key=lambda file: natural(file.stem))
+    """In the natural order of their names.
+
+    Raises:
+        InputError: the names can be read in several ways that give different orders.
+    """
+    orders = {"by name": sorted(files, key=lambda file: natural(file.stem))}
+    numbers = {file: n for file in files if (n := number_of(file)) is not None}
+    if len(set(numbers.values())) == len(files):
+        orders["by the last number"] = sorted(files, key=lambda file: numbers[file])
+    decimals = {part.partition(".")[2] for f in files for part in NUMBER.findall(f.stem)} - {""}
+    if len({len(d) for d in decimals}) > 1 and any(re.fullmatch(r"\d+0", d) for d in decimals):
+        # 1.9 and 1.10: no program writes decimals so
+        whole = {file: natural(file.stem.replace(".", "_")) for file in files}
+        orders["with points between numbers"] = sorted(files, key=lambda file: whole[file])
+    if any(order != orders["by name"] for order in orders.values()):
+        listed = [f"{how} {', '.join(f.name for f in o[:4])}, ..." for how, o in orders.items()]
+        raise InputError(
+            files[0].parent,
+            found=f"slices whose order is unclear: {'; '.join(listed)}",
+            expected="names with one order",
+            do="Rename them so that only the number of the slice differs.",
+        )
+    return orders["by name"]
 
 
-def number_of(file: Path) -> int | None:
+def gaps(files: Sequence[Path]) -> list[str]:
+    """Where slices seem to be missing, by the last numbers of the names in their order."""
+    numbers = [number_of(file) or Decimal(0) for file in files]
+    steps = [after - before for before, after in pairwise(numbers)]
+    usual = min(Counter(steps).items(), key=lambda item: (-item[1], item[0]), default=(0, 0))[0]
+    pairs = zip(pairwise(files), steps, strict=True)
+    wide = [f"{a.name} and {b.name}" for (a, b), step in pairs if step >= 2 * usual > 0]
+    return [f"slices may be missing between {some(wide)}"] if wide else []
+
+
+def number_of(file: Path) -> Decimal | None:
     """The last number in a file's name, if it has one."""
-    digits = re.findall(r"\d+", file.stem)
-    return int(digits[-1]) if digits else None
+    digits = NUMBER.findall(file.stem)
+    return Decimal(digits[-1]) if digits else None
 
 
-def natural(text: str) -> tuple[tuple[int, int, str], ...]:
+def natural(text: str) -> tuple[tuple[int, Decimal, str], ...]:
     """Sort key under which slice10 comes after slice9."""
-    parts = re.split(r"(\d+)", text)
-    return tuple((1, int(p), "") if p.isdigit() else (0, 0, p) for p in parts)
+    parts = re.split(f"({NUMBER.pattern})", text)
+    return tuple((1, Decimal(p), "") if NUMBER.fullmatch(p) else (0, Decimal(0), p) for p in parts)
 
 
 def some(items: Sequence[str], most: int = 5) -> str:

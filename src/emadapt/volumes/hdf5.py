@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 from emadapt.errors import InputError
-from emadapt.volumes.source import Source, chunked_source, damaged, not_one_of, only_one, unreadable
-from emadapt.volumes.voxel import stated_voxel
+from emadapt.volumes.source import (
+    Choice,
+    Source,
+    chunk_grid,
+    chunked_source,
+    damaged,
+    missing,
+    not_one_of,
+    only_one,
+    unreadable,
+)
+from emadapt.volumes.voxel import stated_sizes
 
 
-def open_hdf5(path: Path, inside: str = "", scale: int = 0) -> Source:
-    """The dataset `inside` of an HDF5 file, or the only volume that the file holds."""
+def open_hdf5(path: Path, choice: Choice) -> Source:
+    """The chosen dataset of an HDF5 file, or the only volume that the file holds."""
     import h5py
 
-    only_one(path, "", scale)
+    only_one(path, dataclasses.replace(choice, inside="", at={}))
     try:
         file = h5py.File(path, "r")
     except OSError as error:
@@ -28,14 +40,20 @@ def open_hdf5(path: Path, inside: str = "", scale: int = 0) -> Source:
 
     file.visititems(note)  # follows no link to another file
     stacks = [name for name, item in found.items() if sum(n > 1 for n in item.shape) >= 3]
-    name = inside.strip("/") or (stacks[0] if len(stacks) == 1 else "")
+    name = choice.inside.strip("/") or (stacks[0] if len(stacks) == 1 else "")
     if name not in found:
         said = "no such dataset" if name else f"{len(stacks)} volumes"
         names = [f":/{other}" for other in found]
         raise not_one_of(f"{path}:/{name}", said, names, f"{path}:/DATASET")
     data, what = found[name], f"{path}:/{name}"
     _check_stored(data, what)
-    return chunked_source(what, data, _axes(data), stated_voxel(data.attrs), path, [path])
+    axes = _axes(data)
+    sizes = stated_sizes(data.attrs, axes)
+    source = chunked_source(what, data, axes, sizes, path, [path], choice.at)
+    if data.chunks and not data.is_virtual:
+        there = data.id.get_num_chunks() / math.prod(chunk_grid(data.shape, data.chunks))
+        source = dataclasses.replace(source, notes=missing(1 - there, data.fillvalue))
+    return source
 
 
 def _check_stored(data: Any, what: str) -> None:

@@ -1,4 +1,4 @@
-"""NIfTI files, by nibabel. The affine is ignored: images and labels must be stored alike."""
+"""NIfTI files, by nibabel. Slices are as they are stored; labels are turned onto images."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 from emadapt.errors import InputError
 from emadapt.volumes.source import (
     Array,
+    Choice,
     Source,
     check_extent,
     check_type,
@@ -20,7 +21,7 @@ from emadapt.volumes.source import (
     stamp,
     unreadable,
 )
-from emadapt.volumes.voxel import Voxel, in_nm, known_voxel
+from emadapt.volumes.voxel import in_nm, settled
 
 PACKED = 2**29
 """Bytes up to which a packed file is unpacked into memory: it cannot be read from the middle."""
@@ -28,23 +29,72 @@ UNITS = {"mm": "mm", "micron": "um", "meter": "m"}
 """nibabel's names for units of length, and ours; others are unknown."""
 
 
-def open_nifti(path: Path, inside: str = "", scale: int = 0) -> Source:
+def open_nifti(path: Path, choice: Choice) -> Source:
     """The volume in a .nii or .nii.gz file, whose array is (X, Y, Z)."""
-    from nibabel.volumeutils import apply_read_scaling
+    only_one(path, choice)
+    return _open(path)
 
-    only_one(path, inside, scale)
+
+def open_nifti_label(path: Path, image: Path) -> Source:
+    """A label, turned and mirrored so that its voxels lie on those of its image.
+
+    Raises:
+        InputError: they do not lie on each other, by what the two affines say.
+    """
+    label, on = _read_header(path), _read_header(image)
+    if 0 in (label["sform_code"] + label["qform_code"], on["sform_code"] + on["qform_code"]):
+        return _open(path)  # one says nothing of where it lies
+    from nibabel.orientations import inv_ornt_aff, io_orientation, ornt_transform
+
+    own, wanted = label.get_best_affine(), on.get_best_affine()
+    turn = ornt_transform(io_orientation(own), io_orientation(wanted))
+    shape = label.get_data_shape()[:3]
+    turned = own @ inv_ornt_aff(turn, shape)
+    corners = np.array([[0, 0, 0, 1], [*(n - 1 for n in on.get_data_shape()[:3]), 1]]).T
+    off = np.abs((turned - wanted) @ corners).max()
+    if off > 0.5 * min(on.get_zooms()[:3]):
+        raise InputError(
+            path,
+            found=f"an affine {_rows(own)}",
+            expected=f"the voxels of its image, {image.name}, whose affine is {_rows(wanted)}",
+            do="Save the label with the affine of the image, once they lie on each other.",
+        )
+    return _open(path, turn)
+
+
+def _rows(affine: Array) -> str:
+    return str(np.round(affine[:3], 6).tolist())
+
+
+def _read_header(path: Path) -> Any:
     try:
         header = _header(path)
-        shape, stored = header.get_data_shape(), header.get_data_dtype()
-        scaling, voxel = header.get_slope_inter(), _voxel(header)
-        offset = max(int(header.get_data_offset()), int(header.single_vox_offset))
+        header.get_best_affine()
     except Exception as error:  # ImageFileError, HeaderDataError, EOFError, zlib.error and more
+        raise unreadable(path, "no readable NIfTI file", error) from error
+    return header
+
+
+def _open(path: Path, turn: Array | None = None) -> Source:
+    """A file, its axes turned and mirrored as `turn` says, an orientation of nibabel's."""
+    from nibabel.orientations import apply_orientation
+    from nibabel.volumeutils import apply_read_scaling
+
+    header = _read_header(path)
+    try:
+        shape, stored = header.get_data_shape(), header.get_data_dtype()
+        scaling = header.get_slope_inter()
+        voxel, doubt = settled(_sizes(header))
+        offset = max(int(header.get_data_offset()), int(header.single_vox_offset))
+    except Exception as error:
         raise unreadable(path, "no readable NIfTI file", error) from error
     check_type(stored, str(path))
     if len(shape) < 3 or any(n != 1 for n in shape[3:]) or min(shape) < 1:
         raise no_grey_stack(path, f"an array of shape {shape}", "(X, Y, Z)")
     check_extent(shape[:3], (), stored.itemsize, str(path))
     volume = _values(path, shape[:3], stored, offset)
+    if turn is not None:
+        volume = apply_orientation(volume.T, turn).T  # a view
 
     def scaled(values: Array) -> Array:
         return np.asarray(apply_read_scaling(np.ascontiguousarray(values), *scaling))
@@ -53,8 +103,7 @@ def open_nifti(path: Path, inside: str = "", scale: int = 0) -> Source:
         return scaled(volume[z0:z1, y0:y1])
 
     dtype = scaled(np.zeros(1, stored)).dtype
-    x, y, z = shape[:3]
-    return Source(str(path), (z, y, x), dtype, voxel, 1, cut, stamp(path), (path,))
+    return Source(str(path), volume.shape, dtype, voxel, 1, cut, stamp(path), (path,), doubt=doubt)
 
 
 def _header(path: Path) -> Any:
@@ -95,7 +144,10 @@ def _values(path: Path, shape: tuple[int, int, int], dtype: np.dtype[Any], offse
     return np.asanyarray(values).T  # in the file x runs fastest
 
 
-def _voxel(header: Any) -> Voxel | None:
-    """Voxel size where the header has a unit."""
+def _sizes(header: Any) -> dict[str, list[float]]:
+    """What the header states, (z, y, x) in nm; 0 where it has no unit."""
     unit = UNITS.get(header.get_xyzt_units()[0], "")
-    return known_voxel([in_nm(float(size), unit) for size in header.get_zooms()[2::-1]])
+    stated = {"pixdim": header.get_zooms()[2::-1]}
+    if header["sform_code"]:
+        stated["affine"] = np.linalg.norm(header.get_sform()[:3, :3], axis=0)[::-1]
+    return {name: [in_nm(float(size), unit) for size in sizes] for name, sizes in stated.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,12 +11,12 @@ from emadapt.volumes.folder import open_folder
 from emadapt.volumes.hdf5 import open_hdf5
 from emadapt.volumes.nifti import open_nifti
 from emadapt.volumes.png import open_png
-from emadapt.volumes.source import Source, unreadable
+from emadapt.volumes.source import Choice, Source, as_image, unreadable
 from emadapt.volumes.tiff import open_tiff
 from emadapt.volumes.zarrs import is_zarr, open_zarr
 
-Opener = Callable[[Path, str, int], Source]
-"""(File or folder, name of the image within it, scale) -> volume."""
+Opener = Callable[[Path, Choice], Source]
+"""(File or folder, which image within it) -> volume."""
 
 FORMATS: dict[str, Opener] = {
     ".tif": open_tiff,
@@ -30,26 +31,38 @@ FORMATS: dict[str, Opener] = {
     ".zarr": open_zarr,
 }
 """By the suffix of the name; other folders are folders of slices."""
+PLACE = re.compile(r"\w+=(\d+|z)")
+"""A place along an axis, or an axis that is z."""
 
 
 def open_source(text: str, scale: int = 0) -> Source:
     """Open a volume; only what describes it is read.
 
     Args:
-        text: a TIFF, PNG, NIfTI or HDF5 file (`file.h5` or `file.h5:/dataset`), a folder of TIFF or
-            PNG slices, a Zarr array or group, or an OME-Zarr image (`v.zarr`, `v.zarr/within`).
+        text: a TIFF, PNG, NIfTI or HDF5 file, a folder of TIFF or PNG slices, a Zarr array or
+            group, or an OME-Zarr image (`v.zarr`, `v.zarr/within`). Of several images in a file one
+            is named after `:/` (`v.h5:/raw`, `v.tif:/1`), of several channels one after its axis
+            (`v.tif:/c=0`, `v.h5:/raw,c=0`).
         scale: of an OME-Zarr image, 0 for the finest.
 
     Raises:
         InputError: it is not there, not one of these, or no stack of grey slices.
     """
     path, inside = _split(text)
+    words = inside.split(",")
+    at = dict(word.split("=") for word in words if PLACE.fullmatch(word))
+    named = ",".join(word for word in words if not PLACE.fullmatch(word))
     try:
-        return _opener(path)(path, inside, scale)
+        return _opener(path)(path, Choice(named, scale, at))
     except InputError:
         raise
     except Exception as error:  # whatever a library meets in what a file says of itself
         raise unreadable(text, "no volume that can be read", error) from error
+
+
+def open_image(text: str, scale: int = 0) -> Source:
+    """As `open_source`, for grey values: see `as_image`."""
+    return as_image(open_source(text, scale))
 
 
 def bare_name(text: str) -> str:
@@ -62,7 +75,7 @@ def bare_name(text: str) -> str:
 def _split(text: str) -> tuple[Path, str]:
     """A file, and the name of an image within it after `:/`."""
     file, _, inside = text.partition(":/")
-    known = Path(file).suffix.lower() in FORMATS
+    known = Path(file).suffix.lower() in FORMATS or is_zarr(Path(file))
     return (Path(file), inside) if inside and known else (Path(text), "")
 
 

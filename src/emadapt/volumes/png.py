@@ -9,12 +9,12 @@ import numpy as np
 
 from emadapt.errors import InputError
 from emadapt.volumes.channels import single_channel
-from emadapt.volumes.source import LARGE, Array, Source, only_one, stamp, unreadable
+from emadapt.volumes.source import LARGE, Array, Choice, Source, only_one, stamp, unreadable
 
 
-def open_png(path: Path, inside: str = "", scale: int = 0) -> Source:
+def open_png(path: Path, choice: Choice) -> Source:
     """A PNG as a volume of one slice."""
-    only_one(path, inside, scale)
+    only_one(path, choice)
     first = read_png(path)
 
     def cut(z0: int, z1: int, y0: int, y1: int) -> Array:
@@ -55,6 +55,9 @@ def _decoded(path: Path) -> Array:
         if size > LARGE:
             found, do = f"{size} bytes of pixels", "Export large slices as TIFF, or in grey."
             raise InputError(path, found=found, expected=f"at most {LARGE}", do=do)
+        if (frames := getattr(image, "n_frames", 1)) > 1:
+            found, do = f"an animation of {frames} images", "Export one file for each slice."
+            raise InputError(path, found=found, expected="one image", do=do)
         if _is_wide(image):  # Pillow drops the low bytes of 16-bit colours
             import imagecodecs
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,16 @@ import numpy as np
 import numpy.typing as npt
 
 from emadapt.errors import InputError
-from emadapt.volumes.voxel import Voxel, as_voxel
+from emadapt.volumes.voxel import (
+    LARGEST,
+    SMALLEST,
+    Voxel,
+    agree,
+    as_voxel,
+    plausible,
+    said,
+    settled,
+)
 
 Array = npt.NDArray[Any]
 LARGE = 2**28
@@ -21,6 +32,22 @@ HELD = 2**28
 """Bytes of slices that `Source.slices` keeps in memory where the file stores them together."""
 MAX_SIDE = 2**20  # pixels of a side; a file that claims more is damaged or hostile
 MAX_CHUNK = 2**29  # bytes of a chunk of HDF5 or Zarr, which is unpacked whole
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which of the images in a file is meant.
+
+    Attributes:
+        inside: name or number of the image; empty: the only one.
+        scale: of an OME-Zarr image, 0 for the finest.
+        at: places along axes other than z, y, x, by the axes' names: `{"c": "1"}` is channel 1.
+            `{"c": "z"}` says that this axis is z.
+    """
+
+    inside: str = ""
+    scale: int = 0
+    at: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -36,6 +63,8 @@ class Source:
     stamp: list[Any]  # changes when the content may have changed
     files: tuple[Path, ...] = ()  # one a slice, of a folder of slices; else the one file
     close: Callable[[], None] = lambda: None
+    doubt: str = ""  # what is wrong with the voxel size in the file, if `voxel_nm` is None
+    notes: tuple[str, ...] = ()  # what a user should know of how the file is read
 
     def read(self, z0: int, z1: int, y0: int = 0, y1: int | None = None) -> Array:
         """Slices [z0, z1), rows [y0, y1) (to the last) as (z, y, X) in the source's own dtype.
@@ -81,16 +110,59 @@ class Source:
 
 
 def voxel_of(source: Source, stated: Voxel | None, expected: str = "three positive sizes") -> Voxel:
-    """The voxel size (z, y, x) in nm as the user states it, else as the file does."""
+    """The voxel size (z, y, x) in nm as the user states it, else as the file does.
+
+    Raises:
+        InputError: there is none, or none that an EM volume can have.
+    """
     voxel = stated or source.voxel_nm
-    if voxel is None or not all(math.isfinite(size) and size > 0 for size in voxel):
+    if voxel is None or not plausible(voxel):
         raise InputError(
             source.name,
-            found=f"voxels of {voxel} nm" if voxel else "no voxel size in the file",
-            expected=expected,
+            found=f"voxels of {said(voxel)} nm"
+            if voxel
+            else source.doubt or "no voxel size in the file",
+            expected=f"{expected}, of {SMALLEST:g} to {LARGEST:g} nm",
             do="State it: --voxel-nm Z Y X, in nm.",
         )
+    if source.voxel_nm and not agree(voxel, source.voxel_nm):
+        tell(
+            source.name,
+            [f"voxels of {said(voxel)} nm, where the file says {said(source.voxel_nm)}"],
+        )
     return as_voxel(voxel)
+
+
+def tell(name: str, notes: Iterable[str]) -> None:
+    """Say what a user should know of a volume."""
+    for note in notes:
+        print(f"{name}: {note}", file=sys.stderr)
+
+
+def as_image(source: Source) -> Source:
+    """The same, with unsigned values that are stored as signed read as what they mean.
+
+    BigDataViewer and other Java programs store unsigned integers in signed types. Grey values
+    above the middle are then negative, and neighbours on both sides of the middle far apart: values
+    are taken as unsigned if that brings neighbouring pixels nearer together.
+    """
+    if source.dtype.kind != "i":
+        return source
+    unsigned = np.dtype(f"u{source.dtype.itemsize}")
+    signed_steps = unsigned_steps = 0.0
+    places = range(0, source.shape[0], max(1, source.shape[0] // 8))
+    for z in places:
+        rows = source.read(z, z + 1, 0, min(source.shape[1], 1024))[0]
+        signed_steps += np.abs(np.diff(rows.astype(float))).sum()
+        unsigned_steps += np.abs(np.diff(rows.view(unsigned).astype(float))).sum()
+    if unsigned_steps >= signed_steps:
+        return source
+
+    def cut(z0: int, z1: int, y0: int, y1: int) -> Array:
+        return np.ascontiguousarray(source.read(z0, z1, y0, y1)).view(unsigned)
+
+    note = f"unsigned values stored as {source.dtype} are read as {unsigned}"
+    return dataclasses.replace(source, dtype=unsigned, cut=cut, notes=(*source.notes, note))
 
 
 def array_source(array: Any, voxel_nm: Voxel | None, name: str = "array") -> Source:
@@ -111,54 +183,111 @@ def chunked_source(
     name: str,
     array: Any,
     axes: Sequence[str] | None,
-    voxel: Voxel | None,
+    sizes: Mapping[str, Sequence[float]],
     path: Path,
     described: Sequence[Path],
+    at: Mapping[str, str],
 ) -> Source:
-    """An array of HDF5 or Zarr at `path`; names of axes and voxel size (z, y, x) if known.
+    """An array of HDF5 or Zarr at `path`; names of its axes if known, what states voxel sizes.
 
     `described` are files whose times change with the content.
     """
     dtype = np.dtype(array.dtype)
     check_type(dtype, name)
-    kept = spatial_axes(array.shape, axes, name)
+    places = places_of(array.shape, axes, name, at)
     check_extent(array.shape, array.chunks or (), dtype.itemsize, name)
-    z, y, x = (1, 1, *(int(array.shape[axis]) for axis in kept))[-3:]
+    extent = dict(zip(places, array.shape, strict=True))
     stored = getattr(array, "shards", None) or array.chunks
-    depth = int(stored[kept[0]]) if stored and len(kept) == 3 else 1
+    depth = int(stored[places.index("z")]) if stored and "z" in places else 1
+    z, y, x = (int(extent.get(axis, 1)) for axis in "zyx")
+    voxel, doubt = settled(sizes)
 
     def cut(z0: int, z1: int, y0: int, y1: int) -> Array:
-        return region(array, kept, z0, z1, y0, y1)
+        return region(array, places, z0, z1, y0, y1)
 
-    return Source(name, (z, y, x), dtype, voxel, depth, cut, stamp(*described), (path,))
-
-
-def spatial_axes(shape: Sequence[int], axes: Sequence[str] | None, what: str) -> list[int]:
-    """Which axes of an array are (Z,) Y and X, by their names if known; others have one element."""
-    if axes is not None:
-        names = [axis.lower() for axis in axes]
-        pairs = enumerate(zip(names, shape, strict=True))
-        kept = [i for i, (name, n) in pairs if name in ("y", "x") or n > 1]
-        good = [names[i] for i in kept] in (["z", "y", "x"], ["y", "x"])
-        said = f"axes {' '.join(names)} of shape {tuple(shape)}"
-    else:
-        kept = [i for i, n in enumerate(shape) if n > 1 or i >= len(shape) - 2]
-        good = len(kept) == 2 or (len(kept) == 3 and shape[-1] > 4)
-        said = f"an array of shape {tuple(shape)}"
-    if not good or 0 in shape:
-        colours = " (colours?)" if len(shape) >= 3 and shape[-1] in (2, 3, 4) else ""
-        raise no_grey_stack(what, said + colours)
-    return kept
+    return Source(
+        name, (z, y, x), dtype, voxel, depth, cut, stamp(*described), (path,), doubt=doubt
+    )
 
 
-def region(array: Any, kept: list[int], z0: int, z1: int, y0: int, y1: int) -> Array:
-    """Slices [z0, z1), rows [y0, y1) of an array whose axes `kept` are (Z,) Y and X."""
-    index: list[int | slice] = [0] * len(array.shape)
-    wanted = [slice(z0, z1), slice(y0, y1), slice(None)][-len(kept) :]
-    for axis, part in zip(kept, wanted, strict=True):
-        index[axis] = part
-    cut = np.asarray(array[tuple(index)])
-    return cut if len(kept) == 3 else cut[None]
+Places = list[str | int]
+"""What each axis of an array is: "z", "y", "x", or the place at which another one is cut."""
+
+
+def places_of(
+    shape: Sequence[int], axes: Sequence[str] | None, what: str, at: Mapping[str, str]
+) -> Places:
+    """What each axis of an array is, by its name if known; see `Choice.at`.
+
+    Raises:
+        InputError: others than z, y, x have several places, or their order is another one.
+    """
+    own = [axis.lower() for axis in axes] if axes else _guessed(shape, at)
+    names = ["z" if at.get(name) == "z" else name for name in own]
+    described = f"axes {' '.join(own)}" if axes else "an array"
+    described += f" of shape {tuple(shape)}"
+    places: Places = []
+    for name, n in zip(names, shape, strict=True):
+        place = at.get(name, "0" if n == 1 else "")
+        if name in ("y", "x") or (name == "z" and n > 1):
+            places.append(name)
+        elif place.isdigit() and int(place) < n:
+            places.append(int(place))
+        else:
+            raise _several(what, described, name, n, stackable="z" not in names)
+    order = [place for place in places if isinstance(place, str)]
+    if order not in (["z", "y", "x"], ["y", "x"]) or 0 in shape or not at.keys() <= set(own):
+        chosen = f", of which {', '.join(at)} is to be chosen" if at else ""
+        raise no_grey_stack(what, described + chosen)
+    return places
+
+
+def _guessed(shape: Sequence[int], at: Mapping[str, str]) -> list[str]:
+    """Names of axes that have none: the last are z, y, x, the others are called by their numbers.
+
+    A last axis of one place, or of few as colours have, is none of the three.
+    """
+    names = [str(i) for i in range(len(shape))]
+    free = [i for i, n in enumerate(shape) if n > 1 and names[i] not in at]
+    if len(free) >= 3 and shape[free[-1]] <= 4:
+        free.pop()
+    if len(free) < 2:  # slices of one row or column
+        free = list(range(len(shape)))
+    for i, name in zip(free[-3:], "zyx"[-len(free) :], strict=True):
+        names[i] = name
+    return names
+
+
+def _several(what: str, described: str, axis: str, n: int, stackable: bool) -> InputError:
+    """An error for an array with several channels, time points or colours."""
+    meaning = {"c": "channels", "t": "time points"}.get(axis, f"places along axis {axis}")
+    colours = " (colours?)" if described.endswith(f" {n})") and n <= 4 else ""
+    text = f"{what}{',' if ':/' in what else ':/'}{axis}"
+    slices = f", or say that they are slices: {text}=z" if stackable else ""
+    return InputError(
+        what,
+        found=f"{n} {meaning}{colours}: {described}",
+        expected="one stack of grey slices (Z, Y, X)",
+        do=f"Choose one, the first is {text}=0{slices}.",
+    )
+
+
+def region(array: Any, places: Places, z0: int, z1: int, y0: int, y1: int) -> Array:
+    """Slices [z0, z1), rows [y0, y1) of an array whose axes are these; all of an axis "s"."""
+    wanted = {"z": slice(z0, z1), "y": slice(y0, y1), "x": slice(None), "s": slice(None)}
+    index = tuple(wanted[p] if isinstance(p, str) else p for p in places)
+    cut = np.asarray(array[index])
+    return cut if "z" in places else cut[None]
+
+
+def chunk_grid(shape: Sequence[int], chunk: Sequence[int]) -> list[int]:
+    """Number of chunks along each axis."""
+    return [-(-n // size) for n, size in zip(shape, chunk, strict=True)]
+
+
+def missing(share: float, fill: Any) -> tuple[str, ...]:
+    """A note on chunks that are not there, which a library reads as the array's fill value."""
+    return (f"{share:.1%} of its chunks are not there and read as {fill}",) if share > 0 else ()
 
 
 def check_extent(shape: Sequence[int], chunk: Sequence[int], itemsize: int, what: str) -> None:
@@ -184,11 +313,13 @@ def check_type(dtype: np.dtype[Any], what: str) -> None:
         )
 
 
-def only_one(path: Path, inside: str, scale: int) -> None:
-    """Refuse the choice of an image or a scale within a file that holds one."""
-    if inside or scale:
-        found = f"image {inside!r}, scale {scale}, of a file that has one resolution"
-        expected = "an HDF5 file, or a Zarr for a scale"
+def only_one(path: Path, choice: Choice) -> None:
+    """Refuse the choice of an image, a scale or a channel within a file that holds one."""
+    if choice != Choice():
+        chosen = [choice.inside, *(f"{axis}={place}" for axis, place in choice.at.items())]
+        found = f"image {','.join(filter(None, chosen))!r}, scale {choice.scale}"
+        found += ", of a file that has one resolution"
+        expected = "a file of several images, or a Zarr for a scale"
         raise InputError(path, found=found, expected=expected, do="Leave out the choice.")
 
 

@@ -1,13 +1,17 @@
 """TIFF stacks, OME-TIFF, ImageJ hyperstacks and BigTIFF, by tifffile.
 
-tifffile only logs that a file is damaged; here that is an error.
+tifffile only logs that a file is damaged; here that is an error. It decodes all pages of a series
+as the first one says; here they must agree.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import logging
 import math
 import re
+import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,154 +25,260 @@ from emadapt.volumes.channels import single_channel
 from emadapt.volumes.source import (
     LARGE,
     Array,
+    Choice,
     Source,
     check_type,
     damaged,
-    no_grey_stack,
+    not_one_of,
     only_one,
+    places_of,
     region,
-    spatial_axes,
     stamp,
     unreadable,
 )
-from emadapt.volumes.voxel import Voxel, in_nm, known_voxel
+from emadapt.volumes.voxel import in_nm, plausible, settled
 
 MAX_SIDE = 65_536  # pixels or slices; a header that asks for more is damaged or hostile
 MAX_RATIO = 250  # unpacked to packed bytes, above `LARGE` bytes: more is taken for a bomb
 DAMAGE = re.compile(r"TiffPages|series|Strip|Tile(Offset|Byte)|segments|reshape|circular")
 """What tifffile's log calls damage to the pixels; unreadable private tags are none."""
+FORM = {
+    "shape": (256, 257, 277),
+    "dtype": (339,),
+    "bitspersample": (258,),
+    "compression": (259,),
+    "photometric": (262,),
+    "fillorder": (266,),
+    "rowsperstrip": (278,),
+    "planarconfig": (284,),
+    "predictor": (317,),
+    "tile": (322, 323),
+}
+"""In what all pages of a volume agree, and the tags that say it."""
+FORM_TAGS = {tag for tags in FORM.values() for tag in tags}
+PER_UNIT = {2: "inch", 3: "cm"}
+"""Values of the tag ResolutionUnit."""
 
 
-def open_tiff(path: Path, inside: str = "", scale: int = 0) -> Source:
-    """The volume in a TIFF."""
+def open_tiff(path: Path, choice: Choice) -> Source:
+    """The volume in a TIFF; `choice.inside` is the number or the name of an image."""
     import tifffile
 
-    only_one(path, inside, scale)
+    only_one(path, dataclasses.replace(choice, inside="", at={}))
     try:
         with _damage_is_an_error():
             # An OME-TIFF may name other files, anywhere on the disk.
             tif = tifffile.TiffFile(path, _multifile=False)
-            series = _volume_of(tif, path)
+            parts = [_Part(path, series, choice) for series in _image(tif, path, choice.inside)]
             _check_complete(tif, path)
-            voxel = _voxel(tif)
+            for part in parts:
+                _check_form(tif, part.series, parts[0].series.keyframe, path)
+            voxel, doubt = settled(_sizes(tif, parts[0].series))
     except InputError:
         raise
     except Exception as error:  # tifffile raises struct.error, KeyError and more
         raise unreadable(path, "no readable TIFF", error) from error
-    *depth, height, width = _stack_shape(series, path)
-    shape = (depth[0] if depth else 1, height, width)
-    cut, dtype = _Reader(path, tif, series, shape).cut, series.dtype.newbyteorder("=")
-    return Source(str(path), shape, dtype, voxel, 1, cut, stamp(path), (path,), tif.close)
+    ends = np.cumsum([0, *(part.shape[0] for part in parts)])
+    lock = threading.Lock()  # reading moves the position in the file, which is one
+
+    def cut(z0: int, z1: int, y0: int, y1: int) -> Array:
+        with lock:
+            return np.concatenate(
+                [
+                    part.rows(max(z0 - start, 0), min(z1, end) - start, y0, y1)
+                    for part, start, end in zip(parts, ends, ends[1:], strict=False)
+                    if start < z1 and z0 < end
+                ]
+            )
+
+    stacked = f"{len(parts)} images of one shape are read as one stack of {ends[-1]} slices"
+    return Source(
+        str(path),
+        (int(ends[-1]), *parts[0].shape[1:]),
+        parts[0].dtype,
+        voxel,
+        1,
+        cut,
+        stamp(path),
+        (path,),
+        tif.close,
+        doubt,
+        (stacked,) if len(parts) > 1 else (),
+    )
 
 
-class _Reader:
-    """Reads parts of a series: mapped if not compressed, huge slices by tiles, others whole."""
+class _Part:
+    """A series: mapped if not compressed, huge slices read by tiles, others whole."""
 
-    def __init__(self, path: Path, tif: Any, series: Any, shape: tuple[int, int, int]) -> None:
-        self.path, self.tif, self.series, self.shape = path, tif, series, shape
-        self.lock = threading.Lock()  # reading moves the position in the file, which is one
-        self.array: Any = None
-        paged = len(series.pages) == shape[0] and math.prod(shape[1:]) <= LARGE
-        if series.dataoffset is not None:
-            import tifffile
+    def __init__(self, path: Path, series: Any, choice: Choice) -> None:
+        import tifffile
 
-            self.array = tifffile.memmap(path, series=0, mode="r")
-        elif not paged and "S" not in series.axes:
+        self.path, self.series = path, series
+        check_type(series.dtype, str(path))
+        if max(series.shape) > MAX_SIDE or 0 in series.shape:
+            raise damaged(path, f"shape {series.shape}", f"sides of 1 to {MAX_SIDE}")
+        self.palette = series.keyframe.photometric == tifffile.PHOTOMETRIC.PALETTE
+        self.dtype = np.dtype("u1") if self.palette else series.dtype.newbyteorder("=")
+        axes = list(zip(series.axes.lower(), series.shape, strict=True))
+        free = [axis for axis, n in axes if axis in "zitq" and n > 1]  # i, q: of unknown meaning
+        names = ["z" if axis in free and len(free) == 1 else axis for axis, _ in axes]
+        samples = [i for i, (axis, n) in enumerate(axes) if axis == "s" and n > 1]
+        spatial = [i for i in range(len(axes)) if i not in samples]
+        self.places = places_of(
+            [axes[i][1] for i in spatial], [names[i] for i in spatial], str(path), choice.at
+        )
+        sizes = dict(zip(self.places, (axes[i][1] for i in spatial), strict=True))
+        self.shape = sizes.get("z", 1), sizes["y"], sizes["x"]
+        self.planes = [axes[i][1] for i in spatial][: self.places.index("y")]
+        for i in samples:
+            self.places.insert(i, "s")
+
+    def rows(self, z0: int, z1: int, y0: int, y1: int) -> Array:
+        """Rows of slices, (z, y, X)."""
+        series, planar = self.series, "s" in self.places and self.places[-1] != "s"
+        paged = len(series.pages) == math.prod(self.planes) and series.keyframe.size <= LARGE
+
+        def channels_last(array: Array) -> Array:
+            return np.moveaxis(array, -3, -1) if planar else array
+
+        if series.dataoffset is None and (paged or "s" in self.places):
+            pages = [self._page(z).asarray() for z in range(z0, z1)]
+            stack = np.stack([channels_last(page)[y0:y1] for page in pages])
+        else:
+            stack = channels_last(region(self._array, self.places, z0, z1, y0, y1))
+        if self.palette:
+            maps = [self._page(z).aspage().colormap >> 8 for z in range(z0, z1)]
+            stack = np.stack(
+                [np.moveaxis(m[:, s], 0, -1) for m, s in zip(maps, stack, strict=True)]
+            )
+        if stack.ndim == 4:
+            what = [f"{self.path}, slice {z}" for z in range(z0, z1)]
+            stack = np.stack([single_channel(s, w) for s, w in zip(stack, what, strict=True)])
+        return stack.astype(self.dtype, copy=False)
+
+    def _page(self, z: int) -> Any:
+        """The page of a slice."""
+        place = [p if isinstance(p, int) else z for p in self.places if p != "s"]
+        number = np.ravel_multi_index(place[: len(self.planes)], self.planes) if self.planes else 0
+        return self.series.pages[int(number)]
+
+    @functools.cached_property
+    def _array(self) -> Any:
+        """The series as an array of which parts can be read."""
+        if self.series.dataoffset is None:
             import zarr
 
-            self.array = zarr.open_array(series.aszarr(), mode="r")
-
-    def cut(self, z0: int, z1: int, y0: int, y1: int) -> Array:
-        if self.array is not None and "S" not in self.series.axes:
-            names = ["z" if a not in "YX" and n > 1 else a for a, n in _axes(self.series)]
-            with self.lock:
-                kept = spatial_axes(self.series.shape, names, str(self.path))
-                rows = region(self.array, kept, z0, z1, y0, y1)
-            return rows.astype(self.series.dtype.newbyteorder("="), copy=False)
-        return np.stack([self._slice(z)[y0:y1] for z in range(z0, z1)])
-
-    def _slice(self, z: int) -> Array:
-        with self.lock:
-            if self.array is not None:
-                kept = [n for axis, n in _axes(self.series) if axis in "YXS"]
-                array = np.asarray(self.array).reshape(self.shape[0], *kept)[z]
-            else:
-                array = np.squeeze(np.asarray(self.series.pages[z].asarray()))
-        axes = self.series.axes
-        if array.ndim == 3 and axes.index("S") < axes.index("Y"):  # one plane a channel
-            array = np.moveaxis(array, 0, -1)
-        return single_channel(array, f"{self.path}, slice {z}")
+            return zarr.open_array(self.series.aszarr(), mode="r")
+        form = self.series.parent.byteorder + self.series.dtype.char
+        return np.memmap(self.path, form, "r", self.series.dataoffset, self.series.shape)
 
 
-def _axes(series: Any) -> list[tuple[str, int]]:
-    return list(zip(series.axes, series.shape, strict=True))
+def _image(tif: Any, path: Path, chosen: str) -> list[Any]:
+    """The series of the image that is the volume; more than one where these are its slices.
+
+    Raises:
+        InputError: there are several images, or pages that belong to none.
+    """
+    series = list(tif.series)
+    if chosen:
+        series = [s for i, s in enumerate(series) if chosen in (str(i), s.name)]
+    forms = {(s.keyframe.shape, s.dtype) for s in series}
+    pages = sum(len(level.pages) for s in tif.series for level in s.levels)
+    left = 0 if chosen else len(tif.pages) - pages
+    one_stack = len(forms) == 1 and not tif.is_ome and not chosen
+    if left > 0 or not (one_stack or len(series) == 1):
+        names = [f":/{i} {s.name} {s.axes} {s.shape} {s.dtype}" for i, s in enumerate(tif.series)]
+        names += [f"{left} pages that belong to none"] if left > 0 else []
+        found = f"no image {chosen!r}" if chosen else f"{len(names)} images"
+        raise not_one_of(path, found, names, f"{path}:/0")
+    stated = _stated_planes(tif, series[0])
+    planes = sum(math.prod(s.shape) // math.prod(s.keyframe.shape) for s in series)
+    if stated is not None and stated not in (planes, planes * series[0].sizes.get("sample", 1)):
+        found = f"{planes} slices where its description says {stated} planes"
+        raise damaged(path, found, "all planes in one file")
+    return series
 
 
-def _volume_of(tif: Any, path: Path) -> Any:
-    """The series that is the volume: the first."""
+def _check_form(tif: Any, series: Any, first: Any, path: Path) -> None:
+    """Refuse pages that are not stored as the first is, and values that are no grey values."""
     import tifffile
 
-    series = tif.series[0]
-    check_type(series.dtype, str(path))
-    if max(series.shape) > MAX_SIDE or 0 in series.shape:
-        raise damaged(path, f"shape {series.shape}", f"sides of 1 to {MAX_SIDE}")
-    if series.keyframe.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
+    photometric, bits = first.photometric, first.bitspersample
+    if photometric == tifffile.PHOTOMETRIC.MINISWHITE:
         raise InputError(
             path,
             found="values that are shown inverted (WhiteIsZero)",
             expected="0 for black",
             do="Save it without an inverting lookup table (Fiji: Image > Lookup Tables).",
         )
-    stated, slices = _stated_planes(tif), math.prod(_stack_shape(series, path)[:-2])
-    if stated is not None and stated not in (slices, slices * series.sizes.get("sample", 1)):
-        found = f"{slices} slices where its description says {stated} planes"
-        raise damaged(path, found, "all planes in one file")
-    return series
+    if photometric.name not in ("MINISBLACK", "RGB", "YCBCR", "PALETTE") or 1 < bits < 8:
+        found, expected = f"{photometric.name} of {bits} bits", "grey values of 1, 8 or more bits"
+        raise InputError(path, found=found, expected=expected, do="Export it in grey, 8 bits.")
+    directory = _directory(tif, first.offset)
+    for page in series.pages:
+        if page is None or _directory(tif, page.offset) == directory:
+            continue
+        own = page.aspage()
+        if unlike := [name for name in FORM if getattr(own, name) != getattr(first, name)]:
+            now, was = ([f"{name} {getattr(p, name)!s}" for name in unlike] for p in (own, first))
+            raise InputError(
+                path,
+                found=f"page {own.index} with {', '.join(now)}",
+                expected=f"{', '.join(was)}, as the first",
+                do="Move it to another file, or export all alike.",
+            )
 
 
-def _stack_shape(series: Any, path: Path) -> list[int]:
-    """([Z,] Y, X) of a series."""
-    axes = _axes(series)
-    kept = [(axis, n) for axis, n in axes if axis in "YX" or (n > 1 and axis != "S")]
-    if len(kept) > 3 or [axis for axis, _ in kept][-2:] != ["Y", "X"]:
-        raise no_grey_stack(path, f"axes {series.axes} of shape {series.shape}")
-    return [n for _, n in kept]
+def _directory(tif: Any, offset: int) -> list[bytes]:
+    """What a directory says in `FORM_TAGS`, undecoded: a thousand take a few milliseconds."""
+    form, file = tif.tiff, tif.filehandle
+    file.seek(offset)
+    (n,) = struct.unpack(form.tagnoformat, file.read(form.tagnosize))
+    tags = file.read(n * form.tagsize)
+    entries = [tags[i : i + form.tagsize] for i in range(0, len(tags), form.tagsize)]
+    return [e for e in entries if struct.unpack(form.tagformat1[:2], e[:2])[0] in FORM_TAGS]
 
 
-def _stated_planes(tif: Any) -> int | None:
+def _stated_planes(tif: Any, series: Any) -> int | None:
     """Planes that ImageJ's tags or OME-XML claim: tifffile takes those that are there."""
-    if tif.is_ome and (pixels := _ome_pixels(tif)):
+    if tif.is_ome and (pixels := _ome_pixels(tif, series)):
         return math.prod(int(pixels.get(f"Size{axis}", 1)) for axis in "ZCT")
     if tif.is_imagej and "images" in (tif.imagej_metadata or {}):
         return int(tif.imagej_metadata["images"])
     return None
 
 
-def _ome_pixels(tif: Any) -> dict[str, Any]:
-    """`Pixels` of the first image of OME-XML."""
+def _ome_pixels(tif: Any, series: Any) -> dict[str, Any]:
+    """`Pixels` of the image of a series in OME-XML."""
     from tifffile import xml2dict
 
-    image = xml2dict(tif.ome_metadata)["OME"]["Image"]
-    pixels: dict[str, Any] = (image[0] if isinstance(image, list | tuple) else image)["Pixels"]
-    return pixels
+    images = xml2dict(tif.ome_metadata)["OME"]["Image"]
+    listed = images if isinstance(images, list | tuple) else [images]
+    return dict(listed[tif.series.index(series)]["Pixels"])
 
 
-def _voxel(tif: Any) -> Voxel | None:
-    """From OME-XML or ImageJ's tags. A plain TIFF's resolution is that of a printer."""
+def _sizes(tif: Any, series: Any) -> dict[str, list[float]]:
+    """What OME-XML, ImageJ's tags and the resolution of a TIFF state, (z, y, x) in nm."""
+    tags, found = series.keyframe.tags, {}
+    lengths = [0.0, 0.0]  # units a pixel
+    for i, name in enumerate(("YResolution", "XResolution")):  # pixels a unit, as a fraction
+        pixels_n, units_n = tags[name].value if name in tags else (0, 1)
+        lengths[i] = units_n / pixels_n if pixels_n else 0.0
     if tif.is_ome:
-        pixels = _ome_pixels(tif)
+        pixels = _ome_pixels(tif, series)
         keys = [f"PhysicalSize{axis}" for axis in "ZYX"]
         sizes = [in_nm(float(pixels.get(k, 0)), pixels.get(f"{k}Unit", "µm")) for k in keys]
+        found["OME-XML"] = sizes
     elif tif.is_imagej:
-        stated, tags = tif.imagej_metadata or {}, tif.pages[0].tags
-        unit = str(stated.get("unit", "")).replace("\\u00B5", "µ")
-        sizes = [in_nm(float(stated.get("spacing", 0)), unit)]
-        for name in ("YResolution", "XResolution"):  # pixels per unit, as a fraction
-            pixels_n, units_n = tags[name].value if name in tags else (0, 1)
-            sizes.append(in_nm(units_n / pixels_n if pixels_n else 0, unit))
-    else:
-        return None
-    return known_voxel(sizes)
+        stated = tif.imagej_metadata or {}
+        units = [str(stated.get(key, stated.get("unit", ""))) for key in ("zunit", "yunit", "unit")]
+        sizes = [abs(float(stated.get("spacing", 0))), *lengths]
+        pairs = zip(sizes, units, strict=True)
+        found["ImageJ"] = [in_nm(size, unit.replace("\\u00B5", "µ")) for size, unit in pairs]
+    unit = PER_UNIT.get(int(tags["ResolutionUnit"].value) if "ResolutionUnit" in tags else 0, "")
+    if plausible(own := [in_nm(length, unit) for length in lengths]):  # else that of a printer
+        found["ResolutionUnit"] = [0.0, *own]
+    return found
 
 
 def _check_complete(tif: Any, path: Path) -> None:

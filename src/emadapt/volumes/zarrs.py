@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,28 +15,38 @@ import numpy as np
 from emadapt.errors import InputError
 from emadapt.volumes.source import (
     Array,
+    Choice,
+    Places,
     Source,
+    chunk_grid,
     chunked_source,
     damaged,
+    missing,
     not_one_of,
-    spatial_axes,
+    places_of,
     unreadable,
 )
-from emadapt.volumes.voxel import Voxel, in_nm, known_voxel, stated_voxel
+from emadapt.volumes.voxel import in_nm, stated_sizes
+
+FILES = 10_000
+"""Most files of chunks that are looked for when a Zarr is opened."""
 
 
-def open_zarr(path: Path, inside: str = "", scale: int = 0) -> Source:
+def open_zarr(path: Path, choice: Choice) -> Source:
     """The volume in a Zarr array, in a group with one volume, or in an OME-Zarr image."""
     import zarr
 
-    path = path / inside if inside else path
+    path = path / choice.inside if choice.inside else path
     node = _node(path)
     if isinstance(node, zarr.Group) and "bioformats2raw.layout" in _ome(node):
-        node = _node(path / "0")  # what that converter calls the first image
+        names = sorted(name for name, _ in node.groups() if name.isdigit())
+        if names != ["0"]:
+            raise not_one_of(path, f"{len(names)} images", names, f"{path}/0")
+        node = _node(path / "0")
     if isinstance(node, zarr.Group) and (images := _ome(node).get("multiscales")):
-        return _image(path, node, images[0], scale)
-    if scale:
-        found = f"scale {scale} of a volume that has one resolution"
+        return _image(path, node, images, choice)
+    if choice.scale:
+        found = f"scale {choice.scale} of a volume that has one resolution"
         raise InputError(path, found=found, expected="an OME-Zarr image", do="Leave out the scale.")
     attributes = node.attrs.asdict()
     if isinstance(node, zarr.Group):
@@ -43,7 +54,7 @@ def open_zarr(path: Path, inside: str = "", scale: int = 0) -> Source:
         attributes |= node.attrs.asdict()
     names = getattr(node.metadata, "dimension_names", None) or attributes.get("_ARRAY_DIMENSIONS")
     axes = [str(name) for name in names] if names and all(names) else None
-    return _source(str(path), path, node, axes, stated_voxel(attributes))
+    return _source(str(path), path, node, axes, stated_sizes(attributes, axes), choice)
 
 
 def is_zarr(path: Path) -> bool:
@@ -80,8 +91,14 @@ def _only_volume(path: Path, group: Any) -> Any:
     return arrays[volumes[0]]
 
 
-def _image(path: Path, group: Any, image: dict[str, Any], scale: int) -> Source:
-    """One scale of an image that `multiscales` describes."""
+def _image(path: Path, group: Any, images: list[dict[str, Any]], choice: Choice) -> Source:
+    """One scale of the image that `multiscales` describes."""
+    if len(images) != 1:
+        names = [str(image.get("name", i)) for i, image in enumerate(images)]
+        found = f"{len(images)} images: {', '.join(names)}"
+        do = f"Name the array: {path}/ARRAY."
+        raise InputError(path, found=found, expected="one", do=do)
+    image, scale = images[0], choice.scale
     try:
         # Version 0.3 has plain names of axes.
         axes = [{"name": a} if isinstance(a, str) else a for a in image["axes"]]
@@ -94,30 +111,41 @@ def _image(path: Path, group: Any, image: dict[str, Any], scale: int) -> Source:
     if not 0 <= scale < len(paths):
         expected, do = f"0 to {len(paths) - 1}", "Choose one that is there."
         raise InputError(path, found=f"scale {scale}", expected=expected, do=do)
-    if paths[scale] not in group:
-        raise damaged(path, f"no array {paths[scale]!r}", "what its metadata say")
+    if lost := [name for name in paths if name not in group]:
+        raise damaged(path, f"no array {', '.join(lost)}", "what its metadata say")
+    shapes = [group[name].shape for name in paths]
+    if shapes != sorted(shapes, key=math.prod, reverse=True):
+        found = f"scales of shape {', '.join(map(str, shapes))}"
+        do = f"Name the array: {path}/{paths[0]}."
+        raise InputError(path, found=found, expected="the finest first", do=do)
     changes = [
         *levels[scale].get("coordinateTransformations", ()),
         *image.get("coordinateTransformations", ()),
     ]
-    voxel = _voxel(axes, changes)
-    return _source(f"{path} (scale {scale})", path, group[paths[scale]], names, voxel)
+    sizes = {"coordinateTransformations": _sizes(axes, changes)}
+    return _source(f"{path} (scale {scale})", path, group[paths[scale]], names, sizes, choice)
 
 
-def _voxel(axes: list[dict[str, Any]], changes: Sequence[dict[str, Any]]) -> Voxel | None:
-    sizes = np.ones(len(axes))
-    for change in changes:
-        if change.get("type") == "scale" and len(change.get("scale", ())) == len(axes):
-            sizes *= np.asarray(change["scale"], float)
+def _sizes(axes: list[dict[str, Any]], changes: Sequence[dict[str, Any]]) -> list[float]:
+    """Voxel size (z, y, x) in nm; 0 for what has no scale or no unit."""
+    scales = [c["scale"] for c in changes if len(c.get("scale", ())) == len(axes)]
+    if not scales:
+        return [0.0] * 3
+    sizes = np.prod(np.asarray(scales, float), axis=0)
     known = {
         axis["name"]: in_nm(float(size), str(axis.get("unit", "")))
         for axis, size in zip(axes, sizes, strict=True)
     }
-    return known_voxel([known.get(axis, 0.0) for axis in "zyx"])
+    return [known.get(axis, 0.0) for axis in "zyx"]
 
 
 def _source(
-    name: str, path: Path, array: Any, axes: list[str] | None, voxel: Voxel | None
+    name: str,
+    path: Path,
+    array: Any,
+    axes: list[str] | None,
+    sizes: Mapping[str, Sequence[float]],
+    choice: Choice,
 ) -> Source:
     if not hasattr(array, "chunks"):
         raise InputError(name, found="a group", expected="an array", do="Check the path.")
@@ -130,14 +158,15 @@ def _source(
         )
     folder = Path(array.store.root, array.path)
     described = [folder / mark for mark in ("zarr.json", ".zarray") if (folder / mark).is_file()]
-    source = chunked_source(name, array, axes, voxel, path, described)
+    source = chunked_source(name, array, axes, sizes, path, described, choice.at)
+    places = places_of(array.shape, axes, name, choice.at)
 
     def cut(z0: int, z1: int, y0: int, y1: int) -> Array:
-        for file in _files(array, axes, (z0, z1), (y0, y1)):
+        for file in _files(array, places, (z0, z1), (y0, y1)):
             _check_file(file, name, _is_blosc(array))
         return source.cut(z0, z1, y0, y1)
 
-    return dataclasses.replace(source, cut=cut)
+    return dataclasses.replace(source, cut=cut, notes=_missing(name, array))
 
 
 def _is_blosc(array: Any) -> bool:
@@ -146,18 +175,51 @@ def _is_blosc(array: Any) -> bool:
     return not sharded and any("Blosc" in type(codec).__name__ for codec in array.compressors)
 
 
+def _missing(name: str, array: Any) -> tuple[str, ...]:
+    """A note on the share of files of chunks that are not there, of a sample of them.
+
+    Raises:
+        InputError: none is there.
+    """
+    grid = chunk_grid(array.shape, getattr(array, "shards", None) or array.chunks)
+    numbers = np.linspace(0, math.prod(grid) - 1, min(math.prod(grid), FILES)).astype(np.int64)
+    places = list(zip(*np.unravel_index(numbers, grid), strict=True))
+    folder = Path(array.store.root, array.path)
+    share = np.mean([not os.path.lexists(folder / _key(array, place)) for place in places])
+    if share < 1:
+        return missing(float(share), array.fill_value)
+    parts = [str(n) for n in places[0]]
+    others = ["/".join(parts), ".".join(parts), "/".join(["c", *parts]), ".".join(["c", *parts])]
+    found = f"none of its chunks, which are called like {_key(array, places[0])}"
+    if there := [other for other in others if (folder / other).is_file()]:
+        separator = "/" if "/" in there[0] else "."
+        found += f"; they are there as {there[0]}"
+        do = f'State it in .zarray: "dimension_separator": "{separator}".'
+    else:
+        do = "Copy or export it again."
+    raise InputError(name, found=found, expected="the chunks that its metadata name", do=do)
+
+
+def _key(array: Any, place: Sequence[int]) -> str:
+    """The name of a chunk's file in the folder of its array."""
+    return str(array.metadata.encode_chunk_key(tuple(int(n) for n in place)))
+
+
 def _files(
-    array: Any, axes: list[str] | None, slices: tuple[int, int], rows: tuple[int, int]
+    array: Any, places: Places, slices: tuple[int, int], rows: tuple[int, int]
 ) -> Iterator[Path]:
     """Files of the chunks or shards that hold a region."""
     stored = getattr(array, "shards", None) or array.chunks
-    kept = spatial_axes(array.shape, axes, array.path)
-    wanted = [slices, rows, (0, array.shape[kept[-1]])][-len(kept) :]
-    ranges = [range(1)] * len(stored)
-    for axis, (start, end) in zip(kept, wanted, strict=True):
-        ranges[axis] = range(start // stored[axis], -(-end // stored[axis]))
-    for place in itertools.product(*ranges):
-        yield Path(array.store.root, array.path, array.metadata.encode_chunk_key(place))
+    ranges = []
+    for place, size, n in zip(places, stored, array.shape, strict=True):
+        start, end = (
+            (place, place + 1)
+            if isinstance(place, int)
+            else {"z": slices, "y": rows, "x": (0, n)}[place]
+        )
+        ranges.append(range(start // size, -(-end // size)))
+    for chunk in itertools.product(*ranges):
+        yield Path(array.store.root, array.path, _key(array, chunk))
 
 
 def _check_file(file: Path, name: str, blosc: bool) -> None:
