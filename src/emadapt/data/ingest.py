@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import click
 import numpy as np
 import numpy.typing as npt
 
@@ -204,7 +203,7 @@ def _write(
                 fractions[z] = foreground_share(labels[z])
             for done in hashing:
                 done.result()
-    say(f"ingest {name}", values.check(f"labels of {name}"))
+    tell(f"ingest {name}", values.check(f"labels of {name}"))
     if missing and (fractions.any() or spec.organelle):
         raise InputError(
             f"labels of {name}",
@@ -255,7 +254,7 @@ def _check_foreground(
             expected=f"labels with values {spec.rule}",
             do="Check the labels and the dataset's `organelle` or `foreground` rule.",
         )
-    say(f"ingest {name}", empty_or_full(fractions, range(len(fractions))))
+    tell(f"ingest {name}", empty_or_full(fractions, range(len(fractions))))
 
 
 def empty_or_full(fractions: npt.NDArray[np.float64], numbers: Sequence[int]) -> list[str]:
@@ -270,12 +269,6 @@ def empty_or_full(fractions: npt.NDArray[np.float64], numbers: Sequence[int]) ->
             more = ", ..." if len(found) > 10 else ""
             lines.append(f"{len(found)} of {len(fractions)} slices {words}: {named}{more}")
     return lines
-
-
-def say(where: str, lines: list[str]) -> None:
-    """Print what a user should know and may have meant."""
-    for line in lines:
-        click.echo(f"{where}: {line}", err=True)
 
 
 def _manifest(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from emadapt.data.foreground import foreground_mask, foreground_share
-from emadapt.data.ingest import check_pair, check_sizes, empty_or_full, say, split_of
+from emadapt.data.ingest import check_pair, check_sizes, empty_or_full, split_of
 from emadapt.data.label_values import LabelValues
 from emadapt.data.labelled import amount
 from emadapt.data.layouts import Part, find_parts
@@ -22,6 +22,7 @@ from emadapt.study.backbones import BackboneSettings
 from emadapt.study.datasets import DatasetSettings, TrainSetSettings
 from emadapt.study.regimes import RegimeSettings
 from emadapt.study.study import Study
+from emadapt.volumes.source import tell
 
 LABELS = 8
 """Slices of a part whose labels are looked at; `ingest` reads all."""
@@ -79,7 +80,7 @@ def _check_part(part: Part, spec: DatasetSettings, name: str) -> tuple[int, int]
             shares.append(foreground_share(mask))
             check_pair(image, label, part.labels.where(z))
         lines = values.check(f"labels of {name}, slices {', '.join(map(str, chosen))}")
-        say(f"check {name}", lines + empty_or_full(np.array(shares), chosen))
+        tell(f"check {name}", lines + empty_or_full(np.array(shares), chosen))
     return image.shape[0], image.shape[1]
 
 
