@@ -19,18 +19,17 @@ from emadapt.data.label_values import LabelValues
 from emadapt.data.layouts import find_parts
 from emadapt.data.pairing import Part
 from emadapt.data.sources import source_of
-from emadapt.data.splits import Split, split_slices
+from emadapt.data.splits import Split, evenly_spaced, split_slices
 from emadapt.errors import InputError
 from emadapt.files import new_array, whole_folder, write_json
 from emadapt.progress import track
 from emadapt.study.datasets import DatasetSettings
 from emadapt.study.study import Study
-from emadapt.volumes.grey import PERCENTILES, grey_window, to_uint8
+from emadapt.volumes.grey import PERCENTILES, SLICES, Window, grey_window, to_uint8
 from emadapt.volumes.source import Array, Source, tell, unlike
 from emadapt.volumes.voxel import Voxel, agree, said
 
 INGESTED = Path("build/ingest")
-Window = tuple[float, float]  # the grey values that become 0 and 255
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,10 @@ def ingest(study: Study, name: str, data: Path = Path("data"), out: Path = INGES
     _check_alike(images)
     check_sizes(parts, spec.voxel_nm)
     split = split_of(study, name, parts, str(root))
-    window = grey_window(_chosen(images, split["train"]), images[0].name)
+    some = [split["train"][k] for k in evenly_spaced(len(split["train"]), SLICES)]
+    window = grey_window(_chosen(images, some), images[0].name)
+    if window.is_padded or window[:2] != (0, 255):
+        tell(f"ingest {name}", [window.words()])
     with whole_folder(out / name) as folder:
         image_md5, label_md5, foreground = _write(folder, parts, spec, window, name)
         facts = _manifest(study, name, parts, split, window, root)
@@ -192,7 +194,7 @@ def _write(
     with ThreadPoolExecutor(2) as pool:  # reading and hashing let other threads run
         pairs = _ahead(pool, _pairs(parts))
         for z, (image, label, where) in enumerate(track(pairs, f"ingest {name}", total)):
-            images[z] = to_uint8(image, *window)
+            images[z] = to_uint8(image, window.low, window.high)
             hashing = [pool.submit(hashes[0].update, images[z].data)]
             if label is not None:
                 check_pair(image, label, where)
@@ -276,7 +278,6 @@ def _manifest(
 ) -> dict[str, Any]:
     """What is known of a dataset before it is written."""
     spec, images = study.dataset_settings[name], parts[0].images
-    low, high = window
     facts = {
         "name": name,
         "shape": [sum(part.depth for part in parts), *images.shape[1:]],
@@ -286,7 +287,7 @@ def _manifest(
         "layout": spec.layout,
         "pairing": spec.pairing,
         "foreground": spec.rule,
-        "intensity": {"low": low, "high": high, "percentiles": list(PERCENTILES)},
+        "intensity": {"low": window.low, "high": window.high, "percentiles": list(PERCENTILES)},
         "parts": [[part.name, part.depth] for part in parts],
         "split": split,
         "split_kind": study.split.kind,

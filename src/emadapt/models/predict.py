@@ -136,7 +136,8 @@ def smooth_z(
     """Mean of each slice and its neighbours with Gaussian weights, in one pass.
 
     Only slices that are given take part, by their distance in z: what is predicted alone stays as
-        it is.
+        it is. A probability of exactly 0 is of a place without an image: it stays, and takes no
+        part.
 
     Args:
         slices: number and probability, numbers rising.
@@ -153,7 +154,9 @@ def smooth_z(
         near = [(other - z, p) for other, p in window if abs(other - z) <= reach]
         weights = [math.exp(-(away**2) / (2 * sigma**2)) for away, _ in near]
         total = sum(w * p for w, (_, p) in zip(weights, near, strict=True))
-        return z, np.asarray(total / sum(weights), dtype=np.float32)
+        seen = sum(w * (p > 0) for w, (_, p) in zip(weights, near, strict=True))
+        own = next(p for away, p in near if away == 0)
+        return z, np.divide(total, seen, out=np.zeros_like(own), where=own > 0)
 
     for z, probability in slices:
         while waiting and waiting[0] + reach < z:

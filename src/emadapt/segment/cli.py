@@ -32,7 +32,7 @@ WINDOW = click.option(
     nargs=2,
     type=float,
     metavar="LOW HIGH",
-    help="Grey values of black and white.  [default: all of 8 bits, else percentiles of INPUT]",
+    help="Grey values of black and white.  [default: percentiles of INPUT; all of 8 bits]",
 )
 OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace the output.")
 

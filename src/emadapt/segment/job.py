@@ -27,14 +27,12 @@ from emadapt.segment.model import (
     zoom_for,
 )
 from emadapt.segment.rows import View
-from emadapt.volumes.grey import grey_window, to_uint8
+from emadapt.volumes.grey import SLICES, constant, grey_window, to_uint8
 from emadapt.volumes.opening import open_image
 from emadapt.volumes.source import LARGE, Array, Source, tell, voxel_of
 from emadapt.volumes.voxel import Voxel, said
 from emadapt.volumes.write_zarr import CHUNK
 
-SLICES = 64
-"""Slices that grey values are taken from, evenly spaced; of huge slices, bands of rows."""
 DEPTH = 16
 """Most slices of a block; twice as many as a model's windows have, if these are more."""
 BLOCK = 2**24
@@ -172,14 +170,11 @@ def settle(order: Order, source: Source, model: Model) -> Job:
     trained = "; ".join(f"{said(v)} nm ({name})" for name, v in model.voxels.items())
     voxel = voxel_of(source, order.voxel_nm, f"one; the model was trained at {trained}")
     dataset, zoom = zoom_for(model, voxel)
-    window = order.window or grey_window(sampled(source), source.name)
-    if not window[0] < window[1]:
-        found, expected = f"{window[0]:g} to {window[1]:g}", "the lower before the higher"
-        raise InputError("grey values", found=found, expected=expected, do="Correct --window.")
+    window = window_for(source, order.window)
     spec = model.segmenter.spec
     statistics = None
     if spec.align:
-        images = (to_uint8(image, *window) for image in sampled(source))
+        images = (to_uint8(image[~constant(image)], *window) for image in sampled(source))
         statistics = statistics_from(images)
     aligner = aligner_for(model, statistics, zoom)
     geo = geometry_for(model, source.shape[1:], dataset, aligner)
@@ -208,6 +203,20 @@ def settle(order: Order, source: Source, model: Model) -> Job:
         depth=depth,
         rows=rows,
     )
+
+
+def window_for(source: Source, stated: tuple[float, float] | None) -> tuple[float, float]:
+    """The grey values that become 0 and 255: as stated, else the volume's own, which are said."""
+    if stated is None:
+        found = grey_window(sampled(source), source.name)
+        if found.is_padded or found[:2] != (0, 255):
+            tell(source.name, [found.words()])
+        return found.low, found.high
+    if not stated[0] < stated[1]:
+        order = f"{stated[0]:g} to {stated[1]:g}"
+        expected = "the lower before the higher"
+        raise InputError("grey values", found=order, expected=expected, do="Correct --window.")
+    return stated
 
 
 def warn_of_distance(model: Model, dataset: str, voxel_nm: Voxel, view: View) -> None:

@@ -19,10 +19,15 @@ from emadapt.models.segmenter import Probability
 from emadapt.segment.job import Block, Job, Order, settle
 from emadapt.segment.model import Model, aligner_for, cached_model, geometry_for, sha256_of
 from emadapt.segment.rows import View, entering
-from emadapt.volumes.grey import to_uint8
+from emadapt.volumes.grey import REACH, constant, to_uint8
 from emadapt.volumes.opening import open_image
 from emadapt.volumes.source import Array, Source, array_source, as_image
 from emadapt.volumes.voxel import as_voxel
+
+MIDDLE = np.uint8(128)
+"""Of the grey values: next to black or white, tissue looks like something else."""
+LEAST = np.float32(1e-4)
+"""The lowest probability of a voxel that a model looked at."""
 
 
 class Runner:
@@ -37,18 +42,31 @@ class Runner:
 
     def load(self, block: Block) -> Array:
         """All that a block needs of the volume."""
-        rows = self.view.native_rows(block.y0, block.y1)
-        return self.source.read(*self.view.slices(block.z0, block.z1), *rows)
+        return self.source.read(*self.view.slices(block.z0, block.z1), *self._rows(block))
+
+    def _rows(self, block: Block) -> tuple[int, int]:
+        """First and end of the rows that the model must see, with those that `constant` needs."""
+        return self._around(*self.view.native_rows(block.y0, block.y1))
+
+    def _around(self, top: int, bottom: int) -> tuple[int, int]:
+        return max(0, top - REACH), min(self.job.shape[1], bottom + REACH)
 
     def probability(self, block: Block, loaded: Array) -> Iterator[tuple[int, Probability]]:
-        """The number of a slice and the block's rows of it, (n, X) in [0, 1], as they are done."""
+        """The number of a slice and the block's rows of it, (n, X) in [0, 1], as they are done.
+
+        It is 0 where the volume is constant, and only there.
+        """
         first, _ = self.view.slices(block.z0, block.z1)
-        top, _ = self.view.native_rows(block.y0, block.y1)
+        top, _ = self._rows(block)
+
+        greys = [self.grey(values) for values in loaded]
 
         def read(z: int, y0: int, y1: int) -> Grey:
-            return self.grey(loaded[z - first, y0 - top : y1 - top])
+            return greys[z - first][y0 - top : y1 - top]
 
-        return self.view.predict(read, (block.z0, block.z1), (block.y0, block.y1))
+        for z, found in self.view.predict(read, (block.z0, block.z1), (block.y0, block.y1)):
+            empty = constant(loaded[z - first])[block.y0 - top : block.y1 - top]
+            yield z, np.where(empty, np.float32(0), np.maximum(found, LEAST))
 
     def slices(self) -> Iterator[tuple[int, Probability]]:
         """Number and probability (Y, X) of each slice of the volume, smoothed along z."""
@@ -70,7 +88,8 @@ class Runner:
         height, width = self.geo.tile
 
         def read(z: int, y0: int, y1: int) -> Grey:
-            return self.grey(self.source.read(z, z + 1, y0, y1)[0])
+            first, end = self._around(y0, y1)
+            return self.grey(self.source.read(z, z + 1, first, end)[0])[y0 - first : y1 - first]
 
         def enter(z: int, y: int) -> Grey:
             return entering(read, self.geo, z, y, y + height)
@@ -82,8 +101,9 @@ class Runner:
         return torch.stack(found)
 
     def grey(self, values: Array) -> Grey:
-        """Grey values as the model sees them."""
-        return self.geo.aligner(to_uint8(values, *self.job.window))
+        """Rows of a slice (Y, X) as the model sees them; `constant` areas as `MIDDLE`."""
+        grey = to_uint8(values, *self.job.window)
+        return self.geo.aligner(np.where(constant(values), MIDDLE, grey))
 
 
 def open_runner(job: Job) -> Runner:
