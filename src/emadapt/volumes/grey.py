@@ -20,6 +20,8 @@ SAMPLE_PER_SLICE = 65_536
 FAINT = 96
 """Values of 8 bits whose percentiles span fewer are stretched; others stay as they are. Those of
 the EPFL hippocampus (Lucchi et al. 2012) and of the VNC (Gerhard et al. 2013) span 177 and 218."""
+ENOUGH = 2**12
+"""Voxels of 8 bits that can tell that a volume is faint."""
 FLAT = 9
 """Side, in pixels, of a square of one value that is no image: noise makes neighbours differ."""
 REACH = 3 * (FLAT // 2)
@@ -68,7 +70,7 @@ def grey_window(slices: Iterable[Array], what: str | Path) -> Window:
     left_out = 1 - values.size / seen
     values = _without_clipped(values)
     low, high = np.percentile(values, PERCENTILES).tolist() if values.size else (0.0, 0.0)
-    if dtype == np.uint8 and not 0 < high - low < FAINT:
+    if dtype == np.uint8 and (values.size < ENOUGH or not 0 < high - low < FAINT):
         return Window(0.0, 255.0, left_out)
     if not high > low:
         found = f"a constant image (all {low:g})"
@@ -88,9 +90,7 @@ def constant(image: Array) -> Mask:
 
     known = image.dtype in (np.uint8, np.uint16, np.float32)
     beyond, square = FLAT // 2 - 1, np.ones((FLAT, FLAT), np.uint8)
-    values = cv2.copyMakeBorder(
-        image if known else image.astype(np.float64), *[beyond] * 4, cv2.BORDER_REPLICATE
-    )
+    values = np.pad(image if known else image.astype(np.float64), beyond, mode="edge")
     middles = cv2.erode(values, square) == cv2.dilate(values, square)
     if not middles.any():
         return np.zeros(image.shape, bool)
