@@ -14,14 +14,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
+from emadapt.cli import main
 from emadapt.errors import InputError
 from emadapt.models import convert, hub, weights
 from emadapt.models.archs import BACKBONES
 from emadapt.models.backbones import create_vit
 from emadapt.models.weights import Provenance, check_source
-from tiny import load_weights, same_tensors
+from tiny import load_weights, make_study, same_tensors, settings
 
 State = dict[str, torch.Tensor]
 
@@ -410,3 +412,63 @@ def test_filled_hub_cache_works_without_a_network(
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(InputError, match=file):
         check_source(arch, "hub")
+
+
+OLD, NEW = "0" * 40, "1" * 40
+"""Two commits of a repository; the newest is what no revision means."""
+
+
+@pytest.fixture
+def two_revisions(hub_cache: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
+    """A repository `timm/tiny` with other weights of tiny_dinov2 in each of its two commits."""
+    changed = dataclasses.replace(BACKBONES["tiny_dinov2"], hub="timm/tiny")
+    monkeypatch.setitem(BACKBONES, "tiny_dinov2", changed)
+    files = {}
+    for seed, revision in enumerate((OLD, NEW)):
+        files[revision] = hub_cache / f"models--timm--tiny/snapshots/{revision}/model.safetensors"
+        files[revision].parent.mkdir(parents=True)
+        save_file(load_weights("tiny_dinov2", "random", seed=seed)[0], files[revision])
+    (hub_cache / "models--timm--tiny/refs").mkdir()
+    (hub_cache / "models--timm--tiny/refs/main").write_text(NEW)
+    return files
+
+
+def test_a_pinned_revision_is_taken_and_another_file_is_not(two_revisions: dict[str, Path]) -> None:
+    hashes = {
+        key: hashlib.sha256(path.read_bytes()).hexdigest() for key, path in two_revisions.items()
+    }
+    for revision, meant in (("", NEW), (OLD, OLD), (NEW, NEW)):
+        _, provenance = load_weights("tiny_dinov2", "hub", revision=revision, sha256=hashes[meant])
+        assert provenance.note == f"revision {meant}"
+    with pytest.raises(InputError, match=f"sha256 {hashes[OLD]}; expected {hashes[NEW]}"):
+        load_weights("tiny_dinov2", "hub", revision=OLD, sha256=hashes[NEW])
+    with pytest.raises(InputError, match="no answer"):
+        load_weights("tiny_dinov2", "hub", revision="2" * 40)
+
+
+def test_weights_are_listed_verified_and_moved(
+    two_revisions: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.chdir(tmp_path)
+    params = settings()
+    params["backbones"]["t"] |= {"source": "hub", "revision": OLD, "sha256": "ab"}
+    make_study(tmp_path, params, ingested=False)
+    shown = CliRunner().invoke(main, ["weights"])
+    assert shown.exit_code == 2
+    assert f"t: timm/tiny@{OLD}" in shown.output
+    assert "instead of ab" in shown.output
+    digest = hashlib.sha256(two_revisions[OLD].read_bytes()).hexdigest()
+    pinned = (tmp_path / "params.yaml").read_text().replace("sha256: ab", f"sha256: {digest}")
+    (tmp_path / "params.yaml").write_text(pinned)
+    assert CliRunner().invoke(main, ["weights", "--to", "moved"]).exit_code == 0
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "moved"))
+    for revision in (OLD, ""):
+        _, provenance = load_weights("tiny_dinov2", "hub", revision=revision)
+        assert provenance.sha256 == digest
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "nowhere"))
+    shown = CliRunner().invoke(main, ["weights"])
+    assert shown.exit_code == 2
+    assert "not here" in shown.output
+    assert CliRunner().invoke(main, ["weights", "--fetch"]).exit_code == 2  # no hub answers

@@ -49,7 +49,8 @@ class Arch:
     def files(self) -> tuple[str, ...]:
         """Names of the weights file in the repository, the preferred first."""
         if self.family == "openclip":
-            return ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+            names = ("open_clip_model", "open_clip_pytorch_model")
+            return (*(f"{name}.safetensors" for name in names), f"{names[1]}.bin")
         return ("model.safetensors", "pytorch_model.bin")
 
 

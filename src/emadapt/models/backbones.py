@@ -202,7 +202,8 @@ def pretrained(spec: BackboneSettings) -> Backbone:
         InputError: unknown name or setting, or weights that cannot be had.
     """
     blocks = (get_arch(spec.arch).depth,) if spec.blocks == "last" else spec.blocks
-    weights = open_weights(spec.arch, spec.source, spec.file or None)
+    pinned = {"revision": spec.revision, "sha256": spec.sha256}
+    weights = open_weights(spec.arch, spec.source, spec.file or None, **pinned)
     return Backbone(spec.arch, weights, blocks, spec.normalisation).eval()
 
 

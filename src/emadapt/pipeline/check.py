@@ -112,7 +112,7 @@ def _check_weights(spec: Any) -> None:
     if spec.source in ("hub", "file"):
         from emadapt.models.weights import check_source  # torch, which takes seconds
 
-        check_source(spec.arch, spec.source, spec.file or None)
+        check_source(spec.arch, spec.source, spec.file or None, spec.revision)
 
 
 def _check_system(regime: Any) -> None:

@@ -20,6 +20,15 @@ class BackboneSettings(Settings):
         ..., "Where the weights come from; their sha256 is part of every key.", "nothing"
     )
     file: str = setting("", "Weights file, for `source: file`.", "nothing")
+    revision: str = setting(
+        "", "Commit of the repository, for `source: hub`; empty: the cache's or newest.", "nothing"
+    )
+    sha256: str = setting(
+        "",
+        "What the weights file must have, for `hub` and `file`.",
+        "nothing",
+        pattern="^[0-9a-f]*$",
+    )
     blocks: Literal["auto", "last"] | Annotated[tuple[BlockNumber, ...], Field(min_length=1)] = (
         setting("auto", "Blocks whose tokens the head sees, from 1; `auto`: four.", "tokens")
     )

@@ -85,7 +85,7 @@ def full_name(config: Study, order: Order) -> str:
     from emadapt.models.weights import check_source
 
     spec = config.backbone_settings[target.backbone]
-    check_source(spec.arch, spec.source, spec.file or None)
+    check_source(spec.arch, spec.source, spec.file or None, spec.revision)
     return f"{name}-{settings_hash(config, target)}"
 
 
