@@ -26,6 +26,7 @@ from emadapt.study.study import Study
 from emadapt.sweep.crew import Order
 from emadapt.sweep.objective import reason
 from emadapt.sweep.promote import own_values, write_regime
+from emadapt.sweep.record import add_result, sweep_run
 from emadapt.sweep.run import begin, full_name
 from emadapt.sweep.space import (
     Target,
@@ -46,6 +47,8 @@ from emadapt.sweep.storage import (
     retry_lost,
 )
 from emadapt.sweep.worker import run_trials
+from emadapt.tracking import store as mlflow_store
+from emadapt.tracking.publish import publish
 from emadapt.training.train import train_unit
 from tiny import make_study, settings
 
@@ -217,8 +220,13 @@ def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
         open_store()
 
 
-@pytest.mark.parametrize("rest", [b'{"op_code": 4, "wor', b'{"op_code": 4}', b"\0" * 4096, b"\n"])
-def test_an_unfinished_last_entry_of_the_journal_is_cut_off(tmp_path: Path, rest: bytes) -> None:
+@pytest.mark.parametrize(
+    "rest",
+    [b'{"op_code": 4, "wor', b'{"op_code": 4}', b"\0" * 4096, b"\n", b'{"op{"op_code": 4}\n{}\n'],
+)
+def test_a_damaged_end_of_the_journal_is_put_aside(
+    tmp_path: Path, rest: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = make_study(tmp_path)
     sweep, journal = begun(config, LORA, 2), FOLDER / "journal.log"
     sweep.add_trial(optuna.create_trial(value=0.7))
@@ -227,6 +235,9 @@ def test_an_unfinished_last_entry_of_the_journal_is_cut_off(tmp_path: Path, rest
     again = find_study(open_store())
     again.add_trial(optuna.create_trial(value=0.8))
     assert journal.read_bytes().startswith(whole)
+    damaged = journal.with_name("journal.log.damaged")
+    assert damaged.read_bytes() == rest
+    assert f"damaged, as after a crash; they are in {damaged} now" in capsys.readouterr().out
     assert [t.value for t in find_study(open_store()).get_trials()] == [None, 0.7, 0.8]
     mend_journal(journal)
     assert [t.value for t in again.get_trials()] == [None, 0.7, 0.8]
@@ -311,6 +322,45 @@ def test_a_trial_is_the_unit_that_promoting_it_would_train_and_never_sees_the_te
     assert not list(FOLDER.glob("*/trial-*")), "checkpoints of ended trials are left"
     run_trials(config, target, find_study(open_store()), 0, 2)
     assert len(find_study(open_store()).get_trials()) == 2, "enough is enough"
+
+
+def test_whatever_a_crash_takes_the_runs_in_mlflow_are_those_of_the_trials(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trial 0 loses its process; then the journal loses the end of what came after it."""
+    monkeypatch.chdir(root)
+    config = make_study(root, settings(epochs=1, steps_per_epoch=1, val_slices=1))
+    sweep = begun(config, FROZEN, 5)
+    sweep.ask()
+    retry_lost(sweep)
+    publish(sweep_run(config, FROZEN, sweep.study_name))
+    run_trials(config, FROZEN, sweep, 0, 2)
+    journal = FOLDER / "journal.log"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    last = max(at for at, line in enumerate(lines) if json.loads(line)["op_code"] == 4)
+    journal.write_bytes(b"".join(lines[:last]) + lines[last][:9])  # 4: a new trial
+    sweep = find_study(open_store())
+    run_trials(config, FROZEN, sweep, 1, 5)
+    run = sweep_run(config, FROZEN, sweep.study_name)
+    add_result(run, sweep)
+    publish(run)
+    client = mlflow_store.client(root)
+    runs = client.search_runs([client.get_experiment_by_name("tiny").experiment_id])
+    (parent,) = [r for r in runs if "sweep.parent" in r.data.tags]
+    children = {(r.data.tags["trial"], r.data.metrics["val/best_iou"]): r for r in runs[:-1]}
+    for trial in sweep.get_trials(states=(TrialState.COMPLETE,)):
+        child = children[str(first_number(trial)), trial.value]
+        assert child.data.params["sweep.head_lr"] == str(trial.params["head_lr"])
+        assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert (parent.data.tags["best.trial"], parent.data.metrics["best.val_iou"]) in children
+    figures = {
+        Path(file.path).stem for file in client.list_artifacts(parent.info.run_id, "figures")
+    }
+    assert figures == {"history", "intermediate", "importance", "parallel", "slice"}
+    left = json.loads((FOLDER / sweep.study_name / "sweep.json").read_text())
+    assert [t["val_iou"] for t in left["trials"]] == [
+        t.value for t in sweep.get_trials() if t.state == TrialState.COMPLETE
+    ]
 
 
 def test_trials_that_fail_do_not_count_and_end_the_sweep_with_the_reason(

@@ -89,9 +89,11 @@ class Objective:
         run = unit_run(config, unit, "sweep")
         run.name = f"{name[:-9]}-trial-{number}"
         run.tags |= {"unit": run.name, "sweep": name, "trial": number}
+        run.tags["unit.key"] = unit_key(config, unit)
         run.params["sweep"] = trial.params
         run.parent = {"sweep.parent": name}
-        run.same = ("sweep", "trial")
+        # A journal that lost its end gives a number again, to other settings.
+        run.same = ("sweep", "trial", "unit.key")
         return run
 
 

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from emadapt.files import write_json
 from emadapt.study.study import Study
 from emadapt.sweep.space import Target, definition
-from emadapt.sweep.storage import FOLDER, best_trial, first_number, n_ended
+from emadapt.sweep.storage import ENDED, FOLDER, best_trial, first_number, n_ended
 from emadapt.tracking.provenance import provenance_tags
 from emadapt.tracking.run import Run
 
-MIN_IMPORTANCE = 4
-"""Finished trials below which importance says nothing."""
+FEW = 4
+"""Finished trials below which comparing them says nothing."""
 
 
 def sweep_run(config: Study, target: Target, name: str) -> Run:
@@ -49,7 +52,10 @@ def progress(trials: list[FrozenTrial]) -> dict[str, float]:
 
 
 def add_result(run: Run, study: optuna.Study) -> None:
-    """Add the best settings, and those of Optuna's figures that the trials allow."""
+    """Add the best settings, and those of Optuna's figures that the trials allow.
+
+    The sweep's folder gets the figures and sweep.json, which the report shows.
+    """
     trials = study.get_trials(deepcopy=False)
     run.log(progress(trials), n_ended(trials))
     best = best_trial(trials)
@@ -57,20 +63,51 @@ def add_result(run: Run, study: optuna.Study) -> None:
         return
     run.results |= {f"best.{name}": value for name, value in best.params.items()}
     run.results["best.trial"] = first_number(best)
+    folder = FOLDER / study.study_name
+    figures = draw(study, folder)
+    run.artifacts |= {f"figures/{file.name}": file for file in figures}
+    ended = [trial for trial in trials if trial.state in ENDED]
+    shown = {
+        "name": run.name,
+        "study": run.study,
+        **study.user_attrs["target"],
+        "trials": [_shown(trial) for trial in ended],
+        "figures": [file.name for file in figures],
+    }
+    write_json(folder / "sweep.json", shown)
 
+
+def _shown(trial: FrozenTrial) -> dict[str, Any]:
+    """A trial that has ended; `val_iou` of a pruned one is null."""
+    return {
+        "trial": first_number(trial),
+        "default": "fixed_params" in trial.system_attrs,
+        "val_iou": trial.value if trial.state == TrialState.COMPLETE else None,
+        "params": trial.params,
+    }
+
+
+def draw(study: optuna.Study, folder: Path) -> list[Path]:
+    """Write Optuna's figures of a sweep; those that compare trials need a few with other values."""
     import matplotlib.pyplot as plt
     from optuna.visualization import matplotlib as figures
 
-    plots = {
+    plots: dict[str, Callable[[optuna.Study], Any]] = {
         "history": figures.plot_optimization_history,
         "intermediate": figures.plot_intermediate_values,
     }
-    values = [trial.value for trial in trials if trial.state == TrialState.COMPLETE]
-    if len(values) >= MIN_IMPORTANCE and len(set(values)) > 1:
-        plots["importance"] = figures.plot_param_importances
+    finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    if len(finished) >= FEW and len({trial.value for trial in finished}) > 1:
+        plots |= {
+            "importance": figures.plot_param_importances,
+            "parallel": figures.plot_parallel_coordinate,
+            "slice": figures.plot_slice,
+        }
+    files = []
     for name, plot in plots.items():
-        file = FOLDER / study.study_name / f"{name}.png"
-        plot(study)
-        plt.savefig(file, bbox_inches="tight")
-        plt.close("all")
-        run.artifacts[f"figures/{file.name}"] = file
+        with plt.rc_context({"figure.figsize": (9, 4.5)}):
+            plot(study)
+            files.append(folder / f"{name}.png")
+            plt.savefig(files[-1], bbox_inches="tight")
+            plt.close("all")
+    return files

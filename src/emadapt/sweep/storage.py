@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import re
@@ -189,27 +190,33 @@ def _journal() -> BaseStorage:
 
 
 def mend_journal(file: Path) -> None:
-    """Cut off a last line that a crash or a full disk left unfinished; Optuna could not go on.
+    """Move what follows the last whole entry to `<file>.damaged`; Optuna could not go on.
 
-    Nobody may write to the journal meanwhile.
+    A crash or a full disk leaves half a line, or NULs. Entries after a damaged one build on it, so
+    they go as well. Nobody may write to the journal meanwhile.
     """
     file.touch()
-    content = file.read_bytes()
-    lines = content.split(b"\n")[:-1]  # what follows the last newline is unfinished
-    while lines and not _is_json(lines[-1]):
-        lines.pop()
-    whole = sum(len(line) + 1 for line in lines)
+    content, whole = file.read_bytes(), 0
+    for line in io.BytesIO(content):
+        if not (line.endswith(b"\n") and _is_json(line)):
+            break
+        whole += len(line)
     if whole < len(content):
+        damaged = file.with_name(f"{file.name}.damaged")
+        with damaged.open("ab") as kept:
+            kept.write(content[whole:])
         os.truncate(file, whole)
-        print(f"sweep: {file}: cut off {len(content) - whole} bytes of an unfinished entry")
+        print(
+            f"sweep: {file}: its last {len(content) - whole} bytes are damaged, as after a crash; "
+            f"they are in {damaged} now, and the sweep goes on without them"
+        )
 
 
 def _is_json(line: bytes) -> bool:
     try:
-        json.loads(line)
+        return isinstance(json.loads(line), dict)
     except ValueError:
         return False
-    return True
 
 
 def _checked(url: str) -> str:
