@@ -18,6 +18,8 @@ import numpy as np
 import tifffile
 import yaml
 
+from emadapt.training.costs import cost_of
+
 
 @contextlib.contextmanager
 def workplace() -> Iterator[Path]:
@@ -82,4 +84,6 @@ def emadapt(*words: str) -> tuple[float, float]:
 def train(regime: str) -> dict[str, Any]:
     """Train the unit of a regime; its history: `epochs`, `seconds`, `peak_mb`."""
     emadapt("train", f"b-{regime}-noise-0")
-    return dict(json.loads(Path(f"build/units/b-{regime}-noise-0/history.json").read_text()))
+    folder = Path(f"build/units/b-{regime}-noise-0")
+    history, card = (json.loads((folder / f).read_text()) for f in ("history.json", "model.json"))
+    return history | cost_of(card["key"])

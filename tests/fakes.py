@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from emadapt.files import write_json
 from emadapt.study.backbones import BackboneSettings
 from emadapt.study.datasets import DatasetSettings, SplitSettings, TrainSetSettings
 from emadapt.study.regimes import regime_settings
@@ -128,12 +129,15 @@ def write_metrics(root: Path, study: Study) -> None:
             "seed": unit.seed,
             "model_md5": "0" * 32,
             "trainable_params": 442368,
-            "peak_mb": 900 + unit.seed,
-            "train_seconds": (3.0 if unit.regime == "ridge" else 100.0) + unit.seed,
+            "key": unit.name,
+            "made_from": {f"dataset {name}": "d" * 32 for name in study.tested},
             "labelled": labelled_of(study.train_set_settings[unit.train_set]),
             "test": {name: scores_of(iou_of(study, unit, name), name) for name in study.tested},
         }
         (folder / "metrics.json").write_text(json.dumps(metrics))
+        seconds = (3.0 if unit.regime == "ridge" else 100.0) + unit.seed
+        cost = {"seconds": seconds, "peak_mb": 900 + unit.seed}
+        write_json(root / "scratch/costs" / f"{unit.name}.json", cost)
         for dataset in study.tested:
             for which in ("", "-best", "-worst"):
                 noise.save(folder / f"overlay-{dataset}{which}.png")

@@ -104,7 +104,7 @@ def test_every_format_gives_the_volume_that_tiff_gives(
     assert volume.manifest["pairs"][3] == [f"image{suffix}#3", f"label{suffix}#3"]
 
 
-def test_the_md5_follows_every_ingredient(tmp_path: Path) -> None:
+def test_the_md5_follows_what_models_see_and_nothing_else(tmp_path: Path) -> None:
     study = a_study(tmp_path)
     seen = {run(study, tmp_path).md5}
     image, label = IMAGE.copy(), LABEL.copy()
@@ -114,10 +114,12 @@ def test_the_md5_follows_every_ingredient(tmp_path: Path) -> None:
     label[-1, 0, 0] ^= 1
     write(tmp_path / "data/a", label=label)
     seen.add(run(study, tmp_path).md5)
-    other = a_study(tmp_path, voxel_nm=[31, 5, 5])
+    assert len(seen) == 3
     write(tmp_path / "data/a", image=image, label=label)
-    seen.add(run(other, tmp_path).md5)
-    assert len(seen) == 4
+    other = a_study(tmp_path, voxel_nm=[31, 5, 5], foreground=">0")
+    assert run(other, tmp_path).md5 in seen
+    thick = a_study(tmp_path, voxel_nm=[10, 5, 5])  # other slices are left out between parts
+    assert run(thick, tmp_path).md5 not in seen
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.float32])

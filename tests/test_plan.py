@@ -88,12 +88,12 @@ def test_a_setting_changes_its_own_plans(study: Study, edit: Edit, expected: set
 
 def test_what_is_gone_leaves_no_plan_and_no_result(study: Study) -> None:
     plans()
-    for path in ("build/evaluate/t-lora-a-0", "reports/domain/t-lora", "build/units/t-lora-a-0"):
+    gone = ("build/evaluate/t-lora-a-0", "reports/domain/t-lora", "build/ingest/c")
+    for path in (*gone, "build/units/t-lora-a-0"):
         Path(path).mkdir(parents=True)
     changed(lambda own: own["study"].update(regimes=["frozen"]))
     assert {path.stem for path in PLAN.glob("diagnose/*")} == {"t-frozen", "h-frozen"}
-    assert not Path("build/evaluate/t-lora-a-0").exists()
-    assert not Path("reports/domain/t-lora").exists()
+    assert not any(Path(path).exists() for path in gone)
     assert Path("build/units/t-lora-a-0").exists()
 
 
@@ -110,12 +110,27 @@ def test_data_changes_the_plans_of_its_members_and_of_what_it_is_a_reference_for
     assert same == untouched | {"tokens/t-a", "diagnose/t-unet2d", "diagnose/h-unet2d"}
 
 
-def test_a_second_run_writes_nothing(study: Study) -> None:
-    total, written = write_plans(study)
-    assert written == total > 0
-    times = {path: path.stat().st_mtime_ns for path in PLAN.glob("*/*")}
-    assert write_plans(study) == (total, 0)
-    assert times == {path: path.stat().st_mtime_ns for path in PLAN.glob("*/*")}
+def test_what_changes_no_byte_trains_nothing_again(study: Study) -> None:
+    """A label rule that means the same; a voxel size, which scores and model cards have."""
+    before, keys = plans(), {unit: unit_key(study, unit) for unit in study.units()}
+    own = yaml.safe_load(Path("params.yaml").read_text())
+    own["datasets"]["b"] |= {"foreground": ">0"}
+    Path("params.yaml").write_text(yaml.safe_dump(own, sort_keys=False))
+    ingest(load_study(), "b")
+    assert plans() == before
+    own["datasets"]["b"]["voxel_nm"] = [50, 6, 6]
+    Path("params.yaml").write_text(yaml.safe_dump(own, sort_keys=False))
+    ingest(load_study(), "b")
+    after = plans()
+    every = "frozen lora warm unet2d"
+    assert {name for name in after if after[name] != before[name]} == (
+        units("train", regimes=every, train_set="paired") | units("evaluate", regimes=every)
+    )
+    assert {unit: unit_key(load_study(), unit) for unit in study.units()} == keys
+
+
+def test_a_second_run_writes_the_same(study: Study) -> None:
+    assert plans() == plans() != {}
 
 
 def test_a_replaced_weights_file_is_noticed(study: Study) -> None:
@@ -132,6 +147,20 @@ def test_a_replaced_weights_file_is_noticed(study: Study) -> None:
     Path("weights.bin").unlink()
     with pytest.raises(InputError, match=r"weights\.bin: found no file that can be read"):
         plans()
+
+
+@pytest.mark.parametrize("kind", ["mitonet", "sam2"])
+def test_replaced_weights_of_a_published_system_are_noticed(study: Study, kind: str) -> None:
+    weights = Path("models/theirs" if kind == "sam2" else "models/theirs.pth")
+    file = weights / "model.safetensors" if kind == "sam2" else weights
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"one")
+    regime = {"kind": kind, "weights": str(weights)}
+    changed(lambda own: own["regimes"].update(unet2d=regime))
+    before = plans()
+    file.write_bytes(b"two!")
+    after = plans()
+    assert {n for n in after if after[n] != before[n]} == units("train", regimes="unet2d")
 
 
 def test_a_model_folder_that_a_unit_starts_from_is_noticed(study: Study) -> None:

@@ -225,9 +225,8 @@ def test_only_files_outside_git_change_with_the_time_that_training_took(reported
     } < set(before)
     build_report(reported, a_study())
     assert content(reported) == before
-    for file in (reported / "build/evaluate").glob("*/metrics.json"):
-        metrics = json.loads(file.read_text())
-        file.write_text(json.dumps(metrics | {"train_seconds": 7.0, "peak_mb": 7}))
+    for file in (reported / "scratch/costs").iterdir():
+        file.write_text(json.dumps({"seconds": 7.0, "peak_mb": 7}))
     build_report(reported, a_study())
     after = content(reported)
     changed = {name for name in before if before[name] != after[name]}
@@ -264,6 +263,17 @@ def test_missing_and_wrong_metrics(tmp_path):
         with pytest.raises(InputError, match=r"dvc repro evaluate@dinov2_s-lora-vnc-0") as error:
             build_report(tmp_path, study)
         assert str(file) in str(error.value)
+    assert not (tmp_path / "reports").exists()
+
+
+def test_units_of_different_weights_or_data_are_not_averaged(tmp_path):
+    study = a_study()
+    write_metrics(tmp_path, study)
+    file = tmp_path / "build/evaluate/dinov2_s-lora-vnc-1/metrics.json"
+    metrics = json.loads(file.read_text())
+    file.write_text(json.dumps(metrics | {"made_from": {"dataset lucchi": "e" * 32}}))
+    with pytest.raises(InputError, match=r"dataset lucchi with hash eee.* expected ddd"):
+        build_report(tmp_path, study)
     assert not (tmp_path / "reports").exists()
 
 

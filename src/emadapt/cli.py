@@ -135,8 +135,7 @@ def plan() -> None:
     """Write build/plan/: all that each later stage depends on. DVC decides by it what to rerun."""
     from emadapt.training.plan import write_plans
 
-    total, changed = write_plans(load_study())
-    click.echo(f"plan: {total} plans, {changed} changed")
+    click.echo(f"plan: {write_plans(load_study())} plans")
 
 
 @main.command()
@@ -201,7 +200,7 @@ def diagnose(backbone: str, regime: str) -> None:
 
 @main.command()
 def report() -> None:
-    """Write reports/: index.html, summary.json, the leaderboard and the figures."""
+    """Write reports/: index.html, summary.json, the leaderboard, figures and bars for DVC."""
     study = load_study()
     from emadapt.report.report import build_report
 

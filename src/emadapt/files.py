@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 BLOCK = 2**24
 """Bytes that have a checksum of their own."""
 
+HASHES = Path("scratch/hashes.json")
+"""Sha256 of files by path, size and time of change, since large ones take seconds to read."""
+
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 # numpy, torch and safetensors tell of the disk in words of their own, without a number.
@@ -143,6 +146,20 @@ def sha256_of(path: Path) -> str:
     """Sha256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def remembered_sha256(paths: Sequence[Path]) -> dict[Path, str]:
+    """Sha256 of files, remembered until their size or time of change is another."""
+    try:
+        known: dict[str, str] = json.loads(HASHES.read_text())
+    except (OSError, ValueError):
+        known = {}
+    facts = {path: path.stat() for path in paths}
+    keys = {p: f"{p.resolve()} {was.st_size} {was.st_mtime_ns}" for p, was in facts.items()}
+    if new := {path: key for path, key in keys.items() if key not in known}:
+        known |= {key: sha256_of(path) for path, key in new.items()}
+        write_json(HASHES, known)
+    return {path: known[key] for path, key in keys.items()}
 
 
 def checksums(folder: Path) -> dict[str, list[int]]:

@@ -20,6 +20,7 @@ from emadapt.data.layouts import find_parts
 from emadapt.data.pairing import Part
 from emadapt.data.sources import source_of
 from emadapt.data.splits import Split, evenly_spaced, split_slices
+from emadapt.data.unversioned import unversioned
 from emadapt.errors import InputError
 from emadapt.files import new_array, whole_folder, write_json
 from emadapt.progress import track
@@ -30,6 +31,8 @@ from emadapt.volumes.source import Array, Source, tell, unlike
 from emadapt.volumes.voxel import Voxel, agree, said
 
 INGESTED = Path("build/ingest")
+CONTENT = ("shape", "parts", "split", "labelled", "image_md5", "label_md5")
+"""What a manifest's `md5` is of: what models see. Its names and voxel size may change without."""
 
 
 @dataclass(frozen=True)
@@ -112,13 +115,13 @@ def ingest(study: Study, name: str, data: Path = Path("data"), out: Path = INGES
         tell(f"ingest {name}", [window.words()])
     with whole_folder(out / name) as folder:
         image_md5, label_md5, foreground = _write(folder, parts, spec, window, name)
-        facts = _manifest(study, name, parts, split, window, root)
+        facts = _manifest(study, name, parts, split, window, root, data)
         facts |= {"image_md5": image_md5, "label_md5": label_md5, "foreground_fraction": {}}
         if spec.labelled:
             _check_foreground(foreground, split["train"], root, spec, name)
             means = {part: float(foreground[slices].mean()) for part, slices in split.items()}
             facts["foreground_fraction"] = {part: round(mean, 6) for part, mean in means.items()}
-        text = json.dumps(facts, sort_keys=True)
+        text = json.dumps({name: facts[name] for name in CONTENT}, sort_keys=True)
         facts["md5"] = hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
         write_json(folder / "manifest.json", facts)
     return out / name
@@ -274,7 +277,13 @@ def empty_or_full(fractions: npt.NDArray[np.float64], numbers: Sequence[int]) ->
 
 
 def _manifest(
-    study: Study, name: str, parts: list[Part], split: Split, window: Window, root: Path
+    study: Study,
+    name: str,
+    parts: list[Part],
+    split: Split,
+    window: Window,
+    root: Path,
+    data: Path,
 ) -> dict[str, Any]:
     """What is known of a dataset before it is written."""
     spec, images = study.dataset_settings[name], parts[0].images
@@ -294,6 +303,7 @@ def _manifest(
         "pairs": _names(parts, root),
         "labelled": spec.labelled,
         "source": source_of(root),
+        "unversioned": unversioned(root, data),
     }
     stated = {"organelle": spec.organelle, "ignore": list(spec.ignore)}
     return facts | {name: value for name, value in stated.items() if value}

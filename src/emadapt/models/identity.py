@@ -6,18 +6,14 @@ under the same name get another identity, and all that was made with the old one
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from emadapt.errors import InputError
-from emadapt.files import sha256_of, write_json
+from emadapt.files import remembered_sha256
 from emadapt.models.archs import PYPI_RELEASE, check_settings
 from emadapt.models.hub import hub_file
 from emadapt.study.backbones import BackboneSettings
 from emadapt.study.regimes import PretrainedSystemSettings
-
-HASHES = Path("scratch/hashes.json")
-"""Sha256 of files by path, size and time of change, since large ones take seconds to read."""
 
 
 def backbone_weights(spec: BackboneSettings) -> dict[str, str]:
@@ -63,19 +59,13 @@ def _revision(repository: str, files: tuple[str, ...], revision: str = "") -> di
 
 
 def file_sha256(path: Path) -> str:
-    """Sha256 of a file, remembered until its size or time of change is another.
+    """Sha256 of a file, from memory while it has not changed.
 
     Raises:
         InputError: it is missing or cannot be read.
     """
     try:
-        facts = path.stat()
-        key = f"{path.resolve()} {facts.st_size} {facts.st_mtime_ns}"
-        known = _remembered()
-        if key not in known:
-            known[key] = sha256_of(path)
-            write_json(HASHES, known)
-        return known[key]
+        return remembered_sha256([path])[path]
     except OSError as error:
         raise InputError(
             path,
@@ -83,12 +73,3 @@ def file_sha256(path: Path) -> str:
             expected="the weights that the settings name",
             do="Correct the path in params.yaml, or put the file there.",
         ) from error
-
-
-def _remembered() -> dict[str, str]:
-    """What `HASHES` holds; nothing if it is missing or damaged."""
-    try:
-        known: dict[str, str] = json.loads(HASHES.read_text())
-    except (OSError, ValueError):
-        return {}
-    return known

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from emadapt.data.foreground import foreground_mask, foreground_share
-from emadapt.data.ingest import check_pair, check_sizes, empty_or_full, split_of
+from emadapt.data.ingest import INGESTED, check_pair, check_sizes, empty_or_full, split_of
 from emadapt.data.label_values import LabelValues
 from emadapt.data.labelled import amount
 from emadapt.data.layouts import Part, find_parts
 from emadapt.data.splits import Split, check_depth, evenly_spaced, starts_in
 from emadapt.data.tiles import Geometry, geometry
+from emadapt.data.unversioned import check_unchanged
 from emadapt.errors import EmadaptError, InputError
 from emadapt.models.archs import get_arch
 from emadapt.study.backbones import BackboneSettings
@@ -37,6 +38,7 @@ def problems_of_dataset(study: Study, name: str, data: Path) -> list[str]:
         check_sizes(parts, spec.voxel_nm)
         split = split_of(study, name, parts, str(root))
         _check_slices(study, name, split, root)
+        check_unchanged(study, name, INGESTED / name / "manifest.json", data)
         shapes = [_check_part(part, spec, name) for part in parts]
     except EmadaptError as error:
         return [str(error)]

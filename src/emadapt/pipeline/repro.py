@@ -54,25 +54,14 @@ def run_pipeline(jobs: int, gpus: list[str]) -> int:
         if code := _schedule(stale_ingests(), slots, jobs, {}, submit):
             return code
         study = load_study()
-        if not _plan(study, watchdog):
-            return 1
+        if code := _schedule({PLAN: set()}, slots, jobs, {}, submit):
+            return code
         needs = stale_stages(study)
         if not needs:
             print("repro: every stage is up to date")
             return 0
         shared = len(gpus) < jobs
         return _schedule(needs, slots, jobs, {} if shared else useful_devices(study), submit)
-
-
-def _plan(study: Study, watchdog: Watchdog) -> bool:
-    """Run the stage `plan`: here, and through DVC if a plan changed, so that DVC records it."""
-    from emadapt.training.plan import write_plans
-
-    if not write_plans(study)[1] and Path("dvc.lock").is_file():
-        return True
-    ok, words = run_stage(PLAN, [], 0, watchdog)
-    print(words)
-    return ok
 
 
 def useful_devices(study: Study) -> dict[str, int]:

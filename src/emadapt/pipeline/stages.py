@@ -30,7 +30,7 @@ def stale_ingests() -> Needs:
         if "data.dvc" in stale:
             raise EmadaptError(
                 "data: not what data.dvc records; keep the change with `dvc add data`, "
-                "or undo it with `dvc checkout --force data.dvc`"
+                "or put it aside with `mv data data.changed && dvc checkout data.dvc`"
             )
         return {name: set() for name in ingests if name in stale}
 

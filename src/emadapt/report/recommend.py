@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -111,7 +112,7 @@ def _cheaper(study: Study, summary: Summary, ranked: Sequence[Entry]) -> str:
     good = [
         entry
         for entry in ranked[1:]
-        if rivals.get(key_of(entry), {}).get("as_good") and entry["seconds"] < ranked[0]["seconds"]
+        if rivals.get(key_of(entry), {}).get("as_good") and _seconds(entry) < _seconds(ranked[0])
     ]
     if not good:
         return f"Nothing cheaper was shown to be as good (within {MARGIN} IoU)."
@@ -236,7 +237,14 @@ def _iou(entry: Entry) -> str:
     return f"{entry['iou']['mean']:.3f} ({low:.3f} to {high:.3f})"
 
 
+def _seconds(entry: Entry) -> float:
+    """NaN if not known, which is not less than anything."""
+    return math.nan if entry["seconds"] is None else float(entry["seconds"])
+
+
 def _cost(entry: Entry) -> str:
+    if entry["seconds"] is None:
+        return "cost not known here"
     return f"{entry['seconds']:,.0f} s, {entry['peak_mb'] / 1000:.1f} GB"
 
 

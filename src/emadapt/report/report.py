@@ -1,26 +1,30 @@
-"""What a study found: reports/summary.json, leaderboard.md, index.html and the figures."""
+"""What a study found: leaderboard.md and bars, which DVC follows; the page, summary.json, figures.
+
+The latter change with seconds, memory and the commit, so they are outside of git and DVC.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from emadapt.files import write_json, write_text
+import pandas as pd
+
+from emadapt.files import whole_folder, write_json, write_text
 from emadapt.report import sections
 from emadapt.report.contrasts import FACTORS, against_best, contrasts
 from emadapt.report.domain import read_cards
 from emadapt.report.page import build_page
 from emadapt.report.sweep import sweeps
-from emadapt.report.tables import Picture, Section, markdown
+from emadapt.report.tables import Section, Table, markdown
 from emadapt.report.units import entries, read_units
 from emadapt.study.study import Study
 from emadapt.tracking.provenance import provenance_tags
 
 
 def build_report(root: Path, study: Study) -> Path:
-    """Write summary.json, leaderboard.md, index.html and figures/ under <root>/reports.
+    """Write summary.json, leaderboard.md, index.html, figures/ and plots/ under <root>/reports.
 
-    The same metrics in the same checkout give the same bytes. What changes from run to run
-    (seconds, memory) is in summary.json and index.html only.
+    The same metrics in the same checkout give the same bytes.
 
     Args:
         root: the project root, with build/evaluate of every unit of the study; what diagnose
@@ -31,8 +35,8 @@ def build_report(root: Path, study: Study) -> Path:
         The path of summary.json.
 
     Raises:
-        InputError: metrics of a unit are missing, unreadable or of another study; so are
-            diagnostics.
+        InputError: metrics of a unit are missing, unreadable, of another study or of other weights
+            or data than those of another unit; so are diagnostics.
     """
     rows = read_units(root, study)
     cards = read_cards(root, study)
@@ -62,6 +66,7 @@ def build_report(root: Path, study: Study) -> Path:
         sections.slices(folder, root, rows, units),
     ]
     write_text(reports / "leaderboard.md", leaderboard(study, parts))
+    _write_bars(reports / "plots", rows)
     write_text(reports / "index.html", build_page(root, study, summary, parts))
     write_json(reports / "summary.json", summary)
     return reports / "summary.json"
@@ -77,11 +82,17 @@ def leaderboard(study: Study, parts: list[Section]) -> str:
         for paragraph in section.text:
             lines += ["", paragraph]
         for part in section.parts:
-            if isinstance(part, Picture):
-                lines += ["", f"![{part.caption}](figures/{part.file.name})"]
-            else:
+            if isinstance(part, Table):
                 lines += ["", f"### {part.caption}", "", *markdown(part)]
     return "\n".join(lines) + "\n"
+
+
+def _write_bars(folder: Path, rows: pd.DataFrame) -> None:
+    """The IoU of each unit on each test dataset, for `dvc plots`."""
+    with whole_folder(folder) as temporary:
+        for test_set, own in rows.groupby("test_set"):
+            iou = [round(test["iou"], 4) for test in own["test"]]
+            own[["unit"]].assign(iou=iou).to_csv(temporary / f"{test_set}.csv", index=False)
 
 
 def _remove_figures(folder: Path) -> None:

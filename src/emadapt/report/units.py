@@ -14,10 +14,13 @@ import pandas as pd
 from emadapt.errors import InputError
 from emadapt.metrics.intervals import over_seeds
 from emadapt.study.study import Study, Unit
+from emadapt.training.costs import cost_of
 
 EVALUATED = Path("build/evaluate")
 MODEL = ["backbone", "regime", "train_set"]
 """What names a model; its units differ in the seed."""
+NO_COST = {"seconds": None, "peak_mb": None}
+"""Of a model that was trained in another checkout."""
 METRICS = ("iou", "dice", "boundary_iou")
 OBJECTS = ("ap50", "ap75", "pq", "sq", "rq", "predicted", "labelled", "matched", "split", "merged")
 OBJECTS += ("vi_split", "vi_merge")
@@ -48,11 +51,22 @@ def read_units(root: Path, study: Study) -> pd.DataFrame:
         to the model); `labelled`, `trainable_params`, `seconds`, `peak_mb`.
 
     Raises:
-        InputError: metrics are missing, unreadable or of another study.
+        InputError: metrics are missing, unreadable or of another study, or units were made from
+            different weights or data.
     """
     rows = []
+    made_from: dict[str, tuple[str, str]] = {}
     for unit in study.units():
         metrics = _metrics(root, unit, study.tested)
+        for what, own in metrics["made_from"].items():
+            other, first = made_from.setdefault(what, (own, unit.name))
+            if own != other:
+                raise InputError(
+                    f"unit {unit.name}",
+                    found=f"{what} with hash {own[:12]}",
+                    expected=f"{other[:12]}, as for unit {first}",
+                    do="Run `dvc repro`, which makes again what is out of date.",
+                )
         for test_set in study.tested:
             scores = metrics["test"][test_set]
             row = {
@@ -64,8 +78,8 @@ def read_units(root: Path, study: Study) -> pd.DataFrame:
                 "unseen": scores.get("unseen"),
                 "labelled": metrics["labelled"],
                 "trainable_params": metrics["trainable_params"],
-                "seconds": metrics["train_seconds"],
-                "peak_mb": metrics["peak_mb"],
+                **NO_COST,
+                **cost_of(metrics["key"], root),
             }
             rows.append(row)
     return pd.DataFrame(rows, dtype=object)  # keeps None
@@ -144,7 +158,7 @@ def entries(rows: pd.DataFrame) -> list[dict[str, Any]]:
     Returns:
         Names, `n` slices, each metric as `over_seeds` gives it; `unseen`, `instances` where all
         seeds have them; `relation`, `few`, `labels`, `amount`, `seen_before` as in `varied`;
-        `labelled`, `trainable_params`, `seconds` (mean), `peak_mb` (largest).
+        `labelled`, `trainable_params`; `seconds` (mean), `peak_mb` (largest), None if not known.
     """
     found = []
     for names, seeds in rows.groupby([*MODEL, "test_set"], sort=False):
@@ -160,8 +174,10 @@ def entries(rows: pd.DataFrame) -> list[dict[str, Any]]:
         if all("instances" in test for test in tests):
             entry["instances"] = {name: _mean(tests, name) for name in OBJECTS}
         entry |= {name: first[name] for name in COPIED}
-        entry["seconds"] = round(float(seeds["seconds"].mean()), 6)
-        entry["peak_mb"] = round(float(seeds["peak_mb"].max()), 6)
+        costs = seeds[list(NO_COST)].dropna().astype(float)
+        known = len(costs) == len(seeds)
+        entry["seconds"] = round(costs["seconds"].mean(), 6) if known else None
+        entry["peak_mb"] = round(costs["peak_mb"].max(), 6) if known else None
         found.append(entry)
     return found
 
@@ -222,6 +238,8 @@ def _metrics(root: Path, unit: Unit, datasets: tuple[str, ...]) -> dict[str, Any
         raise wrong(found=f"no JSON ({error})") from None
     if metrics.get("unit") != unit.name:
         raise wrong(found=f"unit {metrics.get('unit')}")
+    if not {"key", "made_from"} <= metrics.keys():
+        raise wrong(found="metrics of an earlier version")
     if missing := [name for name in datasets if "counts" not in metrics["test"].get(name, ())]:
         raise wrong(found=f"no counts of slices of {', '.join(missing)}")
     return dict(metrics)

@@ -45,9 +45,5 @@ def take_over(folder: Path, segmenter: Segmenter) -> tuple[Progress, dict[str, f
     """Load a finished unit's weights; gives how it was trained, and its validation scores."""
     segmenter.load_trained(load_file(folder / "model.safetensors"))
     card = json.loads((folder / "model.json").read_text())
-    history = json.loads((folder / "history.json").read_text())
-    seconds, peak_mb, epochs = history["seconds"], history["peak_mb"], history["epochs"]
-    progress = Progress(
-        len(epochs), best_epoch=card["best_epoch"], seconds=seconds, history=epochs, peak_mb=peak_mb
-    )
-    return progress, card["val"]
+    epochs = json.loads((folder / "history.json").read_text())["epochs"]
+    return Progress(len(epochs), best_epoch=card["best_epoch"], history=epochs), card["val"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,9 @@ from emadapt.training.scores import score_volumes
 from emadapt.training.tracked import UNITS, finished_run
 from emadapt.training.unseen import score_unseen, unseen_by
 
+IOU = Path("build/iou")
+"""The headline of each unit, for `dvc metrics`."""
+
 
 def evaluate_unit(study: Study, unit: Unit) -> Path:
     """Score `unit` on every dataset; write metrics.json, a model card and overlays.
@@ -42,22 +44,30 @@ def evaluate_unit(study: Study, unit: Unit) -> Path:
             expected="a model of these",
             do=f"Run `dvc repro train@{unit.name}`.",
         )
-    history = json.loads((folder / "history.json").read_text())
     metrics = {
         "unit": unit.name,
         **dataclasses.asdict(unit),
         "model_md5": file_md5(folder / "model.safetensors"),
+        "key": card["key"],
+        "made_from": _made_from(study, unit, card),
         "trainable_params": card["trainable_params"],
-        "train_seconds": history["seconds"],
         "labelled": card["labelled"],
-        "peak_mb": history["peak_mb"],
         "val_iou": card["val"]["iou"],
         "test": _scores(study, unit, segmenter.to(device()), out),
     }
     write_json(out / "metrics.json", metrics)
     write_text(out / "model-card.md", model_card(card, metrics))
+    iou = {name: round(scores["iou"], 4) for name, scores in metrics["test"].items()}
+    write_json(IOU / f"{unit.name}.json", {"iou": iou})
     publish(finished_run(study, unit, "evaluate"))
     return out / "metrics.json"
+
+
+def _made_from(study: Study, unit: Unit, card: dict[str, Any]) -> dict[str, str]:
+    """Hashes of the data and weights, by what they are: equal in all units of a study."""
+    own = card["data_md5"] | {name: open_volume(name).md5 for name in study.tested}
+    weights = {f"weights of {unit.backbone}, {unit.regime}": card["weights"]["sha256"]}
+    return weights | {f"dataset {name}": md5 for name, md5 in own.items()}
 
 
 def _scores(study: Study, unit: Unit, segmenter: Segmenter, folder: Path) -> dict[str, Any]:

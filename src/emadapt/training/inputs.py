@@ -128,7 +128,6 @@ class Progress:
         best: the best monitored value so far, and `best_epoch` its epoch.
         seconds: of training and validation.
         history: metrics of each epoch.
-        peak_mb: largest memory of the process that trained; 0: ask this process.
     """
 
     epoch: int = 0
@@ -136,4 +135,3 @@ class Progress:
     best_epoch: int = -1
     seconds: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
-    peak_mb: float = 0.0

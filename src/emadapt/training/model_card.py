@@ -271,11 +271,10 @@ def _provenance(card: Mapping[str, Any], metrics: Mapping[str, Any] | None) -> l
     md5 = ", ".join(f"{name} {value}" for name, value in card["data_md5"].items())
     rows = {"unit key": card["key"], "study": card["study"], "data md5": md5}
     if metrics:
-        cost = f"{metrics['train_seconds']:,.0f} s, peak {metrics['peak_mb']:,.0f} MB"
         rows |= {
             "model md5": metrics["model_md5"],
             "validation IoU": f"{metrics['val_iou']:.4f}",
-            "training": f"{cost}, {card['precision']}",
+            "training": card["precision"],
         }
     rows["emadapt"] = card["version"]
     return ["## Provenance", "", *(f"- {name}: {value}" for name, value in rows.items())]

@@ -3,7 +3,8 @@
 A stage of DVC names its dependencies by a fixed pattern, but which datasets and weights a unit
 needs is up to the settings. So this stage writes one file for each entry of the token cache, each
 unit, each evaluation and each diagnosis, with all that it depends on and nothing else. A change
-then reruns what it must, and no more. The key of a unit is the hash of its plan.
+then reruns what it must, and no more. The key of a unit is the hash of its plan, but for what the
+model card says of the data.
 
 No torch here: the stage runs with every `dvc repro`.
 """
@@ -17,8 +18,9 @@ from typing import Any
 
 import emadapt
 from emadapt.data.ingest import INGESTED
+from emadapt.data.unversioned import check_unchanged
 from emadapt.errors import InputError
-from emadapt.files import write_json
+from emadapt.files import whole_folder, write_json
 from emadapt.models.identity import backbone_weights, model_folder, system_weights
 from emadapt.study.backbones import BackboneSettings
 from emadapt.study.keys import affecting, digest
@@ -35,6 +37,8 @@ BACKBONE_ONLY = {"arch", "source", "file", "blocks", "views", "normalisation"}
 """Settings of a backbone that change nothing where a regime has none."""
 SYSTEMS_OWN = {"scale", "longest_edge", "tile", "context"}
 """Settings of a backbone that a pretrained system replaces by its own."""
+ON_CARD = ("intensity", "voxel_nm", "pairing", "source")
+"""Facts on a dataset that model.json repeats."""
 TRAINING = {"epochs", "head", "head_lr", "adapter_lr", "weight_decay", "warm_start", "weights"}
 """Settings of a regime that are in a plan elsewhere."""
 
@@ -47,7 +51,7 @@ def tokens_plan(study: Study, backbone: str, dataset: str) -> Plan:
     return {
         "backbone": _without(affecting(spec, "tokens"), REFERENCE) | {"views": spec.views},
         "weights": backbone_weights(spec),
-        "data": data_md5(dataset),
+        "data": _seen_as(spec, dataset),
         "reference": _reference(spec),
     }
 
@@ -70,8 +74,8 @@ def unit_plan(study: Study, unit: Unit) -> Plan:
         "regime": _without(affecting(regime, "weights"), TRAINING),
         "train": affecting(study.train_settings(unit), "weights"),
         "train_set": train_set.model_dump(mode="json", include={"slices", "crops", "sampling"}),
-        "data": [[name, data_md5(name)] for name in train_set.datasets],
-        "unlabelled": [[name, data_md5(name)] for name in study.unlabelled_of(unit)],
+        "data": [[name, *_seen_as(spec, name)] for name in train_set.datasets],
+        "unlabelled": [[name, *_seen_as(spec, name)] for name in study.unlabelled_of(unit)],
         "weights": _weights(study, unit),
         "start": _start(study, unit),
     }
@@ -88,7 +92,7 @@ def evaluate_plan(study: Study, unit: Unit) -> Plan:
     trained_on = {name for u in chain for name in study.train_set_settings[u.train_set].datasets}
     images = {study.images_of(name) for name in trained_on}
     return {
-        "data": {name: data_md5(name) for name in study.tested},
+        "data": {name: [data_md5(name), *_manifest(name)["voxel_nm"]] for name in study.tested},
         "seen": [name for name in study.tested if study.images_of(name) in images],
     }
 
@@ -108,10 +112,8 @@ def diagnose_plan(study: Study, backbone: str, regime: str) -> Plan:
     }
 
 
-def write_plans(study: Study) -> tuple[int, int]:
-    """Write the plans of a study, each only if it changed, and remove what belongs to none.
-
-    Returns how many plans there are, and how many were written.
+def write_plans(study: Study) -> int:
+    """Write the plans of a study, and remove results of what it no longer has; how many plans.
 
     Raises:
         InputError: a dataset is not ingested, or weights are missing.
@@ -122,34 +124,32 @@ def write_plans(study: Study) -> tuple[int, int]:
             plans[f"tokens/{backbone}-{dataset}"] = tokens_plan(study, backbone, dataset)
         for regime in study.regimes:
             plans[f"diagnose/{backbone}-{regime}"] = diagnose_plan(study, backbone, regime)
+    for name in study.datasets:
+        check_unchanged(study, name, INGESTED / name / "manifest.json")
     for unit in study.units():
-        plans[f"train/{unit.name}"] = unit_plan(study, unit)
+        plans[f"train/{unit.name}"] = unit_plan(study, unit) | {"card": _on_the_card(study, unit)}
         plans[f"evaluate/{unit.name}"] = evaluate_plan(study, unit)
-    written = sum(_write_if_new(PLAN / f"{name}.json", plan) for name, plan in plans.items())
-    for file in PLAN.glob("*/*.json"):
-        if file.relative_to(PLAN).with_suffix("").as_posix() not in plans:
-            file.unlink()
+    with whole_folder(PLAN) as folder:
+        for name, plan in plans.items():
+            write_json(folder / f"{name}.json", plan)
     _remove_orphans(study)
-    return len(plans), written
+    return len(plans)
 
 
 def _remove_orphans(study: Study) -> None:
-    """Remove results of units and pairs that the study no longer has. DVC's cache keeps them.
+    """Remove what the study no longer has from folders that a stage depends on as a whole.
 
-    Stages that read a whole folder would depend on it. Trained units stay, for no stage reads all
-    of them.
+    DVC's cache keeps it. Trained units stay, for no stage depends on all of them.
     """
     build = Path("build")
     units = {unit.name for unit in study.units()}
     pairs = {f"{backbone}-{regime}" for backbone in study.backbones for regime in study.regimes}
     kept = {
+        INGESTED: set(study.datasets),
         build / "evaluate": units,
-        build / "adapted": pairs,
         Path("reports/domain"): pairs,
-        build / "tokens": set(study.backbones),
+        **{build / "adapted" / pair: units for pair in pairs},
     }
-    for pair in pairs:
-        kept[build / "adapted" / pair] = {u for u in units if u.startswith(f"{pair}-")}
     for folder, names in kept.items():
         for path in folder.glob("[!.]*"):
             if path.name.removesuffix(".json") in names:
@@ -161,15 +161,31 @@ def _remove_orphans(study: Study) -> None:
 
 
 def data_md5(dataset: str) -> str:
-    """Md5 of an ingested dataset: its images, labels, split and voxel size.
+    """Md5 of an ingested dataset: its images, labels and split.
 
     Raises:
         InputError: it is not ingested.
     """
+    return str(_manifest(dataset)["md5"])
+
+
+def _seen_as(spec: BackboneSettings, dataset: str) -> list[Any]:
+    """What a backbone's results depend on: the data and, where it is used, the voxel size."""
+    voxel = _manifest(dataset)["voxel_nm"] if spec.pixel_nm or spec.smooth_z_nm else []
+    return [data_md5(dataset), *voxel]
+
+
+def _on_the_card(study: Study, unit: Unit) -> Any:
+    """What model.json says of the data that does not change the weights."""
+    datasets = study.train_set_settings[unit.train_set].datasets
+    return {name: {fact: _manifest(name)[fact] for fact in ON_CARD} for name in datasets}
+
+
+def _manifest(dataset: str) -> dict[str, Any]:
     path = INGESTED / dataset / "manifest.json"
     try:
-        return str(json.loads(path.read_text())["md5"])
-    except (OSError, ValueError, KeyError) as error:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError) as error:
         raise InputError(
             path,
             found=f"no manifest that can be read ({type(error).__name__})",
@@ -211,14 +227,3 @@ def _start(study: Study, unit: Unit) -> Any:
 
 def _without(settings: Plan, names: set[str]) -> Plan:
     return {k: v for k, v in settings.items() if k not in names}
-
-
-def _write_if_new(path: Path, plan: Plan) -> bool:
-    """Write a plan unless the file holds it already, so that its time of change stays."""
-    try:
-        if json.loads(path.read_text()) == json.loads(json.dumps(plan)):
-            return False
-    except (OSError, ValueError):
-        pass
-    write_json(path, plan)
-    return True

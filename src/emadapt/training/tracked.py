@@ -14,6 +14,7 @@ from emadapt.study.study import Study, Unit
 from emadapt.tracking.provenance import provenance_tags
 from emadapt.tracking.publish import publish
 from emadapt.tracking.run import MODEL, Dataset, Model, Run
+from emadapt.training.costs import cost_of
 from emadapt.training.model_card import EVALUATED
 from emadapt.training.plan import BACKBONE_ONLY
 
@@ -85,8 +86,7 @@ def add_model(run: Run, folder: Path) -> None:
     for epoch, numbers in enumerate(history["epochs"], 1):
         run.log(numbers, epoch)
     run.log({f"val/best_{name}": value for name, value in card["val"].items()})
-    cost = {"seconds": history["seconds"], "peak_mb": history["peak_mb"]}
-    run.log(cost | {"trainable_params": card["trainable_params"]})
+    run.log(cost_of(card["key"]) | {"trainable_params": card["trainable_params"]})
     run.params = settings_of(card["settings"])
     run.tags |= {
         "weights.source": card["weights"]["source"],

@@ -17,6 +17,7 @@ from emadapt.study.study import Study, Unit
 from emadapt.tracking.publish import live
 from emadapt.tracking.run import Run
 from emadapt.training import devices, duplicates
+from emadapt.training.costs import cost_of, note_cost
 from emadapt.training.fit import CHECKPOINT
 from emadapt.training.inputs import Inputs, OnEpoch, Progress
 from emadapt.training.model_card import sources_of
@@ -29,6 +30,8 @@ from emadapt.training.tracked import UNITS, add_model, as_dataset, unit_run
 from emadapt.training.validate import validate
 
 ADAPTED = Path("build/adapted")
+CURVES = Path("build/curves")
+"""The metrics of each epoch, for `dvc plots`."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,7 @@ def _trained(
         print(f"train: {same.name} is the same model: copied")
         return Trained(key, regime, inputs, *duplicates.take_over(same, inputs.segmenter))
     progress = regime.fit(inputs, SCRATCH / unit.name / key, log_epoch)
+    note_cost(key, progress.seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
     return Trained(key, regime, inputs, progress, validate(inputs, every=0))
 
 
@@ -142,17 +146,19 @@ def _facts(study: Study, trained: Trained) -> dict[str, Any]:
 
 
 def _publish(trained: Trained, facts: dict[str, Any]) -> Path:
-    """Write the unit's folder; print what it took."""
+    """Write the unit's folder and its curve; print what it took."""
     name, segmenter, progress = facts["unit"], trained.inputs.segmenter, trained.progress
-    peak = progress.peak_mb or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    cost = {"seconds": round(progress.seconds, 2), "peak_mb": round(peak, 1)}
     folder = UNITS / name
     with whole_folder(folder) as temporary:
         save_model(segmenter, trained.regime, temporary, facts)
-        write_json(temporary / "history.json", {"epochs": progress.history, **cost})
+        write_json(temporary / "history.json", {"epochs": progress.history})
+    curve = [{"epoch": n, **metrics} for n, metrics in enumerate(progress.history, 1)]
+    write_json(CURVES / f"{name}.json", curve)
+    cost = cost_of(trained.key)
+    took = f", {cost['seconds']:.0f} s, peak {cost['peak_mb']:.0f} MB" if cost else ""
     print(
         f"train {name}: val IoU {trained.scores['iou']:.4f} (epoch {progress.best_epoch}), "
-        f"{segmenter.n_trainable():,} trained parameters, of the backbone {segmenter.share():.2%}, "
-        f"{progress.seconds:.0f} s, peak {peak:.0f} MB"
+        f"{segmenter.n_trainable():,} trained parameters, "
+        f"of the backbone {segmenter.share():.2%}{took}"
     )
     return folder
