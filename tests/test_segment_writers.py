@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tifffile
 import zarr as typed_zarr
+from ome_types import validate_xml
 
 from emadapt.segment.outputs import provenance, publish, targets
 from emadapt.segment.partial import Partial, begin
@@ -64,12 +65,15 @@ def test_coarser_scales_of_labels_and_of_means(partial: Partial) -> None:
         attributes: Any = zarr.open_group(partial.folder / kind, mode="r").attrs.asdict()
         [image] = attributes["multiscales"]
         assert image["version"] == "0.4"
+        assert image["axes"] == [{"name": a, "type": "space", "unit": "nanometer"} for a in "zyx"]
         datasets = image["datasets"]
         factors = scale_factors((5, 71, 90), (30.0, 5.0, 4.0))
         assert len(datasets) == len(factors) == 4
         for level, (entry, factor) in enumerate(zip(datasets, factors, strict=True)):
             small = zarr.open_array(partial.folder / kind / entry["path"], mode="r")
             changes = {c["type"]: c[c["type"]] for c in entry["coordinateTransformations"]}
+            assert list(changes) in (["scale"], ["scale", "translation"]), "in this order"
+            assert small.metadata.dimension_separator == "/"
             assert changes["scale"] == [30.0 * factor[0], 5.0 * factor[1], 4.0 * factor[2]]
             full = np.asarray(partial.array(kind)[:])
             if kind == "mask":
@@ -101,7 +105,9 @@ def test_tiffs_say_what_they_are(partial: Partial, monkeypatch: pytest.MonkeyPat
             assert tif.pages.first.is_tiled == ("TILED" in limits or "CLASSIC" in limits)
             assert tif.is_bigtiff == ("CLASSIC" in limits)
             assert tif.series[0].axes == "ZYX"
-            image = tifffile.xml2dict(tif.ome_metadata)["OME"]["Image"]  # type: ignore[arg-type]
+            assert tif.ome_metadata is not None
+            validate_xml(tif.ome_metadata)  # against the schema
+            image = tifffile.xml2dict(tif.ome_metadata)["OME"]["Image"]
         assert [image["Pixels"][f"PhysicalSize{a}"] for a in "ZYX"] == [0.03, 0.005, 0.004]
         assert json.loads(image["Description"])["unit"] == "u"
     assert open_source(str(path)).voxel_nm == VOXEL

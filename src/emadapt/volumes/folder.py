@@ -133,11 +133,13 @@ def in_order(files: Sequence[Path]) -> list[Path]:
 
 
 def gaps(files: Sequence[Path]) -> list[str]:
-    """Where slices seem to be missing, by the last numbers of the names in their order."""
-    numbers = [number_of(file) or Decimal(0) for file in files]
+    """Where slices seem to be missing, by the first number in which the ordered names differ."""
+    found = [NUMBER.findall(file.stem) for file in files]
+    columns = zip(*found, strict=True) if len({len(own) for own in found}) == 1 else ()
+    numbers = next(([Decimal(n) for n in c] for c in columns if len(set(c)) > 1), [])
     steps = [after - before for before, after in pairwise(numbers)]
     usual = min(Counter(steps).items(), key=lambda item: (-item[1], item[0]), default=(0, 0))[0]
-    pairs = zip(pairwise(files), steps, strict=True)
+    pairs = zip(pairwise(files), steps, strict=False)
     wide = [f"{a.name} and {b.name}" for (a, b), step in pairs if step >= 2 * usual > 0]
     return [f"slices may be missing between {some(wide)}"] if wide else []
 

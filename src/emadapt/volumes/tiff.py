@@ -44,7 +44,7 @@ DAMAGE = re.compile(r"TiffPages|series|Strip|Tile(Offset|Byte)|segments|reshape|
 """What tifffile's log calls damage to the pixels; unreadable private tags are none."""
 FORM = {
     "shape": (256, 257, 277),
-    "dtype": (339,),
+    "sampleformat": (339,),
     "bitspersample": (258,),
     "compression": (259,),
     "photometric": (262,),
@@ -53,8 +53,9 @@ FORM = {
     "planarconfig": (284,),
     "predictor": (317,),
     "tile": (322, 323),
+    "extrasamples": (338,),
 }
-"""In what all pages of a volume agree, and the tags that say it."""
+"""In what all pages of a volume agree, and the tags that say it; tifffile makes series by these."""
 FORM_TAGS = {tag for tags in FORM.values() for tag in tags}
 PER_UNIT = {2: "inch", 3: "cm"}
 """Values of the tag ResolutionUnit."""
@@ -91,7 +92,8 @@ def open_tiff(path: Path, choice: Choice) -> Source:
                 ]
             )
 
-    stacked = f"{len(parts)} images of one shape are read as one stack of {ends[-1]} slices"
+    notes = [f"{len(parts)} images of one shape are read as one stack of {ends[-1]} slices"]
+    notes = [*notes[: len(parts) - 1], parts[0].note]
     return Source(
         str(path),
         (int(ends[-1]), *parts[0].shape[1:]),
@@ -103,7 +105,7 @@ def open_tiff(path: Path, choice: Choice) -> Source:
         (path,),
         tif.close,
         doubt,
-        (stacked,) if len(parts) > 1 else (),
+        tuple(filter(None, notes)),
     )
 
 
@@ -124,6 +126,7 @@ class _Part:
         names = ["z" if axis in free and len(free) == 1 else axis for axis, _ in axes]
         samples = [i for i, (axis, n) in enumerate(axes) if axis == "s" and n > 1]
         spatial = [i for i in range(len(axes)) if i not in samples]
+        self.note = "time points are read as slices" if free == ["t"] else ""
         self.places = places_of(
             [axes[i][1] for i in spatial], [names[i] for i in spatial], str(path), choice.at
         )
@@ -179,16 +182,14 @@ def _image(tif: Any, path: Path, chosen: str) -> list[Any]:
     Raises:
         InputError: there are several images, or pages that belong to none.
     """
-    series = list(tif.series)
-    if chosen:
-        series = [s for i, s in enumerate(series) if chosen in (str(i), s.name)]
+    series = [s for i, s in enumerate(tif.series) if chosen in ("", str(i), s.name)]
     forms = {(s.keyframe.shape, s.dtype) for s in series}
-    pages = sum(len(level.pages) for s in tif.series for level in s.levels)
-    left = 0 if chosen else len(tif.pages) - pages
     one_stack = len(forms) == 1 and not tif.is_ome and not chosen
-    if left > 0 or not (one_stack or len(series) == 1):
+    taken = {p.offset for s in series for level in s.levels for p in level.pages if p is not None}
+    left = 0 if chosen else sum(page.offset not in taken for page in tif.pages)
+    if left or not (one_stack or len(series) == 1):
         names = [f":/{i} {s.name} {s.axes} {s.shape} {s.dtype}" for i, s in enumerate(tif.series)]
-        names += [f"{left} pages that belong to none"] if left > 0 else []
+        names += [f"{left} pages that belong to none"] if left else []
         found = f"no image {chosen!r}" if chosen else f"{len(names)} images"
         raise not_one_of(path, found, names, f"{path}:/0")
     stated = _stated_planes(tif, series[0])
