@@ -1,6 +1,7 @@
 """Runs in a real MLflow on sqlite: whatever happens, work goes on and nothing is lost or twice."""
 
 import hashlib
+import http.server
 import importlib
 import json
 import multiprocessing
@@ -11,6 +12,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -132,6 +134,18 @@ def test_the_run_of_the_model_that_is_there_is_the_one_that_is_not_replaced(root
     assert replaced == {first: "no", second: first, other: "no"}
 
 
+def test_mlflow_measures_the_machine_while_a_watched_run_is_live(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
+    for watched in (False, True):
+        with live(a_run(root, watched=watched)):
+            time.sleep(0.5)
+    later, earlier = stored(root)
+    assert "system/cpu_utilization_percentage" in later.data.metrics
+    assert not earlier.data.metrics
+
+
 def test_publishing_again_changes_nothing(root: Path) -> None:
     a_training(root)
     before = everything(root)
@@ -250,6 +264,27 @@ def test_an_outage_is_said_once_and_made_up_for_by_sync(
     assert sync(root) == (1, 0)
     check_training(root)
     assert sync(root) == (0, 0)
+
+
+class Ill(http.server.BaseHTTPRequestHandler):
+    """Answers whatever it is asked with error 500."""
+
+    def do_GET(self) -> None:
+        self.send_error(500)
+
+    do_POST = do_GET
+
+
+def test_a_server_that_answers_with_an_error_is_not_called_dead(
+    root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Ill) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
+        publish(a_run(root))
+        server.shutdown()
+    assert "the server answers with error 500. Work goes on" in caplog.text
+    assert len(waiting(root)) == 1
 
 
 def test_a_server_that_never_answers_costs_one_wait(
