@@ -205,6 +205,11 @@ READ: dict[str, tuple[Case, Any, Any]] = {  # -> the volume, voxel size, values
     "one channel last, Zarr": (lambda p: array(p, VOLUME[..., None]), None, VOLUME),
     "grey palettes, TIFF": (lambda p: palette(p, grey, ".tif"), None, VOLUME),
     "grey palettes, PNG": (lambda p: palette(p, grey, ".png"), None, VOLUME),
+    "a palette of 8 bits": (
+        lambda p: tiff(p, photometric="palette", colormap=grey(np.arange(256, dtype="u2")).T),
+        None,
+        VOLUME,
+    ),
     "unsigned as signed": (lambda p: hdf5(p, SIGNED, BDV), None, WIDE),
     "bytes as signed": (lambda p: array(p, VOLUME.view(np.int8)), None, VOLUME),
     "signed": (lambda p: tiff(p, WIDE.astype(np.int32) - 9999), None, WIDE.astype("i4") - 9999),
@@ -228,6 +233,7 @@ READ: dict[str, tuple[Case, Any, Any]] = {  # -> the volume, voxel size, values
     ),
     "x first": (lambda p: array(p, **XYZ), VOXEL, VOLUME),
     "x first, HDF5": (lambda p: hdf5(p, **XYZ), VOXEL, VOLUME),
+    "x first, as one word": (lambda p: hdf5(p, **XYZ | {"axes": "x,y,z"}), VOXEL, VOLUME),
     "micrometres": (
         lambda p: hdf5(p, resolution=[0.01, 0.004, 0.005], units=["um"] * 3),
         VOXEL,

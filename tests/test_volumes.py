@@ -301,11 +301,6 @@ DOUBTFUL: dict[str, tuple[Callable[[Path], Any], str]] = {
     "times": (lambda p: axes_of(p, "tzyx", VOLUME[None].repeat(2, 0)), "axes t z y x"),
     "turned axes": (lambda p: axes_of(p, "xyz"), "axes x y z"),
     "turned hdf5": (lambda p: hdf5(p, axistags=XYZ), "axes x y z"),
-    "channels": (
-        lambda p: tiff(p, "c.ome.tif", VOLUME[None].repeat(2, 0), metadata={"axes": "CZYX"}),
-        "2 channels: axes c z y x",
-    ),
-    "inverted": (lambda p: tiff(p, photometric="miniswhite"), "WhiteIsZero"),
     "NaN": (lambda p: nan(p, lambda p, v: tiff(p, volume=v)), "2 NaN or infinite"),
     "NaN in zarr": (lambda p: nan(p, saved), "slices 0 to 4: found 2 NaN"),
     "nothing": (lambda p: p / "nothing.tif", "no such volume"),

@@ -73,8 +73,9 @@ OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace the output."
 def segment(input_: str, output: str, **options: Any) -> None:
     """Segment INPUT into OUTPUT (.tif or .zarr).
 
-    INPUT is a TIFF, a folder of slices, file.h5:/dataset, Zarr, OME-Zarr or NIfTI. If the command
-    is stopped, repeat it to go on; OUTPUT.partial holds what is done.
+    INPUT is a TIFF, a folder of slices, HDF5, Zarr, OME-Zarr or NIfTI. FILE:/NAME chooses one of
+    several images in it, FILE:/c=0 a channel. If the command is stopped, repeat it to go on;
+    OUTPUT.partial holds what is done.
     """
     from emadapt.segment.job import Order
     from emadapt.segment.run import segment_volume

@@ -150,7 +150,8 @@ class _Part:
         else:
             stack = channels_last(region(self._array, self.places, z0, z1, y0, y1))
         if self.palette:
-            maps = [self._page(z).aspage().colormap >> 8 for z in range(z0, z1)]
+            maps = [self._page(z).aspage().colormap for z in range(z0, z1)]
+            maps = [m >> 8 if m.max() > 255 else m for m in maps]  # 16 bits; some write 8
             stack = np.stack(
                 [np.moveaxis(m[:, s], 0, -1) for m, s in zip(maps, stack, strict=True)]
             )

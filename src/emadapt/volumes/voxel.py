@@ -111,8 +111,8 @@ def _sizes(values: Any, axes: Sequence[str], units: list[str]) -> list[float]:
 
 
 def _words(attributes: Mapping[str, Any], *keys: str) -> list[str]:
-    """The first of these attributes that is there as words; `xyz` is three."""
+    """The first of these attributes that is there as words; `xyz` and `x,y,z` are three."""
     values: Any = next((attributes[key] for key in keys if key in attributes), [])
-    words = [v.decode() if isinstance(v, bytes) else str(v) for v in np.ravel(values)]
-    words = [word.strip().lower() for word in words]
+    texts = [v.decode() if isinstance(v, bytes) else str(v) for v in np.ravel(values)]
+    words = [word.lower() for text in texts for word in text.replace(",", " ").split()]
     return list(words[0]) if words and set(words[0]) == set("xyz") else words

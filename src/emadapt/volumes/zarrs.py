@@ -158,8 +158,8 @@ def _source(
         )
     folder = Path(array.store.root, array.path)
     described = [folder / mark for mark in ("zarr.json", ".zarray") if (folder / mark).is_file()]
+    places = places_of(array.shape, axes, str(path), choice.at)
     source = chunked_source(name, array, axes, sizes, path, described, choice.at)
-    places = places_of(array.shape, axes, name, choice.at)
 
     def cut(z0: int, z1: int, y0: int, y1: int) -> Array:
         for file in _files(array, places, (z0, z1), (y0, y1)):
