@@ -256,6 +256,16 @@ READ: dict[str, tuple[Case, Any, Any]] = {  # -> the volume, voxel size, values
         None,
         VOLUME,
     ),
+    "below zero": (
+        lambda p: slices(p, ["z=-0.2.png", "z=-0.1.png", "z=0.0.png", "z=0.1.png", "z=0.2.png"]),
+        None,
+        VOLUME,
+    ),
+    "letters of two cases": (
+        lambda p: slices(p, ["S_1.png", "s_2.png", "S_3.png", "s_4.png", "s_10.png"]),
+        None,
+        VOLUME,
+    ),
     "decimals of any length": (
         lambda p: slices(p, ["z9.5.png", "z9.75.png", "z10.png", "z10.25.png", "z10.5.png"]),
         None,
@@ -352,6 +362,8 @@ def test_what_a_user_should_know_is_said(tmp_path: Path) -> None:
     said = notes("gap", lambda p: slices(p, [f"{z}.png" for z in (1, 2, 4, 5, 6)]))
     assert "from 1.png to 6.png" in said
     assert "between 2.png and 4.png" in said
+    copied = ["1.png", "1 copy.png", "2.png", "3.png", "4.png"]
+    assert "one number: 1 copy.png; 1.png" in notes("copy", lambda p: slices(p, copied))
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file.create_dataset("raw", (4, 8, 8), "u1", chunks=(1, 8, 8))[1] = 7
     assert "75.0% of its chunks" in open_image(str(tmp_path / "a.h5")).notes[0]
@@ -361,6 +373,8 @@ def test_what_a_user_should_know_is_said(tmp_path: Path) -> None:
     ("write", "said"),
     [
         (lambda p: imagej(p, spacing=10, unit="um"), "10000 x 4 x 5"),  # a micrometre too much
+        (lambda p: imagej(p, unit="um", spacing=1, resolution=(1, 1)), "nobody had set a size"),
+        (lambda p: image(p, [(1, 1, 1)]), "nobody had set a size"),
         (lambda p: image(p, [(10, 4, 5)], "millimeter"), "no size of EM voxels"),
         (lambda p: array(p, resolution=[0.01, 0.004, 0.005]), "no size of EM voxels"),
         (

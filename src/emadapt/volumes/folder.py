@@ -18,8 +18,8 @@ from emadapt.volumes.source import Array, Choice, Source, only_one, stamp, unlik
 from emadapt.volumes.tiff import open_tiff
 
 SLICE_SUFFIXES = (".tif", ".tiff", ".png")
-NUMBER = re.compile(r"\d+(?:\.\d+)?")
-"""A number in a name; one with decimals is one number."""
+NUMBER = re.compile(r"(?:(?<![^\W_])-)?\d+(?:\.\d+)?")
+"""A number in a name, with its decimals, and with a - that stands behind no letter or digit."""
 
 
 def open_folder(path: Path, choice: Choice) -> Source:
@@ -133,7 +133,10 @@ def in_order(files: Sequence[Path]) -> list[Path]:
 
 
 def gaps(files: Sequence[Path]) -> list[str]:
-    """Where slices seem to be missing, by the first number in which the ordered names differ."""
+    """What is odd about ordered slices: numbers that are left out, and numbers that come twice.
+
+    The number of a slice is the first in which names differ.
+    """
     found = [NUMBER.findall(file.stem) for file in files]
     columns = zip(*found, strict=True) if len({len(own) for own in found}) == 1 else ()
     numbers = next(([Decimal(n) for n in c] for c in columns if len(set(c)) > 1), [])
@@ -141,7 +144,12 @@ def gaps(files: Sequence[Path]) -> list[str]:
     usual = min(Counter(steps).items(), key=lambda item: (-item[1], item[0]), default=(0, 0))[0]
     pairs = zip(pairwise(files), steps, strict=False)
     wide = [f"{a.name} and {b.name}" for (a, b), step in pairs if step >= 2 * usual > 0]
-    return [f"slices may be missing between {some(wide)}"] if wide else []
+    said = [f"slices may be missing between {some(wide)}"] if wide else []
+    last = Counter(map(number_of, files))
+    twice = [file.name for file in files if last[number_of(file)] > 1]
+    if 0 < len(twice) < len(files):
+        said.append(f"slices of one number: {some(twice)}")
+    return said
 
 
 def number_of(file: Path) -> Decimal | None:
@@ -152,7 +160,7 @@ def number_of(file: Path) -> Decimal | None:
 
 def natural(text: str) -> tuple[tuple[int, Decimal, str], ...]:
     """Sort key under which slice10 comes after slice9."""
-    parts = re.split(f"({NUMBER.pattern})", text)
+    parts = re.split(f"({NUMBER.pattern})", text.casefold())
     return tuple((1, Decimal(p), "") if NUMBER.fullmatch(p) else (0, Decimal(0), p) for p in parts)
 
 

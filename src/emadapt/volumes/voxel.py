@@ -75,6 +75,8 @@ def settled(stated: Mapping[str, Sequence[float]]) -> tuple[Voxel | None, str]:
         return None, f"no whole voxel size in the file, only {words[0]}" if words else ""
     if not all(agree(whole[0], sizes) for sizes in known.values()):
         return None, f"voxel sizes in the file that disagree: {', '.join(words)}"
+    if whole[0] in {(unit, unit, unit) for unit in UNITS_NM.values()}:
+        return None, f"voxels of 1 x 1 x 1 in the file ({words[0]}), as if nobody had set a size"
     if not plausible(whole[0]) or max(whole[0]) > LONGEST * min(whole[0]):
         return None, f"voxels of {words[0]} in the file, which is no size of EM voxels"
     return whole[0], ""
