@@ -36,7 +36,7 @@ RICH = a_study(
     regimes={
         **REGIMES,
         "lora_warm": {"kind": "lora", "warm_start": "lora-lucchi"},
-        "lora_adversarial": {"kind": "lora", "adversarial": 0.1},
+        "lora_adversarial": {"kind": "lora", "self_training": 1.0},
     },
     train_sets={
         **TRAIN_SETS,
@@ -54,7 +54,7 @@ MAY_DIFFER = {
     "regime": {"regime"},
     "union": {"train_set.datasets", "train_set.slices"},
     "warm_start": {"regime.warm_start"},
-    "alignment": {"backbone.align", "backbone.reference", "regime.adversarial"},
+    "alignment": {"backbone.align", "backbone.reference", "regime.self_training"},
     "labels": {"train_set.slices"},
 }
 """What the two models of a contrast may differ in: whole settings, or some of their fields."""

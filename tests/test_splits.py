@@ -27,7 +27,7 @@ def test_blocks_are_disjoint_contiguous_and_apart(
     for block in split.values():
         assert block == list(range(block[0], block[-1] + 1))
     gap = split["val"][0] - split["train"][-1] - 1
-    assert gap >= 1
+    assert gap >= (spec.gap_nm > 0)
     assert gap * voxel >= spec.gap_nm
     if official:
         assert split["test"] == list(range(n, n + 7))
@@ -35,6 +35,12 @@ def test_blocks_are_disjoint_contiguous_and_apart(
     else:
         assert split["test"][0] - split["val"][-1] - 1 == gap
         assert split["test"][-1] == n - 1
+
+
+def test_without_test_part_and_gap_every_slice_trains_or_validates() -> None:
+    spec = SplitSettings(val=0.2, gap_nm=0.0).changed(test=0.0)
+    split = split_slices([("all", 5)], spec, 500)
+    assert split == {"train": [0, 1, 2, 3], "val": [4], "test": []}
 
 
 @given(st.integers(1, 60), SPECS, st.floats(4, 60))

@@ -94,7 +94,7 @@ def test_the_papers_protocol(here: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["collapse", "headline", "unseen"])
 def test_a_study_in_two_dimensions_runs_in_small(here: Path, name: str) -> None:
-    """Wrong pairing and a warm start; context and averaged weights; an adversarial loss."""
+    """Wrong pairing and a warm start; context and averaged weights; self-training."""
     write_reference_layouts(here / "data", slices=16, sections=12)
     params = in_small(name, params_train(name), tile=56)
     summary = run_small(params)

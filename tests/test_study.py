@@ -110,7 +110,7 @@ MISTAKES: list[tuple[Change, str]] = [
     (_section("regimes", r={"kind": "ridge", "head": "linear"}), "unknown key 'head'"),
     (_entry("regimes", "lora", warm_start="lora"), "it leads back to 'lora'"),
     (_entry("regimes", "lora", warm_start="x"), "expected REGIME or REGIME-TRAIN_SET"),
-    (_entry("regimes", "frozen", adversarial=0.1), "has one dataset; it needs a second one"),
+    (_entry("regimes", "frozen", self_training=1.0), "no training set of the study has `unl"),
     (lambda p: p.update(train="papers"), "unknown preset 'papers'; did you mean 'paper'?"),
     (lambda p: p.update(split={"val": 1.5}), "split.val: found 1.5"),
 ]

@@ -30,9 +30,9 @@ def params(train_set: Any = None) -> dict[str, Any]:
     own = settings(epochs=1, steps_per_epoch=2)
     own["datasets"]["c"] = {"layout": "stack", "voxel_nm": [40, 5, 5], "labelled": False}
     own["study"]["datasets"] = ["a", "b", "c"]
-    own["regimes"] |= {"dann": {"kind": "frozen", "adversarial": 0.1}}
+    own["regimes"] |= {"taught": {"kind": "frozen", "self_training": 1.0}}
     own["train_sets"] = {"onto_c": train_set or {"datasets": ["a", "b"], "unlabelled": ["c"]}}
-    own["study"] |= {"regimes": ["dann"], "train_sets": ["onto_c"]}
+    own["study"] |= {"regimes": ["taught"], "train_sets": ["onto_c"]}
     own["diagnose"] |= {"controls": False}
     return own
 
@@ -52,9 +52,9 @@ def test_from_images_to_the_report(tmp_path: Path) -> None:
     (unit,) = study.units()
     train_unit(study, unit)
     assert set(json.loads(evaluate_unit(study, unit).read_text())["test"]) == {"a", "b"}
-    card = json.loads(Path("build/units/t-dann-onto_c-0/model.json").read_text())
+    card = json.loads(Path("build/units/t-taught-onto_c-0/model.json").read_text())
     assert set(card["unlabelled_md5"]) == {"c"}
-    found = json.loads(diagnose(study, "t", "dann").read_text())
+    found = json.loads(diagnose(study, "t", "taught").read_text())
     pairs = {(e["a"], e["b"], e["level"], e["class"]) for e in found["pairs"]}
     levels = {(level, cls) for a, b, level, cls in pairs if "c" in (a, b)}
     assert levels == {("token", "all"), ("image", "all")}
@@ -74,7 +74,7 @@ def test_from_images_to_the_report(tmp_path: Path) -> None:
 
 
 def test_its_images_count(tmp_path: Path) -> None:
-    study, unit = study_of(tmp_path, params()), Unit("t", "dann", "onto_c", 0)
+    study, unit = study_of(tmp_path, params()), Unit("t", "taught", "onto_c", 0)
     first = (train_unit(study, unit) / "model.safetensors").read_bytes()
     inverted = 255 - blobs((7, 80, 90), 2)[0]
     tifffile.imwrite(tmp_path / "data/c/image.tif", inverted, photometric="minisblack")

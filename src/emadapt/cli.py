@@ -12,7 +12,7 @@ import click
 from emadapt import __version__
 from emadapt.errors import EmadaptError
 from emadapt.files import disk_error, share_scratch
-from emadapt.segment.cli import export, measure, mesh, preview, register, segment
+from emadapt.segment.cli import adapt, export, measure, mesh, preview, register, segment, tune
 from emadapt.study.loading import PARAMS, load_study
 from emadapt.sweep.cli import sweep
 
@@ -232,7 +232,7 @@ def repro(jobs: int, gpus: str) -> None:
     sys.exit(run_pipeline(jobs or len(devices) or 1, devices))
 
 
-for verb in (preview, segment, measure, mesh, export, register, sweep):
+for verb in (preview, segment, adapt, tune, measure, mesh, export, register, sweep):
     main.add_command(verb)
 
 

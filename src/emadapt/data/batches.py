@@ -43,6 +43,9 @@ class Samples(Protocol):
     def unlabelled_rows(self) -> list[npt.NDArray[np.int64]]:
         """Per unlabelled dataset, the rows that may be drawn."""
 
+    def beside(self, draw: Draw, step: int) -> Draw:
+        """The same place `step` slices on, or the draw itself where there is none."""
+
     def shapes(self, member: int) -> Shapes:
         """Shapes of the items of a dataset."""
 

@@ -79,6 +79,9 @@ class BlockDataset(Dataset[Item]):
     def unlabelled_rows(self) -> list[npt.NDArray[np.int64]]:
         return [np.arange(len(own)) for own in self.starts[self.n_labelled :]]
 
+    def beside(self, draw: Draw, step: int) -> Draw:
+        return draw  # blocks hold their neighbours
+
     def shapes(self, member: int) -> Shapes:
         return (1, *self.patch), self.patch
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 from collections.abc import Sequence
@@ -87,6 +88,10 @@ class CropDataset(Dataset[Item]):
 
     def unlabelled_rows(self) -> list[npt.NDArray[np.int64]]:
         return [np.asarray(v.split["train"]) for v in self.volumes[self.n_labelled :]]
+
+    def beside(self, draw: Draw, step: int) -> Draw:
+        there = draw.row + step in self.volumes[draw.member].split["train"]
+        return dataclasses.replace(draw, row=draw.row + step) if there else draw
 
     def shapes(self, member: int) -> Shapes:
         tile = self.geos[member].tile

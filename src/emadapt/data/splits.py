@@ -36,11 +36,12 @@ def split_slices(
     """
     total = parts[0][1]
     official = [n for name, n in parts if name == "test"]
-    n_test = sum(official) if official else max(1, round(spec.test * total))
+    n_test = sum(official) if official else max(1, round(spec.test * total)) * (spec.test > 0)
     n_val = max(1, round(spec.val * (total if official else total - n_test)))
-    gap = max(1, math.ceil(spec.gap_nm / voxel_z_nm)) if spec.kind == "blocks" else 0
-    n_train = total - n_val - gap - (0 if official else n_test + gap)
-    if n_train < 1 or n_test < 1:
+    has_gap = spec.kind == "blocks" and spec.gap_nm > 0
+    gap = max(1, math.ceil(spec.gap_nm / voxel_z_nm)) if has_gap else 0
+    n_train = total - n_val - gap - (0 if official or not n_test else n_test + gap)
+    if n_train < 1 or (official and n_test < 1):
         need = f"1 train + {n_val} val" + ("" if official else f" + {n_test} test")
         raise InputError(
             what,

@@ -105,9 +105,8 @@ def varied(study: Study, unit: Unit, test_set: str) -> dict[str, Any]:
     trained_on_it = regime.trains and test_set in train_set.datasets
     labels, amount = _labels(study, unit, test_set) if trained_on_it else (None, None)
     others = [name for name in train_set.datasets if name != test_set]
-    adversarial = getattr(regime, "adversarial", 0.0)
     pixels = f"pixels of {backbone.pixel_nm:g} nm" if backbone.pixel_nm else ""
-    alignments = [backbone.align, pixels, f"adversarial {adversarial:g}" if adversarial else ""]
+    alignments = [backbone.align, pixels, "self-training" if study.unlabelled_of(unit) else ""]
     backbones, regimes = study.backbone_settings, study.regime_settings
     no_alignment = {"align": "", "reference": "", "pixel_nm": 0.0}
     plain = _same_but(backbones, study.backbones, unit.backbone, no_alignment)
@@ -121,7 +120,7 @@ def varied(study: Study, unit: Unit, test_set: str) -> dict[str, Any]:
         "alignment": " + ".join(filter(None, alignments)),
         "warm_start": study.warm_start_of(unit),
         "plain_backbone": plain if regime.uses_backbone else None,
-        "plain_regime": _same_but(regimes, study.regimes, unit.regime, {"adversarial": 0.0}),
+        "plain_regime": _same_but(regimes, study.regimes, unit.regime, {"self_training": 0.0}),
         "cold_regime": _same_but(regimes, study.regimes, unit.regime, {"warm_start": ""}),
     }
 

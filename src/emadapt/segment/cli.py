@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+A_PATH = click.Path(path_type=Path)
 MODEL = click.option(
     "--model",
     required=True,
@@ -107,6 +108,63 @@ def preview(input_: str, output: str, **options: Any) -> None:
     if domain.verdict == "unlike":
         advice = f"label {LABEL} slices and fine-tune, see docs/your-own-data.md"
         click.echo(f"preview: {advice}", err=True)
+
+
+@click.command()
+@click.argument("volume")
+@MODEL
+@click.option("-o", "--output", type=A_PATH, help="The new model.  [default: VOLUME-adapted]")
+@SCALE
+@VOXEL
+@WINDOW
+@OVERWRITE
+def adapt(volume: str, **options: Any) -> None:
+    """Fit a model to VOLUME without labels: it learns from what it finds there itself.
+
+    If the command is stopped, repeat it to go on.
+    """
+    from emadapt.segment.adapt import adapt as run
+
+    own = _own(volume, "adapted", **options)
+    if odd := run(own):
+        words = f"{odd}. Something went wrong: compare it with {own.model} by `emadapt preview`"
+        click.echo(f"adapt: {words}", err=True)
+    _say_next("adapt", own)
+
+
+@click.command()
+@click.argument("volume")
+@click.argument("labels", type=A_PATH)
+@MODEL
+@click.option("-o", "--output", type=A_PATH, help="The new model.  [default: VOLUME-tuned]")
+@click.option("--foreground", default=">0", show_default=True, help="Label values to segment: >N.")
+@SCALE
+@VOXEL
+@WINDOW
+@OVERWRITE
+def tune(volume: str, labels: Path, foreground: str, **options: Any) -> None:
+    """Fit a model to VOLUME with LABELS, a folder of two or more labelled slices.
+
+    The last number in a label's file name says its slice, counted from 0; if VOLUME is a folder of
+    slices, it is the number in the slice's name. If the command is stopped, repeat it to go on.
+    """
+    from emadapt.segment.adapt import tune as run
+
+    own = _own(volume, "tuned", **options)
+    click.echo(f"tune: {run(own, labels, foreground)}")
+    _say_next("tune", own)
+
+
+def _own(volume: str, how: str, output: Path | None, **options: Any) -> Any:
+    from emadapt.segment.adapt import Own
+
+    stem = Path(volume.partition(":")[0]).name.partition(".")[0]
+    return Own(volume, output=output or Path(f"{stem}-{how}"), **options)
+
+
+def _say_next(verb: str, own: Any) -> None:
+    command = f"emadapt segment {own.volume} MASK --model {own.output}"
+    click.echo(f"{verb}: {own.output}; next: {command}")
 
 
 @click.command()

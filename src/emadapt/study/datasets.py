@@ -81,7 +81,7 @@ class TrainSetSettings(Settings):
     )
     sampling: Sampling | None = setting(None, "Instead of `train.sampling`.")
     unlabelled: tuple[str, ...] = setting(
-        (), "Datasets whose images the adversarial loss sees; other regimes ignore them."
+        (), "Datasets whose images self-training sees; other regimes ignore them."
     )
 
     @field_validator("slices", "crops")
@@ -125,7 +125,9 @@ class SplitSettings(Settings):
     test: float = setting(
         0.2, "Share of the slices for testing, without an official test volume.", gt=0, lt=0.9
     )
-    gap_nm: float = setting(30.0, "Thickness left out between blocks; at least a slice.", ge=0)
+    gap_nm: float = setting(
+        30.0, "Thickness left out between blocks, at least a slice; 0: none is.", ge=0
+    )
     seed: int = setting(0, "Seed of `random`.", ge=0)
 
 

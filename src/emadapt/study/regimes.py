@@ -92,17 +92,17 @@ class GradientRegime(RegimeSettings):
         "Start from another unit's adapter and head: REGIME (same training set), "
         "REGIME-TRAIN_SET, or a model folder (a path with a slash).",
     )
-    adversarial: float = setting(
+    self_training: float = setting(
         0.0,
-        "Weight of the adversarial loss at the end of its ramp; 0: none. A classifier of datasets "
-        "on reversed gradients (Ganin et al. 2016) makes their features alike.",
+        "Weight of what is learned from `unlabelled` images, which a moving average of the model "
+        "labels (a mean teacher with complementary masks); 0: they are not looked at.",
         ge=0,
     )
 
     @property
     def several_devices(self) -> bool:
-        """Not with the adversarial loss, which compares the datasets of a whole batch."""
-        return not self.adversarial
+        """Not with self-training, whose draws are not shared out."""
+        return not self.self_training
 
     @property
     def unused(self) -> frozenset[str]:

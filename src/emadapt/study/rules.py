@@ -13,7 +13,7 @@ def problems_of(study: Study) -> list[str]:
     """A line for each name that leads nowhere and each pair of settings that exclude each other."""
     if dangling := list(_names(study)):
         return dangling
-    rules = (_train_sets, _references, _heads, _warm_starts, _adversarial, _blocks_of_slices)
+    rules = (_train_sets, _references, _heads, _warm_starts, _self_training, _blocks_of_slices)
     problems = [problem for rule in rules for problem in rule(study)]
     against = study.diagnose.against
     if against and against not in study.datasets:
@@ -46,14 +46,14 @@ def _names(study: Study) -> Iterator[str]:
 
 def _train_sets(study: Study) -> Iterator[str]:
     """Members without labels, and unlabelled datasets that no regime looks at."""
-    adversarial = any(getattr(study.regime_settings[r], "adversarial", 0) for r in study.regimes)
+    looks = any(getattr(study.regime_settings[r], "self_training", 0) for r in study.regimes)
     for name in study.train_sets:
         train_set = study.train_set_settings[name]
         for dataset in train_set.datasets:
             if not study.dataset_settings[dataset].labelled:
                 yield f"train_sets.{name}: {dataset!r} has no labels; name it in `unlabelled`"
-        if train_set.unlabelled and not adversarial:
-            yield f"train_sets.{name}.unlabelled: no regime of the study is `adversarial`"
+        if train_set.unlabelled and not looks:
+            yield f"train_sets.{name}.unlabelled: no regime of the study has `self_training`"
 
 
 def _references(study: Study) -> Iterator[str]:
@@ -109,21 +109,11 @@ def _chain(study: Study, regime: str) -> list[str]:
     return chain
 
 
-def _adversarial(study: Study) -> Iterator[str]:
-    """The adversarial loss where it has nothing to compare or nothing to train."""
-    for name in study.regimes:
-        regime = study.regime_settings[name]
-        if not getattr(regime, "adversarial", 0):
-            continue
-        where = f"regimes.{name}.adversarial"
-        if regime.kind == "frozen" and study.head_of(name) == "linear":
-            yield f"{where}: nothing is trained below the last layer of a `linear` head"
-        for train_set in study.train_sets:
-            members = study.train_set_settings[train_set]
-            if len(members.datasets) + len(members.unlabelled) < 2:
-                yield f"{where}: train_sets.{train_set} has one dataset; it needs a second one"
-        if any(study.backbone_settings[b].tile == 0 for b in study.backbones):
-            yield f"{where}: whole slices (tile: 0) of datasets differ in shape; set a tile"
+def _self_training(study: Study) -> Iterator[str]:
+    """Self-training in a study whose training sets name no images for it."""
+    names = [r for r in study.regimes if getattr(study.regime_settings[r], "self_training", 0)]
+    if names and not any(study.train_set_settings[t].unlabelled for t in study.train_sets):
+        yield f"regimes.{names[0]}.self_training: no training set of the study has `unlabelled`"
 
 
 def _blocks_of_slices(study: Study) -> Iterator[str]:

@@ -16,6 +16,9 @@ from emadapt.study.strict import Settings
 from emadapt.study.sweep import SweepSettings
 from emadapt.study.training import DiagnoseSettings, TrainSettings
 
+TEACHER = 0.99
+"""Share that the teacher of self-training keeps at each step, unless `train.ema` says otherwise."""
+
 
 @dataclass(frozen=True)
 class Unit:
@@ -77,6 +80,8 @@ class Study:
                 own[name] = value
         if sampling := self.train_set_settings[unit.train_set].sampling:
             own["sampling"] = sampling
+        if self.unlabelled_of(unit):  # no labels say which epoch is best there
+            own |= {"monitor": "last", "ema": self.train.ema or TEACHER}
         return self.train.changed(**own | {"head": self.head_of(unit.regime)})
 
     def head_of(self, regime: str) -> str:
@@ -115,8 +120,8 @@ class Study:
 
     def unlabelled_of(self, unit: Unit) -> tuple[str, ...]:
         """Datasets whose images `unit` sees without labels."""
-        adversarial = getattr(self.regime_settings[unit.regime], "adversarial", 0.0)
-        return self.train_set_settings[unit.train_set].unlabelled if adversarial else ()
+        looks = getattr(self.regime_settings[unit.regime], "self_training", 0.0)
+        return self.train_set_settings[unit.train_set].unlabelled if looks else ()
 
     def tokens_of(self, regime: str) -> str:
         """The regime under which `diagnose` measures the tokens that `regime` works on.

@@ -33,7 +33,9 @@ class TrainSettings(Settings):
     )
     batch: int = setting(4, "Samples in a step; at least one of each dataset.", ge=1)
     patience: int = setting(0, "Stop after this many epochs without a gain; 0: never.", ge=0)
-    monitor: Literal["val_iou", "val_loss"] = setting("val_iou", "What chooses the epoch.")
+    monitor: Literal["val_iou", "val_loss", "last"] = setting(
+        "val_iou", "What chooses the epoch; `last`: nothing does, the last one is kept."
+    )
     val_slices: int = setting(
         4, "Validation slices of each dataset scored in each epoch; 0: all.", ge=0
     )

@@ -81,8 +81,8 @@ def _nothing_to_search(study: Study, target: Target) -> str:
     regime = study.regime_settings[target.regime]
     if regime.kind not in SWEPT:
         return f"kind `{regime.kind}`"
-    if getattr(regime, "adversarial", 0):
-        return "`adversarial`"
+    if getattr(regime, "self_training", 0):
+        return "`self_training`"
     if start := study.warm_start_of(unit_of(study, target)):
         # Rank and head are given by the model it starts from, unless that is a head alone.
         source = study.source_of(unit_of(study, target))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +18,9 @@ from emadapt.models import parallel
 from emadapt.models.adapters import Groups, State
 from emadapt.models.batch_norm import BatchNorm
 from emadapt.models.device import device
-from emadapt.models.segmenter import Segmenter
 from emadapt.progress import progress_bar
 from emadapt.study.training import TrainSettings
+from emadapt.training.average import Average, copy_of
 from emadapt.training.inputs import Inputs, OnEpoch, Progress
 from emadapt.training.objective import LOSSES, Objective
 from emadapt.training.validate import validate
@@ -87,12 +86,12 @@ class Run:
         self.loss_of = LOSSES[self.train.loss]
         fp16 = self.train.precision == "fp16"
         self.scaler = torch.amp.GradScaler(device().type, enabled=fp16)
-        self.objective = make_objective(inputs, self.loss_of, self.scaler)
-        self.optimiser = optimiser(inputs, groups, list(self.objective.modules.parameters()))
+        self.average = Average(self.train.ema, copy_of(self.segmenter))
+        self.objective = make_objective(inputs, self.loss_of, self.scaler, self.average)
+        self.optimiser = optimiser(inputs, groups)
         self.schedule = LambdaLR(self.optimiser, rate_factor(self.train, self.steps))
         self.progress = Progress()
         self.best: State = self.segmenter.trained_state()
-        self.average = Average(self.train.ema, copy_of(self.segmenter))
         if (path := scratch / CHECKPOINT).is_file():
             self._resume(path)
 
@@ -112,8 +111,7 @@ class Run:
         batches = load_epoch(samples, own, self.train.workers)
         for whole, draws, batch in zip(plan, own, batches, strict=True):
             groups = with_absent(samples, whole, batch) if shared else batch
-            done = self.schedule.last_epoch / (self.train.epochs * self.steps)
-            yield self._step(self.objective.backward(groups, draws, len(whole), done))
+            yield self._step(self.objective.backward(groups, draws, len(whole)))
 
     def _step(self, loss: float) -> float:
         """One optimiser step, given this process's part of the loss; gives the whole loss."""
@@ -145,9 +143,9 @@ class Run:
             "val/iou": scored["iou"],
             "val/loss": scored["loss"],
         }
-        by_iou = self.train.monitor == "val_iou"
-        value = metrics["val/iou"] if by_iou else -metrics["val/loss"]
-        if value > self.progress.best:
+        monitor = self.train.monitor
+        value = -metrics["val/loss"] if monitor == "val_loss" else metrics["val/iou"]
+        if monitor == "last" or value > self.progress.best:
             self.progress.best, self.progress.best_epoch = value, self.progress.epoch
             self.best = candidate
         return metrics
@@ -158,7 +156,7 @@ class Run:
             "progress": vars(self.progress),
             "trained": self.segmenter.trained_state(),
             "best": self.best,
-            "objective": self.objective.modules.state_dict(),
+            "objective": self.objective.state,
             "optimiser": self.optimiser.state_dict(),
             "step": self.schedule.last_epoch,
             "scaler": self.scaler.state_dict(),
@@ -171,7 +169,7 @@ class Run:
     def _resume(self, path: Path) -> None:
         state = torch.load(path, weights_only=True, map_location="cpu")
         self.segmenter.load_trained(state["trained"])
-        self.objective.modules.load_state_dict(state["objective"])
+        self.objective.state = state["objective"]
         self.optimiser.load_state_dict(state["optimiser"])
         self.scaler.load_state_dict(state["scaler"])
         self.schedule.last_epoch = state["step"]
@@ -179,57 +177,15 @@ class Run:
         self.average.state = state["average"]
 
 
-class Average:
-    """Exponential moving average (EMA) of the trained weights (Tarvainen & Valpola 2017).
-
-    Args:
-        keep: share that it keeps at each step; at most (1 + steps) / (10 + steps), so that initial
-            values are soon forgotten. 0: the weights themselves.
-        state: to go on from.
-    """
-
-    def __init__(self, keep: float, state: State) -> None:
-        self.keep, self.state = keep, state if keep else {}
-
-    def step(self, segmenter: Segmenter, steps: int) -> None:
-        """Take in the weights after `steps` steps."""
-        if not self.keep:
-            return
-        keep = min(self.keep, (1 + steps) / (10 + steps))
-        for name, value in segmenter.live_state().items():
-            own = self.state[name] = self.state[name].to(value.device)
-            if value.is_floating_point():
-                own.lerp_(value, 1 - keep)
-            else:
-                own.copy_(value)
-
-    @contextmanager
-    def in_place(self, segmenter: Segmenter) -> Iterator[None]:
-        """The average in the place of the weights."""
-        if not self.keep:
-            yield
-            return
-        now = copy_of(segmenter)
-        segmenter.load_trained(self.state)
-        yield
-        segmenter.load_trained(now)
-
-
-def copy_of(segmenter: Segmenter) -> State:
-    """The trained tensors, as copies."""
-    return {k: v.clone() for k, v in segmenter.trained_state().items()}
-
-
-def optimiser(inputs: Inputs, groups: Groups, beside: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """AdamW on the head, the adapter and, at the head's rate, what is trained besides them."""
+def optimiser(inputs: Inputs, groups: Groups) -> torch.optim.Optimizer:
+    """AdamW on the head and the adapter."""
     train, segmenter = inputs.train, inputs.segmenter
     own = {"lr": train.head_lr, "weight_decay": train.weight_decay}
     head = [{**own, "params": list(segmenter.head.parameters())}]
     adapter = []
     if segmenter.trainable()["adapter"]:
         adapter = groups(segmenter.backbone.network, train.adapter_lr, train.weight_decay)
-    last = [{**own, "params": beside}] if beside else []
-    return torch.optim.AdamW([*head, *adapter, *last])
+    return torch.optim.AdamW([*head, *adapter])
 
 
 def rate_factor(train: TrainSettings, steps: int) -> Callable[[int], float]:

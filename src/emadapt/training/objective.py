@@ -7,11 +7,11 @@ from collections.abc import Callable
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from emadapt.data.batches import Draw, Item
 from emadapt.data.foreground import IGNORE
 from emadapt.models.device import autocast, device
+from emadapt.training.average import Average
 from emadapt.training.inputs import Inputs
 
 # MONAI's DiceLoss and DiceCELoss, which a test holds them to; importing those takes seconds.
@@ -45,28 +45,26 @@ LOSSES: dict[str, Loss] = {"dice_ce": dice_ce, "dice": dice}
 class Objective:
     """The loss of labelled samples, one backward pass for each group of a batch."""
 
-    def __init__(self, inputs: Inputs, loss_of: Loss, scaler: torch.amp.GradScaler) -> None:
-        self.inputs, self.loss_of, self.scaler = inputs, loss_of, scaler
+    def __init__(
+        self, inputs: Inputs, loss_of: Loss, scaler: torch.amp.GradScaler, average: Average
+    ) -> None:
+        self.inputs, self.loss_of, self.scaler, self.average = inputs, loss_of, scaler, average
         self.precision, self.segmenter = inputs.train.precision, inputs.segmenter
         self.noted: dict[str, list[float]] = {}
-
-    @property
-    def modules(self) -> nn.Module:
-        """What is trained along with the segmenter, and not kept."""
-        return nn.Module()
+        self.state: dict[str, float] = {}
+        """What a checkpoint keeps of it."""
 
     def plan(self, plan: list[list[Draw]], epoch: int) -> list[list[Draw]]:
         """What is drawn for each batch of an epoch, given the labelled draws."""
         return plan
 
-    def backward(self, batch: list[Item], draws: list[Draw], n: int, done: float) -> float:
+    def backward(self, batch: list[Item], draws: list[Draw], n: int) -> float:
         """Add to the gradients those of a batch, or of this process's part of it.
 
         Args:
             batch: groups of equal shape.
             draws: what they were made of.
             n: labelled samples of the whole batch.
-            done: share of the training that is over.
 
         Returns:
             The loss of the labelled samples.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -32,12 +33,22 @@ class TokenDataset(Dataset[Item]):
             [(view, int(row)) for view in own for row in view.rows_of("train")]
             for own in self.views
         ]
+        self.plain = [
+            {tuple(view.index[row].tolist()): i for i, (view, row) in enumerate(places)}
+            for places in self.places
+        ]
 
     def rows(self) -> list[npt.NDArray[np.int64]]:
         return [np.arange(len(places)) for places in self.places[: self.n_labelled]]
 
     def unlabelled_rows(self) -> list[npt.NDArray[np.int64]]:
         return [np.arange(len(places)) for places in self.places[self.n_labelled :]]
+
+    def beside(self, draw: Draw, step: int) -> Draw:
+        view, row = self.places[draw.member][draw.row]
+        z, y, x = view.index[row].tolist()  # of an augmented crop y and x are -1
+        found = self.plain[draw.member].get((z + step, y, x), draw.row) if y >= 0 else draw.row
+        return dataclasses.replace(draw, row=found)
 
     def shapes(self, member: int) -> Shapes:
         view = self.views[member][0]

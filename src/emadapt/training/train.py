@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from emadapt.training.plan import unit_key
 from emadapt.training.prepare import SCRATCH, behind_folders, check_processes, prepare
 from emadapt.training.regimes import regime_of
 from emadapt.training.regimes.regime import Regime
+from emadapt.training.self_training import verdict
 from emadapt.training.tracked import UNITS, add_model, as_dataset, unit_run
 from emadapt.training.validate import validate
 
@@ -117,7 +119,7 @@ def _note_adapted(study: Study, unit: Unit, folder: Path) -> None:
 def _facts(study: Study, trained: Trained) -> dict[str, Any]:
     """What model.json says besides how to build the model."""
     inputs, unit = trained.inputs, trained.inputs.unit
-    volumes = inputs.volumes
+    volumes, shown = inputs.volumes, [*inputs.volumes, *inputs.unlabelled]
     facts = {
         "labelled": inputs.labelled.counts,
         "unit": unit.name,
@@ -133,14 +135,16 @@ def _facts(study: Study, trained: Trained) -> dict[str, Any]:
         "precision": resolve_precision(inputs.train.precision),
         "version": emadapt.__version__,
         "tokens": token_facts(inputs.segmenter, volumes, [own[0] for own in inputs.views]),
-        "shape": {v.name: list(v.image.shape) for v in volumes},
+        "shape": {v.name: list(v.image.shape) for v in shown},
+        "voxel_nm": {v.name: v.manifest["voxel_nm"] for v in shown},
     }
-    for name in ("intensity", "voxel_nm", "pairing"):
+    for name in ("intensity", "pairing"):
         facts[name] = {v.name: v.manifest[name] for v in volumes}
     optional = {
         "align": alignment_of(volumes, trained.regime.spec),
         "unlabelled_md5": {v.name: v.md5 for v in inputs.unlabelled},
         "started_from": behind_folders(study, unit),
+        "check": verdict(trained.progress.history),
     }
     return facts | {name: value for name, value in optional.items() if value}
 
@@ -161,4 +165,6 @@ def _publish(trained: Trained, facts: dict[str, Any]) -> Path:
         f"{segmenter.n_trainable():,} trained parameters, "
         f"of the backbone {segmenter.share():.2%}{took}"
     )
+    if odd := facts.get("check"):
+        print(f"train {name}: on images without labels {odd}", file=sys.stderr)
     return folder

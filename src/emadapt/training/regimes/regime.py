@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,11 @@ from emadapt.models.tokens import TokenView, token_views
 from emadapt.study.backbones import BackboneSettings
 from emadapt.study.regimes import RegimeSettings
 from emadapt.study.training import TrainSettings
-from emadapt.training.adversarial import objective
 from emadapt.training.fit import fit
 from emadapt.training.inputs import Inputs, Labelled, OnEpoch, Progress
+from emadapt.training.objective import Objective
 from emadapt.training.samples import TokenDataset
+from emadapt.training.self_training import SelfTraining
 
 
 class Regime:
@@ -136,5 +137,6 @@ class Regime:
 
         It leaves the best weights in the model.
         """
-        weight = getattr(self.settings, "adversarial", 0.0)
-        return fit(inputs, scratch, on_epoch, self.groups, objective(weight))
+        settings: Any = self.settings
+        make: Any = partial(SelfTraining, settings) if inputs.unlabelled else Objective
+        return fit(inputs, scratch, on_epoch, self.groups, make)

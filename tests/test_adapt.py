@@ -1,0 +1,132 @@
+"""A user's own volume to a model: from images alone, and from a few labelled slices."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from click.testing import CliRunner
+from safetensors.torch import load_file
+
+from emadapt.cli import main
+from emadapt.errors import InputError
+from emadapt.segment import adapt as own_model
+from emadapt.segment.job import Order
+from emadapt.segment.run import segment_volume
+from emadapt.study.regimes import regime_settings
+from emadapt.training.fit import Run
+from emadapt.volumes.opening import open_source
+from tiny import blobs, write_model
+
+IMAGE, LABEL = blobs((9, 90, 100), 0)
+VOXEL = ("--voxel-nm", "40", "5", "5")
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder with a volume, a few labels and a model; less work than for a user."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EMADAPT_TRACKING", "off")
+    tifffile.imwrite("v.tif", IMAGE, photometric="minisblack")
+    Path("labels").mkdir()
+    for z in (1, 3, 5, 8):
+        tifffile.imwrite(f"labels/{z}.tif", LABEL[z] * 255, photometric="minisblack")
+    write_model(Path("m"))
+    shapes = {"train": (6, 128, 128), "test": (1, 128, 128)}
+    monkeypatch.setattr(own_model, "PHANTOMS", {"phantom_fib": shapes})
+    quick = own_model.TRAIN.changed(epochs=2, steps_per_epoch=2)
+    monkeypatch.setattr(own_model, "TRAIN", quick)
+
+
+def run(*words: str, code: int = 0) -> str:
+    done = CliRunner().invoke(main, words)
+    assert done.exit_code == code, done.output
+    return done.output
+
+
+def segments(model: str) -> None:
+    segment_volume(Order("v.tif", "mask.tif", model, voxel_nm=(40.0, 5.0, 5.0)))
+    assert tifffile.imread("mask.tif").shape == IMAGE.shape
+
+
+def test_images_alone_give_a_model_and_a_stopped_run_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run("adapt", "v.tif", "--model", "m", *VOXEL, "-o", "new")
+    card = json.loads(Path("new/model.json").read_text())
+    assert set(card["unlabelled_md5"]) == {"v"}
+    assert "its images, without labels" in Path("new/model-card.md").read_text()
+    assert not Path("new.partial").exists()
+    segments("new")
+    before, after = (load_file(f"{name}/model.safetensors") for name in ("m", "new"))
+    assert before.keys() == after.keys()
+    assert any(not np.array_equal(before[k], after[k]) for k in before)
+    again = run("adapt", "v.tif", "--model", "m", *VOXEL, "-o", "new", code=2)
+    assert "Replace it with --overwrite" in again
+    save = Run.save
+
+    def stop(run: Run, scratch: Path) -> None:
+        save(run, scratch)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "save", stop)
+        run("adapt", "v.tif", "--model", "m", *VOXEL, "-o", "killed", code=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(own_model, "_sample", None)  # it is not read again
+        run("adapt", "v.tif", "--model", "m", *VOXEL, "-o", "killed")
+    new, killed = (Path(name, "model.safetensors").read_bytes() for name in ("new", "killed"))
+    assert new == killed
+
+
+def test_a_few_labels_give_a_model_and_what_validation_says() -> None:
+    twice = ("--voxel-nm", "40", "10", "10")
+    said = run("tune", "v.tif", "labels", "--model", "m", *twice, "-o", "new")
+    assert "IoU on slices kept out of training (8.tif): " in said
+    card = json.loads(Path("new/model.json").read_text())
+    assert card["labelled"]["slices"] == [3, 3]
+    assert card["backbone"]["pixel_nm"] == 5.0  # that of training
+    segments("new")
+
+
+def test_labels_pair_by_number_and_all_that_is_odd_is_listed() -> None:
+    shutil.copy("labels/3.tif", "labels/x03.tif")
+    shutil.copy("labels/3.tif", "labels/9.tif")
+    said = run("tune", "v.tif", "labels", "--model", "m", *VOXEL, code=2)
+    assert "x03.tif and 3.tif have one number" in said
+    assert "9.tif has no slice" in said
+    Path("slices").mkdir()
+    for z, image in enumerate(IMAGE):
+        tifffile.imwrite(f"slices/s{z + 10}.tif", image, photometric="minisblack")
+    source = open_source("slices")
+    with pytest.raises(InputError, match=r"1\.tif has no slice"):
+        own_model.paired(source, Path("labels"))
+    for file in Path("labels").iterdir():
+        file.unlink()
+    for z in (12, 15):
+        tifffile.imwrite(f"labels/{z}.tif", LABEL[0], photometric="minisblack")
+    assert list(own_model.paired(source, Path("labels"))) == [2, 5]
+
+
+def test_models_that_do_not_suit_are_refused_before_work() -> None:
+    write_model(Path("near"), context=1)
+    said = run("tune", "v.tif", "labels", "--model", "near", *VOXEL, code=2)
+    assert "neighbouring slices" in said
+    write_model(Path("ridge"), regime=regime_settings(kind="ridge"))
+    said = run("adapt", "v.tif", "--model", "ridge", *VOXEL, code=2)
+    assert "a model of kind ridge; expected one that is trained in steps" in said
+
+
+def test_parts_of_large_slices_move_over_the_volume(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(own_model, "SIDE", 40)
+    own = own_model.Own("v.tif", "m", Path("new"), voxel_nm=(40.0, 5.0, 5.0))
+    images, spacing = own_model._sample(own)
+    assert images.shape == (9, 40, 40)
+    assert spacing > 1000
+    places = set()
+    for z, image in enumerate(images):
+        windows = np.lib.stride_tricks.sliding_window_view(IMAGE[z], (40, 40))
+        places |= {tuple(p) for p in np.argwhere((windows == image).all((2, 3)))}
+    assert len(places) == 9

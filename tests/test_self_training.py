@@ -1,0 +1,182 @@
+"""Self-training: a mean teacher labels images without labels, the student sees halves of them."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from emadapt.data.batches import plan_epoch
+from emadapt.data.foreground import IGNORE
+from emadapt.errors import ConfigError, InputError
+from emadapt.study.study import Study, Unit
+from emadapt.training.average import Average, copy_of
+from emadapt.training.inputs import Inputs
+from emadapt.training.objective import LOSSES
+from emadapt.training.prepare import check_processes, prepare
+from emadapt.training.regimes import regime_of
+from emadapt.training.self_training import SelfTraining, blocks, in_other_light, masked, verdict
+from emadapt.training.train import train_unit
+from tiny import make_study, settings, stop_after_an_epoch
+
+ONTO_B, PIXELS = Unit("t", "taught", "onto_b", 0), Unit("t", "taught_lora", "onto_b", 0)
+
+
+def params(**train: Any) -> dict[str, Any]:
+    own = settings(**{"epochs": 1, "steps_per_epoch": 2, **train})
+    own["regimes"]["taught"] = {"kind": "frozen", "self_training": 1.0}
+    own["regimes"]["taught_lora"] = own["regimes"]["lora"] | {"self_training": 1.0}
+    own["train_sets"] = {"a": ["a"], "onto_b": {"datasets": ["a"], "unlabelled": ["b"]}}
+    own["study"] |= {
+        "regimes": ["frozen", "taught", "taught_lora"],
+        "train_sets": ["a", "onto_b"],
+    }
+    return own
+
+
+@pytest.fixture
+def study(tmp_path: Path, tracking_off: None) -> Study:
+    return make_study(tmp_path, params())
+
+
+def objective(study: Study, inputs: Inputs) -> SelfTraining:
+    average = Average(0.99, copy_of(inputs.segmenter))
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    regime = study.regime_settings[inputs.unit.regime]
+    return SelfTraining(regime, inputs, LOSSES["dice_ce"], scaler, average)  # type: ignore[arg-type]
+
+
+def trained(study: Study, unit: Unit) -> bytes:
+    return (train_unit(study, unit) / "model.safetensors").read_bytes()
+
+
+def forget() -> None:
+    for folder in ("scratch", "build/units"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 18, 20), (2, 1, 4, 18, 20)])
+def test_half_of_the_blocks_are_shown_and_the_rest_is_the_mean(shape: tuple[int, ...]) -> None:
+    images = torch.randn(shape)
+    shown = blocks(images, 3)
+    corner = shown[(slice(None), 0, *[slice(3)] * (images.dim() - 2))].flatten(1)
+    assert (corner == corner[:, :1]).all()
+    assert 0.4 < float(blocks(torch.zeros(8, 1, 60, 60), 3).float().mean()) < 0.6
+    halves = [masked(images, half) for half in (shown, ~shown)]
+    mean = images.mean(tuple(range(2, images.dim())), keepdim=True).expand_as(images)
+    torch.testing.assert_close(torch.where(shown, *halves), images)
+    torch.testing.assert_close(torch.where(shown, *halves[::-1]), mean)
+
+
+def test_another_light_keeps_the_order_of_grey_values() -> None:
+    torch.manual_seed(0)
+    image = torch.linspace(0, 1, 50).view(1, 1, 5, 10).repeat(4, 1, 1, 1)
+    seen = in_other_light(image).flatten(1)
+    assert (seen.diff(dim=1) >= 0).all()
+    assert not torch.equal(seen[0], seen[1])
+
+
+def test_draws_are_pairs_of_neighbours_where_sections_are_near(study: Study) -> None:
+    for unit in (ONTO_B, PIXELS):
+        inputs = prepare(study, unit)
+        own = objective(study, inputs)
+        plan = plan_epoch(inputs.samples.rows(), inputs.train, 0, 0)
+        assert own.plan(plan, 0) == own.plan(plan, 0)
+        for batch, whole in zip(plan, own.plan(plan, 0), strict=True):
+            assert whole[: len(batch)] == batch
+            extra = whole[len(batch) :]
+            assert [draw.member for draw in extra] == [1] * 2 * len(batch)
+            assert extra[0::2] == extra[1::2]  # sections of 50 nm
+        inputs.unlabelled[0].manifest["voxel_nm"][0] = 5.0
+        found = [d for batch in own.plan(plan * 9, 0) for d in batch if d.member == 1]
+        assert found[0::2] != found[1::2]
+        if unit == PIXELS:
+            apart = {abs(a.row - b.row) for a, b in zip(found[0::2], found[1::2], strict=True)}
+            assert apart == {0, 1}
+
+
+def test_the_share_of_foreground_is_drawn_to_that_of_the_labels(study: Study) -> None:
+    own = objective(study, prepare(study, ONTO_B))
+    taught = torch.tensor([0.02, 0.6, 0.86, 0.94])[:, None, None]
+    own.state = {"labelled": 0.6, "unlabelled": 0.6}
+    assert own._labels(taught).flatten().tolist() == [0, IGNORE, IGNORE, 1]
+    own.state = {"labelled": 0.9, "unlabelled": 0.5}  # too little is found
+    assert own._labels(taught).flatten().tolist() == [0, IGNORE, 1, 1]
+    own.state = {"labelled": 0.1, "unlabelled": 0.5}  # too much
+    assert own._labels(taught).flatten().tolist() == [0, IGNORE, IGNORE, IGNORE]
+
+
+def test_the_first_epochs_are_on_labels_alone(tmp_path: Path, tracking_off: None) -> None:
+    study = make_study(tmp_path, params(epochs=5))
+    inputs = prepare(study, ONTO_B)
+    own = objective(study, inputs)
+    plan = plan_epoch(inputs.samples.rows(), inputs.train, 0, 0)
+    assert [own.plan(plan, epoch) == plan for epoch in range(5)] == [True] * 2 + [False] * 3
+
+
+def test_labels_of_an_unlabelled_dataset_are_never_read_and_its_images_count(study: Study) -> None:
+    first = trained(study, ONTO_B)
+    forget()
+    path = Path("build/ingest/b/label.npy")
+    np.save(path, np.random.default_rng(0).integers(0, 2, np.load(path).shape).astype(np.uint8))
+    assert trained(study, ONTO_B) == first
+    forget()
+    np.save("build/ingest/b/image.npy", 255 - np.load("build/ingest/b/image.npy"))
+    assert trained(study, ONTO_B) != first
+
+
+def test_the_last_epoch_is_kept_and_a_training_set_without_images_is_plain(
+    tmp_path: Path, tracking_off: None
+) -> None:
+    study = make_study(tmp_path, params(epochs=2))
+    card = json.loads((train_unit(study, ONTO_B) / "model.json").read_text())
+    assert card["best_epoch"] == 1
+    train = card["settings"]["train"]
+    assert (train["monitor"], train["ema"]) == ("last", 0.99)
+    plain = trained(study, Unit("t", "frozen", "a", 0))
+    assert trained(study, Unit("t", "taught", "a", 0)) == plain
+
+
+def test_stopped_and_run_again_gives_the_same_bytes(
+    tmp_path: Path, tracking_off: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = make_study(tmp_path, params(epochs=2))
+    undisturbed = trained(study, PIXELS)
+    forget()
+    stop_after_an_epoch(study, PIXELS, monkeypatch)
+    assert trained(study, PIXELS) == undisturbed
+
+
+def test_several_processes_are_refused_before_work(study: Study) -> None:
+    with pytest.raises(InputError, match="found 2 processes; expected one"):
+        check_processes(ONTO_B, regime_of(study, ONTO_B), 2)
+
+
+def test_a_study_without_images_for_it_is_refused(tmp_path: Path) -> None:
+    own = params()
+    own["study"]["train_sets"] = ["a"]
+    with pytest.raises(ConfigError, match=r"taught\.self_training: no training set"):
+        make_study(tmp_path, own, ingested=False)
+
+
+def epochs(shares: list[float], width: float = 10.0) -> list[dict[str, float]]:
+    return [{"train/loss": 1.0}] + [
+        {
+            "train/unlabelled_share": share,
+            "train/unlabelled_width": width,
+            "train/labelled_width": 12.0,
+        }
+        for share in shares
+    ]
+
+
+def test_the_verdict_needs_no_labels() -> None:
+    assert verdict([{"train/loss": 1.0}]) == ""
+    assert verdict(epochs([0.05, 0.06])) == ""
+    assert "from 6.0% to 2.0%" in verdict(epochs([0.06, 0.02]))
+    assert "from 5.0% to 20.0%" in verdict(epochs([0.05, 0.2]))
+    assert "almost nothing" in verdict(epochs([0.002, 0.0004]))
+    assert "3 pixels wide, in the labels 12" in verdict(epochs([0.05, 0.05], width=3.0))
