@@ -27,8 +27,7 @@ from emadapt.data.splits import evenly_spaced
 from emadapt.data.tiles import Grey
 from emadapt.errors import InputError
 from emadapt.files import write_json, write_text
-from emadapt.models.weights import CONVERTED
-from emadapt.segment.job import sampled
+from emadapt.segment.job import window_for
 from emadapt.segment.model import Model, find_model, open_model, sha256_of, zoom_for
 from emadapt.segment.partial import MARKER, held
 from emadapt.study.backbones import BackboneSettings
@@ -43,7 +42,7 @@ from emadapt.training.tracked import UNITS
 from emadapt.training.train import train_unit
 from emadapt.training.validate import validate
 from emadapt.volumes.folder import list_slices, number_of, open_slices, some
-from emadapt.volumes.grey import grey_window, to_uint8
+from emadapt.volumes.grey import to_uint8
 from emadapt.volumes.opening import open_source
 from emadapt.volumes.source import Source, voxel_of
 from emadapt.volumes.voxel import Voxel
@@ -94,7 +93,7 @@ class Own:
     @cached_property
     def grey(self) -> tuple[float, float]:
         """The grey values that become 0 and 255, as `segment` takes them."""
-        return self.window or grey_window(sampled(self.source), self.source.name)
+        return window_for(self.source, self.window)
 
     @property
     def name(self) -> str:
@@ -210,9 +209,9 @@ def paired(source: Source, labels: Path) -> dict[int, Path]:
     """
     of_files = len(source.files) == source.shape[0] > 1
     numbers = [number_of(file) for file in source.files] if of_files else range(source.shape[0])
-    slices = {number: z for z, number in enumerate(numbers) if number is not None}
+    slices: dict[Any, int] = {number: z for z, number in enumerate(numbers) if number is not None}
     found: dict[int, Path] = {}
-    odd = []
+    odd = [] if len(slices) == source.shape[0] else ["slices without a number of their own"]
     for file in list_slices(labels):
         number = number_of(file)
         z = None if number is None else slices.get(number)
@@ -305,7 +304,6 @@ def _workplace(own: Own, verb: str, stamp: list[Any]) -> Iterator[None]:
     order = json.loads(json.dumps(order))
     output.parent.mkdir(parents=True, exist_ok=True)
     work = output.with_name(f"{output.name}.partial")
-    weights = CONVERTED.absolute()
     with held(work):
         known = work / "order.json"
         if not known.is_file() or json.loads(known.read_text()) != order:
@@ -314,10 +312,6 @@ def _workplace(own: Own, verb: str, stamp: list[Any]) -> Iterator[None]:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
             write_json(known, order)
         with contextlib.chdir(work):
-            if not CONVERTED.exists():
-                CONVERTED.parent.mkdir(parents=True, exist_ok=True)
-                weights.mkdir(parents=True, exist_ok=True)
-                CONVERTED.symlink_to(weights)
             yield
         if output.exists():
             shutil.rmtree(output)

@@ -27,8 +27,6 @@ ALONE = 0.4
 """Share of the epochs on labels alone, of a model that starts from random values."""
 BLOCK = 3
 """Side of a masked block, in patches."""
-
-
 SURE = 0.9
 """Probability from which the teacher's answer is a label."""
 DRAWN = 2.0
