@@ -75,7 +75,10 @@ def unit_plan(study: Study, unit: Unit) -> Plan:
         "train": affecting(study.train_settings(unit), "weights"),
         "train_set": train_set.model_dump(mode="json", include={"slices", "crops", "sampling"}),
         "data": [[name, *_seen_as(spec, name)] for name in train_set.datasets],
-        "unlabelled": [[name, *_seen_as(spec, name)] for name in study.unlabelled_of(unit)],
+        "unlabelled": [
+            [name, data_md5(name), *_manifest(name)["voxel_nm"]]  # near sections are paired
+            for name in study.unlabelled_of(unit)
+        ],
         "weights": _weights(study, unit),
         "start": _start(study, unit),
     }
