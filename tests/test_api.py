@@ -14,6 +14,7 @@ from emadapt import api
 from emadapt.data.ingest import Volume
 from emadapt.errors import InputError
 from emadapt.models.token_statistics import token_facts
+from emadapt.segment.domain import INVERTED
 from emadapt.segment.job import Order
 from emadapt.segment.run import segment_volume
 from emadapt.training.model_files import load_model
@@ -110,10 +111,10 @@ def test_arrays_give_what_files_give(here: Path) -> None:
 
 def test_domains_are_told_apart(here: Path) -> None:
     model = api.load_model("model")
-    assert api.domain_distance(IMAGE, model, VOXEL).verdict == "like"
-    other = api.domain_distance(255 - IMAGE // 4, model, VOXEL)
-    assert other.verdict == "unlike"
-    assert "expect poor results" in other.words()
+    assert not api.domain_distance(IMAGE, model, VOXEL).inverted
+    other = api.domain_distance(255 - IMAGE, model, VOXEL)
+    assert other.inverted
+    assert INVERTED in other.words()
 
 
 def test_masks_are_scored_as_evaluate_scores(here: Path) -> None:

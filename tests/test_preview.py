@@ -1,6 +1,7 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tifffile
 from click.testing import CliRunner, Result
@@ -8,7 +9,9 @@ from click.testing import CliRunner, Result
 from emadapt.cli import main
 from emadapt.data.ingest import Volume
 from emadapt.models.token_statistics import token_facts
-from emadapt.segment.domain import Domain
+from emadapt.segment.domain import CLEAR, INVERTED, Domain, domain_of_volume
+from emadapt.segment.model import open_model
+from emadapt.segment.runner import array_runner
 from emadapt.training.model_files import load_model
 from pages import Reader
 from tiny import blobs, write_model
@@ -19,7 +22,7 @@ VOXEL = ["--voxel-nm", "30", "5", "5"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model, a volume like its training data and one unlike them."""
+    """A model, its training data as a volume, and with black and white exchanged."""
     root = tmp_path_factory.mktemp("preview")
     write_model(root / "m")
     segmenter, _ = load_model(root / "m")
@@ -35,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     write_model(root / "m", facts={"tokens": token_facts(segmenter, [own], [])})
     tifffile.imwrite(root / "like.tif", IMAGE, photometric="minisblack")
-    tifffile.imwrite(root / "unlike.tif", 255 - IMAGE // 3, photometric="minisblack")
+    tifffile.imwrite(root / "inverted.tif", 255 - IMAGE, photometric="minisblack")
     return root
 
 
@@ -59,13 +62,15 @@ def run(folder: Path, volume: str, page: str, *words: str, model: str = "m") -> 
     return result.output
 
 
-def test_a_volume_like_the_training_data(folder: Path) -> None:
+def test_a_page_has_three_places_and_the_figures(folder: Path) -> None:
     said = run(folder, "like.tif", "like.html", *VOXEL)
-    assert "is like the data" in said
     page = (folder / "like.html").read_text()
     read = Reader(page)
     assert len(read.all("img")) == 9
-    assert "fine-tune" not in page
+    for figure in ("voxel size", "grey values", "polarity", "token distance"):
+        assert f"preview: {figure}:" in said
+        assert f">{figure}</th>" in page
+    assert "inverted" not in said
     assert (
         f"emadapt segment {folder / 'like.tif'} mask.tif --model {folder / 'm'} --voxel-nm 30 5 5"
         in page
@@ -75,13 +80,35 @@ def test_a_volume_like_the_training_data(folder: Path) -> None:
     assert not re.search(r"(src|href)=\"(?!data:)", page)  # asks the network for nothing
 
 
-def test_a_volume_unlike_them_is_warned_of(folder: Path) -> None:
-    said = run(folder, "unlike.tif", "unlike.html", *VOXEL)
-    assert "expect poor results" in said
-    assert "label 10 slices and fine-tune" in said
-    page = (folder / "unlike.html").read_text()
-    assert 'class="verdict unlike"' in page
-    assert "label 10 slices" in page
+def test_inverted_contrast_is_said(folder: Path) -> None:
+    said = run(folder, "inverted.tif", "inverted.html", *VOXEL)
+    assert f"preview: {INVERTED}" in said
+    assert INVERTED in (folder / "inverted.html").read_text()
+
+
+def test_the_figures_are_those_of_the_volume(folder: Path) -> None:
+    model = open_model(folder / "m")
+    like, inverted, dark = (
+        domain_of_volume(array_runner(image, model, (30.0, 5.0, 5.0), window=(0.0, 255.0)))
+        for image in (IMAGE, 255 - IMAGE, IMAGE // 2)
+    )
+    assert like.grey == pytest.approx(np.percentile(IMAGE, (5, 50, 95)), abs=8)
+    assert like.grey == pytest.approx(like.trained_grey["a"], abs=8)
+    assert dark.grey == pytest.approx(np.percentile(IMAGE // 2, (5, 50, 95)), abs=8)
+    assert like.polarity["a"] == pytest.approx(-inverted.polarity["a"])
+    assert min(like.polarity["a"], dark.polarity["a"]) > CLEAR
+    assert like.found == inverted.found[::-1]
+    assert like.distances["a"] < 3 * like.usual["a"][1] < dark.distances["a"]
+    assert not like.inverted
+    assert inverted.inverted
+    assert not dark.inverted
+
+
+def test_padding_does_not_change_the_figures(folder: Path) -> None:
+    model = open_model(folder / "m")
+    canvas = np.pad(IMAGE, ((0, 0), (60, 60), (0, 0)))
+    found = domain_of_volume(array_runner(canvas, model, (30.0, 5.0, 5.0)))
+    assert found.grey == pytest.approx(np.percentile(IMAGE, (5, 50, 95)), abs=10)
 
 
 def test_other_pixel_sizes_and_few_slices(folder: Path) -> None:
@@ -106,7 +133,22 @@ def test_pages_that_cannot_be_written(folder: Path) -> None:
     assert (folder / "there.html").read_text() == "precious"
 
 
-def test_verdicts() -> None:
-    for away, verdict in ((0.01, "like"), (0.15, "like"), (0.16, "unlike")):
-        assert Domain({"a": away, "b": 5.0}, {"a": 0.05, "b": 0.1}).verdict == verdict
-    assert Domain({"narrow": 0.1, "wide": 0.3}, {"narrow": 0.01, "wide": 0.3}).nearest == "wide"
+def test_an_unclear_polarity_is_decided_by_what_is_found_after_an_inversion() -> None:
+    def domain(polarity: float, *found: float) -> Domain:
+        voxel = (30.0, 5.0, 5.0)
+        return Domain(
+            voxel,
+            {"a": voxel},
+            [],
+            {},
+            {"a": polarity},
+            (found[0], found[1]),
+            {"a": (0.06, 0.04)},
+            {"a": 0.1},
+            {"a": (0.01, 0.05)},
+        )
+
+    assert domain(-0.8, 0.1, 0.1).inverted
+    assert domain(-0.2, 0.03, 0.3).inverted
+    assert not domain(-0.2, 0.3, 0.03).inverted
+    assert not domain(0.8, 0.03, 0.3).inverted

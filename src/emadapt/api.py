@@ -137,14 +137,14 @@ def tokens(
 def domain_distance(
     volume: Array, model: Model, voxel_nm: Voxel, window: Window | None = None
 ) -> Domain:
-    """How far a volume is from the data that a model was trained on, by the tokens of some tiles.
+    """A volume beside the data that a model was trained on, in figures of some tiles.
 
     >>> domain = api.domain_distance(volume, loaded, voxel_nm)
-    >>> domain.nearest, domain.verdict
-    ('a', 'like')
+    >>> domain.nearest, domain.inverted
+    ('a', False)
 
     Returns:
-        Distances to each training dataset, those within it, and a verdict.
+        Grey values, polarity and distances of tokens; `words()` has them as text.
     """
     return domain_of_volume(array_runner(volume, model, voxel_nm, window=window))
 

@@ -97,17 +97,14 @@ def segment(input_: str, output: str, **options: Any) -> None:
 @WINDOW
 @OVERWRITE
 def preview(input_: str, output: str, **options: Any) -> None:
-    """Segment three places of INPUT, and say whether INPUT resembles the training data."""
+    """Segment three places of INPUT, and compare INPUT with the training data."""
     from emadapt.segment.job import Order
-    from emadapt.segment.preview import LABEL
     from emadapt.segment.preview import preview as run
+    from emadapt.volumes.source import tell
 
     domain = run(Order(input_, output, **options))
     click.echo(f"preview: {output}")
-    click.echo(f"preview: {domain.words()}")
-    if domain.verdict == "unlike":
-        advice = f"label {LABEL} slices and fine-tune, see docs/your-own-data.md"
-        click.echo(f"preview: {advice}", err=True)
+    tell("preview", domain.words().splitlines())
 
 
 @click.command()

@@ -1,4 +1,4 @@
-"""`emadapt preview`: one HTML page with three places segmented, and how unusual the volume is."""
+"""`emadapt preview`: a page with three places segmented, and figures beside the training data."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ from PIL import Image
 
 from emadapt.data.tiles import Grey
 from emadapt.files import check_new_file, write_text
-from emadapt.segment.domain import Domain, domain_of_volume
+from emadapt.segment.domain import INVERTED, Domain, domain_of_volume
 from emadapt.segment.job import Block, Order, prepare
 from emadapt.segment.runner import Runner, open_runner
 from emadapt.volumes.source import Source
-from emadapt.volumes.voxel import said
 
 FIELDS = 3
 SIDE = 2
@@ -32,7 +31,7 @@ GREEN = np.array([0x00, 0x9E, 0x73], np.float32)
 
 
 def preview(order: Order) -> Domain:
-    """Write the page `order.output`; returns how far the volume is from the training data."""
+    """Write the page `order.output`; returns how the volume compares with the training data."""
     output = Path(order.output)
     check_new_file(output, (".html",), order.overwrite)
     runner = open_runner(prepare(order))
@@ -80,14 +79,12 @@ def page(order: Order, runner: Runner, fields: list[dict[str, Any]], domain: Dom
     """The HTML; the same input gives the same text."""
     from jinja2 import Environment, StrictUndefined
 
-    job, trained = runner.job, runner.model.voxels.items()
+    job = runner.job
     zoomed = f"in plane by {job.zoom[0]:g} x {job.zoom[1]:g}, as {job.dataset}"
     facts = {
         "volume": f"{order.input}, {' x '.join(map(str, job.shape))} voxels",
-        "voxel size": f"{said(job.voxel_nm)} nm (z y x)",
-        "trained at": "; ".join(f"{said(voxel)} nm ({name})" for name, voxel in trained),
         "resampled": "no" if job.zoom == (1.0, 1.0) else zoomed,
-        "grey values": f"{job.window[0]:g} to {job.window[1]:g} become 0 to 255",
+        "grey window": f"{job.window[0]:g} to {job.window[1]:g} become 0 to 255",
         "model": f"{job.unit}, foreground above {job.threshold:g}",
     }
     environment = Environment(
@@ -95,7 +92,12 @@ def page(order: Order, runner: Runner, fields: list[dict[str, Any]], domain: Dom
     )
     template = resources.files("emadapt.segment").joinpath("preview.html.jinja")
     return environment.from_string(template.read_text(encoding="utf-8")).render(
-        facts=facts, fields=fields, domain=domain, slices=LABEL, command=command(order)
+        facts=facts,
+        fields=fields,
+        domain=domain,
+        inverted=INVERTED,
+        slices=LABEL,
+        command=command(order),
     )
 
 

@@ -21,11 +21,12 @@ from emadapt.files import write_json
 from emadapt.models.predict import smooth_z
 from emadapt.models.segmenter import Probability
 from emadapt.progress import progress_bar
+from emadapt.segment.domain import domain_of_volume
 from emadapt.segment.instances import join, label_block, number_block
 from emadapt.segment.job import Block, Order, prepare
 from emadapt.segment.outputs import check_output, finish, publish, targets
 from emadapt.segment.partial import STEPS, Partial, begin, held, opened
-from emadapt.volumes.source import Array
+from emadapt.volumes.source import Array, tell
 
 Each = Callable[[str, str, list[int]], Iterable[int]]
 """(Folder, phase, numbers of blocks) -> numbers of slices, as so many are done of a block."""
@@ -52,6 +53,8 @@ def segment_volume(order: Order) -> Path:
     with held(folder):
         partial = begin(folder, job, order.overwrite)
         if not made.is_file():
+            if "tokens" in partial.runner.model.card:
+                tell("segment", domain_of_volume(partial.runner).words().splitlines())
             with _workers(order.dask) as each:
                 seconds = _run(partial, order, each)
             _say(partial, order, seconds, time.perf_counter() - started)

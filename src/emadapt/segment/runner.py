@@ -19,13 +19,11 @@ from emadapt.models.segmenter import Probability
 from emadapt.segment.job import Block, Job, Order, settle
 from emadapt.segment.model import Model, aligner_for, cached_model, geometry_for, sha256_of
 from emadapt.segment.rows import View, entering
-from emadapt.volumes.grey import REACH, constant, to_uint8
+from emadapt.volumes.grey import MIDDLE, REACH, constant, to_uint8
 from emadapt.volumes.opening import open_image
 from emadapt.volumes.source import Array, Source, array_source, as_image
 from emadapt.volumes.voxel import as_voxel
 
-MIDDLE = np.uint8(128)
-"""Of the grey values: next to black or white, tissue looks like something else."""
 LEAST = np.float32(1e-4)
 """The lowest probability of a voxel that a model looked at."""
 

@@ -26,6 +26,8 @@ FLAT = 9
 """Side, in pixels, of a square of one value that is no image: noise makes neighbours differ."""
 REACH = 3 * (FLAT // 2)
 """Pixels to each side on which `constant` depends."""
+MIDDLE = np.uint8(128)
+"""What models see of such areas: next to black or white, tissue looks like something else."""
 
 Mask = npt.NDArray[np.bool_]
 
