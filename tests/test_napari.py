@@ -16,7 +16,7 @@ import pytest
 from emadapt import api
 from emadapt.errors import InputError
 from emadapt.segment import napari as plugin
-from tiny import blobs, write_model
+from tiny import blobs, write_3d_model, write_model
 
 ROOT = Path(__file__).resolve().parents[1]
 MANIFEST = ROOT / "src/emadapt/segment/napari.yaml"
@@ -95,14 +95,14 @@ def test_the_widget_knows_how_to_ask_for_everything() -> None:
     ("part", "z", "rows", "columns"),
     [("slice", 2, (0, 90), (0, 100)), ("visible part", 1, (0, 60), (20, 80))],
 )
-def test_the_shown_part_is_segmented_and_nothing_else_is_read(
+def test_the_shown_part_is_segmented(
     model: str, part: str, z: int, rows: tuple[int, int], columns: tuple[int, int]
 ) -> None:
-    array = Recorder(IMAGE)
+    array = Recorder(IMAGE)  # as a lazy array is read
     image = layer(array, corner_pixels=np.array([[0, -3, 20], [3, 59, 79]]))
     box = plugin.box_of(viewer(z), image, part)
     *_, mask = plugin.segmented(array, box, model, plugin.voxel_of(image, (0.0, 0.0, 0.0)))
-    assert array.asked == [(slice(z, z + 1), slice(*rows), slice(*columns))]
+    assert array.asked[-1] == (slice(z, z + 1), slice(*rows))
     cut = IMAGE[z, slice(*rows), slice(*columns)]
     np.testing.assert_array_equal(mask[0], api.segment(cut, api.load_model(model), VOXEL))
     assert 0 < mask.mean() < 1
@@ -116,6 +116,27 @@ def test_a_volume_is_segmented_slice_by_slice(model: str) -> None:
     assert not next(work)[1:].any()
     *_, mask = work
     np.testing.assert_array_equal(mask, api.segment(IMAGE, api.load_model(model), VOXEL))
+
+
+@pytest.mark.parametrize("kind", ["neighbours", "smoothed", "blocks"])
+def test_a_slice_is_segmented_as_in_the_volume(tmp_path: Path, kind: str) -> None:
+    """Models that look at neighbouring slices get them, and 16 bits the volume's percentiles."""
+    folder = tmp_path / "m"
+    if kind == "blocks":
+        write_3d_model(folder)
+    else:
+        write_model(
+            folder, **{"neighbours": {"context": 1}, "smoothed": {"smooth_z_nm": 30.0}}[kind]
+        )
+    slopes = np.arange(1, 13, dtype=np.uint16)[:, None, None] * 20
+    volume = np.tile(IMAGE, (3, 1, 1)) * slopes
+    loaded = api.load_model(folder)
+    expected = api.segment(volume, loaded, VOXEL, probabilities=True)
+    clear = np.abs(expected - 0.5) > 1e-3
+    for z in (0, 5, 11):
+        box = plugin.box_of(viewer(z), layer(volume), "slice")
+        *_, mask = plugin.segmented(volume, box, str(folder), VOXEL)
+        np.testing.assert_array_equal(mask[0][clear[z]], (expected[z] > 0.5)[clear[z]])
 
 
 def test_several_scales_and_single_slices(model: str) -> None:

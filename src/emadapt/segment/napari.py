@@ -86,18 +86,24 @@ def segment_layer(
 
 
 def segmented(array: Any, box: Box, model: str, voxel_nm: Voxel) -> Generator[Mask, None, Mask]:
-    """Segment a box of an array; yields the mask (0, 1) so far after each slice, and returns it."""
+    """Segment a box of an array; yields the mask (0, 1) so far after each slice, and returns it.
+
+    A single slice is seen with its neighbours, and with the grey window of the whole array.
+    """
     _load_triton()
     from emadapt.segment.model import open_model
     from emadapt.segment.runner import array_runner
 
-    shape = tuple(s.stop - s.start for s in box)
-    whole = shape == tuple(array.shape)  # a volume may be larger than memory, and is read in blocks
-    part = array if whole else np.asarray(array[box])
-    runner = array_runner(part, open_model(model), voxel_nm)
-    mask = np.zeros(shape, np.uint8)
-    for z, probability in runner.slices():
-        mask.reshape((1, *shape)[-3:])[z] = probability > runner.job.threshold
+    runner = array_runner(array, open_model(model), voxel_nm)
+    mask = np.zeros([s.stop - s.start for s in box], np.uint8)
+    layers = mask.reshape((-1, *mask.shape[-2:]))
+    if mask.shape == tuple(array.shape):
+        found = runner.slices()
+    else:
+        z = box[0].start if len(box) == 3 else 0
+        found = iter([(0, runner.part(z, *box[-2:]))])
+    for k, probability in found:
+        layers[k] = probability > runner.job.threshold
         yield mask
     return mask
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import dataclasses
 import io
 import math
 from importlib import resources
@@ -17,9 +16,8 @@ from PIL import Image
 from emadapt.data.tiles import Grey
 from emadapt.files import check_new_file, write_text
 from emadapt.segment.domain import INVERTED, Domain, domain_of_volume
-from emadapt.segment.job import Block, Order, prepare
+from emadapt.segment.job import Order, prepare
 from emadapt.segment.runner import Runner, open_runner
-from emadapt.volumes.source import Source
 
 FIELDS = 3
 SIDE = 2
@@ -51,18 +49,8 @@ def field(runner: Runner, number: int) -> dict[str, Any]:
         round((n - side) * (number + 0.5) / places)
         for n, side in zip(job.shape, (1, height, width), strict=True)
     )
-    first, end = runner.view.slices(z, z + 1)
-
-    def cut(z0: int, z1: int, y0: int, y1: int) -> npt.NDArray[Any]:
-        rows = runner.source.read(first + z0, first + z1, y + y0, y + y1)
-        return rows[..., x : x + width]
-
-    shape = (end - first, height, width)
-    part = Source("field", shape, runner.source.dtype, job.voxel_nm, 1, cut, [])
-    own = Runner(dataclasses.replace(job, shape=shape), part, runner.model)  # a small volume
-    block = Block(z - first, z - first + 1, 0, height)
-    ((_, probability),) = own.probability(block, own.load(block))
-    image = own.grey(part.read(block.z0, block.z1)[0])
+    probability = runner.part(z, slice(y, y + height), slice(x, x + width))
+    image = runner.grey(runner.source.read(z, z + 1, y, y + height)[0][:, x : x + width])
     mask = probability > job.threshold
     return {
         "z": z,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Iterator, Sequence
@@ -65,6 +66,26 @@ class Runner:
         for z, found in self.view.predict(read, (block.z0, block.z1), (block.y0, block.y1)):
             empty = constant(loaded[z - first])[block.y0 - top : block.y1 - top]
             yield z, np.where(empty, np.float32(0), np.maximum(found, LEAST))
+
+    def part(self, z: int, rows: slice, columns: slice) -> Probability:
+        """A part of slice `z`, (h, w) in [0, 1], as if the volume had only these rows and columns.
+
+        The model sees the neighbouring slices that it sees in the volume.
+        """
+        job, reach = self.job, self.job.reach
+        near = max(0, z - reach), min(z + reach + 1, job.shape[0])
+        first, end = self.view.slices(*near)
+
+        def cut(z0: int, z1: int, y0: int, y1: int) -> Array:
+            top = rows.start
+            return self.source.read(first + z0, first + z1, top + y0, top + y1)[..., columns]
+
+        shape = end - first, rows.stop - rows.start, columns.stop - columns.start
+        source = Source("part", shape, self.source.dtype, job.voxel_nm, 1, cut, [])
+        own = Runner(dataclasses.replace(job, shape=shape), source, self.model)
+        block = Block(near[0] - first, near[1] - first, 0, shape[1])
+        found = own.probability(block, own.load(block))
+        return next(p for at, p in smooth_z(found, job.sigma) if at == z - first)
 
     def slices(self) -> Iterator[tuple[int, Probability]]:
         """Number and probability (Y, X) of each slice of the volume, smoothed along z."""
