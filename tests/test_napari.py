@@ -125,9 +125,8 @@ def test_a_slice_is_segmented_as_in_the_volume(tmp_path: Path, kind: str) -> Non
     if kind == "blocks":
         write_3d_model(folder)
     else:
-        write_model(
-            folder, **{"neighbours": {"context": 1}, "smoothed": {"smooth_z_nm": 30.0}}[kind]
-        )
+        change: dict[str, Any] = {"context": 1} if kind == "neighbours" else {"smooth_z_nm": 30.0}
+        write_model(folder, **change)
     slopes = np.arange(1, 13, dtype=np.uint16)[:, None, None] * 20
     volume = np.tile(IMAGE, (3, 1, 1)) * slopes
     loaded = api.load_model(folder)
