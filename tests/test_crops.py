@@ -23,7 +23,7 @@ example = settings(deadline=None, max_examples=60)
 
 
 def volume(image: Grey, label: Grey, split: dict[str, list[int]] = SPLIT) -> Volume:
-    return Volume("v", image, label, {"split": split, "md5": "0"})
+    return Volume("v", image, label, {"split": split, "md5": "0", "voxel_nm": [30, 5, 5]})
 
 
 def noise(shape: tuple[int, int, int] = (9, 70, 80), seed: int = 0) -> Volume:
@@ -272,3 +272,20 @@ def test_seed_and_epoch_each_change_the_order_and_the_crops() -> None:
     assert len({tuple((d.member, d.row) for d in plan) for plan in plans}) == 4
     seeds = [d.seed for plan in plans for d in plan]
     assert len(set(seeds)) == len(seeds)
+
+
+def test_jitter_changes_the_scale_and_the_label_follows() -> None:
+    label = np.zeros((120, 120), np.uint8)
+    label[30:90, 30:90] = 1
+    areas = []
+    for seed in range(30):
+        image, moved = crop(200 * label, label, (56, 56), seed, True, jitter=True)
+        again = crop(200 * label, label, (56, 56), seed, True, jitter=True)
+        assert image.shape == moved.shape == (56, 56)
+        assert np.array_equal(image, again[0])
+        assert np.array_equal(moved, again[1])
+        areas.append(moved.mean())
+        if 0.1 < moved.mean() < 0.9:
+            assert image[moved == 1].mean() > image[moved == 0].mean() + 40
+    plain = [crop(label, label, (56, 56), seed, False)[1].mean() for seed in range(30)]
+    assert not np.allclose(areas, plain)

@@ -74,7 +74,7 @@ def test_commands_exist_with_their_options(block: str) -> None:
         check_call(words)
 
 
-@pytest.mark.parametrize("call", ["segmnt a b", "segment a b", "check --studdy x", "train a b"])
+@pytest.mark.parametrize("call", ["segmnt a b", "segment a", "check --studdy x", "train a b"])
 def test_wrong_commands_are_found(call: str) -> None:
     with pytest.raises((AssertionError, click.UsageError)):
         check_call(calls(f"emadapt {call}")[0])

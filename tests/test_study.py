@@ -95,7 +95,10 @@ MISTAKES: list[tuple[Change, str]] = [
     (_section("train_sets", a={"datasets": ["a"], "slices": "200%"}), "train_sets.a.slices"),
     (_section("datasets", **{"a.b": {}}), "letters, digits and underscores"),
     (_entry("datasets", "a", foreground="127"), "datasets.a.foreground: found '127'"),
-    (_entry("datasets", "a", layout="zarr"), "expected 'lucchi', 'vnc', 'folders' or 'stack'"),
+    (
+        _entry("datasets", "a", layout="zarr"),
+        "expected 'lucchi', 'vnc', 'folders', 'stack' or 'synthetic'",
+    ),
     (_entry("datasets", "a", voxel_nm=[30, 0, 5]), "datasets.a.voxel_nm"),
     (lambda p: p["datasets"]["a"].pop("voxel_nm"), "datasets.a: 'voxel_nm' is missing"),
     (_entry("datasets", "a", labelled=False), "'a' has no labels"),

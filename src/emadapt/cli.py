@@ -12,7 +12,17 @@ import click
 from emadapt import __version__
 from emadapt.errors import EmadaptError
 from emadapt.files import disk_error, share_scratch
-from emadapt.segment.cli import adapt, export, measure, mesh, preview, register, segment, tune
+from emadapt.segment.cli import (
+    adapt,
+    export,
+    measure,
+    mesh,
+    models,
+    preview,
+    register,
+    segment,
+    tune,
+)
 from emadapt.study.loading import PARAMS, load_study
 from emadapt.sweep.cli import sweep
 
@@ -117,6 +127,21 @@ def weights(fetch: bool, folder: Path | None) -> None:
         for path in inventory.copy(entries, folder):
             click.echo(f"copied: {path}")
     sys.exit(0 if all(entry.good for entry in entries) else 2)
+
+
+@main.command()
+@click.argument("out", type=A_PATH)
+@click.option("--domains", default=8, show_default=True, type=click.IntRange(1), help="Volumes.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Of the draws.")
+def synthesise(out: Path, domains: int, seed: int) -> None:
+    """Write synthetic EM with labels of mitochondria: OUT/NNN/image.tif and label.tif.
+
+    Each volume has a tissue, a stain, a microscope and a pixel size of its own.
+    """
+    from emadapt.data.synthetic import write_domains
+
+    for file in write_domains(out, domains, seed):
+        click.echo(f"synthesise: {file}")
 
 
 @main.command()
@@ -232,7 +257,7 @@ def repro(jobs: int, gpus: str) -> None:
     sys.exit(run_pipeline(jobs or len(devices) or 1, devices))
 
 
-for verb in (preview, segment, adapt, tune, measure, mesh, export, register, sweep):
+for verb in (models, preview, segment, adapt, tune, measure, mesh, export, register, sweep):
     main.add_command(verb)
 
 

@@ -23,9 +23,16 @@ from emadapt.study.backbones import BackboneSettings
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network for its version
 
 
+ZOOM = 0.22
+"""Standard deviation of the logarithm of the scale of jittered crops."""
+
+
 @functools.cache
-def augmentation(elastic: bool) -> Any:
-    """Flips and turns in plane, mild elastic changes if asked for, brightness and contrast."""
+def augmentation(elastic: bool, jitter: bool = False) -> Any:
+    """Flips and turns in plane, mild elastic changes if asked for, brightness and contrast.
+
+    `jitter` adds what differs between microscopes: gamma, blur and noise.
+    """
     import albumentations as A
     import cv2
 
@@ -33,27 +40,57 @@ def augmentation(elastic: bool) -> Any:
     edge = cv2.BORDER_REFLECT_101
     warp = A.ElasticTransform(alpha=40, sigma=8, approximate=True, border_mode=edge, p=0.3)
     grey = A.RandomBrightnessContrast(brightness_limit=0.2, contrast_limit=0.25, p=0.8)
-    return A.Compose([A.D4(p=1.0), warp, grey] if elastic else [A.D4(p=1.0), grey])
+    scope = [
+        A.RandomGamma(gamma_limit=(65, 155), p=0.7),
+        A.GaussianBlur(blur_limit=0, sigma_limit=(0.3, 1.8), p=0.35),
+        A.GaussNoise(std_range=(0.01, 0.08), p=0.5),
+    ]
+    return A.Compose([A.D4(p=1.0), *([warp] * elastic), grey, *(scope * jitter)])
 
 
-def augment(image: Grey, label: Grey, seed: int) -> tuple[Grey, Grey]:
+def augment(image: Grey, label: Grey, seed: int, jitter: bool = False) -> tuple[Grey, Grey]:
     """Flip, rotate by 90 degrees, mild elastic, brightness, contrast; a function of the seed."""
-    compose = augmentation(elastic=True)
+    compose = augmentation(elastic=True, jitter=jitter)
     compose.set_random_seed(seed)  # per sample: forked workers would otherwise repeat each other
     out = compose(image=np.ascontiguousarray(image), mask=np.ascontiguousarray(label))
     return out["image"], out["mask"]
 
 
 def crop(
-    image: Grey, label: Grey, tile: tuple[int, int], seed: int, augmented: bool
+    image: Grey,
+    label: Grey,
+    tile: tuple[int, int],
+    seed: int,
+    augmented: bool,
+    jitter: bool = False,
 ) -> tuple[Grey, Grey]:
-    """A tile (h, w) at a random place of a padded slice (H, W) or (H, W, 3) and its label."""
+    """A tile (h, w) at a random place of a padded slice (H, W) or (H, W, 3) and its label.
+
+    With `jitter`, crops that are augmented differ in scale, too, and as `augmentation` says.
+    """
     rng = np.random.default_rng(seed)
-    y = int(rng.integers(0, label.shape[0] - tile[0] + 1))
-    x = int(rng.integers(0, label.shape[1] - tile[1] + 1))
-    place = np.s_[y : y + tile[0], x : x + tile[1]]
+    zoom = float(np.exp(np.clip(rng.normal(0, ZOOM), -0.6, 0.6))) if augmented and jitter else 1.0
+    height, width = (
+        min(round(side / zoom), whole) for side, whole in zip(tile, label.shape, strict=True)
+    )
+    y = int(rng.integers(0, label.shape[0] - height + 1))
+    x = int(rng.integers(0, label.shape[1] - width + 1))
+    place = np.s_[y : y + height, x : x + width]
     image, label = image[place], label[place]
-    return augment(image, label, int(rng.integers(2**31))) if augmented else (image, label)
+    if zoom != 1:
+        image, label = _resized(image, tile, smooth=True), _resized(label, tile, smooth=False)
+    if not augmented:
+        return image, label
+    return augment(image, label, int(rng.integers(2**31)), jitter)
+
+
+def _resized(array: Grey, size: tuple[int, int], smooth: bool) -> Grey:
+    """(h, w) or (h, w, 3) at another size; labels are not smoothed."""
+    import cv2
+
+    finer = size[0] > array.shape[0]
+    how = (cv2.INTER_CUBIC if finer else cv2.INTER_AREA) if smooth else cv2.INTER_NEAREST_EXACT
+    return np.asarray(cv2.resize(array, size[::-1], interpolation=how), np.uint8)
 
 
 class CropDataset(Dataset[Item]):
@@ -74,7 +111,7 @@ class CropDataset(Dataset[Item]):
     ) -> None:
         self.volumes, self.n_labelled = [*volumes, *unlabelled], len(volumes)
         self.augmented, self.tiles = augmented, tiles
-        self.context = spec.context
+        self.context, self.jitter = spec.context, spec.jitter
         self.geos = [geometry_of(v, spec, patch) for v in self.volumes]
         self.slices = [
             PreparedSlices(v, geo, spec.context)
@@ -109,7 +146,7 @@ class CropDataset(Dataset[Item]):
         if corner:
             y, x = corner
             image, label = (a[y : y + geo.tile[0], x : x + geo.tile[1]] for a in (image, label))
-        image, label = crop(image, label, geo.tile, draw.seed, self.augmented)
+        image, label = crop(image, label, geo.tile, draw.seed, self.augmented, self.jitter)
         return as_input(image), torch.from_numpy(label.astype(np.int64))
 
 

@@ -16,10 +16,11 @@ import numpy.typing as npt
 
 from emadapt.data.foreground import IGNORE, foreground_mask, foreground_share
 from emadapt.data.label_values import LabelValues
-from emadapt.data.layouts import find_parts
+from emadapt.data.layouts import parts_of
 from emadapt.data.pairing import Part
 from emadapt.data.sources import source_of
 from emadapt.data.splits import Split, evenly_spaced, split_slices
+from emadapt.data.synthetic import SYNTHETIC
 from emadapt.data.unversioned import unversioned
 from emadapt.errors import InputError
 from emadapt.files import new_array, whole_folder, write_json
@@ -104,7 +105,7 @@ def ingest(study: Study, name: str, data: Path = Path("data"), out: Path = INGES
     """
     spec = study.dataset_settings[name]
     root = Path(spec.path) if spec.path else data / name
-    parts = find_parts(root, spec.layout, spec.pairing, labelled=spec.labelled)
+    parts = parts_of(root, spec)
     images = [part.images for part in parts]
     _check_alike(images)
     check_sizes(parts, spec.voxel_nm)
@@ -133,6 +134,10 @@ def split_of(study: Study, name: str, parts: list[Part], what: str) -> Split:
     sizes = [(part.name, part.depth) for part in parts]
     if not spec.labelled:
         return {"train": list(range(sum(n for _, n in sizes))), "val": [], "test": []}
+    if spec.layout == "synthetic":  # whole domains, of which none is next to another
+        parts_z = np.arange(sum(n for _, n in sizes)).reshape(spec.domains, -1)
+        chosen = split_slices([("all", spec.domains)], study.split, np.inf, what)
+        return {part: parts_z[numbers].ravel().tolist() for part, numbers in chosen.items()}
     return split_slices(sizes, study.split, spec.voxel_nm[0], what)
 
 
@@ -302,8 +307,8 @@ def _manifest(
         "split_kind": study.split.kind,
         "pairs": _names(parts, root),
         "labelled": spec.labelled,
-        "source": source_of(root),
-        "unversioned": unversioned(root, data),
+        "source": dict(SYNTHETIC) if spec.layout == "synthetic" else source_of(root),
+        "unversioned": "" if spec.layout == "synthetic" else unversioned(root, data),
     }
     stated = {"organelle": spec.organelle, "ignore": list(spec.ignore)}
     return facts | {name: value for name, value in stated.items() if value}
@@ -313,6 +318,8 @@ def _names(parts: list[Part], root: Path) -> list[list[str]]:
     """The file of each slice, with its number in a stack, and that of its label."""
 
     def name(source: Source, z: int) -> str:
+        if not source.files:
+            return source.where(z)
         single = len(source.files) == source.shape[0]
         path = source.files[z if single else 0].relative_to(root).as_posix()
         return path if single or z == 0 else f"{path}#{z}"

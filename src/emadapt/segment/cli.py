@@ -12,8 +12,10 @@ import click
 A_PATH = click.Path(path_type=Path)
 MODEL = click.option(
     "--model",
-    required=True,
-    help="A folder that `train` wrote, the name of a trained unit, or models:/NAME@ALIAS.",
+    default="starter",
+    show_default=True,
+    help="A folder that `train` wrote, the name of a trained unit, models:/NAME@ALIAS, or a model "
+    "that ships with emadapt (see `emadapt models`).",
 )
 SCALE = click.option(
     "--scale",
@@ -105,6 +107,15 @@ def preview(input_: str, output: str, **options: Any) -> None:
     domain = run(Order(input_, output, **options))
     click.echo(f"preview: {output}")
     tell("preview", domain.words().splitlines())
+
+
+@click.command()
+def models() -> None:
+    """List the models that ship with emadapt: scores, weights, terms."""
+    from emadapt.segment.shipped import listing
+
+    for line in listing():
+        click.echo(line)
 
 
 @click.command()

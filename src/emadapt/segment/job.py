@@ -27,6 +27,7 @@ from emadapt.segment.model import (
     zoom_for,
 )
 from emadapt.segment.rows import View
+from emadapt.segment.shipped import SHIPPED, STARTER
 from emadapt.volumes.grey import SLICES, constant, grey_window, to_uint8
 from emadapt.volumes.opening import open_image
 from emadapt.volumes.source import LARGE, Array, Source, tell, voxel_of
@@ -50,7 +51,7 @@ class Order:
 
     input: str
     output: str
-    model: str
+    model: str = STARTER
     scale: int = 0
     probabilities: bool = False
     instances: bool = False
@@ -168,7 +169,12 @@ def prepare(order: Order) -> Job:
 def settle(order: Order, source: Source, model: Model) -> Job:
     """As `prepare`, for a volume and a model that are open."""
     trained = "; ".join(f"{said(v)} nm ({name})" for name, v in model.voxels.items())
-    voxel = voxel_of(source, order.voxel_nm, f"one; the model was trained at {trained}")
+    if order.voxel_nm is None and source.voxel_nm is None and model.folder.parent == SHIPPED:
+        voxel = next(iter(model.voxels.values()))
+        assumed = f"no voxel size in the file: taken as {said(voxel)} nm (z y x). State it with"
+        tell(source.name, [f"{assumed} --voxel-nm Z Y X: pixels of another size cost accuracy"])
+    else:
+        voxel = voxel_of(source, order.voxel_nm, f"one; the model was trained at {trained}")
     dataset, zoom = zoom_for(model, voxel)
     window = window_for(source, order.window)
     spec = model.segmenter.spec

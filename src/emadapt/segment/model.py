@@ -16,11 +16,11 @@ from emadapt.errors import InputError
 from emadapt.models.adapters import merge
 from emadapt.models.device import device
 from emadapt.models.segmenter import Segmenter
+from emadapt.segment.shipped import SHIPPED, UNITS
 from emadapt.study.backbones import BackboneSettings
 from emadapt.training.model_files import load_model
 from emadapt.volumes.voxel import Voxel, said
 
-UNITS = Path("build/units")
 TOLERANCE = 0.1
 """Pixels may differ by this share from those of training without being resampled."""
 LIMIT = 8.0
@@ -54,7 +54,10 @@ class Model:
 
 
 def find_model(text: str) -> Path:
-    """The folder that is named: itself, a trained unit, or models:/NAME@ALIAS of MLflow's registry.
+    """The folder that is named.
+
+    It is itself a folder, a trained unit, a model that ships with the package (`starter`), or
+    models:/NAME@ALIAS of MLflow's registry.
 
     Raises:
         InputError: there is no such model.
@@ -63,14 +66,14 @@ def find_model(text: str) -> Path:
         from emadapt.segment.registry import fetch  # and MLflow, which takes seconds
 
         return fetch(Path(), text)
-    for folder in (Path(text), UNITS / text):
+    for folder in (Path(text), UNITS / text, SHIPPED / text):
         if (folder / "model.json").is_file():
             return folder
     have = ", ".join(sorted(path.parent.name for path in UNITS.glob("*/model.json"))[:6])
     raise InputError(
         f"model {text}",
         found="no model.json in it, nor such a unit",
-        expected="a folder that `emadapt train` wrote, models:/NAME@ALIAS, or a trained unit: "
+        expected="a model of `emadapt models`, models:/NAME@ALIAS, a folder, or a trained unit: "
         f"{have or 'there is none here'}",
         do="Check the path.",
     )

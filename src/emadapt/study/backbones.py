@@ -43,6 +43,9 @@ class BackboneSettings(Settings):
     views: int = setting(
         1, "Augmented views of each training slice in the token cache.", "tokens", ge=0
     )
+    jitter: bool = setting(
+        False, "Augmented views differ in scale, gamma, blur and noise, too.", "tokens"
+    )
     smooth_z_nm: float = setting(
         0.0, "Standard deviation of a Gaussian along z over predicted slices; 0: none.", ge=0
     )

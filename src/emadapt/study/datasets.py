@@ -19,11 +19,13 @@ Sampling = Literal["balanced", "proportional"]
 class DatasetSettings(Settings):
     """One EM volume."""
 
-    layout: Literal["lucchi", "vnc", "folders", "stack"] = setting(
+    layout: Literal["lucchi", "vnc", "folders", "stack", "synthetic"] = setting(
         ..., "How its files are laid out (see `data.layouts`).", "tokens"
     )
     voxel_nm: tuple[Nanometres, Nanometres, Nanometres] = setting(
-        ..., "Voxel size (z, y, x) in nm.", "tokens"
+        ...,
+        "Voxel size (z, y, x) in nm; of layout `synthetic`, what domains are brought to.",
+        "tokens",
     )
     foreground: Threshold | LabelIds = setting(
         ">127", 'Label values to segment: ">N" or a list of ids.', "tokens"
@@ -37,6 +39,15 @@ class DatasetSettings(Settings):
         (), "Label values of places that nobody knows: no loss and no score sees them.", "tokens"
     )
     path: str = setting("", "Folder of the raw data; empty: data/NAME.", "nothing")
+    domains: int = setting(
+        0,
+        "Of layout `synthetic`: tissues, each with a stain and microscope of its own.",
+        "tokens",
+        ge=0,
+    )
+    seed: int = setting(
+        0, "Of layout `synthetic`: another seed gives other domains.", "tokens", ge=0
+    )
     organelles: dict[Name, LabelIds] = setting(
         {}, "Label ids of each organelle, e.g. `{mitochondria: [1], er: [2]}`.", "tokens"
     )
@@ -51,6 +62,8 @@ class DatasetSettings(Settings):
             raise ValueError(f"organelle must be one of {', '.join(self.organelles) or '(none)'}")
         if self.organelle and "foreground" in self.model_fields_set:
             raise ValueError("organelle and foreground both say what to segment; leave one out")
+        if (self.layout == "synthetic") != bool(self.domains):
+            raise ValueError("layout synthetic needs `domains`, and no other layout has them")
         if not self.labelled and self.mispaired:
             raise ValueError("a dataset without labels has no pairs; leave out pairing")
         return self

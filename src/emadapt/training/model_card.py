@@ -245,10 +245,13 @@ def _seen(card: Mapping[str, Any], test_set: str) -> str:
 
 def _limits(card: Mapping[str, Any], metrics: Mapping[str, Any] | None) -> list[str]:
     voxels = " or ".join(f"{card['voxel_nm'][name][1]:g}" for name in card["data_md5"])
+    made_for = f"Made for pixels of about {voxels} nm; resample other data to that first."
+    if pixel := card["backbone"].get("pixel_nm"):
+        made_for = f"Slices are brought to pixels of {pixel:g} nm: state the voxel size rightly."
     lines = [
         "## Limits",
         "",
-        f"- Made for pixels of about {voxels} nm; resample other data to that first.",
+        f"- {made_for}",
         "- Slice by slice: no instances, along z only what `smooth_z_nm` averages.",
         "- It follows its labels' convention of where an edge is; other datasets have others.",
     ]
