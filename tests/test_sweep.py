@@ -356,7 +356,7 @@ def test_whatever_a_crash_takes_the_runs_in_mlflow_are_those_of_the_trials(
     figures = {
         Path(file.path).stem for file in client.list_artifacts(parent.info.run_id, "figures")
     }
-    assert figures == {"history", "intermediate", "importance", "parallel", "slice"}
+    assert figures == {"history", "importance", "parallel", "slice"}
     left = json.loads((FOLDER / sweep.study_name / "sweep.json").read_text())
     assert [t["val_iou"] for t in left["trials"]] == [
         t.value for t in sweep.get_trials() if t.state == TrialState.COMPLETE

@@ -32,7 +32,7 @@ def sweeps(root: Path, study: Study) -> Section | None:
         return None
     text = (
         "Settings of a regime, searched for the best validation IoU; no trial sees test slices. "
-        "`emadapt sweep promote` makes the best trial a regime of its own."
+        "The verb emadapt sweep promote makes the best trial a regime of its own."
     )
     return Section("sweep", "Sweep", [text], parts, kept=False)
 

@@ -90,12 +90,10 @@ def _shown(trial: FrozenTrial) -> dict[str, Any]:
 def draw(study: optuna.Study, folder: Path) -> list[Path]:
     """Write Optuna's figures of a sweep; those that compare trials need a few with other values."""
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import NullFormatter
     from optuna.visualization import matplotlib as figures
 
-    plots: dict[str, Callable[[optuna.Study], Any]] = {
-        "history": figures.plot_optimization_history,
-        "intermediate": figures.plot_intermediate_values,
-    }
+    plots: dict[str, Callable[..., Any]] = {"history": figures.plot_optimization_history}
     finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if len(finished) >= FEW and len({trial.value for trial in finished}) > 1:
         plots |= {
@@ -106,7 +104,10 @@ def draw(study: optuna.Study, folder: Path) -> list[Path]:
     files = []
     for name, plot in plots.items():
         with plt.rc_context({"figure.figsize": (9, 4.5)}):
-            plot(study)
+            plot(study, target_name="validation IoU")
+            for axes in plt.gcf().axes:  # labels between powers of ten overlap
+                axes.xaxis.set_minor_formatter(NullFormatter())
+                axes.yaxis.set_minor_formatter(NullFormatter())
             files.append(folder / f"{name}.png")
             plt.savefig(files[-1], bbox_inches="tight")
             plt.close("all")
