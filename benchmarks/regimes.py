@@ -6,7 +6,6 @@ A step: forward, loss, backward, clipping and AdamW on a batch of four tiles, wi
 
 from __future__ import annotations
 
-import resource
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from torch import nn
 from benchmarks.timing import print_table, seconds
 from benchmarks.workplace import emadapt, train, workplace, write_study, write_volume
 from emadapt.models.backbones import pretrained
+from emadapt.models.device import autocast, device, peak_mb
 from emadapt.models.heads import HEADS
 from emadapt.study.backbones import BackboneSettings
 
@@ -30,45 +30,50 @@ REGIMES: dict[str, dict[str, Any]] = {
 }
 
 
-def by_emadapt() -> list[dict[str, Any]]:
-    """Rows of all regimes, from the history of a short training."""
+def by_emadapt(
+    arch: str = ARCH, tile: int = TILE, regimes: dict[str, dict[str, Any]] = REGIMES
+) -> list[dict[str, Any]]:
+    """Rows of regimes, from the history of a short training."""
     rows = []
     with workplace():
-        write_volume("noise", 24, 2 * TILE)
+        write_volume("noise", 24, 2 * tile)
         settings = {"steps_per_epoch": STEPS, "epochs": 1, "batch": BATCH}
-        write_study({"arch": ARCH, "tile": TILE}, REGIMES, settings)
+        write_study({"arch": arch, "tile": tile}, regimes, settings)
         emadapt("ingest", "noise")
-        for name in REGIMES:
+        for name in regimes:
             history = train(name)
             row = {"regime": name, "seconds": history["seconds"] / STEPS}
             rows.append(row | {"peak_mb": history["peak_mb"]})
     return rows
 
 
-def by_peft() -> dict[str, Any]:
+def by_peft(arch: str = ARCH, tile: int = TILE, precision: str = "fp32") -> dict[str, Any]:
     """The same adapters and head as a page of a tutorial has them."""
     from peft import LoraConfig, get_peft_model
 
-    backbone = pretrained(BackboneSettings(arch=ARCH, source="random"))
+    backbone = pretrained(BackboneSettings(arch=arch, source="random")).to(device())
     config = LoraConfig(r=16, lora_alpha=32, target_modules=["attn.qkv", "attn.proj"])
     vit: Any = get_peft_model(backbone.vit, config).train()
-    head = HEADS["pyramid"](backbone.arch.dim, len(backbone.blocks)).train()
+    head = HEADS["pyramid"](backbone.arch.dim, len(backbone.blocks)).train().to(device())
     trained = [p for model in (vit, head) for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=5e-4)
-    images, labels = torch.rand(BATCH, 3, TILE, TILE), torch.randint(2, (BATCH, TILE, TILE))
+    images = torch.rand(BATCH, 3, tile, tile, device=device())
+    labels = torch.randint(2, (BATCH, tile, tile), device=device())
     indices = [block - 1 for block in backbone.blocks]
 
     def step() -> None:
-        tokens = vit.base_model.model.forward_intermediates(
-            images, indices=indices, norm=True, intermediates_only=True
-        )
-        nn.functional.cross_entropy(head(tokens, (TILE, TILE)), labels).backward()
+        with autocast(precision):
+            tokens = vit.base_model.model.forward_intermediates(
+                images, indices=indices, norm=True, intermediates_only=True
+            )
+            loss = nn.functional.cross_entropy(head(tokens, (tile, tile)), labels)
+        loss.backward()
         nn.utils.clip_grad_norm_(trained, 1.0)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
 
     taken = seconds(step, STEPS)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = peak_mb()
     return {"regime": "lora by timm and peft", "seconds": taken, "peak_mb": peak}
 
 

@@ -10,7 +10,7 @@ from emadapt.models.backbones import pretrained
 from emadapt.models.device import autocast, device
 from emadapt.study.backbones import BackboneSettings
 
-SIZE, BATCH = 2048, 4
+BATCH = 4
 
 
 def operations(arch: str, tile: int) -> float:
@@ -25,11 +25,11 @@ def operations(arch: str, tile: int) -> float:
     return float(facts.depth * block + 2 * tokens * 3 * facts.patch**2 * facts.dim)
 
 
-def product_speed() -> float:
-    """Operations in a second of a matrix product, in the precision `auto`."""
-    a, b = torch.rand(2, SIZE, SIZE, device=device())
-    with torch.inference_mode(), autocast("auto"):
-        return 2 * SIZE**3 / seconds(lambda: a @ b)
+def product_speed(size: int = 2048, precision: str = "auto") -> float:
+    """Operations in a second of a product of two square matrices."""
+    a, b = torch.rand(2, size, size, device=device())
+    with torch.inference_mode(), autocast(precision):
+        return 2 * size**3 / seconds(lambda: a @ b)
 
 
 def compared(arch: str, tile: int) -> dict[str, float | str]:

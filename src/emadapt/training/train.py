@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import emadapt
 from emadapt.data.align import described as alignment_of
 from emadapt.files import file_md5, whole_folder, write_json
 from emadapt.models import parallel
-from emadapt.models.device import device, resolve_precision
+from emadapt.models.device import device, peak_mb, resolve_precision
 from emadapt.models.token_statistics import token_facts
 from emadapt.study.study import Study, Unit
 from emadapt.tracking.publish import live
@@ -103,7 +102,7 @@ def _trained(
         print(f"train: {same.name} is the same model: copied")
         return Trained(key, regime, inputs, *duplicates.take_over(same, inputs.segmenter))
     progress = regime.fit(inputs, SCRATCH / unit.name / key, log_epoch)
-    note_cost(key, progress.seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    note_cost(key, progress.seconds, peak_mb())
     return Trained(key, regime, inputs, progress, validate(inputs, every=0))
 
 
