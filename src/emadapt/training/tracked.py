@@ -9,7 +9,7 @@ from typing import Any
 
 from emadapt.data.ingest import INGESTED, Volume, open_volume
 from emadapt.files import file_md5
-from emadapt.study.regimes import regime_settings
+from emadapt.study.regimes import REGIME_SETTINGS
 from emadapt.study.study import Study, Unit
 from emadapt.tracking.provenance import provenance_tags
 from emadapt.tracking.publish import publish
@@ -41,7 +41,8 @@ def unit_run(study: Study, unit: Unit, stage: str) -> Run:
 
 def settings_of(described: Mapping[str, Any]) -> dict[str, Any]:
     """Of all settings of a unit those that its kind of regime has, each of them once."""
-    regime = regime_settings(**described["regime"])
+    kind = REGIME_SETTINGS[described["regime"]["kind"]]
+    regime = kind.model_construct(**described["regime"])  # unchecked: an earlier version wrote it
     train = {k: v for k, v in described["train"].items() if k not in regime.unused}
     found = {
         **described,
