@@ -36,6 +36,8 @@ def test_the_real_volumes_pass_ingest_with_the_split_that_the_study_states(
             (1, 2)
         )  # three of VNC's labels have 1 bit a pixel, the others 8
         assert 0.03 < shares.min() < shares.max() < 0.1
+        known = volume.manifest["intensity"]
+        assert (known["low"], known["high"]) == (0, 255), "8 bits stay as they are"
 
 
 def test_pretrained_tokens_hold_mitochondria_and_random_ones_hardly(

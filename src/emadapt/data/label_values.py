@@ -22,6 +22,8 @@ IGNORE_LIKE = (127, 128, 255, 2**15 - 1, 2**16 - 1, 2**31 - 1, 2**32 - 1)
 """Values that tools use for what nobody knows, beside classes or beside 255."""
 OFFSETS = (2**7, 2**15, 2**31)
 """What is added to signed values that are stored as unsigned ones, as ImageJ does."""
+MOST = 0.9
+"""Share of foreground that few structures have; labels with black and white exchanged do."""
 NEAR = 4
 """A lossy export changes most values by less."""
 
@@ -99,6 +101,8 @@ class LabelValues:
                 "or use a threshold such as '>127' as `foreground`.",
             )
         lines = []
+        if (full := self._share(values[above]) / self._share(values)) > MOST:
+            lines.append(f"foreground is {100 * full:.3g} % of the labelled voxels")
         if named and others.size:
             lines.append(f"background by your settings: label values {self._said(others)}")
         if missing := sorted(set(ignore) - set(self.values)):
