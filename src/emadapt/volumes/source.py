@@ -115,21 +115,17 @@ def voxel_of(source: Source, stated: Voxel | None, expected: str = "three positi
     Raises:
         InputError: there is none, or none that an EM volume can have.
     """
-    voxel = stated or source.voxel_nm
+    voxel, found = stated or source.voxel_nm, source.doubt or "no voxel size in the file"
     if voxel is None or not plausible(voxel):
         raise InputError(
             source.name,
-            found=f"voxels of {said(voxel)} nm"
-            if voxel
-            else source.doubt or "no voxel size in the file",
+            found=f"voxels of {said(voxel)} nm" if voxel else found,
             expected=f"{expected}, of {SMALLEST:g} to {LARGEST:g} nm",
             do="State it: --voxel-nm Z Y X, in nm.",
         )
     if source.voxel_nm and not agree(voxel, source.voxel_nm):
-        tell(
-            source.name,
-            [f"voxels of {said(voxel)} nm, where the file says {said(source.voxel_nm)}"],
-        )
+        other = said(source.voxel_nm)
+        tell(source.name, [f"voxels of {said(voxel)} nm, where the file says {other}"])
     return as_voxel(voxel)
 
 
@@ -150,9 +146,9 @@ def as_image(source: Source) -> Source:
         return source
     unsigned = np.dtype(f"u{source.dtype.itemsize}")
     signed_steps = unsigned_steps = 0.0
-    places = range(0, source.shape[0], max(1, source.shape[0] // 8))
-    for z in places:
-        rows = source.read(z, z + 1, 0, min(source.shape[1], 1024))[0]
+    depth, height, width = source.shape
+    for z in range(0, depth, max(1, depth // 8)):
+        rows = source.read(z, z + 1, 0, min(height, max(1, 2**22 // width)))[0]
         signed_steps += np.abs(np.diff(rows.astype(float))).sum()
         unsigned_steps += np.abs(np.diff(rows.view(unsigned).astype(float))).sum()
     if unsigned_steps >= signed_steps:

@@ -92,8 +92,9 @@ def open_tiff(path: Path, choice: Choice) -> Source:
                 ]
             )
 
-    notes = [f"{len(parts)} images of one shape are read as one stack of {ends[-1]} slices"]
-    notes = [*notes[: len(parts) - 1], parts[0].note]
+    notes = [parts[0].note] if parts[0].note else []
+    if len(parts) > 1:
+        notes += [f"{len(parts)} images of one shape are read as one stack of {ends[-1]} slices"]
     return Source(
         str(path),
         (int(ends[-1]), *parts[0].shape[1:]),
@@ -105,7 +106,7 @@ def open_tiff(path: Path, choice: Choice) -> Source:
         (path,),
         tif.close,
         doubt,
-        tuple(filter(None, notes)),
+        tuple(notes),
     )
 
 
