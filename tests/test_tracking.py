@@ -225,12 +225,6 @@ def test_a_run_that_was_deleted_is_logged_again(root: Path) -> None:
     assert {tuple(curve(root, "a", one)) for one in stored(root)} == {((1, 1.0), (2, 2.0))}
 
 
-def test_children_find_their_parent_by_its_tags(root: Path) -> None:
-    parent = publish(Run("demo", "sweep", {"unit": "sweep", "sweep.parent": "s"}, root=root))
-    publish(a_run(root, parent={"sweep.parent": "s"}))
-    assert stored(root)[0].data.tags["mlflow.parentRunId"] == parent
-
-
 # -- outages
 
 

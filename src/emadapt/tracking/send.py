@@ -110,9 +110,9 @@ def _send_texts(store: Any, run: Run, known: Known) -> None:
 
 
 def _send_model(store: Any, run: Run, known: Known) -> None:
-    """Make the run's model in MLflow: tags, settings, and how it is opened. Its files come later.
+    """Make the run's model in MLflow: tags, names, and how it is opened. Its files come later.
 
-    One that has no outputs' entry yet is of a process that died here.
+    One that is not yet among the run's outputs is of a process that died here.
     """
     from mlflow.entities import LoggedModelOutput
 
@@ -121,7 +121,8 @@ def _send_model(store: Any, run: Run, known: Known) -> None:
     where = f"source_run_id = '{known.run_id}'"
     made = within(PATIENCE, partial(store.search_logged_models, [known.experiment_id], where))
     if not made:
-        own = {"tags": texts(run.tags), "params": texts(flat(run.params))}
+        # The run has all settings; as columns of the page's table of models they would be too many.
+        own = {"tags": texts(run.tags), "params": texts(run.params.get("unit", {}))}
         create = partial(store.create_logged_model, known.experiment_id, MODEL, known.run_id, **own)
         made = [within(PATIENCE, create)]
     known.model_id = made[0].model_id
