@@ -134,11 +134,12 @@ def test_pages_that_cannot_be_written(folder: Path) -> None:
 
 
 def test_an_unclear_polarity_is_decided_by_what_is_found_after_an_inversion() -> None:
-    def domain(polarity: float, *found: float) -> Domain:
+    def domain(polarity: float, *found: float, tiles: int = 4) -> Domain:
         voxel = (30.0, 5.0, 5.0)
         return Domain(
             voxel,
             {"a": voxel},
+            tiles,
             [],
             {},
             {"a": polarity},
@@ -149,6 +150,7 @@ def test_an_unclear_polarity_is_decided_by_what_is_found_after_an_inversion() ->
         )
 
     assert domain(-0.8, 0.1, 0.1).inverted
+    assert not domain(-0.8, 0.1, 0.1, tiles=1).inverted
     assert domain(-0.2, 0.03, 0.3).inverted
     assert not domain(-0.2, 0.3, 0.03).inverted
     assert not domain(0.8, 0.03, 0.3).inverted

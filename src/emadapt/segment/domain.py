@@ -22,8 +22,9 @@ SLICES, TILES = 8, 16
 """Slices and tiles of a volume that are looked at."""
 CLEAR = 0.4
 """Polarity from which a volume is as in training, or inverted. Crops of 512 pixels of the EPFL
-hippocampus and of the VNC have 0.48 to 1.08 for models of either; a crop of 128 pixels had -0.24.
-"""
+hippocampus and of the VNC have 0.48 to 1.08 for models of either."""
+FEW = 4
+"""With fewer tiles in a slice, a low polarity proves nothing: a crop of 112 pixels had -0.73."""
 MANY = 5.0
 """A volume of unclear polarity is probably inverted if an inverted one has so many times as much
 foreground."""
@@ -36,6 +37,7 @@ class Domain:
 
     Attributes:
         voxel_nm, trained_nm: voxel sizes (z, y, x).
+        tiles: that cover a slice.
         grey, trained_grey: 5th, 50th and 95th percentile of what the model sees, 0 to 255.
         polarity: 1: black and white as in that dataset; -1: exchanged; empty without a backbone.
         found, trained_found: shares of foreground as it is, and with black and white exchanged.
@@ -45,6 +47,7 @@ class Domain:
 
     voxel_nm: Voxel
     trained_nm: dict[str, Voxel]
+    tiles: int
     grey: list[float]
     trained_grey: dict[str, list[float]]
     polarity: dict[str, float]
@@ -68,7 +71,8 @@ class Domain:
         polarity, (own, other) = self.polarity[self.nearest], self.found
         usual, exchanged = self.trained_found[self.nearest]
         more = max(1.0, exchanged / max(usual, 1e-3)) * MANY
-        return polarity <= -CLEAR or (polarity < CLEAR and other > more * max(own, 1e-3))
+        shown = polarity <= -CLEAR and self.tiles >= FEW
+        return shown or (polarity < CLEAR and other > more * max(own, 1e-3))
 
     def figures(self) -> dict[str, str]:
         """By what they are of; the volume first, then the training data."""
@@ -124,6 +128,7 @@ def domain_of_volume(runner: Runner) -> Domain:
     return Domain(
         voxel_nm=runner.job.voxel_nm,
         trained_nm=runner.model.voxels,
+        tiles=len(runner.geo.corners(0.0)),
         grey=grey_of(tiles),
         trained_grey={name: own["grey"] for name, own in known.items() if "grey" in own},
         polarity=polarity,
