@@ -118,6 +118,15 @@ class Own:
             file=str(Path(spec.file).resolve()) if spec.file else "",
         )
 
+    @cached_property
+    def regime(self) -> GradientRegime:
+        """Settings of the model's regime."""
+        kind = regime_from(self.start.card).settings
+        if not isinstance(kind, GradientRegime):
+            found, expected = f"a model of kind {kind.kind}", "one that is trained in steps"
+            raise InputError(self.model, found=found, expected=expected, do="Take another model.")
+        return kind
+
     def read(self, z: int, y: int = 0, x: int = 0, size: tuple[int, int] | None = None) -> Grey:
         """A part of a slice, 8 bits."""
         height, width = size or self.source.shape[1:]
@@ -260,11 +269,8 @@ def _study(
     **settings: Any,
 ) -> Study:
     """A study with one unit, which starts from the model."""
-    kind = regime_from(own.start.card).settings
-    if not isinstance(kind, GradientRegime):
-        found, expected = f"a model of kind {kind.kind}", "one that is trained in steps"
-        raise InputError(own.model, found=found, expected=expected, do="Take another model.")
-    cleared = {"head", "epochs", "head_lr", "adapter_lr", "weight_decay"} & kind.model_fields_set
+    instead = {"head", "epochs", "head_lr", "adapter_lr", "weight_decay"}  # of `TRAIN`
+    cleared = instead & own.regime.model_fields_set
     settings |= {"warm_start": str(own.start.folder), **dict.fromkeys(cleared)}
     backbone = str(own.spec.arch)
     return Study(
@@ -277,7 +283,7 @@ def _study(
         dataset_settings=datasets,
         train_set_settings={own.name: train_set},
         backbone_settings={backbone: own.spec},
-        regime_settings={regime: kind.changed(**settings)},
+        regime_settings={regime: own.regime.changed(**settings)},
         split=split,
         train=TRAIN.changed(head=own.start.card["head"]),
     )
@@ -300,6 +306,7 @@ def _workplace(own: Own, verb: str, stamp: list[Any]) -> Iterator[None]:
         "grey": own.grey,
         "voxel": own.voxel,
         "backbone": dumped(own.spec),
+        "regime": dumped(own.regime),
     }
     order = json.loads(json.dumps(order))
     output.parent.mkdir(parents=True, exist_ok=True)
