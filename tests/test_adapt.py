@@ -34,8 +34,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for z in (1, 3, 5, 8):
         tifffile.imwrite(f"labels/{z}.tif", LABEL[z] * 255, photometric="minisblack")
     write_model(Path("m"))
-    shapes = {"train": (6, 128, 128), "test": (1, 128, 128)}
-    monkeypatch.setattr(own_model, "PHANTOMS", {"phantom_fib": shapes})
+    monkeypatch.setattr(own_model, "DOMAINS", 3)
     quick = own_model.TRAIN.changed(epochs=2, steps_per_epoch=2)
     monkeypatch.setattr(own_model, "TRAIN", quick)
 

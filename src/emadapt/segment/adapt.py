@@ -21,8 +21,6 @@ import numpy as np
 import tifffile
 
 from emadapt.data.ingest import INGESTED, check_pair, ingest
-from emadapt.data.phantom import Shape, write_phantoms
-from emadapt.data.phantom_domains import DOMAINS
 from emadapt.data.splits import evenly_spaced
 from emadapt.data.tiles import Grey
 from emadapt.errors import InputError
@@ -49,9 +47,8 @@ from emadapt.volumes.voxel import Voxel
 
 SLICES, SIDE = 32, 1024
 """Slices of a volume that are learned from without labels, and pixels of their sides, at most."""
-SHAPES: dict[str, Shape] = {"train": (16, 320, 320), "test": (1, 320, 320)}
-PHANTOMS = {"phantom_fib": SHAPES, "phantom_tem": SHAPES}
-"""Synthetic EM whose labels keep `adapt` from forgetting what a mitochondrion is."""
+DOMAINS = 24
+"""Synthetic domains whose labels keep `adapt` from forgetting what a mitochondrion is."""
 GOLDEN = 0.7548776662466927, 0.5698402909980532
 """Steps of a sequence that covers a square evenly (Roberts 2018, R2)."""
 APART_NM = 30.0
@@ -148,15 +145,13 @@ def adapt(own: Own) -> str:
             tifffile.imwrite(data / "image.tif", parts, photometric="minisblack")
             write_json(data / "voxel.json", [spacing, *own.voxel[1:]])
         voxel = tuple(json.loads((data / "voxel.json").read_text()))
-        if not (INGESTED / own.name / "manifest.json").is_file():
-            write_phantoms(Path("data"), shapes=PHANTOMS)
-        datasets = {
-            name: DatasetSettings(layout="stack", voxel_nm=DOMAINS[name].voxel_nm, foreground=(1,))
-            for name in PHANTOMS
-        }
+        pixel = own.spec.pixel_nm or own.voxel[1]
+        synthetic = DatasetSettings(
+            layout="synthetic", voxel_nm=(own.voxel[0], pixel, pixel), domains=DOMAINS
+        )
         images = DatasetSettings(layout="stack", voxel_nm=voxel, labelled=False)
-        train_set = TrainSetSettings(datasets=tuple(datasets), unlabelled=(own.name,))
-        datasets[own.name] = images
+        datasets = {"synthetic": synthetic, own.name: images}
+        train_set = TrainSetSettings(datasets=("synthetic",), unlabelled=(own.name,))
         split = SplitSettings(gap_nm=0.0)  # validation chooses nothing here
         study = _study(own, "adapted", datasets, train_set, split, self_training=1.0)
         card = _train(own, study)
