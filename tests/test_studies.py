@@ -120,3 +120,15 @@ def test_pretraining_in_3d_runs_in_small(here: Path) -> None:
 def params_train(name: str) -> dict[str, float]:
     """The section `train`, short; `headline` is about averaged weights."""
     return SHORT | ({"ema": 0.99} if name == "headline" else {})
+
+
+@pytest.mark.slow
+def test_the_starter_is_made_of_synthetic_domains_alone(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("emadapt.data.synthetic.SIDE", 64)
+    (here / "data").mkdir()
+    params = in_small("starter", SHORT | {"batch": 2}, tile=56)
+    params["datasets"]["synthetic"]["domains"] = 12
+    summary = run_small(params)
+    assert [unit["test_set"] for unit in summary["units"]] == ["synthetic"]

@@ -1,6 +1,7 @@
 """Models that ship with the package, each a folder of `shipped/`: `starter` is the default.
 
-`python -m emadapt.segment.shipped UNIT NAME` takes a trained and evaluated unit in as NAME.
+`python -m emadapt.segment.shipped UNIT NAME THRESHOLD` takes a trained and evaluated unit in as
+NAME; THRESHOLD is the probability above which its masks have foreground.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from emadapt.errors import InputError
+from emadapt.files import write_text
 from emadapt.training.model_card import EVALUATED, metrics_of, terms_of
 
 SHIPPED = Path(__file__).with_name("shipped")
@@ -38,7 +40,7 @@ def listing() -> Iterator[str]:
         yield f"  card: {folder / 'model-card.md'}"
 
 
-def pack(unit: str, name: str) -> Path:
+def pack(unit: str, name: str, threshold: float) -> Path:
     """Copy a trained and evaluated unit into the package as `name`.
 
     Raises:
@@ -50,12 +52,15 @@ def pack(unit: str, name: str) -> Path:
         found, do = "no scores of this model", f"Run `emadapt evaluate {unit}`."
         raise InputError(source, found=found, expected="metrics.json of the same model", do=do)
     target.mkdir(parents=True, exist_ok=True)
-    for file in ("model.json", "model.safetensors"):
-        shutil.copyfile(source / file, target / file)
+    write_text(
+        target / "model.json",
+        json.dumps(card | {"threshold": threshold}, indent=1, sort_keys=True) + "\n",
+    )
+    shutil.copyfile(source / "model.safetensors", target / "model.safetensors")
     for file in ("metrics.json", "model-card.md"):
         shutil.copyfile(EVALUATED / unit / file, target / file)
     return target
 
 
 if __name__ == "__main__":
-    print(pack(*sys.argv[1:]))
+    print(pack(sys.argv[1], sys.argv[2], float(sys.argv[3])))

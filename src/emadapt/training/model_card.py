@@ -215,11 +215,13 @@ def _terms(card: Mapping[str, Any], with_backbone: bool) -> list[str]:
 
 
 def _scores(card: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[str]:
+    threshold = card.get("threshold", 0.5)
     lines = [
         "## Scores",
         "",
         "On test slices that training, early stopping and sweeps have not seen; pooled over the "
-        "slices; 95 % interval from a bootstrap over blocks of slices; threshold 0.5; one seed.",
+        f"slices; 95 % interval from a bootstrap over blocks of slices; threshold {threshold:g}; "
+        "one seed.",
         "",
         "| tested on | | slices | foreground IoU | Dice | boundary IoU |",
         "|---|---|---:|---|---:|---:|",
