@@ -1,6 +1,5 @@
 """The stage `plan`: which changes make other plans, and which do not."""
 
-import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from emadapt.models.identity import file_sha256
 from emadapt.study.loading import load_study
 from emadapt.study.study import Study
 from emadapt.training.plan import PLAN, unit_key, write_plans
-from tiny import make_study, settings, under_dvc
+from tiny import make_study, settings
 
 Edit = Callable[[dict[str, Any]], Any]
 
@@ -197,34 +196,3 @@ def test_it_is_quick(study: Study) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.endswith("[]\n")
-
-
-@pytest.mark.slow
-def test_dvc_reruns_what_a_change_needs_and_no_more(tmp_path: Path) -> None:
-    own = settings()
-    own["study"]["train_sets"] = ["paired"]
-    own["diagnose"]["controls"] = False
-    make_study(tmp_path, own, ingested=False)
-    sh = under_dvc(tmp_path)
-
-    def ran() -> set[str]:
-        lines = sh("dvc", "repro").splitlines()
-        return {line.split("'")[1] for line in lines if line.startswith("Running stage")} - {"plan"}
-
-    def edit(old: str, new: str) -> set[str]:
-        path = tmp_path / "params.yaml"
-        text = path.read_text()
-        assert old in text
-        path.write_text(text.replace(old, new))
-        return ran()
-
-    unit = "t-lora-paired-0"
-    assert {f"train@{unit}", "ingest@a", "tokens@t-a", "diagnose@t-frozen"} <= ran()
-    assert ran() == set()
-    lora = {f"train@{unit}", f"evaluate@{unit}", "diagnose@t-lora", "report"}
-    assert edit("rank: 2", "rank: 3") == lora
-    assert edit("  - lora\n", "") == {"report"}
-    assert not (tmp_path / "reports/domain/t-lora.json").exists()
-    assert edit("replicates: 4", "replicates: 3") == {"diagnose@t-frozen", "report"}
-    plan = json.loads((tmp_path / "build/plan/train/t-frozen-paired-0.json").read_text())
-    assert [name for name, _ in plan["data"]] == ["a", "b"]

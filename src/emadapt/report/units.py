@@ -22,8 +22,10 @@ MODEL = ["backbone", "regime", "train_set"]
 NO_COST = {"seconds": None, "peak_mb": None}
 """Of a model that was trained in another checkout."""
 METRICS = ("iou", "dice", "boundary_iou")
-OBJECTS = ("ap50", "ap75", "pq", "sq", "rq", "predicted", "labelled", "matched", "split", "merged")
-OBJECTS += ("vi_split", "vi_merge")
+OBJECTS = (
+    *("ap50", "ap75", "pq", "sq", "rq", "predicted", "labelled", "matched"),
+    *("split", "merged", "vi_split", "vi_merge"),
+)
 COPIED = ("relation", "few", "labels", "amount", "seen_before", "labelled", "trainable_params")
 """Columns of the table of units that are the same for all seeds."""
 RELATIONS = {
