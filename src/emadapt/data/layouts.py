@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from emadapt.data.pairing import Part, slices_part, stack_part
-from emadapt.data.synthetic import synthetic_parts
 from emadapt.errors import InputError
 from emadapt.study.datasets import DatasetSettings
 
@@ -18,6 +17,8 @@ from emadapt.study.datasets import DatasetSettings
 def parts_of(root: Path, spec: DatasetSettings) -> list[Part]:
     """The volumes of a dataset: of its files in `root`, see `find_parts`, or made by a seed."""
     if spec.layout == "synthetic":
+        from emadapt.data.synthetic import synthetic_parts  # SciPy
+
         return synthetic_parts(spec.domains, spec.seed, spec.voxel_nm)
     return find_parts(root, spec.layout, spec.pairing, labelled=spec.labelled)
 
