@@ -18,9 +18,8 @@ from emadapt.data.foreground import IGNORE, foreground_mask, foreground_share
 from emadapt.data.label_values import LabelValues
 from emadapt.data.layouts import parts_of
 from emadapt.data.pairing import Part
-from emadapt.data.sources import source_of
+from emadapt.data.sources import SYNTHETIC, source_of
 from emadapt.data.splits import Split, evenly_spaced, split_slices
-from emadapt.data.synthetic import SYNTHETIC
 from emadapt.data.unversioned import unversioned
 from emadapt.errors import InputError
 from emadapt.files import new_array, whole_folder, write_json

@@ -156,6 +156,13 @@ DATASETS = {
     ),
 }
 
+SYNTHETIC = {
+    "name": "synthetic",
+    "licence": "Apache-2.0, made by emadapt",
+    "citation": "emadapt, layout synthetic",
+}
+"""What a dataset's SOURCE.json would say."""
+
 
 def source_of(root: Path) -> dict[str, Any]:
     """What a dataset's `SOURCE.json` says; empty without one."""

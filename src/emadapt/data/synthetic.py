@@ -26,12 +26,6 @@ from emadapt.volumes.source import Source
 from emadapt.volumes.voxel import Voxel
 
 Grey = npt.NDArray[np.uint8]
-SYNTHETIC = {
-    "name": "synthetic",
-    "licence": "Apache-2.0, made by emadapt",
-    "citation": "emadapt, layout synthetic",
-}
-"""What a dataset's SOURCE.json would say."""
 DEPTH, SIDE = 2, 384
 """Sections of a domain in a dataset, and pixels of their sides."""
 WRITTEN = (12, 3000.0)
