@@ -87,7 +87,13 @@ def cycle(values: npt.NDArray[np.int64], n: int, rng: np.random.Generator) -> np
 
 def load_epoch(samples: Samples, batches: list[list[Draw]], workers: int) -> DataLoader[list[Item]]:
     """An epoch's batches; each is a list of groups of equal shape, stacked (inputs, labels)."""
-    return DataLoader(samples, batch_sampler=batches, num_workers=workers, collate_fn=_group)  # type: ignore[arg-type]
+    return DataLoader(
+        samples,  # type: ignore[arg-type]
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=_group,
+        pin_memory=torch.cuda.is_available(),  # copies to the GPU go on beside its work
+    )
 
 
 def deal(samples: Samples, batch: list[Draw], rank: int, size: int) -> list[Draw]:

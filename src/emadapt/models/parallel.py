@@ -53,7 +53,7 @@ class Total(torch.autograd.Function):
         return total(gradient)  # each process's part of the loss depends on what all of them put in
 
 
-def add_up(parameters: Sequence[torch.nn.Parameter], loss: float) -> float:
+def add_up(parameters: Sequence[torch.nn.Parameter], loss: torch.Tensor) -> torch.Tensor:
     """Replace each gradient by its sum over the processes.
 
     One message for all of them, after the backward pass: heads and adapters are small, and unlike
@@ -72,9 +72,9 @@ def add_up(parameters: Sequence[torch.nn.Parameter], loss: float) -> float:
     has = torch.tensor(graded, dtype=torch.float32, device=device())
     parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     flat = [part.float().flatten() for part in parts]
-    summed = total(torch.cat([has, *flat, torch.tensor([loss], device=device())]))
+    summed = total(torch.cat([has, *flat, loss.reshape(1)]))
     some, *sums, last = summed.split([len(has), *[p.numel() for p in parameters], 1])
     for parameter, one, values in zip(parameters, some.tolist(), sums, strict=True):
         # What no process has a gradient for stays without one: the optimiser then leaves it alone.
         parameter.grad = values.view_as(parameter).to(parameter.dtype) if one else None
-    return float(last)
+    return last[0]

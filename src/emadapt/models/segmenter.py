@@ -51,9 +51,14 @@ class Partial:
         """That of the tokens."""
         return self.tokens.shape
 
-    def to(self, device: torch.device) -> Partial:
+    def to(self, device: torch.device, non_blocking: bool = False) -> Partial:
         """The same on another device."""
-        return Partial(self.tokens.to(device), self.entering.to(device))
+        parts = (self.tokens, self.entering)
+        return Partial(*(part.to(device, non_blocking=non_blocking) for part in parts))
+
+    def pin_memory(self) -> Partial:
+        """The same in memory from which a GPU copies while it works."""
+        return Partial(self.tokens.pin_memory(), self.entering.pin_memory())
 
     @staticmethod
     def stack(items: Sequence[Partial]) -> Partial:

@@ -26,6 +26,8 @@ from emadapt.training.objective import LOSSES, Objective
 from emadapt.training.validate import validate
 
 CHECKPOINT = "checkpoint.pt"
+READ = 16
+"""A loss is shown every so many steps: reading it waits until the GPU has done what is queued."""
 
 
 def fit(
@@ -55,10 +57,13 @@ def fit(
     with progress_bar(title, total, done, shown=shown) as advance:
         while progress.epoch < train.epochs and not stalled(progress, train):
             started = time.perf_counter()
-            losses = []
+            losses: list[torch.Tensor] = []
+            said = ""
             for loss in run.epoch():
+                if len(losses) % READ == 0:
+                    said = f"loss {float(loss):.3f}, val IoU {max(progress.best, 0):.3f}"
                 losses.append(loss)
-                advance(1, f"loss {loss:.3f}, val IoU {max(progress.best, 0):.3f}")
+                advance(1, said)
             metrics = run.validated(losses)
             progress.epoch += 1
             progress.seconds += time.perf_counter() - started
@@ -95,7 +100,7 @@ class Run:
         if (path := scratch / CHECKPOINT).is_file():
             self._resume(path)
 
-    def epoch(self) -> Iterator[float]:
+    def epoch(self) -> Iterator[torch.Tensor]:
         """Yields the loss of each step."""
         number, seed = self.progress.epoch, self.inputs.unit.seed
         rank, size = parallel.rank(), parallel.size()
@@ -113,7 +118,7 @@ class Run:
             groups = with_absent(samples, whole, batch) if shared else batch
             yield self._step(self.objective.backward(groups, draws, len(whole)))
 
-    def _step(self, loss: float) -> float:
+    def _step(self, loss: torch.Tensor) -> torch.Tensor:
         """One optimiser step, given this process's part of the loss; gives the whole loss."""
         parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
         total = parallel.add_up(parameters, loss)
@@ -126,8 +131,9 @@ class Run:
         self.average.step(self.segmenter, self.schedule.last_epoch)
         return total
 
-    def validated(self, losses: list[float]) -> dict[str, float]:
+    def validated(self, steps: list[torch.Tensor]) -> dict[str, float]:
         """Metrics of an epoch with these losses. The best weights so far are kept."""
+        losses = torch.stack(steps).tolist()
         if not math.isfinite(sum(losses)):
             where = f"unit {self.inputs.unit.name}, epoch {self.progress.epoch}"
             raise EmadaptError(f"{where}: the loss is not finite; lower head_lr or adapter_lr")

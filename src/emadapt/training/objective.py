@@ -50,7 +50,7 @@ class Objective:
     ) -> None:
         self.inputs, self.loss_of, self.scaler, self.average = inputs, loss_of, scaler, average
         self.precision, self.segmenter = inputs.train.precision, inputs.segmenter
-        self.noted: dict[str, list[float]] = {}
+        self.noted: dict[str, list[torch.Tensor]] = {}
         self.state: dict[str, float] = {}
         """What a checkpoint keeps of it."""
 
@@ -58,7 +58,7 @@ class Objective:
         """What is drawn for each batch of an epoch, given the labelled draws."""
         return plan
 
-    def backward(self, batch: list[Item], draws: list[Draw], n: int) -> float:
+    def backward(self, batch: list[Item], draws: list[Draw], n: int) -> torch.Tensor:
         """Add to the gradients those of a batch, or of this process's part of it.
 
         Args:
@@ -67,11 +67,11 @@ class Objective:
             n: labelled samples of the whole batch.
 
         Returns:
-            The loss of the labelled samples.
+            The loss of the labelled samples, on the device: reading it would wait for the step.
         """
-        total = 0.0
+        total = torch.zeros((), device=device())
         for inputs, labels in batch:
-            inputs, labels = inputs.to(device()), labels.to(device())
+            inputs, labels = (part.to(device(), non_blocking=True) for part in (inputs, labels))
             with autocast(self.precision):
                 # A process without a sample still joins in the normalisation of the batch.
                 shown = inputs if len(labels) else self.segmenter.no_tokens(inputs)
@@ -79,16 +79,16 @@ class Objective:
             share = len(labels) / n
             loss = self.loss_of(logits, labels[:, None]) * share if share else logits.sum()
             self.scaler.scale(loss).backward()
-            total += float(loss.detach())
+            total += loss.detach()
         return total
 
     def note(self, **values: torch.Tensor) -> None:
         """Keep values of a step for `metrics`."""
         for name, value in values.items():
-            self.noted.setdefault(f"train/{name}", []).append(float(value.detach()))
+            self.noted.setdefault(f"train/{name}", []).append(value.detach())
 
     def metrics(self) -> dict[str, float]:
         """Means of what was noted since the last call."""
-        means = {name: float(np.mean(values)) for name, values in self.noted.items()}
+        means = {k: float(np.mean(torch.stack(v).tolist())) for k, v in self.noted.items()}
         self.noted = {}
         return means

@@ -72,7 +72,7 @@ class SelfTraining(Objective):
                 extra[i // each] += [draw, samples.beside(draw, step)]
         return [batch + more for batch, more in zip(plan, extra, strict=True)]
 
-    def backward(self, batch: list[Item], draws: list[Draw], n: int) -> float:
+    def backward(self, batch: list[Item], draws: list[Draw], n: int) -> torch.Tensor:
         known: list[Item] = []
         groups = zip(batch, members_of(self.inputs.samples, draws), strict=True)
         for (inputs, labels), members in groups:
