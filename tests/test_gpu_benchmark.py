@@ -19,7 +19,7 @@ PAPER = ROOT / "studies/paper"
 def test_all_of_it_runs_in_small(tmp_path: Path) -> None:
     out = tmp_path / "gpu.json"
     environment = os.environ | {"PYTHON": sys.executable}
-    command = [ROOT / "benchmarks/gpu.sh", "--small", "--out", out]
+    command = [str(ROOT / "benchmarks/gpu.sh"), "--small", "--out", str(out)]
     subprocess.run(command, env=environment, check=True)
     rows = json.loads(out.read_text())["rows"]
     assert not [row["what"] for row in rows if row["what"].startswith("failed")]

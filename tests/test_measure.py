@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,9 +25,7 @@ def labels() -> np.ndarray:
     return components(smooth > 1.5 * smooth.std())[0].astype(np.uint16)
 
 
-def measured(
-    folder: Path, labels: np.ndarray, suffix: str = ".csv", **more: object
-) -> pd.DataFrame:
+def measured(folder: Path, labels: np.ndarray, suffix: str = ".csv", **more: Any) -> pd.DataFrame:
     tifffile.imwrite(folder / "objects.tif", labels)
     output = str(folder / f"table{suffix}")
     asked = Asked(str(folder / "objects.tif"), output, voxel_nm=VOXEL, overwrite=True, **more)

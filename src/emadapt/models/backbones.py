@@ -202,8 +202,13 @@ def pretrained(spec: BackboneSettings) -> Backbone:
         InputError: unknown name or setting, or weights that cannot be had.
     """
     blocks = (get_arch(spec.arch).depth,) if spec.blocks == "last" else spec.blocks
-    pinned = {"revision": spec.revision, "sha256": spec.sha256}
-    weights = open_weights(spec.arch, spec.source, spec.file or None, **pinned)
+    weights = open_weights(
+        spec.arch,
+        spec.source,
+        spec.file or None,
+        revision=spec.revision,
+        sha256=spec.sha256,
+    )
     return Backbone(spec.arch, weights, blocks, spec.normalisation).eval()
 
 
