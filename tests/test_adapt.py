@@ -50,6 +50,7 @@ def segments(model: str) -> None:
     assert tifffile.imread("mask.tif").shape == IMAGE.shape
 
 
+@pytest.mark.slow
 def test_images_alone_give_a_model_and_a_stopped_run_goes_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
