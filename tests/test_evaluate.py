@@ -10,8 +10,7 @@ from scipy.ndimage import label as components
 from sklearn.metrics import f1_score, jaccard_score
 
 from emadapt.errors import InputError
-from emadapt.metrics.intervals import block_bootstrap
-from emadapt.metrics.pixels import boundary_band, overlap_counts, pooled, summarise
+from emadapt.metrics.pixels import boundary_band, column_grid, overlap_counts, pooled
 from emadapt.models.predict import predict_slices
 from emadapt.study.loading import load_study
 from emadapt.study.study import Unit
@@ -36,24 +35,30 @@ def test_iou_and_dice_against_scikit_learn(predicted: np.ndarray, label: np.ndar
     )
 
 
-@given(MASKS, MASKS, st.integers(1, 3))
-def test_metrics_are_bounded_ordered_symmetric_and_of_all_slices(
-    predicted: np.ndarray, label: np.ndarray, block: int
+@given(MASKS, MASKS, st.integers(1, 6), st.integers(1, 7))
+def test_metrics_are_bounded_ordered_symmetric_and_the_same_on_every_grid(
+    predicted: np.ndarray, label: np.ndarray, rows: int, columns: int
 ) -> None:
-    counts = np.asarray([overlap_counts(p, lab) for p, lab in zip(predicted, label, strict=True)])
-    ours, swapped = pooled(counts), pooled(counts[:, [0, 2, 1]])
+    grid = rows, columns
+    counts = np.array([overlap_counts(p, m, grid) for p, m in zip(predicted, label, strict=True)])
+    ours, swapped = pooled(counts), pooled(counts[..., [0, 2, 1]])
+    assert counts.shape == (3, rows, columns, 3)
     assert ours == swapped
+    assert ours == pooled(
+        np.array([overlap_counts(p, m) for p, m in zip(predicted, label, strict=True)])
+    )
     assert 0 <= ours["iou"] <= ours["dice"] <= 1
     assert ours["dice"] == pytest.approx(2 * ours["iou"] / (1 + ours["iou"]))
-    assert ours == pooled(counts[::-1]), "the order of slices says nothing"
-    draws = block_bootstrap(counts, block)
-    of_slices = [pooled(c)["iou"] for c in counts]
-    assert draws.min() >= 0
-    assert draws.max() <= 1
-    if block == 1:
-        assert (
-            min(of_slices) - 1e-9 <= draws[:, 0].min() <= draws[:, 0].max() <= max(of_slices) + 1e-9
-        )
+
+
+def test_columns_are_a_micrometre_wide_and_part_the_plane() -> None:
+    assert column_grid((768, 1024), (5, 5, 5)) == (4, 5)
+    assert column_grid((100, 100_000), (50, 4, 4)) == (1, 8)
+    mask = np.random.default_rng(0).random((10, 7)) < 0.5
+    counts = overlap_counts(mask, mask, (2, 3))[..., 0]
+    np.testing.assert_array_equal(
+        counts, [[mask[y : y + 5, x:e].sum() for x, e in ((0, 2), (2, 4), (4, 7))] for y in (0, 5)]
+    )
 
 
 @given(arrays(bool, (9, 8)), st.floats(1, 4))
@@ -63,45 +68,6 @@ def test_the_boundary_band_against_brute_force(mask: np.ndarray, width: float) -
     for y, x in np.ndindex(mask.shape):
         near = len(outside) > 0 and np.hypot(*(outside - (y, x)).T).min() <= width
         assert band[y, x] == (mask[y, x] and near)
-
-
-def test_the_bootstrap_centres_on_the_pooled_value_and_blocks_widen_it() -> None:
-    rng = np.random.default_rng(0)
-    quality = np.repeat(rng.uniform(0.4, 0.95, 12), 10)  # neighbours are alike, as in a volume
-    labelled = np.full(120, 1000)
-    both = (quality * 1000).astype(int)
-    counts = np.stack([both, labelled, labelled], 1)
-    single, blocks = block_bootstrap(counts, 1), block_bootstrap(counts, 10)
-    assert np.median(blocks[:, 1]) == pytest.approx(pooled(counts)["dice"], abs=0.03)
-    assert blocks[:, 0].std() > 1.8 * single[:, 0].std()
-    np.testing.assert_array_equal(blocks, block_bootstrap(counts, 10))
-
-
-@pytest.mark.parametrize(("n", "voxel_z_nm"), [(4, 50.0), (12, 50.0), (32, 100.0)])
-def test_intervals_hold_the_true_value_as_often_as_they_say(n: int, voxel_z_nm: float) -> None:
-    """Slices of one size with independent IoUs around 0.7; plain percentiles of four slices hold it
-    in 81 of 100."""
-    rng, held, volumes = np.random.default_rng(0), 0, 200
-    for _ in range(volumes):
-        union = 20_000
-        both = (union * rng.normal(0.7, 0.06, n)).astype(int)
-        counts = np.stack([both, np.full(n, union), both], 1)
-        low, high = summarise(counts, counts, voxel_z_nm, list(range(n)))["iou_ci95"]
-        held += low <= 0.7 <= high
-    assert 0.91 < held / volumes < 0.99
-
-
-def test_a_single_slice_says_nothing_about_others() -> None:
-    counts = np.array([[50, 60, 70]])
-    assert summarise(counts, counts, 50.0, [0])["iou_ci95"] == [0.0, 1.0]
-
-
-def test_a_perfect_prediction_has_no_spread_and_the_block_follows_the_voxel() -> None:
-    counts = np.tile([50, 50, 50], (32, 1))
-    thin, thick = (summarise(counts, counts, z, list(range(32))) for z in (5.0, 50.0))
-    assert thin["iou"] == 1.0
-    assert thin["iou_ci95"] == [1.0, 1.0]
-    assert (thin["block_slices"], thick["block_slices"]) == (8, 2)
 
 
 def test_datasets_that_differ_in_their_labels_alone_are_predicted_once_and_scored_each(
@@ -129,7 +95,7 @@ def test_datasets_that_differ_in_their_labels_alone_are_predicted_once_and_score
     assert asked == ["a", "b"]
     assert list(test) == ["a", "b", "c"]
     pixels = 90 * 100
-    for a, c in zip(test["a"]["counts"], test["c"]["counts"], strict=True):
+    for a, c in zip(*(np.sum(test[name]["counts"], (1, 2)) for name in "ac"), strict=True):
         assert a[1] == c[1], "the same prediction"
         assert (a[0] + c[0], a[2] + c[2]) == (a[1], pixels)
     assert test["a"]["iou"] > test["c"]["iou"]
@@ -162,7 +128,7 @@ def test_metrics_of_a_unit_are_those_of_its_predictions(
         assert low <= metrics["test"][name]["iou"] <= high
         assert len(metrics["test"][name]["per_slice"]["iou"]) == len(slices)
         np.testing.assert_allclose(
-            np.sum(metrics["test"][name]["counts"], 0),
+            np.sum(metrics["test"][name]["counts"], (0, 1, 2)),
             [(found & truth).sum(), found.sum(), truth.sum()],
             rtol=5e-3,
         )

@@ -83,7 +83,8 @@ def test_scores_and_pictures_do_not_depend_on_what_is_predicted_where_nobody_kno
     found, real = guess > 0.5, truth > 0
     known = ~hidden
     expected = [int(m[z][known[z]].sum()) for z in volume.split["test"] for m in (found & real,)]
-    assert [both for both, _, _ in summaries[0]["counts"]] == expected
+    found = [np.sum(slice_, (0, 1))[0] for slice_ in summaries[0]["counts"]]
+    assert found == expected
 
 
 def test_the_band_of_a_boundary_that_may_be_hidden_is_left_out(tmp_path: Path) -> None:
@@ -98,7 +99,7 @@ def test_the_band_of_a_boundary_that_may_be_hidden_is_left_out(tmp_path: Path) -
     z = volume.split["test"][0]
     inner = truth[z].astype(bool) & (distance_transform_edt(truth[z]) <= scores.band)
     sure = distance_transform_edt(label[z] != 9) > scores.band
-    assert scores.boundary[0] == (int((inner & sure).sum()),) * 3
+    assert (scores.boundary[0].sum((0, 1)) == int((inner & sure).sum())).all()
 
 
 def test_objects_that_are_mostly_where_nobody_knows_are_not_counted(tmp_path: Path) -> None:

@@ -8,13 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from emadapt.errors import InputError
+from emadapt.report import figures
 from emadapt.report.contrasts import FACTORS, contrasts
 from emadapt.report.domain import losses, pair_rows, read_cards
-from emadapt.report.labels import curves, enough
+from emadapt.report.figures import Row
+from emadapt.report.labels import curves
 from emadapt.report.report import build_report
-from emadapt.report.units import RELATIONS, entries, read_units, relation
+from emadapt.report.units import RELATIONS, entries, ranked, read_units, relation
 from emadapt.study.study import Unit
 from fakes import (
     BACKBONES,
@@ -65,7 +68,7 @@ def spread(root: Path) -> None:
     for at, file in enumerate(sorted((root / "build/evaluate").glob("*/metrics.json"))):
         metrics = json.loads(file.read_text())
         for scores in metrics["test"].values():
-            scores["counts"][0][0] -= at
+            scores["counts"][0][0][0][0] -= at
         file.write_text(json.dumps(metrics))
 
 
@@ -117,7 +120,8 @@ def test_a_contrast_is_that_of_the_counts(rich):
         for seed in RICH.seeds:
             unit = Unit(names["backbone"], names["regime"], names["train_set"], seed).name
             text = (root / "build/evaluate" / unit / "metrics.json").read_text()
-            both, one, other = np.sum(json.loads(text)["test"][test_set]["counts"], axis=0)
+            counts = json.loads(text)["test"][test_set]["counts"]
+            both, one, other = np.sum(counts, axis=(0, 1, 2))
             values.append(both / (one + other - both))
         return float(np.mean(values))
 
@@ -158,7 +162,7 @@ def test_slices_of_the_whole_dataset_count_where_neither_has_seen_it(tmp_path):
         metrics = json.loads(file.read_text())
         for name in set(study.datasets) - set(study.train_set_settings[unit.train_set].datasets):
             both = 500 + 100 * (unit.regime == "lora") + unit.seed
-            whole = {"n": 24, "block_slices": 4, "counts": [[both, both, 1000]] * 24}
+            whole = {"n": 24, "counts": [[[[both, both, 1000]] * 2] * 2] * 24}
             metrics["test"][name]["unseen"] = {
                 **whole,
                 "iou": both / 1000,
@@ -304,7 +308,10 @@ def test_how_a_model_relates_to_its_test_set():
 def test_curves_of_few_labels(tmp_path):
     study = a_study((0,), WITH_RIDGE, {**FEW, **TRAIN_SETS})
     write_metrics(tmp_path, study)
-    found = curves(entries(read_units(tmp_path, study)))
+    rows = read_units(tmp_path, study)
+    good = {"factor": "labels", "test_set": "lucchi", "as_good": True}
+    few = [{"backbone": "dinov2_s", "regime": "lora", "train_set": f"lucchi_{n}"} for n in (16, 4)]
+    found = curves(entries(rows), [{**good, "model": model} for model in few])
     assert len(found) == 2 * 3
     lora = next(c for c in found if (c["test_set"], c["regime"]) == ("lucchi", "lora"))
     assert [(p["n"], p["all"]) for p in lora["points"]] == [
@@ -316,17 +323,25 @@ def test_curves_of_few_labels(tmp_path):
     units = [Unit("dinov2_s", "lora", name, 0) for name in [*[*FEW][:3], "lucchi"]]
     wanted = [iou_of(study, unit, "lucchi") for unit in units]
     assert [p["iou"] for p in lora["points"]] == pytest.approx(wanted, abs=1e-6)
-    assert lora["enough"] == 16  # 90 % of 0.85 is 0.765
+    assert lora["enough"] == 4
+    assert {c["enough"] for c in found if c is not lora} == {None}
 
 
-def test_enough_is_a_measured_number():
-    def point(n: int, iou: float, every: bool = False) -> dict[str, Any]:
-        return {"n": n, "iou": iou, "all": every}
+def test_colours_of_the_legend_are_those_of_the_picture(tmp_path):
+    colours = {figures.BLUE: "one", figures.GREY: "two", figures.RED: "three"}
+    rows = [Row(words, 0.5, (0.4, 0.6), colour) for colour, words in colours.items()]
+    figures.forest_png(tmp_path / "iou.png", {"tested": rows}, "IoU", colours)
+    pixels = np.asarray(Image.open(tmp_path / "iou.png").convert("RGB")).reshape(-1, 3)
+    drawn = {f"#{r:02X}{g:02X}{b:02X}" for r, g, b in np.unique(pixels, axis=0)}
+    assert set(colours) <= drawn
 
-    complete = point(48, 0.8, True)
-    assert enough([point(1, 0.5), point(4, 0.72), point(16, 0.9), complete]) == 4
-    assert enough([point(1, 0.5), point(4, 0.719), complete]) is None
-    assert enough([point(4, 0.9)]) is None
+
+def test_systems_prompted_with_labels_are_last():
+    prompted, best, other = (
+        {"relation": relation, "iou": {"mean": mean}}
+        for relation, mean in (("label prompts", 0.99), ("union", 0.8), ("in-domain", 0.7))
+    )
+    assert ranked([prompted, other, best]) == [best, other, prompted]
 
 
 def test_distances_and_what_they_cost(tmp_path):

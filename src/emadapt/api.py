@@ -158,22 +158,22 @@ def evaluate_masks(predicted: Array, label: Array, voxel_nm: Voxel) -> dict[str,
 
     Returns:
         `n` slices; `iou`, `dice` and `boundary_iou` pooled over them, each with `<metric>_ci95`
-        from a bootstrap over blocks of slices; `per_slice` values.
+        (see `emadapt.metrics.intervals`); `per_slice` values.
     """
     from emadapt.errors import InputError
-    from emadapt.metrics.pixels import boundary_band, overlap_counts, summarise
+    from emadapt.metrics.pixels import boundary_band, column_grid, overlap_counts, summarise
     from emadapt.training.scores import BOUNDARY_NM
 
     if predicted.shape != label.shape:
         found, expected = f"shape {label.shape}", f"{predicted.shape}, as the mask"
         raise InputError("label", found=found, expected=expected, do="Pass the same slices.")
     band = BOUNDARY_NM / float(np.mean(voxel_nm[1:]))
+    grid = column_grid((predicted.shape[1], predicted.shape[2]), voxel_nm)
     area, boundary = [], []
     for a, b in zip(predicted != 0, label != 0, strict=True):
-        area.append(overlap_counts(a, b))
-        boundary.append(overlap_counts(boundary_band(a, band), boundary_band(b, band)))
-    numbers = list(range(len(predicted)))
-    return summarise(np.asarray(area), np.asarray(boundary), voxel_nm[0], numbers)
+        area.append(overlap_counts(a, b, grid))
+        boundary.append(overlap_counts(boundary_band(a, band), boundary_band(b, band), grid))
+    return summarise(np.asarray(area), np.asarray(boundary), list(range(len(predicted))))
 
 
 def find_instances(mask: Array, voxel_nm: Voxel) -> tuple[npt.NDArray[np.uint32], pd.DataFrame]:

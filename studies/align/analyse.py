@@ -8,6 +8,9 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import numpy as np
+
+from emadapt.metrics.intervals import added, of_seeds
 
 STUDIES = Path(__file__).parents[1]
 COLOURS = {"Lucchi to VNC": ("#0072b2", "o"), "VNC to Lucchi": ("#d55e00", "s")}
@@ -18,6 +21,7 @@ TRAINED = {  # of each study: the training sets of the two directions, and the w
         ["histogram + adversarial", "histogram", "adversarial", "histogram + coral", "coral"],
     ),
 }
+LOSSES = ("adversarial", "coral")  # regimes; the other ways are backbones
 
 
 def draw(path: Path, ways: list[str], gains: dict[tuple[str, str], Any]) -> None:
@@ -27,11 +31,12 @@ def draw(path: Path, ways: list[str], gains: dict[tuple[str, str], Any]) -> None
         for k, way in enumerate(ways):
             gain, at = gains[way, direction], -k + 0.12 - 0.24 * n
             label = None if k else direction
-            axes.plot(gain["ci95"], [at, at], color=colour, lw=2)
-            axes.plot(gain["difference"], at, marker, color=colour, ms=7, label=label)
+            mean, margin = gain
+            axes.plot([mean - margin, mean + margin], [at, at], color=colour, lw=2)
+            axes.plot(mean, at, marker, color=colour, ms=7, label=label)
     axes.axvline(0, color="black", lw=1)
     axes.set_yticks([-k for k in range(len(ways))], ways)
-    axes.set_xlabel("change of foreground IoU on the dataset without labels, 95 %")
+    axes.set_xlabel("change of foreground IoU on the dataset without labels, 95 % over seeds")
     axes.grid(axis="x", alpha=0.3)
     axes.legend(frameon=False, loc="lower right")
     figure.tight_layout()
@@ -41,32 +46,38 @@ def draw(path: Path, ways: list[str], gains: dict[tuple[str, str], Any]) -> None
 def show(study: str) -> None:
     """Draw the figure of a study and print its table."""
     results = STUDIES / study / "results"
-    summary = json.loads((results / "summary.json").read_text())
     train_sets, ways = TRAINED[study]
     tests = dict(zip(COLOURS, zip(train_sets, ("vnc", "lucchi"), strict=True), strict=True))
     ious = {
-        (u["backbone"], u["regime"], u["train_set"]): u["unseen"]["iou"]["mean"]
-        for u in summary["units"]
+        (u["backbone"], u["regime"], u["train_set"]): np.array(u["unseen"]["iou"]["values"])
+        for u in json.loads((results / "summary.json").read_text())["units"]
         if u.get("unseen")
     }
-    gains = {
-        (gain["align"], direction): gain
-        for direction, key in tests.items()
-        for gain in summary["aligned"]
-        if (gain["train_set"], gain["test_set"]) == key
-    }
+
+    def with_way(way: str, train: str) -> Any:
+        """IoU of each seed; nothing: the plain frozen backbone."""
+        parts = way.split(" + ") if way else []
+        backbone = next((part for part in parts if part not in LOSSES), "dinov2_s")
+        regime = next((part for part in parts if part in LOSSES), "frozen")
+        return ious[backbone, regime, train]
+
+    gains = {}
+    for way in ways:
+        for direction, (train, _) in tests.items():
+            own, plain = with_way(way, train), with_way("", train)
+            margin = added(of_seeds(own), of_seeds(plain)).margin(0.975)
+            gains[way, direction] = float(own.mean() - plain.mean()), margin
     draw(results / "answer.png", ways, gains)
-    print("| IoU, and gain with its 95 % interval | Lucchi to VNC | gain | VNC to Lucchi | gain |")
+    print("| IoU, and gain (95 % over seeds) | Lucchi to VNC | gain | VNC to Lucchi | gain |")
     print("|---|---|---|---|---|")
-    alone = [f"{ious['dinov2_s', 'frozen', train]:.3f} | " for train, _ in tests.values()]
+    alone = [f"{with_way('', train).mean():.3f} | " for train, _ in tests.values()]
     print("| nothing | " + "| ".join(alone) + "|")
     for way in ways:
         row = f"| {way} |"
         for direction, (train, _) in tests.items():
-            gain = gains[way, direction]
-            low, high = gain["ci95"]
-            row += f" {ious[gain['backbone'], gain['regime'], train]:.3f} |"
-            row += f" {gain['difference']:+.3f} ({low:+.3f} to {high:+.3f}) |"
+            gain, margin = gains[way, direction]
+            row += f" {with_way(way, train).mean():.3f} |"
+            row += f" {gain:+.3f} ({gain - margin:+.3f} to {gain + margin:+.3f}) |"
         print(row)
 
 

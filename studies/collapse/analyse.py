@@ -30,7 +30,7 @@ TRAINING = {
 
 
 def draw() -> None:
-    """Plot IoU with its 95 % interval: a panel for each test dataset."""
+    """Plot mean IoU with its lowest and highest seed: a panel for each test dataset."""
     figure, panels = plt.subplots(1, 2, figsize=(10, 4.2), sharey=True)
     for column, (axes, test) in enumerate(zip(panels, ("lucchi", "vnc"), strict=True)):
         names = [name for name, sets in TRAINING.items() if sets[column]]
@@ -38,13 +38,13 @@ def draw() -> None:
             ious = [UNITS[regime, TRAINING[name][column], test] for name in names]
             at = [x + 0.13 * (k - 1.5) for x in range(len(names))]
             means = [iou["mean"] for iou in ious]
-            below = [iou["mean"] - iou["ci95"][0] for iou in ious]
-            above = [iou["ci95"][1] - iou["mean"] for iou in ious]
+            below = [iou["mean"] - min(iou["values"]) for iou in ious]
+            above = [max(iou["values"]) - iou["mean"] for iou in ious]
             axes.errorbar(at, means, [below, above], fmt=marker, color=colour, label=label)
         axes.set_xticks(range(len(names)), [n.replace(", ", ",\n") for n in names], fontsize=8)
         axes.set_title("tested on Lucchi" if test == "lucchi" else "tested on VNC")
         axes.grid(axis="y", alpha=0.3)
-    panels[0].set_ylabel("foreground IoU, 95 %")
+    panels[0].set_ylabel("foreground IoU (bars: seeds)")
     panels[0].set_ylim(0.2, 0.95)
     panels[1].legend(frameon=False, fontsize=9, loc="lower left")
     figure.tight_layout()

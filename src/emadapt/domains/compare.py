@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+from scipy.stats import t
 from threadpoolctl import threadpool_limits
 
 from emadapt.domains import frechet, knn, outliers, probe
@@ -210,7 +211,11 @@ def _infinite(between: Distance, every: tuple[Numbers, ...], spec: DiagnoseSetti
 def _interval(
     between: Distance, every: tuple[Numbers, ...], found: float, spec: DiagnoseSettings
 ) -> list[float]:
-    """95 % interval of the basic bootstrap, which removes its bias, over blocks of slices."""
+    """95 % interval over blocks of slices, around the distance less its bias.
+
+    Spread and bias are those of a moving-block bootstrap. Blocks are few, so the spread is widened
+    to be unbiased, and Student's t has one degree of freedom less than there are blocks.
+    """
     rng = np.random.default_rng(spec.seed)
 
     def moving_blocks(n: int) -> Numbers:
@@ -219,8 +224,11 @@ def _interval(
         return np.asarray((starts[:, None] + np.arange(length)).ravel()[:n])
 
     draws = [tuple(e[moving_blocks(len(e))] for e in every) for _ in range(spec.replicates)]
-    low, high = np.percentile(_each(between, draws), [2.5, 97.5])
-    return [_round(max(0.0, 2 * found - end)) for end in (high, low)]
+    drawn = _each(between, draws)
+    blocks = min(spec.blocks, *map(len, every))
+    spread = float(np.std(drawn)) * (blocks / (blocks - 1)) ** 0.5 * float(t.ppf(0.975, blocks - 1))
+    middle = 2 * found - float(np.mean(drawn))
+    return [_round(max(0.0, end)) for end in (middle - spread, middle + spread)]
 
 
 def _round(value: float) -> float:

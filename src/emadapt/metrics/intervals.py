@@ -1,127 +1,181 @@
-"""95 % intervals of a metric: over the slices that were tested, and over the seeds trained."""
+"""95 % intervals of a metric, over the places that were tested and over the seeds trained.
+
+Neighbouring slices of a volume are almost copies, so they are no independent samples. Columns,
+squares of the plane with all of its slices, nearly are. A metric is a ratio of sums over cells
+(a slice of a column); it is linearised, and its variance is that of sums over columns, in which
+neighbours are taken to be half alike. What whole slices have in common beyond that (a section out
+of focus) is added, with as many independent slices as their autocorrelation leaves: a two-way
+cluster-robust variance (Cameron, Gelbach & Miller 2011). Student's t then has the degrees of
+freedom of Bell & McCaffrey (2002). `python -m benchmarks.calibration` prints how often such an
+interval holds the truth.
+"""
 
 from __future__ import annotations
 
-import functools
-import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from scipy.stats import chi2, t
 
-BLOCK_NM = 100.0
-"""Thickness of the blocks of slices that the bootstrap draws, unless that leaves under four."""
-REPLICATES = 2000
+FEWEST_PARTS = 4.0
+"""Independent slices that an interval needs without columns."""
+LEAST_PARTS = 1.5
+"""Independent slices from which it can be told whether columns vary together."""
 
 Counts = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 
-def block_slices(n: int, spacing_nm: float) -> int:
-    """Slices in a block: BLOCK_NM of them or a quarter of all, at least one.
+class Error(NamedTuple):
+    """Sampling error of an estimate."""
+
+    variance: float
+    freedom: float
+    """Degrees of freedom of the variance; 0: too few independent parts to say anything."""
+
+    def margin(self, level: float) -> float:
+        """Distance from the estimate to this quantile of its distribution."""
+        if not self.freedom:
+            return np.inf
+        return float(t.ppf(level, self.freedom) * self.variance**0.5) if self.variance else 0.0
+
+
+def influence(counts: Counts, metric: str = "iou") -> tuple[float, Floats]:
+    """A pooled metric, and by how much each cell lifts it (its linearisation).
 
     Args:
-        n: slices that were scored.
-        spacing_nm: distance from one to the next.
-    """
-    return max(1, min(math.ceil(BLOCK_NM / spacing_nm), n // 4))
-
-
-def block_bootstrap(counts: Counts, block: int, seed: int = 0) -> Floats:
-    """Pooled IoU and Dice when blocks of neighbouring slices are drawn again (Künsch 1989).
-
-    Args:
-        counts: (slices, 3) pixels that are in both, predicted, labelled; in the order of z.
-        block: slices in a block.
-        seed: of the draws.
+        counts: (slices, rows, columns, 3) pixels that are in both, predicted, labelled.
+        metric: "iou" or "dice".
 
     Returns:
-        (REPLICATES, 2): IoU, Dice.
+        The metric, 0 to 1 (1 where both masks are empty), and (slices, rows, columns), sum 0.
     """
-    drawn = _times_drawn(len(counts), block, seed)
-    both, predicted, labelled = (drawn @ counts.astype(float)).T  # whole numbers, so exact
-    size = predicted + labelled
-    iou = np.divide(both, size - both, out=np.ones_like(both), where=size > both)
-    dice = np.divide(2 * both, size, out=np.ones_like(both), where=size > 0)
-    return np.stack([iou, dice], 1)
+    both, predicted, labelled = np.moveaxis(counts.astype(float), -1, 0)
+    over, under = both, predicted + labelled - both
+    if metric == "dice":
+        over, under = 2 * both, predicted + labelled
+    total = under.sum()
+    if not total:
+        return 1.0, np.zeros(under.shape)
+    value = float(over.sum() / total)
+    return value, (over - value * under) / total
 
 
-@functools.lru_cache(maxsize=16)  # models tested on the same slices share the draws
-def _times_drawn(n: int, block: int, seed: int) -> Floats:
-    """(REPLICATES, n) how often each slice is drawn, n slices in a replicate."""
-    rng = np.random.default_rng(seed)
-    starts = rng.integers(0, n - block + 1, size=(REPLICATES, math.ceil(n / block)))
-    chosen = (starts[..., None] + np.arange(block)).reshape(REPLICATES, -1)[:, :n]
-    numbers = chosen + n * np.arange(REPLICATES)[:, None]
-    return np.bincount(numbers.ravel(), minlength=REPLICATES * n).reshape(-1, n).astype(float)
-
-
-def widened(draws: Floats, blocks: int, rng: np.random.Generator) -> Floats:
-    """Deviations of bootstrap draws from their mean, widened because the blocks are few.
-
-    Few blocks vary too little when they are drawn again. Each deviation is multiplied by
-    sqrt(blocks / chi-square of blocks - 1): the variance becomes unbiased, and a normal
-    distribution becomes Student's t.
+def sampling_error(lifts: Floats, size: Floats) -> Error:
+    """How far an estimate would move with other places of the same kind.
 
     Args:
-        draws: (replicates,).
-        blocks: that were drawn from, at least 2.
-        rng: of the chi-square.
-
-    Returns:
-        (replicates,) around 0.
+        lifts: (slices, rows, columns) of `influence`, or the difference of two models.
+        size: (rows, columns) foreground pixels, by which columns weigh.
     """
-    factor = np.sqrt(blocks / rng.chisquare(blocks - 1, len(draws)))
-    return np.asarray((draws - draws.mean()) * factor)
+    n, *grid = lifts.shape
+    cells, slices, weights = lifts.reshape(n, -1), lifts.sum((1, 2)), size.ravel()
+    if not cells.any():
+        return Error(0.0, 1.0 if (weights > 0).sum() > 1 else 0.0)
+    if len(weights) == 1:
+        return _of_slices(slices)
+    near = _near(grid)
+    own = _of_columns(cells.sum(0), weights / weights.sum(), near)
+    parts = independent_slices(n, _autocorrelation(cells))
+    if parts < LEAST_PARTS:  # what the whole volume has in common cannot be seen
+        return own
+    kept = 1 - 1 / parts  # what is left of the slices' variance around their own mean
+    of_slices, of_cells = float((slices**2).mean()) / kept, float((cells @ near * cells).sum()) / n
+    if of_slices > of_cells * chi2.ppf(0.95, parts - 1) / (parts - 1):
+        return _of_slices(slices)
+    alike = max(0.0, of_slices - of_cells) / (1 - float(near.mean()))
+    return added(own, Error(alike * n**2 / parts, parts - 1))
 
 
-def interval95(value: float, draws: Floats, blocks: int) -> list[float]:
-    """95 % interval of a metric between 0 and 1. One block says nothing about others: [0, 1].
+def independent_slices(n: int, correlation: float) -> float:
+    """How many independent slices say as much as n whose neighbours correlate (0 to below 1)."""
+    lags = np.arange(1, n)
+    return float(n / (1 + 2 * ((1 - lags / n) * correlation**lags).sum()))
+
+
+def added(*errors: Error) -> Error:
+    """The sum of independent errors, with the degrees of freedom of Welch and Satterthwaite."""
+    errors = tuple(error for error in errors if error.variance or not error.freedom)
+    if not errors:
+        return Error(0.0, 1.0)
+    variance = sum(error.variance for error in errors)
+    if not all(error.freedom for error in errors):
+        return Error(variance, 0.0)
+    return Error(variance, variance**2 / sum(e.variance**2 / e.freedom for e in errors))
+
+
+def of_seeds(values: Floats) -> Error:
+    """Error of the mean over the seeds that were trained; none can be told of a single seed."""
+    n = len(values)
+    return Error(float(np.var(values, ddof=1)) / n if n > 1 else 0.0, max(1, n - 1))
+
+
+def over_seeds(counts: Counts, metric: str = "iou") -> dict[str, Any]:
+    """One metric of a model over its seeds, with the 95 % interval of the mean.
 
     Args:
-        value: the metric, 0 to 1.
-        draws: (replicates,) of it, from `block_bootstrap`.
-        blocks: of slices that were drawn from.
+        counts: (seeds, slices, rows, columns, 3), see `influence`.
+        metric: "iou" or "dice".
 
     Returns:
-        Low and high, 0 to 1, rounded to 6 digits.
+        `mean`, `std` (n - 1; 0 for one seed), `values`, `ci95` within 0 and 1; 6 digits. With too
+        few independent parts `ci95` is [0, 1]; one seed has the interval of its places alone.
     """
-    if blocks < 2:
-        return [0.0, 1.0]
-    deviations = widened(draws, blocks, np.random.default_rng(0))
-    low, high = value + np.percentile(deviations, [2.5, 97.5])
-    return [round(max(0.0, float(low)), 6), round(min(1.0, float(high)), 6)]
-
-
-def over_seeds(values: Sequence[float], intervals: Sequence[Sequence[float]]) -> dict[str, Any]:
-    """One metric over seeds: mean, standard deviation, values, and 95 % interval of the mean.
-
-    The interval has two independent sources of error, which add in quadrature. All seeds are
-    tested on the same slices, so their half-widths are averaged and do not shrink with more
-    seeds. Which seeds were trained gives Student's t interval of the mean. It is wide for few
-    seeds, as it must be: Student's factor is 12.7 for two seeds, 2.8 for five.
-
-    Args:
-        values: the metric of each seed, 0 to 1.
-        intervals: each seed's low and high, from `interval95`.
-
-    Returns:
-        `mean`, `std` (n - 1; 0 for one seed), `values`, `ci95` clipped to [0, 1]; 6 digits.
-    """
-    mean = float(np.mean(values))
-    low, high = np.mean(intervals, axis=0)
-    below, above, std = mean - low, high - mean, 0.0
-    if len(values) > 1:
-        from scipy.stats import t
-
-        std = float(np.std(values, ddof=1))
-        of_seeds = t.ppf(0.975, len(values) - 1) * std / len(values) ** 0.5
-        below, above = np.hypot(below, of_seeds), np.hypot(above, of_seeds)
-    ends = max(0.0, mean - below), min(1.0, mean + above)
+    values, lifts = zip(*(influence(own, metric) for own in counts), strict=True)
+    mean, size = float(np.mean(values)), counts[..., 1:].sum((0, 1, 4))
+    places = sampling_error(np.mean(lifts, axis=0), size)
+    margin = added(places, of_seeds(np.array(values))).margin(0.975)
+    ends = max(0.0, mean - margin), min(1.0, mean + margin)
     return {
         "mean": round(mean, 6),
-        "std": round(std, 6),
-        "values": [round(float(value), 6) for value in values],
-        "ci95": [round(float(end), 6) for end in ends],
+        "std": round(float(np.std(values, ddof=1)) if len(values) > 1 else 0.0, 6),
+        "values": [round(value, 6) for value in values],
+        "ci95": [round(end, 6) for end in ends],
     }
+
+
+def _near(grid: Sequence[int]) -> Floats:
+    """(columns, columns) weights of pairs: 1 of a column itself, half along y, half along x.
+
+    Sums with these weights are means over all squares of two by two columns.
+    """
+    rows, columns = (np.eye(k) + np.eye(k, k=1) / 2 + np.eye(k, k=-1) / 2 for k in grid)
+    return np.asarray(np.kron(rows, columns), np.float64)
+
+
+def _of_columns(sums: Floats, weights: Floats, near: Floats) -> Error:
+    """Variance of a sum over columns of which near ones are alike.
+
+    If a column's standard deviation is proportional to its weight, the variance is unbiased and
+    has these degrees of freedom (Bell & McCaffrey 2002).
+    """
+    centred = np.eye(len(sums)) - weights[:, None]  # the estimate takes the mean away
+    model = centred.T @ near @ centred * weights**2
+    trace = float(np.trace(model))
+    if trace <= 1e-9 * float((weights**2).sum()):  # all in one column
+        return Error(0.0, 0.0)
+    scale = float((weights**2).sum()) / trace
+    return Error(float(sums @ near @ sums) * scale, trace**2 / float((model * model.T).sum()))
+
+
+def _of_slices(slices: Floats) -> Error:
+    """Variance of a sum over slices that drift together, where columns are no help.
+
+    Their autocorrelation is taken two standard errors too high: measured in few slices it is too
+    low, and intervals would be too narrow.
+    """
+    n = len(slices)
+    correlation = _autocorrelation(slices[:, None]) + 2 * n**-0.5
+    parts = independent_slices(n, min(correlation, 0.999))
+    if parts < FEWEST_PARTS:
+        return Error(0.0, 0.0)
+    return Error(float((slices**2).mean()) / (1 - 1 / parts) * n**2 / parts, parts - 1)
+
+
+def _autocorrelation(series: Floats) -> float:
+    """Of neighbours along the first axis, pooled over the second; 0 to 0.99."""
+    earlier, later = series[:-1], series[1:]
+    scale = float((earlier**2).sum() * (later**2).sum()) ** 0.5
+    return float(np.clip((earlier * later).sum() / scale, 0, 0.99)) if scale else 0.0

@@ -2,19 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from emadapt.metrics.intervals import Counts, block_bootstrap, block_slices, interval95
+from emadapt.metrics.intervals import Counts, over_seeds
+
+COLUMN_NM = 1000.0
+"""Side of the columns that are counted apart."""
+MOST_COLUMNS = 8
+"""In each direction; those of large images are wider."""
 
 Mask = npt.NDArray[np.bool_]
 
 
-def overlap_counts(predicted: Mask, label: Mask) -> tuple[int, int, int]:
-    """Pixels that are in both, predicted, labelled."""
-    return int((predicted & label).sum()), int(predicted.sum()), int(label.sum())
+def column_grid(shape: tuple[int, int], voxel_nm: Sequence[float]) -> tuple[int, int]:
+    """Rows and columns of the grid of columns.
+
+    Args:
+        shape: (Y, X) of a slice, in pixels.
+        voxel_nm: (z, y, x).
+    """
+    sides = [size * step / COLUMN_NM for size, step in zip(shape, voxel_nm[1:], strict=True)]
+    rows, columns = (min(MOST_COLUMNS, max(1, round(side))) for side in sides)
+    return rows, columns
+
+
+def overlap_counts(predicted: Mask, label: Mask, grid: tuple[int, int] = (1, 1)) -> Counts:
+    """Pixels that are in both, predicted, labelled, in each column of a grid: (rows, columns, 3).
+
+    Args:
+        predicted: (Y, X).
+        label: (Y, X).
+        grid: rows and columns, of nearly the same size.
+    """
+    counts = np.stack([predicted & label, predicted, label], -1)
+    for axis, parts in enumerate(grid):
+        starts = np.arange(parts) * counts.shape[axis] // parts
+        counts = np.add.reduceat(counts, starts, axis, dtype=np.int64)
+    return counts
 
 
 def boundary_band(mask: Mask, width: float) -> Mask:
@@ -42,45 +70,42 @@ def pooled(counts: Counts) -> dict[str, float]:
     }
 
 
-def iou_with_interval(counts: Counts, block: int) -> dict[str, Any]:
-    """`iou` pooled over the slices, 0 to 1, and `iou_ci95`, rounded to 6 digits.
+def pooled_with_interval(counts: Counts, metric: str = "iou") -> tuple[float, list[float]]:
+    """A metric pooled over all cells and its 95 % interval, 0 to 1, of a single seed.
 
     Args:
-        counts: (slices, 3) from `overlap_counts`, in the order of z.
-        block: slices in a block of the bootstrap.
+        counts: (slices, rows, columns, 3) from `overlap_counts`, in the order of z.
+        metric: "iou" or "dice".
     """
-    iou, draws = pooled(counts)["iou"], block_bootstrap(counts, block)[:, 0]
-    return {"iou": round(iou, 6), "iou_ci95": interval95(iou, draws, len(counts) // block)}
+    found = over_seeds(counts[None], metric)
+    return found["mean"], found["ci95"]
 
 
-def summarise(
-    area: Counts, boundary: Counts, voxel_z_nm: float, slices: list[int]
-) -> dict[str, Any]:
+def summarise(area: Counts, boundary: Counts, slices: list[int]) -> dict[str, Any]:
     """Scores of the test slices: pooled values with intervals, and values of each slice.
 
     Args:
-        area: (slices, 3) counts of the masks, in the order of z.
-        boundary: (slices, 3) counts of their boundary bands.
-        voxel_z_nm: thickness of a slice.
+        area: (slices, rows, columns, 3) counts of the masks, in the order of z.
+        boundary: likewise, of their boundary bands.
         slices: their numbers.
 
     Returns:
-        `n`, `block_slices`, `iou`, `dice`, `boundary_iou`, each with `<metric>_ci95`; `slices`,
-        `counts`, `per_slice`.
+        `n`; `iou`, `dice`, `boundary_iou`, each with `<metric>_ci95`; `slices`, `counts`,
+        `boundary_counts`, `per_slice`.
     """
-    block = block_slices(len(slices), voxel_z_nm)
-    draws, boundary_draws = block_bootstrap(area, block), block_bootstrap(boundary, block)
-    values = {**pooled(area), "boundary_iou": pooled(boundary)["iou"]}
-    columns = {"iou": draws[:, 0], "dice": draws[:, 1], "boundary_iou": boundary_draws[:, 0]}
-    blocks = len(slices) // block
+    found = {
+        "iou": pooled_with_interval(area),
+        "dice": pooled_with_interval(area, "dice"),
+        "boundary_iou": pooled_with_interval(boundary),
+    }
     each = [pooled(counts) for counts in area]
     return {
         "n": len(slices),
-        "block_slices": block,
-        **{name: round(value, 6) for name, value in values.items()},
-        **{f"{name}_ci95": interval95(values[name], c, blocks) for name, c in columns.items()},
+        **{name: value for name, (value, _) in found.items()},
+        **{f"{name}_ci95": interval for name, (_, interval) in found.items()},
         "slices": slices,
         "counts": area.tolist(),
+        "boundary_counts": boundary.tolist(),
         "per_slice": {
             "iou": [round(scores["iou"], 6) for scores in each],
             "dice": [round(scores["dice"], 6) for scores in each],

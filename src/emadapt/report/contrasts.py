@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from emadapt.metrics.contrasts import Contrast, holm, paired_bootstrap, verdict
-from emadapt.metrics.pixels import pooled
+from emadapt.metrics.contrasts import Contrast, holm, paired, verdict
 from emadapt.report.units import MODEL
 
 
@@ -146,15 +145,17 @@ def _first_model(rows: pd.DataFrame) -> pd.DataFrame:
 def _compare(
     factor: str, level: str, baseline: str, own: pd.DataFrame, plain: pd.DataFrame
 ) -> list[dict[str, Any]]:
-    """The contrast of two models on the same slices; [] where their predictions are the same."""
-    whole = own["unseen"].notna().all() and plain["unseen"].notna().all()
+    """The contrast of two models on the same slices; [] where their predictions are the same.
+
+    The best is ranked by its test slices, and so compared on these.
+    """
+    whole = factor != "best" and bool(own["unseen"].notna().all() & plain["unseen"].notna().all())
     column = "unseen" if whole else "test"
     a, b = (np.array([scores["counts"] for scores in rows[column]]) for rows in (own, plain))
     if np.array_equal(a, b):
         return []
     first = own.iloc[0]
-    block = first[column]["block_slices"]
-    result = paired_bootstrap(a, b, block)
+    result = paired(a, b)
     contrast = {
         "factor": factor,
         "test_set": first["test_set"],
@@ -165,10 +166,9 @@ def _compare(
         "baseline": baseline,
         "slices": "all" if whole else "test",
         "n": result.n,
-        "block_slices": block,
         "seeds": list(result.seeds),
-        "iou": _mean_iou(a),
-        "against_iou": _mean_iou(b),
+        "iou": round(result.iou[0], 6),
+        "against_iou": round(result.iou[1], 6),
         "difference": round(result.difference, 6),
         "ci95": [round(end, 6) for end in result.ci95],
         "at_least": round(result.at_least, 6),
@@ -187,8 +187,3 @@ def _corrected(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
         {**row, "p_holm": round(p, 6), "verdict": verdict(result, p)}
         for row, result, p in zip(found, results, corrected, strict=True)
     ]
-
-
-def _mean_iou(counts: np.ndarray[Any, Any]) -> float:
-    """Of (seeds, slices, 3): pooled over slices, mean over seeds."""
-    return round(float(np.mean([pooled(own)["iou"] for own in counts])), 6)

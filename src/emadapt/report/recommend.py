@@ -15,8 +15,8 @@ import pandas as pd
 from emadapt.errors import InputError
 from emadapt.metrics.contrasts import MARGIN
 from emadapt.report.contrasts import candidates
-from emadapt.report.labels import ENOUGH, curves
-from emadapt.report.units import MODEL, Entry, key_of
+from emadapt.report.labels import curves
+from emadapt.report.units import MODEL, Entry, key_of, ranked
 from emadapt.study.study import Study
 from emadapt.tracking.provenance import provenance_tags
 
@@ -51,19 +51,19 @@ def recommend(root: Path, study: Study, datasets: Sequence[str]) -> list[str]:
     boards = []
     for dataset in datasets:
         own = table[table["test_set"] == dataset].to_dict("records")
-        ranked = sorted(own, key=lambda entry: -entry["iou"]["mean"])
-        if not ranked:
+        board = ranked(own)
+        if not board:
             lines += ["", f"{dataset}: no model was trained on it."]
             continue
-        lines += ["", f"{dataset} ({ranked[0]['n']} test slices)"]
+        lines += ["", f"{dataset} ({board[0]['n']} test slices)"]
         said = [
-            f"Best: {_model(study, ranked[0])}. IoU {_iou(ranked[0])}. {_cost(ranked[0])}.",
-            _cheaper(study, summary, ranked),
-            _baselines(study, summary, ranked),
-            *_labels(summary, ranked[0]),
+            f"Best: {_model(study, board[0])}. IoU {_iou(board[0])}. {_cost(board[0])}.",
+            _cheaper(study, summary, board),
+            _baselines(study, summary, board),
+            *_labels(summary, board[0]),
         ]
         lines += [line for text in said for line in _wrapped(text, "  ")]
-        boards.append(ranked)
+        boards.append(board)
     lines += ["", *_wrapped(_one_for_all(summary, datasets), "")]
     unknown = " ".join(_unknown(root, study, summary, boards))
     return [*lines, "", *_wrapped(f"Not known. {unknown}", "")]
@@ -106,13 +106,13 @@ def read_summary(root: Path, study: Study) -> Summary:
     return summary
 
 
-def _cheaper(study: Study, summary: Summary, ranked: Sequence[Entry]) -> str:
+def _cheaper(study: Study, summary: Summary, board: Sequence[Entry]) -> str:
     """The fastest model that is shown to be as good as the best."""
-    rivals = _against_best(summary, ranked[0]["test_set"])
+    rivals = _against_best(summary, board[0]["test_set"])
     good = [
         entry
-        for entry in ranked[1:]
-        if rivals.get(key_of(entry), {}).get("as_good") and _seconds(entry) < _seconds(ranked[0])
+        for entry in board[1:]
+        if rivals.get(key_of(entry), {}).get("as_good") and _seconds(entry) < _seconds(board[0])
     ]
     if not good:
         return f"Nothing cheaper was shown to be as good (within {MARGIN} IoU)."
@@ -124,13 +124,13 @@ def _cheaper(study: Study, summary: Summary, ranked: Sequence[Entry]) -> str:
     )
 
 
-def _baselines(study: Study, summary: Summary, ranked: Sequence[Entry]) -> str:
+def _baselines(study: Study, summary: Summary, board: Sequence[Entry]) -> str:
     """How regimes that do not adapt a backbone compare with the best."""
-    rivals, said = _against_best(summary, ranked[0]["test_set"]), []
-    if _kind(study, ranked[0]) in BASELINES:
+    rivals, said = _against_best(summary, board[0]["test_set"]), []
+    if _kind(study, board[0]) in BASELINES:
         return "The best is a baseline: adapting a backbone does no better here."
     for kind in BASELINES:
-        own = next((entry for entry in ranked if _kind(study, entry) == kind), None)
+        own = next((entry for entry in board if _kind(study, entry) == kind), None)
         if own is not None and (rival := rivals.get(key_of(own))):
             words = "as good" if rival["as_good"] else rival["verdict"]
             said.append(f"{own['regime']} {_difference(rival)}, {words}")
@@ -142,7 +142,11 @@ def _baselines(study: Study, summary: Summary, ranked: Sequence[Entry]) -> str:
 def _labels(summary: Summary, best: Entry) -> list[str]:
     """How many labels are enough for the best regime."""
     names = ("test_set", "backbone", "regime")
-    own = [c for c in curves(summary["units"]) if all(c[name] == best[name] for name in names)]
+    own = [
+        c
+        for c in curves(summary["units"], summary["contrasts"])
+        if all(c[name] == best[name] for name in names)
+    ]
     if not own:
         dataset = best["test_set"]
         return [
@@ -151,12 +155,13 @@ def _labels(summary: Summary, best: Entry) -> list[str]:
         ]
     said = []
     for curve in own:
-        share, amount = f"{100 * ENOUGH:.0f} % of the IoU of all labels", curve["amount"]
-        most = max(point["n"] for point in curve["points"] if not point["all"])
-        if curve["enough"] is None:
-            said.append(f"Labels: {most} {amount}, the most tried, give less than {share}.")
-        else:
-            said.append(f"Labels: {curve['enough']} {amount} give {share}.")
+        amount, enough = curve["amount"], curve["enough"]
+        words = f"shown to be as good as all (within {MARGIN} IoU)"
+        said.append(
+            f"Labels: {enough} {amount} were {words}."
+            if enough
+            else f"Labels: no fewer {amount} were {words}."
+        )
     return said
 
 
@@ -195,13 +200,13 @@ def _unknown(
     said = []
     if provenance_tags(root).get("params.sha256") != summary["params_sha256"]:
         said.append("params.yaml has changed since this report was written.")
-    for ranked in boards:
-        dataset, (low, high) = ranked[0]["test_set"], ranked[0]["iou"]["ci95"]
+    for board in boards:
+        dataset, (low, high) = board[0]["test_set"], board[0]["iou"]["ci95"]
         if high - low >= WIDE:
             said.append(
                 f"The interval of {dataset} is {high - low:.2f} wide: its order may change."
             )
-    if any(len(ranked) > 1 for ranked in boards):
+    if any(len(board) > 1 for board in boards):
         said.append("The best was chosen on its test slices, so its IoU is rather too high.")
     said.append("No other sample, microscope or laboratory was tested.")
     if len(study.seeds) == 1:

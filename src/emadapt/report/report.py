@@ -56,7 +56,7 @@ def build_report(root: Path, study: Study) -> Path:
     }
     reports, folder = root / "reports", root / "reports/figures"
     _remove_figures(folder)
-    curves, swept = sections.labels(folder, units), sweeps(root, study)
+    curves, swept = sections.labels(folder, units, found), sweeps(root, study)
     parts = [
         sections.leaderboard(folder, units),
         *(sections.changes(folder, factor, own) for factor, own in changed.items() if own),

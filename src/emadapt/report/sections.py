@@ -15,7 +15,7 @@ from emadapt.metrics.contrasts import MARGIN
 from emadapt.report import domain, figures
 from emadapt.report.contrasts import FACTORS
 from emadapt.report.figures import Line, Panel, Row
-from emadapt.report.labels import ENOUGH, curves
+from emadapt.report.labels import curves
 from emadapt.report.tables import (
     MISSING,
     Cell,
@@ -29,7 +29,7 @@ from emadapt.report.tables import (
     whole,
     with_interval,
 )
-from emadapt.report.units import EVALUATED, RELATIONS, headline, key_of
+from emadapt.report.units import EVALUATED, RELATIONS, headline, key_of, ranked
 from emadapt.study.study import Study
 
 RELATION_COLOURS = {
@@ -51,9 +51,8 @@ def leaderboard(folder: Path, entries: Entries) -> Section:
     `folder` gets iou.png.
     """
     shown = headline(entries)
-    ranked = sorted(shown, key=lambda e: (e["relation"] == "label prompts", -e["iou"]["mean"]))
     tests = dict.fromkeys(entry["test_set"] for entry in shown)
-    boards = {test: [e for e in ranked if e["test_set"] == test] for test in tests}
+    boards = {test: ranked(e for e in shown if e["test_set"] == test) for test in tests}
     rows = {
         f"tested on {test}": [
             Row(_model(e), e["iou"]["mean"], e["iou"]["ci95"], RELATION_COLOURS[e["relation"]])
@@ -66,8 +65,8 @@ def leaderboard(folder: Path, entries: Entries) -> Section:
     figures.forest_png(folder / "iou.png", rows, "foreground IoU", legend)
     text = [
         "Foreground IoU, Dice and boundary IoU are pooled over the test slices at the data's own"
-        " resolution. They are means over seeds, with 95 % intervals: how far they would move with"
-        " other slices of the same volume and other seeds.",
+        " resolution. They are means over seeds, with 95 % intervals: how far they would move in"
+        " other places of the same volume and with other seeds. 0 to 1: too few places.",
         "; ".join(f"{name}: {RELATIONS[name]}" for name in RELATIONS if name in there) + ".",
     ]
     if any("unseen" in entry for entry in shown):
@@ -179,9 +178,11 @@ def _changes_table(title: str, found: Sequence[Mapping[str, Any]]) -> Table:
     return Table(f"{title}: pairs of models that differ in nothing else.", headings, rows)
 
 
-def labels(folder: Path, entries: Entries) -> Section | None:
+def labels(
+    folder: Path, entries: Entries, contrasts: Sequence[Mapping[str, Any]]
+) -> Section | None:
     """IoU against the number of labels; None where no model has few. `folder` gets curves.png."""
-    found = curves(entries)
+    found = curves(entries, contrasts)
     if not found:
         return None
     groups: dict[tuple[str, str], Entries] = {}
@@ -206,7 +207,7 @@ def labels(folder: Path, entries: Entries) -> Section | None:
     text = [
         "Foreground IoU of models of one dataset by the number of labelled training slices or"
         " tiles. Validation slices, which choose the epoch, are not counted. Last column: the"
-        f" smallest measured number that gives {100 * ENOUGH:.0f} % of the IoU of all labels."
+        f" smallest number shown to be as good as all labels (within {MARGIN} IoU)."
     ]
     tables = [_labels_table(*group, own) for group, own in groups.items()]
     figure = Picture(path, "Foreground IoU by number of labels, with 95 % intervals.")
@@ -216,7 +217,7 @@ def labels(folder: Path, entries: Entries) -> Section | None:
 def _labels_table(test_set: str, amount: str, own: Entries) -> Table:
     places = sorted({(point["n"], point["all"]) for curve in own for point in curve["points"]})
     amounts = [f"#{n} (all)" if every else f"#{n}" for n, every in places]
-    headings = columns("Backbone", "Regime", *amounts, f"#{100 * ENOUGH:.0f} % with")
+    headings = columns("Backbone", "Regime", *amounts, "#As good as all")
     rows = []
     for curve in own:
         at = {(point["n"], point["all"]): point for point in curve["points"]}
@@ -225,7 +226,7 @@ def _labels_table(test_set: str, amount: str, own: Entries) -> Table:
             point = at.get(place)
             cells.append(with_interval(point["iou"], point["ci95"]) if point else MISSING)
         enough = curve["enough"]
-        rows.append([*cells, whole(enough) if enough else Cell("not measured")])
+        rows.append([*cells, whole(enough) if enough else Cell("not shown")])
     return Table(f"Tested on {test_set}, by labelled {amount}.", headings, rows)
 
 
@@ -285,10 +286,9 @@ def slices(folder: Path, root: Path, rows: pd.DataFrame, entries: Entries) -> Se
     first = {key_of(row): row["unit"] for row in units.to_dict("records")}
     parts: list[Table | Picture] = []
     for test_set in dict.fromkeys(entry["test_set"] for entry in entries):
-        ranked = [entry for entry in headline(entries) if entry["test_set"] == test_set]
-        ranked.sort(key=lambda entry: -entry["iou"]["mean"])
+        board = ranked(entry for entry in headline(entries) if entry["test_set"] == test_set)
         best: dict[str, dict[str, Any]] = {}
-        for entry in ranked:
+        for entry in board:
             best.setdefault(entry["relation"], entry)
         overlays = [
             root / EVALUATED / first[key_of(entry)] / f"overlay-{test_set}.png"
@@ -299,7 +299,7 @@ def slices(folder: Path, root: Path, rows: pd.DataFrame, entries: Entries) -> Se
             figures.stack_jpg(path, there)
             words = f"The middle test slice of {test_set} under the best model of each relation:"
             parts.append(Picture(path, f"{words} {', '.join(best)}."))
-        worst = root / EVALUATED / first[key_of(ranked[0])] / f"overlay-{test_set}-worst.png"
+        worst = root / EVALUATED / first[key_of(board[0])] / f"overlay-{test_set}-worst.png"
         if worst.is_file():
             parts.append(Picture(worst, f"The worst test slice of {test_set}, best model."))
     text = (

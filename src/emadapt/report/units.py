@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from emadapt.errors import InputError
@@ -21,10 +22,15 @@ MODEL = ["backbone", "regime", "train_set"]
 """What names a model; its units differ in the seed."""
 NO_COST = {"seconds": None, "peak_mb": None}
 """Of a model that was trained in another checkout."""
-METRICS = ("iou", "dice", "boundary_iou")
+METRICS = {
+    "iou": ("counts", "iou"),
+    "dice": ("counts", "dice"),
+    "boundary_iou": ("boundary_counts", "iou"),
+}
+"""Of each metric: the counts of metrics.json, and what is made of them."""
 OBJECTS = (
-    *("ap50", "ap75", "pq", "sq", "rq", "predicted", "labelled", "matched"),
-    *("split", "merged", "vi_split", "vi_merge"),
+    *("ap50", "ap75", "pq", "sq", "rq"),
+    *("predicted", "labelled", "matched", "split", "merged", "vi_split", "vi_merge"),
 )
 COPIED = ("relation", "few", "labels", "amount", "seen_before", "labelled", "trainable_params")
 """Columns of the table of units that are the same for all seeds."""
@@ -193,8 +199,14 @@ def headline(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [entry for entry in entries if not entry["few"]] or entries
 
 
+def ranked(entries: Iterable[Entry]) -> list[Any]:
+    """The best first; systems that were prompted with the labels are last, whatever their IoU."""
+    return sorted(entries, key=lambda e: (e["relation"] == "label prompts", -e["iou"]["mean"]))
+
+
 def _metric(tests: list[Any], name: str) -> dict[str, Any]:
-    return over_seeds([test[name] for test in tests], [test[f"{name}_ci95"] for test in tests])
+    counts, metric = METRICS[name]
+    return over_seeds(np.array([test[counts] for test in tests]), metric)
 
 
 def _mean(tests: list[Any], name: str) -> dict[str, Any]:

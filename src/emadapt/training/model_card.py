@@ -220,8 +220,7 @@ def _scores(card: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[str]:
         "## Scores",
         "",
         "On test slices that training, early stopping and sweeps have not seen; pooled over the "
-        f"slices; 95 % interval from a bootstrap over blocks of slices; threshold {threshold:g}; "
-        "one seed.",
+        f"slices; 95 % interval over columns of about 1 µm; threshold {threshold:g}; one seed.",
         "",
         "| tested on | | slices | foreground IoU | Dice | boundary IoU |",
         "|---|---|---:|---|---:|---:|",
@@ -254,7 +253,7 @@ def _limits(card: Mapping[str, Any], metrics: Mapping[str, Any] | None) -> list[
         "## Limits",
         "",
         f"- {made_for}",
-        "- Slice by slice: no instances, along z only what `smooth_z_nm` averages.",
+        f"- {_extent(card)} It gives a mask; objects are its connected components.",
         "- It follows its labels' convention of where an edge is; other datasets have others.",
     ]
     tests = metrics["test"] if metrics else {}
@@ -270,6 +269,16 @@ def _limits(card: Mapping[str, Any], metrics: Mapping[str, Any] | None) -> list[
     if few := [name for name, test in tests.items() if test["n"] < 10]:
         lines.append(f"- Fewer than ten test slices ({', '.join(few)}) say little.")
     return lines
+
+
+def _extent(card: Mapping[str, Any]) -> str:
+    """What a prediction sees along z."""
+    if patch := card["regime"].get("patch"):
+        return f"3D: blocks of {patch[0]} slices are predicted together."
+    alone = "by itself" if not card["backbone"].get("context") else "with its two neighbours"
+    smooth = card["backbone"].get("smooth_z_nm")
+    averaged = f"; probabilities are averaged over {smooth:g} nm along z" if smooth else ""
+    return f"Each slice is predicted {alone}{averaged}."
 
 
 def _provenance(card: Mapping[str, Any], metrics: Mapping[str, Any] | None) -> list[str]:

@@ -9,7 +9,15 @@ import numpy as np
 
 from emadapt.data.ingest import Volume
 from emadapt.metrics.instances import Instances
-from emadapt.metrics.pixels import Mask, boundary_band, overlap_counts, pooled, summarise
+from emadapt.metrics.intervals import Counts
+from emadapt.metrics.pixels import (
+    Mask,
+    boundary_band,
+    column_grid,
+    overlap_counts,
+    pooled,
+    summarise,
+)
 from emadapt.models.predict import predict_slices
 from emadapt.models.segmenter import Probability, Segmenter
 from emadapt.models.tokens import TokenView
@@ -45,9 +53,11 @@ class Scores:
     def __init__(self, volume: Volume) -> None:
         self.volume, self.slices = volume, volume.split["test"]
         self.band = BOUNDARY_NM / float(np.mean(volume.manifest["voxel_nm"][1:]))
-        self.area: list[tuple[int, int, int]] = []
-        self.boundary: list[tuple[int, int, int]] = []
-        self.instances = Instances(self.slices, (volume.image.shape[1], volume.image.shape[2]))
+        shape = volume.image.shape[1], volume.image.shape[2]
+        self.grid = column_grid(shape, volume.manifest["voxel_nm"])
+        self.area: list[Counts] = []
+        self.boundary: list[Counts] = []
+        self.instances = Instances(self.slices, shape)
         # By file ending: IoU, slice, prediction; three slices in memory, not all.
         self.shown: dict[str, tuple[float, int, Mask]] = {}
 
@@ -57,9 +67,9 @@ class Scores:
         near = boundary_band(known, self.band)  # there, what is not known may hide a boundary
         bands = [boundary_band(mask, self.band) & known & ~near for mask in (predicted, label)]
         self.instances.add(z, probability > 0.5, label, known)
-        self.area.append(overlap_counts(predicted, label))
-        self.boundary.append(overlap_counts(bands[0], bands[1]))
-        iou = pooled(np.asarray(self.area[-1]))["iou"]
+        self.area.append(overlap_counts(predicted, label, self.grid))
+        self.boundary.append(overlap_counts(bands[0], bands[1], self.grid))
+        iou = pooled(self.area[-1])["iou"]
         if z == self.slices[len(self.slices) // 2]:
             self.shown[""] = iou, z, predicted
         if not label.any():
@@ -85,13 +95,11 @@ class Scores:
             )
 
     def summary(self) -> dict[str, Any]:
-        """`n`; `iou`, `dice`, `boundary_iou`, each with `<metric>_ci95`; `per_slice`; `counts`.
+        """What `summarise` gives of the test slices.
 
         `instances`, where there are not too many voxels (see `emadapt.metrics.instances`).
         """
-        voxel_z_nm = self.volume.manifest["voxel_nm"][0]
-        area, boundary = np.asarray(self.area), np.asarray(self.boundary)
-        scores = summarise(area, boundary, voxel_z_nm, self.slices)
+        scores = summarise(np.asarray(self.area), np.asarray(self.boundary), self.slices)
         if instances := self.instances.summary():
             scores["instances"] = instances
         return scores

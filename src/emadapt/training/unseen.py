@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 
 from emadapt.data.ingest import Volume
-from emadapt.metrics.intervals import block_slices
-from emadapt.metrics.pixels import iou_with_interval, overlap_counts
+from emadapt.metrics.pixels import column_grid, overlap_counts, pooled_with_interval
 from emadapt.models.predict import predict_slices, smoothing_reach
 from emadapt.models.published import Published
 from emadapt.models.segmenter import Segmenter
@@ -49,7 +48,7 @@ def spaced(slices: int, voxel_z_nm: float) -> list[int]:
 
 
 def score_unseen(
-    segmenter: Segmenter, volume: Volume, slices: Sequence[int], counts: Sequence[Sequence[int]]
+    segmenter: Segmenter, volume: Volume, slices: Sequence[int], counts: Sequence[Any]
 ) -> dict[str, Any]:
     """IoU pooled over slices of the whole volume.
 
@@ -57,14 +56,16 @@ def score_unseen(
         segmenter: as `predict_slices` takes it.
         volume: of which it has not seen labels.
         slices: that were scored already (the test slices) and are not predicted again.
-        counts: theirs, (in both, predicted, labelled) each.
+        counts: theirs, (rows, columns, 3) each.
 
     Returns:
-        `n`, `slices`, `block_slices`, `iou`, `iou_ci95` and `counts`, as for test slices.
+        `n`, `slices`, `iou`, `iou_ci95` and `counts`, as for test slices.
     """
-    voxel_z_nm = float(volume.manifest["voxel_nm"][0])
+    voxel_nm = volume.manifest["voxel_nm"]
+    voxel_z_nm = float(voxel_nm[0])
+    grid = column_grid((volume.image.shape[1], volume.image.shape[2]), voxel_nm)
     chosen, known = spaced(len(volume.image), voxel_z_nm), dict(zip(slices, counts, strict=True))
-    found = {z: list(known[z]) for z in chosen if z in known}
+    found = {z: np.asarray(known[z]) for z in chosen if z in known}
     wanted = {z for z in chosen if z not in known}
     reach = smoothing_reach(segmenter.spec.smooth_z_nm / voxel_z_nm)
     for first, end in itertools.pairwise(volume.ends):
@@ -73,14 +74,8 @@ def score_unseen(
         for z, probability in predict_slices(segmenter, volume, sorted(near)):
             if z in inside:  # the others are there for `smooth_z_nm`
                 label, sure = volume.truth(z)
-                found[z] = list(overlap_counts((probability > 0.5) & sure, label))
-    ordered = np.array([found[z] for z in chosen], np.int64)
-    apart = voxel_z_nm * (chosen[1] - chosen[0] if len(chosen) > 1 else 1)
-    block = block_slices(len(chosen), apart)
-    return {
-        "n": len(chosen),
-        "slices": chosen,
-        "block_slices": block,
-        **iou_with_interval(ordered, block),
-        "counts": ordered.tolist(),
-    }
+                found[z] = overlap_counts((probability > 0.5) & sure, label, grid)
+    ordered = np.array([found[z] for z in chosen])
+    iou, ci95 = pooled_with_interval(ordered)
+    ends = {"iou": iou, "iou_ci95": ci95}
+    return {"n": len(chosen), "slices": chosen, **ends, "counts": ordered.tolist()}
