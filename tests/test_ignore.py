@@ -83,8 +83,8 @@ def test_scores_and_pictures_do_not_depend_on_what_is_predicted_where_nobody_kno
     found, real = guess > 0.5, truth > 0
     known = ~hidden
     expected = [int(m[z][known[z]].sum()) for z in volume.split["test"] for m in (found & real,)]
-    found = [np.sum(slice_, (0, 1))[0] for slice_ in summaries[0]["counts"]]
-    assert found == expected
+    both = [np.sum(slice_, (0, 1))[0] for slice_ in summaries[0]["counts"]]
+    assert both == expected
 
 
 def test_the_band_of_a_boundary_that_may_be_hidden_is_left_out(tmp_path: Path) -> None:
