@@ -154,7 +154,8 @@ def adapt(own: Own) -> str:
         train_set = TrainSetSettings(datasets=("synthetic",), unlabelled=(own.name,))
         split = SplitSettings(gap_nm=0.0)  # validation chooses nothing here
         study = _study(own, "adapted", datasets, train_set, split, self_training=1.0)
-        card = _train(own, study)
+        # No label says where to cut, so the model's own threshold stays.
+        card = _train(own, study, threshold=own.start.card["threshold"])
     return str(card.get("check", ""))
 
 
@@ -328,12 +329,13 @@ def _ingest(study: Study) -> None:
             ingest(study, name)
 
 
-def _train(own: Own, study: Study) -> dict[str, Any]:
-    """Train the unit of a study in the working directory; its card."""
+def _train(own: Own, study: Study, **changes: Any) -> dict[str, Any]:
+    """Train the unit of a study in the working directory; its card, with `changes`."""
     _ingest(study)
-    os.environ["EMADAPT_TRACKING"] = "off"  # a user's volume needs no lab book
+    os.environ["EMADAPT_TRACKING"] = "off"  # a user's volume is no experiment
     (unit,) = study.units()
     folder = train_unit(study, unit)
-    card = dict(json.loads((folder / "model.json").read_text()))
+    card = {**json.loads((folder / "model.json").read_text()), **changes}
+    write_json(folder / "model.json", card)
     write_text(folder / "model-card.md", model_card(card, None))
     return card
