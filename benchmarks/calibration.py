@@ -71,8 +71,8 @@ def volume(
     A prediction lies inside the label, so the union is the label.
     """
     margin = 8  # the filter wraps around
-    size = tuple(FINE * side + margin for side in grid)
-    drawn = fields(rng, (models + 2, n, *size), **of_fields)[..., :-margin, :-margin]
+    height, width = (FINE * side + margin for side in grid)
+    drawn = fields(rng, (models + 2, n, height, width), **of_fields)[..., :-margin, :-margin]
     labelled = PIXELS * (0.01 + 1 / (1 + np.exp(6 - 6 * drawn[0])))
     errors = (drawn[1] + drawn[2:]) / 2**0.5
     both = labelled * np.clip(MEAN + SPREAD * errors, 0, 1)
