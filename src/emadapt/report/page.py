@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import json
 import platform
 from collections.abc import Mapping, Sequence
-from importlib import metadata, resources
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from PIL import Image
 
 import emadapt
 from emadapt.report.contrasts import FACTORS, candidates
+from emadapt.report.html import data_address, render
 from emadapt.report.tables import Picture, Section
 from emadapt.study.study import Study
 
@@ -33,13 +33,9 @@ def build_page(root: Path, study: Study, summary: Summary, sections: Sequence[Se
         summary: the content of summary.json.
         sections: what the page shows; their figures are drawn.
     """
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    template = resources.files("emadapt.report").joinpath("page.html.jinja")
-    return environment.from_string(template.read_text(encoding="utf-8")).render(
+    return render(
+        "report",
+        "page.html.jinja",
         study=study.name,
         findings=findings(study, summary),
         sections=[_shown(section) for section in sections],
@@ -117,9 +113,7 @@ def picture(file: Path) -> dict[str, Any]:
         image.save(data, kind, **options)
         forms.append((data.tell(), kind, data.getvalue()))
     _, kind, content = min(forms)
-    encoded = base64.b64encode(content).decode()
-    source = f"data:image/{kind};base64,{encoded}"
-    return {"src": source, "width": image.width, "height": image.height}
+    return {"src": data_address(content, kind), "width": image.width, "height": image.height}
 
 
 def _weights(root: Path, study: Study) -> list[tuple[str, str]]:

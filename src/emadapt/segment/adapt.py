@@ -27,7 +27,7 @@ from emadapt.errors import InputError
 from emadapt.files import write_json, write_text
 from emadapt.segment.job import window_for
 from emadapt.segment.model import Model, find_model, open_model, sha256_of, zoom_for
-from emadapt.segment.partial import MARKER, held
+from emadapt.segment.partial import clear, held
 from emadapt.study.backbones import BackboneSettings
 from emadapt.study.datasets import DatasetSettings, SplitSettings, TrainSetSettings
 from emadapt.study.regimes import GradientRegime
@@ -310,9 +310,7 @@ def _workplace(own: Own, verb: str, stamp: list[Any]) -> Iterator[None]:
     with held(work):
         known = work / "order.json"
         if not known.is_file() or json.loads(known.read_text()) != order:
-            for path in work.iterdir():
-                if path.name not in (MARKER, "lock"):
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+            clear(work)
             write_json(known, order)
         with contextlib.chdir(work):
             yield

@@ -37,6 +37,13 @@ WINDOW = click.option(
     metavar="LOW HIGH",
     help="Grey values of black and white.  [default: percentiles of INPUT; all of 8 bits]",
 )
+MIN_VOXELS = click.option(
+    "--min-voxels",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Leave out smaller objects.",
+)
 OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace the output.")
 
 
@@ -51,13 +58,7 @@ OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace the output."
     is_flag=True,
     help="Also write OUTPUT-instances, numbered connected components, with a table as CSV.",
 )
-@click.option(
-    "--min-voxels",
-    default=1,
-    show_default=True,
-    type=click.IntRange(1),
-    help="Leave smaller components out of the instances.",
-)
+@MIN_VOXELS
 @click.option(
     "--threshold",
     type=click.FloatRange(0, 1),
@@ -216,13 +217,7 @@ def mesh(input_: str, output: str, **options: Any) -> None:
 @click.argument("output", metavar="TABLE.csv|TABLE.parquet")
 @click.option("--image", default="", help="Grey volume of the same shape, for intensities.")
 @click.option("--to", default="", help="Mask of a second class, for the distance to it.")
-@click.option(
-    "--min-voxels",
-    default=1,
-    show_default=True,
-    type=click.IntRange(1),
-    help="Leave out smaller objects.",
-)
+@MIN_VOXELS
 @click.option("--jobs", default=1, show_default=True, type=click.IntRange(1), help="Processes.")
 @VOXEL
 @OVERWRITE

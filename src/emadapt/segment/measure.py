@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import io
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +11,7 @@ import numpy.typing as npt
 
 from emadapt.errors import InputError
 from emadapt.files import check_new_file, whole_file, write_json, write_text
+from emadapt.report.html import data_address, render
 from emadapt.segment.objects import (
     Asked,
     Box,
@@ -59,10 +58,10 @@ def measure_volume(asked: Asked) -> pd.DataFrame:
         `length_nm` and `branches` (see `metrics.shapes`); `width_nm`, the diameter of the largest
         ball inside; `sphericity`; `touching_nm2`, the area of the faces shared with other objects;
         `nearest_nm` and `nearest_id`, the distance to the nearest other object between the centres
-        of voxels at their surfaces; `at_border`, whether the border of the volume cuts it; the box
-        `z_min` to `x_max` and the centroid `z`, `y`, `x` in voxels from 0. With an image
-        `intensity_mean` and `intensity_std`; with a second class `to_nm`, the distance to its
-        nearest voxel, empty beyond REACH_NM.
+        of voxels at their surfaces (of large objects, of `POINTS` of these voxels); `at_border`,
+        whether the border of the volume cuts it; the box `z_min` to `x_max` and the centroid `z`,
+        `y`, `x` in voxels from 0. With an image `intensity_mean` and `intensity_std`; with a second
+        class `to_nm`, the distance to its nearest voxel, empty beyond REACH_NM.
 
     Raises:
         InputError: a file cannot be read or written, the volumes do not fit, or there is no object.
@@ -98,17 +97,13 @@ def measure_volume(asked: Asked) -> pd.DataFrame:
 
 def page(asked: Asked, measurer: Measurer, table: pd.DataFrame, summary: dict[str, Any]) -> str:
     """The HTML; the same input gives the same text."""
-    from jinja2 import Environment, StrictUndefined
-
     largest = table.nlargest(SHOWN, "voxels")
     rest = table.drop(largest.index)
     rest = rest[rest["voxels"] >= SPECK]
     oddest = rest.assign(odd=oddness(table).loc[rest.index]).nlargest(SHOWN, "odd")
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    template = resources.files("emadapt.segment").joinpath("measure.html.jinja")
-    return environment.from_string(template.read_text(encoding="utf-8")).render(
+    return render(
+        "segment",
+        "measure.html.jinja",
         name=asked.objects,
         summary=summary,
         histograms=histograms(table),
@@ -174,4 +169,4 @@ def histograms(table: pd.DataFrame) -> str:
         axes.axis("off")
     file = io.BytesIO()
     figure.savefig(file, format="png")
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    return data_address(file.getvalue())

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from emadapt.errors import InputError
 from emadapt.metrics.shapes import centreline, depth_nm, sphericity, surface_nm2, touching_nm2
+from emadapt.progress import track
 from emadapt.volumes.opening import open_source
 from emadapt.volumes.source import Array, Source, voxel_of
 from emadapt.volumes.voxel import Voxel
@@ -153,9 +154,7 @@ class Measurer:
 
 
 def measured(asked: Asked, boxes: pd.DataFrame) -> Iterator[dict[str, Any]]:
-    """Measures of every object, with a progress bar."""
-    from rich.progress import track
-
+    """Measures of every object, with progress."""
     rows = boxes.drop(columns=[*"zyx"]).to_dict("records")
     with ExitStack() as stack:
         each: Callable[..., Iterable[dict[str, Any]]] = map
@@ -163,7 +162,7 @@ def measured(asked: Asked, boxes: pd.DataFrame) -> Iterator[dict[str, Any]]:
             pool = stack.enter_context(ProcessPoolExecutor(asked.jobs))
             each = functools.partial(pool.map, chunksize=4)
         done = each(functools.partial(_one, asked), rows)
-        yield from track(done, "measure", total=len(rows), transient=True)
+        yield from track(done, "measure: objects", len(rows))
 
 
 def _one(asked: Asked, box: Box) -> dict[str, Any]:

@@ -99,6 +99,13 @@ def held(folder: Path) -> Iterator[None]:
         raise InputError(folder, found=found, expected=expected, do="Wait for it.") from None
 
 
+def clear(folder: Path) -> None:
+    """Empty a folder that is `held`, so that it can be begun anew."""
+    for path in folder.iterdir():
+        if path.name not in (MARKER, "lock"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 def begin(folder: Path, job: Job, overwrite: bool) -> Partial:
     """Set up a folder that is `held`, or take over what a run of the same job left there."""
     run = folder / "run.json"
@@ -119,9 +126,7 @@ def begin(folder: Path, job: Job, overwrite: bool) -> Partial:
                 expected="one that can be gone on with",
                 do="Repeat the command of that run, or begin anew with --overwrite.",
             )
-    for path in folder.iterdir():
-        if path.name not in (MARKER, "lock"):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    clear(folder)
     (folder / "parts").mkdir()
     for kind in (*job.kinds, *(["tiles"] if job.reach else [])):
         create_array(folder / kind, 0, job.shape, DTYPES[kind], job.depth)

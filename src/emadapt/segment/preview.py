@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import math
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from PIL import Image
 
 from emadapt.data.tiles import Grey
 from emadapt.files import check_new_file, write_text
+from emadapt.report.html import data_address, render
 from emadapt.segment.domain import INVERTED, Domain, domain_of_volume
 from emadapt.segment.job import Order, prepare
 from emadapt.segment.runner import Runner, open_runner
@@ -65,8 +64,6 @@ def field(runner: Runner, number: int) -> dict[str, Any]:
 
 def page(order: Order, runner: Runner, fields: list[dict[str, Any]], domain: Domain) -> str:
     """The HTML; the same input gives the same text."""
-    from jinja2 import Environment, StrictUndefined
-
     job = runner.job
     zoomed = f"in plane by {job.zoom[0]:g} x {job.zoom[1]:g}, as {job.dataset}"
     facts = {
@@ -75,11 +72,9 @@ def page(order: Order, runner: Runner, fields: list[dict[str, Any]], domain: Dom
         "grey window": f"{job.window[0]:g} to {job.window[1]:g} become 0 to 255",
         "model": f"{job.unit}, foreground above {job.threshold:g}",
     }
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    template = resources.files("emadapt.segment").joinpath("preview.html.jinja")
-    return environment.from_string(template.read_text(encoding="utf-8")).render(
+    return render(
+        "segment",
+        "preview.html.jinja",
         facts=facts,
         fields=fields,
         domain=domain,
@@ -114,4 +109,4 @@ def picture(array: npt.NDArray[Any]) -> str:
     """A PNG as a data address."""
     file = io.BytesIO()
     Image.fromarray(array).save(file, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    return data_address(file.getvalue())
