@@ -45,6 +45,7 @@ class Project:
         make_study(root, params(), ingested=False)
         self.sh = under_dvc(root)
         self.ran: list[str] = []
+        self.stages: set[str] = set()
 
         def run(stage: Any, *_: Any, **__: Any) -> None:
             self.ran.append(stage.addressing)
@@ -59,6 +60,7 @@ class Project:
         self.ran.clear()
         with Repo() as repo:
             repo.reproduce()
+            self.stages = {stage.addressing for stage in repo.index.stages}
         return set(self.ran) - {"plan"}
 
     def edit(self, change: Callable[[dict[str, Any]], Any]) -> None:
@@ -142,8 +144,8 @@ def test_an_edit_reruns_what_it_must_and_no_more(project: Project) -> None:
         change(project)
         ran = project.repro()
         rows.append((what, ran))
-        stages = set(re.findall(r"^  (\S+@\S+|report):$", Path("dvc.lock").read_text(), re.M))
-        assert ran == {s for s in stages if any(matches(p, s) for p in patterns)}, what
+        must = {s for s in project.stages if any(matches(p, s) for p in patterns)}
+        assert ran == must, what
     assert project.repro() == set()
     print("\n| changed | stages that ran |\n|---|---|")
     for what, ran in rows:
