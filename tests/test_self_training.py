@@ -102,12 +102,14 @@ def test_draws_are_pairs_of_neighbours_where_sections_are_near(study: Study) -> 
 def test_the_share_of_foreground_is_drawn_to_that_of_the_labels(study: Study) -> None:
     own = objective(study, prepare(study, ONTO_B))
     taught = torch.tensor([0.02, 0.6, 0.86, 0.94])[:, None, None]
-    own.state = {"labelled": 0.6, "unlabelled": 0.6}
-    assert own._labels(taught).flatten().tolist() == [0, IGNORE, IGNORE, 1]
-    own.state = {"labelled": 0.9, "unlabelled": 0.5}  # too little is found
-    assert own._labels(taught).flatten().tolist() == [0, IGNORE, 1, 1]
-    own.state = {"labelled": 0.1, "unlabelled": 0.5}  # too much
-    assert own._labels(taught).flatten().tolist() == [0, IGNORE, IGNORE, IGNORE]
+    for labelled, unlabelled, expected in (
+        (0.6, 0.6, [0, IGNORE, IGNORE, 1]),
+        (0.9, 0.5, [0, IGNORE, 1, 1]),  # too little is found
+        (0.1, 0.5, [0, IGNORE, IGNORE, IGNORE]),  # too much
+    ):
+        shares = torch.tensor([labelled, unlabelled], dtype=torch.float64)
+        own.state = dict(zip(("labelled", "unlabelled"), shares, strict=True))
+        assert own._labels(taught).flatten().tolist() == expected
 
 
 def test_the_first_epochs_are_on_labels_alone(tmp_path: Path, tracking_off: None) -> None:

@@ -13,14 +13,13 @@ import torch
 import yaml
 from monai.losses import DiceCELoss, DiceLoss
 from safetensors.torch import load_file
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from emadapt.errors import EmadaptError
 from emadapt.models.segmenter import Segmenter
 from emadapt.study.loading import load_study
 from emadapt.study.study import Study, Unit
 from emadapt.training.fit import Average, Run, digest_seed, rate_factor
-from emadapt.training.objective import LOSSES, Objective
+from emadapt.training.objective import LOSSES
 from emadapt.training.train import train_unit
 from tiny import build_model, make_study, settings, stop_after_an_epoch
 
@@ -48,41 +47,6 @@ def test_a_repeated_unit_gives_the_same_bytes_and_another_seed_others(
     (tmp_path / "scratch/units").rename(tmp_path / "gone")
     assert trained(study, unit) == first
     assert trained(study, Unit(unit.backbone, unit.regime, unit.train_set, 1)) != first
-
-
-class Reads(TorchDispatchMode):
-    """Counts numbers that are read out of tensors: on a GPU each waits for all that is queued."""
-
-    n = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        Reads.n += func is torch.ops.aten._local_scalar_dense.default
-        return func(*args, **(kwargs or {}))
-
-
-@pytest.mark.parametrize("unit", [FROZEN, LORA], ids=lambda u: u.name)
-def test_a_step_reads_no_number_from_the_device(
-    tmp_path: Path, unit: Unit, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    backward, steps = Objective.backward, []
-
-    def counted(*given: Any) -> torch.Tensor:
-        with Reads():
-            loss = backward(*given)
-        steps.append(loss)
-        return loss
-
-    # `one_hot` of the usual loss reads on a CPU alone.
-    cross_entropy = torch.nn.functional.cross_entropy
-    monkeypatch.setitem(LOSSES, "dice_ce", lambda given, label: cross_entropy(given, label[:, 0]))
-    monkeypatch.setattr(Objective, "backward", counted)
-    train_unit(make_study(tmp_path), unit)
-    assert len(steps) == 6
-    assert Reads.n == 0
-    with Reads():
-        float(steps[0])
-    assert Reads.n == 1
-    Reads.n = 0
 
 
 @pytest.mark.parametrize(

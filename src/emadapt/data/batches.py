@@ -6,7 +6,7 @@ batch of several groups.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -35,7 +35,12 @@ class Samples(Protocol):
     """What training draws from: image crops, blocks of slices, or cached tokens.
 
     Datasets without labels are numbered after the others; their items have zeros as labels.
+
+    Attributes:
+        on_device: whether items are on the GPU already.
     """
+
+    on_device: bool
 
     def rows(self) -> list[npt.NDArray[np.int64]]:
         """Per labelled dataset, the rows that may be drawn."""
@@ -85,14 +90,20 @@ def cycle(values: npt.NDArray[np.int64], n: int, rng: np.random.Generator) -> np
     return np.concatenate(rounds)[:n]
 
 
-def load_epoch(samples: Samples, batches: list[list[Draw]], workers: int) -> DataLoader[list[Item]]:
-    """An epoch's batches; each is a list of groups of equal shape, stacked (inputs, labels)."""
+def load_epoch(samples: Samples, batches: list[list[Draw]], workers: int) -> Iterable[list[Item]]:
+    """An epoch's batches; each is a list of groups of equal shape, stacked (inputs, labels).
+
+    A step waits for nothing on the GPU. So while it works on one batch, the next one is read and
+    copied, from pinned memory.
+    """
+    if samples.on_device:
+        return (_group([samples[draw] for draw in batch]) for batch in batches)
     return DataLoader(
         samples,  # type: ignore[arg-type]
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=_group,
-        pin_memory=torch.cuda.is_available(),  # copies to the GPU go on beside its work
+        pin_memory=torch.cuda.is_available(),
     )
 
 

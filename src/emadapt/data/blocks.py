@@ -46,6 +46,8 @@ class BlockDataset(Dataset[Item]):
         InputError: a patch is deeper than the training slices, or larger than a slice.
     """
 
+    on_device = False
+
     def __init__(
         self,
         volumes: Sequence[Volume],

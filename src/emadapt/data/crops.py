@@ -100,6 +100,8 @@ class CropDataset(Dataset[Item]):
     slice. `unlabelled` volumes are numbered after the others; their labels are zeros.
     """
 
+    on_device = False
+
     def __init__(
         self,
         volumes: Sequence[Volume],

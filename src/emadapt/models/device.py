@@ -21,6 +21,11 @@ def peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+def free_bytes() -> int:
+    """Free memory of the GPU; 0 without one."""
+    return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else 0
+
+
 def resolve_precision(precision: str) -> str:
     """`auto` becomes bf16 where the hardware multiplies in it, else fp32."""
     if precision != "auto":

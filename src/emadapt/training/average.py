@@ -42,7 +42,7 @@ class Average:
         if not self.keep:
             yield
             return
-        now = copy_of(segmenter)
+        now = {k: v.clone() for k, v in segmenter.live_state().items()}
         segmenter.load_trained(self.state)
         yield
         segmenter.load_trained(now)

@@ -51,7 +51,7 @@ class Objective:
         self.inputs, self.loss_of, self.scaler, self.average = inputs, loss_of, scaler, average
         self.precision, self.segmenter = inputs.train.precision, inputs.segmenter
         self.noted: dict[str, list[torch.Tensor]] = {}
-        self.state: dict[str, float] = {}
+        self.state: dict[str, torch.Tensor] = {}
         """What a checkpoint keeps of it."""
 
     def plan(self, plan: list[list[Draw]], epoch: int) -> list[list[Draw]]:

@@ -11,11 +11,17 @@ import torch
 from torch.utils.data import Dataset
 
 from emadapt.data.batches import Draw, Item, Shapes
+from emadapt.models.device import device, free_bytes
 from emadapt.models.tokens import TokenView
+
+SHARE = 0.25
+"""Of the GPU's free memory that cached samples may take. Several units may train on one GPU."""
 
 
 class TokenDataset(Dataset[Item]):
     """Cached tokens of training slices; `draw.row` counts through a dataset's views.
+
+    They are copied to the GPU once if they take less than `SHARE` of its free memory.
 
     Args:
         views: per dataset.
@@ -37,6 +43,16 @@ class TokenDataset(Dataset[Item]):
             {tuple(view.index[row].tolist()): i for i, (view, row) in enumerate(places)}
             for places in self.places
         ]
+        places = [(m, row) for m, own in enumerate(self.places) for row in range(len(own))]
+        self.held: dict[tuple[int, int], Item] = {}
+        if sum(self._bytes(*place) for place in places) < SHARE * free_bytes():
+            self.held = {
+                place: tuple(part.to(device()) for part in self._read(*place)) for place in places
+            }
+
+    @property
+    def on_device(self) -> bool:
+        return bool(self.held)
 
     def rows(self) -> list[npt.NDArray[np.int64]]:
         return [np.arange(len(places)) for places in self.places[: self.n_labelled]]
@@ -56,8 +72,19 @@ class TokenDataset(Dataset[Item]):
 
     def __getitem__(self, draw: Draw) -> Item:
         """What the view has of a tile, and (H, W) int64 labels."""
-        view, row = self.places[draw.member][draw.row]
+        place = draw.member, draw.row
+        inputs, label = self.held.get(place) or self._read(*place)
+        return inputs, label.long()
+
+    def _read(self, member: int, number: int) -> Item:
+        """What the view has of a tile, and (H, W) uint8 labels."""
+        view, row = self.places[member][number]
         label = np.zeros(view.labels.shape[1:], np.uint8)
-        if draw.member < self.n_labelled:
+        if member < self.n_labelled:
             label = np.array(view.labels[row])
-        return view.read(row), torch.from_numpy(label.astype(np.int64))
+        return view.read(row), torch.from_numpy(label)
+
+    def _bytes(self, member: int, number: int) -> int:
+        view, row = self.places[member][number]
+        arrays = (view.tokens, view.labels, view.entering)
+        return sum(array[row].nbytes for array in arrays if array is not None)

@@ -76,13 +76,14 @@ class SelfTraining(Objective):
         known: list[Item] = []
         groups = zip(batch, members_of(self.inputs.samples, draws), strict=True)
         for (inputs, labels), members in groups:
-            is_known = torch.tensor([member < self.n_labelled for member in members])
-            if is_known.any():
-                known.append((inputs[is_known], labels[is_known]))
-                self._note("labelled", labels[is_known] == 1)
-                self._moving("labelled", (labels[is_known] == 1).float().mean())
-            if not is_known.all():
-                loss = self._disagreement(inputs[~is_known].to(device()), labels.shape[-2:])
+            inputs, labels = (part.to(device(), non_blocking=True) for part in (inputs, labels))
+            n_known = sum(member < self.n_labelled for member in members)  # they come first
+            if n_known:
+                known.append((inputs[:n_known], labels[:n_known]))
+                self._note("labelled", labels[:n_known] == 1)
+                self._moving("labelled", (labels[:n_known] == 1).float().mean())
+            if n_known < len(members):
+                loss = self._disagreement(inputs[n_known:], labels.shape[-2:])
                 self.scaler.scale(self.weight * loss).backward()
         return super().backward(known, draws, n)
 
@@ -118,16 +119,16 @@ class SelfTraining(Objective):
         self._note("unlabelled", foreground > 0.5)
         found = self._moving("unlabelled", foreground.mean())
         wanted = self.state.get("labelled", found)
-        odds = (wanted / found) * (1 - found) / max(1 - wanted, EPSILON)
-        odds = min(max(odds, 1 / DRAWN), DRAWN)
+        odds = (wanted / found) * (1 - found) / (1 - wanted).clamp_min(EPSILON)
+        odds = odds.clamp(1 / DRAWN, DRAWN)
         drawn = foreground * odds / (foreground * odds + 1 - foreground)
         labels = (drawn > 0.5).long()
         labels[torch.maximum(drawn, 1 - drawn) < SURE] = IGNORE
         return labels
 
-    def _moving(self, which: str, share: torch.Tensor) -> float:
-        """A moving average of shares of foreground, which checkpoints keep."""
-        now = max(float(share), EPSILON)
+    def _moving(self, which: str, share: torch.Tensor) -> torch.Tensor:
+        """A moving average of shares of foreground, on the device, which checkpoints keep."""
+        now = share.double().clamp_min(EPSILON)
         self.state[which] = 0.98 * self.state.get(which, now) + 0.02 * now
         return self.state[which]
 
