@@ -24,7 +24,6 @@ from emadapt.study.loading import load_study
 from emadapt.study.regimes import LowRankSettings
 from emadapt.study.study import Study
 from emadapt.sweep.crew import Order
-from emadapt.sweep.objective import reason
 from emadapt.sweep.promote import own_values, write_regime
 from emadapt.sweep.record import add_result, sweep_run
 from emadapt.sweep.run import begin, full_name
@@ -374,11 +373,6 @@ def test_trials_that_fail_do_not_count_and_end_the_sweep_with_the_reason(
     trials = find_study(open_store()).get_trials()
     assert n_ended(trials) == 0
     assert all("the loss is not finite" in t.user_attrs["failed"] for t in trials)
-
-
-def test_the_reason_for_a_full_gpu_says_what_to_do() -> None:
-    said = reason(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."))
-    assert said.startswith("CUDA out of memory; a smaller `train.batch`")
 
 
 def test_a_gpu_that_fails_ends_the_process_and_the_trial_is_run_again(

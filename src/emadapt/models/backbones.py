@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from emadapt.errors import InputError
 from emadapt.models.archs import IMAGENET, create_vit, get_arch, resolve_blocks
+from emadapt.models.device import Fitting
 from emadapt.models.weights import Weights, open_weights
 from emadapt.study.backbones import BackboneSettings
 
@@ -62,6 +63,7 @@ class Backbone(nn.Module):
         self.blocks = resolve_blocks(arch_name, blocks)
         self.weights, self.provenance = weights, weights.provenance
         self.network: nn.Module | None = None
+        self.fitting = Fitting()
         own = (self.arch.mean, self.arch.std)
         mean, std = IMAGENET if normalisation == "imagenet" else own
         # Not persistent: they belong to the architecture, not to the weights.

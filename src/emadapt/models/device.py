@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import resource
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
-from emadapt.errors import InputError
+from emadapt.errors import EmadaptError, InputError, first_line
 
 
 def device() -> torch.device:
@@ -24,6 +27,38 @@ def peak_mb() -> float:
 def free_bytes() -> int:
     """Free memory of the GPU; 0 without one."""
     return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else 0
+
+
+class Fitting:
+    """Runs a model on batches, in halves of them once the GPU's memory was too small for more."""
+
+    def __init__(self) -> None:
+        self.most = sys.maxsize
+
+    def __call__(
+        self, run: Callable[[Any], Sequence[torch.Tensor]], batch: Any
+    ) -> list[torch.Tensor]:
+        """What `run` gives of a batch, or of its parts, joined.
+
+        Raises:
+            EmadaptError: the memory is too small for a single sample.
+        """
+        found, start = [], 0
+        while start < len(batch):
+            part = batch[start : start + self.most]
+            try:
+                found.append(run(part))
+                start += len(part)
+            except torch.OutOfMemoryError as error:
+                self.most = len(part) // 2
+                if not self.most:
+                    raise EmadaptError(
+                        f"the GPU's memory is too small for a single tile: {first_line(error)}; "
+                        "end other work on it, or use the CPU: CUDA_VISIBLE_DEVICES= emadapt ..."
+                    ) from error
+                said = f"the GPU's memory is too small for {len(part)} tiles at once"
+                print(f"{said}: {self.most} from now on", file=sys.stderr)
+        return [torch.cat(parts) for parts in zip(*found, strict=True)]
 
 
 def resolve_precision(precision: str) -> str:

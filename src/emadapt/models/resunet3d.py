@@ -45,10 +45,13 @@ class BlockSegmenter(Segmenter):
         window = (len(shown), *geo.tile)
         in_plane = monai_part("data.utils").compute_importance_map(geo.tile, mode="gaussian")
 
-        def foreground(batch: torch.Tensor) -> torch.Tensor:
+        def run(part: torch.Tensor) -> tuple[torch.Tensor]:
             with autocast(self.spec.precision):
-                logits = self(batch, geo.tile)
-            return logits.float().softmax(1)[:, 1:]
+                logits = self(part, geo.tile)
+            return (logits.float().softmax(1)[:, 1:],)
+
+        def foreground(batch: torch.Tensor) -> torch.Tensor:
+            return self.fitting(run, batch)[0]
 
         found = monai_part("inferers").sliding_window_inference(
             as_input(shown).transpose(0, 1)[None],

@@ -22,7 +22,7 @@ from emadapt.data.ingest import Volume
 from emadapt.data.tiles import Geometry, Grey, merge_tiles, to_input, with_neighbours
 from emadapt.errors import InputError
 from emadapt.models.adapters import State, adapter_state, load_adapter
-from emadapt.models.device import autocast
+from emadapt.models.device import Fitting, autocast
 from emadapt.study.backbones import BackboneSettings
 
 BATCH_TILES = 16
@@ -50,6 +50,12 @@ class Partial:
     def shape(self) -> torch.Size:
         """That of the tokens."""
         return self.tokens.shape
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, rows: slice) -> Partial:
+        return Partial(self.tokens[rows], self.entering[rows])
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Partial:
         """The same on another device."""
@@ -92,6 +98,7 @@ class Segmenter(nn.Module):
     ) -> None:
         super().__init__()
         self.spec, self.backbone, self.head, self.cut = spec, backbone, head, cut
+        self.fitting = Fitting()
 
     @property
     def patch(self) -> int:
@@ -182,9 +189,13 @@ class Segmenter(nn.Module):
     @torch.inference_mode()
     def foreground(self, batch: Inputs, size: tuple[int, int]) -> Probability:
         """Foreground probabilities (B, H, W) of a batch; of a model of blocks (B, Z, H, W)."""
-        with autocast(self.spec.precision):
-            logits = self(batch.to(self.device), size)
-        return np.asarray(logits.float().softmax(1)[:, 1].cpu().numpy())
+
+        def run(part: Inputs) -> tuple[torch.Tensor]:
+            with autocast(self.spec.precision):
+                logits = self(part.to(self.device), size)
+            return (logits.float().softmax(1)[:, 1].cpu(),)
+
+        return np.asarray(self.fitting(run, batch)[0].numpy())
 
     def trainable(self) -> dict[str, list[nn.Parameter]]:
         """Parameters to train: `head` and `adapter`."""

@@ -92,14 +92,19 @@ def both_ways(segmenter: Segmenter, tiles: torch.Tensor) -> tuple[Seen, Seen]:
     low, high = torch.quantile(sample, torch.tensor([0.005, 0.995]), dim=1)[:, :, None, None, None]
     stretched = ((tiles - low) / (high - low).clamp_min(1e-6)).clamp(0, 1)
     seen = []
+
+    def run(part: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        with autocast(segmenter.spec.precision):
+            maps = segmenter.tokens(part.to(segmenter.device))
+            logits = segmenter(maps, (part.shape[-2], part.shape[-1]))
+        return maps[-1].float().cpu(), (logits[:, 1] > logits[:, 0]).float().cpu()
+
     for shown in (stretched, 1 - stretched):
         tokens, found = [], []
         for batch in shown.split(BATCH_TILES):
-            with autocast(segmenter.spec.precision):
-                maps = segmenter.tokens(batch.to(segmenter.device))
-                logits = segmenter(maps, (batch.shape[-2], batch.shape[-1]))
-            tokens.append(maps[-1].float().movedim(1, -1).flatten(0, -2).cpu())
-            found.append((logits[:, 1] > logits[:, 0]).float().mean().cpu())
+            last, is_foreground = segmenter.fitting(run, batch)
+            tokens.append(last.movedim(1, -1).flatten(0, -2))
+            found.append(is_foreground.mean())
         seen.append((torch.cat(tokens).numpy(), float(torch.stack(found).mean())))
     segmenter.train(was_training)
     return seen[0], seen[1]
@@ -145,7 +150,9 @@ def statistics_of(segmenter: Segmenter, batches: Iterable[Inputs]) -> Statistics
     count, total, squares = 0, torch.zeros(()).double(), torch.zeros(()).double()
     for batch in batches:
         with autocast(segmenter.spec.precision):
-            last = segmenter.tokens(batch.to(segmenter.device))[-1]
+            (last,) = segmenter.fitting(
+                lambda b: segmenter.tokens(b.to(segmenter.device))[-1:], batch
+            )
             tokens = last.double().movedim(1, -1).flatten(0, -2).cpu()  # n,D
         count, total = count + len(tokens), total + tokens.sum(0)
         squares = squares + tokens.square().sum(0)

@@ -371,8 +371,13 @@ def _computed(
     shown = as_input(images)
     if cut is None:
         return {"tokens": _half(torch.cat(compute_tokens(backbone, shown, precision), 1))}
+
+    def run(part: torch.Tensor) -> list[torch.Tensor]:
+        below, entering = backbone.entering(part.to(backbone.mean.device), cut)
+        return [entering, *below]
+
     with torch.inference_mode(), autocast(precision):
-        below, entering = backbone.entering(shown.to(backbone.mean.device), cut)
+        entering, *below = backbone.fitting(run, shown)
     out = {"entering": _half(entering)}
     return out | ({"tokens": _half(torch.cat(below, 1))} if below else {})
 
@@ -385,4 +390,4 @@ def _half(values: torch.Tensor) -> npt.NDArray[np.float16]:
 def compute_tokens(backbone: Backbone, images: torch.Tensor, precision: str) -> list[torch.Tensor]:
     """Tokens (B, D, h, w) of each block, of images (B, 1, H, W) in [0, 1]."""
     with autocast(precision):
-        return list(backbone(images.to(backbone.mean.device)))
+        return backbone.fitting(lambda part: backbone(part.to(backbone.mean.device)), images)

@@ -99,7 +99,4 @@ class Objective:
 
 def reason(error: Exception) -> str:
     """Why a trial failed, in a line."""
-    text = " ".join(str(error).split())[:300]
-    if isinstance(error, torch.OutOfMemoryError):
-        return f"CUDA out of memory; a smaller `train.batch` needs less ({text})"
-    return f"{type(error).__name__}: {text}"
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

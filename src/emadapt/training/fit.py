@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from emadapt.data.batches import deal, load_epoch, plan_epoch, with_absent
-from emadapt.errors import EmadaptError
+from emadapt.errors import EmadaptError, first_line
 from emadapt.models import parallel
 from emadapt.models.adapters import Groups, State
 from emadapt.models.batch_norm import BatchNorm
@@ -43,7 +43,8 @@ def fit(
     processes. `groups` gives an optimiser's groups for what is trained of the backbone.
 
     Raises:
-        EmadaptError: the loss is not finite, or processes see different checkpoints.
+        EmadaptError: the loss is not finite, processes see different checkpoints, or the GPU's
+            memory is too small.
     """
     run = Run(inputs, scratch, groups, make_objective)
     train, progress = inputs.train, run.progress
@@ -59,11 +60,14 @@ def fit(
             started = time.perf_counter()
             losses: list[torch.Tensor] = []
             said = ""
-            for loss in run.epoch():
-                if len(losses) % READ == 0:
-                    said = f"loss {float(loss):.3f}, val IoU {max(progress.best, 0):.3f}"
-                losses.append(loss)
-                advance(1, said)
+            try:
+                for loss in run.epoch():
+                    if len(losses) % READ == 0:
+                        said = f"loss {float(loss):.3f}, val IoU {max(progress.best, 0):.3f}"
+                    losses.append(loss)
+                    advance(1, said)
+            except torch.OutOfMemoryError as error:
+                raise too_large(inputs, error) from error
             metrics = run.validated(losses)
             progress.epoch += 1
             progress.seconds += time.perf_counter() - started
@@ -181,6 +185,15 @@ class Run:
         self.schedule.last_epoch = state["step"]
         self.progress, self.best = Progress(**state["progress"]), state["best"]
         self.average.state = state["average"]
+
+
+def too_large(inputs: Inputs, error: torch.OutOfMemoryError) -> EmadaptError:
+    """That a step needs more memory. It is not made smaller: another batch, another result."""
+    return EmadaptError(
+        f"unit {inputs.unit.name}: the GPU's memory is too small for a step ({first_line(error)}); "
+        f"lower `batch`, which is {inputs.train.batch}, or `tile`, or set "
+        "`gradient_checkpointing: true`; each but the last changes the result"
+    )
 
 
 def optimiser(inputs: Inputs, groups: Groups) -> torch.optim.Optimizer:

@@ -46,13 +46,10 @@ class TokenDataset(Dataset[Item]):
         places = [(m, row) for m, own in enumerate(self.places) for row in range(len(own))]
         self.held: dict[tuple[int, int], Item] = {}
         if sum(self._bytes(*place) for place in places) < SHARE * free_bytes():
-            self.held = {
-                place: tuple(part.to(device()) for part in self._read(*place)) for place in places
-            }
-
-    @property
-    def on_device(self) -> bool:
-        return bool(self.held)
+            for place in places:
+                inputs, label = self._read(*place)
+                self.held[place] = inputs.to(device()), label.to(device())
+        self.on_device = bool(self.held)
 
     def rows(self) -> list[npt.NDArray[np.int64]]:
         return [np.arange(len(places)) for places in self.places[: self.n_labelled]]
