@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import tifffile
 import torch
-from torch import nn
 
 from benchmarks import cache
 from benchmarks.regimes import by_emadapt, by_peft
@@ -28,6 +27,7 @@ from benchmarks.workplace import emadapt, train, workplace, write_study, write_v
 from emadapt.models.archs import BACKBONES
 from emadapt.models.backbones import pretrained
 from emadapt.models.device import autocast, device
+from emadapt.models.heads import HEADS
 from emadapt.study.backbones import BackboneSettings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -44,11 +44,13 @@ class Size:
     large: str
     tiles: tuple[int, ...]
     batches: tuple[int, ...]
+    compiled: tuple[int, ...]
+    heads: tuple[str, ...]
     product: int
     compiler: str
     voxels: tuple[int, int, int]
     trials: int
-    workers: int
+    workers: tuple[int, ...]
     demo: bool
 
 
@@ -61,11 +63,13 @@ LARGE = Size(
     large="dinov2_l",
     tiles=(518, 1022),
     batches=(1, 4, 16, 64),
+    compiled=(1, 16),
+    heads=("linear", "pyramid"),
     product=8192,
     compiler="inductor",
     voxels=(16, 2048, 2048),
     trials=8,
-    workers=4,
+    workers=(1, 4),
     demo=True,
 )
 SMALL = Size(
@@ -73,11 +77,13 @@ SMALL = Size(
     large="tiny_dinov2",
     tiles=(56,),
     batches=(1, 2),
+    compiled=(2,),
+    heads=("linear",),
     product=256,
     compiler="eager",
     voxels=(2, 70, 70),
     trials=2,
-    workers=2,
+    workers=(2,),
     demo=False,
 )
 
@@ -120,21 +126,45 @@ def parity(size: Size) -> Iterator[Row]:
 
 
 def tokens(size: Size) -> Iterator[Row]:
-    """Tiles in a second, and the share of the speed of a bf16 product; compiled and not."""
+    """Tiles in a second, and the share of the speed of a bf16 product; compiled and not.
+
+    Each shape is compiled by itself, in the call that `seconds` does not count.
+    """
     peak = product_speed(size.product, "bf16")
     backbone = pretrained(BackboneSettings(arch=size.large, source="random")).to(device())
-    ways: dict[str, nn.Module] = {
-        "": backbone,
-        ", compiled": torch.compile(backbone, backend=size.compiler),  # type: ignore[dict-item]
-    }
+    compiled: Any = torch.compile(backbone, backend=size.compiler, dynamic=False)
     tile = size.tiles[0]
-    for way, network in ways.items():
-        for batch in size.batches:
+    for way, network, batches in (
+        ("", backbone, size.batches),
+        (", compiled", compiled, size.compiled),
+    ):
+        for batch in batches:
             images = torch.rand(batch, 1, tile, tile, device=device())
             with torch.inference_mode(), autocast("bf16"):
                 speed = batch / seconds(lambda: network(images), 3)  # noqa: B023
             share = speed * operations(size.large, tile) / peak
             yield row(f"{size.large}, batch {batch}{way}", speed, "tiles/s", share, "bf16 product")
+
+
+def formats(size: Size) -> Iterator[Row]:
+    """Forward and backward of the head `pyramid` in bf16, with channels first and last."""
+    facts, tile = BACKBONES[size.large], size.tiles[0]
+    head = HEADS["pyramid"](facts.dim, 4).to(device())
+    shape = (4, facts.dim, tile // facts.patch, tile // facts.patch)
+    tokens = [torch.rand(shape, device=device()) for _ in range(4)]
+    first = 0.0
+    for name, layout in (("first", torch.contiguous_format), ("last", torch.channels_last)):
+        head.to(memory_format=layout)  # type: ignore[call-overload]
+        given = [part.contiguous(memory_format=layout) for part in tokens]
+
+        def step(given: list[torch.Tensor] = given) -> None:
+            with autocast("bf16"):
+                logits = head(given, (tile, tile))
+            logits.sum().backward()
+
+        taken = seconds(step)
+        first = first or taken
+        yield row(f"pyramid, channels {name}", taken, "s", first / taken, "channels first")
 
 
 def steps(size: Size) -> Iterator[Row]:
@@ -146,7 +176,8 @@ def steps(size: Size) -> Iterator[Row]:
         for found in (plain, *rows):
             ratio, of = plain["seconds"] / found["seconds"], "timm and peft"
             yield row(f"{name}: {found['regime']}", found["seconds"], "s", ratio, of)
-            yield row(f"{name}: {found['regime']}, memory", found["peak_mb"], "MB")
+            share = found["peak_mb"] / plain["peak_mb"]
+            yield row(f"{name}: {found['regime']}, memory", found["peak_mb"], "MB", share, of)
 
 
 def epochs(size: Size) -> Iterator[Row]:
@@ -156,7 +187,7 @@ def epochs(size: Size) -> Iterator[Row]:
         write_study(cache.TILES | {"arch": size.large}, cache.FROZEN, {"epochs": 1})
         emadapt("ingest", "noise")
         emadapt("tokens", "b", "noise")
-        for head in ("linear", "pyramid"):
+        for head in size.heads:
             found = cache.compared(head, size.large)
             for way in ("loop", "reference"):
                 ratio = found[way]
@@ -178,11 +209,11 @@ def segment(size: Size) -> Iterator[Row]:
         yield row("emadapt segment, start included", volume.size / taken / 1e6, "million voxels/s")
         search = ("--backbone", "b", "--regime", "lora", "--train-set", "noise")
         alone = 0.0
-        for workers in (1, size.workers):
+        for workers in size.workers:
             more = ("--trials", str(size.trials), "--workers", str(workers))
             taken, _ = emadapt("sweep", "run", *search, *more, "--name", f"w{workers}")
             alone = alone or taken
-            yield row(f"sweep, {workers} workers", taken, "s", alone / taken, "one worker")
+            yield row(f"sweep, workers: {workers}", taken, "s", alone / taken, "the first sweep")
 
 
 def demo(size: Size) -> Iterator[Row]:
@@ -211,6 +242,7 @@ SECTIONS: dict[str, Callable[[Size], Iterator[Row]]] = {
     "setup": setup,
     "parity": parity,
     "tokens": tokens,
+    "formats": formats,
     "steps": steps,
     "segment": segment,
     "demo": demo,
