@@ -149,7 +149,7 @@ def tokens(size: Size) -> Iterator[Row]:
 def formats(size: Size) -> Iterator[Row]:
     """Forward and backward of the head `pyramid` in bf16, with channels first and last."""
     facts, tile = BACKBONES[size.large], size.tiles[0]
-    head = HEADS["pyramid"](facts.dim, 4).to(device())
+    head = HEADS["pyramid"](facts.dim, 4, 2).to(device())
     shape = (4, facts.dim, tile // facts.patch, tile // facts.patch)
     tokens = [torch.rand(shape, device=device()) for _ in range(4)]
     first = 0.0

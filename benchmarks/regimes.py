@@ -54,7 +54,7 @@ def by_peft(arch: str = ARCH, tile: int = TILE, precision: str = "fp32") -> dict
     backbone = pretrained(BackboneSettings(arch=arch, source="random")).to(device())
     config = LoraConfig(r=16, lora_alpha=32, target_modules=["attn.qkv", "attn.proj"])
     vit: Any = get_peft_model(backbone.vit, config).train()
-    head = HEADS["pyramid"](backbone.arch.dim, len(backbone.blocks)).train().to(device())
+    head = HEADS["pyramid"](backbone.arch.dim, len(backbone.blocks), 2).train().to(device())
     trained = [p for model in (vit, head) for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=5e-4)
     images = torch.rand(BATCH, 3, tile, tile, device=device())

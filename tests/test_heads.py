@@ -23,7 +23,7 @@ def test_names_are_those_that_settings_are_checked_against() -> None:
 @pytest.mark.parametrize("n_blocks", [1, 3])
 @pytest.mark.parametrize("name", HEADS)
 def test_two_float32_logits_per_pixel_of_any_size(name: str, n_blocks: int) -> None:
-    head = HEADS[name](DIM, n_blocks)
+    head = HEADS[name](DIM, n_blocks, 2)
     for size in ((42, 70), (41, 67), (1, 2)):
         assert head(tokens(n_blocks), size).shape == (2, 2, *size)
     with torch.autocast("cpu", torch.bfloat16):
@@ -34,7 +34,7 @@ def test_two_float32_logits_per_pixel_of_any_size(name: str, n_blocks: int) -> N
 @pytest.mark.parametrize("name", HEADS)
 def test_a_gradient_reaches_every_parameter_and_every_block(name: str, n_blocks: int) -> None:
     torch.manual_seed(0)
-    head, inputs = HEADS[name](DIM, n_blocks), [t.requires_grad_() for t in tokens(n_blocks)]
+    head, inputs = HEADS[name](DIM, n_blocks, 2), [t.requires_grad_() for t in tokens(n_blocks)]
     logits = head(inputs, (21, 33))
     (logits * torch.randn_like(logits)).sum().backward()
     still = [n for n, p in head.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
@@ -45,7 +45,7 @@ def test_a_gradient_reaches_every_parameter_and_every_block(name: str, n_blocks:
 @pytest.mark.parametrize("name", HEADS)
 def test_the_number_of_blocks_is_checked(name: str) -> None:
     with pytest.raises((ValueError, RuntimeError)):
-        HEADS[name](DIM, 3)(tokens(2), (8, 8))
+        HEADS[name](DIM, 3, 2)(tokens(2), (8, 8))
 
 
 @pytest.mark.parametrize(("dim", "parameters"), [(1024, 4_156_546), (384, 3_828_866)])
@@ -150,7 +150,7 @@ def test_pyramid_bn_starts_as_pyramid_and_keeps_statistics_of_what_it_was_shown(
     heads = {}
     for name in ("pyramid", "pyramid_bn"):
         torch.manual_seed(0)
-        heads[name] = HEADS[name](DIM, 2)
+        heads[name] = HEADS[name](DIM, 2, 2)
     plain, batch = (dict(head.named_parameters()) for head in heads.values())
     assert all(torch.equal(plain[name], value) for name, value in batch.items() if value.ndim > 1)
     assert not any(isinstance(m, nn.GroupNorm) for m in heads["pyramid_bn"].modules())

@@ -9,7 +9,7 @@ import tifffile
 import torch
 from scipy.ndimage import distance_transform_edt
 
-from emadapt.data.foreground import IGNORE, foreground_mask
+from emadapt.data.foreground import IGNORE, class_ids
 from emadapt.data.ingest import Volume, ingest, open_volume
 from emadapt.models.tokens import TokenView
 from emadapt.training.objective import LOSSES
@@ -121,5 +121,5 @@ def test_objects_that_are_mostly_where_nobody_knows_are_not_counted(tmp_path: Pa
 def test_ids_to_ignore_come_before_the_rule() -> None:
     label = np.array([[0, 1, 200, 255]])
     np.testing.assert_array_equal(
-        foreground_mask(label, ">0", ignore=(200, 255)), [[0, 1, IGNORE, IGNORE]]
+        class_ids(label, [">0"], ignore=(200, 255)), [[0, 1, IGNORE, IGNORE]]
     )

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from emadapt.data.foreground import foreground_mask
+from emadapt.data.foreground import class_ids
 from emadapt.data.ingest import Volume, ingest, open_volume
 from emadapt.errors import InputError
 from emadapt.study.study import Study
@@ -209,7 +209,7 @@ def test_slices_without_foreground_are_named(
 @given(arrays(np.uint8, (4, 5)), st.integers(0, 254), st.sets(st.integers(0, 255), min_size=1))
 def test_foreground_rules_against_python(label: np.ndarray, threshold: int, ids: set[int]) -> None:
     label[0, :3] = 255, 254, 0
-    above, chosen = foreground_mask(label, f">{threshold}"), foreground_mask(label, tuple(ids))
+    above, chosen = class_ids(label, [f">{threshold}"]), class_ids(label, [tuple(ids)])
     for y, x in np.ndindex(label.shape):
         assert above[y, x] == (int(label[y, x]) > threshold)
         assert chosen[y, x] == (int(label[y, x]) in ids)
@@ -223,25 +223,25 @@ def test_white_of_a_file_of_1_bit_a_pixel_is_foreground(
     mask = np.random.default_rng(0).random((9, 13)) > 0.6
     Image.fromarray(mask).save(tmp_path / f"a.{suffix}")
     label = open_source(str(tmp_path / f"a.{suffix}")).read(0, 1)[0]
-    np.testing.assert_array_equal(foreground_mask(label, rule), mask)
+    np.testing.assert_array_equal(class_ids(label, [rule]), mask)
 
 
 def test_labels_that_a_rule_does_not_fit_are_refused() -> None:
     mask = np.eye(5, dtype=np.uint8)
     with pytest.raises(InputError, match=r"found a label of 0 and 1; .* >127 leaves none"):
-        foreground_mask(mask, ">127")
+        class_ids(mask, [">127"])
     faint = mask * 7 + mask[::-1] * 9  # edges of a smooth mask
     for fine in (np.zeros((5, 5), np.uint8), mask * 255, faint):
-        np.testing.assert_array_equal(foreground_mask(fine, ">127"), fine > 127)
+        np.testing.assert_array_equal(class_ids(fine, [">127"]), fine > 127)
     with pytest.raises(InputError, match="fractions"):
-        foreground_mask(np.full((2, 2), 0.5), (1,))
+        class_ids(np.full((2, 2), 0.5), [(1,)])
 
 
 def organelles(root: Path, organelle: str, ids: list[int], **more: Any) -> tuple[Study, np.ndarray]:
     """A study of one organelle, with labels of these ids."""
     params = settings()
     del params["datasets"]["a"]["foreground"]
-    params["datasets"]["a"] |= {"organelles": IDS | more, "organelle": organelle}
+    params["datasets"]["a"] |= {"classes": IDS | more, "organelle": organelle}
     study = written(root, params)
     label = LABEL * np.random.default_rng(0).choice(ids, LABEL.shape).astype(np.uint8)
     write(root / "data/a", label=label)

@@ -84,7 +84,7 @@ def test_values_that_the_rule_would_misread_are_refused(
         (of(0, 1, 2, 3), {"foreground": (1,)}, [r"2 \(25 %\), 3 \(25 %\)"]),
         (
             of(0, 1, 2, 3),
-            {"organelles": {"a": (1,), "b": (2, 3)}, "organelle": "a"},
+            {"classes": {"a": (1,), "b": (2, 3)}, "organelle": "a"},
             [],
         ),
         (of(0, 0.2, 0.7, 0.9, dtype=float), {"foreground": ">0.5"}, []),

@@ -166,7 +166,7 @@ def test_a_head_learns_and_the_best_epoch_is_kept(tmp_path: Path) -> None:
 def _head_parameters() -> list[torch.nn.Parameter]:
     from emadapt.models.heads import HEADS
 
-    return list(HEADS["pyramid"](64, 4).parameters())
+    return list(HEADS["pyramid"](64, 4, 2).parameters())
 
 
 def test_the_test_slices_are_not_looked_at(tmp_path: Path) -> None:

@@ -91,7 +91,8 @@ def begin(path: Path) -> None:
 
     spec = BackboneSettings(arch="tiny_dinov2", source="random")
     regime = REGIMES["frozen"](regime_settings(kind="frozen"), spec, "linear")
-    regime.build(0).load_trained(folder_state(path, regime))
+    segmenter = regime.build(0)
+    segmenter.load_trained(folder_state(path, regime, segmenter))
 
 
 GROUPS: list[tuple[dict[str, Any], tuple[Callable[[Any], None], ...]]] = [

@@ -55,7 +55,7 @@ class Samples(Protocol):
         """Shapes of the items of a dataset."""
 
     def __getitem__(self, draw: Draw) -> Item:
-        """Inputs, and labels int64 of 0, 1 and `IGNORE`."""
+        """Inputs, and labels int64 of class ids and `IGNORE`."""
 
 
 def plan_epoch(

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import Dataset
 
 from emadapt.data.batches import Draw, Item, Shapes
-from emadapt.data.crops import as_input, augmentation
+from emadapt.data.crops import as_input, augmentation, corner
 from emadapt.data.ingest import Volume
 from emadapt.data.labelled import Tile
 from emadapt.data.prepared import PreparedSlices
@@ -92,17 +92,18 @@ class BlockDataset(Dataset[Item]):
         volume, geo = self.volumes[draw.member], self.geos[draw.member]
         depth, height, width = self.patch
         rng = np.random.default_rng(draw.seed)
-        if self.tiles and draw.member < self.n_labelled:
-            first, y, x = self.tiles[draw.member][draw.row]
-        else:
-            first = int(self.starts[draw.member][draw.row])
-            y = int(rng.integers(0, geo.padded[0] - height + 1))
-            x = int(rng.integers(0, geo.padded[1] - width + 1))
-        block, place = range(first, first + depth), np.s_[y : y + height, x : x + width]
+        labelled = draw.member < self.n_labelled
+        at = self.tiles[draw.member][draw.row] if self.tiles and labelled else None
+        first = at[0] if at else int(self.starts[draw.member][draw.row])
+        block = range(first, first + depth)
+        label = np.zeros((depth, *geo.padded), np.uint8)
+        if labelled:
+            label = np.stack([label_to_input(volume.label[z], geo) for z in block])
+        classes = len(volume.classes) if labelled else 1
+        y, x = at[1:] if at else corner(label[depth // 2], (height, width), classes, rng)
+        place = np.s_[y : y + height, x : x + width]
         image = np.stack([self.slices[draw.member][z][place] for z in block])
-        label = np.zeros_like(image)
-        if draw.member < self.n_labelled:
-            label = np.stack([label_to_input(volume.label[z], geo)[place] for z in block])
+        label = label[:, *place]
         if self.augmented:
             image, label = augment(image, label, int(rng.integers(2**31)))
         return as_input(image).transpose(0, 1), torch.from_numpy(label.astype(np.int64))

@@ -56,6 +56,29 @@ def augment(image: Grey, label: Grey, seed: int, jitter: bool = False) -> tuple[
     return out["image"], out["mask"]
 
 
+def corner(
+    label: Grey, tile: tuple[int, int], classes: int, rng: np.random.Generator
+) -> tuple[int, int]:
+    """The upper left corner (y, x) of a tile (h, w) at a random place of a padded label (H, W).
+
+    Of several classes one is drawn, or none; a tile holds a random pixel of it, so that rare
+    classes are seen as often as others.
+    """
+    drawn = int(rng.integers(classes + 1)) if classes > 1 else 0
+    pixels = np.flatnonzero(label == drawn) if drawn else np.empty(0, np.int64)
+    if not len(pixels):
+        y, x = (
+            int(rng.integers(0, n - side + 1)) for n, side in zip(label.shape, tile, strict=True)
+        )
+        return y, x
+    pixel = np.unravel_index(int(rng.choice(pixels)), label.shape)
+    y, x = (
+        min(max(int(at) - int(rng.integers(side)), 0), n - side)
+        for at, n, side in zip(pixel, label.shape, tile, strict=True)
+    )
+    return y, x
+
+
 def crop(
     image: Grey,
     label: Grey,
@@ -63,8 +86,9 @@ def crop(
     seed: int,
     augmented: bool,
     jitter: bool = False,
+    classes: int = 1,
 ) -> tuple[Grey, Grey]:
-    """A tile (h, w) at a random place of a padded slice (H, W) or (H, W, 3) and its label.
+    """A tile (h, w) of a padded slice (H, W) or (H, W, 3) and its label, at a place by `corner`.
 
     With `jitter`, crops that are augmented differ in scale, too, and as `augmentation` says.
     """
@@ -73,8 +97,7 @@ def crop(
     height, width = (
         min(round(side / zoom), whole) for side, whole in zip(tile, label.shape, strict=True)
     )
-    y = int(rng.integers(0, label.shape[0] - height + 1))
-    x = int(rng.integers(0, label.shape[1] - width + 1))
+    y, x = corner(label, (height, width), classes, rng)
     place = np.s_[y : y + height, x : x + width]
     image, label = image[place], label[place]
     if zoom != 1:
@@ -140,15 +163,16 @@ class CropDataset(Dataset[Item]):
         """(1, h, w) float32 in [0, 1], of a backbone with `context` (3, h, w), and (h, w) int64."""
         volume, geo = self.volumes[draw.member], self.geos[draw.member]
         labelled = draw.member < self.n_labelled
-        z, *corner = self.tiles[draw.member][draw.row] if self.tiles and labelled else (draw.row,)
+        z, *at = self.tiles[draw.member][draw.row] if self.tiles and labelled else (draw.row,)
         image = self.slices[draw.member][z]
         label = np.zeros(image.shape[:2], np.uint8)
         if labelled:
             label = label_to_input(volume.label[z], geo)
-        if corner:
-            y, x = corner
+        if at:
+            y, x = at
             image, label = (a[y : y + geo.tile[0], x : x + geo.tile[1]] for a in (image, label))
-        image, label = crop(image, label, geo.tile, draw.seed, self.augmented, self.jitter)
+        classes = len(volume.classes) if labelled and not at else 1
+        image, label = crop(image, label, geo.tile, draw.seed, self.augmented, self.jitter, classes)
         return as_input(image), torch.from_numpy(label.astype(np.int64))
 
 

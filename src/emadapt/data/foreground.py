@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -17,10 +19,10 @@ RARE = 1e-3
 """Share of pixels below which a value is a stray one, as anti-aliased edges have them."""
 
 
-def foreground_mask(
-    label: Array, rule: Rule, what: str = "label", ignore: tuple[int, ...] = ()
+def class_ids(
+    label: Array, rules: Sequence[Rule], what: str = "label", ignore: tuple[int, ...] = ()
 ) -> npt.NDArray[np.uint8]:
-    """Turn label values (Y, X) into uint8: 0 background, 1 foreground, `IGNORE` for `ignore`.
+    """Turn label values (Y, X) into uint8: 0 background, 1, 2, ... by rule, `IGNORE` for `ignore`.
 
     Bool, from a file of 1 bit a pixel, is foreground under ">N" whatever N.
 
@@ -28,29 +30,54 @@ def foreground_mask(
         InputError: ids asked of a label with fractions; one value apart from 0, which ">N" leaves
             out.
     """
-    if not isinstance(rule, str) and label.dtype.kind == "f" and (label != np.round(label)).any():
-        raise InputError(
-            what,
-            found="label values with fractions",
-            expected=f"whole ids, as foreground is {list(rule)}",
-            do="Use a threshold such as '>0.5' as `foreground`.",
-        )
     mask = np.zeros(label.shape, np.uint8)
-    if isinstance(rule, str):
-        mask[label if label.dtype == bool else label > float(rule[1:])] = 1
-    else:
+    for number, rule in enumerate(rules, 1):
+        if isinstance(rule, str):
+            mask[label if label.dtype == bool else label > float(rule[1:])] = number
+            continue
+        if label.dtype.kind == "f" and (label != np.round(label)).any():
+            raise InputError(
+                what,
+                found="label values with fractions",
+                expected=f"whole ids, as foreground is {list(rule)}",
+                do="Use a threshold such as '>0.5' as `foreground`.",
+            )
         for value in rule:  # ten times as fast as `isin` for few ids
-            mask[label == value] = 1
+            mask[label == value] = number
     for value in ignore:
         mask[label == value] = IGNORE
-    if isinstance(rule, str) and not (mask == 1).any():
-        _check_left_out(label[(mask == 0) & (label != 0)], label.size, rule, what)
+    for rule in rules:
+        if isinstance(rule, str) and not is_foreground(mask).any():
+            _check_left_out(label[(mask == 0) & (label != 0)], label.size, rule, what)
     return mask
+
+
+def is_foreground(ids: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+    """Where class ids are of any class."""
+    return (ids != 0) & (ids != IGNORE)
+
+
+def masks_of(ids: npt.NDArray[np.uint8], classes: int) -> npt.NDArray[np.bool_]:
+    """Class ids (Y, X) to masks: of one class (Y, X), of several (classes, Y, X)."""
+    if classes == 1:
+        return np.asarray(ids == 1)
+    return np.asarray(ids == np.arange(1, classes + 1, dtype=np.uint8)[:, None, None])
+
+
+def most_probable(probability: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    """Class ids (Y, X) of probabilities (Y, X), or of several classes (classes, Y, X).
+
+    The background's probability is what is left to 1. Of one class, the id is 1 above 0.5.
+    """
+    if probability.ndim == 2:
+        return (probability > 0.5).astype(np.uint8)
+    found = probability.argmax(0).astype(np.uint8) + np.uint8(1)
+    return np.where(probability.max(0) > 1 - probability.sum(0), found, np.uint8(0))
 
 
 def foreground_share(mask: npt.NDArray[np.uint8]) -> float:
     """Share of foreground in what is known of a mask."""
-    return int((mask == 1).sum()) / max(1, int((mask != IGNORE).sum()))
+    return int(is_foreground(mask).sum()) / max(1, int((mask != IGNORE).sum()))
 
 
 def _check_left_out(labelled: Array, pixels: int, rule: str, what: str) -> None:

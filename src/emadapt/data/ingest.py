@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from emadapt.data.foreground import IGNORE, foreground_mask, foreground_share
+from emadapt.data.foreground import IGNORE, class_ids, foreground_share, masks_of
 from emadapt.data.label_values import LabelValues
 from emadapt.data.layouts import parts_of
 from emadapt.data.pairing import Part
@@ -24,7 +24,7 @@ from emadapt.data.unversioned import unversioned
 from emadapt.errors import InputError
 from emadapt.files import new_array, whole_folder, write_json
 from emadapt.progress import track
-from emadapt.study.datasets import DatasetSettings
+from emadapt.study.datasets import ONE_CLASS, DatasetSettings
 from emadapt.study.study import Study
 from emadapt.volumes.grey import PERCENTILES, SLICES, Window, grey_window, to_uint8
 from emadapt.volumes.source import Array, Source, tell, unlike
@@ -41,7 +41,7 @@ class Volume:
 
     name: str
     image: npt.NDArray[np.uint8]  # (Z, Y, X)
-    label: npt.NDArray[np.uint8]  # (Z, Y, X) of 0, 1 and `IGNORE`; 0 if the dataset has no labels
+    label: npt.NDArray[np.uint8]  # (Z, Y, X) of class ids and `IGNORE`; 0 without labels
     manifest: dict[str, Any]  # see `_manifest`
 
     @property
@@ -53,10 +53,15 @@ class Volume:
         """Whether the dataset has labels."""
         return bool(self.manifest.get("labelled", True))
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of its classes, whose ids in `label` are 1, 2, ..."""
+        return tuple(self.manifest.get("classes", ONE_CLASS))
+
     def truth(self, z: int) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-        """Foreground of slice `z`, and where the label is known, (Y, X) each."""
+        """Masks of slice `z` as `masks_of` gives them, and where the label is known, (Y, X)."""
         label = np.asarray(self.label[z])
-        return label == 1, label != IGNORE
+        return masks_of(label, len(self.classes)), label != IGNORE
 
     @property
     def training_images(self) -> list[int]:
@@ -206,19 +211,19 @@ def _write(
             if label is not None:
                 check_pair(image, label, where)
                 values.add(label)
-                labels[z] = foreground_mask(label, spec.rule, where, spec.ignore)
+                labels[z] = class_ids(label, spec.rules, where, spec.ignore)
                 hashing.append(pool.submit(hashes[1].update, labels[z].data))
                 missing = {value for value in missing if not (label == value).any()}
                 fractions[z] = foreground_share(labels[z])
             for done in hashing:
                 done.result()
     tell(f"ingest {name}", values.check(f"labels of {name}"))
-    if missing and (fractions.any() or spec.organelle):
+    if missing and (fractions.any() or spec.classes):
         raise InputError(
             f"labels of {name}",
             found=f"none with id {', '.join(map(str, sorted(missing)))} in any slice",
             expected=f"all of {list(spec.rule)}{f', {spec.organelle}' if spec.organelle else ''}",
-            do="Check the dataset's `organelles` or `foreground` against the labels' ids.",
+            do="Check the dataset's `classes` or `foreground` against the labels' ids.",
         )
     images.flush()
     labels.flush()
@@ -261,7 +266,7 @@ def _check_foreground(
             root,
             found="no foreground in the training slices",
             expected=f"labels with values {spec.rule}",
-            do="Check the labels and the dataset's `organelle` or `foreground` rule.",
+            do="Check the labels and the dataset's `classes` or `foreground`.",
         )
     tell(f"ingest {name}", empty_or_full(fractions, range(len(fractions))))
 
@@ -309,7 +314,8 @@ def _manifest(
         "source": dict(SYNTHETIC) if spec.layout == "synthetic" else source_of(root),
         "unversioned": "" if spec.layout == "synthetic" else unversioned(root, data),
     }
-    stated = {"organelle": spec.organelle, "ignore": list(spec.ignore)}
+    several = list(spec.class_names) if len(spec.class_names) > 1 else []
+    stated = {"classes": several, "organelle": spec.organelle, "ignore": list(spec.ignore)}
     return facts | {name: value for name, value in stated.items() if value}
 
 

@@ -58,7 +58,7 @@ class LabelValues:
         values = self.values[known]
         above = values > float(rule[1:]) if isinstance(rule, str) else np.isin(values, rule)
         ids = () if isinstance(rule, str) else rule
-        named = {*ids, *(value for own in self.spec.organelles.values() for value in own)}
+        named = {*ids, *(value for own in self.spec.classes.values() for value in own)}
         others = values[~np.isin(values, [0, *named])]
         if (negative := others[others < 0]).size:
             raise InputError(
@@ -90,7 +90,7 @@ class LabelValues:
                 found=f"label values {self._said(values[values != 0])}",
                 expected=f"to know what {value:g} means",
                 do=f"If nobody knows what is there, set `ignore: [{value:g}]` of the dataset. Else "
-                f"name the ids: `foreground: [...]`, or {value:g} in `organelles`.",
+                f"name the ids: `foreground: [...]`, or {value:g} in `classes`.",
             )
         if self._lossy(others, named):
             raise InputError(

@@ -123,19 +123,22 @@ def window_starts(length: int, side: int, share: float) -> list[int]:
 def merge_tiles(
     tiles: Iterable[npt.NDArray[np.float32]], corners: list[tuple[int, int]], geo: Geometry
 ) -> npt.NDArray[np.float32]:
-    """Merge tiles (h, w) of probabilities, weighted towards their middles: (H, W), padded."""
-    h, w = geo.tile
-    hann = window(geo.tile)
-    total = np.zeros(geo.padded, np.float32)
+    """Merge tiles (..., h, w), weighted towards their middles, to the padded slice (..., H, W)."""
+    hann, rest = window(geo.tile), iter(tiles)
+    first = next(rest)
+    total = np.zeros((*first.shape[:-2], *geo.padded), np.float32)
     weight = np.zeros(geo.padded, np.float32)
-    for tile, (y, x) in zip(tiles, corners, strict=True):
-        total[y : y + h, x : x + w] += tile * hann
-        weight[y : y + h, x : x + w] += hann
-    return total / weight
+    for tile, (y, x) in zip(itertools.chain([first], rest), corners, strict=True):
+        place = np.s_[..., y : y + geo.tile[0], x : x + geo.tile[1]]
+        total[place] += tile * hann
+        weight[place] += hann
+    return np.asarray(total / weight)
 
 
 def to_native(probability: npt.NDArray[np.float32], geo: Geometry) -> npt.NDArray[np.float32]:
-    """Probabilities (H, W) of the padded slice -> (Y, X) at the slice's own resolution."""
+    """Probabilities (..., H, W) of the padded slice -> (..., Y, X) at the slice's resolution."""
+    if probability.ndim > 2:
+        return np.stack([to_native(own, geo) for own in probability])
     merged = probability[: geo.resized[0], : geo.resized[1]]
     if geo.resized == geo.native:
         return np.asarray(merged)

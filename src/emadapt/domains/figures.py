@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from emadapt.data.foreground import is_foreground
 from emadapt.data.ingest import open_volume
 from emadapt.data.splits import evenly_spaced
 from emadapt.domains import pca
@@ -84,7 +85,7 @@ def maps_figure(title: str, models: Models) -> Figure:
     grey: dict[str, Any] = {"cmap": "gray", "vmin": 0}
     for row, (dataset, f) in enumerate(datasets.items()):
         volume, z = open_volume(dataset), int(f.slices[f.shown])
-        image, (label, _) = np.asarray(volume.image[z]), volume.truth(z)
+        image, label = np.asarray(volume.image[z]), is_foreground(np.asarray(volume.label[z]))
         _show(panels[row, 0], _small(image), f"{dataset}, slice {z}", vmax=255, **grey)
         if volume.labelled:
             _show(panels[row, 1], _small(label), "label", vmax=1, **grey)

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.stats import t
 
 from emadapt.errors import InputError
-from emadapt.metrics.intervals import Counts, added, influence, of_seeds, sampling_error
+from emadapt.metrics.intervals import Counts, added, influence, of_seeds, sampling_error, sizes
 
 ALPHA = 0.05
 MARGIN = 0.02
@@ -48,7 +48,8 @@ def paired(a: Counts, b: Counts) -> Contrast:
     seeds of each set is added.
 
     Args:
-        a: (seeds, slices, rows, columns, 3) pixels in both, predicted, labelled; in order of z.
+        a: (seeds, slices, [classes,] rows, columns, 3) pixels in both, predicted, labelled; in the
+            order of z.
         b: the same for the other set; it may have other seeds.
 
     Raises:
@@ -62,8 +63,8 @@ def paired(a: Counts, b: Counts) -> Contrast:
             do="Compare models tested on the same slices.",
         )
     (of_a, lifts_a), (of_b, lifts_b) = (_over_seeds(counts) for counts in (a, b))
-    size = a[..., 1:].sum((0, 1, 4)) / len(a) + b[..., 1:].sum((0, 1, 4)) / len(b)
-    error = added(sampling_error(lifts_a - lifts_b, size), of_seeds(of_a), of_seeds(of_b))
+    places = sampling_error(lifts_a - lifts_b, sizes(a) + sizes(b))
+    error = added(places, of_seeds(of_a), of_seeds(of_b))
     iou = float(of_a.mean()), float(of_b.mean())
     difference, seeds = iou[0] - iou[1], (len(a), len(b))
     wide, one_sided = error.margin(0.975), error.margin(0.95)

@@ -46,12 +46,16 @@ def influence(counts: Counts, metric: str = "iou") -> tuple[float, Floats]:
     """A pooled metric, and by how much each cell lifts it (its linearisation).
 
     Args:
-        counts: (slices, rows, columns, 3) pixels that are in both, predicted, labelled.
+        counts: (slices, rows, columns, 3) pixels that are in both, predicted, labelled; of several
+            classes, whose mean is taken, (slices, classes, rows, columns, 3).
         metric: "iou" or "dice".
 
     Returns:
         The metric, 0 to 1 (1 where both masks are empty), and (slices, rows, columns), sum 0.
     """
+    if counts.ndim > 4:
+        values, lifts = zip(*(influence(own, metric) for own in counts.swapaxes(0, 1)), strict=True)
+        return float(np.mean(values)), np.mean(lifts, axis=0)
     both, predicted, labelled = np.moveaxis(counts.astype(float), -1, 0)
     over, under = both, predicted + labelled - both
     if metric == "dice":
@@ -61,6 +65,17 @@ def influence(counts: Counts, metric: str = "iou") -> tuple[float, Floats]:
         return 1.0, np.zeros(under.shape)
     value = float(over.sum() / total)
     return value, (over - value * under) / total
+
+
+def sizes(counts: Counts) -> Floats:
+    """(rows, columns) pixels by which columns weigh, a mean over seeds; classes weigh the same.
+
+    `counts` are those of `over_seeds`.
+    """
+    size = counts[..., 1:].sum((0, 1, -1)) / len(counts)
+    if size.ndim > 2:
+        size = (size / np.maximum(size.sum((1, 2), keepdims=True), 1)).mean(0)
+    return np.asarray(size, np.float64)
 
 
 def sampling_error(lifts: Floats, size: Floats) -> Error:
@@ -116,7 +131,7 @@ def over_seeds(counts: Counts, metric: str = "iou") -> dict[str, Any]:
     """One metric of a model over its seeds, with the 95 % interval of the mean.
 
     Args:
-        counts: (seeds, slices, rows, columns, 3), see `influence`.
+        counts: (seeds, slices, [classes,] rows, columns, 3), see `influence`.
         metric: "iou" or "dice".
 
     Returns:
@@ -124,8 +139,8 @@ def over_seeds(counts: Counts, metric: str = "iou") -> dict[str, Any]:
         few independent parts `ci95` is [0, 1]; one seed has the interval of its places alone.
     """
     values, lifts = zip(*(influence(own, metric) for own in counts), strict=True)
-    mean, size = float(np.mean(values)), counts[..., 1:].sum((0, 1, 4))
-    places = sampling_error(np.mean(lifts, axis=0), size)
+    mean = float(np.mean(values))
+    places = sampling_error(np.mean(lifts, axis=0), sizes(counts))
     margin = added(places, of_seeds(np.array(values))).margin(0.975)
     ends = max(0.0, mean - margin), min(1.0, mean + margin)
     return {

@@ -1,6 +1,6 @@
-"""Heads: patch tokens of several blocks in, two logits per pixel out.
+"""Heads: patch tokens of several blocks in, logits per pixel out.
 
-The logits are of background and foreground.
+The logits are of the background and of each class.
 
 `forward` gives them at the image's resolution; `logits`, of heads that see tokens alone, at the
 head's own.
@@ -24,7 +24,7 @@ class TokenHead(nn.Module):
     """A head that sees tokens alone."""
 
     def logits(self, tokens: Tokens) -> torch.Tensor:
-        """One (B, D, h, w) per block -> (B, 2, h', w'), at the head's own resolution."""
+        """One (B, D, h, w) per block -> (B, n_logits, h', w'), at the head's own resolution."""
         raise NotImplementedError
 
     def forward(self, tokens: Tokens, size: tuple[int, int]) -> torch.Tensor:
@@ -34,10 +34,10 @@ class TokenHead(nn.Module):
 class Linear(TokenHead):
     """A 1x1 convolution on the concatenated tokens, resized to the image."""
 
-    def __init__(self, dim: int, n_blocks: int) -> None:
+    def __init__(self, dim: int, n_blocks: int, n_logits: int = 2) -> None:
         super().__init__()
         self.norm = BatchNorm(dim * n_blocks, affine=False)
-        self.classify = nn.Conv2d(dim * n_blocks, 2, 1)
+        self.classify = nn.Conv2d(dim * n_blocks, n_logits, 1)
 
     def logits(self, tokens: Tokens) -> torch.Tensor:
         x = self.norm(torch.cat(tokens, 1))  # B,N*D,h,w
@@ -45,20 +45,20 @@ class Linear(TokenHead):
 
 
 class Deconv(TokenHead):
-    """The reference study's head (arXiv 2602.08505): 1x1 to 512, four doublings, 1x1 to 2.
+    """The reference study's head (arXiv 2602.08505): 1x1 to 512, four doublings, 1x1 to the logits.
 
-    4,156,546 parameters for D=1024 and 3,828,866 for D=384 on one block; several blocks are
-    concatenated.
+    4,156,546 parameters for D=1024 and 3,828,866 for D=384, of one block and two logits; several
+    blocks are concatenated.
     """
 
-    def __init__(self, dim: int, n_blocks: int) -> None:
+    def __init__(self, dim: int, n_blocks: int, n_logits: int = 2) -> None:
         super().__init__()
         self.squeeze = nn.Sequential(
             nn.Conv2d(dim * n_blocks, 512, 1, bias=False), BatchNorm(512), nn.GELU()
         )
         widths = [512, 256, 128, 64, 64]
         self.up = nn.Sequential(*[self._double(a, b) for a, b in itertools.pairwise(widths)])
-        self.classify = nn.Conv2d(64, 2, 1)
+        self.classify = nn.Conv2d(64, n_logits, 1)
 
     @staticmethod
     def _double(a: int, b: int) -> nn.Sequential:
@@ -73,7 +73,7 @@ class Deconv(TokenHead):
 
     def logits(self, tokens: Tokens) -> torch.Tensor:
         x = self.squeeze(torch.cat(tokens, 1))  # B,N*D,h,w -> B,512,h,w
-        return torch.as_tensor(self.classify(self.up(x)))  # B,2,16h,16w
+        return torch.as_tensor(self.classify(self.up(x)))  # B,n_logits,16h,16w
 
 
 class Pyramid(TokenHead):
@@ -82,7 +82,7 @@ class Pyramid(TokenHead):
     GroupNorm, so that training on a union of datasets does not mix their statistics.
     """
 
-    def __init__(self, dim: int, n_blocks: int, width: int = 128) -> None:
+    def __init__(self, dim: int, n_blocks: int, n_logits: int = 2, width: int = 128) -> None:
         super().__init__()
         self.project = nn.ModuleList(nn.Conv2d(dim, width, 1) for _ in range(n_blocks))
         self.fuse = nn.Sequential(
@@ -90,7 +90,7 @@ class Pyramid(TokenHead):
         )
         self.up1 = _conv(width, width // 2, 3)
         self.up2 = _conv(width // 2, width // 2, 3)
-        self.classify = nn.Conv2d(width // 2, 2, 1)
+        self.classify = nn.Conv2d(width // 2, n_logits, 1)
 
     def logits(self, tokens: Tokens) -> torch.Tensor:
         projected = [project(t) for project, t in zip(self.project, tokens, strict=True)]
@@ -103,8 +103,8 @@ class Pyramid(TokenHead):
 class PyramidBatch(Pyramid):
     """`Pyramid` with BatchNorm instead of GroupNorm: it mixes the statistics of a union."""
 
-    def __init__(self, dim: int, n_blocks: int, width: int = 128) -> None:
-        super().__init__(dim, n_blocks, width)
+    def __init__(self, dim: int, n_blocks: int, n_logits: int = 2) -> None:
+        super().__init__(dim, n_blocks, n_logits)
         for parent in list(self.modules()):
             for name, child in list(parent.named_children()):
                 if isinstance(child, nn.GroupNorm):
@@ -130,14 +130,14 @@ def _conv(a: int, b: int, kernel: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(a, b, kernel, padding=kernel // 2, bias=False), *_norm_act(b))
 
 
-HEADS: dict[str, Callable[[int, int], nn.Module]] = {
+HEADS: dict[str, Callable[[int, int, int], nn.Module]] = {
     "linear": Linear,
     "deconv": Deconv,
     "pyramid": Pyramid,
     "pyramid_bn": PyramidBatch,
 }
-"""By name, one of `study.training.Head`. head(dim, n_blocks)(tokens, size) gives (B, 2, H, W)
-float32 logits."""
+"""By name, one of `study.training.Head`. head(dim, n_blocks, n_logits)(tokens, size) gives
+(B, n_logits, H, W) float32."""
 
 CONTROLS = ("pyramid_bn",)
 """Heads that show an effect and are not the best; sweeps try them only if they are named."""

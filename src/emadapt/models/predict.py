@@ -1,4 +1,4 @@
-"""Foreground probabilities of the slices of a volume, from images or from cached tokens.
+"""Probabilities of the slices of a volume, from images or from cached tokens.
 
 A model sees blocks of neighbouring slices, most models of a single one. Blocks overlap along z and
 are blended there with Gaussian weights; memory holds one block, not the volume.
@@ -28,7 +28,7 @@ from emadapt.models.segmenter import BATCH_TILES, Probability, Segmenter
 from emadapt.models.tokens import TokenView
 
 Slab = Callable[[int], Probability]
-"""The first slice of a block to the probabilities (depth, H, W) of its slices."""
+"""The first slice of a block to the probabilities of its slices, as `Segmenter.slab` gives them."""
 
 
 def predict_slices(
@@ -54,7 +54,8 @@ def predict_slices(
         smoothed: along z, as `smooth_z_nm` of the settings says.
 
     Yields:
-        The number of a slice and (Y, X) float32 in [0, 1] at its own resolution; numbers rise.
+        The number of a slice and (Y, X) float32 in [0, 1] at its own resolution, of several classes
+        (classes, Y, X); numbers rise.
     """
     found = _slices(segmenter, volume, slices, view, overlap)
     sigma = segmenter.spec.smooth_z_nm if smoothed else 0.0
@@ -85,7 +86,7 @@ def _slices(
 
 
 def _cached_slab(segmenter: Segmenter, view: TokenView, z: int, geo: Geometry) -> Probability:
-    """Probabilities (1, H, W) of a slice from the cache's plain view, whose overlap is fixed."""
+    """Probabilities (1, ..., H, W) of a slice from the cache's plain view; its overlap is fixed."""
     corners = [(int(y), int(x)) for _, y, x in view.index[view.rows_of_slice(z)]]
     tiles = [segmenter.foreground(some, geo.tile) for some in view.batches(z, BATCH_TILES)]
     return merge_tiles(np.concatenate(tiles), corners, geo)[None]
@@ -100,13 +101,14 @@ def along_z(slab: Slab, starts: Sequence[int], depth: int) -> Iterator[tuple[int
         depth: slices of a block.
 
     Yields:
-        The number of a slice and (H, W) float32 in [0, 1].
+        The number of a slice and (..., H, W) float32 in [0, 1].
     """
     weight = _bell(depth)
     total: Probability | None = None
     weights = np.zeros(depth, np.float32)
     for start, following in itertools.pairwise([*starts, starts[-1] + depth]):
-        weighted = slab(start) * weight[:, None, None]
+        found = slab(start)
+        weighted = found * weight.reshape(-1, *[1] * (found.ndim - 1))
         total = weighted if total is None else np.add(total, weighted, out=total)
         weights += weight
         done = following - start

@@ -48,7 +48,7 @@ class BlockSegmenter(Segmenter):
         def run(part: torch.Tensor) -> tuple[torch.Tensor]:
             with autocast(self.spec.precision):
                 logits = self(part, geo.tile)
-            return (logits.float().softmax(1)[:, 1:],)
+            return (logits.float().softmax(1)[:, 1:],)  # B,classes,Z,H,W
 
         def foreground(batch: torch.Tensor) -> torch.Tensor:
             return self.fitting(run, batch)[0]
@@ -64,7 +64,8 @@ class BlockSegmenter(Segmenter):
             sw_device=self.device,
             device="cpu",
         )
-        return np.asarray(torch.as_tensor(found)[0, 0].numpy(), dtype=np.float32)
+        by_slice = torch.as_tensor(found)[0].movedim(0, 1).squeeze(1)  # Z,classes,H,W or Z,H,W
+        return np.asarray(by_slice.numpy(), dtype=np.float32)
 
     def tops(self, geo: Geometry) -> list[int]:
         return window_starts(geo.padded[0], geo.tile[0], geo.overlap)
@@ -93,7 +94,7 @@ class ResUNet3d(nn.Module):
     those of Xie et al.
     """
 
-    def __init__(self, channels: Sequence[int] = (28, 36, 48, 64, 80)) -> None:
+    def __init__(self, channels: Sequence[int] = (28, 36, 48, 64, 80), n_logits: int = 2) -> None:
         super().__init__()
         steps, first = list(pairwise(channels)), channels[0]
         entry = _convolution(1, first, (1, 5, 5))
@@ -102,10 +103,10 @@ class ResUNet3d(nn.Module):
         self.lift = nn.ModuleList(_lift(below, above) for above, below in steps)
         self.up = nn.ModuleList(Block(a, a) for a, _ in steps)
         blocks = monai_part("networks.blocks")
-        self.after = blocks.Convolution(3, first, 2, kernel_size=(1, 5, 5), conv_only=True)
+        self.after = blocks.Convolution(3, first, n_logits, kernel_size=(1, 5, 5), conv_only=True)
 
     def logits(self, image: torch.Tensor) -> torch.Tensor:
-        """(B, 1, z, y, x) -> (B, 2, z, y, x)."""
+        """(B, 1, z, y, x) -> (B, n_logits, z, y, x)."""
         if not len(image):  # one of several processes has no sample, but joins the backward pass
             return self.logits(image.new_zeros(1, *image.shape[1:]))[:0]
         if len(image) == 1 and image.device.type == "cpu" and not self.training:

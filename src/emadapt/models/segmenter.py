@@ -24,6 +24,7 @@ from emadapt.errors import InputError
 from emadapt.models.adapters import State, adapter_state, load_adapter
 from emadapt.models.device import Fitting, autocast
 from emadapt.study.backbones import BackboneSettings
+from emadapt.study.datasets import ONE_CLASS
 
 BATCH_TILES = 16
 """Tiles that go through a model at once."""
@@ -90,6 +91,8 @@ class Segmenter(nn.Module):
 
     depth = 1
     """Slices that it sees together, and is sure of."""
+    classes: tuple[str, ...] = ONE_CLASS
+    """Names of what it segments; its logits are of the background and of each of them."""
     needs_labels = False
     """Whether its prompts are made of the labels that it is scored on."""
 
@@ -124,7 +127,7 @@ class Segmenter(nn.Module):
             size: (H, W) of the images and of the logits.
 
         Returns:
-            (B, 2, H, W) float32, of a model of blocks (B, 2, Z, H, W).
+            (B, classes + 1, H, W) float32, of a model of blocks (B, classes + 1, Z, H, W).
         """
         return torch.as_tensor(self.head(self.tokens(batch), size))
 
@@ -162,7 +165,7 @@ class Segmenter(nn.Module):
         return to_input(with_neighbours(volume, z, self.spec.context), geo)
 
     def slab(self, shown: Grey, geo: Geometry, overlap: float | None = None) -> Probability:
-        """Foreground probabilities of `depth` neighbouring slices.
+        """Probabilities of `depth` neighbouring slices.
 
         Args:
             shown: (depth, H, W) or (depth, H, W, 3), each slice as `shown` gives it.
@@ -170,7 +173,7 @@ class Segmenter(nn.Module):
             overlap: share of a tile that its neighbours cover too; None: that of the settings.
 
         Returns:
-            (depth, H, W) float32 in [0, 1].
+            (depth, H, W) float32 in [0, 1], of several classes (depth, classes, H, W).
         """
         corners, (height, width) = geo.corners(overlap), geo.tile
 
@@ -188,12 +191,12 @@ class Segmenter(nn.Module):
 
     @torch.inference_mode()
     def foreground(self, batch: Inputs, size: tuple[int, int]) -> Probability:
-        """Foreground probabilities (B, H, W) of a batch; of a model of blocks (B, Z, H, W)."""
+        """Probabilities (B, H, W) of a batch, of several classes (B, classes, H, W)."""
 
         def run(part: Inputs) -> tuple[torch.Tensor]:
             with autocast(self.spec.precision):
                 logits = self(part.to(self.device), size)
-            return (logits.float().softmax(1)[:, 1].cpu(),)
+            return (logits.float().softmax(1)[:, 1:].squeeze(1).cpu(),)
 
         return np.asarray(self.fitting(run, batch)[0].numpy())
 

@@ -97,7 +97,7 @@ def both_ways(segmenter: Segmenter, tiles: torch.Tensor) -> tuple[Seen, Seen]:
         with autocast(segmenter.spec.precision):
             maps = segmenter.tokens(part.to(segmenter.device))
             logits = segmenter(maps, (part.shape[-2], part.shape[-1]))
-        return maps[-1].float().cpu(), (logits[:, 1] > logits[:, 0]).float().cpu()
+        return maps[-1].float().cpu(), (logits.argmax(1) > 0).float().cpu()
 
     for shown in (stretched, 1 - stretched):
         tokens, found = [], []

@@ -30,7 +30,7 @@ from filelock import FileLock
 
 from emadapt.data.align import aligner_of
 from emadapt.data.crops import as_input, crop
-from emadapt.data.foreground import IGNORE
+from emadapt.data.foreground import IGNORE, is_foreground
 from emadapt.data.ingest import Volume, open_volume
 from emadapt.data.labelled import Tile
 from emadapt.data.tiles import Geometry, geometry_of, label_to_input, to_input, with_neighbours
@@ -62,7 +62,7 @@ def occupancy(labels: npt.NDArray[np.uint8], axes: tuple[int, int]) -> npt.NDArr
     NaN where fewer than half are known.
     """
     known = (labels != IGNORE).mean(axes, dtype=np.float32)
-    share = (labels == 1).mean(axes, dtype=np.float32)
+    share = is_foreground(labels).mean(axes, dtype=np.float32)
     return np.where(known < 0.5, np.float32(np.nan), share / np.maximum(known, 0.5))
 
 
@@ -73,7 +73,7 @@ class TokenView:
     Attributes:
         tokens: (rows, blocks * D, h, w) float16; of an entry that ends at a cut, those of the
             blocks below it, perhaps none.
-        labels: (rows, H, W) uint8 of 0, 1 and `IGNORE`, at the input's resolution.
+        labels: (rows, H, W) uint8 of class ids and `IGNORE`, at the input's resolution.
         index: (rows, 3) int32: slice, and upper left corner (y, x) in the padded slice (of a crop:
             -1, -1).
         split: the dataset's slices by part.

@@ -25,18 +25,18 @@ class UNet2d(nn.Module):
     training on a union of datasets does not mix their statistics.
     """
 
-    def __init__(self, dim: int, n_blocks: int) -> None:
+    def __init__(self, dim: int, n_blocks: int, n_logits: int = 2) -> None:
         super().__init__()
         nets = monai_part("networks.nets")
         self.net = nets.BasicUNet(
-            spatial_dims=2, in_channels=dim * n_blocks, out_channels=2, features=FEATURES
+            spatial_dims=2, in_channels=dim * n_blocks, out_channels=n_logits, features=FEATURES
         )
 
     def forward(self, tokens: list[torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
         image = torch.cat(tokens, 1)
         if not len(image):  # one of several processes has no sample, but joins the backward pass
             return self.forward([image.new_zeros(1, *image.shape[1:])], size)[:0]
-        return at_size(self.net(image).float(), size)  # B,C,H,W -> B,2,H,W
+        return at_size(self.net(image).float(), size)  # B,C,H,W -> B,n_logits,H,W
 
 
 def rounded_up(tile: int, multiple: int, least: int = 0) -> int:

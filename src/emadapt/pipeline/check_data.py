@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from emadapt.data.foreground import foreground_mask, foreground_share
+from emadapt.data.foreground import class_ids, foreground_share
 from emadapt.data.ingest import INGESTED, check_pair, check_sizes, empty_or_full, split_of
 from emadapt.data.label_values import LabelValues
 from emadapt.data.labelled import amount
@@ -79,7 +79,7 @@ def _check_part(part: Part, spec: DatasetSettings, name: str) -> tuple[int, int]
         values, shares, chosen = LabelValues(spec), [], evenly_spaced(part.depth, LABELS)
         for z, label in zip(chosen, part.labels.slices(chosen), strict=True):
             values.add(label)
-            mask = foreground_mask(label, spec.rule, part.labels.where(z), spec.ignore)
+            mask = class_ids(label, spec.rules, part.labels.where(z), spec.ignore)
             shares.append(foreground_share(mask))
             check_pair(image, label, part.labels.where(z))
         lines = values.check(f"labels of {name}, slices {', '.join(map(str, chosen))}")

@@ -14,6 +14,8 @@ Nanometres = Annotated[float, Field(ge=0.5, lt=10_000)]  # as volumes/voxel.py h
 Share = Annotated[str, StringConstraints(pattern=r"^\d+(\.\d+)?%$")]
 Count = Annotated[int, Field(ge=0)]
 Sampling = Literal["balanced", "proportional"]
+ONE_CLASS = ("foreground",)
+"""Names of the classes of a dataset that has one, whatever that is called."""
 
 
 class DatasetSettings(Settings):
@@ -48,20 +50,26 @@ class DatasetSettings(Settings):
     seed: int = setting(
         0, "Of layout `synthetic`: another seed gives other domains.", "tokens", ge=0
     )
-    organelles: dict[Name, LabelIds] = setting(
-        {}, "Label ids of each organelle, e.g. `{mitochondria: [1], er: [2]}`.", "tokens"
+    classes: dict[Name, LabelIds] = setting(
+        {},
+        "Label ids of each class, e.g. `{mitochondria: [1], er: [2]}`, instead of `foreground`; "
+        "one model segments all of them.",
+        "tokens",
     )
-    organelle: str = setting("", "The organelle to segment, instead of `foreground`.", "tokens")
+    organelle: str = setting("", "The one of `classes` to segment, against the rest.", "tokens")
     labelled: bool = setting(
         True, "False: images alone. No model is trained on it or scored on it.", "tokens"
     )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if (self.organelle or self.organelles) and self.organelle not in self.organelles:
-            raise ValueError(f"organelle must be one of {', '.join(self.organelles) or '(none)'}")
-        if self.organelle and "foreground" in self.model_fields_set:
-            raise ValueError("organelle and foreground both say what to segment; leave one out")
+        if self.organelle and self.organelle not in self.classes:
+            raise ValueError(f"organelle must be one of {', '.join(self.classes) or '(none)'}")
+        if self.classes and "foreground" in self.model_fields_set:
+            raise ValueError("classes and foreground both say what to segment; leave one out")
+        ids = self.rule if self.classes else ()
+        if len(set(ids)) < len(ids):
+            raise ValueError("a label id is in two classes; segment one of them with `organelle`")
         if (self.layout == "synthetic") != bool(self.domains):
             raise ValueError("layout synthetic needs `domains`, and no other layout has them")
         if not self.labelled and self.mispaired:
@@ -74,9 +82,23 @@ class DatasetSettings(Settings):
         return self.pairing.startswith("lexicographic")
 
     @property
+    def rules(self) -> tuple[str | tuple[int, ...], ...]:
+        """Label values of each class, as in `foreground`, in the order of `class_names`."""
+        if self.organelle:
+            return (self.classes[self.organelle],)
+        return tuple(self.classes.values()) or (self.foreground,)
+
+    @property
     def rule(self) -> str | tuple[int, ...]:
-        """Label values to segment, as in `foreground`."""
-        return self.organelles[self.organelle] if self.organelle else self.foreground
+        """Label values of all classes together, as in `foreground`."""
+        if not self.classes:
+            return self.foreground
+        return tuple(int(value) for ids in self.rules for value in ids)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of several classes; their ids in an ingested label are 1, 2, ... in this order."""
+        return tuple(self.classes) if len(self.rules) > 1 else ONE_CLASS
 
 
 class TrainSetSettings(Settings):

@@ -52,6 +52,11 @@ class RegimeSettings(Settings):
         return False
 
     @property
+    def several_classes(self) -> bool:
+        """Whether one unit can segment several classes."""
+        return False
+
+    @property
     def trains(self) -> bool:
         """Whether labels change it; False: a pretrained system used as it is."""
         return True
@@ -102,6 +107,11 @@ class GradientRegime(RegimeSettings):
     @property
     def several_devices(self) -> bool:
         """Not with self-training, whose draws are not shared out."""
+        return not self.self_training
+
+    @property
+    def several_classes(self) -> bool:
+        """Not with self-training, which draws the share of one foreground."""
         return not self.self_training
 
     @property

@@ -13,7 +13,10 @@ def problems_of(study: Study) -> list[str]:
     """A line for each name that leads nowhere and each pair of settings that exclude each other."""
     if dangling := list(_names(study)):
         return dangling
-    rules = (_train_sets, _references, _heads, _warm_starts, _self_training, _blocks_of_slices)
+    rules = (
+        *(_classes, _train_sets, _references, _heads, _warm_starts, _self_training),
+        _blocks_of_slices,
+    )
     problems = [problem for rule in rules for problem in rule(study)]
     against = study.diagnose.against
     if against and against not in study.datasets:
@@ -42,6 +45,22 @@ def _names(study: Study) -> Iterator[str]:
             for member in (*train_set.datasets, *train_set.unlabelled):
                 if member not in study.datasets:
                     yield f"train_sets.{name}: {member!r} is not in study.datasets"
+
+
+def _classes(study: Study) -> Iterator[str]:
+    """Labelled datasets with different classes, and regimes that can only segment one."""
+    named = {name: study.dataset_settings[name].class_names for name in study.tested}
+    first = next(iter(named), "")
+    for name, classes in named.items():
+        if classes != named[first]:
+            yield (
+                f"datasets.{name}.classes: found {', '.join(classes)}; expected "
+                f"{', '.join(named[first])}, as {first}: a study is of the same classes"
+            )
+    if any(len(classes) > 1 for classes in named.values()):
+        for name in study.regimes:
+            if not study.regime_settings[name].several_classes:
+                yield f"regimes.{name}: it segments one class; choose one with `organelle`"
 
 
 def _train_sets(study: Study) -> Iterator[str]:

@@ -18,7 +18,7 @@ class TrainSettings(Settings):
     """Fitting a head, and an adapter where the regime has one."""
 
     head: Head = setting("pyramid", "Head on the tokens.")
-    loss: Literal["dice_ce", "dice"] = setting("dice_ce", "Loss over both classes.")
+    loss: Literal["dice_ce", "dice"] = setting("dice_ce", "Loss over background and classes.")
     head_lr: float = setting(1e-3, "Learning rate of the head.", gt=0)
     adapter_lr: float = setting(5e-4, "Learning rate in the backbone.", gt=0)
     weight_decay: float = setting(1e-2, "Weight decay of AdamW.", ge=0)

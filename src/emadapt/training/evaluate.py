@@ -96,6 +96,8 @@ def _scores(study: Study, unit: Unit, segmenter: Segmenter, folder: Path) -> dic
 def _in_words(scores: dict[str, Any]) -> str:
     low, high = scores["iou_ci95"]
     words = f"IoU {scores['iou']:.4f} [{low:.4f}, {high:.4f}], n = {scores['n']} slices"
+    for name, own in scores.get("classes", {}).items():
+        words += f"; {name} {own['iou']:.4f}"
     if whole := scores.get("unseen"):
         words += f"; all of it, unseen: {whole['iou']:.4f}, n = {whole['n']}"
     return words

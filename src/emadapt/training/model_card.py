@@ -176,8 +176,8 @@ def _what(card: Mapping[str, Any], with_backbone: bool) -> list[str]:
 
 def _organelles(card: Mapping[str, Any]) -> str:
     datasets = card.get("settings", {}).get("datasets", {}).values()
-    names = [data.get("organelle", "mitochondria").replace("_", " ") for data in datasets]
-    return " and ".join(dict.fromkeys(names)) or "mitochondria"
+    names = card.get("classes") or [data.get("organelle") or "mitochondria" for data in datasets]
+    return " and ".join(dict.fromkeys(name.replace("_", " ") for name in names)) or "mitochondria"
 
 
 def _data(card: Mapping[str, Any]) -> list[str]:
@@ -222,15 +222,20 @@ def _scores(card: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[str]:
         "On test slices that training, early stopping and sweeps have not seen; pooled over the "
         f"slices; 95 % interval over columns of about 1 µm; threshold {threshold:g}; one seed.",
         "",
-        "| tested on | | slices | foreground IoU | Dice | boundary IoU |",
+        "| tested on | | slices | IoU | Dice | boundary IoU |",
         "|---|---|---:|---|---:|---:|",
     ]
     for name, test in metrics["test"].items():
-        low, high = test["iou_ci95"]
-        iou = f"{test['iou']:.3f} ({low:.3f} to {high:.3f})"
-        others = f"{test['dice']:.3f} | {test['boundary_iou']:.3f}"
-        lines.append(f"| {name} | {_seen(card, name)} | {test['n']} | {iou} | {others} |")
+        lines.append(f"| {name} | {_seen(card, name)} | {test['n']} | {_score_cells(test)} |")
+        by_class = test.get("classes", {}).items()
+        lines += [f"| {name}, {one} | | | {_score_cells(own)} |" for one, own in by_class]
     return lines
+
+
+def _score_cells(scores: Mapping[str, Any]) -> str:
+    low, high = scores["iou_ci95"]
+    iou = f"{scores['iou']:.3f} ({low:.3f} to {high:.3f})"
+    return f"{iou} | {scores['dice']:.3f} | {scores['boundary_iou']:.3f}"
 
 
 def _seen(card: Mapping[str, Any], test_set: str) -> str:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from emadapt.errors import InputError
 from emadapt.models.segmenter import Segmenter
 from emadapt.study.backbones import BackboneSettings
+from emadapt.study.datasets import ONE_CLASS
 from emadapt.study.reading import parse, parse_tagged
 from emadapt.study.regimes import REGIME_SETTINGS
 from emadapt.study.study import dumped
@@ -29,6 +30,7 @@ def save_model(segmenter: Segmenter, regime: Regime, folder: Path, facts: dict[s
         "backbone": dumped(regime.spec),
         "regime": dumped(regime.settings),
         "head": regime.head_name,
+        **({"classes": segmenter.classes} if segmenter.classes != ONE_CLASS else {}),
         "weights": segmenter.backbone.provenance.to_dict(),
         **facts,
     }
@@ -50,7 +52,7 @@ def load_model(folder: Path) -> tuple[Segmenter, dict[str, Any]]:
         card = json.loads((folder / "model.json").read_text())
         trained_on = str(card["weights"]["sha256"])
         state = load_file(folder / "model.safetensors")
-        segmenter = regime_from(card).build(seed=0)
+        segmenter = regime_from(card).build(seed=0, classes=classes_of(card))
     except UNREADABLE as error:
         reason = f"{type(error).__name__}: {str(error)[:300]}"
         found = f"a damaged model, or one of another version ({reason})"
@@ -63,6 +65,11 @@ def load_model(folder: Path) -> tuple[Segmenter, dict[str, Any]]:
         raise InputError(folder, found=found, expected=expected, do=do)
     segmenter.load_trained(state)
     return segmenter.eval(), card
+
+
+def classes_of(card: dict[str, Any]) -> tuple[str, ...]:
+    """Names of the classes of a model.json."""
+    return tuple(card.get("classes", ONE_CLASS))
 
 
 def regime_from(card: dict[str, Any]) -> Regime:

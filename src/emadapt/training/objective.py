@@ -16,7 +16,7 @@ from emadapt.training.inputs import Inputs
 
 # MONAI's DiceLoss and DiceCELoss, which a test holds them to; importing those takes seconds.
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""Of logits (B, 2, H, W) and labels (B, 1, H, W), over both classes, without `IGNORE`."""
+"""Of logits (B, n, H, W) and labels (B, 1, H, W), over background and classes, without `IGNORE`."""
 
 SMOOTH = 1e-5
 """Added to numerator and denominator, for images without a class."""

@@ -37,7 +37,7 @@ BACKBONE_ONLY = {"arch", "source", "file", "blocks", "views", "normalisation"}
 """Settings of a backbone that change nothing where a regime has none."""
 SYSTEMS_OWN = {"scale", "longest_edge", "tile", "context"}
 """Settings of a backbone that a pretrained system replaces by its own."""
-ON_CARD = ("intensity", "voxel_nm", "pairing", "source")
+ON_CARD = ("intensity", "voxel_nm", "pairing", "source", "classes")
 """Facts on a dataset that model.json repeats."""
 TRAINING = {"epochs", "head", "head_lr", "adapter_lr", "weight_decay", "warm_start", "weights"}
 """Settings of a regime that are in a plan elsewhere."""
@@ -181,7 +181,8 @@ def _seen_as(spec: BackboneSettings, dataset: str) -> list[Any]:
 def _on_the_card(study: Study, unit: Unit) -> Any:
     """What model.json says of the data that does not change the weights."""
     datasets = study.train_set_settings[unit.train_set].datasets
-    return {name: {fact: _manifest(name)[fact] for fact in ON_CARD} for name in datasets}
+    facts = {name: _manifest(name) for name in datasets}
+    return {name: {f: own[f] for f in ON_CARD if f in own} for name, own in facts.items()}
 
 
 def _manifest(dataset: str) -> dict[str, Any]:

@@ -14,11 +14,12 @@ from emadapt.errors import InputError
 from emadapt.models import parallel
 from emadapt.models.adapters import State
 from emadapt.models.device import device
+from emadapt.models.segmenter import Segmenter
 from emadapt.study.study import Study, Unit
 from emadapt.training import duplicates
 from emadapt.training.inputs import Inputs, label
 from emadapt.training.model_card import datasets_behind
-from emadapt.training.model_files import regime_from
+from emadapt.training.model_files import classes_of, regime_from
 from emadapt.training.plan import unit_key
 from emadapt.training.regimes import regime_of
 from emadapt.training.regimes.regime import Regime
@@ -40,10 +41,10 @@ def prepare(study: Study, unit: Unit, regime: Regime | None = None) -> Inputs:
     regime.check(whole, train)
     labelled = label(whole, train_set, unit.seed, regime.geometry, regime.settings.depth)
     unlabelled = [open_volume(name) for name in study.unlabelled_of(unit)]
-    segmenter = regime.build(unit.seed).to(device())
+    segmenter = regime.build(unit.seed, whole[0].classes).to(device())
     from_cache = regime.trains_from_cache(train, few_tiles=bool(labelled.tiles))
     views = regime.views(segmenter, labelled, train) if from_cache else []
-    if state := start_of(study, unit, regime):
+    if state := start_of(study, unit, regime, segmenter):
         segmenter.load_trained({**segmenter.trained_state(), **state})
     samples = regime.samples(segmenter, labelled, views, unlabelled, train)
     return Inputs(unit, train, segmenter, labelled, views, samples, unlabelled)
@@ -57,12 +58,12 @@ def check_processes(unit: Unit, regime: Regime, processes: int) -> None:
         raise InputError(what, found=found, expected=expected, do=do)
 
 
-def start_of(study: Study, unit: Unit, regime: Regime) -> State:
+def start_of(study: Study, unit: Unit, regime: Regime, segmenter: Segmenter) -> State:
     """The tensors that a unit starts from. A source unit is trained if need be."""
     source = study.source_of(unit)
     if source is None:
         folder = study.warm_start_of(unit)
-        return folder_state(Path(folder), regime) if folder else {}
+        return folder_state(Path(folder), regime, segmenter) if folder else {}
     own = regime_of(study, source)
     key = unit_key(study, source)
     with duplicates.turn(key):
@@ -73,8 +74,10 @@ def start_of(study: Study, unit: Unit, regime: Regime) -> State:
     return inputs.segmenter.trained_state()
 
 
-def folder_state(folder: Path, regime: Regime) -> State:
-    """Trained tensors of a model folder, for a unit of `regime` that starts from it.
+def folder_state(folder: Path, regime: Regime, segmenter: Segmenter) -> State:
+    """Trained tensors of a model folder, for a fresh model of `regime` that starts from it.
+
+    Of a model with another number of classes, the layer that tells them apart is left out.
 
     Raises:
         InputError: it is no model, or one of another backbone, head or adapter.
@@ -84,6 +87,7 @@ def folder_state(folder: Path, regime: Regime) -> State:
         state = load_file(folder / "model.safetensors")
         arch, weights = card["backbone"]["arch"], card["weights"]["sha256"]
         head, adapter = card["head"], regime_from(card).settings.adapter
+        classes = classes_of(card)
     except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
         raise _unsuited(
             folder,
@@ -101,7 +105,12 @@ def folder_state(folder: Path, regime: Regime) -> State:
     if adapter != wanted and any(name.startswith("adapter.") for name in state):
         do = "Give the regime the settings of that adapter."
         raise _unsuited(folder, f"an adapter {adapter}", str(wanted), do)
-    return state
+    if len(classes) == len(segmenter.classes):
+        return state
+    fresh = segmenter.trained_state()
+    anew = [name for name, own in state.items() if own.shape != fresh[name].shape]
+    print(f"warm start from {folder}: its classes are {', '.join(classes)}; new: {', '.join(anew)}")
+    return {name: own for name, own in state.items() if name not in anew}
 
 
 def _unsuited(folder: Path, found: str, expected: str, do: str) -> InputError:

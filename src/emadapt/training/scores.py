@@ -6,17 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from emadapt.data.foreground import IGNORE, masks_of, most_probable
 from emadapt.data.ingest import Volume
 from emadapt.metrics.instances import Instances
-from emadapt.metrics.intervals import Counts
+from emadapt.metrics.intervals import Counts, influence
 from emadapt.metrics.pixels import (
-    Mask,
     boundary_band,
     column_grid,
     overlap_counts,
-    pooled,
     summarise,
+    with_intervals,
 )
 from emadapt.models.predict import predict_slices
 from emadapt.models.segmenter import Probability, Segmenter
@@ -57,26 +58,34 @@ class Scores:
         self.grid = column_grid(shape, volume.manifest["voxel_nm"])
         self.area: list[Counts] = []
         self.boundary: list[Counts] = []
-        self.instances = Instances(self.slices, shape)
-        # By file ending: IoU, slice, prediction; three slices in memory, not all.
-        self.shown: dict[str, tuple[float, int, Mask]] = {}
+        self.instances = [Instances(self.slices, shape) for _ in volume.classes]
+        ids = len(volume.classes) + 1
+        self.confusion = np.zeros((ids, ids), np.int64)
+        # By file ending: IoU, slice, predicted ids; three slices in memory, not all.
+        self.shown: dict[str, tuple[float, int, npt.NDArray[np.uint8]]] = {}
 
     def add(self, z: int, probability: Probability) -> None:
         label, known = self.volume.truth(z)
-        predicted = (probability > 0.5) & known
+        ids = most_probable(probability)
+        found = masks_of(ids, len(self.instances))
+        predicted = found & known
         near = boundary_band(known, self.band)  # there, what is not known may hide a boundary
         bands = [boundary_band(mask, self.band) & known & ~near for mask in (predicted, label)]
-        self.instances.add(z, probability > 0.5, label, known)
+        pairs = zip(found.reshape(-1, *ids.shape), label.reshape(-1, *ids.shape), strict=True)
+        for instances, pair in zip(self.instances, pairs, strict=True):
+            instances.add(z, *pair, known)
+        np.add.at(self.confusion, (np.asarray(self.volume.label[z])[known], ids[known]), 1)
         self.area.append(overlap_counts(predicted, label, self.grid))
         self.boundary.append(overlap_counts(bands[0], bands[1], self.grid))
-        iou = pooled(self.area[-1])["iou"]
+        iou, _ = influence(self.area[-1][None])
+        ids = np.where(known, ids, np.uint8(0))
         if z == self.slices[len(self.slices) // 2]:
-            self.shown[""] = iou, z, predicted
+            self.shown[""] = iou, z, ids
         if not label.any():
             return
         for which, sign in (("-best", 1), ("-worst", -1)):
             if which not in self.shown or sign * iou > sign * self.shown[which][0]:
-                self.shown[which] = iou, z, predicted
+                self.shown[which] = iou, z, ids
 
     def draw(self, folder: Path, title: str) -> None:
         """Write overlay-<dataset>.png, overlay-<dataset>-best.png and -worst.png."""
@@ -86,20 +95,31 @@ class Scores:
         name = self.volume.name
         for which, (iou, z, predicted) in self.shown.items():
             slice_named = f"{which.removeprefix('-')} slice {z}".strip()
+            label = np.asarray(self.volume.label[z])
             overlay_png(
                 folder / f"overlay-{name}{which}.png",
                 np.asarray(self.volume.image[z]),
-                self.volume.truth(z)[0],
+                np.where(label == IGNORE, np.uint8(0), label),
                 predicted,
                 f"{title} on {name}, {slice_named}, IoU {iou:.3f}",
+                self.volume.classes,
             )
 
     def summary(self) -> dict[str, Any]:
         """What `summarise` gives of the test slices.
 
-        `instances`, where there are not too many voxels (see `emadapt.metrics.instances`).
+        `instances`, where there are not too many voxels (see `emadapt.metrics.instances`). Of
+        several classes, `classes` has `with_intervals` and `instances` of each by name, and
+        `confusion` the numbers of pixels, (labelled, predicted), by class id.
         """
-        scores = summarise(np.asarray(self.area), np.asarray(self.boundary), self.slices)
-        if instances := self.instances.summary():
-            scores["instances"] = instances
-        return scores
+        area, boundary = np.asarray(self.area), np.asarray(self.boundary)
+        scores = summarise(area, boundary, self.slices)
+        objects = [own.summary() for own in self.instances]
+        found = [{"instances": own} if own else {} for own in objects]
+        if len(found) == 1:
+            return scores | found[0]
+        by_class = {
+            name: with_intervals(area[:, k], boundary[:, k]) | found[k]
+            for k, name in enumerate(self.volume.classes)
+        }
+        return scores | {"classes": by_class, "confusion": self.confusion.tolist()}

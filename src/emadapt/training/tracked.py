@@ -113,6 +113,8 @@ def _add_scores(run: Run, folder: Path) -> None:
         if objects := own.get("instances"):
             values |= {name: objects[name] for name in ("ap50", "pq")}
         run.log({f"test/{name}.{dataset}": value for name, value in values.items()})
+        by_class = own.get("classes", {}).items()
+        run.log({f"test/iou.{dataset}.{name}": found["iou"] for name, found in by_class})
     ingested = [name for name in scores if (INGESTED / name / "manifest.json").is_file()]
     run.datasets += [as_dataset(open_volume(name), "test") for name in ingested]
     run.artifacts["metrics.json"] = folder / "metrics.json"

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from emadapt.data.foreground import masks_of, most_probable
 from emadapt.data.ingest import Volume
 from emadapt.metrics.pixels import column_grid, overlap_counts, pooled_with_interval
 from emadapt.models.predict import predict_slices, smoothing_reach
@@ -56,7 +57,7 @@ def score_unseen(
         segmenter: as `predict_slices` takes it.
         volume: of which it has not seen labels.
         slices: that were scored already (the test slices) and are not predicted again.
-        counts: theirs, (rows, columns, 3) each.
+        counts: theirs, ([classes,] rows, columns, 3) each.
 
     Returns:
         `n`, `slices`, `iou`, `iou_ci95` and `counts`, as for test slices.
@@ -74,7 +75,8 @@ def score_unseen(
         for z, probability in predict_slices(segmenter, volume, sorted(near)):
             if z in inside:  # the others are there for `smooth_z_nm`
                 label, sure = volume.truth(z)
-                found[z] = overlap_counts((probability > 0.5) & sure, label, grid)
+                predicted = masks_of(most_probable(probability), len(volume.classes)) & sure
+                found[z] = overlap_counts(predicted, label, grid)
     ordered = np.array([found[z] for z in chosen])
     iou, ci95 = pooled_with_interval(ordered)
     ends = {"iou": iou, "iou_ci95": ci95}

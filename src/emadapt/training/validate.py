@@ -1,4 +1,4 @@
-"""Foreground IoU of a model on validation slices."""
+"""IoU of a model on validation slices."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from emadapt.data.foreground import masks_of, most_probable
 from emadapt.data.ingest import Volume
 from emadapt.models import parallel
 from emadapt.models.predict import Probability, predict_slices
@@ -17,6 +18,8 @@ from emadapt.training.objective import Loss
 def validate(inputs: Inputs, every: int, loss_of: Loss | None = None) -> dict[str, float]:
     """`iou`, the mean over datasets; `iou.<dataset>`; `loss` if it is asked for.
 
+    Of several classes the IoU of a dataset is the mean over them, with `iou.<dataset>.<class>`.
+
     Args:
         inputs: of the unit.
         every: validation slices of each dataset that are scored, without overlap of tiles; 0: all,
@@ -24,22 +27,29 @@ def validate(inputs: Inputs, every: int, loss_of: Loss | None = None) -> dict[st
         loss_of: of logits and labels; it is given the logarithms of probabilities.
     """
     inputs.segmenter.eval()
-    ious, losses = [], []
+    losses: list[float] = []
+    ious: dict[str, float] = {}
+    by_class: dict[str, float] = {}
     for number, volume in enumerate(inputs.volumes):
-        slices = val_slices(volume, every, inputs.segmenter.depth)
-        counts = torch.zeros((len(slices), 3), dtype=torch.float64)  # pixels hit, in either; loss
+        slices, classes = val_slices(volume, every, inputs.segmenter.depth), volume.classes
+        # Pixels of each class that are hit, and in either; the loss.
+        counts = torch.zeros((len(slices), 2 * len(classes) + 1), dtype=torch.float64)
         for k, probability in _shared_out(inputs, number, slices, quick=bool(every)):
             label, known = volume.truth(slices[k])
-            found = (probability > 0.5) & known
-            counts[k, 0], counts[k, 1] = int((label & found).sum()), int((label | found).sum())
+            found = masks_of(most_probable(probability), len(classes)) & known
+            masks = np.stack([label & found, label | found]).reshape(2 * len(classes), -1)
+            counts[k, :-1] = torch.from_numpy(masks.sum(1))
             if loss_of:
-                counts[k, 2] = _loss(loss_of, probability, volume.label[slices[k]])
+                counts[k, -1] = _loss(loss_of, probability, volume.label[slices[k]])
         counts = parallel.total(counts)
-        hits, either, _ = counts.sum(0).tolist()
-        ious.append(hits / either if either else 1.0)
-        losses += counts[:, 2].tolist()
-    names = [f"iou.{volume.name}" for volume in inputs.volumes]
-    scores = {"iou": float(np.mean(ious)), **dict(zip(names, ious, strict=True))}
+        hits, either = counts[:, :-1].sum(0).view(2, -1).tolist()
+        own = [a / b if b else 1.0 for a, b in zip(hits, either, strict=True)]
+        ious[f"iou.{volume.name}"] = float(np.mean(own))
+        if len(classes) > 1:
+            names = [f"iou.{volume.name}.{name}" for name in classes]
+            by_class |= dict(zip(names, own, strict=True))
+        losses += counts[:, -1].tolist()
+    scores = {"iou": float(np.mean(list(ious.values()))), **ious, **by_class}
     return scores | ({"loss": float(np.mean(losses))} if loss_of else {})
 
 
@@ -81,6 +91,7 @@ def _shared_out(
 
 
 def _loss(loss_of: Loss, probability: Probability, label: np.ndarray) -> float:
-    p = torch.from_numpy(probability).clamp(1e-6, 1 - 1e-6)
-    logits = torch.stack([(1 - p).log(), p.log()])[None]
+    p = torch.from_numpy(probability).clamp(1e-6, 1 - 1e-6).view(-1, *label.shape)
+    background = (1 - p.sum(0, keepdim=True)).clamp_min(1e-6)
+    logits = torch.cat([background, p]).log()[None]
     return float(loss_of(logits, torch.from_numpy(label.astype(np.int64))[None, None]))

@@ -23,7 +23,7 @@ KS = (3, 5, 10, 20, 40)
 class Knn(AtOnce):
     """A bank of training tokens, and the classes of their patches."""
 
-    def head(self, backbone: Any) -> Nearest:
+    def head(self, backbone: Any, n_logits: int) -> Nearest:
         return Nearest(backbone.arch.dim, len(backbone.blocks))
 
     def fit(self, inputs: Inputs, scratch: Path, on_epoch: OnEpoch) -> Progress:

@@ -32,7 +32,7 @@ class MitoNetRegime(Regime):
     def adapt(self, backbone: MitoNet) -> None:
         backbone.requires_grad_(self.settings.finetune)
 
-    def head(self, backbone: Any) -> Passed:
+    def head(self, backbone: Any, n_logits: int) -> Passed:
         return Passed()
 
     def fit(self, inputs: Inputs, scratch: Path, on_epoch: OnEpoch) -> Progress:

@@ -22,6 +22,7 @@ from emadapt.models.heads import HEADS
 from emadapt.models.segmenter import Segmenter
 from emadapt.models.tokens import TokenView, token_views
 from emadapt.study.backbones import BackboneSettings
+from emadapt.study.datasets import ONE_CLASS
 from emadapt.study.regimes import RegimeSettings
 from emadapt.study.training import TrainSettings
 from emadapt.training.fit import fit
@@ -55,8 +56,8 @@ class Regime:
         """What is in front of the head; its weights are read when a token is first computed."""
         return pretrained(self.spec)
 
-    def build(self, seed: int) -> Segmenter:
-        """A fresh model, its random values drawn from `seed`.
+    def build(self, seed: int, classes: tuple[str, ...] = ONE_CLASS) -> Segmenter:
+        """A fresh model of these classes, its random values drawn from `seed`.
 
         Raises:
             InputError: the settings do not suit the backbone, or there is no such head.
@@ -66,21 +67,23 @@ class Regime:
         self.adapt(backbone)
         if getattr(self.settings, "gradient_checkpointing", False):
             backbone.vit.set_grad_checkpointing(True)
-        return self.segmenter(backbone)
+        segmenter = self.segmenter(backbone, len(classes) + 1)
+        segmenter.classes = classes
+        return segmenter
 
     def adapt(self, backbone: Any) -> None:
         """Make what is trained of the backbone trainable, in place; nothing by default."""
 
-    def segmenter(self, backbone: Any) -> Segmenter:
+    def segmenter(self, backbone: Any, n_logits: int) -> Segmenter:
         """The adapted backbone with a new head."""
-        return Segmenter(self.spec, backbone, self.head(backbone), self.cut(backbone))
+        return Segmenter(self.spec, backbone, self.head(backbone, n_logits), self.cut(backbone))
 
-    def head(self, backbone: Any) -> nn.Module:
+    def head(self, backbone: Any, n_logits: int) -> nn.Module:
         """A new head."""
         if self.head_name not in HEADS:
             what, names = f"head {self.head_name!r}", ", ".join(HEADS)
             raise InputError(what, found="an unknown head", expected=names, do="Correct `head`.")
-        return HEADS[self.head_name](backbone.arch.dim, len(backbone.blocks))
+        return HEADS[self.head_name](backbone.arch.dim, len(backbone.blocks), n_logits)
 
     def cut(self, backbone: Any) -> int | None:
         """Blocks below the first adapted one, where the cache ends; None: the cache has all."""

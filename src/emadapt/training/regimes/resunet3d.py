@@ -36,8 +36,8 @@ class ResUNet3dRegime(Regime):
     def backbone(self) -> PassThrough:
         return PassThrough(STRIDE)
 
-    def segmenter(self, backbone: Any) -> Segmenter:
-        head = ResUNet3d(self.settings.channels)
+    def segmenter(self, backbone: Any, n_logits: int) -> Segmenter:
+        head = ResUNet3d(self.settings.channels, n_logits)
         return BlockSegmenter(self.spec, backbone, head, self.settings.depth)
 
     def check(self, volumes: Sequence[Volume], train: TrainSettings) -> None:

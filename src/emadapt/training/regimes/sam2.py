@@ -30,7 +30,7 @@ class Sam2Regime(Regime):
     def adapt(self, backbone: Sam2) -> None:
         backbone.requires_grad_(False)
 
-    def segmenter(self, backbone: Any) -> Segmenter:
+    def segmenter(self, backbone: Any, n_logits: int) -> Segmenter:
         kind = Segmenter if self.settings.prompts == "automatic" else PromptedSegmenter
         return kind(self.spec, backbone, Passed())
 

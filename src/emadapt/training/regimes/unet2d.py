@@ -23,5 +23,5 @@ class UNet2dRegime(Regime):
     def backbone(self) -> PassThrough:
         return PassThrough(STRIDE, 3 if self.spec.context else 1)
 
-    def head(self, backbone: Any) -> UNet2d:
-        return UNet2d(backbone.arch.dim, 1)
+    def head(self, backbone: Any, n_logits: int) -> UNet2d:
+        return UNet2d(backbone.arch.dim, 1, n_logits)

@@ -1,0 +1,209 @@
+"""Several classes at once: from label values to scores, with scikit-learn as the oracle."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+import yaml
+from sklearn.metrics import confusion_matrix, jaccard_score
+
+from emadapt.data.crops import crop
+from emadapt.data.foreground import IGNORE, class_ids, masks_of, most_probable
+from emadapt.data.ingest import ingest, open_volume
+from emadapt.errors import ConfigError
+from emadapt.metrics.intervals import influence, over_seeds
+from emadapt.metrics.pixels import overlap_counts
+from emadapt.study.loading import load_study
+from emadapt.study.study import Study, Unit
+from emadapt.training.evaluate import evaluate_unit
+from emadapt.training.model_files import load_model
+from emadapt.training.prepare import prepare
+from emadapt.training.scores import Scores
+from emadapt.training.train import train_unit
+from emadapt.training.validate import validate
+from tiny import blobs, settings
+
+CLASSES = {"disc": [3], "bar": [5, 6], "dot": [9]}
+RNG = np.random.default_rng(0)
+
+
+def params(**regimes: Any) -> dict[str, Any]:
+    own = settings(epochs=1, steps_per_epoch=20, head_lr=0.01)
+    own["study"] |= {"datasets": ["a"], "train_sets": ["a"]}
+    own["datasets"] = {"a": {"layout": "stack", "voxel_nm": [30, 5, 5], "classes": CLASSES}}
+    own["train_sets"] = {"a": ["a"]}
+    deep = {"kind": "resunet3d", "patch": [2, 32, 32], "channels": [4, 4, 4, 4, 4]}
+    own["regimes"] |= {"unet": {"kind": "unet2d"}, "deep": deep, **regimes}
+    own["study"]["regimes"] = list(own["regimes"])
+    return own
+
+
+def scene() -> tuple[np.ndarray, np.ndarray]:
+    """Discs, a bar and a rare dot of grey values of their own: image, and label values."""
+    _, discs = blobs((10, 90, 100), 0)
+    label, grey = 3 * discs, 90 + 60 * discs
+    label[:, 5:15], grey[:, 5:15] = 5, 30
+    label[:, 9:15, 50:] = 6
+    label[:, 78:86, 88:96], grey[:, 78:86, 88:96] = 9, 230
+    image = np.clip(RNG.normal(grey, 12), 0, 255).astype(np.uint8)
+    return image, label
+
+
+def study_in(root: Path, own: dict[str, Any] | None = None) -> Study:
+    image, label = scene()
+    (root / "data/a").mkdir(parents=True, exist_ok=True)
+    for name, array in (("image", image), ("label", label)):
+        tifffile.imwrite(root / f"data/a/{name}.tif", array, photometric="minisblack")
+    (root / "params.yaml").write_text(yaml.safe_dump(own or params(), sort_keys=False))
+    study = load_study(root / "params.yaml")
+    ingest(study, "a", root / "data", root / "build/ingest")
+    return study
+
+
+@pytest.fixture
+def study(tmp_path: Path, tracking_off: None) -> Study:
+    return study_in(tmp_path)
+
+
+def test_ids_are_numbered_in_the_order_of_the_settings(study: Study) -> None:
+    volume, (_, label) = open_volume("a"), scene()
+    expected = np.select([label == 3, (label == 5) | (label == 6), label == 9], [1, 2, 3])
+    np.testing.assert_array_equal(volume.label, expected)
+    assert volume.classes == tuple(CLASSES)
+    masks, known = volume.truth(0)
+    np.testing.assert_array_equal(masks.argmax(0) + masks.any(0), expected[0])
+    assert known.all()
+
+
+def test_what_is_ignored_is_of_no_class() -> None:
+    label = np.array([[0, 1, 2, 7]])
+    np.testing.assert_array_equal(class_ids(label, [(1,), (2,)], ignore=(7,)), [[0, 1, 2, IGNORE]])
+
+
+def test_the_most_probable_of_the_classes_and_the_background() -> None:
+    probability = RNG.dirichlet(np.ones(4), (6, 7)).astype(np.float32)  # background first
+    found = most_probable(np.moveaxis(probability[..., 1:], -1, 0))
+    np.testing.assert_array_equal(found, probability.argmax(-1))
+
+
+def test_a_mean_over_classes_is_the_mean_of_their_iou() -> None:
+    label, predicted = RNG.integers(0, 4, (2, 5, 20, 30)).astype(np.uint8)
+    pairs = zip(predicted, label, strict=True)
+    counts = np.array([overlap_counts(masks_of(a, 3), masks_of(b, 3), (2, 3)) for a, b in pairs])
+    value, lifts = influence(counts)
+    expected = jaccard_score(label.ravel(), predicted.ravel(), labels=[1, 2, 3], average="macro")
+    assert value == pytest.approx(expected)
+    assert lifts.shape == (5, 2, 3)
+    assert over_seeds(counts[None])["mean"] == pytest.approx(expected, abs=1e-6)
+    alike = np.repeat(counts[:, :1], 3, 1)  # three times the same class is that class
+    assert over_seeds(alike[None]) == over_seeds(counts[None, :, 0])
+
+
+def test_a_rare_class_is_in_a_quarter_of_the_crops_at_least() -> None:
+    label = np.zeros((300, 400), np.uint8)
+    label[100, 7] = 3
+    seen = [
+        (crop(label, label, (40, 30), seed, False, classes=3)[1] == 3).any() for seed in range(200)
+    ]
+    assert 35 <= np.sum(seen) <= 80
+    plain = [(crop(label, label, (40, 30), seed, False)[1] == 3).any() for seed in range(200)]
+    assert np.sum(plain) <= 5
+
+
+@pytest.mark.parametrize("regime", ["frozen", "unet", "deep"])
+def test_a_unit_learns_and_is_scored_by_class(study: Study, regime: str) -> None:
+    unit = Unit("t", regime, "a", 0)
+    _, card = load_model(train_unit(study, unit))
+    assert card["classes"] == list(CLASSES)
+    by_class = [card["val"][f"iou.a.{name}"] for name in CLASSES]
+    assert card["val"]["iou"] == pytest.approx(np.mean(by_class))
+    metrics = json.loads(evaluate_unit(study, unit).read_text())
+    scores = metrics["test"]["a"]
+    assert list(scores["classes"]) == list(CLASSES)
+    assert regime != "unet" or scores["classes"]["bar"]["iou"] > 0.4
+    assert "| a, bar |" in (Path("build/evaluate") / unit.name / "model-card.md").read_text()
+
+
+def test_scores_of_random_predictions_against_scikit_learn(study: Study) -> None:
+    volume = open_volume("a")
+    scores, predicted = Scores(volume), []
+    for z in scores.slices:
+        probability = RNG.dirichlet(np.ones(4), (90, 100)).astype(np.float32)
+        predicted.append(probability.argmax(-1))
+        scores.add(z, np.moveaxis(probability[..., 1:], -1, 0))
+    found, truth = scores.summary(), np.asarray(volume.label[scores.slices])
+    pair = truth.ravel(), np.ravel(predicted)
+    expected = jaccard_score(*pair, labels=[1, 2, 3], average=None)
+    assert [own["iou"] for own in found["classes"].values()] == pytest.approx(expected, abs=1e-6)
+    assert found["iou"] == pytest.approx(expected.mean(), abs=1e-6)
+    np.testing.assert_array_equal(found["confusion"], confusion_matrix(*pair, labels=range(4)))
+
+
+def test_a_perfect_prediction_scores_one_in_every_class(study: Study) -> None:
+    volume = open_volume("a")
+    scores = Scores(volume)
+    for z in scores.slices:
+        scores.add(z, volume.truth(z)[0].astype(np.float32))
+    found = scores.summary()
+    for own in (found, *found["classes"].values()):
+        assert (own["iou"], own["dice"], own["boundary_iou"]) == (1, 1, 1)
+    assert np.count_nonzero(found["confusion"]) == 4
+
+
+def test_the_loss_of_probabilities_is_that_of_the_logits(study: Study) -> None:
+    inputs = prepare(study, Unit("t", "frozen", "a", 0))
+
+    def loss_of(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        assert logits.shape == (1, 4, 90, 100)
+        torch.testing.assert_close(logits.exp().sum(1), torch.ones(1, 90, 100), rtol=0, atol=1e-4)
+        return logits.sum()
+
+    assert np.isfinite(validate(inputs, 1, loss_of)["loss"])
+
+
+def test_a_model_of_other_classes_gives_all_but_its_last_layer(
+    study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_unit(study, Unit("t", "lora", "a", 0)).rename("mine")
+    start = {"kind": "lora", "rank": 2, "alpha": 4, "warm_start": "./mine"}
+    own = params(lora=start)
+    own["datasets"]["a"] |= {"organelle": "bar"}
+    other = study_in(tmp_path, own)
+    state = prepare(other, Unit("t", "lora", "a", 0)).segmenter.trained_state()
+    before = load_model(Path("mine"))[0].trained_state()
+    anew = [
+        name for name in state if not torch.equal(state[name].flatten(), before[name].flatten())
+    ]
+    assert anew == ["head.classify.weight", "head.classify.bias"]
+    assert "its classes are disc, bar, dot; new: head.classify" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"classes": {"a": [1], "b": [1]}}, "a label id is in two classes"),
+        ({"foreground": [1]}, "classes and foreground both say"),
+        ({"organelle": "er"}, "organelle must be one of disc, bar, dot"),
+    ],
+)
+def test_classes_that_mean_nothing_are_refused(
+    tmp_path: Path, change: dict[str, Any], words: str
+) -> None:
+    own = params()
+    own["datasets"]["a"] |= change
+    with pytest.raises(ConfigError, match=words):
+        study_in(tmp_path, own)
+
+
+def test_a_study_has_the_same_classes_throughout(tmp_path: Path) -> None:
+    own = params(ridge={"kind": "ridge"})
+    own["datasets"]["b"] = own["datasets"]["a"] | {"classes": dict(reversed(CLASSES.items()))}
+    own["study"]["datasets"] = ["a", "b"]
+    with pytest.raises(ConfigError) as error:
+        study_in(tmp_path, own)
+    assert "datasets.b.classes: found dot, bar, disc; expected disc, bar, dot" in str(error.value)
+    assert "regimes.ridge: it segments one class" in str(error.value)
