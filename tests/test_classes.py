@@ -17,6 +17,7 @@ from emadapt.data.ingest import ingest, open_volume
 from emadapt.errors import ConfigError
 from emadapt.metrics.intervals import influence, over_seeds
 from emadapt.metrics.pixels import overlap_counts
+from emadapt.report.report import build_report
 from emadapt.study.loading import load_study
 from emadapt.study.study import Study, Unit
 from emadapt.training.evaluate import evaluate_unit
@@ -128,19 +129,39 @@ def test_a_unit_learns_and_is_scored_by_class(study: Study, regime: str) -> None
     assert "| a, bar |" in (Path("build/evaluate") / unit.name / "model-card.md").read_text()
 
 
-def test_scores_of_random_predictions_against_scikit_learn(study: Study) -> None:
+def random_scores() -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
+    """Scores of random probabilities on the test slices, their labels and predictions."""
     volume = open_volume("a")
     scores, predicted = Scores(volume), []
     for z in scores.slices:
         probability = RNG.dirichlet(np.ones(4), (90, 100)).astype(np.float32)
         predicted.append(probability.argmax(-1))
         scores.add(z, np.moveaxis(probability[..., 1:], -1, 0))
-    found, truth = scores.summary(), np.asarray(volume.label[scores.slices])
-    pair = truth.ravel(), np.ravel(predicted)
+    return scores.summary(), np.asarray(volume.label[scores.slices]).ravel(), np.ravel(predicted)
+
+
+def test_scores_of_random_predictions_against_scikit_learn(study: Study) -> None:
+    found, *pair = random_scores()
     expected = jaccard_score(*pair, labels=[1, 2, 3], average=None)
     assert [own["iou"] for own in found["classes"].values()] == pytest.approx(expected, abs=1e-6)
     assert found["iou"] == pytest.approx(expected.mean(), abs=1e-6)
     np.testing.assert_array_equal(found["confusion"], confusion_matrix(*pair, labels=range(4)))
+
+
+def test_the_report_has_each_class(study: Study, tmp_path: Path) -> None:
+    known = {"key": "k", "made_from": {}, "trainable_params": 1, "labelled": {"slices": [1, 1]}}
+    truth = []
+    for unit in study.units():
+        scores, *pair = random_scores()
+        truth.append(jaccard_score(*pair, labels=[2], average=None)[0])
+        path = tmp_path / "build/evaluate" / unit.name / "metrics.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(known | {"unit": unit.name, "test": {"a": scores}}))
+    summary = json.loads(build_report(tmp_path, study).read_text())
+    found = [unit["classes"]["bar"]["iou"]["mean"] for unit in summary["units"]]
+    assert found == pytest.approx(truth, abs=1e-6)
+    assert "IoU by class, tested on a." in (tmp_path / "reports/leaderboard.md").read_text()
+    assert (tmp_path / "reports/figures/confusion-a.png").is_file()
 
 
 def test_a_perfect_prediction_scores_one_in_every_class(study: Study) -> None:

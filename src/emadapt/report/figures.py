@@ -155,6 +155,24 @@ def scatter_png(path: Path, points: Sequence[Point], title: str, xlabel: str, yl
     write_figure(path, figure)
 
 
+def confusion_png(path: Path, counts: Sequence[Sequence[int]], names: Sequence[str]) -> None:
+    """Write a confusion matrix: of the pixels of each label, the share of each prediction."""
+    shares = np.asarray(counts) / np.maximum(np.sum(counts, 1, keepdims=True), 1)
+    side = 1.8 + 0.75 * len(names)
+    figure = Figure(figsize=(side + 0.6, side), dpi=110, layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for (y, x), share in np.ndenumerate(shares):
+        colour = "white" if share > 0.5 else "black"
+        axes.text(x, y, f"{100 * share:.1f}", ha="center", va="center", fontsize=8, color=colour)
+    axes.set_xticks(range(len(names)), names, rotation=30, ha="right", fontsize=8.5)
+    axes.set_yticks(range(len(names)), names, fontsize=8.5)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("labelled")
+    axes.set_title("% of the labelled pixels", fontsize=10)
+    write_figure(path, figure)
+
+
 def stack_jpg(path: Path, pictures: Sequence[Path]) -> None:
     """Write pictures below each other as one JPEG, which suits micrographs."""
     images = [Image.open(picture).convert("RGB") for picture in pictures]

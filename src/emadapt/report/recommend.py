@@ -44,7 +44,7 @@ def recommend(root: Path, study: Study, datasets: Sequence[str]) -> list[str]:
     table = pd.DataFrame(summary["units"], dtype=object)
     table = table[candidates(table)]
     lines = _wrapped(
-        f"Study {study.name}. Numbers are foreground IoU with 95 % intervals. Cost is that of"
+        f"Study {study.name}. Numbers are IoU with 95 % intervals. Cost is that of"
         " training one seed with cached tokens.",
         "",
     )

@@ -98,5 +98,8 @@ def _write_bars(folder: Path, rows: pd.DataFrame) -> None:
 def _remove_figures(folder: Path) -> None:
     """Figures of an earlier report, which this one may not draw."""
     names = ("iou", "curves", "domain-vs-iou", *FACTORS)
-    for file in [folder / f"{name}.png" for name in names] + [*folder.glob("overlays-*.jpg")]:
+    for file in [folder / f"{name}.png" for name in names] + [
+        *folder.glob("overlays-*.jpg"),
+        *folder.glob("confusion-*.png"),
+    ]:
         file.unlink(missing_ok=True)

@@ -62,10 +62,11 @@ def leaderboard(folder: Path, entries: Entries) -> Section:
     }
     there = {entry["relation"] for entry in shown}
     legend = {RELATION_COLOURS[name]: name for name in RELATIONS if name in there}
-    figures.forest_png(folder / "iou.png", rows, "foreground IoU", legend)
+    measured = _measured(shown)
+    figures.forest_png(folder / "iou.png", rows, measured, legend)
     text = [
-        "Foreground IoU, Dice and boundary IoU are pooled over the test slices at the data's own"
-        " resolution. They are means over seeds, with 95 % intervals: how far they would move in"
+        f"{measured[0].upper()}{measured[1:]}, Dice and boundary IoU are pooled over the test slices"
+        " at the data's own resolution. They are means over seeds, with 95 % intervals: how far they would move in"
         " other places of the same volume and with other seeds. 0 to 1: too few places.",
         "; ".join(f"{name}: {RELATIONS[name]}" for name in RELATIONS if name in there) + ".",
     ]
@@ -81,9 +82,31 @@ def leaderboard(folder: Path, entries: Entries) -> Section:
         )
     if len(shown) < len(entries):
         text.append("Models with few labels have a section of their own.")
-    figure = Picture(folder / "iou.png", "Foreground IoU with 95 % intervals.")
-    boards_shown = [_board(test, board) for test, board in boards.items()]
-    return Section("leaderboard", "Leaderboard", text, [figure, *boards_shown])
+    parts: list[Table | Picture] = [Picture(folder / "iou.png", f"{measured}, 95 % intervals.")]
+    for test, board in boards.items():
+        parts.append(_board(test, board))
+        if "classes" in board[0]:
+            path = folder / f"confusion-{test}.png"
+            figures.confusion_png(path, board[0]["confusion"], ["background", *board[0]["classes"]])
+            words = f"Which classes are taken for which, in {test}: {_model(board[0])}, the best."
+            parts += [_classes(test, board), Picture(path, words)]
+    return Section("leaderboard", "Leaderboard", text, parts)
+
+
+def _measured(entries: Entries) -> str:
+    """What the IoU is of."""
+    several = any("classes" in entry for entry in entries)
+    return "IoU, the mean over classes" if several else "foreground IoU"
+
+
+def _classes(test_set: str, board: Entries) -> Table:
+    headings = columns("Trained on", "Backbone", "Regime", *(f"#{c}" for c in board[0]["classes"]))
+    rows = []
+    for entry in board:
+        ious = [own["iou"] for own in entry["classes"].values()]
+        names = [Cell(entry[name]) for name in ("train_set", "backbone", "regime")]
+        rows.append([*names, *(with_interval(iou["mean"], iou["ci95"]) for iou in ious)])
+    return Table(f"IoU by class, tested on {test_set}.", headings, rows)
 
 
 def _board(test_set: str, board: Entries) -> Table:
@@ -138,7 +161,7 @@ def changes(folder: Path, factor: str, found: Sequence[Mapping[str, Any]]) -> Se
     }
     legend = {colour: name for name, colour in colours.items()}
     path = folder / f"{factor}.png"
-    xlabel = f"difference in foreground IoU, against: {found[0]['baseline']}"
+    xlabel = f"difference in IoU, against: {found[0]['baseline']}"
     figures.forest_png(path, panels, xlabel, legend, zero=True)
     seeds = "" if min(min(row["seeds"]) for row in found) > 1 else " One seed decides nothing."
     text = [
@@ -148,7 +171,7 @@ def changes(folder: Path, factor: str, found: Sequence[Mapping[str, Any]]) -> Se
         f" correction for the {len(found)} comparisons of this section.{seeds}"
         f" As good: at most {MARGIN} IoU worse, one-sided at 95 %."
     ]
-    figure = Picture(path, f"{spec.title}: differences in foreground IoU with 95 % intervals.")
+    figure = Picture(path, f"{spec.title}: differences in IoU with 95 % intervals.")
     return Section(factor, spec.title, text, [figure, _changes_table(spec.title, found)])
 
 
@@ -203,14 +226,14 @@ def labels(
         for (test_set, amount), own in groups.items()
     ]
     path = folder / "curves.png"
-    figures.curves_png(path, panels, "foreground IoU", "all labels")
+    figures.curves_png(path, panels, "IoU", "all labels")
     text = [
-        "Foreground IoU of models of one dataset by the number of labelled training slices or"
+        "IoU of models of one dataset by the number of labelled training slices or"
         " tiles. Validation slices, which choose the epoch, are not counted. Last column: the"
         f" smallest number shown to be as good as all labels (within {MARGIN} IoU)."
     ]
     tables = [_labels_table(*group, own) for group, own in groups.items()]
-    figure = Picture(path, "Foreground IoU by number of labels, with 95 % intervals.")
+    figure = Picture(path, "IoU by number of labels, with 95 % intervals.")
     return Section("curves", "How many labels are enough", text, [figure, *tables])
 
 
@@ -303,8 +326,8 @@ def slices(folder: Path, root: Path, rows: pd.DataFrame, entries: Entries) -> Se
         if worst.is_file():
             parts.append(Picture(worst, f"The worst test slice of {test_set}, best model."))
     text = (
-        "Image, label, prediction and errors. Green: foreground. Orange: false positive. Blue:"
-        " false negative. Of several seeds the first is shown."
+        "Image, label, prediction and errors, in the colours below each. Of several seeds the first"
+        " is shown."
     )
     return Section("slices", "Test slices", [text], parts, kept=False)
 

@@ -163,9 +163,10 @@ def entries(rows: pd.DataFrame) -> list[dict[str, Any]]:
     """`units` of summary.json: an entry for each model and test dataset, over its seeds.
 
     Returns:
-        Names, `n` slices, each metric as `over_seeds` gives it; `unseen`, `instances` where all
-        seeds have them; `relation`, `few`, `labels`, `amount`, `seen_before` as in `varied`;
-        `labelled`, `trainable_params`; `seconds` (mean), `peak_mb` (largest), None if not known.
+        Names, `n` slices, each metric as `over_seeds` gives it; of several classes, `classes` has
+        the metrics of each by name, and `confusion` the pixels (labelled, predicted) of all seeds;
+        `unseen`, `instances` where all seeds have them; `relation`, `few`, `labels`, `amount`,
+        `seen_before` as in `varied`; `labelled`, `trainable_params`; `seconds` (mean), `peak_mb` (largest), None if not known.
     """
     found = []
     for names, seeds in rows.groupby([*MODEL, "test_set"], sort=False):
@@ -178,6 +179,12 @@ def entries(rows: pd.DataFrame) -> list[dict[str, Any]]:
         if seeds["unseen"].notna().all():
             whole = list(seeds["unseen"])
             entry["unseen"] = {"n": whole[0]["n"], "iou": _metric(whole, "iou")}
+        if "classes" in tests[0]:
+            entry["classes"] = {
+                name: {metric: _metric(tests, metric, at) for metric in METRICS}
+                for at, name in enumerate(tests[0]["classes"])
+            }
+            entry["confusion"] = np.sum([test["confusion"] for test in tests], 0).tolist()
         if all("instances" in test for test in tests):
             entry["instances"] = {name: _mean(tests, name) for name in OBJECTS}
         entry |= {name: first[name] for name in COPIED}
@@ -204,9 +211,11 @@ def ranked(entries: Iterable[Entry]) -> list[Any]:
     return sorted(entries, key=lambda e: (e["relation"] == "label prompts", -e["iou"]["mean"]))
 
 
-def _metric(tests: list[Any], name: str) -> dict[str, Any]:
+def _metric(tests: list[Any], name: str, at: int | None = None) -> dict[str, Any]:
+    """A metric over seeds, of several classes their mean or that of the one `at` this place."""
     counts, metric = METRICS[name]
-    return over_seeds(np.array([test[counts] for test in tests]), metric)
+    found = np.array([test[counts] for test in tests])
+    return over_seeds(found if at is None else found[:, :, at], metric)
 
 
 def _mean(tests: list[Any], name: str) -> dict[str, Any]:

@@ -38,6 +38,7 @@ model from DVC's cache.{means}
 
 **Metrics**
 - `test/iou.<dataset>`: **the result**, foreground IoU pooled over all test slices of a dataset
+- `test/iou.<dataset>.<class>`: of each of several classes; `test/iou.<dataset>` is their mean
 - `test/dice.<dataset>`, `test/boundary_iou.<dataset>`: Dice; IoU of bands along the boundaries
 - `test/ap50.<dataset>`, `test/pq.<dataset>`: of objects: AP at IoU 0.5; panoptic quality
 - `val/iou`, `val/loss`, `train/loss`, `train/lr_head`, `train/lr_adapter`: after each epoch
