@@ -34,7 +34,7 @@ def test_the_statistic_by_brute_force():
     less = np.mean(sums[:, 0] / (sums[:, 1] + sums[:, 2] - sums[:, 0]))
     found = paired(a, b)
     assert found.difference == pytest.approx(wanted - less, abs=1e-12)
-    assert found.iou == pytest.approx((wanted, less))
+    assert found.score == pytest.approx((wanted, less))
     assert (found.n, found.seeds) == (5, (2, 2))
 
 

@@ -104,11 +104,12 @@ def test_settings_load(block: str, tmp_path: Path) -> None:
     for section in SECTIONS - {"regimes"}:
         study[section] = {**REST[section], **part.get(section, {})}
     named = {section: list(part.get(section) or REST[section]) for section in SECTIONS}
+    whole_images = any("task" in own for own in part.get("datasets", {}).values())
     study["study"] = {
         "name": "shown",
         "seeds": [0],
         **named,
-        "datasets": list(study["datasets"]),
+        "datasets": list(part["datasets"] if whole_images else study["datasets"]),
         **part.get("study", {}),
     }
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(study))

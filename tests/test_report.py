@@ -322,7 +322,7 @@ def test_curves_of_few_labels(tmp_path):
     ]
     units = [Unit("dinov2_s", "lora", name, 0) for name in [*[*FEW][:3], "lucchi"]]
     wanted = [iou_of(study, unit, "lucchi") for unit in units]
-    assert [p["iou"] for p in lora["points"]] == pytest.approx(wanted, abs=1e-6)
+    assert [p["score"] for p in lora["points"]] == pytest.approx(wanted, abs=1e-6)
     assert lora["enough"] == 4
     assert {c["enough"] for c in found if c is not lora} == {None}
 

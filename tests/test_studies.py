@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from emadapt.cli import main
 from emadapt.study.loading import load_study
 from shipped import STUDIES, emadapt, in_small, run_small, write_reference_layouts
+from test_whole_images import write_folders
 from tiny import blobs, write_stack
 
 NAMES = sorted(path.parent.name for path in STUDIES.glob("*/study.yaml"))
@@ -30,6 +31,7 @@ def test_check_finds_nothing_wrong_but_what_is_not_here(here: Path, name: str) -
     write_reference_layouts(here / "data", slices=32, sections=20)
     path = STUDIES / name / "study.yaml"
     study = load_study(path)
+    write_folders(here / "data/pneumonia", per_class=100)
     for seed, dataset in enumerate(("phantom_fib", "phantom_tem", "organelles_5nm")):
         for part in ("train", "test"):
             image, label = blobs((16, 72, 96), seed)

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from emadapt.data.foreground import IGNORE, class_ids, foreground_share, masks_of
+from emadapt.data.images import WHOLE, write_images
 from emadapt.data.label_values import LabelValues
 from emadapt.data.layouts import parts_of
 from emadapt.data.pairing import Part
@@ -31,13 +32,16 @@ from emadapt.volumes.source import Array, Source, tell, unlike
 from emadapt.volumes.voxel import Voxel, agree, said
 
 INGESTED = Path("build/ingest")
-CONTENT = ("shape", "parts", "split", "labelled", "image_md5", "label_md5")
+CONTENT = ("shape", "parts", "split", "labelled", "image_md5", "label_md5", "groups")
 """What a manifest's `md5` is of: what models see. Its names and voxel size may change without."""
 
 
 @dataclass(frozen=True)
 class Volume:
-    """An ingested dataset: memory-mapped, so that opening it costs nothing."""
+    """An ingested dataset: memory-mapped, so that opening it costs nothing.
+
+    Of whole images, each is a slice, perhaps of three channels, and its label is one pixel.
+    """
 
     name: str
     image: npt.NDArray[np.uint8]  # (Z, Y, X)
@@ -49,14 +53,19 @@ class Volume:
         return dict(self.manifest["split"])
 
     @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of its classes, whose ids in `label` are 1, 2, ..., of whole images 0, 1, ..."""
+        return tuple(self.manifest.get("classes", ONE_CLASS))
+
+    @property
+    def whole_images(self) -> bool:
+        """Whether its slices are images with a class each."""
+        return self.label.shape[1:] == WHOLE
+
+    @property
     def labelled(self) -> bool:
         """Whether the dataset has labels."""
         return bool(self.manifest.get("labelled", True))
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of its classes, whose ids in `label` are 1, 2, ..."""
-        return tuple(self.manifest.get("classes", ONE_CLASS))
 
     def truth(self, z: int) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
         """Masks of slice `z` as `masks_of` gives them, and where the label is known, (Y, X)."""
@@ -109,6 +118,10 @@ def ingest(study: Study, name: str, data: Path = Path("data"), out: Path = INGES
     """
     spec = study.dataset_settings[name]
     root = Path(spec.path) if spec.path else data / name
+    if spec.task == "classification":
+        with whole_folder(out / name) as folder:
+            _write_manifest(folder, write_images(study, name, root, data, folder))
+        return out / name
     parts = parts_of(root, spec)
     images = [part.images for part in parts]
     _check_alike(images)
@@ -126,10 +139,14 @@ def ingest(study: Study, name: str, data: Path = Path("data"), out: Path = INGES
             _check_foreground(foreground, split["train"], root, spec, name)
             means = {part: float(foreground[slices].mean()) for part, slices in split.items()}
             facts["foreground_fraction"] = {part: round(mean, 6) for part, mean in means.items()}
-        text = json.dumps({name: facts[name] for name in CONTENT}, sort_keys=True)
-        facts["md5"] = hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
-        write_json(folder / "manifest.json", facts)
+        _write_manifest(folder, facts)
     return out / name
+
+
+def _write_manifest(folder: Path, facts: dict[str, Any]) -> None:
+    text = json.dumps({name: facts[name] for name in CONTENT if name in facts}, sort_keys=True)
+    md5 = hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
+    write_json(folder / "manifest.json", facts | {"md5": md5})
 
 
 def split_of(study: Study, name: str, parts: list[Part], what: str) -> Split:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -34,11 +34,21 @@ def amount(wanted: int | str, total: int, what: str) -> int:
 
 
 def few_slices(volume: Volume, spec: TrainSetSettings, seed: int) -> Volume:
-    """The volume with the labelled slices alone as its training part."""
-    slices = volume.split["train"]
+    """The volume with the labelled slices alone as its training part; of images so many a class."""
+    slices, wanted = volume.split["train"], spec.slices_of(volume.name)
     what = f"slices of a training set with {volume.name}"
-    n = amount(spec.slices_of(volume.name), len(slices), what)
+    if volume.whole_images:
+        return with_training(volume, sorted(_of_each_class(volume, wanted, seed, what)))
+    n = amount(wanted, len(slices), what)
     return with_training(volume, [slices[i] for i in choose(len(slices), n, seed)])
+
+
+def _of_each_class(volume: Volume, wanted: int | str, seed: int, what: str) -> Iterator[int]:
+    """Training images drawn by the seed; a smaller number draws some of the same."""
+    for kind, name in enumerate(volume.classes):
+        own = [n for n in volume.split["train"] if volume.label[n] == kind]
+        shuffled = np.random.default_rng([seed, kind]).permutation(own)
+        yield from map(int, shuffled[: amount(wanted, len(own), f"{what}, class {name}")])
 
 
 def few_tiles(

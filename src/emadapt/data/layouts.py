@@ -38,6 +38,12 @@ def find_parts(root: Path, layout: str, pairing: str, *, labelled: bool = True) 
     Raises:
         InputError: a folder or file is missing, empty or unpaired.
     """
+    check_folder(root, layout)
+    return LAYOUTS[layout](root, pairing, labelled)
+
+
+def check_folder(root: Path, layout: str) -> None:
+    """Raise InputError where the folder of a dataset is not there."""
     if not root.is_dir():
         raise InputError(
             root,
@@ -45,7 +51,6 @@ def find_parts(root: Path, layout: str, pairing: str, *, labelled: bool = True) 
             expected=f"a dataset in layout `{layout}`",
             do="Run `dvc pull`, or `emadapt fetch` for a public dataset.",
         )
-    return LAYOUTS[layout](root, pairing, labelled)
 
 
 def lucchi(root: Path, pairing: str, labelled: bool) -> list[Part]:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from emadapt.data.align import AS_IT_IS, Aligner, Change, aligner_of
+from emadapt.data.images import WHOLE
 from emadapt.data.ingest import Volume
 from emadapt.study.backbones import BackboneSettings
 
@@ -49,7 +50,7 @@ def geometry_of(
     volume: Volume, spec: BackboneSettings, patch: int, change: Change | None = None
 ) -> Geometry:
     """How a dataset's slices, after `change`, enter a model whose patch has `patch` pixels."""
-    _, height, width = volume.image.shape
+    height, width = volume.image.shape[1:3]
     return geometry((height, width), spec, patch, aligner_of(volume, spec, change))
 
 
@@ -99,7 +100,12 @@ def to_input(image: Grey, geo: Geometry) -> Grey:
 
 
 def label_to_input(label: Grey, geo: Geometry) -> Grey:
-    """(Y, X) native label -> (H, W), nearest neighbour, padded as the image."""
+    """(Y, X) native label -> (H, W), nearest neighbour, padded as the image.
+
+    The one pixel that is the label of a whole image stays.
+    """
+    if label.shape == WHOLE:
+        return label
     return _pad(_resize(label, geo.resized, Image.Resampling.NEAREST), geo.padded)
 
 

@@ -68,9 +68,16 @@ def diagnose(study: Study, backbone: str, regime: str, out: Path = OUT) -> Path:
             finite.
     """
     head: dict[str, Any] = {"study": study.name, "backbone": backbone, "regime": regime}
+    if study.classifies:
+        return _note(head, "Distances between datasets of whole images are not measured.", out)
     source = study.tokens_of(regime)
     if source != regime:
-        return _note(study, head, source, out)
+        text = f"{regime} has no backbone, so there are no tokens to compare."
+        if source:
+            text = (
+                f"{regime} uses the pretrained tokens: see the diagnosis of {backbone}, {source}."
+            )
+        return _note(head, text, out)
     started, own, spec = time.perf_counter(), study.diagnose, study.backbone_settings[backbone]
     volumes = [open_volume(name) for name in study.datasets]
     frozen = study.regime_settings[regime].on_pretrained_tokens
@@ -105,12 +112,9 @@ def diagnose(study: Study, backbone: str, regime: str, out: Path = OUT) -> Path:
     return path
 
 
-def _note(study: Study, head: dict[str, Any], source: str, out: Path) -> Path:
-    """Write both outputs for a regime without tokens of its own: empty lists, and why."""
+def _note(head: dict[str, Any], text: str, out: Path) -> Path:
+    """Write both outputs where nothing is measured: empty lists, and why."""
     backbone, regime = head["backbone"], head["regime"]
-    text = f"{regime} has no backbone, so there are no tokens to compare."
-    if source:
-        text = f"{regime} uses the pretrained tokens: see the diagnosis of {backbone}, {source}."
     result = head | {"note": text, "controls": {}, "pairs": [], "segmentation": [], "outliers": []}
     folder, path = out / f"{backbone}-{regime}", out / f"{backbone}-{regime}.json"
     shutil.rmtree(folder, ignore_errors=True)

@@ -9,20 +9,29 @@ import numpy as np
 from scipy.stats import t
 
 from emadapt.errors import InputError
-from emadapt.metrics.intervals import Counts, added, influence, of_seeds, sampling_error, sizes
+from emadapt.metrics.intervals import (
+    Counts,
+    Error,
+    Floats,
+    added,
+    influence,
+    of_seeds,
+    sampling_error,
+    sizes,
+)
 
 ALPHA = 0.05
 MARGIN = 0.02
-"""A model is as good as another when it is shown to be at most this much IoU worse."""
+"""A model is as good as another when it is shown to be at most this much worse."""
 LEAST_P = 2 / 10_001
 """Smaller p-values would trust the far tail of Student's t."""
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """Mean foreground IoU of a minus that of b, from `paired`."""
+    """Mean score of a minus that of b: foreground IoU from `paired`."""
 
-    iou: tuple[float, float]
+    score: tuple[float, float]
     """Of a and of b, means over their seeds."""
     difference: float
     ci95: tuple[float, float]
@@ -31,7 +40,7 @@ class Contrast:
     p_value: float
     """Two-sided, against a difference of 0; 1 with a single seed."""
     n: int
-    """Slices."""
+    """Slices, or images."""
     seeds: tuple[int, int]
     """Seeds of a and of b."""
 
@@ -64,9 +73,14 @@ def paired(a: Counts, b: Counts) -> Contrast:
         )
     (of_a, lifts_a), (of_b, lifts_b) = (_over_seeds(counts) for counts in (a, b))
     places = sampling_error(lifts_a - lifts_b, sizes(a) + sizes(b))
+    return contrast(of_a, of_b, places, a.shape[1])
+
+
+def contrast(of_a: Floats, of_b: Floats, places: Error, n: int) -> Contrast:
+    """Compare the scores of seeds, given the sampling error of the difference over `n` places."""
     error = added(places, of_seeds(of_a), of_seeds(of_b))
-    iou = float(of_a.mean()), float(of_b.mean())
-    difference, seeds = iou[0] - iou[1], (len(a), len(b))
+    score = float(of_a.mean()), float(of_b.mean())
+    difference, seeds = score[0] - score[1], (len(of_a), len(of_b))
     wide, one_sided = error.margin(0.975), error.margin(0.95)
     ci95 = max(-1.0, difference - wide), min(1.0, difference + wide)
     p = 1.0
@@ -74,7 +88,7 @@ def paired(a: Counts, b: Counts) -> Contrast:
         ratio = abs(difference) / error.variance**0.5 if error.variance else np.inf
         p = max(LEAST_P, 2 * float(t.sf(ratio, error.freedom)))
     at_least = max(-1.0, difference - one_sided)
-    return Contrast(iou, difference, ci95, at_least, p, a.shape[1], seeds)
+    return Contrast(score, difference, ci95, at_least, p, n, seeds)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

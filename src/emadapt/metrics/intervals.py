@@ -139,14 +139,19 @@ def over_seeds(counts: Counts, metric: str = "iou") -> dict[str, Any]:
         few independent parts `ci95` is [0, 1]; one seed has the interval of its places alone.
     """
     values, lifts = zip(*(influence(own, metric) for own in counts), strict=True)
-    mean = float(np.mean(values))
     places = sampling_error(np.mean(lifts, axis=0), sizes(counts))
-    margin = added(places, of_seeds(np.array(values))).margin(0.975)
+    return mean_with_interval(np.array(values), places)
+
+
+def mean_with_interval(values: Floats, places: Error) -> dict[str, Any]:
+    """What `over_seeds` gives, of the values of seeds and the sampling error of their mean."""
+    mean = float(np.mean(values))
+    margin = added(places, of_seeds(values)).margin(0.975)
     ends = max(0.0, mean - margin), min(1.0, mean + margin)
     return {
         "mean": round(mean, 6),
         "std": round(float(np.std(values, ddof=1)) if len(values) > 1 else 0.0, 6),
-        "values": [round(value, 6) for value in values],
+        "values": [round(float(value), 6) for value in values],
         "ci95": [round(end, 6) for end in ends],
     }
 

@@ -96,16 +96,25 @@ class Backbone(nn.Module):
             InputError: not grey floating-point images, or sides that are not multiples of the
                 patch.
         """
+        return [_as_map(tokens, self.grid(images)) for tokens, _ in self.intermediates(images)]
+
+    def intermediates(self, images: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Patch tokens (B, h * w, D) of each chosen block, and class token and registers before."""
         self._choose_attention(self.grid(images))
-        maps = self.vit.forward_intermediates(
+        found = self.vit.forward_intermediates(
             self._normalised(images),
             indices=[b - 1 for b in self.blocks],
+            return_prefix_tokens=True,
             norm=True,
             stop_early=True,
             output_fmt="NLC",
             intermediates_only=True,
         )
-        return [_as_map(tokens, self.grid(images)) for tokens in maps]
+        return list(found)
+
+    def shape_of(self, n_blocks: int, grid: tuple[int, int]) -> tuple[int, int, int]:
+        """Shape of the tokens of an image with `grid` patches, those of blocks concatenated."""
+        return n_blocks * self.arch.dim, *grid
 
     def entering(self, images: Tensor, cut: int) -> tuple[list[Tensor], Tensor]:
         """The part of `forward` below block `cut` + 1, without gradients.
@@ -195,7 +204,21 @@ class Backbone(nn.Module):
         return (images - self.mean) / self.std
 
 
-def pretrained(spec: BackboneSettings) -> Backbone:
+class Pooled(Backbone):
+    """The same for whole images: two vectors of each block, class token and mean patch token."""
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Two (B, D, 1, 1) of each block; arguments and errors of `Backbone.forward`."""
+        vectors = []
+        for patches, prefix in self.intermediates(images):
+            vectors += [prefix[:, 0], patches.mean(1)]
+        return [vector[..., None, None] for vector in vectors]
+
+    def shape_of(self, n_blocks: int, grid: tuple[int, int]) -> tuple[int, int, int]:
+        return 2 * n_blocks * self.arch.dim, 1, 1
+
+
+def pretrained(spec: BackboneSettings, kind: type[Backbone] = Backbone) -> Backbone:
     """The backbone of a study as pretrained: in eval mode, nothing of it trainable.
 
     The global random state does not change.
@@ -211,7 +234,7 @@ def pretrained(spec: BackboneSettings) -> Backbone:
         revision=spec.revision,
         sha256=spec.sha256,
     )
-    return Backbone(spec.arch, weights, blocks, spec.normalisation).eval()
+    return kind(spec.arch, weights, blocks, spec.normalisation).eval()
 
 
 def _as_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -9,8 +9,33 @@ from emadapt.models.heads import TokenHead
 QUERIES = 1024  # tokens whose distances to the whole bank are in memory at once
 
 
-class Nearest(TokenHead):
-    """A head without parameters: a bank of training tokens and the classes of their patches.
+class Bank(TokenHead):
+    """A head without parameters, which remembers training tokens and their targets.
+
+    Args:
+        width: channels of a token, of all blocks.
+    """
+
+    bank: torch.Tensor
+    targets: torch.Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("bank", torch.zeros(0, width, dtype=torch.float16))
+        self.register_buffer("targets", torch.zeros(0))
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, torch.Tensor], prefix: str, *args: object
+    ) -> None:
+        """The bank has as many tokens as the file says."""
+        for name in ("bank", "targets"):
+            if (saved := state_dict.get(prefix + name)) is not None:
+                setattr(self, name, getattr(self, name).new_zeros(saved.shape))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class Nearest(Bank):
+    """A bank of training tokens and the classes of their patches.
 
     Tokens are compared by Euclidean distance after standardising each channel with the bank's mean
     and deviation.
@@ -22,19 +47,15 @@ class Nearest(TokenHead):
 
     shift: torch.Tensor
     scale: torch.Tensor
-    bank: torch.Tensor
-    targets: torch.Tensor
     k: torch.Tensor
     threshold: torch.Tensor
     slope: torch.Tensor
 
     def __init__(self, dim: int, n_blocks: int) -> None:
-        super().__init__()
         width = dim * n_blocks
+        super().__init__(width)
         self.register_buffer("shift", torch.zeros(width))
         self.register_buffer("scale", torch.ones(width))
-        self.register_buffer("bank", torch.zeros(0, width, dtype=torch.float16))
-        self.register_buffer("targets", torch.zeros(0))
         self.register_buffer("k", torch.tensor(1))
         self.register_buffer("threshold", torch.tensor(0.5))
         self.register_buffer("slope", torch.tensor(1.0))
@@ -76,12 +97,3 @@ class Nearest(TokenHead):
 
     def _standardised(self, x: torch.Tensor) -> torch.Tensor:
         return (x - self.shift) / self.scale
-
-    def _load_from_state_dict(
-        self, state_dict: dict[str, torch.Tensor], prefix: str, *args: object
-    ) -> None:
-        """The bank has as many tokens as the file says."""
-        for name in ("bank", "targets"):
-            if (saved := state_dict.get(prefix + name)) is not None:
-                setattr(self, name, getattr(self, name).new_zeros(saved.shape))
-        super()._load_from_state_dict(state_dict, prefix, *args)

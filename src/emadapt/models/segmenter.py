@@ -95,6 +95,8 @@ class Segmenter(nn.Module):
     """Names of what it segments; its logits are of the background and of each of them."""
     needs_labels = False
     """Whether its prompts are made of the labels that it is scored on."""
+    score = "iou"
+    """What it is validated by."""
 
     def __init__(
         self, spec: BackboneSettings, backbone: Any, head: nn.Module, cut: int | None = None

@@ -31,12 +31,13 @@ from filelock import FileLock
 from emadapt.data.align import aligner_of
 from emadapt.data.crops import as_input, crop
 from emadapt.data.foreground import IGNORE, is_foreground
+from emadapt.data.images import WHOLE
 from emadapt.data.ingest import Volume, open_volume
 from emadapt.data.labelled import Tile
 from emadapt.data.tiles import Geometry, geometry_of, label_to_input, to_input, with_neighbours
 from emadapt.errors import InputError
 from emadapt.files import checksums, is_sound, new_array, whole_folder, write_json, write_text
-from emadapt.models.backbones import Backbone, pretrained
+from emadapt.models.backbones import Backbone, Pooled, pretrained
 from emadapt.models.device import autocast, device, resolve_precision
 from emadapt.models.passthrough import NONE
 from emadapt.models.segmenter import Inputs, Partial
@@ -72,7 +73,7 @@ class TokenView:
 
     Attributes:
         tokens: (rows, blocks * D, h, w) float16; of an entry that ends at a cut, those of the
-            blocks below it, perhaps none.
+            blocks below it, perhaps none; of whole images (rows, blocks * 2 * D, 1, 1).
         labels: (rows, H, W) uint8 of class ids and `IGNORE`, at the input's resolution.
         index: (rows, 3) int32: slice, and upper left corner (y, x) in the padded slice (of a crop:
             -1, -1).
@@ -195,12 +196,14 @@ class _Entry:
             files = [folder / f"{name}.npy" for name in ("labels", "tokens", "entering")]
             return {f.stem: np.load(f, mmap_mode="r+") for f in files if f.is_file()}
         rows, (h, w), cut = len(self.plan), self.geo.grid, self.cut
-        arrays = {"labels": new_array(folder / "labels.npy", np.uint8, (rows, *self.geo.tile))}
+        label = WHOLE if self.volume.whole_images else self.geo.tile
+        arrays = {"labels": new_array(folder / "labels.npy", np.uint8, (rows, *label))}
         if not with_tokens:
             return arrays
         dim = self.backbone.arch.dim
         blocks = [b for b in self.backbone.blocks if cut is None or b < cut]
-        shapes: dict[str, tuple[int, ...]] = {"tokens": (rows, len(blocks) * dim, h, w)}
+        tokens = self.backbone.shape_of(len(blocks), (h, w))
+        shapes: dict[str, tuple[int, ...]] = {"tokens": (rows, *tokens)}
         if cut is not None:
             shapes["entering"] = (rows, self.backbone.vit.num_prefix_tokens + h * w, dim)
         for name, shape in shapes.items():
@@ -268,6 +271,7 @@ def run(study: Study, backbone_name: str, dataset: str, out: Path = Path("build/
         that a rerun writes the same bytes.
     """
     spec, volume = study.backbone_settings[backbone_name], open_volume(dataset)
+    spec = spec.of_images() if study.classifies else spec
     manifest = {"backbone": backbone_name, "dataset": dataset, "data_md5": volume.md5}
     path = out / backbone_name / f"{dataset}.json"
     if all(not study.regime_settings[name].uses_backbone for name in study.regimes):
@@ -276,7 +280,8 @@ def run(study: Study, backbone_name: str, dataset: str, out: Path = Path("build/
         write_json(path, manifest | {"entries": aligned, "weights": NONE.to_dict()})
         print(f"tokens {backbone_name} {dataset}: none, no regime of the study has a backbone")
         return path
-    started, backbone = time.perf_counter(), pretrained(spec).to(device())
+    started, kind = time.perf_counter(), Pooled if study.classifies else Backbone
+    backbone = pretrained(spec, kind).to(device())
     entries = [_entry_facts(backbone, spec, volume, view) for view in range(spec.views + 1)]
     write_json(path, manifest | {"entries": entries, "weights": backbone.provenance.to_dict()})
     tiles, size = (sum(entry[key] for entry in entries) for key in ("rows", "bytes"))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from emadapt.data.foreground import class_ids, foreground_share
+from emadapt.data.images import find_images, read_image, split_images
 from emadapt.data.ingest import INGESTED, check_pair, check_sizes, empty_or_full, split_of
 from emadapt.data.label_values import LabelValues
 from emadapt.data.labelled import amount
@@ -33,6 +34,8 @@ def problems_of_dataset(study: Study, name: str, data: Path) -> list[str]:
     """A line for each problem: pairing, split, labels wanted and some of their values."""
     spec = study.dataset_settings[name]
     root = Path(spec.path) if spec.path else data / name
+    if spec.task == "classification":
+        return said(_check_images, study, name, root, data)
     try:
         parts = parts_of(root, spec)
         check_sizes(parts, spec.voxel_nm)
@@ -54,6 +57,20 @@ def said(check: Callable[..., object], *given: Any) -> list[str]:
     except EmadaptError as error:
         return [str(error)]
     return []
+
+
+def _check_images(study: Study, name: str, root: Path, data: Path) -> None:
+    """Whether the images can be found, split and drawn; some are read."""
+    images = find_images(root)
+    split = split_images(images, study.split, root)
+    check_unchanged(study, name, INGESTED / name / "manifest.json", data)
+    for n in evenly_spaced(len(images), LABELS):
+        read_image(images[n].file)
+    labels = [images[n].label for n in split["train"]]
+    for train_set, wanted in _train_sets(study, name).items():
+        for label in sorted(set(labels)):
+            where = f"train_sets.{train_set}.slices of {name}, class {label}"
+            amount(wanted.slices_of(name), labels.count(label), where)
 
 
 def _check_slices(study: Study, name: str, split: Split, root: Path) -> None:

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from emadapt.metrics import classification
 from emadapt.metrics.contrasts import Contrast, holm, paired, verdict
-from emadapt.report.units import MODEL
+from emadapt.report.units import MODEL, score_of
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def contrasts(rows: pd.DataFrame, factor: str) -> list[dict[str, Any]]:
 
 
 def against_best(rows: pd.DataFrame) -> list[dict[str, Any]]:
-    """Every model for a dataset against the one with the highest IoU on it; factor "best".
+    """Every model for a dataset against the one with the best score on it; factor "best".
 
     The highest of many is too high by chance, so the others are shown too low rather than too
     high.
@@ -121,7 +122,7 @@ def against_best(rows: pd.DataFrame) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for _, group in rows[candidates(rows)].groupby("test_set", sort=False):
         models = [own for _, own in group.groupby(MODEL, sort=False)]
-        best = max(models, key=lambda own: float(np.mean([test["iou"] for test in own["test"]])))
+        best = max(models, key=lambda own: float(np.mean([t[score_of(t)] for t in own["test"]])))
         for own in models:
             if own is not best:
                 found += _compare("best", "/".join(own.iloc[0][MODEL]), "best", own, best)
@@ -151,11 +152,14 @@ def _compare(
     """
     whole = factor != "best" and bool(own["unseen"].notna().all() & plain["unseen"].notna().all())
     column = "unseen" if whole else "test"
-    a, b = (np.array([scores["counts"] for scores in rows[column]]) for rows in (own, plain))
-    if np.array_equal(a, b):
+    a, b = list(own[column]), list(plain[column])
+    score = score_of(a[0])
+    made_of = "counts" if score == "iou" else "probability"
+    of_a, of_b = (np.array([scores[made_of] for scores in tests]) for tests in (a, b))
+    if np.array_equal(of_a, of_b):
         return []
     first = own.iloc[0]
-    result = paired(a, b)
+    result = paired(of_a, of_b) if score == "iou" else classification.paired(a, b)
     contrast = {
         "factor": factor,
         "test_set": first["test_set"],
@@ -167,8 +171,8 @@ def _compare(
         "slices": "all" if whole else "test",
         "n": result.n,
         "seeds": list(result.seeds),
-        "iou": round(result.iou[0], 6),
-        "against_iou": round(result.iou[1], 6),
+        score: round(result.score[0], 6),
+        f"against_{score}": round(result.score[1], 6),
         "difference": round(result.difference, 6),
         "ci95": [round(end, 6) for end in result.ci95],
         "at_least": round(result.at_least, 6),

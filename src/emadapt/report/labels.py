@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from emadapt.report.units import Entry, key_of
+from emadapt.report.units import Entry, key_of, score_of
 
 
 def curves(entries: Sequence[Entry], contrasts: Sequence[Entry]) -> list[dict[str, Any]]:
@@ -20,7 +20,7 @@ def curves(entries: Sequence[Entry], contrasts: Sequence[Entry]) -> list[dict[st
 
     Returns:
         `test_set`, `amount` ("slices" or "tiles"), `backbone`, `regime`; `points` by rising `n`,
-        with `all`, `iou`, `ci95`; `enough`: the smallest `n` shown to be as good as all labels,
+        with `all`, `score`, `ci95`; `enough`: the smallest `n` shown to be as good as all labels,
         None if none was. [] if no model has few labels.
     """
     found = []
@@ -50,5 +50,6 @@ def curves(entries: Sequence[Entry], contrasts: Sequence[Entry]) -> list[dict[st
 def _point(entry: Entry, amount: str) -> dict[str, Any]:
     n, of = entry["labelled"]["crops" if amount == "tiles" else "slices"]
     complete = entry["amount"] == "all"
-    iou = {"iou": entry["iou"]["mean"], "ci95": entry["iou"]["ci95"]}
-    return {"n": of if complete else n, "all": complete, **iou}
+    score = entry[score_of(entry)]
+    found = {"score": score["mean"], "ci95": score["ci95"]}
+    return {"n": of if complete else n, "all": complete, **found}

@@ -17,7 +17,7 @@ import emadapt
 from emadapt.report.contrasts import FACTORS, candidates
 from emadapt.report.html import data_address, render
 from emadapt.report.tables import Picture, Section
-from emadapt.study.study import Study
+from emadapt.study.study import SAID, Study
 
 WIDEST = 1000  # px of an embedded picture
 PACKAGES = ("torch", "timm", "peft", "numpy", "scipy", "scikit-learn", "dvc", "mlflow")
@@ -62,11 +62,13 @@ def findings(study: Study, summary: Summary) -> list[str]:
     said = [f"Study {study.name}: {counted[0]} ({', '.join(counted[1:])})."]
     table = pd.DataFrame(summary["units"], dtype=object)
     for test_set, own in table[candidates(table)].groupby("test_set", sort=False):
-        best = max(own.to_dict("records"), key=lambda entry: entry["iou"]["mean"])
-        low, high = best["iou"]["ci95"]
+        best = max(own.to_dict("records"), key=lambda entry: entry[study.score]["mean"])
+        score = best[study.score]
+        low, high = score["ci95"]
         said.append(
             f"Best on {test_set}: {best['regime']} on {best['backbone']}, trained on"
-            f" {best['train_set']}, IoU {best['iou']['mean']:.3f} ({low:.3f} to {high:.3f})."
+            f" {best['train_set']}, {SAID[study.score]} {score['mean']:.3f}"
+            f" ({low:.3f} to {high:.3f})."
         )
     for factor, spec in FACTORS.items():
         rows = [row for row in summary["contrasts"] if row["factor"] == factor]

@@ -16,8 +16,8 @@ from emadapt.errors import InputError
 from emadapt.metrics.contrasts import MARGIN
 from emadapt.report.contrasts import candidates
 from emadapt.report.labels import curves
-from emadapt.report.units import MODEL, Entry, key_of, ranked
-from emadapt.study.study import Study
+from emadapt.report.units import MODEL, Entry, key_of, ranked, score_of
+from emadapt.study.study import SAID, Study
 from emadapt.tracking.provenance import provenance_tags
 
 BASELINES = ("ridge", "knn", "unet2d", "resunet3d", "mitonet", "sam2")
@@ -44,7 +44,7 @@ def recommend(root: Path, study: Study, datasets: Sequence[str]) -> list[str]:
     table = pd.DataFrame(summary["units"], dtype=object)
     table = table[candidates(table)]
     lines = _wrapped(
-        f"Study {study.name}. Numbers are IoU with 95 % intervals. Cost is that of"
+        f"Study {study.name}. Numbers are {SAID[study.score]} with 95 % intervals. Cost is that of"
         " training one seed with cached tokens.",
         "",
     )
@@ -55,16 +55,19 @@ def recommend(root: Path, study: Study, datasets: Sequence[str]) -> list[str]:
         if not board:
             lines += ["", f"{dataset}: no model was trained on it."]
             continue
-        lines += ["", f"{dataset} ({board[0]['n']} test slices)"]
+        lines += [
+            "",
+            f"{dataset} ({board[0]['n']} test {'images' if study.classifies else 'slices'})",
+        ]
         said = [
-            f"Best: {_model(study, board[0])}. IoU {_iou(board[0])}. {_cost(board[0])}.",
+            f"Best: {_model(study, board[0])}. {_score(board[0])}. {_cost(board[0])}.",
             _cheaper(study, summary, board),
             _baselines(study, summary, board),
             *_labels(summary, board[0]),
         ]
         lines += [line for text in said for line in _wrapped(text, "  ")]
         boards.append(board)
-    lines += ["", *_wrapped(_one_for_all(summary, datasets), "")]
+    lines += ["", *_wrapped(_one_for_all(study, summary, datasets), "")]
     unknown = " ".join(_unknown(root, study, summary, boards))
     return [*lines, "", *_wrapped(f"Not known. {unknown}", "")]
 
@@ -115,11 +118,11 @@ def _cheaper(study: Study, summary: Summary, board: Sequence[Entry]) -> str:
         if rivals.get(key_of(entry), {}).get("as_good") and _seconds(entry) < _seconds(board[0])
     ]
     if not good:
-        return f"Nothing cheaper was shown to be as good (within {MARGIN} IoU)."
+        return f"Nothing cheaper was shown to be as good (within {MARGIN} {SAID[study.score]})."
     cheapest = min(good, key=lambda entry: entry["seconds"])
     return (
-        f"Cheaper and as good (within {MARGIN} IoU): {_model(study, cheapest)}. IoU"
-        f" {_iou(cheapest)}, {_difference(rivals[key_of(cheapest)])} to the best."
+        f"Cheaper and as good (within {MARGIN} {SAID[study.score]}): {_model(study, cheapest)}."
+        f" {_score(cheapest)}, {_difference(rivals[key_of(cheapest)])} to the best."
         f" {_cost(cheapest)}."
     )
 
@@ -156,7 +159,7 @@ def _labels(summary: Summary, best: Entry) -> list[str]:
     said = []
     for curve in own:
         amount, enough = curve["amount"], curve["enough"]
-        words = f"shown to be as good as all (within {MARGIN} IoU)"
+        words = f"shown to be as good as all (within {MARGIN} {SAID[score_of(best)]})"
         said.append(
             f"Labels: {enough} {amount} were {words}."
             if enough
@@ -165,7 +168,7 @@ def _labels(summary: Summary, best: Entry) -> list[str]:
     return said
 
 
-def _one_for_all(summary: Summary, datasets: Sequence[str]) -> str:
+def _one_for_all(study: Study, summary: Summary, datasets: Sequence[str]) -> str:
     """The union that serves the datasets best, against models of one dataset each."""
     rows = [
         row
@@ -180,10 +183,11 @@ def _one_for_all(summary: Summary, datasets: Sequence[str]) -> str:
     served: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
     for row in rows:
         served.setdefault(tuple(row["model"][name] for name in MODEL), []).append(row)
-    own = max(served.values(), key=lambda own: (len(own), sum(row["iou"] for row in own)))
+    own = max(served.values(), key=lambda own: (len(own), sum(row[study.score] for row in own)))
     backbone, regime, train_set = (own[0]["model"][name] for name in MODEL)
     said = [
-        f"IoU {row['iou']:.3f} on {row['test_set']}, {_difference(row)} to a model of its own"
+        f"{SAID[study.score]} {row[study.score]:.3f} on {row['test_set']}, {_difference(row)} to a"
+        " model of its own"
         f"{', as good' if row['as_good'] else ''}"
         for row in own
     ]
@@ -201,13 +205,13 @@ def _unknown(
     if provenance_tags(root).get("params.sha256") != summary["params_sha256"]:
         said.append("params.yaml has changed since this report was written.")
     for board in boards:
-        dataset, (low, high) = board[0]["test_set"], board[0]["iou"]["ci95"]
+        dataset, (low, high) = board[0]["test_set"], board[0][study.score]["ci95"]
         if high - low >= WIDE:
             said.append(
                 f"The interval of {dataset} is {high - low:.2f} wide: its order may change."
             )
     if any(len(board) > 1 for board in boards):
-        said.append("The best was chosen on its test slices, so its IoU is rather too high.")
+        said.append("The best was chosen on its test slices, so its score is rather too high.")
     said.append("No other sample, microscope or laboratory was tested.")
     if len(study.seeds) == 1:
         said.append("One seed: chance in training is in no interval.")
@@ -237,9 +241,9 @@ def _model(study: Study, entry: Entry) -> str:
     return f"{name}{head}, trained on {entry['train_set']}{labels}"
 
 
-def _iou(entry: Entry) -> str:
-    low, high = entry["iou"]["ci95"]
-    return f"{entry['iou']['mean']:.3f} ({low:.3f} to {high:.3f})"
+def _score(entry: Entry) -> str:
+    score, (low, high) = score_of(entry), entry[score_of(entry)]["ci95"]
+    return f"{SAID[score]} {entry[score]['mean']:.3f} ({low:.3f} to {high:.3f})"
 
 
 def _seconds(entry: Entry) -> float:

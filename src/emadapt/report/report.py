@@ -16,7 +16,7 @@ from emadapt.report.domain import read_cards
 from emadapt.report.page import build_page
 from emadapt.report.sweep import sweeps
 from emadapt.report.tables import Section, Table, markdown
-from emadapt.report.units import entries, read_units
+from emadapt.report.units import entries, read_units, score_of
 from emadapt.study.study import Study
 from emadapt.tracking.provenance import provenance_tags
 
@@ -88,11 +88,11 @@ def leaderboard(study: Study, parts: list[Section]) -> str:
 
 
 def _write_bars(folder: Path, rows: pd.DataFrame) -> None:
-    """The IoU of each unit on each test dataset, for `dvc plots`."""
+    """The headline of each unit on each test dataset, for `dvc plots`, which calls it iou."""
     with whole_folder(folder) as temporary:
         for test_set, own in rows.groupby("test_set"):
-            iou = [round(test["iou"], 4) for test in own["test"]]
-            own[["unit"]].assign(iou=iou).to_csv(temporary / f"{test_set}.csv", index=False)
+            score = [round(test[score_of(test)], 4) for test in own["test"]]
+            own[["unit"]].assign(iou=score).to_csv(temporary / f"{test_set}.csv", index=False)
 
 
 def _remove_figures(folder: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from emadapt.metrics.classification import SCORES
 from emadapt.metrics.contrasts import MARGIN
 from emadapt.report import domain, figures
 from emadapt.report.contrasts import FACTORS
@@ -29,8 +30,15 @@ from emadapt.report.tables import (
     whole,
     with_interval,
 )
-from emadapt.report.units import EVALUATED, RELATIONS, headline, key_of, ranked
-from emadapt.study.study import Study
+from emadapt.report.units import (
+    EVALUATED,
+    RELATIONS,
+    headline,
+    key_of,
+    ranked,
+    score_of,
+)
+from emadapt.study.study import SAID, Study
 
 RELATION_COLOURS = {
     "in-domain": figures.BLUE,
@@ -43,6 +51,16 @@ RELATION_COLOURS = {
 }
 VERDICT_COLOURS = {"better": figures.BLUE, "worse": figures.RED, "undecided": figures.GREY}
 Entries = list[dict[str, Any]]
+MASKS = (
+    "Dice and boundary IoU are pooled over the test slices at the data's own resolution. They are means over seeds, with 95 % intervals: how far they would move in"
+    " other places of the same volume and with other seeds. 0 to 1: too few places."
+)
+IMAGES = (
+    "AUROC is the mean over classes, each against the others; balanced accuracy is the mean of the"
+    " classes' shares of right answers. They are means over seeds, with 95 % intervals: how far"
+    " they would move with other images (groups of images, where there are groups) and other seeds."
+)
+"""What the scores of the leaderboard mean."""
 
 
 def leaderboard(folder: Path, entries: Entries) -> Section:
@@ -51,11 +69,13 @@ def leaderboard(folder: Path, entries: Entries) -> Section:
     `folder` gets iou.png.
     """
     shown = headline(entries)
+    score = score_of(shown[0])
+    of_images = score == "auroc"
     tests = dict.fromkeys(entry["test_set"] for entry in shown)
     boards = {test: ranked(e for e in shown if e["test_set"] == test) for test in tests}
     rows = {
         f"tested on {test}": [
-            Row(_model(e), e["iou"]["mean"], e["iou"]["ci95"], RELATION_COLOURS[e["relation"]])
+            Row(_model(e), e[score]["mean"], e[score]["ci95"], RELATION_COLOURS[e["relation"]])
             for e in board
         ]
         for test, board in boards.items()
@@ -65,9 +85,7 @@ def leaderboard(folder: Path, entries: Entries) -> Section:
     measured = _measured(shown)
     figures.forest_png(folder / "iou.png", rows, measured, legend)
     text = [
-        f"{measured[0].upper()}{measured[1:]}, Dice and boundary IoU are pooled over the test slices"
-        " at the data's own resolution. They are means over seeds, with 95 % intervals: how far they would move in"
-        " other places of the same volume and with other seeds. 0 to 1: too few places.",
+        IMAGES if of_images else f"{measured[0].upper()}{measured[1:]}, {MASKS}",
         "; ".join(f"{name}: {RELATIONS[name]}" for name in RELATIONS if name in there) + ".",
     ]
     if any("unseen" in entry for entry in shown):
@@ -84,7 +102,7 @@ def leaderboard(folder: Path, entries: Entries) -> Section:
         text.append("Models with few labels have a section of their own.")
     parts: list[Table | Picture] = [Picture(folder / "iou.png", f"{measured}, 95 % intervals.")]
     for test, board in boards.items():
-        parts.append(_board(test, board))
+        parts.append(_board_of_images(test, board) if of_images else _board(test, board))
         if "classes" in board[0]:
             path = folder / f"confusion-{test}.png"
             figures.confusion_png(path, board[0]["confusion"], ["background", *board[0]["classes"]])
@@ -94,7 +112,9 @@ def leaderboard(folder: Path, entries: Entries) -> Section:
 
 
 def _measured(entries: Entries) -> str:
-    """What the IoU is of."""
+    """What the headline is."""
+    if score_of(entries[0]) == "auroc":
+        return "AUROC"
     several = any("classes" in entry for entry in entries)
     return "IoU, the mean over classes" if several else "foreground IoU"
 
@@ -107,6 +127,23 @@ def _classes(test_set: str, board: Entries) -> Table:
         names = [Cell(entry[name]) for name in ("train_set", "backbone", "regime")]
         rows.append([*names, *(with_interval(iou["mean"], iou["ci95"]) for iou in ious)])
     return Table(f"IoU by class, tested on {test_set}.", headings, rows)
+
+
+def _board_of_images(test_set: str, board: Entries) -> Table:
+    headings = columns(
+        *("Trained on", "Relation", "Backbone", "Regime", "#AUROC", "#Accuracy"),
+        *("#Balanced accuracy", "#Seeds", "#Parameters", "#Share of the backbone, %"),
+        *("~Seconds", "~Peak MB"),
+    )
+    rows = []
+    for entry in board:
+        cells = [Cell(entry[name]) for name in ("train_set", "relation", "backbone", "regime")]
+        cells += [with_interval(entry[s]["mean"], entry[s]["ci95"]) for s in SCORES]
+        cells += [whole(len(entry["auroc"]["values"])), whole(entry["trainable_params"])]
+        cells += [number(100 * entry["backbone_share"], 2)]
+        cells += [whole(entry["seconds"]), whole(entry["peak_mb"])]
+        rows.append(cells)
+    return Table(f"Tested on {test_set}: {board[0]['n']} images.", headings, rows)
 
 
 def _board(test_set: str, board: Entries) -> Table:
@@ -161,7 +198,8 @@ def changes(folder: Path, factor: str, found: Sequence[Mapping[str, Any]]) -> Se
     }
     legend = {colour: name for name, colour in colours.items()}
     path = folder / f"{factor}.png"
-    xlabel = f"difference in IoU, against: {found[0]['baseline']}"
+    said = SAID[score_of(found[0])]
+    xlabel = f"difference in {said}, against: {found[0]['baseline']}"
     figures.forest_png(path, panels, xlabel, legend, zero=True)
     seeds = "" if min(min(row["seeds"]) for row in found) > 1 else " One seed decides nothing."
     text = [
@@ -169,15 +207,17 @@ def changes(folder: Path, factor: str, found: Sequence[Mapping[str, Any]]) -> Se
         " slices: the test slices, or slices of the whole dataset where neither saw its labels."
         " The difference has a paired 95 % interval. Better and worse: p below 0.05 after Holm's"
         f" correction for the {len(found)} comparisons of this section.{seeds}"
-        f" As good: at most {MARGIN} IoU worse, one-sided at 95 %."
+        f" As good: at most {MARGIN} {said} worse, one-sided at 95 %."
     ]
-    figure = Picture(path, f"{spec.title}: differences in IoU with 95 % intervals.")
+    figure = Picture(path, f"{spec.title}: differences in {said} with 95 % intervals.")
     return Section(factor, spec.title, text, [figure, _changes_table(spec.title, found)])
 
 
 def _changes_table(title: str, found: Sequence[Mapping[str, Any]]) -> Table:
+    score = score_of(found[0])
+    n, said = "Images" if score == "auroc" else "Slices", SAID[score]
     headings = columns(
-        *("Tested on", "Model", "Compared with", "#Slices", "#IoU", "#IoU of the other"),
+        *("Tested on", "Model", "Compared with", f"#{n}", f"#{said}", f"#{said} of the other"),
         *("#Difference", "#p (Holm)", "Verdict", "As good"),
     )
     rows = []
@@ -190,8 +230,8 @@ def _changes_table(title: str, found: Sequence[Mapping[str, Any]]) -> Table:
                 Cell(model, note="" if row["level"] in model else row["level"]),
                 Cell(_model(row["against"])),
                 whole(row["n"]),
-                number(row["iou"]),
-                number(row["against_iou"]),
+                number(row[score]),
+                number(row[f"against_{score}"]),
                 difference(row["difference"], row["ci95"], tone),
                 p_value(row["p_holm"]),
                 Cell(row["verdict"], tone=tone),
@@ -218,7 +258,7 @@ def labels(
             [
                 Line(
                     f"{curve['regime']} on {curve['backbone']}",
-                    [(p["n"], p["iou"], p["ci95"], p["all"]) for p in curve["points"]],
+                    [(p["n"], p["score"], p["ci95"], p["all"]) for p in curve["points"]],
                 )
                 for curve in own
             ],
@@ -226,14 +266,15 @@ def labels(
         for (test_set, amount), own in groups.items()
     ]
     path = folder / "curves.png"
-    figures.curves_png(path, panels, "IoU", "all labels")
+    said = SAID[score_of(entries[0])]
+    figures.curves_png(path, panels, said, "all labels")
     text = [
-        "IoU of models of one dataset by the number of labelled training slices or"
-        " tiles. Validation slices, which choose the epoch, are not counted. Last column: the"
-        f" smallest number shown to be as good as all labels (within {MARGIN} IoU)."
+        f"{said} of models of one dataset by the number of labelled training slices, tiles or"
+        " whole images. Those of validation, which choose the epoch, are not counted. Last column:"
+        f" the smallest number shown to be as good as all labels (within {MARGIN} {said})."
     ]
     tables = [_labels_table(*group, own) for group, own in groups.items()]
-    figure = Picture(path, "IoU by number of labels, with 95 % intervals.")
+    figure = Picture(path, f"{said} by number of labels, with 95 % intervals.")
     return Section("curves", "How many labels are enough", text, [figure, *tables])
 
 
@@ -247,7 +288,7 @@ def _labels_table(test_set: str, amount: str, own: Entries) -> Table:
         cells = [Cell(curve["backbone"]), Cell(curve["regime"])]
         for place in places:
             point = at.get(place)
-            cells.append(with_interval(point["iou"], point["ci95"]) if point else MISSING)
+            cells.append(with_interval(point["score"], point["ci95"]) if point else MISSING)
         enough = curve["enough"]
         rows.append([*cells, whole(enough) if enough else Cell("not shown")])
     return Table(f"Tested on {test_set}, by labelled {amount}.", headings, rows)

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from emadapt.errors import InputError
+from emadapt.metrics import classification
 from emadapt.metrics.intervals import over_seeds
 from emadapt.study.study import Study, Unit
 from emadapt.training.costs import cost_of
@@ -86,6 +87,7 @@ def read_units(root: Path, study: Study) -> pd.DataFrame:
                 "unseen": scores.get("unseen"),
                 "labelled": metrics["labelled"],
                 "trainable_params": metrics["trainable_params"],
+                "backbone_share": metrics.get("backbone_share"),
                 **NO_COST,
                 **cost_of(metrics["key"], root),
             }
@@ -171,10 +173,16 @@ def entries(rows: pd.DataFrame) -> list[dict[str, Any]]:
     found = []
     for names, seeds in rows.groupby([*MODEL, "test_set"], sort=False):
         first, tests = seeds.iloc[0], list(seeds["test"])
+        of_images = score_of(tests[0]) == "auroc"
+        scores = (
+            {name: classification.over_seeds(tests, name) for name in classification.SCORES}
+            if of_images
+            else {metric: _metric(tests, metric) for metric in METRICS}
+        )
         entry: dict[str, Any] = {
             **dict(zip([*MODEL, "test_set"], names, strict=True)),
             "n": tests[0]["n"],
-            **{metric: _metric(tests, metric) for metric in METRICS},
+            **scores,
         }
         if seeds["unseen"].notna().all():
             whole = list(seeds["unseen"])
@@ -188,12 +196,19 @@ def entries(rows: pd.DataFrame) -> list[dict[str, Any]]:
         if all("instances" in test for test in tests):
             entry["instances"] = {name: _mean(tests, name) for name in OBJECTS}
         entry |= {name: first[name] for name in COPIED}
+        if of_images:
+            entry["backbone_share"] = first["backbone_share"]
         costs = seeds[list(NO_COST)].dropna().astype(float)
         known = len(costs) == len(seeds)
         entry["seconds"] = round(costs["seconds"].mean(), 6) if known else None
         entry["peak_mb"] = round(costs["peak_mb"].max(), 6) if known else None
         found.append(entry)
     return found
+
+
+def score_of(entry: Entry) -> str:
+    """The headline of a model's scores: `iou`, of whole images `auroc`."""
+    return "auroc" if "auroc" in entry else "iou"
 
 
 def key_of(entry: Entry) -> tuple[str, str, str]:
@@ -208,7 +223,9 @@ def headline(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def ranked(entries: Iterable[Entry]) -> list[Any]:
     """The best first; systems that were prompted with the labels are last, whatever their IoU."""
-    return sorted(entries, key=lambda e: (e["relation"] == "label prompts", -e["iou"]["mean"]))
+    return sorted(
+        entries, key=lambda e: (e["relation"] == "label prompts", -e[score_of(e)]["mean"])
+    )
 
 
 def _metric(tests: list[Any], name: str, at: int | None = None) -> dict[str, Any]:
@@ -262,6 +279,7 @@ def _metrics(root: Path, unit: Unit, datasets: tuple[str, ...]) -> dict[str, Any
         raise wrong(found=f"unit {metrics.get('unit')}")
     if not {"key", "made_from"} <= metrics.keys():
         raise wrong(found="metrics of an earlier version")
-    if missing := [name for name in datasets if "counts" not in metrics["test"].get(name, ())]:
+    tests = metrics["test"]
+    if missing := [n for n in datasets if not {"counts", "truth"} & tests.get(n, {}).keys()]:
         raise wrong(found=f"no counts of slices of {', '.join(missing)}")
     return dict(metrics)

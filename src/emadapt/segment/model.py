@@ -87,6 +87,10 @@ def open_model(text: str | Path) -> Model:
     """
     folder = find_model(str(text)).resolve()
     segmenter, card = load_model(folder)
+    if segmenter.score != "iou":
+        found, expected = "a model that classifies whole images", "one that segments"
+        do = "See `emadapt.api.embed`, or take another model."
+        raise InputError(folder, found=found, expected=expected, do=do)
     if segmenter.needs_labels:
         found, expected = "a model that needs labels for its prompts", "one that needs none"
         raise InputError(folder, found=found, expected=expected, do="Take another unit.")

@@ -85,6 +85,12 @@ class BackboneSettings(Settings):
             raise ValueError("longest_edge ignores pixel sizes; with pixel_nm use scale")
         return self
 
+    def of_images(self) -> Self:
+        """The same for whole images, each brought to `tile` and seen at once."""
+        return self.changed(
+            longest_edge=self.tile or self.longest_edge, tile=0, overlap=0.0, views=0
+        )
+
 
 INPUT_PRESETS: dict[str, dict[str, Any]] = {
     "paper": {

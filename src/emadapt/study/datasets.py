@@ -21,7 +21,10 @@ ONE_CLASS = ("foreground",)
 class DatasetSettings(Settings):
     """One EM volume."""
 
-    layout: Literal["lucchi", "vnc", "folders", "stack", "synthetic"] = setting(
+    task: Literal["segmentation", "classification"] = setting(
+        "segmentation", "What its labels are: masks, or a class of each image.", "tokens"
+    )
+    layout: Literal["lucchi", "vnc", "folders", "stack", "synthetic", "images"] = setting(
         ..., "How its files are laid out (see `data.layouts`).", "tokens"
     )
     voxel_nm: tuple[Nanometres, Nanometres, Nanometres] = setting(
@@ -70,6 +73,8 @@ class DatasetSettings(Settings):
         ids = self.rule if self.classes else ()
         if len(set(ids)) < len(ids):
             raise ValueError("a label id is in two classes; segment one of them with `organelle`")
+        if (self.task == "classification") != (self.layout == "images"):
+            raise ValueError("layout images is for task classification, and no other layout is")
         if (self.layout == "synthetic") != bool(self.domains):
             raise ValueError("layout synthetic needs `domains`, and no other layout has them")
         if not self.labelled and self.mispaired:
@@ -101,6 +106,24 @@ class DatasetSettings(Settings):
         return tuple(self.classes) if len(self.rules) > 1 else ONE_CLASS
 
 
+class ImagesSettings(DatasetSettings):
+    """Whole images with a class each (`task: classification`), see `data.images`."""
+
+    voxel_nm: tuple[Nanometres, Nanometres, Nanometres] = setting(
+        (1.0, 1.0, 1.0), "Of no use: images have no scale.", "nothing"
+    )
+    side: int = setting(
+        224, "Images are kept as squares of so many pixels; models see `tile`.", "tokens", ge=8
+    )
+
+    @model_validator(mode="after")
+    def _own_fields(self) -> Self:
+        own = {"task", "layout", "side", "path"}
+        if odd := sorted(self.model_fields_set - own):
+            raise ValueError(f"{', '.join(odd)}: not for task classification")
+        return self
+
+
 class TrainSetSettings(Settings):
     """What a unit trains on: one dataset or several, and how much of it is labelled."""
 
@@ -109,7 +132,7 @@ class TrainSetSettings(Settings):
         0,
         "Labelled training slices of each dataset, evenly spaced, chosen by the unit's seed: a "
         "number or a share (25%); 0: all. A map names them by dataset (`{vnc: 2}`); the others "
-        "are labelled in full.",
+        "are labelled in full. In classification: images of each class, drawn by the seed.",
     )
     crops: Count | Share = setting(
         0, "Labelled tiles of each dataset (patches in 3D) instead of whole slices; 0: all."

@@ -9,7 +9,13 @@ from pydantic import Field
 
 from emadapt.errors import ConfigError
 from emadapt.study.backbones import INPUT_PRESETS, BackboneSettings
-from emadapt.study.datasets import SPLIT_PRESETS, DatasetSettings, SplitSettings, TrainSetSettings
+from emadapt.study.datasets import (
+    SPLIT_PRESETS,
+    DatasetSettings,
+    ImagesSettings,
+    SplitSettings,
+    TrainSetSettings,
+)
 from emadapt.study.reading import nearest, parse, parse_tagged, read_yaml
 from emadapt.study.regimes import REGIME_SETTINGS, RegimeSettings
 from emadapt.study.rules import problems_of
@@ -91,8 +97,14 @@ def _map(kind: Any, raw: dict[Any, Any], section: str, problems: list[str]) -> d
         elif kind is RegimeSettings:
             out[name] = parse_tagged(REGIME_SETTINGS, value, where, problems)
         else:
-            out[name] = parse(kind, _expanded(kind, value, where, problems), where, problems)
+            own = ImagesSettings if kind is DatasetSettings and _has_classes(value) else kind
+            out[name] = parse(own, _expanded(kind, value, where, problems), where, problems)
     return out
+
+
+def _has_classes(value: Any) -> bool:
+    """Whether a dataset is one of whole images."""
+    return isinstance(value, dict) and value.get("task") == "classification"
 
 
 def _expanded(kind: Any, value: Any, where: str, problems: list[str]) -> Any:

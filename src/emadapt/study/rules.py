@@ -6,12 +6,18 @@ from collections.abc import Iterator
 from typing import Any
 
 from emadapt.study.reading import nearest
-from emadapt.study.study import Study
+from emadapt.study.study import CLASSIFIERS, Study
+
+NOT_OF_IMAGES = {
+    *("scale", "longest_edge", "overlap", "views", "jitter", "smooth_z_nm", "context"),
+    *("pixel_nm", "align", "reference"),
+}
+"""Settings of a backbone that are for slices of volumes."""
 
 
 def problems_of(study: Study) -> list[str]:
     """A line for each name that leads nowhere and each pair of settings that exclude each other."""
-    if dangling := list(_names(study)):
+    if dangling := list(_names(study)) or list(_tasks(study)):
         return dangling
     rules = (
         *(_classes, _train_sets, _references, _heads, _warm_starts, _self_training),
@@ -61,6 +67,32 @@ def _classes(study: Study) -> Iterator[str]:
         for name in study.regimes:
             if not study.regime_settings[name].several_classes:
                 yield f"regimes.{name}: it segments one class; choose one with `organelle`"
+
+
+def _tasks(study: Study) -> Iterator[str]:
+    """Datasets of two tasks, and what means nothing to whole images."""
+    tasks = {name: study.dataset_settings[name].task for name in study.datasets}
+    if len(set(tasks.values())) > 1:
+        yield f"study.datasets: found {tasks}; expected one task in a study"
+        return
+    if not study.classifies:
+        return
+    for name in study.regimes:
+        regime = study.regime_settings[name]
+        if regime.kind not in CLASSIFIERS:
+            kinds = ", ".join(CLASSIFIERS)
+            yield f"regimes.{name}: {regime.kind} does not classify images; expected {kinds}"
+        if "head" in regime.model_fields_set:
+            yield f"regimes.{name}.head: found one; a classifier has its own"
+    for name in study.backbones:
+        if odd := study.backbone_settings[name].model_fields_set & NOT_OF_IMAGES:
+            yield f"backbones.{name}: {', '.join(sorted(odd))} mean nothing to whole images"
+        if not study.backbone_settings[name].tile:
+            yield f"backbones.{name}.tile: found 0; expected the side that images are brought to"
+    for name in study.train_sets:
+        train_set = study.train_set_settings[name]
+        if train_set.crops or train_set.unlabelled:
+            yield f"train_sets.{name}: crops and unlabelled are not for whole images"
 
 
 def _train_sets(study: Study) -> Iterator[str]:

@@ -16,6 +16,13 @@ from emadapt.study.strict import Settings
 from emadapt.study.sweep import SweepSettings
 from emadapt.study.training import DiagnoseSettings, TrainSettings
 
+CLASSIFIERS = {
+    **dict.fromkeys(("frozen", "lora", "bitfit", "full"), "probe"),
+    "knn": "votes",
+}
+"""Kinds of regimes that classify whole images, and their heads."""
+SAID = {"iou": "IoU", "auroc": "AUROC"}
+"""The headline of a task's scores, and how it is written."""
 TEACHER = 0.99
 """Share that the teacher of self-training keeps at each step, unless `train.ema` says otherwise."""
 
@@ -54,6 +61,16 @@ class Study:
     diagnose: DiagnoseSettings = field(default_factory=DiagnoseSettings)
     sweep: SweepSettings = field(default_factory=SweepSettings)
 
+    @property
+    def classifies(self) -> bool:
+        """Whether its datasets are whole images with a class each, not masks."""
+        return self.dataset_settings[self.datasets[0]].task == "classification"
+
+    @property
+    def score(self) -> str:
+        """The headline of its metrics: `iou`, of whole images `auroc`."""
+        return "auroc" if self.classifies else "iou"
+
     def units(self) -> list[Unit]:
         """All units of the study, in the order of DVC's matrix."""
         factors = (self.backbones, self.regimes, self.train_sets, self.seeds)
@@ -82,11 +99,15 @@ class Study:
             own["sampling"] = sampling
         if self.unlabelled_of(unit):  # no labels say which epoch is best there
             own |= {"monitor": "last", "ema": self.train.ema or TEACHER}
+        if self.classifies:
+            own["loss"] = "ce"
         return self.train.changed(**own | {"head": self.head_of(unit.regime)})
 
     def head_of(self, regime: str) -> str:
         """The head that units of a regime have."""
         settings = self.regime_settings[regime]
+        if self.classifies:
+            return CLASSIFIERS.get(settings.kind, "")
         return settings.own_head or getattr(settings, "head", None) or self.train.head
 
     def source_of(self, unit: Unit) -> Unit | None:

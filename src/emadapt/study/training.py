@@ -18,7 +18,9 @@ class TrainSettings(Settings):
     """Fitting a head, and an adapter where the regime has one."""
 
     head: Head = setting("pyramid", "Head on the tokens.")
-    loss: Literal["dice_ce", "dice"] = setting("dice_ce", "Loss over background and classes.")
+    loss: Literal["dice_ce", "dice", "ce"] = setting(
+        "dice_ce", "Loss over background and classes; of whole images always cross-entropy, `ce`."
+    )
     head_lr: float = setting(1e-3, "Learning rate of the head.", gt=0)
     adapter_lr: float = setting(5e-4, "Learning rate in the backbone.", gt=0)
     weight_decay: float = setting(1e-2, "Weight decay of AdamW.", ge=0)
@@ -34,10 +36,14 @@ class TrainSettings(Settings):
     batch: int = setting(4, "Samples in a step; at least one of each dataset.", ge=1)
     patience: int = setting(0, "Stop after this many epochs without a gain; 0: never.", ge=0)
     monitor: Literal["val_iou", "val_loss", "last"] = setting(
-        "val_iou", "What chooses the epoch; `last`: nothing does, the last one is kept."
+        "val_iou",
+        "What chooses the epoch; `val_iou` is AUROC of whole images; `last`: nothing does, the "
+        "last one is kept.",
     )
     val_slices: int = setting(
-        4, "Validation slices of each dataset scored in each epoch; 0: all.", ge=0
+        4,
+        "Validation slices of each dataset scored in each epoch; 0: all. All of whole images.",
+        ge=0,
     )
     augment: bool = setting(True, "Flips, rotations and brightness.")
     clip: float = setting(1.0, "Largest norm of the gradient.", gt=0)

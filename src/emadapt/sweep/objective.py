@@ -1,4 +1,4 @@
-"""A trial: train a unit with the settings that Optuna chose, and give its validation IoU.
+"""A trial: train a unit with the settings that Optuna chose, and give its validation score.
 
 Test slices are never looked at.
 """
@@ -36,7 +36,7 @@ class Objective:
         self.space = search_space(config, target)
 
     def __call__(self, trial: Trial) -> float:
-        """The validation IoU of the trial's best epoch.
+        """The validation score (IoU, AUROC) of the trial's best epoch.
 
         Raises:
             optuna.TrialPruned: the trial is not worth going on.
@@ -71,7 +71,7 @@ class Objective:
 
             def on_epoch(metrics: dict[str, float], epoch: int) -> None:
                 log_epoch(metrics, epoch)
-                trial.report(metrics["val/iou"], epoch)
+                trial.report(metrics[f"val/{config.score}"], epoch)
                 if epoch < train.epochs and trial.should_prune():
                     run.status = "KILLED"
                     raise optuna.TrialPruned
@@ -80,7 +80,7 @@ class Objective:
             scored = validate(inputs, every=0)
             run.log({f"val/best_{name}": value for name, value in scored.items()})
         shutil.rmtree(folder, ignore_errors=True)
-        return scored["iou"]
+        return scored[config.score]
 
     def _run(self, trial: Trial, number: int) -> Run:
         """The trial's run in MLflow, below the sweep's; a retried trial goes on with its own."""

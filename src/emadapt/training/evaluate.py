@@ -6,10 +6,14 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from emadapt.data.ingest import Volume, open_volume
 from emadapt.errors import InputError
 from emadapt.files import file_md5, write_json, write_text
+from emadapt.metrics.classification import SCORES, summarise
 from emadapt.models.adapters import merge, unmerge
+from emadapt.models.classifier import Classifier
 from emadapt.models.device import device
 from emadapt.models.segmenter import Segmenter
 from emadapt.models.tokens import plain_view
@@ -18,7 +22,7 @@ from emadapt.tracking.publish import publish
 from emadapt.training.model_card import EVALUATED, model_card
 from emadapt.training.model_files import load_model
 from emadapt.training.plan import unit_key
-from emadapt.training.regimes import REGIMES
+from emadapt.training.regimes import IMAGE_REGIMES, REGIMES
 from emadapt.training.scores import score_volumes
 from emadapt.training.tracked import UNITS, finished_run
 from emadapt.training.unseen import score_unseen, unseen_by
@@ -51,14 +55,15 @@ def evaluate_unit(study: Study, unit: Unit) -> Path:
         "key": card["key"],
         "made_from": _made_from(study, unit, card),
         "trainable_params": card["trainable_params"],
+        "backbone_share": card["backbone_share"],
         "labelled": card["labelled"],
-        "val_iou": card["val"]["iou"],
+        f"val_{study.score}": card["val"][study.score],
         "test": _scores(study, unit, segmenter.to(device()), out),
     }
     write_json(out / "metrics.json", metrics)
     write_text(out / "model-card.md", model_card(card, metrics))
-    iou = {name: round(scores["iou"], 4) for name, scores in metrics["test"].items()}
-    write_json(IOU / f"{unit.name}.json", {"iou": iou})
+    headline = {name: round(own[study.score], 4) for name, own in metrics["test"].items()}
+    write_json(IOU / f"{unit.name}.json", {study.score: headline})
     publish(finished_run(study, unit, "evaluate"))
     return out / "metrics.json"
 
@@ -72,6 +77,8 @@ def _made_from(study: Study, unit: Unit, card: dict[str, Any]) -> dict[str, str]
 
 def _scores(study: Study, unit: Unit, segmenter: Segmenter, folder: Path) -> dict[str, Any]:
     """Scores by dataset; datasets of the same images are predicted once."""
+    if isinstance(segmenter, Classifier):
+        return _of_images(study, unit, segmenter)
     cached = REGIMES[study.regime_settings[unit.regime].kind].cached
     found: dict[str, dict[str, Any]] = {}
     unseen = unseen_by(study, unit, segmenter)
@@ -91,6 +98,31 @@ def _scores(study: Study, unit: Unit, segmenter: Segmenter, folder: Path) -> dic
     for name in study.tested:
         print(f"evaluate {unit.name} on {name}: {_in_words(found[name])}")
     return {name: found[name] for name in study.tested}
+
+
+def _of_images(study: Study, unit: Unit, classifier: Classifier) -> dict[str, Any]:
+    """Scores of a classifier by dataset of whole images."""
+    volumes = [open_volume(name) for name in study.tested]
+    if odd := [volume for volume in volumes if volume.classes != classifier.classes]:
+        raise InputError(
+            f"dataset {odd[0].name}",
+            found=f"classes {', '.join(odd[0].classes)}",
+            expected=f"{', '.join(classifier.classes)}, of which the model knows",
+            do="Take datasets of the same classes into a study.",
+        )
+    found = {}
+    merge(classifier.backbone)
+    for volume in volumes:
+        view, test = None, volume.split["test"]
+        if IMAGE_REGIMES[study.regime_settings[unit.regime].kind].cached:
+            view = plain_view(classifier.backbone, classifier.spec, volume)
+        truth = np.asarray(volume.label[test], np.int64).ravel()
+        groups = [volume.manifest["groups"][n] for n in test]
+        own = summarise(truth, classifier.classify(volume, test, view), groups)
+        found[volume.name] = own
+        said = [f"{score} {own[score]:.4f} {own[f'{score}_ci95']}" for score in SCORES]
+        print(f"evaluate {unit.name} on {volume.name}: {', '.join(said)}, n = {own['n']} images")
+    return found
 
 
 def _in_words(scores: dict[str, Any]) -> str:

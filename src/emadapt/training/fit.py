@@ -63,7 +63,7 @@ def fit(
             try:
                 for loss in run.epoch():
                     if len(losses) % READ == 0:
-                        said = f"loss {float(loss):.3f}, val IoU {max(progress.best, 0):.3f}"
+                        said = f"loss {float(loss):.3f}, best {max(progress.best, 0):.3f}"
                     losses.append(loss)
                     advance(1, said)
             except torch.OutOfMemoryError as error:
@@ -150,11 +150,11 @@ class Run:
             "train/loss": float(np.mean(losses)),
             **{f"train/lr_{group}": float(rate) for group, rate in rates},
             **self.objective.metrics(),
-            "val/iou": scored["iou"],
+            f"val/{self.segmenter.score}": scored[self.segmenter.score],
             "val/loss": scored["loss"],
         }
         monitor = self.train.monitor
-        value = -metrics["val/loss"] if monitor == "val_loss" else metrics["val/iou"]
+        value = -metrics["val/loss"] if monitor == "val_loss" else scored[self.segmenter.score]
         if monitor == "last" or value > self.progress.best:
             self.progress.best, self.progress.best_epoch = value, self.progress.epoch
             self.best = candidate

@@ -13,7 +13,9 @@ from typing import Any
 
 from emadapt.data.ingest import INGESTED, open_volume
 from emadapt.files import file_md5
+from emadapt.metrics.classification import SCORES
 from emadapt.models.archs import BACKBONES
+from emadapt.study.study import CLASSIFIERS
 
 EVALUATED = Path("build/evaluate")
 FAMILIES = {
@@ -32,6 +34,12 @@ FAMILIES = {
 """Licence and paper (words, arXiv number) of a family of backbones."""
 SYSTEMS = {"mitonet": "MitoNet (Conrad & Narayan 2023)", "sam2": "SAM 2 (Ravi et al. 2024)"}
 """What a regime is that uses a published system."""
+IMAGE_LIMITS = [
+    "## Limits",
+    "",
+    "- Not a medical device. It knows its classes alone, as its training data show them.",
+    "- Images of other sources, devices or patients may look different; test it on yours first.",
+]
 NEVER, EARLIER = "never seen", "through the model that it starts from"
 
 
@@ -69,9 +77,10 @@ def model_card(
         with_backbone: whether the file that the card goes with holds the backbone, too.
     """
     sections = [_what(card, with_backbone), _data(card), _terms(card, with_backbone)]
+    classifies = _classifies(card)
     if metrics:
-        sections.append(_scores(card, metrics))
-    sections += [_limits(card, metrics), _provenance(card, metrics)]
+        sections.append((_image_scores if classifies else _scores)(card, metrics))
+    sections += [IMAGE_LIMITS if classifies else _limits(card, metrics), _provenance(card, metrics)]
     return "\n\n".join("\n".join(lines) for lines in sections) + "\n"
 
 
@@ -161,7 +170,7 @@ def _what(card: Mapping[str, Any], with_backbone: bool) -> list[str]:
     lines = [
         f"# {card['unit']}",
         "",
-        f"Segments {_organelles(card)} in electron micrographs: regime `{regime['kind']}`,"
+        f"{_does(card)}: regime `{regime['kind']}`,"
         f" head `{card['head']}`, {origin}, {card['trainable_params']:,} trained parameters.",
     ]
     if weights["source"] != "none":
@@ -172,6 +181,16 @@ def _what(card: Mapping[str, Any], with_backbone: bool) -> list[str]:
     if weights["source"] == "random":
         lines.append("**Random weights: a control, not a model to use.**")
     return lines
+
+
+def _does(card: Mapping[str, Any]) -> str:
+    if _classifies(card):
+        return f"Tells whole images apart ({', '.join(card['classes'])})"
+    return f"Segments {_organelles(card)} in electron micrographs"
+
+
+def _classifies(card: Mapping[str, Any]) -> bool:
+    return card["head"] in CLASSIFIERS.values()
 
 
 def _organelles(card: Mapping[str, Any]) -> str:
@@ -185,13 +204,14 @@ def _data(card: Mapping[str, Any]) -> list[str]:
     lines = [
         "## Training data",
         "",
-        f"{slices} labelled slices of {total}.",
+        f"{slices} labelled {'images' if _classifies(card) else 'slices'} of {total}.",
         "",
         "| dataset | voxel (z, y, x) nm | pairing | licence | citation |",
         "|---|---|---|---|---|",
     ]
     for data in datasets_behind(card):
-        voxel = ", ".join(f"{v:g}" for v in card["voxel_nm"].get(data.name, ()))
+        sizes = () if _classifies(card) else card["voxel_nm"].get(data.name, ())
+        voxel = ", ".join(f"{v:g}" for v in sizes)
         pairing = card["pairing"].get(data.name, "")
         licence = data.licence if data.source else f"{data.licence}: ask its owner"
         cells = (data.named, voxel, pairing, licence, data.source.get("citation", ""))
@@ -236,6 +256,25 @@ def _score_cells(scores: Mapping[str, Any]) -> str:
     low, high = scores["iou_ci95"]
     iou = f"{scores['iou']:.3f} ({low:.3f} to {high:.3f})"
     return f"{iou} | {scores['dice']:.3f} | {scores['boundary_iou']:.3f}"
+
+
+def _image_scores(card: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[str]:
+    lines = [
+        "## Scores",
+        "",
+        "On test images that training, early stopping and sweeps have not seen; 95 % interval over "
+        "groups of images; one seed.",
+        "",
+        "| tested on | | images | AUROC | accuracy | balanced accuracy |",
+        "|---|---|---:|---|---|---|",
+    ]
+    for name, test in metrics["test"].items():
+        cells = []
+        for score in SCORES:
+            low, high = test[f"{score}_ci95"]
+            cells.append(f"{test[score]:.3f} ({low:.3f} to {high:.3f})")
+        lines.append(f"| {name} | {_seen(card, name)} | {test['n']} | {' | '.join(cells)} |")
+    return lines
 
 
 def _seen(card: Mapping[str, Any], test_set: str) -> str:
@@ -292,7 +331,11 @@ def _provenance(card: Mapping[str, Any], metrics: Mapping[str, Any] | None) -> l
     if metrics:
         rows |= {
             "model md5": metrics["model_md5"],
-            "validation IoU": f"{metrics['val_iou']:.4f}",
+            **{
+                f"validation {said}": f"{metrics[name]:.4f}"
+                for name, said in (("val_iou", "IoU"), ("val_auroc", "AUROC"))
+                if name in metrics
+            },
             "training": card["precision"],
         }
     rows["emadapt"] = card["version"]

@@ -10,13 +10,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from emadapt.errors import InputError
+from emadapt.models.classifier import HEADS
 from emadapt.models.segmenter import Segmenter
 from emadapt.study.backbones import BackboneSettings
 from emadapt.study.datasets import ONE_CLASS
 from emadapt.study.reading import parse, parse_tagged
 from emadapt.study.regimes import REGIME_SETTINGS
 from emadapt.study.study import dumped
-from emadapt.training.regimes import REGIMES
+from emadapt.training.regimes import IMAGE_REGIMES, REGIMES
 from emadapt.training.regimes.regime import Regime
 
 UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError)
@@ -30,8 +31,8 @@ def save_model(segmenter: Segmenter, regime: Regime, folder: Path, facts: dict[s
         "backbone": dumped(regime.spec),
         "regime": dumped(regime.settings),
         "head": regime.head_name,
-        **({"classes": segmenter.classes} if segmenter.classes != ONE_CLASS else {}),
         "weights": segmenter.backbone.provenance.to_dict(),
+        **({"classes": segmenter.classes} if segmenter.classes != ONE_CLASS else {}),
         **facts,
     }
     save_file(segmenter.trained_state(), folder / "model.safetensors")
@@ -79,4 +80,6 @@ def regime_from(card: dict[str, Any]) -> Regime:
     spec = parse(BackboneSettings, card["backbone"], "backbone", problems)
     if problems:
         raise ValueError("; ".join(problems))
-    return REGIMES[settings.kind](settings, spec, str(card["head"]))
+    head = str(card["head"])
+    kinds = IMAGE_REGIMES if head in HEADS else REGIMES
+    return kinds[settings.kind](settings, spec, head)

@@ -33,13 +33,18 @@ def dice(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return (1 - (2 * hits + SMOOTH) / (both + SMOOTH)).mean()
 
 
+def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The mean over what is known."""
+    total = F.cross_entropy(logits, labels[:, 0], ignore_index=IGNORE, reduction="sum")
+    return total / (labels != IGNORE).sum().clamp_min(1)
+
+
 def dice_ce(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """`dice` and cross-entropy, added."""
-    total = F.cross_entropy(logits, labels[:, 0], ignore_index=IGNORE, reduction="sum")
-    return dice(logits, labels) + total / (labels != IGNORE).sum().clamp_min(1)
+    return dice(logits, labels) + cross_entropy(logits, labels)
 
 
-LOSSES: dict[str, Loss] = {"dice_ce": dice_ce, "dice": dice}
+LOSSES: dict[str, Loss] = {"dice_ce": dice_ce, "dice": dice, "ce": cross_entropy}
 
 
 class Objective:

@@ -109,7 +109,7 @@ def _add_scores(run: Run, folder: Path) -> None:
     """Add what evaluation wrote: scores on each test dataset, overlays and the model card."""
     scores: dict[str, dict[str, Any]] = json.loads((folder / "metrics.json").read_text())["test"]
     for dataset, own in scores.items():
-        values = {name: own[name] for name in ("iou", "dice", "boundary_iou")}
+        values = {name: own[name] for name in own if f"{name}_ci95" in own}
         if objects := own.get("instances"):
             values |= {name: objects[name] for name in ("ap50", "pq")}
         run.log({f"test/{name}.{dataset}": value for name, value in values.items()})

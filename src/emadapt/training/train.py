@@ -13,7 +13,7 @@ from emadapt.files import file_md5, whole_folder, write_json
 from emadapt.models import parallel
 from emadapt.models.device import device, peak_mb, resolve_precision
 from emadapt.models.token_statistics import token_facts
-from emadapt.study.study import Study, Unit
+from emadapt.study.study import SAID, Study, Unit
 from emadapt.tracking.publish import live
 from emadapt.tracking.run import Run
 from emadapt.training import devices, duplicates
@@ -119,6 +119,7 @@ def _facts(study: Study, trained: Trained) -> dict[str, Any]:
     """What model.json says besides how to build the model."""
     inputs, unit = trained.inputs, trained.inputs.unit
     volumes, shown = inputs.volumes, [*inputs.volumes, *inputs.unlabelled]
+    views = [own[0] for own in inputs.views]
     facts = {
         "labelled": inputs.labelled.counts,
         "unit": unit.name,
@@ -131,15 +132,16 @@ def _facts(study: Study, trained: Trained) -> dict[str, Any]:
         "val": trained.scores,
         "best_epoch": trained.progress.best_epoch,
         "trainable_params": inputs.segmenter.n_trainable(),
+        "backbone_share": round(inputs.segmenter.share(), 6),
         "precision": resolve_precision(inputs.train.precision),
         "version": emadapt.__version__,
-        "tokens": token_facts(inputs.segmenter, volumes, [own[0] for own in inputs.views]),
         "shape": {v.name: list(v.image.shape) for v in shown},
         "voxel_nm": {v.name: v.manifest["voxel_nm"] for v in shown},
     }
     for name in ("intensity", "pairing"):
         facts[name] = {v.name: v.manifest[name] for v in volumes}
     optional = {
+        "tokens": {} if study.classifies else token_facts(inputs.segmenter, volumes, views),
         "align": alignment_of(volumes, trained.regime.spec),
         "unlabelled_md5": {v.name: v.md5 for v in inputs.unlabelled},
         "started_from": behind_folders(study, unit),
@@ -159,8 +161,9 @@ def _publish(trained: Trained, facts: dict[str, Any]) -> Path:
     write_json(CURVES / f"{name}.json", curve)
     cost = cost_of(trained.key)
     took = f", {cost['seconds']:.0f} s, peak {cost['peak_mb']:.0f} MB" if cost else ""
+    score, epoch = segmenter.score, progress.best_epoch
     print(
-        f"train {name}: val IoU {trained.scores['iou']:.4f} (epoch {progress.best_epoch}), "
+        f"train {name}: val {SAID[score]} {trained.scores[score]:.4f} (epoch {epoch}), "
         f"{segmenter.n_trainable():,} trained parameters, "
         f"of the backbone {segmenter.share():.2%}{took}"
     )

@@ -9,7 +9,9 @@ import torch
 
 from emadapt.data.foreground import masks_of, most_probable
 from emadapt.data.ingest import Volume
+from emadapt.metrics.classification import auroc
 from emadapt.models import parallel
+from emadapt.models.classifier import Classifier
 from emadapt.models.predict import Probability, predict_slices
 from emadapt.training.inputs import Inputs
 from emadapt.training.objective import Loss
@@ -19,6 +21,7 @@ def validate(inputs: Inputs, every: int, loss_of: Loss | None = None) -> dict[st
     """`iou`, the mean over datasets; `iou.<dataset>`; `loss` if it is asked for.
 
     Of several classes the IoU of a dataset is the mean over them, with `iou.<dataset>.<class>`.
+    Of whole images `auroc` instead, of all validation images.
 
     Args:
         inputs: of the unit.
@@ -27,6 +30,8 @@ def validate(inputs: Inputs, every: int, loss_of: Loss | None = None) -> dict[st
         loss_of: of logits and labels; it is given the logarithms of probabilities.
     """
     inputs.segmenter.eval()
+    if isinstance(inputs.segmenter, Classifier):
+        return _of_images(inputs, inputs.segmenter, loss_of)
     losses: list[float] = []
     ious: dict[str, float] = {}
     by_class: dict[str, float] = {}
@@ -50,6 +55,20 @@ def validate(inputs: Inputs, every: int, loss_of: Loss | None = None) -> dict[st
             by_class |= dict(zip(names, own, strict=True))
         losses += counts[:, -1].tolist()
     scores = {"iou": float(np.mean(list(ious.values()))), **ious, **by_class}
+    return scores | ({"loss": float(np.mean(losses))} if loss_of else {})
+
+
+def _of_images(inputs: Inputs, classifier: Classifier, loss_of: Loss | None) -> dict[str, float]:
+    scores, losses = {}, []
+    for number, volume in enumerate(inputs.volumes):
+        images = volume.split["val"]
+        found = classifier.classify(volume, images, inputs.view(number))
+        truth = np.asarray(volume.label[images], np.int64)  # n,1,1
+        scores[f"auroc.{volume.name}"] = auroc(truth.ravel(), found)[0]
+        if loss_of:
+            logits = torch.from_numpy(found).clamp_min(1e-6).log()[..., None, None]
+            losses.append(float(loss_of(logits, torch.from_numpy(truth)[:, None])))
+    scores = {"auroc": float(np.mean(list(scores.values()))), **scores}
     return scores | ({"loss": float(np.mean(losses))} if loss_of else {})
 
 

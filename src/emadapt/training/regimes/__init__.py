@@ -6,6 +6,7 @@ from emadapt.study.study import Study, Unit
 from emadapt.training.regimes.bitfit import BitFit
 from emadapt.training.regimes.frozen import Frozen
 from emadapt.training.regimes.full import Full
+from emadapt.training.regimes.images import IMAGE_REGIMES
 from emadapt.training.regimes.knn import Knn
 from emadapt.training.regimes.lora import Lora
 from emadapt.training.regimes.lora_last_k import LoraLastK
@@ -36,4 +37,5 @@ def regime_of(study: Study, unit: Unit) -> Regime:
     """The regime of a unit."""
     settings = study.regime_settings[unit.regime]
     spec = study.backbone_settings[unit.backbone]
-    return REGIMES[settings.kind](settings, spec, study.head_of(unit.regime))
+    kinds = IMAGE_REGIMES if study.classifies else REGIMES
+    return kinds[settings.kind](settings, spec, study.head_of(unit.regime))

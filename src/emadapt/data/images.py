@@ -1,0 +1,243 @@
+"""Datasets of whole images with a class each: where the files are, the split, the ingested array.
+
+The files are in a folder for each class, or in a table `images.csv`. An ingested dataset is a
+volume whose slices are the images, at one size; the label of a slice is one pixel.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from emadapt.data.layouts import check_folder
+from emadapt.data.sources import source_of
+from emadapt.data.splits import Split, evenly_spaced
+from emadapt.data.unversioned import unversioned
+from emadapt.errors import InputError
+from emadapt.files import new_array
+from emadapt.progress import track
+from emadapt.study.datasets import ImagesSettings, SplitSettings
+from emadapt.study.study import Study
+from emadapt.volumes.grey import SLICES, grey_window, to_uint8
+from emadapt.volumes.source import Array, tell, unreadable
+
+T = TypeVar("T")
+
+TABLE = "images.csv"
+GREY = ("L", "I;16", "I", "F")
+"""Pillow's modes of images that are taken as they are."""
+WHOLE = (1, 1)
+"""Shape of the label of a whole image."""
+PARTS = ("train", "val", "test")
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".tif": "TIFF", ".tiff": "TIFF"}
+"""What images are read, by ending; another program would open what else Pillow takes."""
+
+
+class Labelled(NamedTuple):
+    """An image of a dataset."""
+
+    file: Path
+    label: str
+    group: str
+    """Images of one group, such as a patient, are in the same part of the split."""
+    part: str
+    """`train`, `val` or `test` if the dataset says so; else empty."""
+
+
+def find_images(root: Path) -> list[Labelled]:
+    """The images of a dataset, from `images.csv` if it is there, else from folders.
+
+    The table has columns `file` (in the dataset's folder) and `label`, perhaps `group` and
+    `split`. Folders are CLASS/, or train/CLASS/ and test/CLASS/, perhaps val/CLASS/.
+
+    Raises:
+        InputError: no folder or images, a class alone, or a column or file that is not there.
+    """
+    check_folder(root, "images")
+    found = list(_of_table(root) if (root / TABLE).is_file() else _of_folders(root))
+    if len(classes := _classes(found)) < 2:
+        raise InputError(
+            root,
+            found=f"{len(found)} images of {len(classes)} classes",
+            expected=f"a folder of images for each class, or {TABLE}; at least two classes",
+            do="See 'Whole images' in docs/your-own-data.md.",
+        )
+    return found
+
+
+def split_images(images: Sequence[Labelled], spec: SplitSettings, root: Path) -> Split:
+    """Numbers of the images of each part; a part that the dataset does not name is drawn.
+
+    Groups are drawn whole, of each class the same share.
+
+    Raises:
+        InputError: a group is in two parts, or a part lacks a class.
+    """
+    rng = np.random.default_rng(spec.seed)
+    parts, labels = dict[str, str](), dict[str, str]()
+    for image in images:
+        labels.setdefault(image.group, image.label)  # a group of several counts as its first
+        if parts.setdefault(image.group, image.part) != image.part:
+            found = f"group {image.group} in parts {parts[image.group]!r} and {image.part!r}"
+            raise InputError(root, found=found, expected="one part", do="Correct `split`.")
+    for part, share in (("test", spec.test), ("val", spec.val)):
+        if part in parts.values():
+            continue
+        free = ("", "train") if part == "val" else ("",)
+        for label in _classes(images):
+            groups = [g for g, now in parts.items() if now in free and labels[g] == label]
+            for k in rng.permutation(len(groups))[: max(1, round(share * len(groups)))]:
+                parts[groups[k]] = part
+    split = {
+        part: [n for n, image in enumerate(images) if (parts[image.group] or "train") == part]
+        for part in PARTS
+    }
+    for part, numbers in split.items():
+        if lacking := set(labels.values()) - {images[n].label for n in numbers}:
+            found = f"no image of {', '.join(sorted(lacking))} in {part}"
+            do = "Add images or groups of that class, or leave the split to emadapt."
+            raise InputError(root, found=found, expected="every class in every part", do=do)
+    return split
+
+
+def write_images(study: Study, name: str, root: Path, data: Path, folder: Path) -> dict[str, Any]:
+    """Write image.npy, (n, side, side) or with three channels, and label.npy, (n, 1, 1).
+
+    Images are resized to squares. 8 bits stay as they are; of other grey values percentiles of
+    training images become 0 and 255.
+
+    Returns:
+        The manifest, see `ingest._manifest`, without `md5`; with `classes` and `groups`.
+
+    Raises:
+        InputError: anything wrong with the files.
+    """
+    spec = study.dataset_settings[name]
+    assert isinstance(spec, ImagesSettings)
+    images = find_images(root)
+    split, classes = split_images(images, study.split, root), _classes(images)
+    chosen = [split["train"][k] for k in evenly_spaced(len(split["train"]), SLICES)]
+    some = [read_image(images[n].file) for n in chosen]
+    low, high = 0.0, 255.0
+    if some[0].dtype != np.uint8:
+        low, high, _ = grey_window(some, root)
+    coloured = any(_opened(image.file, _is_coloured) for image in images)
+    shape = (len(images), spec.side, spec.side, *([3] if coloured else []))
+    pixels = new_array(folder / "image.npy", np.uint8, shape)
+    seen: dict[bytes, str] = {}
+    twice = []
+    place = {n: part for part, numbers in split.items() for n in numbers}
+    for n, image in enumerate(track(images, f"ingest {name}", len(images))):
+        array = read_image(image.file)
+        if array.dtype != some[0].dtype:
+            found, expected = str(array.dtype), f"{some[0].dtype}, as of the first image"
+            raise InputError(image.file, found=found, expected=expected, do="Export all alike.")
+        pixels[n] = _resized(to_uint8(array, low, high), spec.side, coloured)
+        content = hashlib.md5(pixels[n].data, usedforsecurity=False).digest()
+        if seen.setdefault(content, place[n]) != place[n]:
+            twice.append(image.file.name)
+    pixels.flush()
+    if twice:
+        shown = ", ".join(twice[:5]) + ", ..." * (len(twice) > 5)
+        tell(f"ingest {name}", [f"{len(twice)} images are in another part as well: {shown}"])
+    labels = np.array([classes.index(image.label) for image in images], np.uint8)
+    np.save(folder / "label.npy", labels.reshape(-1, *WHOLE))
+    md5 = [hashlib.md5(a.tobytes(), usedforsecurity=False).hexdigest() for a in (pixels, labels)]
+    groups = {group: n for n, group in enumerate(dict.fromkeys(i.group for i in images))}
+    return {
+        "name": name,
+        "shape": list(shape),
+        "dtype": "uint8",
+        "source_dtype": str(some[0].dtype),
+        "voxel_nm": list(spec.voxel_nm),
+        "layout": spec.layout,
+        "pairing": "",
+        "classes": classes,
+        "groups": [groups[image.group] for image in images],
+        "intensity": {"low": low, "high": high},
+        "parts": [["all", len(images)]],
+        "split": split,
+        "pairs": [[image.file.relative_to(root).as_posix()] for image in images],
+        "labelled": True,
+        "source": source_of(root),
+        "unversioned": unversioned(root, data),
+        "image_md5": md5[0],
+        "label_md5": md5[1],
+    }
+
+
+def read_image(path: Path) -> Array:
+    """Pixels, (Y, X) grey values or (Y, X, 3) of 8 bits; transparency is dropped.
+
+    Raises:
+        InputError: it is no image that can be read.
+    """
+    return _opened(path, _pixels)
+
+
+def _pixels(image: Any) -> Array:
+    if image.mode in (*GREY, "RGB"):
+        return np.asarray(image)
+    return np.asarray(image.convert("L" if image.mode in ("1", "LA") else "RGB"))
+
+
+def _is_coloured(image: Any) -> bool:
+    return image.mode not in (*GREY, "1", "LA")
+
+
+def _opened(path: Path, look: Callable[[Any], T]) -> T:
+    """What `look` gives of an image of Pillow."""
+    from PIL import Image
+
+    try:
+        with Image.open(path, formats=(FORMATS[path.suffix.lower()],)) as image:
+            return look(image)
+    except Exception as error:  # Pillow raises OSError, SyntaxError, DecompressionBombError, ...
+        raise unreadable(path, "no readable image", error) from error
+
+
+def _resized(image: npt.NDArray[np.uint8], side: int, coloured: bool) -> npt.NDArray[np.uint8]:
+    """A square of `side` pixels, bicubic; grey values three times if others have colours."""
+    from PIL import Image
+
+    shown = Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC)
+    return np.asarray(shown.convert("RGB") if coloured else shown)
+
+
+def _classes(images: Sequence[Labelled]) -> list[str]:
+    """Their names, sorted; the number in this list is the class of an image."""
+    return sorted({image.label for image in images})
+
+
+def _of_folders(root: Path) -> Iterator[Labelled]:
+    parts = [part for part in PARTS if (root / part).is_dir()]
+    for part in parts or [""]:
+        for folder in sorted(path for path in (root / part).iterdir() if path.is_dir()):
+            for file in sorted(folder.iterdir()):
+                if file.suffix.lower() in FORMATS:
+                    yield Labelled(file, folder.name, str(file), part)
+
+
+def _of_table(root: Path) -> Iterator[Labelled]:
+    with (root / TABLE).open(newline="") as opened:
+        table = csv.DictReader(opened)
+        for number, row in enumerate(table, 2):
+            file, part = root / (row.get("file") or ""), row.get("split") or ""
+            odd = ""
+            if not row.get("label"):
+                odd = "no label"
+            elif file.suffix.lower() not in FORMATS or not file.is_file():
+                odd = f"file {row.get('file')!r}, which is not there or no image"
+            elif part not in ("", *PARTS):
+                odd = f"split {part!r}"
+            if odd:
+                expected = f"a file ({', '.join(FORMATS)}), a label, and a split of {PARTS} or none"
+                where = f"{root / TABLE}, line {number}"
+                raise InputError(where, found=odd, expected=expected, do="Correct the table.")
+            yield Labelled(file, row["label"], row.get("group") or str(file), part)
