@@ -52,8 +52,9 @@ RELATION_COLOURS = {
 VERDICT_COLOURS = {"better": figures.BLUE, "worse": figures.RED, "undecided": figures.GREY}
 Entries = list[dict[str, Any]]
 MASKS = (
-    "Dice and boundary IoU are pooled over the test slices at the data's own resolution. They are means over seeds, with 95 % intervals: how far they would move in"
-    " other places of the same volume and with other seeds. 0 to 1: too few places."
+    "Dice and boundary IoU are pooled over the test slices at the data's own resolution. They are"
+    " means over seeds, with 95 % intervals: how far they would move in other places of the same"
+    " volume and with other seeds. 0 to 1: too few places."
 )
 IMAGES = (
     "AUROC is the mean over classes, each against the others; balanced accuracy is the mean of the"

@@ -168,7 +168,9 @@ def entries(rows: pd.DataFrame) -> list[dict[str, Any]]:
         Names, `n` slices, each metric as `over_seeds` gives it; of several classes, `classes` has
         the metrics of each by name, and `confusion` the pixels (labelled, predicted) of all seeds;
         `unseen`, `instances` where all seeds have them; `relation`, `few`, `labels`, `amount`,
-        `seen_before` as in `varied`; `labelled`, `trainable_params`; `seconds` (mean), `peak_mb` (largest), None if not known.
+        `seen_before` as in `varied`; `labelled`, `trainable_params`; `seconds` (mean), `peak_mb`
+        (largest), None if not known. Of whole images the scores of `metrics.classification`, and
+        `backbone_share`, what is trained of the backbone.
     """
     found = []
     for names, seeds in rows.groupby([*MODEL, "test_set"], sort=False):
