@@ -31,6 +31,7 @@ JOB = Job(
     statistics=None,
     sigma=0.0,
     threshold=0.5,
+    classes=("foreground",),
     kinds=("mask", "instances"),
     min_voxels=1,
     depth=1,
@@ -43,10 +44,13 @@ def run(
 ) -> tuple[np.ndarray, list[dict[str, float]]]:
     """The instances of a mask, block by block from the last to the first."""
     folder.mkdir()
-    job = dataclasses.replace(JOB, shape=mask.shape, depth=depth, rows=rows, min_voxels=least)
+    classes = tuple(str(number) for number in range(1, int(mask.max()) + 1)) or JOB.classes
+    job = dataclasses.replace(
+        JOB, shape=mask.shape, depth=depth, rows=rows, min_voxels=least, classes=classes
+    )
     partial = begin(folder, job, overwrite=False)
     for block in partial.blocks:
-        partial.array("mask")[block.place] = np.where(mask[block.place], 255, 0)
+        partial.array("mask")[block.place] = mask[block.place]
     for number in reversed(range(len(partial.blocks))):
         list(PHASES["components"](partial, number))
     n = join(partial, folder / "table.csv")
@@ -103,3 +107,15 @@ def test_an_empty_mask_has_no_instances(tmp_path: Path) -> None:
     found, table = run(tmp_path / "p", np.zeros((3, 5, 6), bool), 2, 5)
     assert not found.any()
     assert table == []
+
+
+def test_objects_of_two_classes_that_touch_are_two(tmp_path: Path) -> None:
+    ids = np.random.default_rng(0).integers(0, 4, (5, 7, 6)).astype(np.uint8)
+    found, table = run(tmp_path / "run", ids, depth=2, rows=3)
+    assert (found > 0).tolist() == (ids > 0).tolist()
+    for number in (1, 2, 3):
+        expected, n = label(ids == number)
+        own = np.where(ids == number, found, 0)
+        pairs = np.unique(np.stack([expected.ravel(), own.ravel()]), axis=1)
+        assert pairs.shape[1] == n + 1  # background, and one number for each object
+        assert sum(row["class"] == number for row in table) == n

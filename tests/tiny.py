@@ -24,6 +24,7 @@ from emadapt.models.predict import predict_slices
 from emadapt.models.segmenter import Probability, Segmenter
 from emadapt.models.weights import Provenance, open_weights
 from emadapt.study.backbones import BackboneSettings
+from emadapt.study.datasets import ONE_CLASS
 from emadapt.study.loading import load_study
 from emadapt.study.regimes import RegimeSettings, regime_settings
 from emadapt.study.study import Study, Unit
@@ -202,6 +203,7 @@ def write_model(
     regime: RegimeSettings | None = None,
     head: str = "linear",
     facts: dict[str, Any] | None = None,
+    classes: tuple[str, ...] = ONE_CLASS,
     **change: Any,
 ) -> Path:
     """A model folder as `train` writes it, with random weights that answer differently in different
@@ -215,7 +217,7 @@ def write_model(
         "precision": "fp32",
     }
     own = regime_for({**plain, **change}, regime, head)
-    segmenter = own.build(seed=1)
+    segmenter = own.build(1, classes)
     with torch.no_grad():
         if isinstance(last := getattr(segmenter.head, "classify", None), torch.nn.Conv2d):
             last.weight.mul_(8)

@@ -98,17 +98,21 @@ def segment(
     is read block by block. `threshold` is that of the mask; None: the model's.
 
     Returns:
-        bool, or float32 in [0, 1], in the shape of `volume`.
+        bool, or float32 in [0, 1], in the shape of `volume`; of several classes uint8 ids, or
+        (Z, classes, Y, X).
 
     Raises:
         InputError: the array has NaN or another number of axes, or voxels of quite another size
             than in training.
     """
     runner = array_runner(volume, model, voxel_nm, threshold=threshold, window=window)
-    out = np.empty(runner.job.shape, np.float32 if probabilities else bool)
-    for z, found in runner.slices():
-        out[z] = found if probabilities else found > runner.job.threshold
-    return out.reshape(volume.shape)
+    (z, y, x), classes = runner.job.shape, len(runner.job.classes)
+    by_class = [classes] if probabilities and classes > 1 else []
+    dtype = np.float32 if probabilities else np.uint8 if classes > 1 else bool
+    out = np.empty((z, *by_class, y, x), dtype)
+    for at, found in runner.slices():
+        out[at] = found if probabilities else runner.ids(found)
+    return out if by_class else out.reshape(volume.shape)
 
 
 def tokens(

@@ -76,7 +76,12 @@ class Own:
 
     @cached_property
     def start(self) -> Model:
-        return open_model(find_model(self.model).resolve())
+        model = open_model(find_model(self.model).resolve())
+        if len(model.segmenter.classes) > 1:
+            found, expected = "a model of several classes", "one of one class"
+            do = "Label slices, and train a study that starts from it (`warm_start`)."
+            raise InputError(model.folder, found=found, expected=expected, do=do)
+        return model
 
     @cached_property
     def voxel(self) -> Voxel:

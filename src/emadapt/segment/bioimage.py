@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from emadapt.data.foreground import most_probable
 from emadapt.errors import EmadaptError, not_installed
 from emadapt.segment.export import (
     INPUT,
@@ -79,12 +80,14 @@ def _write_files(model: Model, folder: Path) -> None:
     side = SIDE * model.segmenter.patch
     image = probe(1, side, side, 0)
     grey = image[0, 0].astype(np.uint8)
-    whole = GreyToProbability(model.segmenter).eval().cpu()
+    whole, threshold = GreyToProbability(model.segmenter).eval().cpu(), model.card["threshold"]
     with torch.inference_mode():
         probability = whole(torch.from_numpy(image)).numpy()
     np.save(folder / "test-input.npy", image)
     np.save(folder / "test-output.npy", probability)
-    found = overlay(grey, probability[0, 0] > model.card["threshold"])
+    several = len(model.segmenter.classes) > 1
+    mask = most_probable(probability[0]) > 0 if several else probability[0, 0] > threshold
+    found = overlay(grey, mask)
     Image.fromarray(np.hstack([np.stack([grey] * 3, -1), found])).save(folder / "cover.png")
     (folder / "README.md").write_text(documentation(model))
     terms = "\n".join(f"- {line}" for line in terms_of(model.card, with_backbone=True))
@@ -120,7 +123,7 @@ def _description(model: Model, folder: Path, authors: Sequence[str]) -> Any:
         description=f"probability of foreground; the threshold is {model.card['threshold']:g}",
         axes=[
             v.BatchAxis(),
-            v.ChannelAxis(channel_names=[v.Identifier("foreground")]),
+            v.ChannelAxis(channel_names=[v.Identifier(name) for name in model.segmenter.classes]),
             v.SpaceOutputAxis(id=v.AxisId("y"), size=size["y"], scale=y, unit="nanometer"),
             v.SpaceOutputAxis(id=v.AxisId("x"), size=size["x"], scale=x, unit="nanometer"),
         ],

@@ -42,7 +42,7 @@ Float = np.ndarray[Any, np.dtype[np.float32]]
 
 
 class GreyToProbability(nn.Module):
-    """(N, 1, H, W) float32 grey values, 0 to 255 -> (N, 1, H, W) foreground probabilities."""
+    """(N, 1, H, W) float32 grey values, 0 to 255 -> (N, classes, H, W) probabilities."""
 
     def __init__(self, segmenter: nn.Module) -> None:
         super().__init__()
@@ -148,6 +148,7 @@ def described(model: Model) -> dict[str, str]:
         "input": "float32 grey values 0 (black) to 255 (white), as in an 8-bit image",
         "sides": f"multiples of {model.segmenter.patch} pixels",
         "pixel_nm": json.dumps(pixels_of(model)),
+        "classes": ", ".join(model.segmenter.classes),
         "threshold": str(model.card["threshold"]),
         "smooth_z_nm": str(model.segmenter.spec.smooth_z_nm),
         "terms": "; ".join(terms_of(model.card, with_backbone=True)),

@@ -1,9 +1,9 @@
 """Connected components of a mask of any size, and a table of them.
 
-Voxels that share a face belong together. cc3d labels each block by itself. Labels that meet at the
-border of two blocks are then made one, and components are numbered by their first voxel in the
-order of the volume. The result does not depend on the blocks, and memory does not grow with the
-volume but only with the number of components.
+Voxels of one class that share a face belong together. cc3d labels each block by itself. Labels of
+a class that meet at the border of two blocks are then made one, and components are numbered by
+their first voxel in the order of the volume. The result does not depend on the blocks, and memory
+does not grow with the volume but only with the number of components.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ if TYPE_CHECKING:
 BOX = [f"{axis}_{end}" for end in ("min", "max") for axis in "zyx"]
 COLUMNS = ["id", "voxels", "volume_nm3", *BOX, *"zyx"]
 """Of the table: `z_min` to `x_max` is the box in voxels, its last voxel included; `z`, `y`, `x` is
-the centroid in voxels. Both count from 0."""
+the centroid in voxels. Both count from 0. Of several classes the column `class` is added, an id."""
 AGGREGATED = {
     "voxels": "sum",
     "first": "min",
+    "class": "first",
     **{f"{axis}_sum": "sum" for axis in "zyx"},
     **{name: name.partition("_")[2] for name in BOX},
 }
@@ -42,14 +43,15 @@ def components(
     mask: npt.NDArray[np.bool_], voxel_nm: Voxel
 ) -> tuple[npt.NDArray[np.uint32], pd.DataFrame]:
     """Label a mask (Z, Y, X) that fits in memory; the table has the columns `COLUMNS`."""
-    labels, n = _labelled(mask)
-    return labels, table_of(measure(labels, n, (0, 0), labels.shape[1]), voxel_nm)
+    labels, n = _labelled(mask.astype(np.uint8))
+    found = measure(labels, n, (0, 0), labels.shape[1]).assign(**{"class": 1})
+    return labels, table_of(found, voxel_nm, classes=1)
 
 
 def measure(
     labels: npt.NDArray[np.uint32], n: int, origin: tuple[int, int], height: int
 ) -> pd.DataFrame:
-    """A row for each component of a block, with the columns of `AGGREGATED`.
+    """A row for each component of a block, with the columns of `AGGREGATED` but `class`.
 
     `labels`, (z, y, X), are 1 to n by their first voxels, as cc3d numbers them. The block starts at
     `origin` (z, y) of a volume whose slices have `height` rows.
@@ -58,7 +60,7 @@ def measure(
     import pandas as pd
 
     if not n:
-        return pd.DataFrame({name: np.zeros(0, np.int64) for name in AGGREGATED})
+        return pd.DataFrame({name: np.zeros(0, np.int64) for name in AGGREGATED if name != "class"})
     facts = cc3d.statistics(labels, no_slice_conversion=True)
     voxels = facts["voxel_counts"][1:].astype(np.int64)
     found = {"voxels": voxels, "first": _firsts(labels, n, origin, height)}
@@ -71,21 +73,26 @@ def measure(
     return pd.DataFrame(found)
 
 
-def table_of(found: pd.DataFrame, voxel_nm: Voxel) -> pd.DataFrame:
+def table_of(found: pd.DataFrame, voxel_nm: Voxel, classes: int) -> pd.DataFrame:
     """The table of components that are in the order of their first voxels."""
+    columns = COLUMNS if classes == 1 else ["class", *COLUMNS]
     facts = {
         "id": np.arange(1, len(found) + 1),
         "volume_nm3": found["voxels"] * (voxel_nm[0] * voxel_nm[1] * voxel_nm[2]),
         **{axis: found[f"{axis}_sum"] / found["voxels"] for axis in "zyx"},
     }
-    return found.assign(**facts)[COLUMNS].reset_index(drop=True)
+    return found.assign(**facts)[columns].reset_index(drop=True)
 
 
 def label_block(partial: Partial, number: int) -> None:
     """Phase `components`: label a block, and keep its measures and the labels at its faces."""
     block = partial.blocks[number]
-    labels, n = _labelled(np.asarray(partial.array("mask")[block.place]) > 0)
+    ids = np.asarray(partial.array("mask")[block.place])
+    labels, n = _labelled(ids)
+    kinds = np.zeros(n + 1, np.uint8)
+    kinds[labels] = ids
     found = measure(labels, n, (block.z0, block.y0), partial.job.shape[1])
+    found["class"] = kinds[1:]
     faces = {"z0": labels[0], "z1": labels[-1], "y0": labels[:, 0], "y1": labels[:, -1]}
     with whole_file(_part(partial, number)) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, measured=found[list(AGGREGATED)].to_numpy(np.int64), **faces)
@@ -104,22 +111,24 @@ def join(partial: Partial, table: Path) -> int:
     parts = np.concatenate([_kept(partial, number, "measured") for number in numbers])
     counts = [facts["components"] for facts in partial.facts("components")]
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    group = _groups(partial, offsets)
-    found = pd.DataFrame(parts, columns=list(AGGREGATED)).groupby(group).agg(AGGREGATED)
+    measured = pd.DataFrame(parts, columns=list(AGGREGATED))
+    group = _groups(partial, offsets, measured["class"].to_numpy())
+    found = measured.groupby(group).agg(AGGREGATED)
     total = len(found)
     found = found[found["voxels"] >= partial.job.min_voxels].sort_values("first")
     ids = np.zeros(total, np.uint32)
     ids[found.index] = np.arange(1, len(found) + 1)
     np.save(partial.part("offsets.npy"), offsets)
     np.save(partial.part("ids.npy"), ids[group])
-    table_of(found, partial.job.voxel_nm).to_csv(table, index=False, float_format="%.12g")
+    listed = table_of(found, partial.job.voxel_nm, len(partial.job.classes))
+    listed.to_csv(table, index=False, float_format="%.12g")
     return len(found)
 
 
 def number_block(partial: Partial, number: int) -> None:
     """Phase `instances`: write a block with the numbers of the whole volume."""
     block = partial.blocks[number]
-    labels, n = _labelled(np.asarray(partial.array("mask")[block.place]) > 0)
+    labels, n = _labelled(np.asarray(partial.array("mask")[block.place]))
     start = int(np.load(partial.part("offsets.npy"), mmap_mode="r")[number])
     ids = np.load(partial.part("ids.npy"), mmap_mode="r")[start : start + n]
     numbers = np.concatenate([np.zeros(1, np.uint32), ids])
@@ -127,11 +136,14 @@ def number_block(partial: Partial, number: int) -> None:
     partial.mark("instances", number, {})
 
 
-def _labelled(mask: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.uint32], int]:
-    """A mask's components, numbered from 1 by their first voxels, and how many there are."""
+def _labelled(ids: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.uint32], int]:
+    """Components of voxels of the same id, not 0, and how many there are.
+
+    They are numbered from 1 by their first voxels.
+    """
     import cc3d
 
-    labels, n = cc3d.connected_components(mask, connectivity=6, return_N=True, binary_image=True)
+    labels, n = cc3d.connected_components(ids, connectivity=6, return_N=True)
     return labels.astype(np.uint32, copy=False), int(n)
 
 
@@ -146,8 +158,11 @@ def _firsts(labels: npt.NDArray[np.uint32], n: int, origin: tuple[int, int], hei
     return first
 
 
-def _groups(partial: Partial, offsets: Int) -> npt.NDArray[np.int32]:
-    """For each label of each block the component of the volume, from 0, that it belongs to."""
+def _groups(partial: Partial, offsets: Int, kinds: Int) -> npt.NDArray[np.int32]:
+    """For each label of each block the component of the volume, from 0, that it belongs to.
+
+    `kinds` are the classes of the labels.
+    """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
@@ -155,6 +170,7 @@ def _groups(partial: Partial, offsets: Int) -> npt.NDArray[np.int32]:
     if not total:
         return np.zeros(0, np.int32)
     pairs = np.concatenate([np.empty((0, 2), np.int64), *_meetings(partial, offsets)])
+    pairs = pairs[kinds[pairs[:, 0]] == kinds[pairs[:, 1]]]
     graph = coo_array((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(total, total))
     return np.asarray(connected_components(graph, directed=False)[1])
 

@@ -101,7 +101,8 @@ class Job:
         zoom: factors (y, x) to the pixel size of `dataset`, on which the model was trained.
         statistics: of the volume, where the model aligns grey values by them.
         sigma: standard deviation, in slices, of the Gaussian along z over probabilities; 0: none.
-        threshold: foreground has a higher probability.
+        threshold: foreground has a higher probability; of several classes the most probable counts.
+        classes: names of what is segmented.
         kinds: of outputs: mask, probabilities, instances.
         min_voxels: smaller components are no instances.
         depth: slices of a block, and `rows` of it.
@@ -122,6 +123,7 @@ class Job:
     statistics: dict[str, Any] | None
     sigma: float
     threshold: float
+    classes: tuple[str, ...]
     kinds: tuple[str, ...]
     min_voxels: int
     depth: int
@@ -178,6 +180,7 @@ def settle(order: Order, source: Source, model: Model) -> Job:
     dataset, zoom = zoom_for(model, voxel)
     window = window_for(source, order.window)
     spec = model.segmenter.spec
+    _check_classes(order, model)
     statistics = None
     if spec.align:
         images = (to_uint8(image[~constant(image)], *window) for image in sampled(source))
@@ -204,11 +207,26 @@ def settle(order: Order, source: Source, model: Model) -> Job:
         statistics=dataclasses.asdict(statistics) if statistics else None,
         sigma=spec.smooth_z_nm / voxel[0],
         threshold=float(model.card["threshold"] if order.threshold is None else order.threshold),
+        classes=model.segmenter.classes,
         kinds=order.kinds,
         min_voxels=order.min_voxels,
         depth=depth,
         rows=rows,
     )
+
+
+def _check_classes(order: Order, model: Model) -> None:
+    """Refuse what is made of one foreground, for a model of several classes."""
+    asked = {
+        "--threshold": order.threshold is not None,
+        "--probabilities": order.probabilities,
+        "`smooth_z_nm`": bool(model.segmenter.spec.smooth_z_nm),
+    }
+    if len(model.segmenter.classes) > 1 and (given := [name for name, on in asked.items() if on]):
+        found = f"{given[0]} and a model of {', '.join(model.segmenter.classes)}"
+        raise InputError(
+            model.folder, found=found, expected="a model of one class", do="Leave it out."
+        )
 
 
 def window_for(source: Source, stated: tuple[float, float] | None) -> tuple[float, float]:

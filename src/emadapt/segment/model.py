@@ -94,9 +94,6 @@ def open_model(text: str | Path) -> Model:
     if segmenter.needs_labels:
         found, expected = "a model that needs labels for its prompts", "one that needs none"
         raise InputError(folder, found=found, expected=expected, do="Take another unit.")
-    if len(segmenter.classes) > 1:
-        found, expected = f"a model of {len(segmenter.classes)} classes", "one of one class"
-        raise InputError(folder, found=found, expected=expected, do="Take another unit.")
     merge(segmenter.read_weights().backbone)
     return Model(folder, segmenter.to(device()), card)
 

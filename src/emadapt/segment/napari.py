@@ -86,7 +86,7 @@ def segment_layer(
 
 
 def segmented(array: Any, box: Box, model: str, voxel_nm: Voxel) -> Generator[Mask, None, Mask]:
-    """Segment a box of an array; yields the mask (0, 1) so far after each slice, and returns it.
+    """Segment a box of an array; yields the class ids so far after each slice, and returns them.
 
     A single slice is seen with its neighbours, and with the grey window of the whole array.
     """
@@ -103,7 +103,7 @@ def segmented(array: Any, box: Box, model: str, voxel_nm: Voxel) -> Generator[Ma
         z = box[0].start if len(box) == 3 else 0
         found = iter([(0, runner.part(z, *box[-2:]))])
     for k, probability in found:
-        layers[k] = probability > runner.job.threshold
+        layers[k] = runner.ids(probability)
         yield mask
     return mask
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ from typing import Any
 
 from emadapt.errors import InputError
 from emadapt.segment.job import Job, Order
+from emadapt.training.overlays import CLASSES
 from emadapt.volumes.opening import bare_name
 from emadapt.volumes.writing import WRITERS, suffix_of
 
@@ -99,7 +101,18 @@ def provenance(job: Job, kind: str) -> dict[str, Any]:
     sizes = [size for file, size, _ in job.stamp if file == name.partition(":/")[0]]
     source = {"input": name, **({"input_bytes": sizes[0]} if sizes else {})}
     kept = {key: value for key, value in job.to_json().items() if key in SAID}
-    return {"kind": kind, "values": MEANING[kind], **source, **kept}
+    about = {"kind": kind, "values": MEANING[kind], **source, **kept}
+    if len(job.classes) > 1 and kind == "mask":
+        del about["threshold"]
+        colours = zip(job.classes, itertools.cycle(CLASSES), strict=False)
+        about |= {
+            "values": "ids of classes, 0 in the background",
+            "classes": [
+                {"id": number, "name": name, "colour": colour}
+                for number, (name, colour) in enumerate(colours, 1)
+            ],
+        }
+    return about
 
 
 def publish(made: dict[Path, Path], aside: Path) -> None:

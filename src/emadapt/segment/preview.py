@@ -50,7 +50,8 @@ def field(runner: Runner, number: int) -> dict[str, Any]:
     )
     probability = runner.part(z, slice(y, y + height), slice(x, x + width))
     image = runner.grey(runner.source.read(z, z + 1, y, y + height)[0][:, x : x + width])
-    mask = probability > job.threshold
+    mask = runner.ids(probability) > 0
+    probability = probability.reshape(-1, *mask.shape).sum(0)  # of any class
     return {
         "z": z,
         "y": y,

@@ -81,7 +81,7 @@ class View:
         `read` gives the slices `slices(*z)` and the rows `native_rows(*y)`.
 
         Yields:
-            The number of a slice and (rows, X) float32 in [0, 1].
+            The number of a slice and (rows, X) float32 in [0, 1], or (classes, rows, X).
         """
         geo, (top, bottom), (first, end) = self.geo, self.rows(*y), _resized_rows(self.geo, *y)
         size, scale = (bottom - top, geo.padded[1]), geo.resized[0] / geo.native[0]
@@ -99,7 +99,7 @@ class View:
         starts = _reaching(self.starts, self.depth, z0, z1)
         for at, found in along_z(slab, starts, self.depth):
             if z0 <= at < z1:
-                merged = found[first - top : end - top, : geo.resized[1]]
+                merged = found[..., first - top : end - top, : geo.resized[1]]
                 place = y[0] * scale - first, y[1] * scale - first
                 shape = y[1] - y[0], geo.native[1]
                 yield at - self.before, _resized(merged, shape, place, Image.Resampling.BILINEAR)
@@ -149,8 +149,10 @@ def _resized(
     """Pillow's resize, of the rows between the two edges of `place`.
 
     First along x, then along y: Pillow chooses the order by the size of a part and rounds in
-    between, which would leave seams.
+    between, which would leave seams. Of (classes, rows, X) each class.
     """
+    if rows.ndim > 2:
+        return np.stack([_resized(own, size, place, how) for own in rows])
     height, width = size
     if rows.shape[1] != width:
         wide = Image.fromarray(np.ascontiguousarray(rows))

@@ -168,7 +168,8 @@ def _threshold(
     mask = _empty(partial, block, "uint8")
     probabilities = _empty(partial, block, "uint8") if "probabilities" in job.kinds else None
     for z, some in rows:
-        mask[z - block.z0] = np.where(some > job.threshold, 255, 0)
+        ids = partial.runner.ids(some)
+        mask[z - block.z0] = ids if len(job.classes) > 1 else 255 * ids
         if probabilities is not None:
             probabilities[z - block.z0] = np.rint(some * 255)
         yield 1

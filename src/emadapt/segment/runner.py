@@ -13,6 +13,7 @@ import torch
 
 from emadapt.data.align import Statistics
 from emadapt.data.crops import as_input
+from emadapt.data.foreground import most_probable
 from emadapt.data.tiles import Grey
 from emadapt.errors import InputError
 from emadapt.models.predict import smooth_z
@@ -53,7 +54,8 @@ class Runner:
     def probability(self, block: Block, loaded: Array) -> Iterator[tuple[int, Probability]]:
         """The number of a slice and the block's rows of it, (n, X) in [0, 1], as they are done.
 
-        It is 0 where the volume is constant, and only there.
+        Of several classes they are (classes, n, X). It is 0 where the volume is constant, and only
+        there.
         """
         first, _ = self.view.slices(block.z0, block.z1)
         top, _ = self._rows(block)
@@ -96,11 +98,18 @@ class Runner:
         for _, parts in itertools.groupby(self.job.blocks(), key=lambda block: block.z0):
             blocks = list(parts)
             z0, z1 = blocks[0].z0, blocks[0].z1
-            whole = np.empty((z1 - z0, height, width), np.float32)
+            several = [len(self.job.classes)] if len(self.job.classes) > 1 else []
+            whole = np.empty((z1 - z0, *several, height, width), np.float32)
             for block in blocks:
                 for z, rows in self.probability(block, self.load(block)):
-                    whole[z - z0, block.y0 : block.y1] = rows
+                    whole[z - z0, ..., block.y0 : block.y1, :] = rows
             yield from enumerate(whole, z0)
+
+    def ids(self, probability: Probability) -> Grey:
+        """Class ids (Y, X) of probabilities: 1 above the threshold, or the most probable class."""
+        if probability.ndim == 2:
+            return (probability > self.job.threshold).astype(np.uint8)
+        return most_probable(probability)
 
     def tiles(self, z: int, corners: list[tuple[int, int]]) -> torch.Tensor:
         """Tiles at these corners of a padded slice as the model sees them, (n, 1 or 3, h, w)."""

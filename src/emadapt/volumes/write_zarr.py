@@ -44,7 +44,8 @@ def create_array(group: Path, level: int, shape: tuple[int, ...], dtype: str, de
 def write_zarr(group: Path, name: str, voxel_nm: Voxel, about: Mapping[str, Any]) -> Path:
     """Add coarser scales and the metadata of OME-Zarr to a group whose array `0` is finished.
 
-    Coarser scales of `probabilities` are means; of labels, the first voxel of each cell.
+    Coarser scales of `probabilities` are means; of labels, the first voxel of each cell. `classes`
+    of `about` (id, name, colour) become the `image-label` of OME-Zarr.
     """
     import zarr
 
@@ -60,6 +61,15 @@ def write_zarr(group: Path, name: str, voxel_nm: Voxel, about: Mapping[str, Any]
     described = _multiscale(name, voxel_nm, factors, mean=averaged)
     root = zarr.open_group(group, mode="r+")
     root.attrs.update({"multiscales": [described], "emadapt": dict(about)})
+    if classes := about.get("classes"):
+        root.attrs["image-label"] = {
+            "version": "0.4",
+            "colors": [
+                {"label-value": own["id"], "rgba": [*bytes.fromhex(own["colour"][1:]), 255]}
+                for own in classes
+            ],
+            "properties": [{"label-value": own["id"], "class": own["name"]} for own in classes],
+        }
     return group
 
 

@@ -1,0 +1,87 @@
+"""`emadapt segment` and `export` with a model of several classes."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import tifffile
+import torch
+import zarr
+from scipy.ndimage import label
+
+from emadapt import api
+from emadapt.data.foreground import most_probable
+from emadapt.errors import InputError
+from emadapt.segment import job
+from emadapt.segment.export import INPUT, OUTPUT, open_session, probe, write_onnx
+from emadapt.segment.job import Order
+from emadapt.segment.model import open_model
+from emadapt.segment.run import segment_volume
+from tiny import blobs, predicted, write_model
+
+CLASSES = ("disc", "bar", "dot")
+IMAGE, _ = blobs((5, 90, 60), 2)
+
+
+@pytest.fixture
+def order(tmp_path: Path) -> Order:
+    tifffile.imwrite(tmp_path / "in.tif", IMAGE, photometric="minisblack")
+    model = write_model(tmp_path / "m", classes=CLASSES)
+    output = str(tmp_path / "out.tif")
+    return Order(str(tmp_path / "in.tif"), output, str(model), voxel_nm=(30.0, 5.0, 5.0))
+
+
+def ids_of(order: Order) -> np.ndarray:
+    """As evaluation computes them; (Z, Y, X)."""
+    return np.stack([most_probable(found) for found in predicted(Path(order.model), IMAGE)])
+
+
+def test_a_mask_has_class_ids_and_says_their_names(
+    order: Order, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    expected = ids_of(order)
+    assert set(np.unique(expected)) == {0, 1, 2, 3}, "else the test says little"
+    monkeypatch.setattr(job, "BLOCK", 2 * 90 * 60)
+    segment_volume(dataclasses.replace(order, instances=True))
+    with tifffile.TiffFile(order.output) as tif:
+        mask, said = tif.asarray(), str(tif.ome_metadata)
+    assert np.mean(mask != expected) < 1e-3  # blocks may round another way
+    assert all(f"&quot;name&quot;: &quot;{name}&quot;" in said for name in CLASSES)
+    table = pd.read_csv(tmp_path / "out-instances.csv")
+    counts = [label(mask == number)[1] for number in (1, 2, 3)]
+    assert [sum(table["class"] == number) for number in (1, 2, 3)] == counts
+    segment_volume(dataclasses.replace(order, output=str(tmp_path / "out.zarr")))
+    group = zarr.open_group(tmp_path / "out.zarr", mode="r")
+    np.testing.assert_array_equal(np.asarray(group["0"]), mask)
+    shown = json.loads((tmp_path / "out.zarr/.zattrs").read_text())["image-label"]
+    assert shown["properties"] == [{"label-value": n, "class": c} for n, c in enumerate(CLASSES, 1)]
+    assert len({tuple(own["rgba"]) for own in shown["colors"]}) == 3
+
+
+def test_what_needs_one_foreground_is_refused(order: Order) -> None:
+    for change in ({"threshold": 0.3}, {"probabilities": True}):
+        with pytest.raises(InputError, match=r"a model of disc, bar, dot; expected .* one class"):
+            segment_volume(dataclasses.replace(order, **change))
+
+
+def test_an_array_is_segmented_into_classes(order: Order) -> None:
+    model = api.load_model(order.model)
+    mask = api.segment(IMAGE, model, (30.0, 5.0, 5.0))
+    assert mask.dtype == np.uint8
+    assert np.mean(mask != ids_of(order)) < 1e-3
+    found = api.segment(IMAGE, model, (30.0, 5.0, 5.0), probabilities=True)
+    assert found.shape == (5, 3, 90, 60)
+    np.testing.assert_array_equal(np.stack([most_probable(one) for one in found]), mask)
+
+
+def test_a_graph_has_a_channel_for_each_class(order: Order, tmp_path: Path) -> None:
+    model = open_model(order.model)
+    write_onnx(model, tmp_path / "m.onnx")
+    image = probe(1, 42, 70, 0)
+    given = open_session(tmp_path / "m.onnx").run([OUTPUT], {INPUT: image})[0]
+    expected = model.segmenter.foreground(torch.from_numpy(image) / 255, (42, 70))
+    assert given.shape == (1, 3, 42, 70)
+    np.testing.assert_allclose(given, expected, atol=1e-3)
