@@ -17,7 +17,10 @@ from emadapt.models.token_statistics import token_facts
 from emadapt.segment.domain import INVERTED
 from emadapt.segment.job import Order
 from emadapt.segment.run import segment_volume
-from emadapt.training.model_files import load_model
+from emadapt.study.backbones import BackboneSettings
+from emadapt.study.regimes import regime_settings
+from emadapt.training.model_files import load_model, save_model
+from emadapt.training.regimes import IMAGE_REGIMES
 from tiny import blobs, settings, write_model
 
 IMAGE, LABEL = blobs((3, 90, 100), 1)
@@ -28,6 +31,8 @@ NAMES = [
     "read_volume",
     "segment",
     "tokens",
+    "embed",
+    "classify",
     "domain_distance",
     "evaluate_masks",
     "find_instances",
@@ -48,6 +53,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         {"split": {"train": [0, 1, 2], "val": [3, 4, 5], "test": []}, "md5": "", "voxel_nm": VOXEL},
     )
     write_model(Path("model"), facts={"tokens": token_facts(segmenter, [own], [])})
+    spec = BackboneSettings(arch="tiny_dinov2", source="random", tile=56)
+    regime = IMAGE_REGIMES["frozen"](regime_settings(kind="frozen"), spec, "probe")
+    classifier = regime.build(0, ("nothing", "synapse"))
+    save_model(classifier, regime, Path("classifier"), {"shape": {"tiles": [9, 48, 48]}})
     meta = {
         "axes": "ZYX",
         **{f"PhysicalSize{a}": v / 1e3 for a, v in zip("ZYX", VOXEL, strict=True)},

@@ -13,7 +13,8 @@ import yaml
 from numpy.testing import assert_allclose
 from PIL import Image
 
-from emadapt.data.images import find_images, split_images
+from emadapt import api
+from emadapt.data.images import find_images, read_image, split_images
 from emadapt.data.ingest import ingest, open_volume
 from emadapt.data.labelled import few_slices
 from emadapt.errors import ConfigError, InputError
@@ -91,6 +92,10 @@ def test_from_files_to_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     summary = json.loads(build_report(tmp_path, study).read_text())
     found = {(e["regime"], e["train_set"]): e["auroc"]["mean"] for e in summary["units"]}
     assert found["frozen", "x"] == pytest.approx(scores["t-frozen-x-0"], abs=1e-6)
+    files = sorted((tmp_path / "data/x").glob("*/*.png"))
+    shown = api.classify([read_image(file) for file in files], "build/units/t-frozen-x-0")
+    guessed = np.array(list(shown))[np.argmax(list(shown.values()), 0)]
+    assert np.mean(guessed == [file.parent.name for file in files]) > 0.8
     assert found.keys() == {(regime, "x") for regime in ALL}
 
 

@@ -10,16 +10,19 @@ The tests run the examples, one after the other, with a small model in the folde
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from emadapt.data.images import square
 from emadapt.segment.domain import Domain, domain_of_volume
 from emadapt.segment.instances import components
 from emadapt.segment.model import Model, open_model
 from emadapt.segment.runner import array_runner
+from emadapt.study.backbones import BackboneSettings
 from emadapt.study.loading import PARAMS
 from emadapt.study.loading import load_study as _load_study
 from emadapt.study.study import Study
@@ -136,6 +139,59 @@ def tokens(
     with torch.inference_mode(), autocast(segmenter.spec.precision):
         found = [segmenter.tokens(batch)[-1].float().cpu() for batch in tiles.split(BATCH_TILES)]
     return torch.cat(found).numpy()
+
+
+def embed(images: Sequence[Array], backbone: BackboneSettings) -> npt.NDArray[np.float32]:
+    """A vector for each image or tile: class token and mean patch token of a pretrained backbone.
+
+    >>> backbone = study.backbone_settings["t"]
+    >>> api.embed(volume, backbone).shape
+    (3, 512)
+
+    A nearest neighbour or a linear model on them says whether a tile has a synapse.
+
+    Args:
+        images: (Y, X) or (Y, X, 3), uint8, of any size; each is brought to a square of `tile`.
+        backbone: settings, of a study or `BackboneSettings(arch="dinov2_s", source="pypi")`.
+
+    Returns:
+        (n, blocks * 2 * D).
+    """
+    from emadapt.models import classifier
+
+    return classifier.embed(_squares(images, backbone.tile), backbone.of_images())
+
+
+def classify(images: Sequence[Array], model: str | Path) -> dict[str, npt.NDArray[np.float32]]:
+    """Probabilities (n,) of each class, by name, of whole images.
+
+    >>> shares = api.classify(volume, "classifier")
+    >>> shares["synapse"].shape
+    (3,)
+
+    Args:
+        images: as for `embed`.
+        model: a folder that `train` wrote in a study of `task: classification`.
+
+    Raises:
+        InputError: the folder has no such model.
+    """
+    from emadapt.errors import InputError
+    from emadapt.models.classifier import Classifier, batches
+    from emadapt.training.model_files import load_model as load
+
+    loaded, card = load(Path(model))
+    if not isinstance(loaded, Classifier):
+        expected, do = "one that classifies whole images", "Use `api.segment`."
+        raise InputError(model, found="a model that segments", expected=expected, do=do)
+    side = next(iter(card["shape"].values()))[1]
+    shown = batches(_squares(images, side), loaded.spec, loaded.patch)
+    return dict(zip(loaded.classes, loaded.probabilities(shown).T, strict=True))
+
+
+def _squares(images: Sequence[Array], side: int) -> list[Array]:
+    coloured = any(image.ndim == 3 for image in images)
+    return [square(image, side, coloured) for image in images]
 
 
 def domain_distance(

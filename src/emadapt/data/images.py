@@ -138,7 +138,7 @@ def write_images(study: Study, name: str, root: Path, data: Path, folder: Path) 
         if array.dtype != some[0].dtype:
             found, expected = str(array.dtype), f"{some[0].dtype}, as of the first image"
             raise InputError(image.file, found=found, expected=expected, do="Export all alike.")
-        pixels[n] = _resized(to_uint8(array, low, high), spec.side, coloured)
+        pixels[n] = square(to_uint8(array, low, high), spec.side, coloured)
         content = hashlib.md5(pixels[n].data, usedforsecurity=False).digest()
         if seen.setdefault(content, place[n]) != place[n]:
             twice.append(image.file.name)
@@ -202,7 +202,7 @@ def _opened(path: Path, look: Callable[[Any], T]) -> T:
         raise unreadable(path, "no readable image", error) from error
 
 
-def _resized(image: npt.NDArray[np.uint8], side: int, coloured: bool) -> npt.NDArray[np.uint8]:
+def square(image: npt.NDArray[np.uint8], side: int, coloured: bool) -> npt.NDArray[np.uint8]:
     """A square of `side` pixels, bicubic; grey values three times if others have colours."""
     from PIL import Image
 

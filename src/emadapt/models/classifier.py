@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from emadapt.data.crops import as_input
 from emadapt.data.ingest import Volume
-from emadapt.data.tiles import geometry_of, to_input
-from emadapt.models.device import autocast
+from emadapt.data.tiles import Grey, geometry, to_input
+from emadapt.models.backbones import Pooled, pretrained
+from emadapt.models.device import autocast, device
 from emadapt.models.heads import TokenHead, Tokens
 from emadapt.models.nearest import Bank
 from emadapt.models.segmenter import Probability, Segmenter
 from emadapt.models.tokens import TokenView
+from emadapt.study.backbones import BackboneSettings
 
 BATCH = 32
 """Images that go through a model at once."""
@@ -83,15 +86,38 @@ class Classifier(Segmenter):
         self, volume: Volume, numbers: Sequence[int], view: TokenView | None = None
     ) -> Probability:
         """Probabilities (n, classes) of some images of a dataset, from cached vectors if given."""
-        geo, found = geometry_of(volume, self.spec, self.patch), []
-        for start in range(0, len(numbers), BATCH):
-            some = numbers[start : start + BATCH]
-            if view is None:
-                batch = torch.stack([as_input(to_input(volume.image[n], geo)) for n in some])
-            else:
-                rows = [int(row) for n in some for row in view.rows_of_slice(n)]
-                batch = torch.from_numpy(np.array(view.tokens[rows]))
+        if view is None:
+            images = [volume.image[n] for n in numbers]  # memory-mapped
+            return self.probabilities(batches(images, self.spec, self.patch))
+        rows = [int(row) for n in numbers for row in view.rows_of_slice(n)]
+        return self.probabilities(torch.from_numpy(np.array(view.tokens[rows])).split(BATCH))
+
+    @torch.inference_mode()
+    def probabilities(self, inputs: Iterable[torch.Tensor]) -> Probability:
+        """Probabilities (n, classes) of batches of images, or of cached vectors."""
+        found = []
+        for batch in inputs:
             with autocast(self.spec.precision):
                 logits = self(batch.to(self.device), (1, 1))
             found.append(logits.float().softmax(1).flatten(1).cpu().numpy())
         return np.concatenate(found)
+
+
+@torch.inference_mode()
+def embed(images: Sequence[Grey], spec: BackboneSettings) -> npt.NDArray[np.float32]:
+    """Vectors (n, blocks * 2 * D) of squares, (side, side) or with three channels, uint8."""
+    backbone = pretrained(spec, Pooled).to(device())
+    found = []
+    for batch in batches(images, spec, backbone.arch.patch):
+        with autocast(spec.precision):
+            vectors = backbone(batch.to(device()))
+        found.append(torch.cat(vectors, 1).flatten(1).float().cpu().numpy())
+    return np.concatenate(found)
+
+
+def batches(images: Sequence[Grey], spec: BackboneSettings, patch: int) -> Iterator[torch.Tensor]:
+    """Squares of one size as a backbone takes them: (at most BATCH, 1 or 3, h, w)."""
+    geo = geometry((images[0].shape[0], images[0].shape[1]), spec, patch)
+    for start in range(0, len(images), BATCH):
+        some = images[start : start + BATCH]
+        yield torch.stack([as_input(to_input(np.asarray(image), geo)) for image in some])
