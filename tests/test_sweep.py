@@ -351,6 +351,8 @@ def test_whatever_a_crash_takes_the_runs_in_mlflow_are_those_of_the_trials(
         child = children[str(first_number(trial)), trial.value]
         assert child.data.params["sweep.head_lr"] == str(trial.params["head_lr"])
         assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    said = parent.data.tags["mlflow.note.content"]
+    assert all(name in said for name in sweep.get_trials()[0].params)
     assert (parent.data.tags["best.trial"], parent.data.metrics["best.val_iou"]) in children
     figures = {
         Path(file.path).stem for file in client.list_artifacts(parent.info.run_id, "figures")

@@ -16,15 +16,25 @@ from emadapt.sweep.space import Target, definition
 from emadapt.sweep.storage import ENDED, FOLDER, best_trial, first_number, n_ended
 from emadapt.tracking.provenance import provenance_tags
 from emadapt.tracking.run import Run
+from emadapt.tracking.views import NOTE
 
+DESCRIPTION = """Sweep of the regime `{regime}` on the backbone `{backbone}` and the training set
+`{train_set}`, over {searched}. The runs below are its trials: each trains the unit with other
+values, and is scored on validation slices alone.
+
+`best.*` are the best trial and its values, `trials.*` numbers of trials by state.
+Figures are under **Artifacts**, most of them from four finished trials on."""
+"""Of a sweep's run in MLflow."""
 FEW = 4
 """Finished trials below which comparing them says nothing."""
 
 
 def sweep_run(config: Study, target: Target, name: str) -> Run:
     """The run of the sweep with this full name; a resumed sweep goes on with its own."""
+    searched = definition(config, target)["space"]
     tags = {
         **provenance_tags(Path()),
+        NOTE: DESCRIPTION.format(**asdict(target), searched=", ".join(searched)),
         "unit": name[:-9],
         "sweep.parent": name,
         "stage": "sweep",
@@ -32,7 +42,7 @@ def sweep_run(config: Study, target: Target, name: str) -> Run:
         **asdict(target),
     }
     params = {
-        "space": definition(config, target)["space"],
+        "space": searched,
         "sampler": config.sweep.sampler,
         "pruner": config.sweep.pruner,
     }
