@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -36,6 +37,16 @@ def real_data() -> Path:
     if missing:
         pytest.skip(f"no {' and no '.join(missing)} in {folder}: set EMADAPT_REAL_DATA")
     return folder
+
+
+@pytest.fixture
+def plain_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are drawn as grey squares, in whole pipelines of which drawing is a half."""
+
+    def save(figure: object, path: Path, **_: object) -> None:
+        Image.new("RGB", (9, 9), "grey").save(path, "PNG")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", save)
 
 
 @pytest.fixture(scope="session")

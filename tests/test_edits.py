@@ -71,7 +71,7 @@ class Project:
 
 
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plain_pictures: None) -> Project:
     return Project(tmp_path, monkeypatch)
 
 
@@ -156,7 +156,8 @@ def test_an_edit_reruns_what_it_must_and_no_more(project: Project) -> None:
 def test_tokens_that_are_not_there_are_made_and_a_clone_is_clean(
     project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A regime that needs them is added; all is cleaned; another clone has what DVC has."""
+    """A regime that needs them is added; all is cleaned; a clone has what DVC has, another one
+    trains again."""
 
     def select(*regimes: str) -> None:
         project.edit(lambda own: own["study"].update(regimes=list(regimes)))
@@ -178,8 +179,14 @@ def test_tokens_that_are_not_there_are_made_and_a_clone_is_clean(
     project.sh("dvc", "push", "-q")
     project.sh("git", "add", "--all")
     project.sh("git", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "a study")
-    project.sh("git", "clone", "-q", ".", "clone")
-    monkeypatch.chdir("clone")
+    for clone in ("clone", "retrained"):
+        project.sh("git", "clone", "-q", ".", clone)
+    monkeypatch.chdir("retrained")
+    shutil.copy("../weights.pt", "weights.pt")
+    project.sh("dvc", "--cd", "retrained", "pull", "-q", "data.dvc")
+    assert project.repro() == project.stages - {"plan", "data.dvc"}
+    assert not project.sh("git", "-C", "retrained", "status", "--porcelain")
+    monkeypatch.chdir("../clone")
     for words in (["pull", "-q"], ["repro", "-q", "plan"]):
         project.sh("dvc", "--cd", "clone", *words)
     assert project.sh("dvc", "--cd", "clone", "status").split() == ["plan:", "always", "changed"]

@@ -103,7 +103,9 @@ def check_model(client: Any, run: Any) -> None:
 
 
 @pytest.mark.slow
-def test_baselines_in_the_same_grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_baselines_in_the_same_grid(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plain_pictures: None
+) -> None:
     """Ridge and kNN on cached tokens and a U-Net without a backbone, with a frozen one."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("EMADAPT_TRACKING", "off")
@@ -169,8 +171,8 @@ def test_quick_answers_need_no_heavy_import(
 @pytest.mark.slow
 def test_dvc_runs_the_pipeline_in_parallel_then_has_nothing_to_do(tmp_path: Path) -> None:
     """Two stages of a tiny study at a time; a second run; edited data; a changed setting."""
-    params = settings()
-    params["study"]["train_sets"] = ["paired"]
+    params = settings(epochs=1, steps_per_epoch=1)
+    params["study"] |= {"datasets": ["a"], "train_sets": ["a"]}
     params["diagnose"]["controls"] = False
     make_study(tmp_path, params, ingested=False)
     sh = under_dvc(tmp_path)
@@ -191,7 +193,7 @@ def test_dvc_runs_the_pipeline_in_parallel_then_has_nothing_to_do(tmp_path: Path
     text = (tmp_path / "params.yaml").read_text()
     (tmp_path / "params.yaml").write_text(text.replace("rank: 2", "rank: 3"))
     ran = re.findall(r"^(\S+): \d+ s$", sh("emadapt", "repro", "--jobs", "2"), re.MULTILINE)
-    unit = "t-lora-paired-0"
+    unit = "t-lora-a-0"
     assert set(ran) == {"plan", f"train@{unit}", f"evaluate@{unit}", "diagnose@t-lora", "report"}
     assert stale() == {"plan"}
 
