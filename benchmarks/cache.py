@@ -15,7 +15,7 @@ TILES = {"arch": "dinov2_s", "overlap": 0.0}
 WHOLE = {"overlap": 0.0, "tile": 0, "views": 0, "blocks": "last"}
 
 
-def epoch(backbone: dict, head: str, **settings: object) -> float:  # type: ignore[type-arg]
+def epoch(backbone: dict, head: str, **settings: object) -> float:
     """Seconds of an epoch of one pass over the training slices."""
     write_study(
         backbone, FROZEN, {"epochs": EPOCHS, "steps_per_epoch": 0, "head": head, **settings}

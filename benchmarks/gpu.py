@@ -154,7 +154,7 @@ def formats(size: Size) -> Iterator[Row]:
     tokens = [torch.rand(shape, device=device()) for _ in range(4)]
     first = 0.0
     for name, layout in (("first", torch.contiguous_format), ("last", torch.channels_last)):
-        head.to(memory_format=layout)  # type: ignore[call-overload]
+        head.to(memory_format=layout)
         given = [part.contiguous(memory_format=layout) for part in tokens]
 
         def step(given: list[torch.Tensor] = given) -> None:
