@@ -19,9 +19,9 @@ def curves(entries: Sequence[Entry], contrasts: Sequence[Entry]) -> list[dict[st
         contrasts: `contrasts` of it.
 
     Returns:
-        `test_set`, `amount` ("slices" or "tiles"), `backbone`, `regime`; `points` by rising `n`,
-        with `all`, `score`, `ci95`; `enough`: the smallest `n` shown to be as good as all labels,
-        None if none was. [] if no model has few labels.
+        `test_set`, `amount` ("slices", "tiles" or "images"), `backbone`, `regime`; `points` by
+        rising `n`, with `all`, `score`, `ci95`; `enough`: the smallest `n` shown to be as good as
+        all labels, None if none was. [] if no model has few labels.
     """
     found = []
     good = {

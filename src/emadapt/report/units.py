@@ -102,7 +102,7 @@ def varied(study: Study, unit: Unit, test_set: str) -> dict[str, Any]:
         `relation`: a key of RELATIONS.
         `few`: whether the training set uses a part of its labels.
         `labels`, `amount`: how many labels of the test dataset it trained on ("all", "4 slices"),
-        and the unit of that ("all", "slices", "tiles"); None: none.
+        and the unit of that ("all", "slices", "tiles", "images"); None: none.
         `others`: other datasets that it trained on; None where it trained on none or not at all.
         `seen_before`: whether its warm start saw labels of the test dataset that it lacks itself.
         `alignment`, `warm_start`: empty without one.
@@ -257,6 +257,8 @@ def _labels(study: Study, unit: Unit, test_set: str) -> tuple[str, str]:
     if not slices and not tiles:
         return "all", "all"
     number, amount = (slices, "slices") if slices else (tiles, "tiles")
+    if study.classifies:
+        return f"{number} images of each class", "images"
     if isinstance(number, str):  # a share
         return f"{number} of {amount}", amount
     return f"{number} {amount if number > 1 else amount[:-1]}", amount

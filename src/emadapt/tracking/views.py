@@ -17,7 +17,8 @@ from emadapt.tracking.redact import redact
 
 log = logging.getLogger(__name__)
 
-TEST_IOU = "test/iou."
+HEADLINES = {"test/iou.": "IoU", "test/auroc.": "AUROC"}
+"""Metrics on test datasets by which models are ranked: what their names begin with, in words."""
 NOTE = "mlflow.note.content"
 VIEW = "mlflow.sharedViewState."
 CURRENT = 'tags.replaced = "no" and tags.stage != "sweep"'
@@ -39,6 +40,7 @@ model from DVC's cache.{means}
 **Metrics**
 - `test/iou.<dataset>`: **the result**, foreground IoU pooled over all test slices of a dataset
 - `test/iou.<dataset>.<class>`: of each of several classes; `test/iou.<dataset>` is their mean
+- `test/auroc.<dataset>`, `test/accuracy.<dataset>`, ...: of whole images; `val/auroc` for `val/iou`
 - `test/dice.<dataset>`, `test/boundary_iou.<dataset>`: Dice; IoU of bands along the boundaries
 - `test/ap50.<dataset>`, `test/pq.<dataset>`: of objects: AP at IoU 0.5; panoptic quality
 - `val/iou`, `val/loss`, `train/loss`, `train/lr_head`, `train/lr_adapter`: after each epoch
@@ -89,18 +91,18 @@ def refresh_run(store: Any, run_id: str) -> None:
     if {"backbone", "regime", "train_set", "seed"} <= run.data.tags.keys():
         tags = _changes(run.data.tags, {NOTE: run_line(run)})
         store.log_batch(run_id, tags=[RunTag(name, text) for name, text in tags.items()])
-    if datasets := _tested(run.data.metrics):
+    if tested := _tested(run.data.metrics):
         other = f"tags.seed != {json.dumps(run.data.tags.get('seed', ''))}"
         several = bool(store.search_runs([run.info.experiment_id], other, max_results=1))
-        refresh_experiment(store, run.info.experiment_id, datasets, several)
+        refresh_experiment(store, run.info.experiment_id, tested, several)
 
 
 def refresh_experiment(
-    store: Any, experiment_id: str, datasets: Sequence[str] = (), several_seeds: bool = False
+    store: Any, experiment_id: str, tested: Sequence[str] = (), several_seeds: bool = False
 ) -> None:
     """Write the description and the views of a study; what somebody edited there stays."""
     experiment = store.get_experiment(experiment_id)
-    wanted = page(experiment.name, experiment_id, datasets, several_seeds)
+    wanted = page(experiment.name, experiment_id, tested, several_seeds)
     for name, text in _changes(experiment.tags, wanted).items():
         store.set_experiment_tag(experiment_id, name, text)
 
@@ -110,31 +112,34 @@ def run_line(run: Any) -> str:
     tags, metrics = run.data.tags, run.data.metrics
     unit = f"{tags['backbone']}, {tags['regime']}, trained on {tags['train_set']}"
     parts = [f"{unit}, seed {tags['seed']}."]
-    if "val/best_iou" in metrics:
-        parts.append(f"Validation IoU {metrics['val/best_iou']:.3f}.")
-    if datasets := _tested(metrics):
-        tested = ", ".join(f"{metrics[TEST_IOU + name]:.3f} on {name}" for name in datasets)
-        parts.append(f"Test IoU {tested}.")
+    for name, said in (("val/best_iou", "IoU"), ("val/best_auroc", "AUROC")):
+        if name in metrics:
+            parts.append(f"Validation {said} {metrics[name]:.3f}.")
+    for begin, said in HEADLINES.items():
+        if own := [name for name in _tested(metrics) if name.startswith(begin)]:
+            tested = ", ".join(f"{metrics[name]:.3f} on {_dataset(name)}" for name in own)
+            parts.append(f"Test {said} {tested}.")
     if run.info.status == "FAILED" and "error" in tags:
         parts.append(f"Stopped by {tags['error']}")
     return " ".join(parts)
 
 
 def page(
-    study: str, experiment_id: str, datasets: Sequence[str], several_seeds: bool
+    study: str, experiment_id: str, tested: Sequence[str], several_seeds: bool
 ) -> dict[str, str]:
-    """The tags that make up the page of a study; `datasets` are those its models are tested on."""
-    names = {"test-iou": "Test IoU"}
+    """The tags that make up the page of a study; `tested` are metrics that `HEADLINES` begin."""
+    own = (said for begin, said in HEADLINES.items() if any(n.startswith(begin) for n in tested))
+    names = {"test-iou": f"Test {next(own, 'IoU')}"}
     if several_seeds:
         names["over-seeds"] = "Means over seeds"
     # A browser that sees MLflow for the first time shows menus for chat applications otherwise.
     runs = f"#/experiments/{experiment_id}/runs?workflowType=machine_learning&viewStateShareKey="
     links = [f"[{name}]({runs}{key})" for key, name in names.items()]
     links.append(f"[Curves]({runs}test-iou&compareRunsMode=CHART)")
-    filters = [f"- `` {text} ``: {what}" for text, what in suggested_filters(datasets).items()]
+    filters = [f"- `` {text} ``: {what}" for text, what in suggested_filters(tested).items()]
     note = DESCRIPTION.format(
         study=study,
-        tested=f", tested on {', '.join(datasets)}" if datasets else "",
+        tested=f", tested on {', '.join(map(_dataset, tested))}" if tested else "",
         links=" · ".join(links),
         means=MEANS if several_seeds else "",
         filters="\n".join(filters),
@@ -142,18 +147,18 @@ def page(
     tags = {NOTE: note}
     # The list under Views shows the latest first.
     for rank, (key, name) in enumerate(reversed(names.items())):
-        state = json.dumps(_view(datasets, grouped=key == "over-seeds"))
+        state = json.dumps(_view(tested, grouped=key == "over-seeds"))
         tags[VIEW + key] = json.dumps({"name": name, "createdAt": rank, "state": state})
     return tags
 
 
-def suggested_filters(datasets: Sequence[str]) -> dict[str, str]:
+def suggested_filters(tested: Sequence[str]) -> dict[str, str]:
     """Filters for MLflow's search box, and what each one finds."""
     return {
         'tags.regime = "lora"': "one regime",
         'tags.backbone = "dinov2_s" and tags.train_set = "paired"': "one backbone and training set",
         'tags.unit LIKE "%-frozen-%"': "part of a run's name",
-        **{f"metrics.`{TEST_IOU}{name}` > 0.8": f"good on {name}" for name in datasets},
+        **{f"metrics.`{name}` > 0.8": f"good on {_dataset(name)}" for name in tested},
         'tags.seed = "0"': "one seed",
         'attributes.status != "FINISHED"': "running, failed or killed",
         'tags.origin = "restored"': "models from DVC's cache",
@@ -162,11 +167,11 @@ def suggested_filters(datasets: Sequence[str]) -> dict[str, str]:
     }
 
 
-def _view(datasets: Sequence[str], grouped: bool) -> dict[str, Any]:
+def _view(tested: Sequence[str], grouped: bool) -> dict[str, Any]:
     """The state of the runs table in a named view: columns and widths, order, groups, charts."""
-    iou = [f"metrics.`{TEST_IOU}{name}`" for name in datasets]
+    scores = [f"metrics.`{name}`" for name in tested]
     widths = {"attributes.`Run Name`": 470 if grouped else 260}
-    widths |= {name: 6 * len(name) for name in iou}
+    widths |= {name: 6 * len(name) for name in scores}
     widths["metrics.`val/best_iou`"] = 110
     if not grouped:
         widths |= {"tags.`train_set`": 120, "tags.`regime`": 80, "tags.`backbone`": 100}
@@ -174,12 +179,12 @@ def _view(datasets: Sequence[str], grouped: bool) -> dict[str, Any]:
         "selectedColumns": list(widths)[1:],
         "columnOrder": list(widths),
         "columnWidths": widths,
-        "chartsSearchFilter": "/iou|val/loss|domain/frechet[.]",
+        "chartsSearchFilter": "/iou|/auroc|val/loss|domain/frechet[.]",
         "searchFilter": CURRENT,
         "runsHiddenMode": "FIRST_20_RUNS",
     }
-    if iou:
-        state |= {"orderByKey": iou[0], "orderByAsc": False}
+    if scores:
+        state |= {"orderByKey": scores[0], "orderByAsc": False}
     if grouped:
         groups = ("train_set", "regime", "backbone", "settings", "data.md5")
         keys = [{"mode": "tag", "groupByData": tag} for tag in groups]
@@ -188,7 +193,11 @@ def _view(datasets: Sequence[str], grouped: bool) -> dict[str, Any]:
 
 
 def _tested(metrics: Mapping[str, float]) -> list[str]:
-    return sorted(name.removeprefix(TEST_IOU) for name in metrics if name.startswith(TEST_IOU))
+    return sorted(name for name in metrics if name.startswith(tuple(HEADLINES)))
+
+
+def _dataset(metric: str) -> str:
+    return metric.partition(".")[2]
 
 
 def _changes(now: Mapping[str, str], wanted: Mapping[str, str]) -> dict[str, str]:
