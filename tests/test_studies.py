@@ -5,8 +5,10 @@ import runpy
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from emadapt.cli import main
 from emadapt.study.loading import load_study
@@ -25,6 +27,16 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plain_pictures: None) 
     return tmp_path
 
 
+def write_organelles(folder: Path) -> None:
+    """Slices with four classes in the layout `folders`."""
+    image, disc = blobs((16, 72, 96), 0)
+    label = disc * np.arange(1, 5, dtype=np.uint8).repeat(24)
+    for kind, array in (("images", image), ("labels", label)):
+        (folder / kind).mkdir(parents=True)
+        for z, values in enumerate(array):
+            Image.fromarray(values).save(folder / kind / f"{z:04}.png")
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_check_finds_nothing_wrong_but_what_is_not_here(here: Path, name: str) -> None:
     """Settings pass. The hub cannot be reached from here: that is one line per backbone."""
@@ -32,10 +44,10 @@ def test_check_finds_nothing_wrong_but_what_is_not_here(here: Path, name: str) -
     path = STUDIES / name / "study.yaml"
     study = load_study(path)
     write_folders(here / "data/pneumonia", per_class=100)
-    for seed, dataset in enumerate(("phantom_fib", "phantom_tem", "organelles_5nm")):
-        for part in ("train", "test"):
-            image, label = blobs((16, 72, 96), seed)
-            write_stack(here / "data" / dataset / part, image, label)
+    for part in ("train", "test"):
+        for seed, dataset in enumerate(("phantom_fib", "phantom_tem")):
+            write_stack(here / "data" / dataset / part, *blobs((16, 72, 96), seed))
+        write_organelles(here / "data/lucchi_organelles" / part)
     result = CliRunner().invoke(main, ["check", "--study", str(path)])
     errors = [line for line in result.output.splitlines() if line.startswith("error")]
     hub = [b for b in study.backbones if study.backbone_settings[b].source == "hub"]

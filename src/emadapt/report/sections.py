@@ -117,7 +117,7 @@ def _measured(entries: Entries) -> str:
     if score_of(entries[0]) == "auroc":
         return "AUROC"
     several = any("classes" in entry for entry in entries)
-    return "IoU, the mean over classes" if several else "foreground IoU"
+    return "mean IoU over classes" if several else "foreground IoU"
 
 
 def _classes(test_set: str, board: Entries) -> Table:
