@@ -16,9 +16,8 @@ from emadapt.segment import adapt as own_model
 from emadapt.segment.job import Order
 from emadapt.segment.run import segment_volume
 from emadapt.study.regimes import regime_settings
-from emadapt.training.fit import Run
 from emadapt.volumes.opening import open_source
-from tiny import blobs, write_model
+from tiny import blobs, stop_at_a_checkpoint, write_model
 
 IMAGE, LABEL = blobs((9, 90, 100), 0)
 VOXEL = ("--voxel-nm", "40", "5", "5")
@@ -65,14 +64,8 @@ def test_images_alone_give_a_model_and_a_stopped_run_goes_on(
     assert any(not np.array_equal(before[k], after[k]) for k in before)
     again = run("adapt", "v.tif", "--model", "m", *VOXEL, "-o", "new", code=2)
     assert "Replace it with --overwrite" in again
-    save = Run.save
-
-    def stop(run: Run, scratch: Path) -> None:
-        save(run, scratch)
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "save", stop)
+        stop_at_a_checkpoint(patch)
         run("adapt", "v.tif", "--model", "m", *VOXEL, "-o", "killed", code=1)
     with monkeypatch.context() as patch:
         patch.setattr(own_model, "_sample", None)  # it is not read again

@@ -148,16 +148,21 @@ def under_dvc(root: Path) -> Callable[..., str]:
     return sh
 
 
-def stop_after_an_epoch(study: Study, unit: Unit, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Train a unit and interrupt it when its first checkpoint is written."""
+def stop_at_a_checkpoint(patch: pytest.MonkeyPatch) -> None:
+    """Have a training interrupted when its first checkpoint is written."""
     save = Run.save
 
     def stop(run: Run, scratch: Path) -> None:
         save(run, scratch)
         raise KeyboardInterrupt
 
+    patch.setattr(Run, "save", stop)
+
+
+def stop_after_an_epoch(study: Study, unit: Unit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train a unit and interrupt it when its first checkpoint is written."""
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "save", stop)
+        stop_at_a_checkpoint(patch)
         with pytest.raises(KeyboardInterrupt):
             train_unit(study, unit)
 
