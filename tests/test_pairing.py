@@ -161,7 +161,7 @@ def test_stems_are_in_natural_order_and_missing_folders_named(tmp_path: Path) ->
 
 def test_layouts_and_pairings_are_those_of_the_settings() -> None:
     fields = DatasetSettings.model_fields
-    assert get_args(fields["layout"].annotation) == (*LAYOUTS, "synthetic")
+    assert get_args(fields["layout"].annotation) == (*LAYOUTS, "synthetic", "images")
     assert get_args(fields["pairing"].annotation) == tuple(PAIRINGS)
 
 

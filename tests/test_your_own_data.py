@@ -53,7 +53,7 @@ def test_slices_to_label_become_a_dataset_of_a_study(here: Path) -> None:
     names = sorted(p.name for p in Path("data/mine/labels").iterdir())
     assert names == sorted(p.name for p in Path("data/mine/images").iterdir())
     assert len(names) == 10
-    study_text, _ = blocks("yaml")
+    study_text, *_ = blocks("yaml")
     Path("params.yaml").write_text(study_text)
     study = load_study(Path("params.yaml"))
     ingest(study, "mine", Path("data"), Path("build/ingest"))
