@@ -212,9 +212,9 @@ def write_domain(root: Path, study: Study) -> None:
 
 def write_sweep(root: Path, study: Study) -> dict[str, Any]:
     """scratch/sweeps: what a sweep leaves for the report, and what another study's left."""
-    trial = {"default": False, "val_iou": 0.71234, "params": {"rank": 8, "head_lr": 0.00123}}
-    first = {"trial": 0, "default": True, "val_iou": 0.7, "params": {"rank": 2, "head_lr": 1e-3}}
-    pruned: dict[str, Any] = {"trial": 2, "default": False, "val_iou": None, "params": {}}
+    trial = {"default": False, "val_score": 0.71234, "params": {"rank": 8, "head_lr": 0.00123}}
+    first = {"trial": 0, "default": True, "val_score": 0.7, "params": {"rank": 2, "head_lr": 1e-3}}
+    pruned: dict[str, Any] = {"trial": 2, "default": False, "val_score": None, "params": {}}
     sweep = {
         "name": f"{study.name}-sweep",
         "study": study.name,

@@ -353,13 +353,13 @@ def test_whatever_a_crash_takes_the_runs_in_mlflow_are_those_of_the_trials(
         assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
     said = parent.data.tags["mlflow.note.content"]
     assert all(name in said for name in sweep.get_trials()[0].params)
-    assert (parent.data.tags["best.trial"], parent.data.metrics["best.val_iou"]) in children
+    assert (parent.data.tags["best.trial"], parent.data.metrics["best.val_score"]) in children
     figures = {
         Path(file.path).stem for file in client.list_artifacts(parent.info.run_id, "figures")
     }
     assert figures == {"history", "importance", "parallel", "slice"}
     left = json.loads((FOLDER / sweep.study_name / "sweep.json").read_text())
-    assert [t["val_iou"] for t in left["trials"]] == [
+    assert [t["val_score"] for t in left["trials"]] == [
         t.value for t in sweep.get_trials() if t.state == TrialState.COMPLETE
     ]
 
@@ -468,7 +468,7 @@ def test_promoting_adds_a_regime_and_leaves_every_other_line_as_it_was(tmp_path:
     assert changed == ["  regimes: [frozen, lora]   # the default ones"]
     new = [line for line in after if line not in before]
     assert re.match(r"  regimes: \[frozen, lora, lora_tuned\] +# the default ones", new[0])
-    assert re.search(r"# trial 1 of sweep tiny-t-lora-a-\w+: validation IoU 0.7000", new[1])
+    assert re.search(r"# trial 1 of sweep tiny-t-lora-a-\w+: validation score 0.7000", new[1])
     assert len(new) == 2
     expected = {"rank": 8, "alpha": 4.0, "head_lr": 0.00123, "adapter_lr": 0.002}
     tuned = load_study().regime_settings["lora_tuned"]
@@ -487,7 +487,7 @@ def test_a_better_winner_is_what_promote_writes(tmp_path: Path) -> None:
     assert rank_of("lora_tuned") == 4
     finished(load_study(), LORA, {0.8: DEFAULT | {"rank": 16}})
     code, said = emadapt("sweep", "promote", "--as", "better")
-    assert (code, "validation IoU 0.8000" in said) == (0, True)
+    assert (code, "validation score 0.8000" in said) == (0, True)
     assert rank_of("better") == 16
 
 

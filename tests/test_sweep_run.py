@@ -139,7 +139,7 @@ def check_runs(root: Path, ended: list[FrozenTrial]) -> None:
         curve = client.get_metric_history(run.info.run_id, "val/iou")
         assert len({m.step for m in curve}) == len(curve), "an epoch is there twice"
     best = max(t.value for t in ended if t.value is not None and t.state == TrialState.COMPLETE)
-    assert parent.data.metrics["best.val_iou"] == best
+    assert parent.data.metrics["best.val_score"] == best
     winner = children[int(parent.data.metrics["best.trial"])]
     assert winner.data.metrics["val/best_iou"] == best
     assert parent.info.status == "FINISHED"

@@ -12,10 +12,10 @@ from emadapt.study.study import Study
 
 FOLDER = Path("scratch/sweeps")
 CAPTIONS = {
-    "parallel": "Each line is a trial: its settings and its validation IoU.",
-    "slice": "Validation IoU of each trial by each setting.",
-    "importance": "Share of the variance of validation IoU that each setting explains (fANOVA).",
-    "history": "Validation IoU of each trial in turn, and the best so far.",
+    "parallel": "Each line is a trial: its settings and its validation score.",
+    "slice": "Validation score of each trial by each setting.",
+    "importance": "Share of the variance of validation score that each setting explains (fANOVA).",
+    "history": "Validation score of each trial in turn, and the best so far.",
 }
 BEST = 10
 """Trials in the table."""
@@ -31,7 +31,7 @@ def sweeps(root: Path, study: Study) -> Section | None:
     if not parts:
         return None
     text = (
-        "Settings of a regime, searched for the best validation IoU; no trial sees test slices. "
+        "Settings of a regime, searched for the best validation score; no trial sees test slices. "
         "The verb emadapt sweep promote makes the best trial a regime of its own."
     )
     return Section("sweep", "Sweep", [text], parts, kept=False)
@@ -39,20 +39,20 @@ def sweeps(root: Path, study: Study) -> Section | None:
 
 def _table(sweep: Mapping[str, Any]) -> Table:
     """The best trials, and the default settings wherever they come."""
-    finished = [trial for trial in sweep["trials"] if trial["val_iou"] is not None]
-    finished.sort(key=lambda trial: -trial["val_iou"])
+    finished = [trial for trial in sweep["trials"] if trial["val_score"] is not None]
+    finished.sort(key=lambda trial: -trial["val_score"])
     shown = [t for at, t in enumerate(finished) if at < BEST or t["default"]]
     names = sorted({name for trial in shown for name in trial["params"]})
     rows = []
     for trial in shown:
         own = [_value(trial["params"].get(name)) for name in names]
         first = Cell(str(trial["trial"]), trial["trial"], "default" if trial["default"] else "")
-        rows.append([first, number(trial["val_iou"], 4), *own])
+        rows.append([first, number(trial["val_score"], 4), *own])
     pruned = len(sweep["trials"]) - len(finished)
     return Table(
         f"{sweep['name']}: {sweep['regime']} on {sweep['backbone']}, trained on"
         f" {sweep['train_set']}; {len(finished)} finished and {pruned} pruned trials.",
-        columns("#Trial", "#Validation IoU", *(f"#{name}" for name in names)),
+        columns("#Trial", "#Validation score", *(f"#{name}" for name in names)),
         rows,
     )
 

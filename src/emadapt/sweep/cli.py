@@ -11,7 +11,7 @@ from emadapt.study.loading import load_study
 
 @click.group()
 def sweep() -> None:
-    """Search the settings of a regime for the best validation IoU."""
+    """Search the settings of a regime for the best validation score."""
 
 
 _STORAGE = click.option(

@@ -45,7 +45,7 @@ def promote(sweep: optuna.Study, regime_name: str = "", path: Path = PARAMS) -> 
     target = _target(sweep, config)
     regime, default = regime_at(config, target, best.params), default_point(config, target)
     if default and regime == regime_at(config, target, default):
-        said = f"its own settings are the best of {name} (validation IoU {best.value:.4f})"
+        said = f"its own settings are the best of {name} (validation score {best.value:.4f})"
         return [f"{path}: unchanged; {said}"]
     regime_name = regime_name or f"{target.regime}_tuned"
     if not NAME.fullmatch(regime_name) or regime_name in config.regime_settings:
@@ -55,7 +55,7 @@ def promote(sweep: optuna.Study, regime_name: str = "", path: Path = PARAMS) -> 
             expected="a new name of letters, digits and _",
             do="Choose another, or delete the regime from params.yaml.",
         )
-    note = f"trial {first_number(best)} of sweep {name}: validation IoU {best.value:.4f}"
+    note = f"trial {first_number(best)} of sweep {name}: validation score {best.value:.4f}"
     write_regime(path, regime_name, own_values(regime), note)
     after = load_study(path)
     units = f"{len(after.units())} units now, {len(config.units())} before"

@@ -56,7 +56,7 @@ def progress(trials: list[FrozenTrial]) -> dict[str, float]:
         for state in TrialState
     }
     if best := best_trial(trials):
-        found = {"val_iou": best.value, "trial": first_number(best), **best.params}
+        found = {"val_score": best.value, "trial": first_number(best), **best.params}
         numbers |= {f"best.{k}": v for k, v in found.items() if isinstance(v, int | float)}
     return numbers
 
@@ -88,11 +88,11 @@ def add_result(run: Run, study: optuna.Study) -> None:
 
 
 def _shown(trial: FrozenTrial) -> dict[str, Any]:
-    """A trial that has ended; `val_iou` of a pruned one is null."""
+    """A trial that has ended; `val_score` of a pruned one is null."""
     return {
         "trial": first_number(trial),
         "default": "fixed_params" in trial.system_attrs,
-        "val_iou": trial.value if trial.state == TrialState.COMPLETE else None,
+        "val_score": trial.value if trial.state == TrialState.COMPLETE else None,
         "params": trial.params,
     }
 
@@ -114,7 +114,7 @@ def draw(study: optuna.Study, folder: Path) -> list[Path]:
     files = []
     for name, plot in plots.items():
         with plt.rc_context({"figure.figsize": (9, 4.5)}):
-            plot(study, target_name="validation IoU")
+            plot(study, target_name="validation score")
             for axes in plt.gcf().axes:  # labels between powers of ten overlap
                 axes.xaxis.set_minor_formatter(NullFormatter())
                 axes.yaxis.set_minor_formatter(NullFormatter())

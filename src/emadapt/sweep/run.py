@@ -141,4 +141,4 @@ def _watch(crew: Crew, study: optuna.Study, store: Store, log_progress: Log) -> 
 def _words(trials: list[FrozenTrial]) -> str:
     running = sum(trial.state == TrialState.RUNNING for trial in trials)
     best = best_trial(trials)
-    return f"{running} running" + (f", best validation IoU {best.value:.4f}" if best else "")
+    return f"{running} running" + (f", best validation score {best.value:.4f}" if best else "")

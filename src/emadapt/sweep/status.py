@@ -13,7 +13,7 @@ from emadapt.sweep.storage import ENDED, best_trial, first_number, n_ended
 
 
 def overview(place: str, studies: list[optuna.Study]) -> Table:
-    """A row a sweep: trials by state, best validation IoU, time a trial, time to go."""
+    """A row a sweep: trials by state, best validation score, time a trial, time to go."""
     table = Table(title=f"sweeps in {place}", box=box.SIMPLE_HEAD, pad_edge=False, padding=0)
     table.add_column("sweep", overflow="fold", min_width=14)
     for column in ("done", "pruned", "left", "run", "wait", "fail", "best", "a trial", "to go"):
@@ -55,7 +55,7 @@ def ranking(study: optuna.Study, n: int = 10) -> Table:
         pad_edge=False,
         padding=(0, 1, 0, 0),
     )
-    for column in ("trial", "IoU", *names):
+    for column in ("trial", "score", *names):
         table.add_column(column, justify="right", no_wrap=column == "trial")
     for trial in finished[:n]:
         default = " (default)" if "fixed_params" in trial.system_attrs else ""

@@ -141,7 +141,7 @@ def n_ended(trials: list[FrozenTrial]) -> int:
 
 
 def best_trial(trials: list[FrozenTrial]) -> FrozenTrial | None:
-    """The finished trial with the highest validation IoU, the earliest of equals."""
+    """The finished trial with the highest validation score, the earliest of equals."""
     finished = [t for t in trials if t.state == TrialState.COMPLETE and t.value is not None]
     return max(finished, key=lambda t: (t.value, -t.number), default=None)
 

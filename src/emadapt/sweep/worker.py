@@ -78,7 +78,7 @@ def make_pruner(settings: SweepSettings, epochs: int) -> BasePruner:
 
 
 def _say(study: optuna.Study, trial: FrozenTrial) -> None:
-    result = f"validation IoU {trial.value:.4f}" if trial.value is not None else ""
+    result = f"validation score {trial.value:.4f}" if trial.value is not None else ""
     words = trial.user_attrs.get("failed") or result
     print(f"trial {trial.number}: {trial.state.name.lower()} {words}".rstrip(), flush=True)
 

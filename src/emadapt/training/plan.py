@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def unit_plan(study: Study, unit: Unit) -> Plan:
         "backbone": _without(affecting(spec, "weights"), _unused(regime)),
         "reference": _reference(spec),
         "regime": _without(affecting(regime, "weights"), TRAINING),
-        "train": affecting(study.train_settings(unit), "weights"),
+        "train": _without(affecting(study.train_settings(unit), "weights"), regime.unused),
         "train_set": train_set.model_dump(mode="json", include={"slices", "crops", "sampling"}),
         "data": [[name, *_seen_as(spec, name)] for name in train_set.datasets],
         "unlabelled": [
@@ -229,5 +230,5 @@ def _start(study: Study, unit: Unit) -> Any:
     return model_folder(Path(where)) if where else None
 
 
-def _without(settings: Plan, names: set[str]) -> Plan:
+def _without(settings: Plan, names: AbstractSet[str]) -> Plan:
     return {k: v for k, v in settings.items() if k not in names}

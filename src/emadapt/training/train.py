@@ -32,7 +32,7 @@ from emadapt.training.validate import validate
 
 ADAPTED = Path("build/adapted")
 CURVES = Path("build/curves")
-"""The metrics of each epoch, for `dvc plots`."""
+"""The metrics of each epoch, for `dvc plots`; `score` is the headline on validation data."""
 
 
 @dataclass(frozen=True)
@@ -157,13 +157,17 @@ def _publish(trained: Trained, facts: dict[str, Any]) -> Path:
     with whole_folder(folder) as temporary:
         save_model(segmenter, trained.regime, temporary, facts)
         write_json(temporary / "history.json", {"epochs": progress.history})
-    curve = [{"epoch": n, **metrics} for n, metrics in enumerate(progress.history, 1)]
+    score = segmenter.score
+    curve = [
+        {"epoch": n, "score": metrics[f"val/{score}"], **metrics}
+        for n, metrics in enumerate(progress.history, 1)
+    ]
     write_json(CURVES / f"{name}.json", curve)
     cost = cost_of(trained.key)
     took = f", {cost['seconds']:.0f} s, peak {cost['peak_mb']:.0f} MB" if cost else ""
-    score, epoch = segmenter.score, progress.best_epoch
     print(
-        f"train {name}: val {SAID[score]} {trained.scores[score]:.4f} (epoch {epoch}), "
+        f"train {name}: val {SAID[score]} {trained.scores[score]:.4f} "
+        f"(epoch {progress.best_epoch}), "
         f"{segmenter.n_trainable():,} trained parameters, "
         f"of the backbone {segmenter.share():.2%}{took}"
     )
