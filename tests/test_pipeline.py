@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -189,6 +190,8 @@ def test_dvc_runs_the_pipeline_in_parallel_then_has_nothing_to_do(tmp_path: Path
     with (tmp_path / "data/a/image.tif").open("ab") as file:
         file.write(b" ")
     assert "not what data.dvc records" in sh("emadapt", "repro", code=2)
+    shutil.rmtree(tmp_path / "data")
+    assert "dvc pull data.dvc" in sh("emadapt", "repro", code=2)
     sh("dvc", "checkout", "--force", "data.dvc")
     text = (tmp_path / "params.yaml").read_text()
     (tmp_path / "params.yaml").write_text(text.replace("rank: 2", "rank: 3"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from emadapt.errors import EmadaptError
@@ -20,7 +21,8 @@ def stale_ingests() -> Needs:
     """Stages `ingest` that are out of date; they wait for nothing.
 
     Raises:
-        EmadaptError: DVC cannot read the pipeline, or data/ is not what data.dvc records.
+        EmadaptError: DVC cannot read the pipeline, or data/ is not there or not what data.dvc
+            records.
     """
     with _repository() as repo:
         names = {stage.addressing for stage in repo.index.graph.nodes}
@@ -28,6 +30,8 @@ def stale_ingests() -> Needs:
         targets = [*ingests, *(["data.dvc"] if "data.dvc" in names else [])]
         stale = set(repo.status(targets=targets))
         if "data.dvc" in stale:
+            if not Path("data").exists():
+                raise EmadaptError("data: not there; get it with `dvc pull data.dvc`")
             raise EmadaptError(
                 "data: not what data.dvc records; keep the change with `dvc add data`, "
                 "or put it aside with `mv data data.changed && dvc checkout data.dvc`"
