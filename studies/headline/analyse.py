@@ -12,7 +12,7 @@ import numpy as np
 RESULTS = Path(__file__).parent / "results"
 FEW = {u["regime"]: u for u in json.loads((RESULTS / "summary.json").read_text())["units"]}
 ALL = json.loads((RESULTS / "all_slices.json").read_text())
-NAMES = {"frozen": "frozen, 48 slices", "lora": "LoRA from it, 48 slices"}
+NAMES = {"frozen": "frozen", "lora": "LoRA, from the frozen head"}
 
 
 def of_part(counts: list[list[int]], part: slice) -> float:
@@ -26,7 +26,10 @@ SEEDS = {
     name: [of_part(counts, part) for counts in ALL["counts"].values()]
     for name, part in PARTS.items()
 }
-shown = {f"{name}\ntested on first 32": FEW[key]["iou"]["values"] for key, name in NAMES.items()}
+shown = {
+    f"{name}, 48 slices\ntested on first 32": FEW[key]["iou"]["values"]
+    for key, name in NAMES.items()
+}
 for part in ("first 32", "next 32"):
     shown[f"frozen, 165 slices\ntested on {part}"] = SEEDS[part]
 
@@ -37,21 +40,22 @@ for k, values in enumerate(shown.values()):
 axes.set_yticks([-k for k in range(len(shown))], list(shown))
 axes.set_ylim(0.6 - len(shown), 0.6)
 axes.set_xlim(0.8, 0.9)
-axes.set_xlabel("foreground IoU on Lucchi's test slices (ticks: seeds, point: mean)")
+axes.set_xlabel("foreground IoU (ticks: seeds, point: mean)")
 axes.grid(axis="x", alpha=0.3)
 figure.tight_layout()
 figure.savefig(RESULTS / "answer.png", dpi=110)
 
-print("| test slices | " + " | ".join(SEEDS) + " |")
+print(f"| frozen, 165 training slices; test slices | {' | '.join(SEEDS)} |")
 print("|---" * (1 + len(SEEDS)) + "|")
 cells = [f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}" for values in SEEDS.values()]
 print("| IoU | " + " | ".join(cells) + " |")
 (unit,) = ALL["units"]
 low, high = unit["iou"]["ci95"]
-print(f"\nAll 64: 95 % of IoU {low:.3f} to {high:.3f}, Dice {unit['dice']['mean']:.3f},")
-print(f"boundary IoU {unit['boundary_iou']['mean']:.3f}, {unit['seconds']:.0f} s\n")
+ends, dice, edges = f"{low:.3f} to {high:.3f}", unit["dice"]["mean"], unit["boundary_iou"]["mean"]
+print(f"\nAll 64: 95 % of IoU {ends}; Dice {dice:.3f}, boundary IoU {edges:.3f}.\n")
 
-print("| | IoU | Dice | boundary IoU | average precision of objects | trained weights | training |")
+scores = "IoU | Dice | boundary IoU | average precision of objects | trained weights | training"
+print(f"| 48 training slices, first 32 test slices | {scores} |")
 print("|---|---|---|---|---|---|---|")
 for regime, name in NAMES.items():
     unit = FEW[regime]
