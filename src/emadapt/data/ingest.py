@@ -137,8 +137,10 @@ def ingest(study: Study, name: str, data: Path = Path("data"), out: Path = INGES
         facts |= {"image_md5": image_md5, "label_md5": label_md5, "foreground_fraction": {}}
         if spec.labelled:
             _check_foreground(foreground, split["train"], root, spec, name)
-            means = {part: float(foreground[slices].mean()) for part, slices in split.items()}
-            facts["foreground_fraction"] = {part: round(mean, 6) for part, mean in means.items()}
+            shares = {part: foreground[slices] for part, slices in split.items() if slices}
+            facts["foreground_fraction"] = {
+                part: round(float(own.mean()), 6) for part, own in shares.items()
+            }
         _write_manifest(folder, facts)
     return out / name
 

@@ -110,7 +110,7 @@ def _shared_out(
 
 
 def _loss(loss_of: Loss, probability: Probability, label: np.ndarray) -> float:
-    p = torch.from_numpy(probability).clamp(1e-6, 1 - 1e-6).view(-1, *label.shape)
+    p = torch.tensor(probability).clamp(1e-6, 1 - 1e-6).view(-1, *label.shape)
     background = (1 - p.sum(0, keepdim=True)).clamp_min(1e-6)
     logits = torch.cat([background, p]).log()[None]
     return float(loss_of(logits, torch.from_numpy(label.astype(np.int64))[None, None]))
