@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from emadapt.data.images import square
+from emadapt.errors import InputError
 from emadapt.segment.domain import Domain, domain_of_volume
 from emadapt.segment.instances import components
 from emadapt.segment.model import Model, open_model
@@ -176,7 +177,6 @@ def classify(images: Sequence[Array], model: str | Path) -> dict[str, npt.NDArra
     Raises:
         InputError: the folder has no such model.
     """
-    from emadapt.errors import InputError
     from emadapt.models.classifier import Classifier, batches
     from emadapt.training.model_files import load_model as load
 
@@ -220,7 +220,6 @@ def evaluate_masks(predicted: Array, label: Array, voxel_nm: Voxel) -> dict[str,
         `n` slices; `iou`, `dice` and `boundary_iou` pooled over them, each with `<metric>_ci95`
         (see `emadapt.metrics.intervals`); `per_slice` values.
     """
-    from emadapt.errors import InputError
     from emadapt.metrics.pixels import boundary_band, column_grid, overlap_counts, summarise
     from emadapt.training.scores import BOUNDARY_NM
 

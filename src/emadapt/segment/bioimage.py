@@ -118,9 +118,11 @@ def _description(model: Model, folder: Path, authors: Sequence[str]) -> Any:
     size = {
         axis: v.SizeReference(tensor_id=v.TensorId(INPUT), axis_id=v.AxisId(axis)) for axis in "yx"
     }
+    several = len(model.segmenter.classes) > 1
+    one = f"probability of foreground; the threshold is {model.card['threshold']:g}"
     given = v.OutputTensorDescr(
         id=v.TensorId(OUTPUT),
-        description=f"probability of foreground; the threshold is {model.card['threshold']:g}",
+        description="probability of each class; the rest to 1 is background" if several else one,
         axes=[
             v.BatchAxis(),
             v.ChannelAxis(channel_names=[v.Identifier(name) for name in model.segmenter.classes]),

@@ -23,6 +23,7 @@ from emadapt.training.model_card import EVALUATED, model_card
 from emadapt.training.model_files import load_model
 from emadapt.training.plan import unit_key
 from emadapt.training.regimes import IMAGE_REGIMES, REGIMES
+from emadapt.training.regimes.images import check_classes
 from emadapt.training.scores import score_volumes
 from emadapt.training.tracked import UNITS, finished_run
 from emadapt.training.unseen import score_unseen, unseen_by
@@ -103,13 +104,7 @@ def _scores(study: Study, unit: Unit, segmenter: Segmenter, folder: Path) -> dic
 def _of_images(study: Study, unit: Unit, classifier: Classifier) -> dict[str, Any]:
     """Scores of a classifier by dataset of whole images."""
     volumes = [open_volume(name) for name in study.tested]
-    if odd := [volume for volume in volumes if volume.classes != classifier.classes]:
-        raise InputError(
-            f"dataset {odd[0].name}",
-            found=f"classes {', '.join(odd[0].classes)}",
-            expected=f"{', '.join(classifier.classes)}, of which the model knows",
-            do="Take datasets of the same classes into a study.",
-        )
+    check_classes(volumes, classifier.classes, "those of the model")
     found = {}
     merge(classifier.backbone)
     for volume in volumes:

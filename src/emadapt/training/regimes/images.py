@@ -14,17 +14,15 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from emadapt.data.batches import Samples
 from emadapt.data.image_samples import ImageDataset
 from emadapt.data.ingest import Volume
 from emadapt.errors import InputError
 from emadapt.models.backbones import Backbone, Pooled, pretrained
 from emadapt.models.classifier import HEADS, Classifier
-from emadapt.models.tokens import TokenView
 from emadapt.study.backbones import BackboneSettings
 from emadapt.study.regimes import RegimeSettings
 from emadapt.study.training import TrainSettings
-from emadapt.training.inputs import Inputs, Labelled, OnEpoch, Progress
+from emadapt.training.inputs import Inputs, OnEpoch, Progress
 from emadapt.training.regimes.bitfit import BitFit
 from emadapt.training.regimes.full import Full
 from emadapt.training.regimes.lora import Lora
@@ -39,6 +37,8 @@ Array = npt.NDArray[Any]
 
 class OfImages(Regime):
     """What they share; the kind of regime is the next base class."""
+
+    crops = ImageDataset
 
     def __init__(self, settings: RegimeSettings, spec: BackboneSettings, head: str) -> None:
         super().__init__(settings, spec.of_images(), head)
@@ -55,19 +55,7 @@ class OfImages(Regime):
         return HEADS[self.head_name](width, n_logits - 1)  # none is the background
 
     def check(self, volumes: Sequence[Volume], train: TrainSettings) -> None:
-        check_classes(volumes)
-
-    def samples(
-        self,
-        segmenter: Any,
-        labelled: Labelled,
-        views: list[list[TokenView]],
-        unlabelled: Sequence[Volume],
-        train: TrainSettings,
-    ) -> Samples:
-        if views:
-            return super().samples(segmenter, labelled, views, unlabelled, train)
-        return ImageDataset(labelled.volumes, self.spec, segmenter.patch, train.augment)
+        check_classes(volumes, volumes[0].classes, f"those of {volumes[0].name}")
 
 
 class AtOnceImages(OfImages):
@@ -149,13 +137,13 @@ IMAGE_REGIMES: dict[str, type[OfImages]] = {
 """By the `kind` of a regime's settings."""
 
 
-def check_classes(volumes: Sequence[Volume]) -> None:
-    """Raise InputError for datasets of different classes."""
+def check_classes(volumes: Sequence[Volume], classes: tuple[str, ...], whose: str) -> None:
+    """Raise InputError for datasets of other classes; `whose` says what has these."""
     for volume in volumes:
-        if volume.classes != volumes[0].classes:
+        if volume.classes != classes:
             raise InputError(
                 f"dataset {volume.name}",
                 found=f"classes {', '.join(volume.classes)}",
-                expected=f"{', '.join(volumes[0].classes)}, as of {volumes[0].name}",
+                expected=f"{', '.join(classes)}, {whose}",
                 do="Take datasets of the same classes.",
             )

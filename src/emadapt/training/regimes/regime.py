@@ -47,6 +47,8 @@ class Regime:
     """Whether it works on what the token cache has."""
     groups: Groups = staticmethod(one_group)
     """An optimiser's groups for what is trained of the backbone."""
+    crops = CropDataset
+    """What training draws from where it does not use the token cache."""
 
     def __init__(self, settings: RegimeSettings, spec: BackboneSettings, head: str) -> None:
         self.settings, self.spec, self.head_name = settings, spec, head
@@ -133,7 +135,7 @@ class Regime:
             others = Labelled(list(unlabelled), list(unlabelled), [], {})
             return TokenDataset(views, self.views(segmenter, others, train))
         tiles, patch = labelled.tiles, segmenter.patch
-        return CropDataset(labelled.volumes, self.spec, patch, train.augment, tiles, unlabelled)
+        return self.crops(labelled.volumes, self.spec, patch, train.augment, tiles, unlabelled)
 
     def fit(self, inputs: Inputs, scratch: Path, on_epoch: OnEpoch) -> Progress:
         """Fit the model of `inputs`, from the checkpoint in `scratch` on if there is one.
