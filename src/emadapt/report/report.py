@@ -88,11 +88,11 @@ def leaderboard(study: Study, parts: list[Section]) -> str:
 
 
 def _write_bars(folder: Path, rows: pd.DataFrame) -> None:
-    """The headline of each unit on each test dataset, for `dvc plots`, which calls it iou."""
+    """The headline of each unit on each test dataset, for `dvc plots`."""
     with whole_folder(folder) as temporary:
         for test_set, own in rows.groupby("test_set"):
             score = [round(test[score_of(test)], 4) for test in own["test"]]
-            own[["unit"]].assign(iou=score).to_csv(temporary / f"{test_set}.csv", index=False)
+            own[["unit"]].assign(score=score).to_csv(temporary / f"{test_set}.csv", index=False)
 
 
 def _remove_figures(folder: Path) -> None:
