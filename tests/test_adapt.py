@@ -84,6 +84,20 @@ def test_a_few_labels_give_a_model_and_what_validation_says() -> None:
     segments("new")
 
 
+def test_labels_of_several_classes_have_the_ids_of_masks() -> None:
+    write_model(Path("two"), classes=("membrane", "vesicle"))
+    for z in (1, 3, 5, 8):
+        ids = LABEL[z] + np.triu(LABEL[z])
+        tifffile.imwrite(f"labels/{z}.tif", ids, photometric="minisblack")
+    said = run("tune", "v.tif", "labels", "--model", "two", *VOXEL, "-o", "new")
+    assert "IoU on slices kept out of training (8.tif): " in said
+    assert json.loads(Path("new/model.json").read_text())["classes"] == ["membrane", "vesicle"]
+    segment_volume(Order("v.tif", "mask.tif", "new", voxel_nm=(40.0, 5.0, 5.0)))
+    assert set(np.unique(tifffile.imread("mask.tif"))) <= {0, 1, 2}
+    said = run("adapt", "v.tif", "--model", "two", *VOXEL, code=2)
+    assert "a model of several classes; expected one of one class" in said
+
+
 def test_labels_pair_by_number_and_all_that_is_odd_is_listed() -> None:
     shutil.copy("labels/3.tif", "labels/x03.tif")
     shutil.copy("labels/3.tif", "labels/9.tif")

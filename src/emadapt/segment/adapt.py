@@ -76,12 +76,7 @@ class Own:
 
     @cached_property
     def start(self) -> Model:
-        model = open_model(find_model(self.model).resolve())
-        if len(model.segmenter.classes) > 1:
-            found, expected = "a model of several classes", "one of one class"
-            do = "Label slices, and train a study that starts from it (`warm_start`)."
-            raise InputError(model.folder, found=found, expected=expected, do=do)
-        return model
+        return open_model(find_model(self.model).resolve())
 
     @cached_property
     def voxel(self) -> Voxel:
@@ -142,6 +137,9 @@ def adapt(own: Own) -> str:
     Raises:
         InputError: the volume or the model does not suit, or OUT exists.
     """
+    if len(own.start.segmenter.classes) > 1:
+        found, do = "a model of several classes", "Label a few slices, and use `emadapt tune`."
+        raise InputError(own.model, found=found, expected="one of one class", do=do)
     data = Path("data", own.name)
     with _workplace(own, "adapt", []):
         if not (data / "voxel.json").is_file():
@@ -171,7 +169,8 @@ def tune(own: Own, labels: Path, foreground: str = ">0") -> str:
         own: the volume and the model.
         labels: folder of labelled slices. The last number in a file's name is that of the slice: of
             the file in a folder of slices, else counted from 0.
-        foreground: label values to segment, `>N`.
+        foreground: label values to segment, `>N`. For a model of several classes labels have the
+            ids of its masks instead, 1 for its first class.
 
     Raises:
         InputError: the volume, the labels or the model does not suit, or OUT exists.
@@ -194,6 +193,9 @@ def tune(own: Own, labels: Path, foreground: str = ">0") -> str:
                 tifffile.imwrite(data / part / f"{z:06d}.tif", array, photometric="minisblack")
         voxel = (float(np.diff(list(files)).min()) * own.voxel[0], *own.voxel[1:])
         settings = DatasetSettings(layout="folders", voxel_nm=voxel, foreground=foreground)
+        if len(names := own.start.segmenter.classes) > 1:
+            classes = {name: (k,) for k, name in enumerate(names, 1)}
+            settings = DatasetSettings(layout="folders", voxel_nm=voxel, classes=classes)
         gap = 0.0 if voxel[0] >= APART_NM else APART_NM
         train_set = TrainSetSettings(datasets=(own.name,))
         split = SplitSettings(val=0.2, gap_nm=gap).changed(test=0.0)  # nothing is scored here

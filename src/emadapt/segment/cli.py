@@ -155,7 +155,8 @@ def tune(volume: str, labels: Path, foreground: str, **options: Any) -> None:
     """Fit a model to VOLUME with LABELS, a folder of two or more labelled slices.
 
     The last number in a label's file name says its slice, counted from 0; if VOLUME is a folder of
-    slices, it is the number in the slice's name. If the command is stopped, repeat it to go on.
+    slices, it is the number in the slice's name. For a model of several classes, labels have the
+    class ids of its masks. If the command is stopped, repeat it to go on.
     """
     from emadapt.segment.adapt import tune as run
 
