@@ -17,7 +17,7 @@ from PIL import Image
 from scipy import ndimage
 
 from emadapt.data.pairing import Part
-from emadapt.data.phantom import spoil_section
+from emadapt.data.synthetic_organelles import band, ramp
 from emadapt.data.synthetic_paint import paint
 from emadapt.data.synthetic_recipes import Rng, draw_stain, draw_tissue
 from emadapt.data.synthetic_tissue import Array, make_block
@@ -198,3 +198,17 @@ def expose(m: Microscope, image: Array, grain: Array, rng: Rng) -> Grey:
     image += m.noise * texture((0, m.noise_px, m.noise_px))
     image += rng.normal(0, m.offset_sd, (len(image), 1, 1))
     return np.clip(np.rint(image), 0, 255).astype(np.uint8)
+
+
+def spoil_section(image: Array, rng: Rng) -> None:
+    """Fold the section (a dark winding band) or scratch it with a chipped knife, in place."""
+    h, w = image.shape
+    angle, offset = rng.uniform(0, np.pi), rng.uniform(-0.35, 0.35) * min(h, w)
+    yy, xx = np.mgrid[:h, :w] - np.array([h / 2, w / 2])[:, None, None]
+    across = yy * np.cos(angle) + xx * np.sin(angle) - offset
+    along = xx * np.cos(angle) - yy * np.sin(angle)
+    if rng.random() < 0.5:
+        winding = 7 * np.sin(along / rng.uniform(25, 60) + rng.uniform(0, 6))
+        image *= 1 - 0.6 * band(across - winding, rng.uniform(3, 6)) * ramp(along, -0.3 * w, 0.0)
+    else:
+        image += 28 * band(across, 1.5) - 28 * band(across - 4, 1.5)

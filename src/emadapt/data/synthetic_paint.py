@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
-from emadapt.data.phantom_scene import Waves
 from emadapt.data.synthetic_organelles import Canvas, band, draw_body, ramp
-from emadapt.data.synthetic_tissue import Array, Block
+from emadapt.data.synthetic_tissue import Array, Block, Waves
 
 
 def paint(block: Block, z: float, y: Array, x: Array) -> Canvas:

@@ -8,12 +8,62 @@ import numpy as np
 from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
 
-from emadapt.data.phantom_scene import Waves
 from emadapt.data.synthetic_recipes import Kind, Rng, Stain, Tissue
 
 Array = np.ndarray
 RIM_NM = 14.0
 """Free space around an organelle."""
+
+
+@dataclass(frozen=True)
+class Waves:
+    """A smooth random field of space: a sum of plane waves, defined everywhere."""
+
+    k: Array  # (M, 3) rad/nm
+    phase: Array  # (M,)
+    amplitude: Array  # (M, C)
+
+    @classmethod
+    def draw(
+        cls,
+        rng: np.random.Generator,
+        wavelength: tuple[float, float],
+        sd: float,
+        channels: int,
+        m: int = 14,
+    ) -> Waves:
+        """`m` waves of random direction, wavelengths uniform in nm, and standard deviation `sd`."""
+        direction = rng.normal(size=(m, 3))
+        direction /= np.linalg.norm(direction, axis=1, keepdims=True)
+        amplitude = rng.normal(size=(m, channels))
+        amplitude *= sd * np.sqrt(2) / np.linalg.norm(amplitude, axis=0)
+        frequency = 2 * np.pi / rng.uniform(*wavelength, m)
+        return cls(direction * frequency[:, None], rng.uniform(0, 2 * np.pi, m), amplitude)
+
+    def __call__(self, p: Array) -> Array:
+        """(N, 3) points in nm -> (N, C)."""
+        z, y, x = np.ascontiguousarray(p.T)
+        out = np.zeros((self.amplitude.shape[1], len(p)))  # channel by channel: twice as fast
+        for k, phase, amplitude in zip(self.k, self.phase, self.amplitude, strict=True):
+            c = np.cos(z * k[0] + y * k[1] + x * k[2] + phase)
+            for channel, a in enumerate(amplitude):
+                out[channel] += a * c
+        return out.T
+
+    def plane(self, z: float, y: Array, x: Array) -> Array:
+        """The same on the grid of rows y and columns x at one z -> (Y * X, C), 10 times as fast.
+
+        By `einsum`: the rounding of a matrix product may depend on the number of threads.
+        """
+        a = z * self.k[:, 0] + y[:, None] * self.k[:, 1] + self.phase  # (Y, M)
+        b = x[:, None] * self.k[:, 2]  # (X, M)
+        rows = np.concatenate([np.cos(a), -np.sin(a)], axis=1)
+        columns = np.concatenate([np.cos(b), np.sin(b)], axis=1)
+        weighted = rows * np.concatenate([self.amplitude, self.amplitude]).T[:, None]  # (C, Y, 2M)
+        out = np.empty((len(weighted), len(y), len(x)))
+        for channel, w in enumerate(weighted):
+            np.einsum("ym,mx->yx", w, columns.T.copy(), out=out[channel])
+        return out.reshape(len(out), -1).T
 
 
 @dataclass(frozen=True)

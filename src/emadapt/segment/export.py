@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from emadapt.data.phantom import make_volume
+from emadapt.data.synthetic import at_pixel
 from emadapt.errors import EmadaptError, InputError, not_installed
 from emadapt.files import whole_file
 from emadapt.segment.model import Model, sha256_of
@@ -128,9 +128,9 @@ def centred(feat_shape: Sequence[Any], *kind: Any, **settings: Any) -> torch.Ten
 
 
 def probe(n: int, height: int, width: int, seed: int) -> Float:
-    """(n, 1, height, width) grey values from 0 to 255, slices of a synthetic volume."""
-    image, _ = make_volume("phantom_fib", (n, height, width), seed)
-    return image[:, None].astype(np.float32)
+    """(n, 1, height, width) grey values from 0 to 255: a part of a synthetic domain."""
+    image, _ = at_pixel(seed, 0, 5.0)
+    return image[:n, None, :height, :width].astype(np.float32)
 
 
 def documentation(model: Model) -> str:
