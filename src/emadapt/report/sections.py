@@ -46,8 +46,6 @@ RELATION_COLOURS = {
     "cross-domain": figures.ORANGE,
     "other labels": figures.PINK,
     "warm start": figures.LIGHT_BLUE,
-    "zero-shot": figures.GREY,
-    "label prompts": figures.BLACK,
 }
 VERDICT_COLOURS = {"better": figures.BLUE, "worse": figures.RED, "undecided": figures.GREY}
 Entries = list[dict[str, Any]]
@@ -65,7 +63,7 @@ IMAGES = (
 
 
 def leaderboard(folder: Path, entries: Entries) -> Section:
-    """Every model with all labels, by test dataset, the best first; label prompts are last.
+    """Every model with all labels, by test dataset, the best first.
 
     `folder` gets iou.png.
     """
