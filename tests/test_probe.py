@@ -4,10 +4,8 @@ from sklearn.metrics import balanced_accuracy_score
 from sklearn.model_selection import KFold, cross_val_predict
 from sklearn.svm import LinearSVC
 
-from emadapt.domains.probe import Probe, domain_probe, foreground_probe
+from emadapt.domains.probe import Probe, domain_probe
 from emadapt.errors import InputError
-
-NAMES = ("here", "there")
 
 
 def volume(
@@ -71,34 +69,11 @@ def test_more_labellings_than_permutations_are_drawn() -> None:
     assert one.p_value == 1 / 10
 
 
-def labelled(seed: int, n: int = 240) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Tokens with foreground in runs, as in an organelle, and six z-blocks."""
-    x, blocks = volume(seed, blocks=6, per_block=n // 6)
-    y = np.repeat(np.random.default_rng(seed).random(n // 8) < 0.4, 8)
-    return x, y, blocks
-
-
-def test_foreground_within_and_across_datasets() -> None:
-    (x, y, blocks), (x_test, y_test, _) = labelled(0), labelled(1)
-    x[:, 0] += 4 * y
-    x_test[:, 0] += 4 * y_test
-    assert foreground_probe(x, y, blocks, names=NAMES) > 0.85
-    for sign, low, high in ((1, 0.85, 1.0), (-1, 0.0, 0.5)):
-        assert low <= foreground_probe(x, y, blocks, (sign * x_test, y_test), names=NAMES) <= high
-
-
 def test_bad_input() -> None:
     x, blocks = volume(0)
-    y = np.arange(48) % 2 == 0
     with pytest.raises(InputError, match=r"6 of here, 5 of there"):
         told_apart(x, blocks, x[:, :5], blocks)
     with pytest.raises(InputError, match=r"there: found features of shape \(0, 6\)"):
         told_apart(x, blocks, x[:0], blocks[:0])
     with pytest.raises(InputError, match=r"there: found 48 of 288 values that are NaN"):
         told_apart(x, blocks, np.where(np.arange(6) == 2, np.nan, x), blocks)
-    with pytest.raises(InputError, match=r"here: found no foreground tokens"):
-        foreground_probe(x, y & False, blocks, names=NAMES)
-    with pytest.raises(InputError, match=r"there: found no background tokens"):
-        foreground_probe(x, y, blocks, (x, y | True), names=NAMES)
-    with pytest.raises(InputError, match=r"here without z-block 1: found no foreground tokens"):
-        foreground_probe(x, blocks == 1, blocks, names=NAMES)

@@ -63,13 +63,10 @@ def test_from_images_to_the_report(tmp_path: Path) -> None:
     assert {(e["train"], e["test"]) for e in found["segmentation"]} == {
         (x, y) for x in "ab" for y in "ab"
     }
-    assert {(e["train"], e["test"]) for e in found["outliers"]} == {
-        (x, y) for x in "ab" for y in "abc" if x != y
-    }
     summary = json.loads(build_report(tmp_path, study).read_text())
     assert {e["test_set"] for e in summary["units"]} == {"a", "b"}
     page = (tmp_path / "reports/index.html").read_text()
-    assert "<td>a</td><td>c</td>" in page.replace("\n", "")
+    assert "a, c" in page
     assert recommend(tmp_path, study, study.tested)
 
 

@@ -25,7 +25,6 @@ from emadapt.study.backbones import BackboneSettings
 from emadapt.volumes.grey import PERCENTILES, to_uint8
 
 Grey = npt.NDArray[np.uint8]
-Change = Callable[[Grey], Grey]  # a slice (Y, X) to one of the same shape
 
 SLICES = 256  # training slices that statistics are taken from, evenly spaced where there are more
 
@@ -34,7 +33,7 @@ SLICES = 256  # training slices that statistics are taken from, evenly spaced wh
 class Statistics:
     """What alignment knows of a dataset, from its training slices, without labels."""
 
-    md5: str  # of the dataset; empty if its slices were changed
+    md5: str  # of the dataset; empty if it was not ingested
     histogram: list[int]  # 256 counts of grey values
 
 
@@ -86,11 +85,11 @@ METHODS: dict[str, Callable[[Statistics, Statistics], Aligner]] = {
 """(Statistics of the dataset, of the reference) -> aligner of the dataset."""
 
 
-def aligner_of(volume: Volume, spec: BackboneSettings, change: Change | None = None) -> Aligner:
-    """What `spec` does to the slices of `volume`, after `change`."""
+def aligner_of(volume: Volume, spec: BackboneSettings) -> Aligner:
+    """What `spec` does to the slices of `volume`."""
     aligner = AS_IT_IS
     if spec.align:
-        own = statistics(volume, change)
+        own = statistics(volume)
         aligner = METHODS[spec.align](own, reference_of(spec) if spec.reference else own)
     return resampled(aligner, volume.manifest["voxel_nm"], spec.pixel_nm)
 
@@ -143,18 +142,14 @@ _KNOWN: dict[tuple[Any, ...], Statistics] = {}
 """Of datasets by md5 and shape, for the life of a process."""
 
 
-def statistics(volume: Volume, change: Change | None = None) -> Statistics:
-    """Statistics of a volume's training slices, labelled or not, after `change`."""
+def statistics(volume: Volume) -> Statistics:
+    """Statistics of a volume's training slices, labelled or not."""
     key = volume.md5, *volume.image.shape
-    if change is None and key in _KNOWN:
-        return _KNOWN[key]
-    slices = volume.training_images
-    images = (np.asarray(volume.image[slices[i]]) for i in evenly_spaced(len(slices), SLICES))
-    changed = (change(image) if change else image for image in images)
-    found = statistics_from(changed, "" if change else volume.md5)
-    if change is None:
-        _KNOWN[key] = found
-    return found
+    if key not in _KNOWN:
+        slices = volume.training_images
+        images = (np.asarray(volume.image[slices[i]]) for i in evenly_spaced(len(slices), SLICES))
+        _KNOWN[key] = statistics_from(images, volume.md5)
+    return _KNOWN[key]
 
 
 def statistics_from(images: Iterable[Grey], md5: str = "") -> Statistics:

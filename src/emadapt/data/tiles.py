@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from emadapt.data.align import AS_IT_IS, Aligner, Change, aligner_of
+from emadapt.data.align import AS_IT_IS, Aligner, aligner_of
 from emadapt.data.images import WHOLE
 from emadapt.data.ingest import Volume
 from emadapt.study.backbones import BackboneSettings
@@ -46,12 +46,10 @@ class Geometry:
         return [(y, x) for y in axes[0] for x in axes[1]]
 
 
-def geometry_of(
-    volume: Volume, spec: BackboneSettings, patch: int, change: Change | None = None
-) -> Geometry:
-    """How a dataset's slices, after `change`, enter a model whose patch has `patch` pixels."""
+def geometry_of(volume: Volume, spec: BackboneSettings, patch: int) -> Geometry:
+    """How a dataset's slices enter a model whose patch has `patch` pixels."""
     height, width = volume.image.shape[1:3]
-    return geometry((height, width), spec, patch, aligner_of(volume, spec, change))
+    return geometry((height, width), spec, patch, aligner_of(volume, spec))
 
 
 def geometry(

@@ -16,7 +16,7 @@ import numpy as np
 from scipy.stats import t
 from threadpoolctl import threadpool_limits
 
-from emadapt.domains import frechet, knn, outliers, probe
+from emadapt.domains import frechet, knn, probe
 from emadapt.domains.features import Features
 from emadapt.domains.moments import z_blocks
 from emadapt.domains.population import FEWEST, Distance, Numbers, Population
@@ -116,43 +116,13 @@ def split_half_null(f: Features, level: str, cls: str, spec: DiagnoseSettings) -
     return _round(max(_each(own.distance_to(own), draws)))
 
 
-@one_thread
-def segmentation(a: Features, b: Features, spec: DiagnoseSettings) -> dict[str, Any]:
-    """What labelled tokens of `a` say about those of `b`, or of its own held-out slices.
-
-    Linear probe of foreground against background: within a dataset cross-validated over z-blocks,
-    across datasets fitted on all of `a`. kNN: tokens of val and test slices, labelled by training
-    tokens.
-    """
-    x, blocks, chosen = Population(a, "token", "all").sample(len(a.tokens), spec.blocks)
-    tested = None if a is b else (b.tokens, b.foreground)
-    names = (a.name, b.name)
-    accuracy = probe.foreground_probe(x, a.foreground[chosen], blocks, tested, names=names)
+def segmentation(a: Features, b: Features) -> dict[str, Any]:
+    """How well labels carry over: held-out tokens of `b`, labelled by training tokens of `a`."""
     train, held = a.within("train"), b.within("val", "test")
     iou = knn.segmentation_iou(
         a.tokens[train], a.foreground[train], b.tokens[held], b.foreground[held]
     )
-    return {
-        "train": a.name,
-        "test": b.name,
-        "knn_iou": _round(iou),
-        "probe": {"balanced_accuracy": _round(accuracy)},
-    }
-
-
-@one_thread
-def outlyingness(a: Features, b: Features) -> dict[str, Any]:
-    """Whether `b` is an outlier to training slices of `a` more than held-out ones are."""
-    train, held = a.within("train"), a.within("val", "test")
-    of_tokens, of_slices = outliers.outlier_auroc(
-        a.tokens[train], a.tokens[held], a.at[held], b.tokens, b.at
-    )
-    return {
-        "train": a.name,
-        "test": b.name,
-        "auroc_token": _round(of_tokens),
-        "auroc_slice": _round(of_slices),
-    }
+    return {"train": a.name, "test": b.name, "knn_iou": _round(iou)}
 
 
 def pairs(found: Mapping[str, Features], spec: DiagnoseSettings) -> list[tuple[Features, Features]]:

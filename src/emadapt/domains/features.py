@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ class Features:
     """One model on one dataset.
 
     Attributes:
-        name: what to call it: the dataset, or the dataset and what was done to it.
+        name: of the dataset.
         slices: (S,) slice numbers, ascending.
         parts: (S,) "train", "val" or "test" of each.
         moments: of the last block's tokens in each slice.
@@ -66,30 +66,9 @@ class Features:
     grid: npt.NDArray[np.float16]
     labelled: bool = True
 
-    def of(self, slices: Numbers, name: str) -> Features:
-        """The same for some places in `slices` only; the slice that maps show stays."""
-        keep = np.isin(self.at, slices)
-        place = np.full(len(self.slices), -1)
-        place[slices] = np.arange(len(slices))
-        return replace(
-            self,
-            name=name,
-            slices=self.slices[slices],
-            parts=self.parts[slices],
-            moments=self.moments.of(slices),
-            tokens=self.tokens[keep],
-            foreground=self.foreground[keep],
-            at=place[self.at[keep]],
-            where=self.where[keep],
-        )
-
-    def places(self, *parts: str) -> Numbers:
-        """Places in `slices` that belong to these parts."""
-        return np.flatnonzero(np.isin(self.parts, parts))
-
     def within(self, *parts: str) -> npt.NDArray[np.bool_]:
         """(n,) Which tokens of the subsample are of slices of these parts."""
-        return np.isin(self.at, self.places(*parts))
+        return np.isin(self.at, np.flatnonzero(np.isin(self.parts, parts)))
 
 
 def chosen_slices(volume: Volume, spec: DiagnoseSettings) -> tuple[Numbers, npt.NDArray[np.str_]]:
@@ -118,12 +97,11 @@ def kept_features(
     geo: Geometry,
     tiles: Callable[[int], Tiles],
     identity: list[Any],
-    name: str = "",
 ) -> Features:
     """Read features from disk; make them in one pass if they are not there or damaged.
 
     Args:
-        volume: the dataset, called `name` if that is given.
+        volume: the dataset.
         spec: which slices, how many tokens.
         geo: how slices are tiled.
         tiles: of a slice number, its tiles.
@@ -152,7 +130,7 @@ def kept_features(
     outer = np.load(folder / "outer.npy", mmap_mode="r")
     moments = Moments(arrays.pop("count"), arrays.pop("total"), outer)
     return Features(
-        name=name or volume.name,
+        name=volume.name,
         slices=slices,
         parts=parts,
         moments=moments,

@@ -32,10 +32,6 @@ class Moments:
     total: Floats
     outer: Floats
 
-    def of(self, slices: npt.NDArray[np.int64]) -> Moments:
-        """Those of some slices."""
-        return Moments(self.count[slices], self.total[slices], self.outer[slices])
-
     def merged(self, slices: Numbers, cls: str) -> tuple[float, Floats, Floats]:
         """Number, mean (D,) and unbiased covariance (D, D) of a class over `slices`."""
         weights = np.bincount(np.asarray(slices), minlength=len(self.count)).astype(np.float64)

@@ -1,4 +1,4 @@
-"""Linear probes: can logistic regression tell the dataset, or the foreground, of tokens?"""
+"""The domain probe: can logistic regression tell of which dataset tokens are?"""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from emadapt.domains.checks import check_features
-from emadapt.errors import InputError
 
 COMPONENTS = 64
 """Principal components that a probe sees, as in the reference study."""
@@ -72,43 +71,6 @@ def domain_probe(
     return Probe(observed, (1 + sum(d >= observed for d in drawn)) / (1 + len(drawn)))
 
 
-def foreground_probe(
-    x_train: Array,
-    y_train: Mask,
-    blocks_train: Ints,
-    tested: tuple[Array, Mask] | None = None,
-    *,
-    names: tuple[str, str],
-) -> float:
-    """How well logistic regression tells foreground from background in tokens it has not seen.
-
-    Args:
-        x_train: (n, D) features.
-        y_train: (n,) True in the foreground.
-        blocks_train: (n,) z-block of each; the folds, where nothing else is tested.
-        tested: features (m, D) and classes (m,) of another dataset; None: cross-validation.
-        names: of the dataset fitted to and the one scored, for errors.
-
-    Returns:
-        Balanced accuracy.
-
-    Raises:
-        InputError: no tokens of a class (in a dataset, or outside a z-block), different D, NaN.
-    """
-    what, where = "foreground probe", f"foreground probe, {names[0]}"
-    _check_classes(y_train, where)
-    if tested is None:
-        check_features(what, {names[0]: x_train})
-        for block in np.unique(blocks_train):
-            _check_classes(y_train[blocks_train != block], f"{where} without z-block {block}")
-        return _accuracy(_folds(x_train, blocks_train), y_train)
-    x_test, y_test = tested
-    check_features(what, {names[0]: x_train, names[1]: x_test})
-    _check_classes(y_test, f"{what}, {names[1]}")
-    train, test = _project(x_train, x_test)
-    return float(balanced_accuracy_score(y_test, _predicted(train, y_train, test)))
-
-
 @dataclass(frozen=True)
 class _Fold:
     """Which tokens are in the block, and the components of those outside and inside."""
@@ -157,14 +119,3 @@ def _swaps(blocks: int, permutations: int, seed: int) -> Iterable[Mask]:
         ways = itertools.product((False, True), repeat=blocks - 1)
         return (np.array((False, *way)) for way in ways if any(way))
     return np.random.default_rng(seed).random((permutations, blocks)) < 0.5
-
-
-def _check_classes(y: Mask, what: str) -> None:
-    for value, name in ((True, "foreground"), (False, "background")):
-        if value not in y:
-            raise InputError(
-                what,
-                found=f"no {name} tokens",
-                expected="tokens of both classes",
-                do="Use more slices, or look at the labels and at `foreground` of the dataset.",
-            )

@@ -16,7 +16,6 @@ from emadapt.domains.compare import (
     compare,
     crossings,
     measurable,
-    outlyingness,
     pairs,
     segmentation,
     split_half_null,
@@ -92,15 +91,12 @@ def diagnose(study: Study, backbone: str, regime: str, out: Path = OUT) -> Path:
         "settings": own.model_dump(mode="json"),
         "pairs": [],
         "segmentation": [],
-        "outliers": [],
     }
     for model in models:
         _measure(model, own, result)
     spectra = {model.name: pca.fit(model.features, 10)[1] for model in models}
     result["pca"] = {"explained_variance": spectra[models[0].name], "models": spectra}
-    result["controls"] = (
-        controls(spec, loaded, models[0].features, volumes, own) if frozen and own.controls else {}
-    )
+    result["controls"] = controls(spec, loaded, volumes, own) if frozen and own.controls else {}
     one_seed = [m for m in models if m.seed in (None, study.seeds[0])]
     shown = {model.name: model.features for model in one_seed}
     figures.draw(out / f"{backbone}-{regime}", f"{backbone}, {regime}", shown, result)
@@ -115,7 +111,7 @@ def diagnose(study: Study, backbone: str, regime: str, out: Path = OUT) -> Path:
 def _note(head: dict[str, Any], text: str, out: Path) -> Path:
     """Write both outputs where nothing is measured: empty lists, and why."""
     backbone, regime = head["backbone"], head["regime"]
-    result = head | {"note": text, "controls": {}, "pairs": [], "segmentation": [], "outliers": []}
+    result = head | {"note": text, "controls": {}, "pairs": [], "segmentation": []}
     folder, path = out / f"{backbone}-{regime}", out / f"{backbone}-{regime}.json"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -163,9 +159,7 @@ def _measure(model: Model, own: DiagnoseSettings, result: dict[str, Any]) -> Non
             result["pairs"].append(model.tags | compare(a, b, level, cls, own, null))
     for a, b in crossings(model.features, own):
         if len(classes[a.name]) == len(classes[b.name]) == 2:
-            result["segmentation"].append(model.tags | segmentation(a, b, own))
-        if a is not b and a.labelled:  # without labels no slice is held out
-            result["outliers"].append(model.tags | outlyingness(a, b))
+            result["segmentation"].append(model.tags | segmentation(a, b))
 
 
 def _classes(f: Features, own: DiagnoseSettings) -> list[str]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 import torch
 
 from emadapt.data.crops import as_input
 from emadapt.data.ingest import Volume
-from emadapt.data.tiles import Grey, geometry_of, label_to_input, to_input, with_neighbours
+from emadapt.data.tiles import geometry_of, label_to_input, to_input, with_neighbours
 from emadapt.domains.features import Features, Tiles, kept_features, patches
 from emadapt.models.backbones import Backbone
 from emadapt.models.device import resolve_precision
@@ -20,9 +19,6 @@ from emadapt.study.keys import affecting
 from emadapt.study.training import DiagnoseSettings
 
 BATCH_TOKENS = 4096
-
-Change = Callable[[Grey], Grey]
-"""What is done to a slice, uint8, pixel by pixel, before it is aligned and tiled."""
 
 
 def pretrained_features(
@@ -52,19 +48,16 @@ def computed_features(
     volume: Volume,
     own: DiagnoseSettings,
     model: str,
-    change: Change | None = None,
-    name: str = "",
 ) -> Features:
     """From a pass of `backbone`, adapted (adapters merged) or random, over the slices.
 
-    `model` is the hash of all its weights, `name` what the dataset is called after `change`.
+    `model` is the hash of all its weights.
     """
-    geo = geometry_of(volume, spec, backbone.arch.patch, change)
+    geo = geometry_of(volume, spec, backbone.arch.patch)
     batch = max(1, BATCH_TOKENS // math.prod(geo.grid))
 
     def tiles(z: int) -> Tiles:
-        native = with_neighbours(volume, z, spec.context)
-        image = to_input(change(native) if change else native, geo)
+        image = to_input(with_neighbours(volume, z, spec.context), geo)
         label = label_to_input(volume.label[z], geo)
         (h, w), corners = geo.tile, geo.corners(0.0)
         for start in range(0, len(corners), batch):
@@ -75,27 +68,21 @@ def computed_features(
                 yield (y, x), own_tokens, label[y : y + h, x : x + w]
 
     settings = affecting(spec, "tokens") | {"precision": resolve_precision(spec.precision)}
-    identity = ["computed", model, settings, list(backbone.blocks), name]
-    return kept_features(volume, own, geo, tiles, identity, name)
+    identity = ["computed", model, settings, list(backbone.blocks)]
+    return kept_features(volume, own, geo, tiles, identity)
 
 
 def pixel_features(
-    spec: BackboneSettings,
-    patch: int,
-    volume: Volume,
-    own: DiagnoseSettings,
-    change: Change | None = None,
-    name: str = "",
+    spec: BackboneSettings, patch: int, volume: Volume, own: DiagnoseSettings
 ) -> Features:
     """Grey values of each patch, in [0, 1], as its token (patch * patch values).
 
     They show how datasets differ before any model looks.
     """
-    geo = geometry_of(volume, spec, patch, change)
+    geo = geometry_of(volume, spec, patch)
 
     def tiles(z: int) -> Tiles:
-        native = np.asarray(volume.image[z])
-        image = to_input(change(native) if change else native, geo)
+        image = to_input(np.asarray(volume.image[z]), geo)
         label = label_to_input(volume.label[z], geo)
         h, w = geo.tile
         for y, x in geo.corners(0.0):
@@ -105,4 +92,4 @@ def pixel_features(
             yield (y, x), tokens, label[y : y + h, x : x + w]
 
     shape = [list(geo.tile), list(geo.resized), list(geo.padded)]
-    return kept_features(volume, own, geo, tiles, ["pixels", shape, patch, name], name)
+    return kept_features(volume, own, geo, tiles, ["pixels", shape, patch])
