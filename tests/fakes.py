@@ -204,25 +204,3 @@ def write_domain(root: Path, study: Study) -> None:
         folder.mkdir(parents=True)
         Image.fromarray(pixels).save(folder / "pca.png")
         folder.with_suffix(".json").write_text(json.dumps(a_card(study, regime)))
-
-
-def write_sweep(root: Path, study: Study) -> dict[str, Any]:
-    """scratch/sweeps: what a sweep leaves for the report, and what another study's left."""
-    trial = {"default": False, "val_score": 0.71234, "params": {"rank": 8, "head_lr": 0.00123}}
-    first = {"trial": 0, "default": True, "val_score": 0.7, "params": {"rank": 2, "head_lr": 1e-3}}
-    pruned: dict[str, Any] = {"trial": 2, "default": False, "val_score": None, "params": {}}
-    sweep = {
-        "name": f"{study.name}-sweep",
-        "study": study.name,
-        "backbone": "dinov2_s",
-        "regime": "lora",
-        "train_set": "lucchi",
-        "trials": [first, {"trial": 1, **trial}, pruned],
-        "figures": ["parallel.png"],
-    }
-    for name in (study.name, "another"):
-        folder = root / "scratch/sweeps" / name
-        folder.mkdir(parents=True)
-        (folder / "sweep.json").write_text(json.dumps(sweep | {"study": name}))
-        Image.new("RGB", (40, 20)).save(folder / "parallel.png")
-    return sweep

@@ -10,7 +10,7 @@ import pytest
 
 from emadapt.report.report import build_report
 from emadapt.study.study import Study
-from fakes import a_study, write_domain, write_metrics, write_models, write_sweep
+from fakes import a_study, write_domain, write_metrics, write_models
 
 VOID = {"meta", "link", "img", "br", "path", "circle"}
 
@@ -47,7 +47,6 @@ def make(root: Path, study: Study | None = None, *, diagnosed: bool = True) -> P
     study = study or a_study()
     write_metrics(root, study)
     write_models(root, study)
-    write_sweep(root, study)
     if diagnosed:
         write_domain(root, study)
     (root / "params.yaml").write_text("a: 1\n")

@@ -40,7 +40,6 @@ def test_tags_nest_and_links_lead_somewhere(read):
         "union",
         "labels",
         "curves",
-        "sweep",
         "domain",
         "provenance",
     }
@@ -84,22 +83,6 @@ def test_every_number_of_the_summary_is_shown(index, read):
     provenance = " ".join(read.text["dd"])
     assert summary["params_sha256"] in provenance
     assert "dc75" * 16 in provenance
-
-
-def test_a_sweep_of_this_study_is_shown_with_its_best_trials_and_the_default(read):
-    cells = read.text["td"]
-    best = cells.index("0.7123")
-    assert cells[best - 1 : best + 6] == [
-        "1",
-        "0.7123",
-        "0.00123",
-        "8",
-        "0default",
-        "0.7000",
-        "0.001",
-    ]
-    captions = [text for text in read.text["caption"] if "1 pruned" in text]
-    assert len(captions) == 1, "sweeps of other studies are not"
 
 
 def test_text_from_files_is_escaped(index):

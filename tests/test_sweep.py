@@ -117,7 +117,7 @@ def test_searched_settings_may_change_anything_else_makes_another_sweep(
     searched = {"rank": 8, "alpha": 3.0} if target is LORA else {"weight_decay": 0.02}
     regime = {target.regime: {"kind": target.regime, "head_lr": 0.007, **searched}}
     assert definition(study(tmp_path, regimes=regime), target) == here
-    how = {"sampler": "gp", "pruner": "none", "seed": 7}
+    how = {"pruner": "none", "seed": 7}
     assert definition(study(tmp_path, how), target) == here
     for other in (
         study(tmp_path, train={"epochs": 7}),
@@ -166,23 +166,17 @@ def test_what_promote_writes_is_read_as_the_trials_own_settings(
     ("target", "sweep", "words"),
     [
         (Target("x", "lora", "a"), {}, r"backbone 'x'.*expected t\."),
-        (Target("t", "x", "a"), {}, "regime 'x'.*expected frozen, lora"),
+        (Target("t", "x", "a"), {}, "regime 'x'.*expected frozen, "),
         (Target("t", "lora", "x"), {}, "train set 'x'.*expected a, paired"),
-        (LORA, {"rank": [8, 4096]}, "sweep.rank: found 4096; expected at most"),
+        (Target("t", "knn", "a"), {}, "kind `knn`"),
+        (LORA, {"rank": [8, 4096]}, "sweep.rank: found 4096"),
     ],
 )
 def test_a_target_that_cannot_be_swept_is_refused(
     tmp_path: Path, target: Target, sweep: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(InputError, match=words):
-        check_target(study(tmp_path, sweep), target)
-
-
-@pytest.mark.parametrize("kind", ["ridge", "knn", "unet2d"])
-def test_a_regime_with_nothing_to_search_is_refused(tmp_path: Path, kind: str) -> None:
-    own = study(tmp_path, regimes={"own": {"kind": kind}})
-    with pytest.raises(InputError, match=rf"kind `{kind}`, which a sweep does not search"):
-        check_target(own, Target("t", "own", "a"))
+        check_target(study(tmp_path, sweep, regimes={"knn": {"kind": "knn"}}), target)
 
 
 # -- the storage
@@ -341,7 +335,7 @@ def test_whatever_a_crash_takes_the_runs_in_mlflow_are_those_of_the_trials(
     sweep = find_study(open_store())
     run_trials(config, FROZEN, sweep, 1, 5)
     run = sweep_run(config, FROZEN, sweep.study_name)
-    add_result(run, sweep)
+    add_result(run, sweep.get_trials())
     publish(run)
     client = mlflow_store.client(root)
     runs = client.search_runs([client.get_experiment_by_name("tiny").experiment_id])
@@ -354,14 +348,6 @@ def test_whatever_a_crash_takes_the_runs_in_mlflow_are_those_of_the_trials(
     said = parent.data.tags["mlflow.note.content"]
     assert all(name in said for name in sweep.get_trials()[0].params)
     assert (parent.data.tags["best.trial"], parent.data.metrics["best.val_score"]) in children
-    figures = {
-        Path(file.path).stem for file in client.list_artifacts(parent.info.run_id, "figures")
-    }
-    assert figures == {"history", "importance", "parallel", "slice"}
-    left = json.loads((FOLDER / sweep.study_name / "sweep.json").read_text())
-    assert [t["val_score"] for t in left["trials"]] == [
-        t.value for t in sweep.get_trials() if t.state == TrialState.COMPLETE
-    ]
 
 
 def test_trials_that_fail_do_not_count_and_end_the_sweep_with_the_reason(
@@ -443,12 +429,6 @@ def finished(config: Study, target: Target, values: dict[float, dict[str, Any]])
         sweep.add_trial(optuna.create_trial(params=params, distributions=space, value=value))
 
 
-def rank_of(regime: str) -> int:
-    settings_of = load_study().regime_settings[regime]
-    assert isinstance(settings_of, LowRankSettings)
-    return settings_of.rank
-
-
 def emadapt(*words: str) -> tuple[int, str]:
     result = CliRunner().invoke(main, words)
     return result.exit_code, result.output
@@ -475,20 +455,12 @@ def test_promoting_adds_a_regime_and_leaves_every_other_line_as_it_was(tmp_path:
     assert tuned == config.regime_settings["lora"].changed(**expected)
     code, said = emadapt("sweep", "promote")
     assert (code, "regime 'lora_tuned': found there already" in said) == (2, True)
-    assert emadapt("sweep", "promote", "--as", "second")[0] == 0
-
-
-def test_a_better_winner_is_what_promote_writes(tmp_path: Path) -> None:
-    make_study(tmp_path)
-    Path("params.yaml").write_text(PARAMS)
-    config = load_study()
-    finished(config, LORA, {0.7: DEFAULT | {"rank": 4}})
-    assert emadapt("sweep", "promote")[0] == 0
-    assert rank_of("lora_tuned") == 4
     finished(load_study(), LORA, {0.8: DEFAULT | {"rank": 16}})
     code, said = emadapt("sweep", "promote", "--as", "better")
     assert (code, "validation score 0.8000" in said) == (0, True)
-    assert rank_of("better") == 16
+    better = load_study().regime_settings["better"]
+    assert isinstance(better, LowRankSettings)
+    assert better.rank == 16
 
 
 def test_a_default_that_is_the_best_and_settings_that_changed_are_not_promoted(

@@ -14,7 +14,6 @@ from emadapt.report import sections
 from emadapt.report.contrasts import FACTORS, against_best, contrasts
 from emadapt.report.domain import read_cards
 from emadapt.report.page import build_page
-from emadapt.report.sweep import sweeps
 from emadapt.report.tables import Section, Table, markdown
 from emadapt.report.units import entries, read_units, score_of
 from emadapt.study.study import Study
@@ -56,12 +55,11 @@ def build_report(root: Path, study: Study) -> Path:
     }
     reports, folder = root / "reports", root / "reports/figures"
     _remove_figures(folder)
-    curves, swept = sections.labels(folder, units, found), sweeps(root, study)
+    curves = sections.labels(folder, units, found)
     parts = [
         sections.leaderboard(folder, units),
         *(sections.changes(folder, factor, own) for factor, own in changed.items() if own),
         *([curves] if curves else []),
-        *([swept] if swept else []),
         sections.distances(folder, root, study, units, cards),
         sections.slices(folder, root, rows, units),
     ]

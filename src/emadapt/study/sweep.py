@@ -17,7 +17,6 @@ Proportion = Annotated[float, Field(ge=0, lt=1)]
 class SweepSettings(Settings):
     """How a sweep chooses, and what it chooses from. None of it changes a unit."""
 
-    sampler: Literal["tpe", "gp"] = setting("tpe", "Optuna's sampler.", "nothing")
     pruner: Literal["median", "hyperband", "none"] = setting(
         "median", "`median` below about 40 trials, `hyperband` from about 100.", "nothing"
     )

@@ -73,7 +73,7 @@ def sweep_run(
         click.echo("sweep: stopped; run it again to go on", err=True)
         sys.exit(130)
     _print_status(storage, done)
-    click.echo("next: emadapt sweep promote; emadapt report shows the sweep")
+    click.echo("next: emadapt sweep promote")
 
 
 @sweep.command("status")

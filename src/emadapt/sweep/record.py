@@ -1,19 +1,15 @@
-"""The sweep's own run in MLflow, above those of its trials: the best so far, and figures."""
+"""The sweep's own run in MLflow, above those of its trials: its space, and the best so far."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from emadapt.files import write_json
 from emadapt.study.study import Study
 from emadapt.sweep.space import Target, definition
-from emadapt.sweep.storage import ENDED, FOLDER, best_trial, first_number, n_ended
+from emadapt.sweep.storage import best_trial, first_number, n_ended
 from emadapt.tracking.provenance import provenance_tags
 from emadapt.tracking.run import Run
 from emadapt.tracking.views import NOTE
@@ -22,11 +18,9 @@ DESCRIPTION = """Sweep of the regime `{regime}` on the backbone `{backbone}` and
 `{train_set}`, over {searched}. The runs below are its trials: each trains the unit with other
 values, and is scored on validation slices alone.
 
-`best.*` are the best trial and its values, `trials.*` numbers of trials by state.
-Figures are under **Artifacts**, most of them from four finished trials on."""
+`best.*` are the best trial and its values, `trials.*` numbers of trials by state. For figures mark
+the runs and choose **Compare**, or open the sweep in `optuna-dashboard`."""
 """Of a sweep's run in MLflow."""
-FEW = 4
-"""Finished trials below which comparing them says nothing."""
 
 
 def sweep_run(config: Study, target: Target, name: str) -> Run:
@@ -41,11 +35,7 @@ def sweep_run(config: Study, target: Target, name: str) -> Run:
         "study": config.name,
         **asdict(target),
     }
-    params = {
-        "space": searched,
-        "sampler": config.sweep.sampler,
-        "pruner": config.sweep.pruner,
-    }
+    params = {"space": searched, "pruner": config.sweep.pruner}
     return Run(config.name, name[:-9], tags, params, same=("sweep.parent",))
 
 
@@ -61,64 +51,9 @@ def progress(trials: list[FrozenTrial]) -> dict[str, float]:
     return numbers
 
 
-def add_result(run: Run, study: optuna.Study) -> None:
-    """Add the best settings, and those of Optuna's figures that the trials allow.
-
-    The sweep's folder gets the figures and sweep.json, which the report shows.
-    """
-    trials = study.get_trials(deepcopy=False)
+def add_result(run: Run, trials: list[FrozenTrial]) -> None:
+    """Add the numbers of trials at the end, and the best settings."""
     run.log(progress(trials), n_ended(trials))
-    best = best_trial(trials)
-    if best is None:
-        return
-    run.results |= {f"best.{name}": value for name, value in best.params.items()}
-    run.results["best.trial"] = first_number(best)
-    folder = FOLDER / study.study_name
-    figures = draw(study, folder)
-    run.artifacts |= {f"figures/{file.name}": file for file in figures}
-    ended = [trial for trial in trials if trial.state in ENDED]
-    shown = {
-        "name": run.name,
-        "study": run.study,
-        **study.user_attrs["target"],
-        "trials": [_shown(trial) for trial in ended],
-        "figures": [file.name for file in figures],
-    }
-    write_json(folder / "sweep.json", shown)
-
-
-def _shown(trial: FrozenTrial) -> dict[str, Any]:
-    """A trial that has ended; `val_score` of a pruned one is null."""
-    return {
-        "trial": first_number(trial),
-        "default": "fixed_params" in trial.system_attrs,
-        "val_score": trial.value if trial.state == TrialState.COMPLETE else None,
-        "params": trial.params,
-    }
-
-
-def draw(study: optuna.Study, folder: Path) -> list[Path]:
-    """Write Optuna's figures of a sweep; those that compare trials need a few with other values."""
-    import matplotlib.pyplot as plt
-    from matplotlib.ticker import NullFormatter
-    from optuna.visualization import matplotlib as figures
-
-    plots: dict[str, Callable[..., Any]] = {"history": figures.plot_optimization_history}
-    finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    if len(finished) >= FEW and len({trial.value for trial in finished}) > 1:
-        plots |= {
-            "importance": figures.plot_param_importances,
-            "parallel": figures.plot_parallel_coordinate,
-            "slice": figures.plot_slice,
-        }
-    files = []
-    for name, plot in plots.items():
-        with plt.rc_context({"figure.figsize": (9, 4.5)}):
-            plot(study, target_name="validation score")
-            for axes in plt.gcf().axes:  # labels between powers of ten overlap
-                axes.xaxis.set_minor_formatter(NullFormatter())
-                axes.yaxis.set_minor_formatter(NullFormatter())
-            files.append(folder / f"{name}.png")
-            plt.savefig(files[-1], bbox_inches="tight")
-            plt.close("all")
-    return files
+    if best := best_trial(trials):
+        run.results |= {f"best.{name}": value for name, value in best.params.items()}
+        run.results["best.trial"] = first_number(best)

@@ -8,7 +8,7 @@ from functools import partial
 
 import optuna
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
-from optuna.samplers import BaseSampler, GPSampler, TPESampler
+from optuna.samplers import TPESampler
 from optuna.study import MaxTrialsCallback
 from optuna.trial import FrozenTrial
 
@@ -52,7 +52,7 @@ def run_trials(
     if n_ended(known) >= trials:
         return  # MaxTrialsCallback would run one more
     # A fixed seed would repeat the draws of other workers, and its own after a restart.
-    study.sampler = make_sampler(config.sweep, config.sweep.seed + 1000 * number + len(known))
+    study.sampler = TPESampler(seed=config.sweep.seed + 1000 * number + len(known))
     study.pruner = make_pruner(config.sweep, config.train_settings(unit_of(config, target)).epochs)
     enough = MaxTrialsCallback(trials, states=ENDED)
     study.optimize(
@@ -61,11 +61,6 @@ def run_trials(
         catch=(TrialFailed,),
         gc_after_trial=True,
     )
-
-
-def make_sampler(settings: SweepSettings, seed: int) -> BaseSampler:
-    """Multivariate TPE, or a Gaussian process."""
-    return TPESampler(seed=seed) if settings.sampler == "tpe" else GPSampler(seed=seed)
 
 
 def make_pruner(settings: SweepSettings, epochs: int) -> BasePruner:
