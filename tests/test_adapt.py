@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -96,6 +98,57 @@ def test_labels_of_several_classes_have_the_ids_of_masks() -> None:
     assert set(np.unique(tifffile.imread("mask.tif"))) <= {0, 1, 2}
     said = run("adapt", "v.tif", "--model", "two", *VOXEL, code=2)
     assert "a model of several classes; expected one of one class" in said
+
+
+INVERTED = "ImageJ=1.54f\nimages=9\nslices=9\nloop=false\n"  # what Fiji's *Convert to Mask* gives
+EDITORS: dict[str, Callable[[np.ndarray], tuple[np.ndarray, dict[str, Any]]]] = {
+    "Fiji, a mask": lambda ids: (
+        np.uint8(255) * (ids > 0),
+        {"photometric": "miniswhite", "description": INVERTED, "metadata": None},
+    ),
+    "Fiji, ids in colours": lambda ids: (
+        ids.astype("u1"),
+        {
+            "photometric": "palette",
+            "colormap": np.random.default_rng(0).integers(0, 2**16, (3, 256), np.uint16),
+            "description": INVERTED,
+            "metadata": None,
+        },
+    ),
+    "Fiji, many ids": lambda ids: (ids.astype("f4"), {"imagej": True, "metadata": {"axes": "ZYX"}}),
+    "napari": lambda ids: (ids.astype("i8"), {"compression": "zlib"}),
+    "NumPy, a mask": lambda ids: (ids > 0, {}),
+}
+"""What programs make of edited objects: pixels and arguments of tifffile."""
+
+
+@pytest.mark.parametrize("editor", EDITORS)
+def test_an_edited_stack_gives_the_labels_of_its_slices(editor: str) -> None:
+    edited = np.where(LABEL > 0, np.arange(1, 10)[:, None, None], 0)
+    edited[[0, 2]] = 0
+    array, about = EDITORS[editor](edited)
+    tifffile.imwrite("edited.tif", array, **about)
+    opened, places = own_model.labelled(open_source("v.tif"), Path("edited.tif"), ())
+    assert places == {z: z for z in (1, 3, 4, 5, 6, 7, 8)}
+    assert np.array_equal(opened.read(0, 9) > 0, edited > 0)
+    _, places = own_model.labelled(open_source("v.tif"), Path("edited.tif"), (7, 2))
+    assert list(places) == [2, 7]
+    with pytest.raises(InputError, match="two or more of 0 to 8"):
+        own_model.labelled(open_source("v.tif"), Path("edited.tif"), (7, 9))
+
+
+def test_tune_goes_on_from_a_corrected_mask() -> None:
+    segments("m")
+    mask = tifffile.imread("mask.tif")
+    mask[[1, 4, 7]] = LABEL[[1, 4, 7]] * 255
+    tifffile.imwrite("corrected.tif", mask, imagej=True, metadata={"axes": "ZYX"})
+    chosen = ("--slice", "1", "--slice", "4", "--slice", "7")
+    said = run("tune", "v.tif", "corrected.tif", "--model", "m", *VOXEL, "-o", "new", *chosen)
+    assert "(corrected.tif, slice 7)" in said
+    assert json.loads(Path("new/model.json").read_text())["labelled"]["slices"] == [2, 2]
+    tifffile.imwrite("part.tif", mask[:5], photometric="minisblack")
+    said = run("tune", "v.tif", "part.tif", "--model", "m", *VOXEL, "-o", "other", code=2)
+    assert "expected (9, 90, 100), as the volume" in said
 
 
 def test_labels_pair_by_number_and_all_that_is_odd_is_listed() -> None:

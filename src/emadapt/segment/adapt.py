@@ -11,7 +11,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -42,8 +42,9 @@ from emadapt.training.validate import validate
 from emadapt.volumes.folder import list_slices, number_of, open_slices, some
 from emadapt.volumes.grey import to_uint8
 from emadapt.volumes.opening import open_source
-from emadapt.volumes.source import Source, voxel_of
+from emadapt.volumes.source import Source, tell, voxel_of
 from emadapt.volumes.voxel import Voxel
+from emadapt.volumes.zarrs import is_zarr
 
 SLICES, SIDE = 32, 1024
 """Slices of a volume that are learned from without labels, and pixels of their sides, at most."""
@@ -162,15 +163,15 @@ def adapt(own: Own) -> str:
     return str(card.get("check", ""))
 
 
-def tune(own: Own, labels: Path, foreground: str = ">0") -> str:
+def tune(own: Own, labels: Path, foreground: str = ">0", slices: Sequence[int] = ()) -> str:
     """Learn from a few labelled slices; gives what validation says.
 
     Args:
         own: the volume and the model.
-        labels: folder of labelled slices. The last number in a file's name is that of the slice: of
-            the file in a folder of slices, else counted from 0.
+        labels: see `labelled`.
         foreground: label values to segment, `>N`. For a model of several classes labels have the
             ids of its masks instead, 1 for its first class.
+        slices: those that are labelled in a stack.
 
     Raises:
         InputError: the volume, the labels or the model does not suit, or OUT exists.
@@ -179,22 +180,20 @@ def tune(own: Own, labels: Path, foreground: str = ">0") -> str:
         found = "one that looks at neighbouring slices, which have no labels here"
         do = "Take another model, or train in a study (docs/your-own-data.md)."
         raise InputError(own.model, found=found, expected="a model of single slices", do=do)
-    labels = labels.absolute()
-    files = paired(own.source, labels)
+    opened, places = labelled(own.source, labels.absolute(), slices)
     data = Path("data", own.name)
-    opened = open_slices(list(files.values()), str(labels))
-    with _workplace(own, "tune", opened.stamp):
+    with _workplace(own, "tune", [opened.stamp, [*places], foreground]):
         for part in ("images", "labels"):
             (data / part).mkdir(parents=True, exist_ok=True)
-        for k, z in enumerate(files):
+        for z, k in places.items():
             image, label = own.read(z), opened.read(k, k + 1)[0]
             check_pair(image, label, opened.where(k))
             for part, array in (("images", image), ("labels", label)):
                 tifffile.imwrite(data / part / f"{z:06d}.tif", array, photometric="minisblack")
-        voxel = (float(np.diff(list(files)).min()) * own.voxel[0], *own.voxel[1:])
+        voxel = (float(np.diff([*places]).min()) * own.voxel[0], *own.voxel[1:])
         settings = DatasetSettings(layout="folders", voxel_nm=voxel, foreground=foreground)
         if len(names := own.start.segmenter.classes) > 1:
-            classes = {name: (k,) for k, name in enumerate(names, 1)}
+            classes: dict[str, tuple[int, ...]] = {name: (k,) for k, name in enumerate(names, 1)}
             settings = DatasetSettings(layout="folders", voxel_nm=voxel, classes=classes)
         gap = 0.0 if voxel[0] >= APART_NM else APART_NM
         train_set = TrainSetSettings(datasets=(own.name,))
@@ -203,7 +202,8 @@ def tune(own: Own, labels: Path, foreground: str = ">0") -> str:
         _ingest(study)
         inputs = prepare(study, study.units()[0])
         before = validate(inputs, every=0)["iou"]
-        held_out = [list(files.values())[k].name for k in inputs.volumes[0].split["val"]]
+        numbers = [*places.values()]
+        held_out = [Path(opened.where(numbers[k])).name for k in inputs.volumes[0].split["val"]]
         card = _train(own, study)
     after = card["val"]["iou"]
     gain = "" if after > before else f" That is no gain: keep {own.model}, or label more slices."
@@ -213,8 +213,40 @@ def tune(own: Own, labels: Path, foreground: str = ">0") -> str:
     )
 
 
+def labelled(source: Source, labels: Path, slices: Sequence[int]) -> tuple[Source, dict[int, int]]:
+    """The labels of a volume, and which of them each labelled slice has, rising.
+
+    Args:
+        source: the volume.
+        labels: a folder of labelled slices, see `paired`; or a stack of the volume's shape.
+        slices: those that are labelled in a stack, counted from 0; none: those with any label.
+
+    Raises:
+        InputError: see `paired`; a stack has another shape, or fewer than two labelled slices.
+    """
+    if labels.is_dir() and not is_zarr(labels):
+        files = paired(source, labels)
+        return open_slices([*files.values()], str(labels)), {z: k for k, z in enumerate(files)}
+    stack = open_source(str(labels))
+    tell(stack.name, stack.notes)
+    depth = source.shape[0]
+    if stack.shape != source.shape:
+        found, expected = f"shape {stack.shape}", f"{source.shape}, as the volume"
+        do = "Save all slices of the volume, or those with labels in a folder, with their numbers."
+        raise InputError(labels, found=found, expected=expected, do=do)
+    numbers = sorted({*slices}) or [z for z in range(depth) if stack.read(z, z + 1).any()]
+    if len(numbers) < 2 or numbers[-1] >= depth:
+        found, expected = f"labelled slices {numbers}", f"two or more of 0 to {depth - 1}"
+        do = "Label another slice, or correct --slice."
+        raise InputError(labels, found=found, expected=expected, do=do)
+    return stack, {z: z for z in numbers}
+
+
 def paired(source: Source, labels: Path) -> dict[int, Path]:
     """The label file of each labelled slice, by slice, rising.
+
+    The last number in a file's name is that of the slice: of the file in a folder of slices, else
+    counted from 0.
 
     Raises:
         InputError: a label has no number or no slice, or two have one number; all are listed.

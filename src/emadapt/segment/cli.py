@@ -147,21 +147,31 @@ def adapt(volume: str, **options: Any) -> None:
 @MODEL
 @click.option("-o", "--output", type=A_PATH, help="The new model.  [default: VOLUME-tuned]")
 @click.option("--foreground", default=">0", show_default=True, help="Label values to segment: >N.")
+@click.option(
+    "--slice",
+    "slices",
+    multiple=True,
+    type=click.IntRange(0),
+    help="A labelled slice of a stack, counted from 0; repeat it.  [default: all with a label]",
+)
 @SCALE
 @VOXEL
 @WINDOW
 @OVERWRITE
-def tune(volume: str, labels: Path, foreground: str, **options: Any) -> None:
-    """Fit a model to VOLUME with LABELS, a folder of two or more labelled slices.
+def tune(
+    volume: str, labels: Path, foreground: str, slices: tuple[int, ...], **options: Any
+) -> None:
+    """Fit a model to VOLUME with LABELS of two or more slices.
 
-    The last number in a label's file name says its slice, counted from 0; if VOLUME is a folder of
-    slices, it is the number in the slice's name. For a model of several classes, labels have the
-    class ids of its masks. If the command is stopped, repeat it to go on.
+    LABELS is a stack as large as VOLUME, such as a corrected mask, or a folder of slices. There the
+    last number in a file's name says its slice, counted from 0; if VOLUME is a folder of slices, it
+    is the number in the slice's name. For a model of several classes, labels have the class ids of
+    its masks. If the command is stopped, repeat it to go on.
     """
     from emadapt.segment.adapt import tune as run
 
     own = _own(volume, "tuned", **options)
-    click.echo(f"tune: {run(own, labels, foreground)}")
+    click.echo(f"tune: {run(own, labels, foreground, slices)}")
     _say_next("tune", own)
 
 

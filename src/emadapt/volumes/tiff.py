@@ -92,9 +92,12 @@ def open_tiff(path: Path, choice: Choice) -> Source:
                 ]
             )
 
-    notes = [parts[0].note] if parts[0].note else []
+    notes = parts[0].notes
     if len(parts) > 1:
-        notes += [f"{len(parts)} images of one shape are read as one stack of {ends[-1]} slices"]
+        notes = [
+            *notes,
+            f"{len(parts)} images of one shape are read as one stack of {ends[-1]} slices",
+        ]
     return Source(
         str(path),
         (int(ends[-1]), *parts[0].shape[1:]),
@@ -114,20 +117,21 @@ class _Part:
     """A series: mapped if not compressed, huge slices read by tiles, others whole."""
 
     def __init__(self, path: Path, series: Any, choice: Choice) -> None:
-        import tifffile
-
         self.path, self.series = path, series
         check_type(series.dtype, str(path))
         if max(series.shape) > MAX_SIDE or 0 in series.shape:
             raise damaged(path, f"shape {series.shape}", f"sides of 1 to {MAX_SIDE}")
-        self.palette = series.keyframe.photometric == tifffile.PHOTOMETRIC.PALETTE
+        shown, by_imagej = series.keyframe.photometric.name, series.parent.is_imagej
+        self.palette = shown == "PALETTE" and not by_imagej
         self.dtype = np.dtype("u1") if self.palette else series.dtype.newbyteorder("=")
         axes = list(zip(series.axes.lower(), series.shape, strict=True))
         free = [axis for axis, n in axes if axis in "zitq" and n > 1]  # i, q: of unknown meaning
         names = ["z" if axis in free and len(free) == 1 else axis for axis, _ in axes]
         samples = [i for i, (axis, n) in enumerate(axes) if axis == "s" and n > 1]
         spatial = [i for i in range(len(axes)) if i not in samples]
-        self.note = "time points are read as slices" if free == ["t"] else ""
+        self.notes = ["time points are read as slices"] if free == ["t"] else []
+        if by_imagej and shown in ("MINISWHITE", "PALETTE"):
+            self.notes.append("values are as stored, before ImageJ's lookup table")
         self.places = places_of(
             [axes[i][1] for i in spatial], [names[i] for i in spatial], str(path), choice.at
         )
@@ -203,19 +207,21 @@ def _image(tif: Any, path: Path, chosen: str) -> list[Any]:
 
 
 def _check_form(tif: Any, series: Any, first: Any, path: Path) -> None:
-    """Refuse pages that are not stored as the first is, and values that are no grey values."""
-    import tifffile
+    """Refuse pages that are not stored as the first is, and values that are no grey values.
 
-    photometric, bits = first.photometric, first.bitspersample
-    if photometric == tifffile.PHOTOMETRIC.MINISWHITE:
+    Under WhiteIsZero ImageJ stores values as they are, and tifffile bool as 0 and 1.
+    """
+    photometric, bits = first.photometric.name, first.bitspersample
+    if photometric == "MINISWHITE" and not (tif.is_imagej or (tif.is_shaped and bits == 1)):
         raise InputError(
             path,
             found="values that are shown inverted (WhiteIsZero)",
             expected="0 for black",
-            do="Save it without an inverting lookup table (Fiji: Image > Lookup Tables).",
+            do="Save it without an inverting lookup table.",
         )
-    if photometric.name not in ("MINISBLACK", "RGB", "YCBCR", "PALETTE") or 1 < bits < 8:
-        found, expected = f"{photometric.name} of {bits} bits", "grey values of 1, 8 or more bits"
+    known = ("MINISBLACK", "MINISWHITE", "RGB", "YCBCR", "PALETTE")
+    if photometric not in known or 1 < bits < 8:
+        found, expected = f"{photometric} of {bits} bits", "grey values of 1, 8 or more bits"
         raise InputError(path, found=found, expected=expected, do="Export it in grey, 8 bits.")
     directory = _directory(tif, first.offset)
     for page in series.pages:
