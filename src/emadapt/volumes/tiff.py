@@ -1,7 +1,6 @@
 """TIFF stacks, OME-TIFF, ImageJ hyperstacks and BigTIFF, by tifffile.
 
-tifffile only logs that a file is damaged; here that is an error. It decodes all pages of a series
-as the first one says; here they must agree.
+tifffile only logs that a file is damaged; here that is an error.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import functools
 import logging
 import math
 import re
-import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,21 +40,6 @@ MAX_SIDE = 65_536  # pixels or slices; a header that asks for more is damaged or
 MAX_RATIO = 250  # unpacked to packed bytes, above `LARGE` bytes: more is taken for a bomb
 DAMAGE = re.compile(r"TiffPages|series|Strip|Tile(Offset|Byte)|segments|reshape|circular")
 """What tifffile's log calls damage to the pixels; unreadable private tags are none."""
-FORM = {
-    "shape": (256, 257, 277),
-    "sampleformat": (339,),
-    "bitspersample": (258,),
-    "compression": (259,),
-    "photometric": (262,),
-    "fillorder": (266,),
-    "rowsperstrip": (278,),
-    "planarconfig": (284,),
-    "predictor": (317,),
-    "tile": (322, 323),
-    "extrasamples": (338,),
-}
-"""In what all pages of a volume agree, and the tags that say it; tifffile makes series by these."""
-FORM_TAGS = {tag for tags in FORM.values() for tag in tags}
 PER_UNIT = {2: "inch", 3: "cm"}
 """Values of the tag ResolutionUnit."""
 
@@ -73,7 +56,7 @@ def open_tiff(path: Path, choice: Choice) -> Source:
             parts = [_Part(path, series, choice) for series in _image(tif, path, choice.inside)]
             _check_complete(tif, path)
             for part in parts:
-                _check_form(tif, part.series, parts[0].series.keyframe, path)
+                _check_form(tif, part.series.keyframe, path)
             voxel, doubt = settled(_sizes(tif, parts[0].series))
     except InputError:
         raise
@@ -190,7 +173,10 @@ def _image(tif: Any, path: Path, chosen: str) -> list[Any]:
     """
     series = [s for i, s in enumerate(tif.series) if chosen in ("", str(i), s.name)]
     forms = {(s.keyframe.shape, s.dtype) for s in series}
-    one_stack = len(forms) == 1 and not tif.is_ome and not chosen
+    place = {page.offset: number for number, page in enumerate(tif.pages)}
+    places = [place[page.offset] for s in series for page in s.pages if page is not None]
+    in_order = places == sorted(places)  # not: pages stored in another way are among others
+    one_stack = len(forms) == 1 and in_order and not tif.is_ome and not chosen
     taken = {p.offset for s in series for level in s.levels for p in level.pages if p is not None}
     left = 0 if chosen else sum(page.offset not in taken for page in tif.pages)
     if left or not (one_stack or len(series) == 1):
@@ -206,12 +192,12 @@ def _image(tif: Any, path: Path, chosen: str) -> list[Any]:
     return series
 
 
-def _check_form(tif: Any, series: Any, first: Any, path: Path) -> None:
-    """Refuse pages that are not stored as the first is, and values that are no grey values.
+def _check_form(tif: Any, page: Any, path: Path) -> None:
+    """Refuse values that are no grey values.
 
     Under WhiteIsZero ImageJ stores values as they are, and tifffile bool as 0 and 1.
     """
-    photometric, bits = first.photometric.name, first.bitspersample
+    photometric, bits = page.photometric.name, page.bitspersample
     if photometric == "MINISWHITE" and not (tif.is_imagej or (tif.is_shaped and bits == 1)):
         raise InputError(
             path,
@@ -223,29 +209,6 @@ def _check_form(tif: Any, series: Any, first: Any, path: Path) -> None:
     if photometric not in known or 1 < bits < 8:
         found, expected = f"{photometric} of {bits} bits", "grey values of 1, 8 or more bits"
         raise InputError(path, found=found, expected=expected, do="Export it in grey, 8 bits.")
-    directory = _directory(tif, first.offset)
-    for page in series.pages:
-        if page is None or _directory(tif, page.offset) == directory:
-            continue
-        own = page.aspage()
-        if unlike := [name for name in FORM if getattr(own, name) != getattr(first, name)]:
-            now, was = ([f"{name} {getattr(p, name)!s}" for name in unlike] for p in (own, first))
-            raise InputError(
-                path,
-                found=f"page {own.index} with {', '.join(now)}",
-                expected=f"{', '.join(was)}, as the first",
-                do="Move it to another file, or export all alike.",
-            )
-
-
-def _directory(tif: Any, offset: int) -> list[bytes]:
-    """What a directory says in `FORM_TAGS`, undecoded: a thousand take a few milliseconds."""
-    form, file = tif.tiff, tif.filehandle
-    file.seek(offset)
-    (n,) = struct.unpack(form.tagnoformat, file.read(form.tagnosize))
-    tags = file.read(n * form.tagsize)
-    entries = [tags[i : i + form.tagsize] for i in range(0, len(tags), form.tagsize)]
-    return [e for e in entries if struct.unpack(form.tagformat1[:2], e[:2])[0] in FORM_TAGS]
 
 
 def _stated_planes(tif: Any, series: Any) -> int | None:
