@@ -24,8 +24,6 @@ OFFSETS = (2**7, 2**15, 2**31)
 """What is added to signed values that are stored as unsigned ones, as ImageJ does."""
 MOST = 0.9
 """Share of foreground that few structures have; labels with black and white exchanged do."""
-NEAR = 4
-"""A lossy export changes most values by less."""
 
 
 class LabelValues:
@@ -48,8 +46,8 @@ class LabelValues:
         """Lines on what is odd but can be meant.
 
         Raises:
-            InputError: negative values, signed ones stored as unsigned, no background, a value that
-                looks like `ignore`, or values around ids as a lossy export leaves them.
+            InputError: negative values, signed ones stored as unsigned, no background, or a value
+                that looks like `ignore`.
         """
         rule, ignore = self.spec.rule, self.spec.ignore
         known = ~np.isin(self.values, ignore)
@@ -92,14 +90,6 @@ class LabelValues:
                 do=f"If nobody knows what is there, set `ignore: [{value:g}]` of the dataset. Else "
                 f"name the ids: `foreground: [...]`, or {value:g} in `classes`.",
             )
-        if self._lossy(others, named):
-            raise InputError(
-                what,
-                found=f"values around the ids: {self._said(others)}",
-                expected=f"only 0 and {sorted(named)}",
-                do="A lossy format such as JPEG does that: export the labels as PNG or TIFF, "
-                "or use a threshold such as '>127' as `foreground`.",
-            )
         lines = []
         if (full := self._share(values[above]) / self._share(values)) > MOST:
             lines.append(f"foreground is {100 * full:.3g} % of the labelled voxels")
@@ -113,23 +103,10 @@ class LabelValues:
         """Values that nobody named, beside classes, or halfway between 0 and 255."""
         shares = self.counts / self.counts.sum()
         common = set(self.values[(self.values > 0) & (shares >= RARE)]) - set(self.spec.ignore)
-        found = sorted(set(IGNORE_LIKE) & set(others))
-        rest = sorted(common - set(found))
-        if rest == list(range(1, len(rest) + 1)) and 0 < len(rest) <= CLASSES:
-            return found if len(self.values) <= 2 * CLASSES else sorted(common & set(found))
-        found = sorted(common & set(found))
-        if not rest:  # a mask has one such value
-            return found[:-1]
-        return found if set(rest) <= set(IGNORE_LIKE) else []
-
-    def _lossy(self, others: Floats, named: set[int]) -> bool:
-        """Whether many values are around 0, and around an id that is far from it."""
-        low = others[(others > 0) & (others <= NEAR)]
-        far = [value for value in named if value > 2 * CLASSES]
-        high = [v for v in others if any(abs(v - value) <= NEAR for value in far)]
-        near = {*low, *high}
-        most = 4 * self._share(near) >= self._share(others)
-        return bool(low.size and high) and len(near) > NEAR and most
+        ids, like = common - set(IGNORE_LIKE), sorted(common & set(IGNORE_LIKE) & set(others))
+        if not ids:  # a mask has one such value
+            return like[:-1]
+        return like if ids <= set(range(1, CLASSES + 1)) else []
 
     def _share(self, values: Iterable[float]) -> float:
         chosen = np.isin(self.values, list(values))
