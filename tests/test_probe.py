@@ -5,7 +5,6 @@ from sklearn.model_selection import KFold, cross_val_predict
 from sklearn.svm import LinearSVC
 
 from emadapt.domains.probe import Probe, domain_probe
-from emadapt.errors import InputError
 
 
 def volume(
@@ -67,13 +66,3 @@ def test_more_labellings_than_permutations_are_drawn() -> None:
     one, again = (told_apart(a, blocks, b + 20, blocks, 9) for _ in range(2))
     assert one == again
     assert one.p_value == 1 / 10
-
-
-def test_bad_input() -> None:
-    x, blocks = volume(0)
-    with pytest.raises(InputError, match=r"6 of here, 5 of there"):
-        told_apart(x, blocks, x[:, :5], blocks)
-    with pytest.raises(InputError, match=r"there: found features of shape \(0, 6\)"):
-        told_apart(x, blocks, x[:0], blocks[:0])
-    with pytest.raises(InputError, match=r"there: found 48 of 288 values that are NaN"):
-        told_apart(x, blocks, np.where(np.arange(6) == 2, np.nan, x), blocks)

@@ -7,9 +7,6 @@ import numpy.typing as npt
 from sklearn.metrics import jaccard_score
 from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
-from emadapt.domains.checks import check_features
-from emadapt.errors import InputError
-
 TEMPERATURE = 0.07
 """Of the neighbours' votes, in units of cosine similarity (Oquab et al. 2023)."""
 
@@ -34,24 +31,13 @@ def domain_mixing(x_a: Array, blocks_a: Ints, x_b: Array, blocks_b: Ints, k: int
     Returns:
         Mean over tokens, datasets weighted equally. 0: apart; 1: mixed as one population; above 1:
         nearer to the other dataset than to other blocks of their own.
-
-    Raises:
-        InputError: fewer than k tokens to search, different D, features that are not finite.
     """
-    check_features("domain mixing", {"first dataset": x_a, "second dataset": x_b})
     x = np.concatenate([x_a, x_b])
     other = np.repeat([False, True], [len(x_a), len(x_b)])
     blocks = np.concatenate([blocks_a, blocks_b])
     ratio = np.zeros(len(x))
     for dataset, block in np.unique(np.stack([other, blocks]), axis=1).T:
         own = (other == dataset) & (blocks == block)
-        if (candidates := int((~own).sum())) < k:
-            raise InputError(
-                "domain mixing",
-                found=f"{candidates} tokens outside z-block {block} of one dataset",
-                expected=f"at least k = {k}",
-                do="Use more tokens or fewer neighbours.",
-            )
         search = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(x[~own])
         nearest = search.kneighbors(x[own], return_distance=False)
         foreign = other[~own] != dataset
@@ -75,11 +61,7 @@ def segmentation_iou(
 
     Returns:
         IoU in [0, 1]; 1 where neither labels nor predictions have foreground.
-
-    Raises:
-        InputError: no tokens, different D, features that are not finite.
     """
-    check_features("kNN segmentation", {"training tokens": x_train, "test tokens": x_test})
     neighbours = min(k, len(x_train))
     vote = KNeighborsClassifier(neighbours, metric="cosine", algorithm="brute", weights=_weights)
     predicted = vote.fit(x_train, y_train).predict(x_test)

@@ -40,17 +40,8 @@ class Population:
         return self.level == "image"
 
     def count(self) -> int:
-        """Number of members.
-
-        Raises:
-            InputError: fewer than two.
-        """
-        if self.of_slices:
-            return len(self.features.slices)
-        n = int(self._counts().sum())
-        if n < 2:
-            raise self.lacking(f"{n or 'no'} {self.cls} tokens", "at least two")
-        return n
+        """Number of members."""
+        return len(self.features.slices) if self.of_slices else int(self._counts().sum())
 
     def places(self) -> Numbers:
         """Places of the slices that have members."""
@@ -70,8 +61,8 @@ class Population:
         chosen = np.flatnonzero(np.isin(self.features.foreground, CLASSES[self.cls]))
         return chosen, self.features.at[chosen]
 
-    def sample(self, most: int, blocks: int) -> tuple[npt.NDArray[np.float32], Numbers, Numbers]:
-        """At most so many members (n, D), their z-blocks (n,), their numbers in the subsample (n,).
+    def sample(self, most: int, blocks: int) -> tuple[npt.NDArray[np.float32], Numbers]:
+        """At most so many members (n, D), and the z-block of each (n,).
 
         Blocks are of the slices that have members: one without any could not be held out.
 
@@ -80,15 +71,19 @@ class Population:
         """
         if self.of_slices:
             means = self.features.moments.slice_means().astype(np.float32)
-            return means, z_blocks(len(means), blocks), np.arange(len(means))
+            return means, z_blocks(len(means), blocks)
         chosen, at = self.sampled()
         slices, place = np.unique(at, return_inverse=True)
         if len(slices) < (least := blocks if self.cls == "all" else FEWEST):
-            found = f"{self.cls} tokens in {len(slices)} slices of the subsample"
-            raise self.lacking(found, f"in at least {least}")
+            raise InputError(
+                f"dataset {self.features.name}",
+                found=f"{self.cls} tokens in {len(slices)} slices of the subsample",
+                expected=f"in at least {least}",
+                do="Raise `diagnose.slices` or `diagnose.tokens`, or look at its label rule.",
+            )
         thin = evenly_spaced(len(chosen), most)
         block = z_blocks(len(slices), blocks)[place]
-        return self.features.tokens[chosen[thin]], block[thin], chosen[thin]
+        return self.features.tokens[chosen[thin]], block[thin]
 
     def distance_to(self, other: Population) -> Distance:
         """Fréchet distance as a function of the slices that stand for each of the two."""
@@ -98,11 +93,6 @@ class Population:
             return lambda i, j: frechet.frechet_samples(means_a[i], means_b[j])
         cls = self.cls
         return lambda i, j: frechet.frechet(*a.merged(i, cls)[1:], *b.merged(j, cls)[1:])
-
-    def lacking(self, found: str, expected: str) -> InputError:
-        """The error for a dataset with too few members."""
-        do = "Raise `diagnose.slices` or `diagnose.tokens`, or look at the dataset's label rule."
-        return InputError(f"dataset {self.features.name}", found=found, expected=expected, do=do)
 
     def _counts(self) -> npt.NDArray[np.float64]:
         """Members in each slice, of tokens."""
