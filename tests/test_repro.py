@@ -13,12 +13,11 @@ import pytest
 
 from emadapt.errors import EmadaptError
 from emadapt.pipeline import repro
-from emadapt.pipeline.repro import place, run_pipeline, useful_devices
+from emadapt.pipeline.repro import run_pipeline
 from emadapt.pipeline.stages import tokens_first
 from emadapt.study.loading import load_study
 from tiny import make_study, settings, under_dvc
 
-FOUR = ["0", "1", "2", "3"]
 DVC = """#!/bin/sh
 began=$(date +%s%N)
 sleep 0.2
@@ -26,35 +25,6 @@ facts='{"devices": "%s", "cuda": "%s", "threads": "%s", "began": %s, "ended": %s
 printf "$facts" "$EMADAPT_DEVICES" \\
     "${CUDA_VISIBLE_DEVICES-unset}" "$OMP_NUM_THREADS" "$began" "$(date +%s%N)" > "seen-$4.json"
 """
-TRAIN = {"train@x": 4, "train@y": 2, "train@z": 4}
-
-
-@pytest.mark.parametrize(
-    ("ready", "free", "room", "expected"),
-    [
-        ([], FOUR, 4, {}),
-        (["train@x", "train@y"], [], 4, {}),
-        (["train@x"], FOUR, 4, {"train@x": FOUR}),  # one unit on many
-        (["train@x"], ["2"], 4, {"train@x": ["2"]}),
-        (["train@x", "train@z"], FOUR, 4, {"train@x": ["0", "2"], "train@z": ["1", "3"]}),
-        (
-            ["train@x", "train@y", "train@z"],
-            FOUR,
-            4,
-            {"train@x": ["0", "3"], "train@y": ["1"], "train@z": ["2"]},
-        ),
-        (["train@y"], FOUR, 4, {"train@y": ["0", "1"]}),  # no more than its batch has samples
-        (["tokens@a", "train@x"], FOUR, 4, {"tokens@a": ["0"], "train@x": ["1", "2", "3"]}),
-        (["train@x", "train@z"], FOUR, 1, {"train@x": FOUR}),  # --jobs 1
-        (["train@x", "train@z", "train@y"], ["0", "1"], 2, {"train@x": ["0"], "train@z": ["1"]}),
-        (["train@x"], ["", ""], 2, {"train@x": [""]}),
-        (["train@x"], ["cpu", "cpu"], 2, {"train@x": ["cpu", "cpu"]}),
-    ],
-)
-def test_who_gets_which_devices(
-    ready: list[str], free: list[str], room: int, expected: dict[str, list[str]]
-) -> None:
-    assert place(ready, free, room, TRAIN if any(free) else {}) == expected
 
 
 def fake_dvc(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
@@ -90,23 +60,16 @@ def run(jobs: int, gpus: list[str]) -> dict[str, dict[str, str]]:
     return seen
 
 
-def test_units_share_the_devices_and_one_alone_gets_them_all(graph: None) -> None:
-    seen = run(3, ["0", "1", "2"])
+@pytest.mark.parametrize(("jobs", "gpus"), [(3, ["0", "1", "2"]), (4, ["0", "1"])])
+def test_stages_that_run_together_share_the_devices(
+    graph: None, jobs: int, gpus: list[str]
+) -> None:
+    seen = run(jobs, gpus)
     assert (seen["tokens"]["devices"], seen["tokens"]["cuda"]) == ("0", "0")
-    alone = seen.pop("train@t-lora-paired-0")
-    together = [facts for name, facts in seen.items() if name.startswith("train@")]
-    assert sorted(s["devices"] for s in together) == ["0", "1", "2"]
-    assert all(s["threads"] == "2" for s in together)
-    assert sorted(alone["devices"].split(",")) == ["0", "1", "2"]
-    assert alone["cuda"] == alone["devices"]
-    assert alone["threads"] == "8"
-    assert len(seen["report"]["devices"]) == 1
-
-
-def test_more_jobs_than_devices_share_them_and_no_unit_gets_several(graph: None) -> None:
-    seen = run(4, ["0", "1"])
-    assert all(s["devices"] in ("0", "1") for s in seen.values())
-    assert len({s["devices"] for name, s in seen.items() if name.startswith("train@")}) == 2
+    together = [s for name, s in seen.items() if name.startswith("train@t-frozen")]
+    assert len({s["devices"] for s in together}) == 2
+    assert {s["devices"] for s in seen.values()} <= set(gpus)
+    assert {s["threads"] for s in seen.values()} == {str(8 // jobs)}
 
 
 def test_without_devices_as_many_stages_run_at_once_as_asked_for(graph: None) -> None:
@@ -121,21 +84,6 @@ def test_one_stage_at_a_time_has_the_whole_machine(graph: None) -> None:
     seen = run(1, [])
     assert {s["threads"] for s in seen.values()} == {""}
     assert len(seen) == 6
-
-
-def test_a_unit_can_use_a_device_for_each_sample_of_a_batch_or_only_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    params = settings(batch=1)
-    params["regimes"] = {"frozen": {"kind": "frozen"}, "ridge": {"kind": "ridge"}}
-    params["study"]["regimes"] = ["frozen", "ridge"]
-    assert useful_devices(make_study(tmp_path, params, ingested=False)) == {
-        "train@t-frozen-a-0": 1,
-        "train@t-frozen-paired-0": 2,
-        "train@t-ridge-a-0": 1,
-        "train@t-ridge-paired-0": 1,
-    }
 
 
 def test_units_wait_for_the_token_caches_that_they_read(tmp_path: Path) -> None:
@@ -199,13 +147,14 @@ def until(condition: Callable[[], bool], seconds: float = 30) -> None:
 
 @pytest.mark.slow
 def test_the_pipeline_on_two_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The real dvc.yaml around a tiny study of one unit, which gets both."""
+    """The real dvc.yaml around a tiny study of one unit, which is told to use both."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("EMADAPT_TRACKING", "off")
+    monkeypatch.setenv("EMADAPT_DEVICES", "cpu,cpu")
     params = settings()
     params["study"] |= {"regimes": ["frozen"], "train_sets": ["paired"]}
     make_study(tmp_path, params, ingested=False)
-    under_dvc(tmp_path)("emadapt", "repro", "--gpus", "cpu,cpu")
+    under_dvc(tmp_path)("emadapt", "repro")
     model = json.loads(Path("build/units/t-frozen-paired-0/model.json").read_text())
     assert model["processes"] == 2
     assert Path("reports/summary.json").is_file()

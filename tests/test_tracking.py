@@ -6,7 +6,6 @@ import importlib
 import json
 import multiprocessing
 import os
-import re
 import shutil
 import socket
 import sqlite3
@@ -572,22 +571,8 @@ def test_what_a_person_sees_in_mlflow(root: Path) -> None:
     assert "over-seeds" not in note, "one seed: no means"
     ids["lora 0"] = a_unit(root, "lora", 0, {"lucchi": 0.83, "vnc": 0.6}, origin="restored")
     ids["lora 1"] = a_unit(root, "lora", 1, {"lucchi": 0.81, "vnc": 0.5})
-    ids["failed"] = a_unit(root, "lora", 2, {}, status="FAILED")
     experiment = client.get_experiment_by_name("demo")
     note = experiment.tags["mlflow.note.content"]
-    found = {
-        text: {
-            name
-            for name, run_id in ids.items()
-            if run_id in {run.info.run_id for run in client.search_runs(["1"], text)}
-        }
-        for text in re.findall(r"^- `` (.*) ``: ", note, re.MULTILINE)
-    }
-    assert found['tags.regime = "lora"'] == {"lora 0", "lora 1", "failed"}
-    assert found["metrics.`test/iou.vnc` > 0.8"] == {"frozen 0"}
-    assert found['attributes.status != "FINISHED"'] == {"failed"}
-    assert found['tags.origin = "restored"'] == {"lora 0"}
-    assert all(found.values()), "each filter finds something"
     for key, name in {"test-iou": "Test IoU", "over-seeds": "Means over seeds"}.items():
         assert f"[{name}](#/experiments/1/runs?" in note
         view = json.loads(experiment.tags[f"mlflow.sharedViewState.{key}"])

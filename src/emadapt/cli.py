@@ -247,7 +247,7 @@ def recommend(dataset: str) -> None:
 
 @main.command()
 @click.option("--jobs", default=0, type=click.IntRange(0), help="Stages at once; 0: one a GPU.")
-@click.option("--gpus", default="", help="GPUs, e.g. 0,1. A unit that runs alone gets several.")
+@click.option("--gpus", default="", help="GPUs, e.g. 0,1; a stage gets one.")
 def repro(jobs: int, gpus: str) -> None:
     """Run the study: all stages that are out of date, independent ones at once."""
     from emadapt.pipeline.repro import run_pipeline

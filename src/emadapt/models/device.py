@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from emadapt.errors import EmadaptError, InputError, first_line
+from emadapt.errors import EmadaptError, first_line
 
 
 def device() -> torch.device:
@@ -67,34 +67,8 @@ def resolve_precision(precision: str) -> str:
         return precision
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp32"
-    return "fp32" if emulated("bf16") else "bf16"
-
-
-def emulated(precision: str) -> bool:
-    """Whether this CPU emulates products in `precision`, up to a hundred times slower.
-
-    bf16 takes AVX-512 BF16 or AMX, fp16 AVX-512 FP16.
-    """
-    native = {
-        "bf16": torch.ops.mkldnn._is_mkldnn_bf16_supported,
-        "fp16": torch.ops.mkldnn._is_mkldnn_fp16_supported,
-    }
-    return precision in native and not torch.cuda.is_available() and not native[precision]()
-
-
-def check_precision(precision: str, what: str) -> None:
-    """Refuse arithmetic that would take days, before it begins: for convolutions in 3D.
-
-    Raises:
-        InputError: `precision`, which `what` names, is emulated here.
-    """
-    if emulated(precision):
-        raise InputError(
-            what,
-            found=f"{precision} without a GPU, on a CPU that emulates it, many times slower",
-            expected="auto or fp32 for training in 3D",
-            do="Set auto: bf16 where the hardware has it, else fp32.",
-        )
+    # Other CPUs emulate bf16, up to a hundred times slower.
+    return "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32"
 
 
 def autocast(precision: str) -> torch.autocast:

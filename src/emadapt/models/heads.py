@@ -138,6 +138,3 @@ HEADS: dict[str, Callable[[int, int, int], nn.Module]] = {
 }
 """By name, one of `study.training.Head`. head(dim, n_blocks, n_logits)(tokens, size) gives
 (B, n_logits, H, W) float32."""
-
-CONTROLS = ("pyramid_bn",)
-"""Heads that show an effect and are not the best; sweeps try them only if they are named."""

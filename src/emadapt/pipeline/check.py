@@ -31,7 +31,6 @@ def check_study(path: Path, data: Path = Path("data")) -> list[str]:
     for name in study.backbones:
         problems += [f"{path}: {problem}" for problem in _backbone(study, name)]
         problems += said(_check_weights, study.backbone_settings[name])
-    problems += _precisions(study)
     for name in study.regimes:
         problems += _warm_start(study, name)
     for name in study.datasets:
@@ -69,21 +68,6 @@ def _backbone(study: Study, name: str) -> list[str]:
         for regime in study.regimes
         for problem in study.regime_settings[regime].problems_on(arch.dim, last)
     ]
-
-
-def _precisions(study: Study) -> list[str]:
-    """Half precision in 3D on a CPU that emulates it."""
-    if all(study.regime_settings[regime].depth == 1 for regime in study.regimes):
-        return []
-    named = {"train.precision": study.train.precision}
-    for name in study.backbones:
-        named[f"backbones.{name}.precision"] = study.backbone_settings[name].precision
-    half = {where: value for where, value in named.items() if value in ("bf16", "fp16")}
-    if not half:
-        return []
-    from emadapt.models.device import check_precision  # torch, which takes seconds
-
-    return [line for where, value in half.items() for line in said(check_precision, value, where)]
 
 
 def _warm_start(study: Study, name: str) -> list[str]:

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,21 +22,20 @@ from emadapt.errors import EmadaptError
 from emadapt.pipeline.stages import PLAN, Needs, stale_ingests, stale_stages
 from emadapt.pipeline.watchdog import Watchdog
 from emadapt.study.loading import load_study
-from emadapt.study.study import Study
 from emadapt.training.devices import visible
 
 LOGS = "scratch/repro"
 TAIL = 15
 """Lines of a failed stage's log that are printed."""
 
-Submit = Callable[[str, list[str]], Future[tuple[bool, str]]]
-"""Starts a stage on devices. The result: whether it succeeded, and the line to print."""
+Submit = Callable[[str, str], Future[tuple[bool, str]]]
+"""Starts a stage on a device. The result: whether it succeeded, and the line to print."""
 
 
 def run_pipeline(jobs: int, gpus: list[str]) -> int:
     """Run all stages that are out of date, `jobs` at a time, which share the CPU's cores.
 
-    The stages get `gpus` as `place` says; without any they choose for themselves.
+    Each stage gets one of `gpus`; without any they choose for themselves.
 
     Returns:
         0, or 1 if a stage failed. Stages that do not need the failed one are finished first.
@@ -44,67 +43,31 @@ def run_pipeline(jobs: int, gpus: list[str]) -> int:
     Raises:
         EmadaptError: another `emadapt repro` is at work here, or the pipeline cannot be read.
     """
-    slots = [gpus[i % len(gpus)] if gpus else "" for i in range(max(jobs, len(gpus)))]
+    slots = [gpus[i % len(gpus)] if gpus else "" for i in range(jobs)]
+    threads = max(1, len(os.sched_getaffinity(0)) // jobs) if jobs > 1 else 0
     with _alone(), Watchdog() as watchdog, _stoppable(watchdog), ThreadPoolExecutor(jobs) as pool:
 
-        def submit(stage: str, devices: list[str]) -> Future[tuple[bool, str]]:
-            share = len(os.sched_getaffinity(0)) * len(devices) // len(slots)
-            return pool.submit(run_stage, stage, devices, max(1, share) * (jobs > 1), watchdog)
+        def submit(stage: str, device: str) -> Future[tuple[bool, str]]:
+            return pool.submit(run_stage, stage, device, threads, watchdog)
 
-        if code := _schedule(stale_ingests(), slots, jobs, {}, submit):
+        if code := _schedule(stale_ingests(), slots, submit):
             return code
         study = load_study()
-        if code := _schedule({PLAN: set()}, slots, jobs, {}, submit):
+        if code := _schedule({PLAN: set()}, slots, submit):
             return code
         needs = stale_stages(study)
         if not needs:
             print("repro: every stage is up to date")
-            return 0
-        shared = len(gpus) < jobs
-        return _schedule(needs, slots, jobs, {} if shared else useful_devices(study), submit)
+        return _schedule(needs, slots, submit)
 
 
-def useful_devices(study: Study) -> dict[str, int]:
-    """How many devices each `train` stage can use: one for each sample of a batch, or one."""
-    found = {}
-    for unit in study.units():
-        regime = study.regime_settings[unit.regime]
-        batch = study.train_settings(unit).batch
-        datasets = len(study.train_set_settings[unit.train_set].datasets)
-        found[f"train@{unit.name}"] = max(batch, datasets) if regime.several_devices else 1
-    return found
-
-
-def place(
-    ready: Sequence[str], free: Sequence[str], room: int, useful: Mapping[str, int]
-) -> dict[str, list[str]]:
-    """Which stages start now, on which devices: one each, the rest to those that can use more.
-
-    Args:
-        ready: stages that wait for a device only, first come first served.
-        free: devices, each as often as stages may have it at once; no stage gets a GPU twice.
-        room: how many stages may start.
-        useful: how many devices a stage can use, if more than one.
-    """
-    placed = {stage: [device] for stage, device in zip(ready[:room], free, strict=False)}
-    for device in free[len(placed) :]:
-        takers = [
-            stage
-            for stage, own in placed.items()
-            if len(own) < useful.get(stage, 1) and (device == "cpu" or device not in own)
-        ]
-        if takers:
-            placed[min(takers, key=lambda stage: len(placed[stage]))].append(device)
-    return placed
-
-
-def run_stage(stage: str, devices: list[str], threads: int, watchdog: Watchdog) -> tuple[bool, str]:
+def run_stage(stage: str, device: str, threads: int, watchdog: Watchdog) -> tuple[bool, str]:
     """Run one stage in a process group, output to a log: whether it succeeded, a line to print."""
     environment = os.environ | {"DVC_NO_ANALYTICS": "1"}
     if threads:
         environment["OMP_NUM_THREADS"] = str(threads)
-    if any(devices):
-        environment |= {"EMADAPT_DEVICES": ",".join(devices), **visible(devices)}
+    if device:
+        environment |= {"EMADAPT_DEVICES": device, **visible([device])}
     started, log = time.monotonic(), Path(LOGS) / f"{stage.replace('/', '_')}.log"
     command = ["dvc", "--wait-for-lock", "repro", "--single-item", stage]
     with log.open("w") as out:
@@ -125,33 +88,29 @@ def run_stage(stage: str, devices: list[str], threads: int, watchdog: Watchdog) 
     return True, f"{stage}: {seconds if 'Running stage' in text else 'up to date'}"
 
 
-def _schedule(
-    needs: Needs, slots: list[str], jobs: int, useful: dict[str, int], submit: Submit
-) -> int:
+def _schedule(needs: Needs, slots: list[str], submit: Submit) -> int:
     """Run stages as soon as what they need is done and a device is free; 1 if any failed."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     done, failed = set[str](), set[str]()
-    running: dict[Future[tuple[bool, str]], str] = {}
-    free, has = list(slots), dict[str, list[str]]()
+    running: dict[Future[tuple[bool, str]], tuple[str, str]] = {}
+    free = list(slots)
     now = TextColumn("{task.fields[now]}")
     columns = (TextColumn("repro"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), now)
     with Progress(*columns, disable=not needs) as bar:
         task = bar.add_task("", total=len(needs), now="")
         while True:
-            begun = done | failed | set(running.values())
+            begun = done | failed | {stage for stage, _ in running.values()}
             ready = [stage for stage in needs if stage not in begun and needs[stage] <= done]
-            placed = place(ready, free, jobs - len(running), useful)
-            has |= placed
-            for device in (d for devices in placed.values() for d in devices):
-                free.remove(device)
-            running |= {submit(stage, devices): stage for stage, devices in placed.items()}
+            for stage in ready[: len(free)]:
+                device = free.pop(0)
+                running[submit(stage, device)] = stage, device
             if not running:
                 break
-            bar.update(task, now=", ".join(sorted(running.values())[:2]))
+            bar.update(task, now=", ".join(sorted(stage for stage, _ in running.values())[:2]))
             for future in wait(running, return_when=FIRST_COMPLETED).done:
-                stage = running.pop(future)
-                free += has[stage]
+                stage, device = running.pop(future)
+                free.append(device)
                 ok, words = future.result()
                 (done if ok else failed).add(stage)
                 bar.console.print(words, markup=False, highlight=False)

@@ -1,4 +1,4 @@
-"""How far apart the datasets are for a model, from what diagnose wrote, and what that costs."""
+"""How far apart the datasets are for a model, from what diagnose wrote."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any
 import pandas as pd
 
 from emadapt.errors import InputError
-from emadapt.report.figures import Point
 from emadapt.report.tables import (
     MISSING,
     Cell,
@@ -23,7 +22,6 @@ from emadapt.report.tables import (
     whole,
     with_interval,
 )
-from emadapt.report.units import Entry
 from emadapt.study.study import Study
 
 Card = Mapping[str, Any]
@@ -155,47 +153,6 @@ def pictures(root: Path, backbone: str, regime: str) -> list[Picture]:
         Picture(file, f"{backbone}, {regime}: {PICTURES.get(file.stem, file.stem)}")
         for file in files
     ]
-
-
-def losses(study: Study, entries: Sequence[Entry], cards: Cards) -> list[Point]:
-    """What crossing from dataset a to b costs in IoU, against how far apart the model sees them.
-
-    Returns:
-        For each backbone, regime and ordered pair with a distance: x, Fréchet distance of tokens
-        in units of the mean trace; y, IoU on b of the model of b alone less that of a alone.
-    """
-    single: dict[str, str] = {}
-    for name in sorted(study.train_sets, key=lambda n: study.train_set_settings[n].few):
-        datasets = study.train_set_settings[name].datasets
-        if len(datasets) == 1 and not study.dataset_settings[datasets[0]].mispaired:
-            single.setdefault(datasets[0], name)
-    names = ("backbone", "regime", "train_set", "test_set")
-    by_name = {tuple(e[name] for name in names): e for e in entries}
-    points = []
-    for (backbone, regime), (a, b) in itertools.product(
-        itertools.product(study.backbones, study.regimes), itertools.permutations(single, 2)
-    ):
-        across = by_name.get((backbone, regime, single[a], b))
-        within = by_name.get((backbone, regime, single[b], b))
-        card = cards.get((backbone, study.tokens_of(regime)))
-        if not (across and within and card and across["relation"] == "cross-domain"):
-            continue
-        frozen = study.regime_settings[regime].on_pretrained_tokens
-        distance = _distance(card, None if frozen else single[a], {a, b})
-        if distance is not None:
-            lost = within["iou"]["mean"] - across["iou"]["mean"]
-            points.append(Point(distance, lost, f"{a} → {b}", f"{backbone} {regime}"))
-    return points
-
-
-def _distance(card: Card, train_set: str | None, pair: set[str]) -> float | None:
-    own = [
-        row["frechet"]
-        for row in pair_rows(card["pairs"])
-        if (row["train_set"], row["level"], row["class"]) == (train_set, "token", "all")
-        and {row["a"], row["b"]} == pair
-    ]
-    return own[0] if own else None
 
 
 def _model(row: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Figures of the report: a forest plot, a curve plot, a scatter plot and a stack of pictures.
+"""Figures of the report: a forest plot, a curve plot, a confusion matrix and a stack of pictures.
 
 Drawn without pyplot, so without global state: the same input gives the same bytes. Colours are
 those of Okabe and Ito, which the colour-blind can tell apart.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -46,15 +46,6 @@ class Panel(NamedTuple):
     title: str
     xlabel: str
     lines: Sequence[Line]
-
-
-class Point(NamedTuple):
-    """A point of a scatter plot; points of a group share a colour."""
-
-    x: float
-    y: float
-    name: str
-    group: str
 
 
 def forest_png(
@@ -127,31 +118,6 @@ def curves_png(path: Path, panels: Sequence[Panel], ylabel: str, hollow: str) ->
     ]
     handles += [Line2D([], [], color="white", linestyle="", marker="o", mec="black", label=hollow)]
     _legend(figure, handles)
-    write_figure(path, figure)
-
-
-def scatter_png(path: Path, points: Sequence[Point], title: str, xlabel: str, ylabel: str) -> None:
-    """Write named points."""
-    groups = list(dict.fromkeys(point.group for point in points))
-    figure = Figure(figsize=(6, 4.2), dpi=110, layout="constrained")
-    axes = figure.subplots()
-    middle = (min(p.x for p in points) + max(p.x for p in points)) / 2
-    for at, group in enumerate(groups):
-        own = [point for point in points if point.group == group]
-        colour, marker = LINES[at % len(LINES)], MARKERS[at % len(MARKERS)]
-        xs, ys = [point.x for point in own], [point.y for point in own]
-        axes.plot(xs, ys, marker, markersize=7, color=colour, mec="white", label=group)
-        for x, y, name, _ in own:
-            side = -1 if x > middle else 1  # towards the middle, so that names stay inside
-            place: dict[str, Any] = {
-                "textcoords": "offset points",
-                "ha": "right" if side < 0 else "left",
-            }
-            axes.annotate(name, (x, y), (7 * side, 0), va="center", fontsize=7.5, **place)
-    axes.axhline(0, color="0.5", linewidth=1)
-    axes.set_ylabel(ylabel)
-    _plain(axes, title, xlabel, "both")
-    axes.legend(fontsize=8, frameon=False)
     write_figure(path, figure)
 
 

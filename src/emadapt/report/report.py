@@ -60,7 +60,7 @@ def build_report(root: Path, study: Study) -> Path:
         sections.leaderboard(folder, units),
         *(sections.changes(folder, factor, own) for factor, own in changed.items() if own),
         *([curves] if curves else []),
-        sections.distances(folder, root, study, units, cards),
+        sections.distances(root, cards),
         sections.slices(folder, root, rows, units),
     ]
     write_text(reports / "leaderboard.md", leaderboard(study, parts))
@@ -95,7 +95,7 @@ def _write_bars(folder: Path, rows: pd.DataFrame) -> None:
 
 def _remove_figures(folder: Path) -> None:
     """Figures of an earlier report, which this one may not draw."""
-    names = ("iou", "curves", "domain-vs-iou", *FACTORS)
+    names = ("iou", "curves", *FACTORS)
     for file in [folder / f"{name}.png" for name in names] + [
         *folder.glob("overlays-*.jpg"),
         *folder.glob("confusion-*.png"),

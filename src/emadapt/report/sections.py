@@ -38,7 +38,7 @@ from emadapt.report.units import (
     ranked,
     score_of,
 )
-from emadapt.study.study import SAID, Study
+from emadapt.study.study import SAID
 
 RELATION_COLOURS = {
     "in-domain": figures.BLUE,
@@ -101,7 +101,7 @@ def leaderboard(folder: Path, entries: Entries) -> Section:
         text.append("Models with few labels have a section of their own.")
     parts: list[Table | Picture] = [Picture(folder / "iou.png", f"{measured}, 95 % intervals.")]
     for test, board in boards.items():
-        parts.append(_board_of_images(test, board) if of_images else _board(test, board))
+        parts.append(_board(test, board))
         if "classes" in board[0]:
             path = folder / f"confusion-{test}.png"
             figures.confusion_png(path, board[0]["confusion"], ["background", *board[0]["classes"]])
@@ -128,48 +128,38 @@ def _classes(test_set: str, board: Entries) -> Table:
     return Table(f"IoU by class, tested on {test_set}.", headings, rows)
 
 
-def _board_of_images(test_set: str, board: Entries) -> Table:
-    headings = columns(
-        *("Trained on", "Relation", "Backbone", "Regime", "#AUROC", "#Accuracy"),
-        *("#Balanced accuracy", "#Seeds", "#Parameters", "#Share of the backbone, %"),
-        *("~Seconds", "~Peak MB"),
-    )
-    rows = []
-    for entry in board:
-        cells = [Cell(entry[name]) for name in ("train_set", "relation", "backbone", "regime")]
-        cells += [with_interval(entry[s]["mean"], entry[s]["ci95"]) for s in SCORES]
-        cells += [whole(len(entry["auroc"]["values"])), whole(entry["trainable_params"])]
-        cells += [number(100 * entry["backbone_share"], 2)]
-        cells += [whole(entry["seconds"]), whole(entry["peak_mb"])]
-        rows.append(cells)
-    return Table(f"Tested on {test_set}: {board[0]['n']} images.", headings, rows)
-
-
 def _board(test_set: str, board: Entries) -> Table:
-    whole_too = any("unseen" in entry for entry in board)
+    of_images = score_of(board[0]) == "auroc"
+    unseen_too = any("unseen" in entry for entry in board)
     objects_too = any("instances" in entry for entry in board)
+    scores = ["#AUROC", "#Accuracy", "#Balanced accuracy"] if of_images else ["#IoU"]
+    scores += ["#IoU, all slices"] * unseen_too
+    scores += ["#Dice", "#Boundary IoU"] * (not of_images)
+    scores += ["#AP 0.5", "#PQ", "#Objects", "#Split / merged"] * objects_too
+    costs = ["#Seeds", "#Parameters", *["#Share of the backbone, %"] * of_images]
     headings = columns(
-        *("Trained on", "Relation", "Backbone", "Regime", "#IoU"),
-        *["#IoU, all slices"] * whole_too,
-        *("#Dice", "#Boundary IoU"),
-        *["#AP 0.5", "#PQ", "#Objects", "#Split / merged"] * objects_too,
-        *("#Seeds", "#Parameters", "~Seconds", "~Peak MB"),
+        *("Trained on", "Relation", "Backbone", "Regime"),
+        *(*scores, *costs, "~Seconds", "~Peak MB"),
     )
     rows = []
     for entry in board:
-        iou, unseen, objects = entry["iou"], entry.get("unseen"), entry.get("instances")
         cells = [Cell(entry[name]) for name in ("train_set", "relation", "backbone", "regime")]
-        cells.append(with_interval(iou["mean"], iou["ci95"]))
-        if whole_too:
-            of = unseen["iou"] if unseen else None
+        shown = list(SCORES) if of_images else ["iou"]
+        cells += [with_interval(entry[name]["mean"], entry[name]["ci95"]) for name in shown]
+        if unseen_too:
+            of = entry["unseen"]["iou"] if "unseen" in entry else None
             cells.append(with_interval(of["mean"], of["ci95"]) if of else MISSING)
-        cells += [number(entry[name]["mean"]) for name in ("dice", "boundary_iou")]
+        if not of_images:
+            cells += [number(entry[name]["mean"]) for name in ("dice", "boundary_iou")]
         if objects_too:
-            cells += _object_cells(objects)
-        cells += [whole(len(iou["values"])), whole(entry["trainable_params"])]
+            cells += _object_cells(entry.get("instances"))
+        cells += [whole(len(entry[shown[0]]["values"])), whole(entry["trainable_params"])]
+        if of_images:
+            cells.append(number(100 * entry["backbone_share"], 2))
         cells += [whole(entry["seconds"]), whole(entry["peak_mb"])]
         rows.append(cells)
-    return Table(f"Tested on {test_set}: {board[0]['n']} slices.", headings, rows)
+    what = "images" if of_images else "slices"
+    return Table(f"Tested on {test_set}: {board[0]['n']} {what}.", headings, rows)
 
 
 def _object_cells(objects: Mapping[str, Any] | None) -> list[Cell]:
@@ -293,13 +283,8 @@ def _labels_table(test_set: str, amount: str, own: Entries) -> Table:
     return Table(f"Tested on {test_set}, by labelled {amount}.", headings, rows)
 
 
-def distances(
-    folder: Path, root: Path, study: Study, entries: Entries, cards: domain.Cards
-) -> Section:
-    """How far apart the datasets are for each model, and what crossing them costs.
-
-    `folder` gets domain-vs-iou.png where there is something to draw.
-    """
+def distances(root: Path, cards: domain.Cards) -> Section:
+    """How far apart the datasets are for each model, with the figures that `diagnose` drew."""
     title = "Distance between datasets"
     if not cards:
         missing = "Not measured: run `emadapt diagnose`, then `emadapt report`."
@@ -322,22 +307,7 @@ def distances(
         crossings = domain.crossings_table(card)
         parts += [crossings] if crossings else []
         parts += domain.pictures(root, backbone, regime)
-    points = domain.losses(study, entries, cards)
-    if points:
-        path = folder / "domain-vs-iou.png"
-        words = f"IoU lost by training on another dataset{_spearman(points)}"
-        figures.scatter_png(path, points, words, "Fréchet distance of tokens", "IoU lost")
-        parts.append(Picture(path, f"{words}."))
     return Section("domain", title, text, parts, kept=False)
-
-
-def _spearman(points: Sequence[figures.Point]) -> str:
-    """Spearman's rank correlation in brackets; empty where it means nothing."""
-    table = pd.DataFrame(points)[["x", "y"]]
-    if len(table) < 4 or (table.nunique() < 2).any():
-        return ""
-    rho = table["x"].corr(table["y"], method="spearman")
-    return f" (Spearman's ρ = {rho:.2f}, n = {len(points)})"
 
 
 def slices(folder: Path, root: Path, rows: pd.DataFrame, entries: Entries) -> Section:

@@ -54,8 +54,7 @@ model from DVC's cache.{means}
 
 **Artifacts**: `overlays/`, `metrics.json` (95 % intervals, slices), `model/`, `domain/`
 
-**Filters** to paste into the search box
-{filters}
+**Search box**, for example: `tags.regime = "lora" and metrics.`val/best_iou` > 0.8`
 
 emadapt keeps this text and its views up to date as long as nobody edits them.
 """
@@ -136,13 +135,11 @@ def page(
     runs = f"#/experiments/{experiment_id}/runs?workflowType=machine_learning&viewStateShareKey="
     links = [f"[{name}]({runs}{key})" for key, name in names.items()]
     links.append(f"[Curves]({runs}test-iou&compareRunsMode=CHART)")
-    filters = [f"- `` {text} ``: {what}" for text, what in suggested_filters(tested).items()]
     note = DESCRIPTION.format(
         study=study,
         tested=f", tested on {', '.join(map(_dataset, tested))}" if tested else "",
         links=" · ".join(links),
         means=MEANS if several_seeds else "",
-        filters="\n".join(filters),
     )
     tags = {NOTE: note}
     # The list under Views shows the latest first.
@@ -150,21 +147,6 @@ def page(
         state = json.dumps(_view(tested, grouped=key == "over-seeds"))
         tags[VIEW + key] = json.dumps({"name": name, "createdAt": rank, "state": state})
     return tags
-
-
-def suggested_filters(tested: Sequence[str]) -> dict[str, str]:
-    """Filters for MLflow's search box, and what each one finds."""
-    return {
-        'tags.regime = "lora"': "one regime",
-        'tags.backbone = "dinov2_s" and tags.train_set = "paired"': "one backbone and training set",
-        'tags.unit LIKE "%-frozen-%"': "part of a run's name",
-        **{f"metrics.`{name}` > 0.8": f"good on {_dataset(name)}" for name in tested},
-        'tags.seed = "0"': "one seed",
-        'attributes.status != "FINISHED"': "running, failed or killed",
-        'tags.origin = "restored"': "models from DVC's cache",
-        'tags.replaced = "no"': "of each unit the latest run",
-        'tags.`git.dirty` = "false"': "only committed code",
-    }
 
 
 def _view(tested: Sequence[str], grouped: bool) -> dict[str, Any]:

@@ -95,7 +95,8 @@ def folder_state(folder: Path, regime: Regime, segmenter: Segmenter) -> State:
             "model.json and model.safetensors, as `train` writes them",
             "Correct the folder, or train that model first.",
         ) from error
-    own, own_weights, wanted = regime.spec.arch, regime.weights_sha256, regime.settings.adapter
+    own, wanted = regime.spec.arch, regime.settings.adapter
+    own_weights = str(regime.backbone.provenance.sha256)
     if own_weights != "none" and (arch, weights) != (own, own_weights):
         found = f"a model of backbone {arch}, weights {weights[:12]}"
         expected = f"{own}, weights {own_weights[:12]}"

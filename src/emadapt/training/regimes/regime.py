@@ -91,11 +91,6 @@ class Regime:
         """Blocks below the first adapted one, where the cache ends; None: the cache has all."""
         return None
 
-    @property
-    def weights_sha256(self) -> str:
-        """Of the pretrained weights that it starts from."""
-        return str(self.backbone.provenance.sha256)
-
     def check(self, volumes: Sequence[Volume], train: TrainSettings) -> None:
         """Raise InputError for data or settings that it cannot be trained with."""
 

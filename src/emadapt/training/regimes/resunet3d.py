@@ -10,7 +10,6 @@ from emadapt.data.blocks import BlockDataset
 from emadapt.data.ingest import Volume
 from emadapt.data.splits import check_depth
 from emadapt.data.tiles import Geometry
-from emadapt.models.device import check_precision
 from emadapt.models.passthrough import PassThrough
 from emadapt.models.resunet3d import STRIDE, BlockSegmenter, ResUNet3d
 from emadapt.models.segmenter import Segmenter
@@ -41,8 +40,6 @@ class ResUNet3dRegime(Regime):
         return BlockSegmenter(self.spec, backbone, head, self.settings.depth)
 
     def check(self, volumes: Sequence[Volume], train: TrainSettings) -> None:
-        check_precision(train.precision, "train.precision")
-        check_precision(self.spec.precision, "precision of the backbone")
         for volume in volumes:
             check_depth(volume.name, volume.split["train"], self.settings.patch)
 
