@@ -32,19 +32,18 @@ def volume() -> Volume:
 
 def test_starts_by_brute_force() -> None:
     slices = SPLIT["train"]
+    runs = runs_of(slices)
     for depth in range(1, 9):
-        assert starts_in(slices, depth) == [
+        assert starts_in(runs, depth) == [
             z for z in range(30) if all(z + k in slices for k in range(depth))
         ]
-        apart = starts_in(slices, depth, apart=True)
-        assert set(apart) <= set(starts_in(slices, depth))
+        apart = starts_in(runs, depth, apart=True)
+        assert set(apart) <= set(starts_in(runs, depth))
         covered = {z + k for z in apart for k in range(depth)}
-        assert covered == {z for run in runs_of(slices) if len(run) >= depth for z in run}
-        assert len(apart) == sum(
-            -(-len(run) // depth) for run in runs_of(slices) if len(run) >= depth
-        )
-    assert starts_in(slices, 9) == []
-    assert all(b[0] - a[-1] > 1 for a, b in pairwise(runs_of(slices)))
+        assert covered == {z for run in runs if len(run) >= depth for z in run}
+        assert len(apart) == sum(-(-len(run) // depth) for run in runs if len(run) >= depth)
+    assert starts_in(runs, 9) == []
+    assert all(b[0] - a[-1] > 1 for a, b in pairwise(runs))
 
 
 def test_patches_lie_in_training_slices_alone(volume: Volume) -> None:
@@ -128,7 +127,7 @@ def test_a_patch_that_does_not_fit_is_refused(volume: Volume) -> None:
         BlockDataset([volume], SPEC, 16, (9, 32, 32), augmented=False)
     with pytest.raises(InputError, match="60 x 70 pixels"):
         BlockDataset([volume], SPEC.changed(tile=0), 16, (4, 96, 96), augmented=False)
-    check_depth(str(Path("x")), SPLIT["train"], (8, 32, 32))
+    check_depth(str(Path("x")), runs_of(SPLIT["train"]), (8, 32, 32))
 
 
 @pytest.mark.parametrize("kept", [0, 5 * 60 * 70, prepared.KEPT_BYTES])

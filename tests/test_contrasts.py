@@ -35,7 +35,7 @@ def test_the_statistic_by_brute_force():
     found = paired(a, b)
     assert found.difference == pytest.approx(wanted - less, abs=1e-12)
     assert found.score == pytest.approx((wanted, less))
-    assert (found.n, found.seeds) == (5, (2, 2))
+    assert found.seeds == (2, 2)
 
 
 def test_turned_round_it_changes_sign_only():

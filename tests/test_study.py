@@ -97,7 +97,7 @@ MISTAKES: list[tuple[Change, str]] = [
     (_entry("datasets", "a", foreground="127"), "datasets.a.foreground: found '127'"),
     (
         _entry("datasets", "a", layout="zarr"),
-        "expected 'lucchi', 'vnc', 'folders', 'stack', 'synthetic' or 'images'",
+        "expected 'lucchi', 'vnc', 'folders', 'stack', 'volumes', 'synthetic' or 'images'",
     ),
     (_entry("datasets", "a", voxel_nm=[30, 0, 5]), "datasets.a.voxel_nm"),
     (lambda p: p["datasets"]["a"].pop("voxel_nm"), "datasets.a: 'voxel_nm' is missing"),

@@ -62,7 +62,7 @@ class BlockDataset(Dataset[Item]):
         self.patch, self.augmented, self.tiles = patch, augmented, tiles
         self.geos = [geometry_of(v, spec, stride) for v in self.volumes]
         for volume, geo in zip(self.volumes, self.geos, strict=True):
-            check_depth(volume.name, volume.split["train"], patch)
+            check_depth(volume.name, volume.runs("train"), patch)
             if any(have < want for have, want in zip(geo.padded, patch[1:], strict=True)):
                 raise InputError(
                     volume.name,
@@ -73,7 +73,7 @@ class BlockDataset(Dataset[Item]):
         self.slices = [
             PreparedSlices(v, geo) for v, geo in zip(self.volumes, self.geos, strict=True)
         ]
-        self.starts = [np.asarray(starts_in(v.split["train"], patch[0])) for v in self.volumes]
+        self.starts = [np.asarray(starts_in(v.runs("train"), patch[0])) for v in self.volumes]
 
     def rows(self) -> list[npt.NDArray[np.int64]]:
         return [np.arange(len(own)) for own in self.tiles or self.starts[: self.n_labelled]]

@@ -152,8 +152,9 @@ class CropDataset(Dataset[Item]):
         return [np.asarray(v.split["train"]) for v in self.volumes[self.n_labelled :]]
 
     def beside(self, draw: Draw, step: int) -> Draw:
-        there = draw.row + step in self.volumes[draw.member].split["train"]
-        return dataclasses.replace(draw, row=draw.row + step) if there else draw
+        volume, row = self.volumes[draw.member], draw.row + step
+        there = row in volume.split["train"] and max(draw.row, row) not in volume.ends
+        return dataclasses.replace(draw, row=row) if there else draw
 
     def shapes(self, member: int) -> Shapes:
         tile = self.geos[member].tile

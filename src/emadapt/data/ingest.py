@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import itertools
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ from emadapt.data.label_values import LabelValues
 from emadapt.data.layouts import parts_of
 from emadapt.data.pairing import Part
 from emadapt.data.sources import SYNTHETIC, source_of
-from emadapt.data.splits import Split, evenly_spaced, split_slices
+from emadapt.data.splits import Split, evenly_spaced, runs_of, split_slices
 from emadapt.data.unversioned import unversioned
 from emadapt.errors import InputError
 from emadapt.files import new_array, whole_folder, write_json
@@ -79,9 +81,24 @@ class Volume:
 
     @property
     def ends(self) -> list[int]:
-        """Where each part (`train`, `test`) begins, and the number of all slices."""
+        """Where each part (`train`, `test`, a volume of many) begins, and the number of slices."""
         parts = self.manifest.get("parts", [["all", len(self.image)]])
         return [0, *itertools.accumulate(n for _, n in parts)]
+
+    @property
+    def of_volumes(self) -> bool:
+        """Whether its parts are independent volumes."""
+        return self.manifest.get("layout") == "volumes"
+
+    def by_part(self, slices: Sequence[int]) -> list[list[int]]:
+        """Rising slice numbers, those of each part together."""
+        ends = self.ends
+        groups = itertools.groupby(slices, lambda z: bisect.bisect(ends, z))
+        return [list(own) for _, own in groups]
+
+    def runs(self, part: str) -> list[list[int]]:
+        """The slices of `train`, `val` or `test` in runs of neighbours."""
+        return runs_of(self.split[part], self.ends)
 
     @property
     def md5(self) -> str:
@@ -123,17 +140,17 @@ def ingest(study: Study, name: str, data: Path = Path("data"), out: Path = INGES
             _write_manifest(folder, write_images(study, name, root, data, folder))
         return out / name
     parts = parts_of(root, spec)
-    images = [part.images for part in parts]
-    _check_alike(images)
     check_sizes(parts, spec.voxel_nm)
     split = split_of(study, name, parts, str(root))
-    some = [split["train"][k] for k in evenly_spaced(len(split["train"]), SLICES)]
-    window = grey_window(_chosen(images, some), images[0].name)
-    if window.is_padded or window[:2] != (0, 255):
-        tell(f"ingest {name}", [window.words()])
+    windows = _windows(parts, split["train"], spec)
+    if len({window[:2] for window in windows}) > 1:
+        span = "{:g} to {:g} %".format(*PERCENTILES)
+        tell(f"ingest {name}", [f"of each volume, percentiles {span} become 0 to 255"])
+    elif windows[0].is_padded or windows[0][:2] != (0, 255):
+        tell(f"ingest {name}", [windows[0].words()])
     with whole_folder(out / name) as folder:
-        image_md5, label_md5, foreground = _write(folder, parts, spec, window, name)
-        facts = _manifest(study, name, parts, split, window, root, data)
+        image_md5, label_md5, foreground = _write(folder, parts, spec, windows, name)
+        facts = _manifest(study, name, parts, split, windows, root, data)
         facts |= {"image_md5": image_md5, "label_md5": label_md5, "foreground_fraction": {}}
         if spec.labelled:
             _check_foreground(foreground, split["train"], root, spec, name)
@@ -154,14 +171,22 @@ def _write_manifest(folder: Path, facts: dict[str, Any]) -> None:
 def split_of(study: Study, name: str, parts: list[Part], what: str) -> Split:
     """Training, validation and test slices of a dataset; without labels, all are for training."""
     spec = study.dataset_settings[name]
-    sizes = [(part.name, part.depth) for part in parts]
+    ends = ends_of(parts)
     if not spec.labelled:
-        return {"train": list(range(sum(n for _, n in sizes))), "val": [], "test": []}
-    if spec.layout == "synthetic":  # whole domains, of which none is next to another
-        parts_z = np.arange(sum(n for _, n in sizes)).reshape(spec.domains, -1)
-        chosen = split_slices([("all", spec.domains)], study.split, np.inf, what)
-        return {part: parts_z[numbers].ravel().tolist() for part, numbers in chosen.items()}
-    return split_slices(sizes, study.split, spec.voxel_nm[0], what)
+        return {"train": list(range(ends[-1])), "val": [], "test": []}
+    if spec.layout not in ("synthetic", "volumes"):
+        sizes = [(part.name, part.depth) for part in parts]
+        return split_slices(sizes, study.split, spec.voxel_nm[0], what)
+    # Whole domains or volumes; with a gap, one is left out between blocks.
+    numbers = list(Counter(part.name for part in parts).items())
+    chosen = split_slices(numbers, study.split, np.inf, what, of="volumes")
+    slices = [range(*pair) for pair in itertools.pairwise(ends)]
+    return {part: [z for k in own for z in slices[k]] for part, own in chosen.items()}
+
+
+def ends_of(parts: Sequence[Part]) -> list[int]:
+    """Where each part begins, and the number of all slices."""
+    return [0, *itertools.accumulate(part.depth for part in parts)]
 
 
 def check_sizes(parts: Sequence[Part], voxel_nm: Voxel) -> None:
@@ -169,8 +194,12 @@ def check_sizes(parts: Sequence[Part], voxel_nm: Voxel) -> None:
 
     The distance of slices may differ, for a stack may hold a part of them.
     """
+    notes: dict[str, list[str]] = {}
     for source in (source for part in parts for source in (part.images, part.labels) if source):
-        tell(source.name, [note for note in (*source.notes, source.doubt) if note])
+        for note in filter(None, (*source.notes, source.doubt)):
+            notes.setdefault(note, []).append(source.name)
+    for note, names in notes.items():
+        tell(names[0] + f" and {len(names) - 1} more" * (len(names) > 1), [note])
     for source in (part.images for part in parts if part.images.voxel_nm):
         stated = source.voxel_nm or voxel_nm
         if not agree(stated[1:], voxel_nm[1:]):
@@ -192,6 +221,18 @@ def check_pair(image: Array, label: Array, where: str) -> None:
         raise InputError(where, found=found, expected=expected, do="Export both at the same size.")
 
 
+def _windows(parts: Sequence[Part], train: list[int], spec: DatasetSettings) -> list[Window]:
+    """What becomes black and white in each part: that of training slices, of volumes their own."""
+    images = [part.images for part in parts]
+    if spec.layout == "volumes":  # as in `segment`; MRI has no common scale
+        return [
+            grey_window(own.slices(evenly_spaced(own.shape[0], SLICES)), own.name) for own in images
+        ]
+    _check_alike(images)
+    some = [train[k] for k in evenly_spaced(len(train), SLICES)]
+    return [grey_window(_chosen(images, some), images[0].name)] * len(parts)
+
+
 def _check_alike(sources: Sequence[Source]) -> None:
     """Refuse volumes whose slices differ in size or type."""
     first = sources[0]
@@ -211,26 +252,31 @@ def _chosen(sources: Sequence[Source], numbers: Sequence[int]) -> Iterator[Array
 
 
 def _write(
-    folder: Path, parts: list[Part], spec: DatasetSettings, window: Window, name: str
+    folder: Path, parts: list[Part], spec: DatasetSettings, windows: list[Window], name: str
 ) -> tuple[str, str, npt.NDArray[np.float64]]:
-    """Check, convert, write and hash: md5 of images, of labels, foreground of each slice."""
-    total = sum(part.depth for part in parts)
-    shape = (total, *parts[0].images.shape[1:])
+    """Check, convert, write and hash: md5 of images, of labels, foreground of each slice.
+
+    Volumes that are smaller than others are mirrored on the far sides, without a label there.
+    """
+    shape = total, *sides = _shape(parts)
     images = new_array(folder / "image.npy", np.uint8, shape)
     labels = new_array(folder / "label.npy", np.uint8, shape)
     hashes = [hashlib.md5(usedforsecurity=False) for _ in range(2)]
-    fractions = np.zeros(total)
+    fractions, ends = np.zeros(total), ends_of(parts)
     missing = set() if isinstance(spec.rule, str) or not spec.labelled else set(spec.rule)
     values = LabelValues(spec)
     with ThreadPoolExecutor(2) as pool:  # reading and hashing let other threads run
         pairs = _ahead(pool, _pairs(parts))
         for z, (image, label, where) in enumerate(track(pairs, f"ingest {name}", total)):
-            images[z] = to_uint8(image, window.low, window.high)
+            low, high, _ = windows[bisect.bisect(ends, z) - 1]
+            beyond = [(0, n - own) for n, own in zip(sides, image.shape, strict=True)]
+            images[z] = np.pad(to_uint8(image, low, high), beyond, mode="symmetric")
             hashing = [pool.submit(hashes[0].update, images[z].data)]
             if label is not None:
                 check_pair(image, label, where)
                 values.add(label)
-                labels[z] = class_ids(label, spec.rules, where, spec.ignore)
+                ids = class_ids(label, spec.rules, where, spec.ignore)
+                labels[z] = np.pad(ids, beyond, constant_values=IGNORE)
                 hashing.append(pool.submit(hashes[1].update, labels[z].data))
                 missing = {value for value in missing if not (label == value).any()}
                 fractions[z] = foreground_share(labels[z])
@@ -247,6 +293,12 @@ def _write(
     images.flush()
     labels.flush()
     return hashes[0].hexdigest(), hashes[1].hexdigest(), fractions
+
+
+def _shape(parts: Sequence[Part]) -> tuple[int, int, int]:
+    """(Z, Y, X) of all slices together, as large as the largest."""
+    height, width = (max(part.images.shape[axis] for part in parts) for axis in (1, 2))
+    return sum(part.depth for part in parts), height, width
 
 
 Pair = tuple[Array, Array | None, str]
@@ -309,22 +361,24 @@ def _manifest(
     name: str,
     parts: list[Part],
     split: Split,
-    window: Window,
+    windows: list[Window],
     root: Path,
     data: Path,
 ) -> dict[str, Any]:
     """What is known of a dataset before it is written."""
-    spec, images = study.dataset_settings[name], parts[0].images
+    spec = study.dataset_settings[name]
+    spans = [window[:2] for window in windows]
+    low, high = spans[0] if len(set(spans)) == 1 else map(list, zip(*spans, strict=True))
     facts = {
         "name": name,
-        "shape": [sum(part.depth for part in parts), *images.shape[1:]],
+        "shape": list(_shape(parts)),
         "dtype": "uint8",
-        "source_dtype": str(images.dtype),
+        "source_dtype": str(parts[0].images.dtype),
         "voxel_nm": list(spec.voxel_nm),
         "layout": spec.layout,
         "pairing": spec.pairing,
         "foreground": spec.rule,
-        "intensity": {"low": window.low, "high": window.high, "percentiles": list(PERCENTILES)},
+        "intensity": {"low": low, "high": high, "percentiles": list(PERCENTILES)},
         "parts": [[part.name, part.depth] for part in parts],
         "split": split,
         "split_kind": study.split.kind,

@@ -34,11 +34,18 @@ def amount(wanted: int | str, total: int, what: str) -> int:
 
 
 def few_slices(volume: Volume, spec: TrainSetSettings, seed: int) -> Volume:
-    """The volume with the labelled slices alone as its training part; of images so many a class."""
+    """The volume with the labelled slices alone as its training part.
+
+    Of images so many a class, of many volumes so many of them.
+    """
     slices, wanted = volume.split["train"], spec.slices_of(volume.name)
     what = f"slices of a training set with {volume.name}"
     if volume.whole_images:
         return with_training(volume, sorted(_of_each_class(volume, wanted, seed, what)))
+    if volume.of_volumes:
+        parts = volume.by_part(slices)
+        n = amount(wanted, len(parts), f"volumes of a training set with {volume.name}")
+        return with_training(volume, [z for k in choose(len(parts), n, seed) for z in parts[k]])
     n = amount(wanted, len(slices), what)
     return with_training(volume, [slices[i] for i in choose(len(slices), n, seed)])
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from emadapt.data.pairing import Part, slices_part, stack_part
+from emadapt.data.pairing import Part, slices_part, stack_part, volume_parts
 from emadapt.errors import InputError
 from emadapt.study.datasets import DatasetSettings
 
@@ -33,7 +33,7 @@ def find_parts(root: Path, layout: str, pairing: str, *, labelled: bool = True) 
         labelled: False: images alone.
 
     Returns:
-        One part called `all`, or `train` and `test`.
+        One part called `all`, or `train` and `test`; of many volumes a part for each.
 
     Raises:
         InputError: a folder or file is missing, empty or unpaired.
@@ -78,6 +78,15 @@ def stack(root: Path, pairing: str, labelled: bool) -> list[Part]:
     return [stack_part(name, place, labelled=labelled) for name, place in _halves(root)]
 
 
+def volumes(root: Path, pairing: str, labelled: bool) -> list[Part]:
+    """Many volumes in folder images, with folder labels, in the folder or its train and test."""
+    return [
+        part
+        for name, place in _halves(root)
+        for part in volume_parts(name, place / "images", place / "labels", labelled=labelled)
+    ]
+
+
 def _halves(root: Path) -> list[tuple[str, Path]]:
     """Folders train and test if either is there, else the folder itself."""
     halves = [(name, root / name) for name in ("train", "test")]
@@ -89,5 +98,6 @@ LAYOUTS: dict[str, Callable[[Path, str, bool], list[Part]]] = {
     "vnc": vnc,
     "folders": folders,
     "stack": stack,
+    "volumes": volumes,
 }
 """(Folder, pairing, whether there are labels) -> parts."""

@@ -49,14 +49,26 @@ def slices_part(
 
 def stack_part(name: str, folder: Path, *, labelled: bool) -> Part:
     """The volume called `image` and the one called `label` in a folder, paired by slice."""
-    files = [_stack(folder, kind) for kind in ("image", "label")[: 1 + labelled]]
-    images = as_image(open_source(str(files[0])))
-    if not labelled:
+    return _of_files(name, *(_stack(folder, kind) for kind in ("image", "label")[: 1 + labelled]))
+
+
+def volume_parts(name: str, image_dir: Path, label_dir: Path, *, labelled: bool) -> list[Part]:
+    """A part for each volume of a folder; its label has the same name in the other folder."""
+    files = _volumes(image_dir)
+    images, labels = _by(_bare, "name")(files, _volumes(label_dir) if labelled else files)
+    pairs = zip(images, labels, strict=True) if labelled else ((image,) for image in images)
+    return [_of_files(name, *pair) for pair in pairs]
+
+
+def _of_files(name: str, image: Path, label: Path | None = None) -> Part:
+    """A volume and its label, paired by slice."""
+    images = as_image(open_source(str(image)))
+    if label is None:
         return Part(name, images, None)
-    if all(path.name.endswith(NIFTI) for path in files):
-        labels = open_nifti_label(files[1], files[0])
+    if image.name.endswith(NIFTI) and label.name.endswith(NIFTI):
+        labels = open_nifti_label(label, image)
     else:
-        labels = open_source(str(files[1]))
+        labels = open_source(str(label))
     if images.shape[0] != labels.shape[0]:
         raise InputError(
             labels.files[0],
@@ -65,6 +77,25 @@ def stack_part(name: str, folder: Path, *, labelled: bool) -> Part:
             do="Give every slice of the image a slice of labels (empty where there is nothing).",
         )
     return Part(name, images, labels)
+
+
+def _volumes(folder: Path) -> list[Path]:
+    """The volumes of a folder; nothing else may be in it."""
+    entries = [path for path in folder.glob("*") if not path.name.startswith(".")]
+    foreign = [path.name for path in entries if not path.name.endswith(STACK_SUFFIXES)]
+    if foreign or not entries:
+        raise InputError(
+            folder,
+            found=some(foreign) if foreign else "no volumes",
+            expected=f"only volumes ({', '.join(STACK_SUFFIXES)}), each with a label of its name",
+            do="Check the dataset's `layout`, and move everything else out of the folder.",
+        )
+    return entries
+
+
+def _bare(path: Path) -> str:
+    """The name of a volume without its suffixes."""
+    return next(path.name.removesuffix(s) for s in STACK_SUFFIXES if path.name.endswith(s))
 
 
 def _stack(folder: Path, kind: str) -> Path:

@@ -6,7 +6,7 @@ Neighbouring EM slices are near copies, so random slices leak from training to t
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -17,7 +17,11 @@ Split = dict[str, list[int]]
 
 
 def split_slices(
-    parts: list[tuple[str, int]], spec: SplitSettings, voxel_z_nm: float, what: str = "volume"
+    parts: Sequence[tuple[str, int]],
+    spec: SplitSettings,
+    voxel_z_nm: float,
+    what: str = "volume",
+    of: str = "slices",
 ) -> Split:
     """Assign slices of the concatenated parts to `train`, `val` and `test`, or to a gap.
 
@@ -27,6 +31,7 @@ def split_slices(
         spec: shares and gap.
         voxel_z_nm: thickness of a slice, which turns the gap into slices (at least one).
         what: for errors.
+        of: what is split: `volumes` of a dataset may take the place of slices.
 
     Returns:
         Sorted slice numbers; in a block split, train, gap, val(, gap, test) along z.
@@ -45,9 +50,9 @@ def split_slices(
         need = f"1 train + {n_val} val" + ("" if official else f" + {n_test} test")
         raise InputError(
             what,
-            found=f"{total} slices",
+            found=f"{total} {of}",
             expected=f"at least {total - n_train + 1} ({need} and gaps of {gap} between them)",
-            do="Use a thicker volume, or lower split.gap_nm.",
+            do=f"Use more {of}, or lower split.gap_nm.",
         )
     if spec.kind == "random":
         order = np.random.default_rng(spec.seed).permutation(total)
@@ -62,21 +67,21 @@ def split_slices(
     return {"train": train, "val": val, "test": test}
 
 
-def runs_of(slices: Sequence[int]) -> list[list[int]]:
-    """Slices in runs of consecutive numbers."""
+def runs_of(slices: Sequence[int], ends: Collection[int] = ()) -> list[list[int]]:
+    """Slices in runs of consecutive numbers; none goes on at one of `ends`, where a part begins."""
     runs: list[list[int]] = []
     for z in sorted(slices):
-        if runs and z == runs[-1][-1] + 1:
+        if runs and z == runs[-1][-1] + 1 and z not in ends:
             runs[-1].append(z)
         else:
             runs.append([z])
     return runs
 
 
-def starts_in(slices: Sequence[int], depth: int, *, apart: bool = False) -> list[int]:
-    """First slices of patches of `depth` in `slices`; `apart`: only as many as cover each run."""
+def starts_in(runs: Sequence[Sequence[int]], depth: int, *, apart: bool = False) -> list[int]:
+    """First slices of patches of `depth` in `runs`; `apart`: only as many as cover each run."""
     starts = []
-    for run in runs_of(slices):
+    for run in runs:
         last = len(run) - depth
         if last < 0:
             continue
@@ -91,9 +96,9 @@ def evenly_spaced(n: int, most: int) -> list[int]:
     return [round(k) for k in np.linspace(0, n - 1, min(most, n))]
 
 
-def check_depth(what: str, slices: Sequence[int], patch: tuple[int, int, int]) -> None:
+def check_depth(what: str, runs: Sequence[Sequence[int]], patch: tuple[int, int, int]) -> None:
     """Refuse a patch (z, y, x) deeper than any run of consecutive training slices."""
-    deepest = max((len(run) for run in runs_of(slices)), default=0)
+    deepest = max(map(len, runs), default=0)
     if deepest < patch[0]:
         raise InputError(
             what,

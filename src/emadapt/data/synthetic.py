@@ -49,7 +49,7 @@ def synthetic_parts(domains: int, seed: int, voxel_nm: Voxel) -> list[Part]:
             name = f"synthetic domain {number} of seed {seed}"
             return Source(name, shape, np.dtype(np.uint8), voxel_nm, DEPTH, cut, [seed, number])
 
-        return Part(f"{number}", source(0), source(1))
+        return Part("all", source(0), source(1))
 
     return [part(number) for number in range(domains)]
 

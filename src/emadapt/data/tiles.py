@@ -74,8 +74,8 @@ def geometry(
 def with_neighbours(volume: Volume, z: int, context: int) -> Grey:
     """Slice `z`, (Y, X), or with `context` 1 the slices below it, itself and above it, (Y, X, 3).
 
-    At an end of a part (`train`, `test`) the one neighbour comes twice. Neighbours may be of
-    another part of the split.
+    At an end of a part (`train`, `test`, a volume of many) the one neighbour comes twice.
+    Neighbours may be of another part of the split.
     """
     if not context:
         return np.asarray(volume.image[z])

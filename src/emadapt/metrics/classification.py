@@ -78,7 +78,7 @@ def over_seeds(tests: Sequence[dict[str, Any]], score: str) -> dict[str, Any]:
 def paired(a: Sequence[dict[str, Any]], b: Sequence[dict[str, Any]]) -> Contrast:
     """Compare the AUROC of two models, by seeds, on the same images; arguments of `over_seeds`."""
     (of_a, lifts_a), (of_b, lifts_b) = (_of_seeds(tests, "auroc") for tests in (a, b))
-    return contrast(of_a, of_b, _over_groups(lifts_a - lifts_b, a[0]["groups"]), a[0]["n"])
+    return contrast(of_a, of_b, _over_groups(lifts_a - lifts_b, a[0]["groups"]))
 
 
 def summarise(truth: Classes, probability: Probabilities, groups: Sequence[int]) -> dict[str, Any]:

@@ -39,8 +39,6 @@ class Contrast:
     """Lower end of the one-sided 95 % interval."""
     p_value: float
     """Two-sided, against a difference of 0; 1 with a single seed."""
-    n: int
-    """Slices, or images."""
     seeds: tuple[int, int]
     """Seeds of a and of b."""
 
@@ -73,11 +71,11 @@ def paired(a: Counts, b: Counts) -> Contrast:
         )
     (of_a, lifts_a), (of_b, lifts_b) = (_over_seeds(counts) for counts in (a, b))
     places = sampling_error(lifts_a - lifts_b, sizes(a) + sizes(b))
-    return contrast(of_a, of_b, places, a.shape[1])
+    return contrast(of_a, of_b, places)
 
 
-def contrast(of_a: Floats, of_b: Floats, places: Error, n: int) -> Contrast:
-    """Compare the scores of seeds, given the sampling error of the difference over `n` places."""
+def contrast(of_a: Floats, of_b: Floats, places: Error) -> Contrast:
+    """Compare the scores of seeds, given the sampling error of the difference over places."""
     error = added(places, of_seeds(of_a), of_seeds(of_b))
     score = float(of_a.mean()), float(of_b.mean())
     difference, seeds = score[0] - score[1], (len(of_a), len(of_b))
@@ -88,7 +86,7 @@ def contrast(of_a: Floats, of_b: Floats, places: Error, n: int) -> Contrast:
         ratio = abs(difference) / error.variance**0.5 if error.variance else np.inf
         p = max(LEAST_P, 2 * float(t.sf(ratio, error.freedom)))
     at_least = max(-1.0, difference - one_sided)
-    return Contrast(score, difference, ci95, at_least, p, n, seeds)
+    return Contrast(score, difference, ci95, at_least, p, seeds)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -46,9 +46,10 @@ def overlap_counts(predicted: Mask, label: Mask, grid: tuple[int, int] = (1, 1))
 
 
 def boundary_band(mask: Mask, width: float) -> Mask:
-    """Foreground within `width` pixels of its own boundary (Cheng et al. 2021, Boundary IoU).
+    """Foreground within `width` pixels, at least one, of its own boundary.
 
-    The image's edge is no boundary. Of masks (classes, Y, X) each by itself.
+    Boundary IoU (Cheng et al. 2021). The image's edge is no boundary. Of masks (classes, Y, X) each
+    by itself.
     """
     import cv2  # five times as fast as scipy.ndimage
 
@@ -59,7 +60,26 @@ def boundary_band(mask: Mask, width: float) -> Mask:
     distance = cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
     # Squared distances are whole numbers; float32 misses them by rounding.
     squared = np.rint(distance.astype(np.float64) ** 2)
-    return np.asarray(mask & (np.sqrt(squared) <= width))
+    return np.asarray(mask & (np.sqrt(squared) <= max(width, 1)))
+
+
+def of_volumes(counts: Counts, volumes: Sequence[int]) -> Counts:
+    """Counts of slices as those of whole volumes, which are independent.
+
+    Columns next to each other are taken to be half alike, so an empty one parts two volumes.
+
+    Args:
+        counts: (slices, [classes,] 1, 1, 3).
+        volumes: the volume of each slice, equal ones together.
+
+    Returns:
+        ([classes,] 2 * volumes, 1, 3) as counts of a single slice, (1, ...).
+    """
+    starts = [k for k, own in enumerate(volumes) if not k or own != volumes[k - 1]]
+    sums = np.add.reduceat(counts, starts)
+    columns = np.moveaxis(sums[..., 0, 0, :], 0, -2)
+    apart = np.stack([columns, np.zeros_like(columns)], -2)
+    return apart.reshape(*columns.shape[:-2], 2 * len(starts), 1, 3)[None]
 
 
 def pooled_with_interval(counts: Counts, metric: str = "iou") -> tuple[float, list[float]]:
@@ -73,7 +93,9 @@ def pooled_with_interval(counts: Counts, metric: str = "iou") -> tuple[float, li
     return found["mean"], found["ci95"]
 
 
-def summarise(area: Counts, boundary: Counts, slices: list[int]) -> dict[str, Any]:
+def summarise(
+    area: Counts, boundary: Counts, slices: list[int], volumes: Sequence[int] = ()
+) -> dict[str, Any]:
     """Scores of the test slices: pooled values with intervals, and values of each slice.
 
     Of several classes each value is the mean over them.
@@ -82,21 +104,25 @@ def summarise(area: Counts, boundary: Counts, slices: list[int]) -> dict[str, An
         area: (slices, [classes,] rows, columns, 3) counts of the masks, in the order of z.
         boundary: likewise, of their boundary bands.
         slices: their numbers.
+        volumes: of many volumes, the one of each slice; `counts` are then those of `of_volumes`.
 
     Returns:
         `n`; what `with_intervals` gives; `slices`, `counts`, `boundary_counts`, `per_slice`.
     """
+    per_slice = {
+        "iou": [_of_slice(counts, "iou") for counts in area],
+        "dice": [_of_slice(counts, "dice") for counts in area],
+        "boundary_iou": [_of_slice(counts, "iou") for counts in boundary],
+    }
+    if volumes:
+        area, boundary = of_volumes(area, volumes), of_volumes(boundary, volumes)
     return {
         "n": len(slices),
         **with_intervals(area, boundary),
         "slices": slices,
         "counts": area.tolist(),
         "boundary_counts": boundary.tolist(),
-        "per_slice": {
-            "iou": [_of_slice(counts, "iou") for counts in area],
-            "dice": [_of_slice(counts, "dice") for counts in area],
-            "boundary_iou": [_of_slice(counts, "iou") for counts in boundary],
-        },
+        "per_slice": per_slice,
     }
 
 

@@ -42,8 +42,9 @@ def predict_slices(
 ) -> Iterator[tuple[int, Probability]]:
     """Slice number and probability for each of `slices`.
 
-    Each run of consecutive slices is seen by itself: a model of blocks looks at no others, and
-    where a run is thinner than its block, it is continued by reflection at both ends.
+    Each run of consecutive slices of a part (`train`, `test`, a volume of many) is seen by itself:
+    a model of blocks looks at no others, and where a run is thinner than its block, it is continued
+    by reflection at both ends.
 
     Args:
         segmenter: in eval mode; merge LoRA's adapters first to save time.
@@ -57,9 +58,10 @@ def predict_slices(
         The number of a slice and (Y, X) float32 in [0, 1] at its own resolution, of several classes
         (classes, Y, X); numbers rise.
     """
-    found = _slices(segmenter, volume, slices, view, overlap)
     sigma = segmenter.spec.smooth_z_nm if smoothed else 0.0
-    return smooth_z(found, sigma / float(volume.manifest["voxel_nm"][0])) if sigma else found
+    for own in volume.by_part(slices):
+        found = _slices(segmenter, volume, own, view, overlap)
+        yield from smooth_z(found, sigma / float(volume.manifest["voxel_nm"][0]))
 
 
 def _slices(
@@ -71,7 +73,7 @@ def _slices(
 ) -> Iterator[tuple[int, Probability]]:
     geo, depth = geometry_of(volume, segmenter.spec, segmenter.patch), segmenter.depth
     share = geo.overlap if overlap is None else overlap
-    for run in runs_of(slices):
+    for run in runs_of(slices, volume.ends):
         shown, before = continued(run, depth)
 
         def slab(first: int, shown: npt.NDArray[np.int64] = shown) -> Probability:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -78,6 +78,7 @@ class TokenView:
         index: (rows, 3) int32: slice, and upper left corner (y, x) in the padded slice (of a crop:
             -1, -1).
         split: the dataset's slices by part.
+        ends: where its volumes begin, see `Volume.ends`.
         entering: (rows, N, D) float16, what leaves the block at the cut: class token, registers,
             patches; None without a cut.
         only: training tiles that count as labelled; None: all.
@@ -89,6 +90,7 @@ class TokenView:
     split: dict[str, list[int]]
     entering: npt.NDArray[np.float16] | None = None
     only: frozenset[Tile] | None = None
+    ends: Sequence[int] = ()
 
     def read(self, rows: int | slice) -> Inputs:
         """What a segmenter takes, of one row or, batched, of several."""
@@ -252,7 +254,7 @@ def token_views(
                     _extract(entry, folder)
         names = [f.stem for f in folder.glob("*.npy")]
         arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names}
-        out.append(TokenView(split=volume.split, **arrays))
+        out.append(TokenView(split=volume.split, ends=volume.ends, **arrays))
     return out
 
 

@@ -11,11 +11,11 @@ import numpy as np
 
 from emadapt.data.foreground import class_ids, foreground_share
 from emadapt.data.images import find_images, read_image, split_images
-from emadapt.data.ingest import INGESTED, check_pair, check_sizes, empty_or_full, split_of
+from emadapt.data.ingest import INGESTED, check_pair, check_sizes, empty_or_full, ends_of, split_of
 from emadapt.data.label_values import LabelValues
 from emadapt.data.labelled import amount
 from emadapt.data.layouts import Part, parts_of
-from emadapt.data.splits import Split, check_depth, evenly_spaced, starts_in
+from emadapt.data.splits import Split, check_depth, evenly_spaced, runs_of, starts_in
 from emadapt.data.tiles import Geometry, geometry
 from emadapt.data.unversioned import check_unchanged
 from emadapt.errors import EmadaptError, InputError
@@ -27,7 +27,10 @@ from emadapt.study.study import Study
 from emadapt.volumes.source import tell
 
 LABELS = 8
-"""Slices of a part whose labels are looked at; `ingest` reads all."""
+"""Parts, and slices of a part, whose labels are looked at; `ingest` reads all."""
+
+Runs = list[list[int]]
+"""Training slices in runs of neighbours."""
 
 
 def problems_of_dataset(study: Study, name: str, data: Path) -> list[str]:
@@ -40,13 +43,15 @@ def problems_of_dataset(study: Study, name: str, data: Path) -> list[str]:
         parts = parts_of(root, spec)
         check_sizes(parts, spec.voxel_nm)
         split = split_of(study, name, parts, str(root))
-        _check_slices(study, name, split, root)
+        runs = runs_of(split["train"], ends_of(parts))
+        _check_slices(study, name, split, runs, root)
         check_unchanged(study, name, INGESTED / name / "manifest.json", data)
-        some = parts[:1] if spec.layout == "synthetic" else parts  # each takes seconds to make
+        most = 1 if spec.layout == "synthetic" else LABELS  # a domain takes seconds to make
+        some = [parts[k] for k in evenly_spaced(len(parts), most)]
         shapes = [_check_part(part, spec, name) for part in some]
     except EmadaptError as error:
         return [str(error)]
-    wanted = _wanted_labels(study, name, shapes[-1], split["train"])
+    wanted = _wanted_labels(study, name, shapes[-1], split["train"], runs)
     return [line for where, n, total in wanted for line in said(amount, n, total, where)]
 
 
@@ -73,7 +78,7 @@ def _check_images(study: Study, name: str, root: Path, data: Path) -> None:
             amount(wanted.slices_of(name), labels.count(label), where)
 
 
-def _check_slices(study: Study, name: str, split: Split, root: Path) -> None:
+def _check_slices(study: Study, name: str, split: Split, runs: Runs, root: Path) -> None:
     """Enough slices for the blocks of the diagnosis, and for the depth of samples in 3D."""
     if (slices := sum(map(len, split.values()))) < study.diagnose.blocks:
         raise InputError(
@@ -86,7 +91,7 @@ def _check_slices(study: Study, name: str, split: Split, root: Path) -> None:
         return
     for regime in study.regimes:
         if patch := study.regime_settings[regime].sample:
-            check_depth(f"{root}, regime {regime}", split["train"], patch)
+            check_depth(f"{root}, regime {regime}", runs, patch)
 
 
 def _check_part(part: Part, spec: DatasetSettings, name: str) -> tuple[int, int]:
@@ -105,7 +110,7 @@ def _check_part(part: Part, spec: DatasetSettings, name: str) -> tuple[int, int]
 
 
 def _wanted_labels(
-    study: Study, name: str, native: tuple[int, int], train: list[int]
+    study: Study, name: str, native: tuple[int, int], train: list[int], runs: Runs
 ) -> Iterator[tuple[str, int | str, int]]:
     """What training sets want labelled of a dataset: where, how much, and how much there is.
 
@@ -113,7 +118,8 @@ def _wanted_labels(
     """
     for train_set, wanted in _train_sets(study, name).items():
         where = f"train_sets.{train_set}"
-        yield f"{where}.slices of {name}", wanted.slices_of(name), len(train)
+        places = runs if study.dataset_settings[name].layout == "volumes" else train
+        yield f"{where}.slices of {name}", wanted.slices_of(name), len(places)
         if not wanted.crops:
             continue
         for backbone in study.backbones:
@@ -121,7 +127,7 @@ def _wanted_labels(
             for regime in map(study.regime_settings.__getitem__, study.regimes):
                 if spec.pixel_nm or not (regime.uses_backbone or regime.sample):
                     continue
-                starts = starts_in(train, regime.depth, apart=True)
+                starts = starts_in(runs, regime.depth, apart=True)
                 total = len(starts) * len(_tiling(native, spec, regime).corners(0.0))
                 yield f"{where}.crops of {name} under {backbone}", wanted.crops, total
 

@@ -169,7 +169,7 @@ def _compare(
         "level": level,
         "baseline": baseline,
         "slices": "all" if whole else "test",
-        "n": result.n,
+        "n": a[0]["n"],
         "seeds": list(result.seeds),
         score: round(result.score[0], 6),
         f"against_{score}": round(result.score[1], 6),

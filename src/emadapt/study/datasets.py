@@ -10,7 +10,7 @@ from emadapt.study.strict import Name, Settings, setting
 
 LabelIds = Annotated[tuple[int, ...], Field(min_length=1)]
 Threshold = Annotated[str, StringConstraints(pattern=r"^>\d+(\.\d+)?$")]
-Nanometres = Annotated[float, Field(ge=0.5, lt=10_000)]  # as volumes/voxel.py has it
+Nanometres = Annotated[float, Field(ge=0.5, lt=1e8)]  # as volumes/voxel.py has it
 Share = Annotated[str, StringConstraints(pattern=r"^\d+(\.\d+)?%$")]
 Count = Annotated[int, Field(ge=0)]
 Sampling = Literal["balanced", "proportional"]
@@ -19,13 +19,13 @@ ONE_CLASS = ("foreground",)
 
 
 class DatasetSettings(Settings):
-    """One EM volume."""
+    """An EM volume, or many medical ones."""
 
     task: Literal["segmentation", "classification"] = setting(
         "segmentation", "What its labels are: masks, or a class of each image.", "tokens"
     )
-    layout: Literal["lucchi", "vnc", "folders", "stack", "synthetic", "images"] = setting(
-        ..., "How its files are laid out (see `data.layouts`).", "tokens"
+    layout: Literal["lucchi", "vnc", "folders", "stack", "volumes", "synthetic", "images"] = (
+        setting(..., "How its files are laid out (see `data.layouts`).", "tokens")
     )
     voxel_nm: tuple[Nanometres, Nanometres, Nanometres] = setting(
         ...,
@@ -132,7 +132,8 @@ class TrainSetSettings(Settings):
         0,
         "Labelled training slices of each dataset, evenly spaced, chosen by the unit's seed: a "
         "number or a share (25%); 0: all. A map names them by dataset (`{vnc: 2}`); the others "
-        "are labelled in full. In classification: images of each class, drawn by the seed.",
+        "are labelled in full. In classification: images of each class, drawn by the seed. "
+        "Of layout `volumes`: whole volumes.",
     )
     crops: Count | Share = setting(
         0, "Labelled tiles of each dataset (patches in 3D) instead of whole slices; 0: all."

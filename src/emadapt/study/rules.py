@@ -158,10 +158,12 @@ def _self_training(study: Study) -> Iterator[str]:
 
 
 def _blocks_of_slices(study: Study) -> Iterator[str]:
-    """Regimes on blocks of slices cannot train on single labelled slices."""
+    """Regimes on blocks of slices cannot train on single labelled slices, only on volumes."""
     deep = [name for name in study.regimes if study.regime_settings[name].depth > 1]
     for train_set in study.train_sets if deep else ():
-        if study.train_set_settings[train_set].slices:
+        spec = study.train_set_settings[train_set]
+        few = [name for name in spec.datasets if spec.slices_of(name)]
+        if any(study.dataset_settings[name].layout != "volumes" for name in few):
             yield (
                 f"train_sets.{train_set}.slices: {deep[0]} sees neighbouring slices together; "
                 "use `crops` (labelled patches) instead"

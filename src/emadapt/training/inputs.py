@@ -75,7 +75,7 @@ def label(
 
 def _starts(volume: Volume, depth: int) -> list[int]:
     """First slices of samples that cover the training slices once."""
-    return starts_in(volume.split["train"], depth, apart=True)
+    return starts_in(volume.runs("train"), depth, apart=True)
 
 
 def _with_tiles(volume: Volume, tiles: Sequence[Tile], depth: int) -> Volume:

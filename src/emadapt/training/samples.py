@@ -60,7 +60,8 @@ class TokenDataset(Dataset[Item]):
     def beside(self, draw: Draw, step: int) -> Draw:
         view, row = self.places[draw.member][draw.row]
         z, y, x = view.index[row].tolist()  # of an augmented crop y and x are -1
-        found = self.plain[draw.member].get((z + step, y, x), draw.row) if y >= 0 else draw.row
+        there = y >= 0 and max(z, z + step) not in view.ends
+        found = self.plain[draw.member].get((z + step, y, x), draw.row) if there else draw.row
         return dataclasses.replace(draw, row=found)
 
     def shapes(self, member: int) -> Shapes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +55,9 @@ class Scores:
     def __init__(self, volume: Volume) -> None:
         self.volume, self.slices = volume, volume.split["test"]
         self.band = BOUNDARY_NM / float(np.mean(volume.manifest["voxel_nm"][1:]))
-        shape = volume.image.shape[1], volume.image.shape[2]
-        self.grid = column_grid(shape, volume.manifest["voxel_nm"])
+        shape, ends = (volume.image.shape[1], volume.image.shape[2]), volume.ends
+        self.grid = (1, 1) if volume.of_volumes else column_grid(shape, volume.manifest["voxel_nm"])
+        self.parts = {z: bisect.bisect(ends, z) for z in self.slices}
         self.area: list[Counts] = []
         self.boundary: list[Counts] = []
         self.instances = [Instances(self.slices, shape) for _ in volume.classes]
@@ -73,7 +75,8 @@ class Scores:
         bands = [boundary_band(mask, self.band) & known & ~near for mask in (predicted, label)]
         pairs = zip(found.reshape(-1, *ids.shape), label.reshape(-1, *ids.shape), strict=True)
         for instances, pair in zip(self.instances, pairs, strict=True):
-            instances.add(z, *pair, known)
+            # Objects end with their part: the numbers leave one out in between.
+            instances.add(z + self.parts[z], *pair, known)
         np.add.at(self.confusion, (np.asarray(self.volume.label[z])[known], ids[known]), 1)
         self.area.append(overlap_counts(predicted, label, self.grid))
         self.boundary.append(overlap_counts(bands[0], bands[1], self.grid))
@@ -113,11 +116,13 @@ class Scores:
         `confusion` the numbers of pixels, (labelled, predicted), by class id.
         """
         area, boundary = np.asarray(self.area), np.asarray(self.boundary)
-        scores = summarise(area, boundary, self.slices)
+        volumes = list(self.parts.values()) if self.volume.of_volumes else []
+        scores = summarise(area, boundary, self.slices, volumes)
         objects = [own.summary() for own in self.instances]
         found = [{"instances": own} if own else {} for own in objects]
         if len(found) == 1:
             return scores | found[0]
+        area, boundary = (np.array(scores[name]) for name in ("counts", "boundary_counts"))
         by_class = {
             name: with_intervals(area[:, k], boundary[:, k]) | found[k]
             for k, name in enumerate(self.volume.classes)

@@ -29,8 +29,8 @@ def unseen_by(study: Study, unit: Unit, segmenter: Segmenter) -> list[str]:
     """Datasets of which neither `unit` nor its sources saw a label.
 
     Images without labels may have been seen. A dataset on the same images counts as seen. None
-    where that is not known (a start from a folder), where slices must be
-    neighbours (a model of blocks), and of mispaired datasets.
+    where that is not known (a start from a folder), where slices must be neighbours (a model of
+    blocks), of mispaired datasets, and of many volumes.
     """
     chain = [unit, *study.sources_of(unit)]
     from_folder = study.warm_start_of(chain[-1])
@@ -38,7 +38,8 @@ def unseen_by(study: Study, unit: Unit, segmenter: Segmenter) -> list[str]:
         return []
     train_sets = [study.train_set_settings[at.train_set] for at in chain]
     seen = {study.images_of(name) for train_set in train_sets for name in train_set.datasets}
-    fair = [name for name in study.tested if not study.dataset_settings[name].mispaired]
+    known = {name: study.dataset_settings[name] for name in study.tested}
+    fair = [n for n, own in known.items() if not own.mispaired and own.layout != "volumes"]
     return [name for name in fair if study.images_of(name) not in seen]
 
 

@@ -113,10 +113,10 @@ def voxel_of(source: Source, stated: Voxel | None, expected: str = "three positi
     """The voxel size (z, y, x) in nm as the user states it, else as the file does.
 
     Raises:
-        InputError: there is none, or none that an EM volume can have.
+        InputError: there is none, or none that a volume can have.
     """
     voxel, found = stated or source.voxel_nm, source.doubt or "no voxel size in the file"
-    if voxel is None or not plausible(voxel):
+    if voxel is None or not plausible(voxel, LARGEST):
         raise InputError(
             source.name,
             found=f"voxels of {said(voxel)} nm" if voxel else found,

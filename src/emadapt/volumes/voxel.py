@@ -10,8 +10,10 @@ import numpy as np
 
 Voxel = tuple[float, float, float]  # (z, y, x) in nm
 
-SMALLEST, LARGEST = 0.5, 10_000.0
-"""Sizes in nm that voxels of an EM volume may have, the last one excluded."""
+SMALLEST, LARGEST = 0.5, 1e8
+"""Sizes in nm that voxels of EM and medical volumes may have, the last one excluded."""
+LARGEST_EM = 10_000.0
+"""From this size on, what a file states is doubted: mostly it is EM that has lost its unit."""
 LONGEST = 300.0
 """How many times its shortest side a voxel is long; more is a unit that was lost on one axis."""
 METRE_NM = 1e9
@@ -46,9 +48,9 @@ def as_voxel(values: Sequence[float]) -> Voxel:
     return z, y, x
 
 
-def plausible(sizes_nm: Iterable[float]) -> bool:
+def plausible(sizes_nm: Iterable[float], below: float = LARGEST_EM) -> bool:
     """Whether an EM volume can have voxels of these sizes."""
-    return all(SMALLEST <= size < LARGEST for size in sizes_nm)
+    return all(SMALLEST <= size < below for size in sizes_nm)
 
 
 def agree(sizes_nm: Sequence[float], others_nm: Sequence[float]) -> bool:

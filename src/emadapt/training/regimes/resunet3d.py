@@ -41,7 +41,7 @@ class ResUNet3dRegime(Regime):
 
     def check(self, volumes: Sequence[Volume], train: TrainSettings) -> None:
         for volume in volumes:
-            check_depth(volume.name, volume.split["train"], self.settings.patch)
+            check_depth(volume.name, volume.runs("train"), self.settings.patch)
 
     def geometry(self, volume: Volume) -> Geometry:
         return dataclasses.replace(super().geometry(volume), tile=self.settings.patch[1:])
