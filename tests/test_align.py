@@ -10,7 +10,7 @@ import pytest
 from skimage.exposure import match_histograms
 from skimage.filters import gaussian
 
-from emadapt.data.align import METHODS, Statistics, aligner_of, described, statistics
+from emadapt.data.align import aligner_of, described, statistics
 from emadapt.data.crops import CropDataset, Draw
 from emadapt.data.ingest import Volume, open_volume
 from emadapt.data.labelled import few_slices
@@ -22,11 +22,7 @@ from emadapt.models.tokens import token_key, token_views
 from emadapt.study.backbones import BackboneSettings
 from emadapt.study.datasets import TrainSetSettings
 from emadapt.study.loading import load_study
-from emadapt.study.study import Unit
-from emadapt.training.evaluate import evaluate_unit
-from emadapt.training.model_files import load_model
-from emadapt.training.train import train_unit
-from tiny import alignment, blobs, build_model, make_study, settings
+from tiny import blobs, build_model
 
 ROOT = Path(__file__).parents[1]
 FROZEN = load_study(ROOT / "studies/demo/study.yaml").regime_settings["frozen"]
@@ -107,15 +103,6 @@ def test_percentiles_give_the_grey_values_that_ingest_gives_16_bits() -> None:
     np.testing.assert_allclose(align(image), expected, atol=0.51)
 
 
-def test_a_copy_at_another_contrast_becomes_the_original() -> None:
-    original = texture(6, 120, 25)
-    a, b = put("a", np.rint(0.6 * original + 20).astype(np.uint8)), put("b", original)
-    align = aligner_of(a, spec_of("histogram"))
-    found = np.stack([align(image) for image in a.image]).astype(float)
-    assert np.abs(a.image - b.image.astype(float)).mean() > 20
-    assert np.abs(found - b.image).mean() < 1.0
-
-
 def test_voxel_halves_a_dataset_of_half_the_pixel_size_and_labels_and_predictions_follow() -> None:
     image, label = blobs((10, 180, 200), 0)
     fine = put("a", 255 * label, label, pixel_nm=2.5)
@@ -177,11 +164,6 @@ def test_token_keys_follow_what_alignment_uses() -> None:
     assert keys(spec_of("histogram"))[0] != by_method["histogram"][0]
 
 
-def test_a_reference_that_is_not_ingested_is_named() -> None:
-    with pytest.raises(InputError, match=r"b: found no ingested .*dvc repro ingest@b"):
-        aligner_of(put("a", texture(0)), spec_of("histogram"))
-
-
 @pytest.mark.parametrize("method", HOW)
 def test_cache_and_loop_see_the_same_aligned_slices(method: str) -> None:
     a = put("a", *blobs((10, 90, 100), 0), pixel_nm=4.0)
@@ -194,24 +176,3 @@ def test_cache_and_loop_see_the_same_aligned_slices(method: str) -> None:
     online = dict(predict_slices(segmenter, a, [6, 8]))
     for z, cached in predict_slices(segmenter, a, [6, 8], view):
         np.testing.assert_allclose(cached, online[z], atol=3e-3)
-
-
-@pytest.mark.slow
-def test_a_model_can_align_other_data_without_the_files_of_its_reference(
-    tmp_path: Path,
-) -> None:
-    method = "histogram"  # the only one with a reference
-    params = settings(epochs=1, steps_per_epoch=1)
-    params["backbones"]["t"] |= alignment(method)
-    params["datasets"]["a"]["voxel_nm"] = [30, 4, 4]
-    study = make_study(tmp_path, params)
-    unit = Unit("t", "frozen", "paired", 0)
-    folder = train_unit(study, unit)
-    assert set(json.loads(evaluate_unit(study, unit).read_text())["test"]) == {"a", "b"}
-    said = load_model(folder)[1]["align"]
-    assert said["datasets"]["a"]["method"] == method
-    a = open_volume("a")
-    again = METHODS[method](statistics(a), Statistics(**said["reference"]))
-    expected = aligner_of(a, study.backbone_settings["t"])
-    assert again.facts == expected.facts
-    np.testing.assert_array_equal(again(a.image[0]), expected(a.image[0]))

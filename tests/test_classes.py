@@ -12,7 +12,7 @@ import yaml
 from sklearn.metrics import confusion_matrix, jaccard_score
 
 from emadapt.data.crops import crop
-from emadapt.data.foreground import IGNORE, class_ids, masks_of, most_probable
+from emadapt.data.foreground import masks_of, most_probable
 from emadapt.data.ingest import ingest, open_volume
 from emadapt.errors import ConfigError
 from emadapt.metrics.intervals import influence, over_seeds
@@ -78,11 +78,6 @@ def test_ids_are_numbered_in_the_order_of_the_settings(study: Study) -> None:
     masks, known = volume.truth(0)
     np.testing.assert_array_equal(masks.argmax(0) + masks.any(0), expected[0])
     assert known.all()
-
-
-def test_what_is_ignored_is_of_no_class() -> None:
-    label = np.array([[0, 1, 2, 7]])
-    np.testing.assert_array_equal(class_ids(label, [(1,), (2,)], ignore=(7,)), [[0, 1, 2, IGNORE]])
 
 
 def test_the_most_probable_of_the_classes_and_the_background() -> None:

@@ -13,12 +13,12 @@ from emadapt.domains import compare, token_sources
 from emadapt.domains.features import Features
 from emadapt.domains.moments import Moments, slice_moments
 from emadapt.domains.run import diagnose
-from emadapt.errors import ConfigError, InputError
+from emadapt.errors import InputError
 from emadapt.models.tokens import run
 from emadapt.study.study import Study
 from emadapt.study.training import DiagnoseSettings
 from emadapt.training.train import train_unit
-from tiny import make_study, settings
+from tiny import make_study
 
 OWN = DiagnoseSettings(blocks=4, tokens=2000, permutations=19, replicates=10)
 
@@ -70,6 +70,14 @@ def test_the_same_population_reads_as_same_and_another_as_different() -> None:
     token_level = compare.compare(a, same, "token", "all", OWN)
     assert token_level["probe"]["p_value"] > 0.05
     assert token_level["knn_mixing"] == pytest.approx(1, abs=0.1)
+
+
+def test_pairs_with_one_dataset_alone() -> None:
+    found = {name: gaussian(name, 0, 4, 0) for name in "bac"}
+    pairs = compare.pairs(found, OWN.changed(against="a"))
+    assert {(one.name, other.name) for one, other in pairs} == {("b", "a"), ("a", "c")}
+    assert len(compare.crossings(found, OWN.changed(against="a"))) == 4 + 3
+    assert len(compare.pairs(found, OWN)) == 3
 
 
 def test_drift_along_z_is_in_the_null() -> None:
@@ -157,26 +165,6 @@ def test_a_frozen_backbone(study: Study) -> None:
     assert len(controls["random"]) == len(controls["pixels"]) == 1
     pictures = sorted(p.name for p in Path("reports/domain/t-frozen").iterdir())
     assert pictures == ["distances.png", "maps.png", "pca.png"]
-
-
-@pytest.mark.slow
-def test_pairs_with_one_dataset_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("EMADAPT_TRACKING", "off")
-    params = settings()
-    params["datasets"]["c"] = params["datasets"]["b"] | {"path": "data/b"}
-    params["study"]["datasets"] = ["b", "a", "c"]
-    params["diagnose"]["against"] = "a"
-    study = make_study(tmp_path, params)
-    for name in study.datasets:
-        run(study, "t", name)
-    found = read(diagnose(study, "t", "frozen"))
-    assert {(e["a"], e["b"]) for e in found["pairs"]} == {("b", "a"), ("a", "c")}
-    assert len(found["segmentation"]) == 4 + 3
-    assert len(found["controls"]["random"]) == len(found["controls"]["pixels"]) == 2
-    params["diagnose"]["against"] = "d"
-    with pytest.raises(ConfigError, match=r"diagnose\.against: 'd' is not in study.datasets"):
-        make_study(tmp_path / "other", params, ingested=False)
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from emadapt.data.tiles import geometry
 from emadapt.domains import features, token_sources
 from emadapt.errors import InputError
 from emadapt.models.backbones import Backbone, pretrained
-from emadapt.models.tokens import CACHE, run, token_key, token_views
+from emadapt.models.tokens import run, token_views
 from emadapt.study.backbones import BackboneSettings
 from emadapt.study.study import Study
 from emadapt.study.training import DiagnoseSettings
@@ -113,14 +113,6 @@ def test_pixels_are_the_slices_own(study: Study) -> None:
             np.testing.assert_allclose(token.reshape(14, 14), cell / 255, atol=1e-6)
 
 
-def test_kept_features_are_read_back(study: Study) -> None:
-    backbone, spec = tokens_of(study)
-    first, again = (
-        token_sources.pretrained_features(backbone, spec, open_volume("a"), OWN) for _ in range(2)
-    )
-    np.testing.assert_array_equal(first.tokens, again.tokens)
-
-
 def test_damaged_features_are_made_again_and_said(
     study: Study, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -131,14 +123,6 @@ def test_damaged_features_are_made_again_and_said(
     again = token_sources.pretrained_features(backbone, spec, open_volume("a"), OWN)
     np.testing.assert_array_equal(again.tokens, first.tokens)
     assert "damaged" in capsys.readouterr().out
-
-
-def test_a_token_cache_that_is_not_there_is_made(study: Study) -> None:
-    backbone, spec = tokens_of(study)
-    volume = open_volume("b")
-    assert not (CACHE / token_key(backbone, spec, volume, 0)).exists()
-    found = token_sources.pretrained_features(backbone, spec, volume, OWN)
-    assert len(found.tokens) > 0
 
 
 def test_tokens_that_are_not_numbers_are_refused(study: Study) -> None:
@@ -153,10 +137,3 @@ def test_tokens_that_are_not_numbers_are_refused(study: Study) -> None:
 def test_fewer_slices_than_blocks_are_refused(study: Study) -> None:
     with pytest.raises(InputError, match=r"dataset a: found 8 slices; expected at least 9"):
         features.chosen_slices(open_volume("a"), DiagnoseSettings(blocks=9))
-
-
-def test_chosen_slices_are_spread_over_all_parts(study: Study) -> None:
-    slices, parts = features.chosen_slices(open_volume("a"), DiagnoseSettings(slices=5, blocks=4))
-    assert len(slices) == 5
-    assert (np.diff(slices) > 0).all()
-    assert (parts[0], parts[-1]) == ("train", "test")

@@ -1,7 +1,6 @@
 """The napari plugin without napari: its manifest, and what it does with stand-ins of a layer."""
 
 import importlib.util
-import inspect
 import subprocess
 import sys
 import tomllib
@@ -75,20 +74,6 @@ def test_the_manifest_is_valid_and_its_commands_can_be_imported() -> None:
         manifest.name: f"emadapt.segment:{MANIFEST.name}"
     }
     assert MANIFEST.name in settings["tool"]["setuptools"]["package-data"]["emadapt.segment"]
-
-
-def test_the_widget_knows_how_to_ask_for_everything() -> None:
-    """Without Qt no widget can be made, but magicgui must find a kind for each argument."""
-    from magicgui.type_map import get_widget_class
-
-    asked = inspect.signature(plugin.segment_layer).parameters
-    assert plugin.ASKED.keys() <= asked.keys()
-    kinds = {}
-    for name in ("model", "part", "voxel_nm"):
-        p, options = asked[name], dict(plugin.ASKED[name])
-        kind, _ = get_widget_class(value=p.default, annotation=p.annotation, options=options)
-        kinds[name] = kind.__name__
-    assert kinds == {"model": "FileEdit", "part": "ComboBox", "voxel_nm": "TupleEdit"}
 
 
 @pytest.mark.parametrize(

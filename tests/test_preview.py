@@ -104,13 +104,6 @@ def test_the_figures_are_those_of_the_volume(folder: Path) -> None:
     assert not dark.inverted
 
 
-def test_padding_does_not_change_the_figures(folder: Path) -> None:
-    model = open_model(folder / "m")
-    canvas = np.pad(IMAGE, ((0, 0), (60, 60), (0, 0)))
-    found = domain_of_volume(array_runner(canvas, model, (30.0, 5.0, 5.0)))
-    assert found.grey == pytest.approx(np.percentile(IMAGE, (5, 50, 95)), abs=10)
-
-
 def test_other_pixel_sizes_and_few_slices(folder: Path) -> None:
     tifffile.imwrite(folder / "one.tif", IMAGE[0], photometric="minisblack")
     run(folder, "one.tif", "one.html", "--voxel-nm", "30", "10", "10")

@@ -209,11 +209,6 @@ def test_no_network_is_an_error_in_seconds(
     assert not leftovers(tmp_path)
 
 
-def test_unknown_dataset(go: Go) -> None:
-    with pytest.raises(InputError, match=r"'mito'.*lucchi, vnc"):
-        go("mito")
-
-
 @pytest.mark.parametrize("below", ["", "lucchi", "Lucchi++"])
 def test_from_a_folder_that_may_be_read_only(
     go: Go, files: Files, tmp_path: Path, below: str

@@ -56,15 +56,6 @@ def test_check_finds_nothing_wrong_but_what_is_not_here(here: Path, name: str) -
     assert result.exit_code == (2 if hub else 0)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_study_says_how_it_is_run(name: str) -> None:
-    """The question, the command, the minutes and the score to expect are the comment on top."""
-    lines = (STUDIES / name / "study.yaml").read_text().splitlines()
-    comment = "\n".join(lines[: lines.index("study:")])
-    assert f"emadapt use {name}" in comment or "make repro" in comment
-    assert "two CPU cores" in comment or "GPUs" in comment
-
-
 @pytest.mark.parametrize("name", sorted(p.parent.name for p in STUDIES.glob("*/analyse.py")))
 def test_tables_of_a_study_are_those_of_its_kept_report(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str

@@ -22,7 +22,7 @@ from PIL import Image
 from emadapt.errors import InputError
 from emadapt.volumes import tiff as tiff_format
 from emadapt.volumes.grey import to_uint8
-from emadapt.volumes.opening import bare_name, open_source
+from emadapt.volumes.opening import open_source
 
 zarr: Any = typed_zarr  # its types are narrower than what it takes
 
@@ -360,11 +360,6 @@ def test_packed_files_that_are_none(tmp_path: Path) -> None:
 def test_a_single_slice_is_a_volume(tmp_path: Path) -> None:
     for text in (tiff(tmp_path, volume=VOLUME[0]), png(tmp_path / "a.png", VOLUME[0])):
         np.testing.assert_array_equal(open_source(text).read(0, 1)[0], VOLUME[0], strict=True)
-
-
-def test_names_without_folders() -> None:
-    for name in ("em.tif", "em.h5:/volumes/raw", "em.ome.zarr/0", "slices"):
-        assert bare_name(f"/home/ada/{name}") == name
 
 
 def test_8_bit_stays_and_16_bit_is_mapped_linearly() -> None:
