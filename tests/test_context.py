@@ -1,7 +1,6 @@
 """2.5D: neighbouring slices as input channels, the same from the cache and in the loop, and no
 trace of it where it is off."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,7 @@ from emadapt.models.predict import predict_slices
 from emadapt.models.tokens import token_views
 from emadapt.study.backbones import BackboneSettings
 from emadapt.study.regimes import regime_settings
-from emadapt.study.study import Unit
-from emadapt.training.evaluate import evaluate_unit
-from emadapt.training.train import train_unit
-from tiny import build_model, make_study, predict_slice, settings
+from tiny import build_model, make_study, predict_slice
 
 SPEC = BackboneSettings(
     arch="tiny_dinov2", source="random", tile=56, overlap=0.25, views=1, precision="fp32", context=1
@@ -52,24 +48,6 @@ def test_cache_and_loop_show_the_same_three_slices(tmp_path: Path) -> None:
     plain = CropDataset([volume], SPEC.changed(context=0), 14, augmented=False)
     single = [plain[Draw(0, k, 5)][0][0] for k in (z - 1, z, z + 1)]
     assert torch.equal(image, torch.stack(single))
-
-
-@pytest.mark.slow
-def test_studies_train_and_evaluate_with_context(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("EMADAPT_TRACKING", "off")
-    params = settings(steps_per_epoch=10, head_lr=3e-3)
-    params["backbones"]["t"]["context"] = 1
-    params["regimes"]["unet"] = {"kind": "unet2d"}
-    params["study"]["regimes"] = ["frozen", "lora", "unet"]
-    study = make_study(tmp_path, params)
-    for regime in study.regimes:
-        unit = Unit("t", regime, "a", 0)
-        train_unit(study, unit)
-        test = json.loads(evaluate_unit(study, unit).read_text())["test"]
-        assert 0 < test["a"]["iou"] <= 1
 
 
 @pytest.mark.parametrize("kind", ["unet2d", "resunet3d"])

@@ -45,21 +45,6 @@ def test_shares_are_those_of_scikit_learns_neighbours(
         np.testing.assert_allclose(vote.flatten(), votes.predict_proba(asked)[:, 1], atol=1e-6)
 
 
-def test_a_training_token_is_its_own_nearest_and_k_stops_at_the_bank() -> None:
-    head = filled(n=8)
-    tokens = head.bank.float() * head.scale + head.shift
-    np.testing.assert_array_equal(head.neighbours(tokens, 1)[:, 0], head.targets)
-    everything = head.shares(queries(), (100,))
-    np.testing.assert_allclose(everything, float(head.targets.mean()), atol=1e-6)
-
-
-def test_half_precision_around_it_changes_nothing() -> None:
-    head = filled()
-    with torch.autocast("cpu", torch.bfloat16):
-        inside = head.shares(queries(), (5,))
-    assert torch.equal(inside, head.shares(queries(), (5,)))
-
-
 def test_logits_cross_zero_at_the_threshold() -> None:
     head = filled()
     head.k.fill_(5)

@@ -85,19 +85,3 @@ def test_no_errors_and_no_requests(index, shown, tmp_path):
     urls, log = asked(tmp_path, index)
     assert "CONSOLE" not in log
     assert {url for url in urls if not url.startswith("data:")} == set()
-
-
-def test_a_request_and_an_error_would_be_noticed(tmp_path):
-    bad = '<img src="http://outside.invalid/a.png"><script>nothing.here</script>'
-    (tmp_path / "bad.html").write_text(bad)
-    urls, log = asked(tmp_path, tmp_path / "bad.html")
-    assert urls == {"http://outside.invalid/a.png"}
-    assert "CONSOLE" in log
-
-
-def test_it_prints_in_landscape(index, tmp_path):
-    pdf = tmp_path / "page.pdf"
-    chromium(tmp_path, index, "--no-pdf-header-footer", f"--print-to-pdf={pdf}")
-    sizes = re.findall(rb"/MediaBox ?\[0 0 ([\d.]+) ([\d.]+)\]", pdf.read_bytes())
-    assert sizes
-    assert all(float(width) > float(height) for width, height in sizes)

@@ -17,7 +17,7 @@ from emadapt.cli import main
 from emadapt.segment.model import open_model
 from emadapt.training.model_card import EVALUATED
 from shipped import check_summary, emadapt, run_all
-from tiny import blobs, make_study, settings, under_dvc, write_stack
+from tiny import blobs, make_study, settings, under_dvc
 
 ROOT = Path(__file__).parents[1]
 
@@ -103,31 +103,6 @@ def check_model(client: Any, run: Any) -> None:
         assert scores[f"test/iou.{name}", name] == run.data.metrics[f"test/iou.{name}"]
 
 
-@pytest.mark.slow
-def test_baselines_in_the_same_grid(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plain_pictures: None
-) -> None:
-    """Ridge and kNN on cached tokens and a U-Net without a backbone, with a frozen one."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("EMADAPT_TRACKING", "off")
-    kinds = ("frozen", "ridge", "knn", "unet2d")
-    monkeypatch.setattr("emadapt.models.unet2d.FEATURES", (8, 8, 16, 32, 64, 8))
-    params = settings(epochs=1, steps_per_epoch=1)
-    params["diagnose"] |= {"controls": False, "permutations": 3, "replicates": 2}
-    params["regimes"] = {kind: {"kind": kind} for kind in kinds}
-    params["study"] |= {"regimes": list(kinds), "train_sets": ["a", "b"]}
-    params["train_sets"]["b"] = ["b"]
-    study = make_study(tmp_path, params, ingested=False)
-    emadapt("check")
-    summary = run_all(study)
-    found = {(u["regime"], u["train_set"], u["test_set"]): u for u in summary["units"]}
-    assert set(found) == {(kind, a, b) for kind in kinds for a in "ab" for b in "ab"}
-    trained = {kind: found[kind, "a", "a"]["trainable_params"] > 0 for kind in kinds}
-    assert trained == dict.fromkeys(kinds, True) | {"knn": False}
-    domain = {kind: json.loads(Path(f"reports/domain/t-{kind}.json").read_text()) for kind in kinds}
-    assert [bool(domain[kind]["pairs"]) for kind in kinds] == [True, False, False, False]
-
-
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -199,24 +174,6 @@ def test_dvc_runs_the_pipeline_in_parallel_then_has_nothing_to_do(tmp_path: Path
     unit = "t-lora-a-0"
     assert set(ran) == {"plan", f"train@{unit}", f"evaluate@{unit}", "diagnose@t-lora", "report"}
     assert stale() == {"plan"}
-
-
-@pytest.mark.slow
-def test_dvc_ingests_a_twin_of_another_datasets_folder_and_sees_it_change(tmp_path: Path) -> None:
-    params = settings()
-    params["study"]["datasets"] += ["twin"]
-    params["datasets"]["twin"] = {**params["datasets"]["a"], "path": "data/a"}
-    make_study(tmp_path, params, ingested=False)
-    sh = under_dvc(tmp_path)
-    sh("dvc", "repro", "ingest@twin", "ingest@a")
-    assert "up to date" in sh("dvc", "repro", "ingest@twin", "ingest@a")
-    write_stack(tmp_path / "data/other", *blobs((10, 90, 100), 5))
-    for name in ("image.tif", "label.tif"):
-        (tmp_path / "data/other" / name).replace(tmp_path / "data/a" / name)
-    sh("dvc", "add", "-q", "data")
-    before = (tmp_path / "build/ingest/twin/manifest.json").read_text()
-    sh("dvc", "repro", "ingest@twin")
-    assert (tmp_path / "build/ingest/twin/manifest.json").read_text() != before
 
 
 def test_check_names_sections_that_dvc_needs_and_volumes_too_thin_to_diagnose(

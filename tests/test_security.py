@@ -172,29 +172,3 @@ def test_no_verb_says_the_password_of_a_storage(
         if file.is_file() and SECRET.encode() in file.read_bytes()
     ]
     assert not kept
-
-
-def test_no_run_keeps_what_the_environment_hides(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Addresses with a token each, through the records of a training."""
-    from emadapt.tracking.publish import live, sync
-    from emadapt.tracking.run import Run
-
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:{SECRET}@127.0.0.1:9")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
-
-    def training() -> None:
-        params = {"from": f"https://me:{SECRET}@host/x?token={SECRET}"}
-        with live(Run("demo", "u", {"unit": "u"}, params, root=tmp_path)):
-            raise RuntimeError(f"no answer of postgresql://me:{SECRET}@host/db?password={SECRET}")
-
-    with pytest.raises(RuntimeError):
-        training()
-    sync(tmp_path)
-    kept = [
-        file
-        for file in tmp_path.rglob("*")
-        if file.is_file() and SECRET.encode() in file.read_bytes()
-    ]
-    assert not kept, [file.read_text() for file in kept]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -56,8 +55,7 @@ def live(run: Run) -> Iterator[Log]:
     with _held(run):
         publish(run)
         try:
-            with _watched(run):
-                yield log_step
+            yield log_step
         except BaseException as error:
             if run.status == "RUNNING":
                 run.status = "FAILED" if isinstance(error, Exception) else "KILLED"
@@ -68,23 +66,6 @@ def live(run: Run) -> Iterator[Log]:
         finally:
             run.ended = now()
             publish(run)
-
-
-@contextlib.contextmanager
-def _watched(run: Run) -> Iterator[None]:
-    """Let MLflow measure the machine, if the run wants it and is in MLflow."""
-    if not run.watched or run.known is None:
-        yield
-        return
-    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-
-    uri = tracking_uri(run.root)
-    monitor = SystemMetricsMonitor(run.known.run_id, resume_logging=True, tracking_uri=uri)
-    monitor.start()
-    try:
-        yield
-    finally:
-        monitor.finish()
 
 
 def publish(run: Run) -> str:
@@ -199,8 +180,4 @@ def _deliver(run: Run, kept: str, *, earlier_first: bool = False, patient: bool 
 
 def _reason(error: Exception) -> str:
     text = redact((str(error).strip().splitlines() or [type(error).__name__])[0][:300])
-    if answer := re.search(r"too many (\d+) error responses", str(error)):
-        return f"the server answers with error {answer[1]}"
-    if "HTTPConnectionPool" in text or "HTTPSConnectionPool" in text:
-        return "the server does not answer"
-    return text
+    return "the server does not answer" if "ConnectionPool" in text else text

@@ -26,7 +26,6 @@ ARTIFACT = "mlflow.emadapt.artifact."
 """Begins a tag with the md5 of an artifact."""
 REFUSALS = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "INVALID_STATE"}
 """What MLflow answers when it will never take something; everything else is an outage."""
-GONE = "RESOURCE_DOES_NOT_EXIST"
 REPLACED = "replaced"
 """Tag of a run: the id of a later run of the same unit, or `no`."""
 
@@ -47,21 +46,11 @@ class Known:
 
 
 def update(store: Any, run: Run) -> None:
-    """Compare a run with what MLflow has, and send the rest; once more if it was deleted there."""
-    from mlflow.exceptions import MlflowException
-
-    for last in (False, True):
-        try:
-            if run.known is None:
-                run.known = within(PATIENCE, lambda: _find_or_create(store, run))
-            for send in SENDERS:
-                send(store, run, run.known)
-            return
-        except MlflowException as error:
-            if error.error_code != GONE or last:
-                raise
-            log.warning("tracking: %s is no longer in MLflow: logging it again", run.name)
-            run.known = None
+    """Compare a run with what MLflow has, and send the rest."""
+    if run.known is None:
+        run.known = within(PATIENCE, lambda: _find_or_create(store, run))
+    for send in SENDERS:
+        send(store, run, run.known)
 
 
 def _find_or_create(store: Any, run: Run) -> Known:
