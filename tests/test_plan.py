@@ -148,6 +148,20 @@ def test_a_replaced_weights_file_is_noticed(study: Study) -> None:
         plans()
 
 
+@pytest.mark.parametrize("kind", ["mitonet", "sam2"])
+def test_replaced_weights_of_a_published_system_are_noticed(study: Study, kind: str) -> None:
+    weights = Path("models/theirs" if kind == "sam2" else "models/theirs.pth")
+    file = weights / "model.safetensors" if kind == "sam2" else weights
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"one")
+    regime = {"kind": kind, "weights": str(weights)}
+    changed(lambda own: own["regimes"].update(unet2d=regime))
+    before = plans()
+    file.write_bytes(b"two!")
+    after = plans()
+    assert {n for n in after if after[n] != before[n]} == units("train", regimes="unet2d")
+
+
 def test_a_model_folder_that_a_unit_starts_from_is_noticed(study: Study) -> None:
     Path("models/mine").mkdir(parents=True)
     Path("models/mine/model.safetensors").write_bytes(b"one")

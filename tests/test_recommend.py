@@ -122,4 +122,4 @@ def test_one_seed_and_no_baseline(tmp_path: Path) -> None:
     build_report(tmp_path, study)
     text = " ".join(" ".join(recommend(tmp_path, study, study.datasets)).split())
     assert "One seed: chance in training is in no interval." in text
-    assert "No baseline was run (ridge, knn, unet2d, resunet3d)" in text
+    assert "No baseline was run (ridge, knn, unet2d, resunet3d, mitonet, sam2)" in text

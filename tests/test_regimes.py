@@ -28,6 +28,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "unet2d": {},
     "resunet3d": {"patch": [3, 32, 32], "channels": [4, 5, 6, 7, 8]},
 }
+"""MitoNet and SAM 2 have tests of their own."""
 FROM_CACHE = ("frozen", "lora_last_k", "ridge", "knn", "unet2d", "resunet3d")
 
 
@@ -99,4 +100,4 @@ def test_what_is_fitted_at_once_keeps_the_best_candidate(tmp_path: Path, kind: s
 
 
 def test_there_is_a_class_for_each_kind() -> None:
-    assert set(REGIMES) == set(KINDS)
+    assert set(REGIMES) == {*KINDS, "mitonet", "sam2"}

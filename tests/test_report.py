@@ -17,7 +17,7 @@ from emadapt.report.domain import pair_rows, read_cards
 from emadapt.report.figures import Row
 from emadapt.report.labels import curves
 from emadapt.report.report import build_report
-from emadapt.report.units import RELATIONS, entries, read_units, relation
+from emadapt.report.units import RELATIONS, entries, ranked, read_units, relation
 from emadapt.study.study import Unit
 from fakes import (
     BACKBONES,
@@ -286,6 +286,8 @@ def test_how_a_model_relates_to_its_test_set():
     regimes = {
         **REGIMES,
         "warm": {"kind": "lora", "warm_start": "lora-vnc"},
+        "given": {"kind": "sam2", "weights": "w"},
+        "prompted": {"kind": "sam2", "weights": "w", "prompts": "box"},
     }
     study = a_study((0,), regimes, sets, datasets=datasets)
     expected = {
@@ -294,6 +296,8 @@ def test_how_a_model_relates_to_its_test_set():
         ("lora", "lucchi", "vnc"): "cross-domain",
         ("lora", "twin", "lucchi"): "other labels",
         ("warm", "lucchi", "vnc"): "warm start",
+        ("given", "lucchi", "lucchi"): "zero-shot",
+        ("prompted", "lucchi", "vnc"): "label prompts",
     }
     for (regime, train_set, test_set), words in expected.items():
         assert relation(study, Unit("dinov2_s", regime, train_set, 0), test_set) == words
@@ -329,6 +333,14 @@ def test_colours_of_the_legend_are_those_of_the_picture(tmp_path):
     pixels = np.asarray(Image.open(tmp_path / "iou.png").convert("RGB")).reshape(-1, 3)
     drawn = {f"#{r:02X}{g:02X}{b:02X}" for r, g, b in np.unique(pixels, axis=0)}
     assert set(colours) <= drawn
+
+
+def test_systems_prompted_with_labels_are_last():
+    prompted, best, other = (
+        {"relation": relation, "iou": {"mean": mean}}
+        for relation, mean in (("label prompts", 0.99), ("union", 0.8), ("in-domain", 0.7))
+    )
+    assert ranked([prompted, other, best]) == [best, other, prompted]
 
 
 def test_distances_are_means_over_seeds_in_units_of_the_variance(tmp_path):

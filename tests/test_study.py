@@ -155,6 +155,8 @@ def test_a_regimes_settings_win_over_train(tmp_path: Path) -> None:
 def test_every_kind_says_what_the_house_asks_of_it(tmp_path: Path, kind: str) -> None:
     needed: dict[str, dict[str, Any]] = {
         "lora_last_k": {"k": 2},
+        "mitonet": {"weights": "w"},
+        "sam2": {"weights": "w"},
     }
     study = loaded(tmp_path, _section("regimes", r={"kind": kind, **needed.get(kind, {})}))
     regime = study.regime_settings["r"]

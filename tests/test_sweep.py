@@ -335,7 +335,7 @@ def test_whatever_a_crash_takes_the_runs_in_mlflow_are_those_of_the_trials(
     sweep = find_study(open_store())
     run_trials(config, FROZEN, sweep, 1, 5)
     run = sweep_run(config, FROZEN, sweep.study_name)
-    add_result(run, sweep.get_trials())
+    add_result(run, sweep)
     publish(run)
     client = mlflow_store.client(root)
     runs = client.search_runs([client.get_experiment_by_name("tiny").experiment_id])
@@ -348,6 +348,8 @@ def test_whatever_a_crash_takes_the_runs_in_mlflow_are_those_of_the_trials(
     said = parent.data.tags["mlflow.note.content"]
     assert all(name in said for name in sweep.get_trials()[0].params)
     assert (parent.data.tags["best.trial"], parent.data.metrics["best.val_score"]) in children
+    drawn = {Path(f.path).stem for f in client.list_artifacts(parent.info.run_id, "figures")}
+    assert drawn == {"optimization_history", "param_importances", "slice"}
 
 
 def test_trials_that_fail_do_not_count_and_end_the_sweep_with_the_reason(

@@ -13,6 +13,7 @@ from emadapt.files import remembered_sha256
 from emadapt.models.archs import PYPI_RELEASE, check_settings
 from emadapt.models.hub import hub_file
 from emadapt.study.backbones import BackboneSettings
+from emadapt.study.regimes import PretrainedSystemSettings
 
 
 def backbone_weights(spec: BackboneSettings) -> dict[str, str]:
@@ -29,14 +30,32 @@ def backbone_weights(spec: BackboneSettings) -> dict[str, str]:
     if spec.source == "random":
         return {"random": spec.arch}
     assert arch.hub is not None
-    revision = hub_file(arch.hub, arch.files, spec.revision).parent.name
-    return {"revision": f"{arch.hub}@{revision}"}
+    return _revision(arch.hub, arch.files, spec.revision)
+
+
+def system_weights(regime: PretrainedSystemSettings) -> dict[str, str]:
+    """The identity of the weights of a pretrained system: a file, a folder or a repository.
+
+    Raises:
+        InputError: the hub cannot be reached.
+    """
+    path = Path(regime.weights)
+    if path.is_dir():
+        return model_folder(path)
+    if path.is_file():
+        return {"sha256": file_sha256(path)}
+    return _revision(regime.weights, ("model.safetensors",))
 
 
 def model_folder(folder: Path) -> dict[str, str]:
     """Sha256 of the files of a model in a folder, by name."""
     files = sorted(p for p in folder.glob("*") if p.suffix in (".json", ".safetensors"))
     return {path.name: file_sha256(path) for path in files}
+
+
+def _revision(repository: str, files: tuple[str, ...], revision: str = "") -> dict[str, str]:
+    """`REPOSITORY@REVISION` of what the local cache has; what it lacks is downloaded."""
+    return {"revision": f"{repository}@{hub_file(repository, files, revision).parent.name}"}
 
 
 def file_sha256(path: Path) -> str:

@@ -1,7 +1,8 @@
 """A segmenter is a backbone and a head: slices or cached tokens in, probabilities out.
 
 It says what block of slices it wants to see (`depth`, `shown`) and gives their probabilities
-(`slab`). Most models see one slice at a time, `BlockSegmenter` in resunet3d.py a block.
+(`slab`). Most models see one slice at a time; `BlockSegmenter` in resunet3d.py and
+`PromptedSegmenter` in sam2.py see something else.
 """
 
 from __future__ import annotations
@@ -92,6 +93,8 @@ class Segmenter(nn.Module):
     """Slices that it sees together, and is sure of."""
     classes: tuple[str, ...] = ONE_CLASS
     """Names of what it segments; its logits are of the background and of each of them."""
+    needs_labels = False
+    """Whether its prompts are made of the labels that it is scored on."""
     score = "iou"
     """What it is validated by."""
 

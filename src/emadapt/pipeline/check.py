@@ -33,6 +33,7 @@ def check_study(path: Path, data: Path = Path("data")) -> list[str]:
         problems += said(_check_weights, study.backbone_settings[name])
     for name in study.regimes:
         problems += _warm_start(study, name)
+        problems += said(_check_system, study.regime_settings[name])
     for name in study.datasets:
         problems += problems_of_dataset(study, name, data)
     return problems
@@ -96,3 +97,15 @@ def _check_weights(spec: Any) -> None:
         from emadapt.models.weights import check_source  # torch, which takes seconds
 
         check_source(spec.arch, spec.source, spec.file or None, spec.revision)
+
+
+def _check_system(regime: Any) -> None:
+    """The package and the weights of a pretrained system."""
+    if regime.kind == "mitonet":
+        from emadapt.models import mitonet
+
+        mitonet.check(Path(regime.weights))
+    elif regime.kind == "sam2":
+        from emadapt.models import sam2
+
+        sam2.check(regime.weights)

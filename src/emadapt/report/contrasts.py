@@ -131,7 +131,7 @@ def against_best(rows: pd.DataFrame) -> list[dict[str, Any]]:
 
 def candidates(table: pd.DataFrame) -> pd.Series:
     """Which rows are candidates for a dataset: models trained on it, with all labels if any."""
-    usable = table["relation"].isin(["in-domain", "union"])
+    usable = table["relation"].isin(["in-domain", "union", "zero-shot"])
     usable &= ~table["seen_before"].astype(bool)
     complete = usable & ~table["few"].astype(bool)
     any_complete = complete.groupby(table["test_set"]).transform("any")

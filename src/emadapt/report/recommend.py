@@ -20,7 +20,7 @@ from emadapt.report.units import MODEL, Entry, key_of, ranked, score_of
 from emadapt.study.study import SAID, Study
 from emadapt.tracking.provenance import provenance_tags
 
-BASELINES = ("ridge", "knn", "unet2d", "resunet3d")
+BASELINES = ("ridge", "knn", "unet2d", "resunet3d", "mitonet", "sam2")
 """Kinds of regimes that are no adaptation of a backbone."""
 WIDTH = 100  # characters in a line
 WIDE = 0.1
@@ -234,6 +234,8 @@ def _kind(study: Study, entry: Entry) -> str:
 def _model(study: Study, entry: Entry) -> str:
     regime = study.regime_settings[entry["regime"]]
     name = f"{entry['regime']} on {entry['backbone']}" if regime.uses_backbone else entry["regime"]
+    if not regime.trains:
+        return f"{name}, not trained"
     labels = "" if entry["labels"] == "all" else f" ({entry['labels']})"
     head = "" if regime.own_head else f", head {study.head_of(entry['regime'])}"
     return f"{name}{head}, trained on {entry['train_set']}{labels}"

@@ -46,6 +46,8 @@ RELATION_COLOURS = {
     "cross-domain": figures.ORANGE,
     "other labels": figures.PINK,
     "warm start": figures.LIGHT_BLUE,
+    "zero-shot": figures.GREY,
+    "label prompts": figures.BLACK,
 }
 VERDICT_COLOURS = {"better": figures.BLUE, "worse": figures.RED, "undecided": figures.GREY}
 Entries = list[dict[str, Any]]
@@ -63,7 +65,7 @@ IMAGES = (
 
 
 def leaderboard(folder: Path, entries: Entries) -> Section:
-    """Every model with all labels, by test dataset, the best first.
+    """Every model with all labels, by test dataset, the best first; label prompts are last.
 
     `folder` gets iou.png.
     """

@@ -75,6 +75,7 @@ def check_exportable(model: Model) -> None:
     spec, kind = model.segmenter.spec, model.card["regime"]["kind"]
     reasons = {
         "regime knn searches among its training tokens": kind == "knn",
+        f"regime {kind} is a system of another package": kind in ("mitonet", "sam2"),
         f"regime {kind} sees neighbouring slices together": model.segmenter.depth > 1,
         f"`align: {spec.align}` needs the whole volume's grey values": bool(spec.align),
         "`context: 1` sees a slice and its neighbours": bool(spec.context),

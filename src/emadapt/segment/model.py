@@ -83,7 +83,7 @@ def open_model(text: str | Path) -> Model:
     """Load a model for prediction, see `find_model`.
 
     Raises:
-        InputError: it is missing, damaged, or its backbone's weights cannot be had.
+        InputError: it is missing, damaged, needs labels, or its backbone's weights cannot be had.
     """
     folder = find_model(str(text)).resolve()
     segmenter, card = load_model(folder)
@@ -91,6 +91,9 @@ def open_model(text: str | Path) -> Model:
         found, expected = "a model that classifies whole images", "one that segments"
         do = "See `emadapt.api.embed`, or take another model."
         raise InputError(folder, found=found, expected=expected, do=do)
+    if segmenter.needs_labels:
+        found, expected = "a model that needs labels for its prompts", "one that needs none"
+        raise InputError(folder, found=found, expected=expected, do="Take another unit.")
     merge(segmenter.read_weights().backbone)
     return Model(folder, segmenter.to(device()), card)
 

@@ -57,6 +57,16 @@ class RegimeSettings(Settings):
         return False
 
     @property
+    def trains(self) -> bool:
+        """Whether labels change it; False: a pretrained system used as it is."""
+        return True
+
+    @property
+    def sees_test_labels(self) -> bool:
+        """Whether its prompts are made of the labels that it is scored on."""
+        return False
+
+    @property
     def unused(self) -> frozenset[str]:
         """Settings of `train` that mean nothing to it."""
         return STEPS
@@ -251,6 +261,62 @@ class ResUNet3dSettings(GradientRegime):
         return self.model_dump(mode="json", include={"kind", "patch", "channels"})
 
 
+class PretrainedSystemSettings(RegimeSettings):
+    """A published system of another package."""
+
+    uses_backbone: ClassVar[bool] = False
+
+    weights: str
+
+
+class MitoNetSettings(PretrainedSystemSettings):
+    """MitoNet (Conrad & Narayan 2023), as it is or fine-tuned."""
+
+    kind: Literal["mitonet"]
+    own_head: ClassVar[str] = "mitonet"
+
+    weights: str = setting(..., "File with its tensors (docs/how-to.md).", min_length=1)
+    factor: Literal[1, 2, 4] = setting(1, "Downsampling before it sees a slice.")
+    finetune: bool = setting(False, "Train all of it at `adapter_lr`; false: use it as it is.")
+    epochs: int | None = setting(None, "Instead of `train.epochs`.", ge=1)
+    adapter_lr: float | None = setting(None, "Instead of `train.adapter_lr`.", gt=0)
+    weight_decay: float | None = setting(None, "Instead of `train.weight_decay`.", ge=0)
+
+    @property
+    def trains(self) -> bool:
+        """Only when it is fine-tuned."""
+        return self.finetune
+
+    @property
+    def unused(self) -> frozenset[str]:
+        """The head's learning rate, for all of it has `adapter_lr`."""
+        return frozenset({"head_lr"}) if self.finetune else STEPS
+
+
+class Sam2Settings(PretrainedSystemSettings):
+    """SAM 2 (Ravi et al. 2024), as it is."""
+
+    kind: Literal["sam2"]
+    own_head: ClassVar[str] = "sam2"
+
+    weights: str = setting(
+        ..., "Folder as transformers saves it, or a Hugging Face repository.", min_length=1
+    )
+    prompts: Literal["automatic", "box", "box+mask"] = setting(
+        "automatic", "A grid of points, or the labelled objects themselves (an upper bound)."
+    )
+
+    @property
+    def trains(self) -> bool:
+        """Never."""
+        return False
+
+    @property
+    def sees_test_labels(self) -> bool:
+        """With boxes or masks, which are made of the labels."""
+        return self.prompts != "automatic"
+
+
 REGIME_SETTINGS: dict[str, type[RegimeSettings]] = {
     "frozen": FrozenSettings,
     "lora": LoraSettings,
@@ -261,6 +327,8 @@ REGIME_SETTINGS: dict[str, type[RegimeSettings]] = {
     "knn": KnnSettings,
     "unet2d": UNet2dSettings,
     "resunet3d": ResUNet3dSettings,
+    "mitonet": MitoNetSettings,
+    "sam2": Sam2Settings,
 }
 """Settings by kind. A new regime adds its own here, and its class in `training.regimes`."""
 

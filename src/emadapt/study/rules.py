@@ -20,7 +20,7 @@ def problems_of(study: Study) -> list[str]:
     if dangling := list(_names(study)) or list(_tasks(study)):
         return dangling
     rules = (
-        *(_classes, _train_sets, _references, _warm_starts, _self_training),
+        *(_classes, _train_sets, _references, _heads, _warm_starts, _self_training),
         _blocks_of_slices,
     )
     problems = [problem for rule in rules for problem in rule(study)]
@@ -113,6 +113,16 @@ def _references(study: Study) -> Iterator[str]:
         reference = study.backbone_settings[name].reference
         if reference and "/" not in reference and reference not in study.datasets:
             yield f"backbones.{name}.reference: {reference!r} is not in study.datasets"
+
+
+def _heads(study: Study) -> Iterator[str]:
+    """Names that hide that a model was given the labels it is scored on."""
+    for name in study.regimes:
+        if study.regime_settings[name].sees_test_labels and "oracle" not in name:
+            yield (
+                f"regimes.{name}: its prompts are made of the labels that it is scored on; "
+                f"call it so, e.g. {name}_oracle"
+            )
 
 
 def _warm_starts(study: Study) -> Iterator[str]:

@@ -1,15 +1,18 @@
-"""The sweep's own run in MLflow, above those of its trials: its space, and the best so far."""
+"""The sweep's own run in MLflow, above those of its trials: the best so far, and figures."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from emadapt.study.study import Study
 from emadapt.sweep.space import Target, definition
-from emadapt.sweep.storage import best_trial, first_number, n_ended
+from emadapt.sweep.storage import FOLDER, best_trial, first_number, n_ended
 from emadapt.tracking.provenance import provenance_tags
 from emadapt.tracking.run import Run
 from emadapt.tracking.views import NOTE
@@ -18,9 +21,11 @@ DESCRIPTION = """Sweep of the regime `{regime}` on the backbone `{backbone}` and
 `{train_set}`, over {searched}. The runs below are its trials: each trains the unit with other
 values, and is scored on validation slices alone.
 
-`best.*` are the best trial and its values, `trials.*` numbers of trials by state. For figures mark
-the runs and choose **Compare**, or open the sweep in `optuna-dashboard`."""
+`best.*` are the best trial and its values, `trials.*` numbers of trials by state.
+Figures are under **Artifacts**, most of them from four finished trials on."""
 """Of a sweep's run in MLflow."""
+FEW = 4
+"""Finished trials below which comparing them says nothing."""
 
 
 def sweep_run(config: Study, target: Target, name: str) -> Run:
@@ -51,9 +56,30 @@ def progress(trials: list[FrozenTrial]) -> dict[str, float]:
     return numbers
 
 
-def add_result(run: Run, trials: list[FrozenTrial]) -> None:
-    """Add the numbers of trials at the end, and the best settings."""
+def add_result(run: Run, study: optuna.Study) -> None:
+    """Add the numbers of trials at the end, the best settings, and Optuna's figures."""
+    trials = study.get_trials(deepcopy=False)
     run.log(progress(trials), n_ended(trials))
     if best := best_trial(trials):
         run.results |= {f"best.{name}": value for name, value in best.params.items()}
         run.results["best.trial"] = first_number(best)
+        files = draw(study, FOLDER / study.study_name)
+        run.artifacts |= {f"figures/{file.name}": file for file in files}
+
+
+def draw(study: optuna.Study, folder: Path) -> list[Path]:
+    """Write Optuna's figures of a sweep; those that compare trials need a few with other values."""
+    import matplotlib.pyplot as plt
+    from optuna.visualization import matplotlib as figures
+
+    plots: list[Callable[..., Any]] = [figures.plot_optimization_history]
+    finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    if len(finished) >= FEW and len({trial.value for trial in finished}) > 1:
+        plots += [figures.plot_param_importances, figures.plot_slice]
+    files = []
+    for plot in plots:
+        plot(study, target_name="validation score")
+        files.append(folder / f"{plot.__name__.removeprefix('plot_')}.png")
+        plt.savefig(files[-1], bbox_inches="tight")
+        plt.close("all")
+    return files

@@ -62,7 +62,7 @@ def run_sweep(config: Study, order: Order) -> str:
         with live(run) as log_progress:
             with Crew(order, study, first=MAX_WORKERS * session) as crew:
                 _watch(crew, study, store, log_progress)
-            add_result(run, study.get_trials(deepcopy=False))
+            add_result(run, study)
     return name
 
 

@@ -83,7 +83,7 @@ def _scores(study: Study, unit: Unit, segmenter: Segmenter, folder: Path) -> dic
     cached = REGIMES[study.regime_settings[unit.regime].kind].cached
     found: dict[str, dict[str, Any]] = {}
     unseen = unseen_by(study, unit, segmenter)
-    apart = bool(segmenter.spec.align)
+    apart = bool(segmenter.spec.align or segmenter.needs_labels)
     for volumes in _alike([open_volume(name) for name in study.tested], apart=apart):
         first, view = volumes[0], None
         if cached:

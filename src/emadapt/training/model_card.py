@@ -32,6 +32,8 @@ FAMILIES = {
     ),
 }
 """Licence and paper (words, arXiv number) of a family of backbones."""
+SYSTEMS = {"mitonet": "MitoNet (Conrad & Narayan 2023)", "sam2": "SAM 2 (Ravi et al. 2024)"}
+"""What a regime is that uses a published system."""
 NEVER, EARLIER = "never seen", "through the model that it starts from"
 
 
@@ -86,6 +88,7 @@ def model_card(
         with_backbone=with_backbone,
         classifies=card["head"] in CLASSIFIERS.values(),
         organelles=_organelles(card),
+        origin=_origin(card),
         scratch=card["weights"]["source"] == "none",
         behind=datasets_behind(card),
         mispaired=[name for name, pairing in pairings if pairing.startswith("lexicographic")],
@@ -135,7 +138,9 @@ def terms_of(card: Mapping[str, Any], with_backbone: bool = False) -> list[str]:
         commercial = "-NC" not in data.licence and "research use" not in data.licence
         use = "" if commercial else " No commercial use."
         lines.append(f"{data.named}: {data.licence}.{use}")
-    if family := family_of(card):
+    if system := _system(card):
+        lines.append(f"{system}: its weights' licence, also for what is trained from them.")
+    elif family := family_of(card):
         own = "the backbone's own licence holds for the backbone, which is not in the file."
         inside = f"the backbone, which is in the file: {FAMILIES[family][0]}."
         lines.append(inside if with_backbone else own)
@@ -144,7 +149,7 @@ def terms_of(card: Mapping[str, Any], with_backbone: bool = False) -> list[str]:
 
 def family_of(card: Mapping[str, Any]) -> str:
     """The key in `FAMILIES` of a model's pretrained backbone; empty where it has none."""
-    if card["weights"]["source"] in ("none", "random"):
+    if card["weights"]["source"] in ("none", "random") or _system(card):
         return ""
     return BACKBONES[card["backbone"]["arch"]].family
 
@@ -162,6 +167,24 @@ def _names(settings: Mapping[str, Any] | None) -> list[str]:
         return []
     own = [*settings.get("datasets", {}), *settings.get("unlabelled", {})]
     return own + _names(settings.get("source"))
+
+
+def _system(card: Mapping[str, Any]) -> str:
+    """The published system of a model; empty where it has none."""
+    return SYSTEMS.get(card.get("regime", {}).get("kind", ""), "")
+
+
+def _origin(card: Mapping[str, Any]) -> str:
+    """What a model was made of."""
+    regime = card["regime"]
+    if system := _system(card):
+        how = "fine-tuned" if regime.get("finetune") else "used as it is"
+        prompts = regime.get("prompts", "automatic")
+        oracle = f", an oracle: prompted from the labels ({prompts})"
+        return f"the published system {system}, {how}{'' if prompts == 'automatic' else oracle}"
+    if card["weights"]["source"] == "none":
+        return "from random initial values"
+    return f"on {card['backbone']['arch']}"
 
 
 def _organelles(card: Mapping[str, Any]) -> str:

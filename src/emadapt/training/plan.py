@@ -22,10 +22,10 @@ from emadapt.data.ingest import INGESTED
 from emadapt.data.unversioned import check_unchanged
 from emadapt.errors import InputError
 from emadapt.files import whole_folder, write_json
-from emadapt.models.identity import backbone_weights, model_folder
+from emadapt.models.identity import backbone_weights, model_folder, system_weights
 from emadapt.study.backbones import BackboneSettings
 from emadapt.study.keys import affecting, digest
-from emadapt.study.regimes import RegimeSettings
+from emadapt.study.regimes import PretrainedSystemSettings, RegimeSettings
 from emadapt.study.study import Study, Unit
 
 Plan = dict[str, Any]
@@ -36,6 +36,8 @@ REFERENCE = {"reference"}
 """A backbone's setting that is in a plan by the hash of the dataset that it names."""
 BACKBONE_ONLY = {"arch", "source", "file", "blocks", "views", "normalisation"}
 """Settings of a backbone that change nothing where a regime has none."""
+SYSTEMS_OWN = {"scale", "longest_edge", "tile", "context"}
+"""Settings of a backbone that a pretrained system replaces by its own."""
 ON_CARD = ("intensity", "voxel_nm", "pairing", "source", "classes")
 """Facts on a dataset that model.json repeats."""
 TRAINING = {"epochs", "head", "head_lr", "adapter_lr", "weight_decay", "warm_start", "weights"}
@@ -64,7 +66,7 @@ def unit_plan(study: Study, unit: Unit) -> Plan:
     regime = study.regime_settings[unit.regime]
     train_set = study.train_set_settings[unit.train_set]
     spec = study.backbone_settings[unit.backbone]
-    drawn = regime.draws or train_set.few
+    drawn = regime.trains and (regime.draws or train_set.few)
     return {
         "version": emadapt.__version__,
         "seed": unit.seed if drawn else None,
@@ -206,12 +208,16 @@ def _reference(spec: BackboneSettings) -> Any:
 
 def _unused(regime: RegimeSettings) -> set[str]:
     """Settings of a backbone that change no weights of a regime, or are in its plan elsewhere."""
-    return REFERENCE | (set() if regime.uses_backbone else BACKBONE_ONLY)
+    no_backbone = set() if regime.uses_backbone else BACKBONE_ONLY
+    return REFERENCE | no_backbone | (set() if regime.trains else SYSTEMS_OWN)
 
 
 def _weights(study: Study, unit: Unit) -> dict[str, str] | None:
     """The identity of the pretrained weights; None for a network from scratch."""
-    if not study.regime_settings[unit.regime].uses_backbone:
+    regime = study.regime_settings[unit.regime]
+    if isinstance(regime, PretrainedSystemSettings):
+        return system_weights(regime)
+    if not regime.uses_backbone:
         return None
     return backbone_weights(study.backbone_settings[unit.backbone])
 

@@ -18,6 +18,7 @@ from emadapt.data.foreground import masks_of, most_probable
 from emadapt.data.ingest import Volume
 from emadapt.metrics.pixels import column_grid, overlap_counts, pooled_with_interval
 from emadapt.models.predict import predict_slices, smoothing_reach
+from emadapt.models.published import Published
 from emadapt.models.segmenter import Segmenter
 from emadapt.study.study import Study, Unit
 
@@ -29,12 +30,12 @@ def unseen_by(study: Study, unit: Unit, segmenter: Segmenter) -> list[str]:
     """Datasets of which neither `unit` nor its sources saw a label.
 
     Images without labels may have been seen. A dataset on the same images counts as seen. None
-    where that is not known (a start from a folder), where slices must be neighbours (a model of
-    blocks), of mispaired datasets, and of many volumes.
+    where that is not known (a start from a folder, a published system), where slices must be
+    neighbours (a model of blocks), of mispaired datasets, and of many volumes.
     """
     chain = [unit, *study.sources_of(unit)]
     from_folder = study.warm_start_of(chain[-1])
-    if from_folder or segmenter.depth > 1:
+    if isinstance(segmenter.backbone, Published) or from_folder or segmenter.depth > 1:
         return []
     train_sets = [study.train_set_settings[at.train_set] for at in chain]
     seen = {study.images_of(name) for train_set in train_sets for name in train_set.datasets}

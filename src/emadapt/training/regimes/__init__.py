@@ -10,9 +10,11 @@ from emadapt.training.regimes.images import IMAGE_REGIMES
 from emadapt.training.regimes.knn import Knn
 from emadapt.training.regimes.lora import Lora
 from emadapt.training.regimes.lora_last_k import LoraLastK
+from emadapt.training.regimes.mitonet import MitoNetRegime
 from emadapt.training.regimes.regime import Regime
 from emadapt.training.regimes.resunet3d import ResUNet3dRegime
 from emadapt.training.regimes.ridge import Ridge
+from emadapt.training.regimes.sam2 import Sam2Regime
 from emadapt.training.regimes.unet2d import UNet2dRegime
 
 REGIMES: dict[str, type[Regime]] = {
@@ -25,6 +27,8 @@ REGIMES: dict[str, type[Regime]] = {
     "knn": Knn,
     "unet2d": UNet2dRegime,
     "resunet3d": ResUNet3dRegime,
+    "mitonet": MitoNetRegime,
+    "sam2": Sam2Regime,
 }
 """By the `kind` of a regime's settings."""
 
