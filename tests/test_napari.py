@@ -4,6 +4,7 @@ import importlib.util
 import subprocess
 import sys
 import tomllib
+from collections.abc import Generator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 from emadapt import api
 from emadapt.errors import InputError
 from emadapt.segment import napari as plugin
+from emadapt.study.datasets import ONE_CLASS
 from tiny import blobs, write_3d_model, write_model
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -99,7 +101,15 @@ def test_a_volume_is_segmented_slice_by_slice(model: str) -> None:
     box = plugin.box_of(viewer(), layer(IMAGE), "volume")
     work = plugin.segmented(IMAGE, box, model, VOXEL)
     assert not next(work)[1:].any()
-    *_, mask = work
+    ended: list[Any] = []
+
+    def to_the_end() -> Generator[Any]:
+        ended.append((yield from work))
+
+    *_, last = to_the_end()
+    [(mask, classes)] = ended
+    assert mask is last
+    assert classes == ONE_CLASS
     np.testing.assert_array_equal(mask, api.segment(IMAGE, api.load_model(model), VOXEL))
 
 

@@ -70,8 +70,11 @@ def segment_layer(
         show_error(str(error))
         return
 
-    def add(mask: Mask) -> None:
-        viewer.add_labels(mask, name=f"{image.name} {model.name}", **place_of(image, box))
+    def add(found: tuple[Mask, tuple[str, ...]]) -> None:
+        mask, classes = found
+        features = {"index": range(len(classes) + 1), "class": ["background", *classes]}
+        own = {"name": f"{image.name} {model.name}", "features": features}
+        viewer.add_labels(mask, **own, **place_of(image, box))
 
     create_worker(
         segmented,
@@ -85,16 +88,20 @@ def segment_layer(
     )
 
 
-def segmented(array: Any, box: Box, model: str, voxel_nm: Voxel) -> Generator[Mask, None, Mask]:
-    """Segment a box of an array; yields the class ids so far after each slice, and returns them.
+def segmented(
+    array: Any, box: Box, model: str, voxel_nm: Voxel
+) -> Generator[Mask, None, tuple[Mask, tuple[str, ...]]]:
+    """Segment a box of an array; yields the class ids so far after each slice.
 
-    A single slice is seen with its neighbours, and with the grey window of the whole array.
+    Returns the ids, and the names of the classes, which napari shows under the pointer. A single
+    slice is seen with its neighbours, and with the grey window of the whole array.
     """
     _load_triton()
     from emadapt.segment.model import open_model
     from emadapt.segment.runner import array_runner
 
-    runner = array_runner(array, open_model(model), voxel_nm)
+    opened = open_model(model)
+    runner = array_runner(array, opened, voxel_nm)
     mask = np.zeros([s.stop - s.start for s in box], np.uint8)
     layers = mask.reshape((-1, *mask.shape[-2:]))
     if mask.shape == tuple(array.shape):
@@ -105,7 +112,7 @@ def segmented(array: Any, box: Box, model: str, voxel_nm: Voxel) -> Generator[Ma
     for k, probability in found:
         layers[k] = runner.ids(probability)
         yield mask
-    return mask
+    return mask, opened.segmenter.classes
 
 
 def _load_triton() -> None:
