@@ -151,13 +151,12 @@ def write_models(root: Path, study: Study) -> None:
         (folder / "model.json").write_text(json.dumps({"weights": weights}))
 
 
-def pair_entry(level: str = "token", cls: str = "all", frechet: float = 41.0) -> dict[str, Any]:
+def pair_entry(level: str = "token", frechet: float = 41.0) -> dict[str, Any]:
     """An entry of `pairs` or `controls`; the mean trace of the covariances is 100."""
     return {
         "a": "lucchi",
         "b": "vnc",
         "level": level,
-        "class": cls,
         "n": [32, 18] if level == "image" else [128000, 90000],
         "slices": [32, 18],
         "frechet": frechet,
@@ -180,7 +179,7 @@ def a_card(study: Study, regime: str) -> dict[str, Any]:
     pairs, segmentation = [], []
     for number, model in enumerate(models):
         for step, level in enumerate(("token", "image")):
-            pairs.append(model | pair_entry(level, "all", 41.0 - 3 * number + 10 * step))
+            pairs.append(model | pair_entry(level, 41.0 - 3 * number + 10 * step))
         for train in study.datasets:
             for test in study.datasets:
                 way = model | {"train": train, "test": test}

@@ -1,45 +1,34 @@
-"""Moments give what numpy gives on the tokens themselves, for any choice of slices and classes."""
+"""Moments give what numpy gives on the tokens themselves, for any choice of slices."""
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from emadapt.domains.moments import Moments, slice_moments, z_blocks
 
 
-def some_slices(n_slices: int, seed: int) -> tuple[list[np.ndarray], list[np.ndarray], Moments]:
+def some_slices(n_slices: int, seed: int) -> tuple[list[np.ndarray], Moments]:
     rng = np.random.default_rng(seed)
     tokens = [
         rng.normal(3, 1 + z, (int(rng.integers(5, 30)), 4)).astype(np.float32)
         for z in range(n_slices)
     ]
-    classes = [rng.random(len(t)) < 0.4 for t in tokens]
-    parts = [slice_moments(t, c) for t, c in zip(tokens, classes, strict=True)]
-    return tokens, classes, Moments(*(np.stack(column) for column in zip(*parts, strict=True)))
+    columns = zip(*(slice_moments(own) for own in tokens), strict=True)
+    return tokens, Moments(*(np.stack(column) for column in columns))
 
 
 @given(seed=st.integers(0, 10_000), chosen=st.lists(st.integers(0, 4), min_size=1, max_size=9))
-@pytest.mark.parametrize("cls", ["all", "background", "foreground"])
-def test_merged_moments_are_those_of_the_pooled_tokens(
-    cls: str, seed: int, chosen: list[int]
-) -> None:
-    tokens, classes, moments = some_slices(5, seed)
-    keep = {
-        "all": lambda c: np.ones_like(c),
-        "background": lambda c: ~c,
-        "foreground": lambda c: c,
-    }[cls]
-    pool = np.concatenate([tokens[z][keep(classes[z])] for z in chosen]).astype(np.float64)
-    n, mean, cov = moments.merged(chosen, cls)
+def test_merged_moments_are_those_of_the_pooled_tokens(seed: int, chosen: list[int]) -> None:
+    tokens, moments = some_slices(5, seed)
+    pool = np.concatenate([tokens[z] for z in chosen]).astype(np.float64)
+    n, mean, cov = moments.merged(chosen)
     assert n == len(pool)
-    if n > 1:
-        np.testing.assert_allclose(mean, pool.mean(0), atol=1e-9)
-        np.testing.assert_allclose(cov, np.cov(pool.T), atol=1e-8)
+    np.testing.assert_allclose(mean, pool.mean(0), atol=1e-9)
+    np.testing.assert_allclose(cov, np.cov(pool.T), atol=1e-8)
 
 
 def test_slice_means() -> None:
-    tokens, _, moments = some_slices(3, 0)
+    tokens, moments = some_slices(3, 0)
     np.testing.assert_allclose(moments.slice_means(), [t.mean(0, dtype=np.float64) for t in tokens])
 
 

@@ -55,11 +55,8 @@ def test_from_images_to_the_report(tmp_path: Path) -> None:
     card = json.loads(Path("build/units/t-taught-onto_c-0/model.json").read_text())
     assert set(card["unlabelled_md5"]) == {"c"}
     found = json.loads(diagnose(study, "t", "taught").read_text())
-    pairs = {(e["a"], e["b"], e["level"], e["class"]) for e in found["pairs"]}
-    levels = {(level, cls) for a, b, level, cls in pairs if "c" in (a, b)}
-    assert levels == {("token", "all"), ("image", "all")}
-    classes = {cls for a, b, _, cls in pairs if "c" not in (a, b)}
-    assert classes == {"all", "foreground", "background"}
+    pairs = {(e["a"], e["b"], e["level"]) for e in found["pairs"]}
+    assert pairs == {(a, b, at) for a, b in ("ab", "ac", "bc") for at in ("token", "image")}
     assert {(e["train"], e["test"]) for e in found["segmentation"]} == {
         (x, y) for x in "ab" for y in "ab"
     }

@@ -19,7 +19,7 @@ from threadpoolctl import threadpool_limits
 from emadapt.domains import frechet, knn, probe
 from emadapt.domains.features import Features
 from emadapt.domains.moments import z_blocks
-from emadapt.domains.population import FEWEST, Distance, Numbers, Population
+from emadapt.domains.population import Distance, Numbers, Population
 from emadapt.study.training import DiagnoseSettings
 
 FRACTIONS = (0.4, 0.5, 0.65, 0.8, 1.0)
@@ -36,12 +36,7 @@ one_thread = threadpool_limits.wrap(1, user_api="blas")
 
 @one_thread
 def compare(
-    a: Features,
-    b: Features,
-    level: str,
-    cls: str,
-    spec: DiagnoseSettings,
-    null: float | None = None,
+    a: Features, b: Features, level: str, spec: DiagnoseSettings, null: float | None = None
 ) -> dict[str, Any]:
     """One entry of `pairs`: distances of two datasets, their null and interval, and probes.
 
@@ -49,22 +44,16 @@ def compare(
         a: one dataset.
         b: the other, under the same model.
         level: of `Population`.
-        cls: of `Population`.
         spec: blocks, permutations, replicates.
         null: largest distance between halves of one dataset; None: of `a` or `b`.
-
-    Raises:
-        InputError: a class is in too few slices (see `measurable`).
     """
-    one, other = Population(a, level, cls), Population(b, level, cls)
+    one, other = Population(a, level), Population(b, level)
     n = [one.count(), other.count()]
     between, every = one.distance_to(other), (one.places(), other.places())
     found = between(*every)
     if null is None:
-        null = max(split_half_null(f, level, cls, spec) for f in (a, b))
-    blocks = spec.blocks
-    if not one.of_slices:
-        blocks = min(blocks, *(len(np.unique(p.sampled()[1])) for p in (one, other)))
+        null = max(split_half_null(f, level, spec) for f in (a, b))
+    blocks = min(spec.blocks, *(len(places) for places in every))
     (x_a, blocks_a), (x_b, blocks_b) = (p.sample(PROBE_TOKENS, blocks) for p in (one, other))
     separated = probe.domain_probe(
         {a.name: (x_a, blocks_a), b.name: (x_b, blocks_b)},
@@ -76,7 +65,6 @@ def compare(
         "a": a.name,
         "b": b.name,
         "level": level,
-        "class": cls,
         "n": n,
         "frechet": _round(found),
         "relative": _round(found / float(np.mean([one.variance(), other.variance()]))),
@@ -93,20 +81,20 @@ def compare(
 
 
 @one_thread
-def split_half_null(f: Features, level: str, cls: str, spec: DiagnoseSettings) -> float:
+def split_half_null(f: Features, level: str, spec: DiagnoseSettings) -> float:
     """Largest distance between halves of one dataset, over all ways to halve its z-blocks.
 
     The two contiguous halves are one of the ways. Halves have half the slices, so their sampling
     error is larger than that of whole datasets: a distance above this is no sampling artefact, and
     no drift along z.
     """
-    own = Population(f, level, cls)
+    own = Population(f, level)
     block = z_blocks(len(f.slices), spec.blocks)
     draws = []
     for half in _halves(spec):
         inside = np.isin(block, half)
         one, other = np.flatnonzero(inside), np.flatnonzero(~inside)
-        if own.of_slices or min(f.moments.merged(i, cls)[0] for i in (one, other)) > 1:
+        if own.of_slices or min(f.moments.count[i].sum() for i in (one, other)) > 1:
             draws.append((one, other))
     return _round(max(_each(own.distance_to(own), draws)))
 
@@ -132,13 +120,6 @@ def crossings(
     """Each dataset to itself, and both ways to those that it is paired with."""
     every = itertools.product(found.values(), repeat=2)
     return [(a, b) for a, b in every if a is b or _is_wanted(a, b, spec)]
-
-
-def measurable(f: Features, cls: str, spec: DiagnoseSettings) -> bool:
-    """Whether a class is in enough slices and z-blocks to be compared."""
-    places = np.unique(Population(f, "token", cls).sampled()[1])
-    blocks = np.unique(z_blocks(len(f.slices), spec.blocks)[places])
-    return len(places) >= FEWEST and len(blocks) > 1
 
 
 def _is_wanted(a: Features, b: Features, spec: DiagnoseSettings) -> bool:

@@ -23,6 +23,6 @@ def controls(
     noise = {v.name: computed_features(untrained, random, v, own, weights) for v in volumes}
     pixels = {v.name: pixel_features(spec, backbone.arch.patch, v, own) for v in volumes}
     return {
-        "random": [compare(a, b, "token", "all", own) for a, b in pairs(noise, own)],
-        "pixels": [compare(a, b, "pixel", "all", own) for a, b in pairs(pixels, own)],
+        "random": [compare(a, b, "token", own) for a, b in pairs(noise, own)],
+        "pixels": [compare(a, b, "pixel", own) for a, b in pairs(pixels, own)],
     }

@@ -49,8 +49,6 @@ class Features:
         foreground: (n,) their class by patch occupancy.
         at: (n,) the place in `slices` of each token's slice.
         where: (n, 2) their centres (y, x) in input pixels.
-        shown: the place in `slices` of the slice that maps show.
-        grid: (h, w, D) float16, its tokens.
         labelled: whether the dataset has labels; without them `foreground` means nothing.
     """
 
@@ -62,8 +60,6 @@ class Features:
     foreground: npt.NDArray[np.bool_]
     at: Numbers
     where: Floats
-    shown: int
-    grid: npt.NDArray[np.float16]
     labelled: bool = True
 
     def within(self, *parts: str) -> npt.NDArray[np.bool_]:
@@ -134,7 +130,6 @@ def kept_features(
         slices=slices,
         parts=parts,
         moments=moments,
-        shown=_shown(slices),
         labelled=volume.labelled,
         **arrays,
     )
@@ -163,13 +158,9 @@ def _pass(
     for place, z in enumerate(track(slices, f"features {volume.name}", len(slices))):
         tokens, occupied, centres = _one_slice(tiles(int(z)), geo)
         _check_finite(tokens, volume.name, int(z))
-        if place == _shown(slices):
-            rows = len(np.unique(centres[:, 0]))
-            grid = tokens.reshape(rows, -1, tokens.shape[1])
-            np.save(temporary / "grid.npy", grid.astype(np.float16))
         known = ~np.isnan(occupied)
         tokens, centres, foreground = tokens[known], centres[known], occupied[known] >= OCCUPANCY
-        count, total, square = slice_moments(tokens, foreground)
+        count, total, square = slice_moments(tokens)
         if place == 0:
             outer = new_array(temporary / "outer.npy", np.float64, (len(slices), *square.shape))
         counts.append(count)
@@ -189,10 +180,6 @@ def _pass(
     write_json(temporary / "manifest.json", manifest | {"checksums": checksums(temporary)})
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
-
-
-def _shown(slices: Numbers) -> int:
-    return len(slices) // 3
 
 
 def _check_finite(tokens: Floats, dataset: str, z: int) -> None:

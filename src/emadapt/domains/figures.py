@@ -1,4 +1,4 @@
-"""Figures of `diagnose`: datasets on principal components, tokens as colours, distances."""
+"""Figures of `diagnose`: datasets on principal components, and distances."""
 
 from __future__ import annotations
 
@@ -6,16 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from emadapt.data.foreground import is_foreground
-from emadapt.data.ingest import open_volume
 from emadapt.data.splits import evenly_spaced
 from emadapt.domains import pca
 from emadapt.domains.features import Features
@@ -26,11 +22,10 @@ Models = Mapping[str, Mapping[str, Features]]
 
 
 def draw(folder: Path, title: str, models: Models, result: Mapping[str, Any]) -> None:
-    """Write pca.png, maps.png and distances.png under `folder`, of features and the JSON file."""
+    """Write pca.png and distances.png under `folder`, of features and the JSON file."""
     folder.mkdir(parents=True, exist_ok=True)
     drawn = {
         "pca": pca_figure(title, models),
-        "maps": maps_figure(title, models),
         "distances": distances_figure(title, result),
     }
     for name, figure in drawn.items():
@@ -71,48 +66,17 @@ def pca_figure(title: str, models: Models) -> Figure:
     return figure
 
 
-def maps_figure(title: str, models: Models) -> Figure:
-    """A row for each dataset: a slice, its label, and three components as colours."""
-    datasets = next(iter(models.values()))
-    size = (2.6 * (2 + len(models)), 0.7 + 2.7 * len(datasets))
-    figure = Figure(figsize=size, dpi=100, layout="constrained")
-    panels = figure.subplots(len(datasets), 2 + len(models), squeeze=False)
-    for axes in panels.ravel():
-        axes.set_axis_off()
-    for column, (model, features) in enumerate(models.items(), start=2):
-        for row, picture in enumerate(_as_colours(features)):
-            _show(panels[row, column], picture, model)
-    grey: dict[str, Any] = {"cmap": "gray", "vmin": 0}
-    for row, (dataset, f) in enumerate(datasets.items()):
-        volume, z = open_volume(dataset), int(f.slices[f.shown])
-        image, label = np.asarray(volume.image[z]), is_foreground(np.asarray(volume.label[z]))
-        _show(panels[row, 0], _small(image), f"{dataset}, slice {z}", vmax=255, **grey)
-        if volume.labelled:
-            _show(panels[row, 1], _small(label), "label", vmax=1, **grey)
-    figure.suptitle(
-        f"{title}: components 1 to 3 of the tokens\n"
-        "as red, green, blue (one scale for all datasets)",
-        fontsize=10,
-        weight="bold",
-    )
-    return figure
-
-
 def distances_figure(title: str, result: Mapping[str, Any]) -> Figure:
     """Relative Fréchet distances with their intervals, and the largest of each null."""
     entries = [(e["model"], e) for e in result["pairs"] if e["level"] == "token"]
     entries += [(f"control: {k}", e) for k, es in result["controls"].items() for e in es]
     figure = Figure(figsize=(9, 1.3 + 0.3 * len(entries)), dpi=100, layout="constrained")
     axes = figure.subplots()
-    colours = dict(zip(("all", "foreground", "background"), COLOURS, strict=False))
     shown = [min(e["relative"], e["null"] * _unit(e)) for _, e in entries if e["frechet"]]
     floor = min(shown, default=0.01) / 3
     for y, (_, entry) in enumerate(reversed(entries)):
-        _draw_distance(axes, y, entry, floor, colours[entry["class"]])
-    names = [
-        f"{model}: {e['a']} - {e['b']}, {e['class'] if e['level'] == 'token' else e['level']}"
-        for model, e in entries
-    ]
+        _draw_distance(axes, y, entry, floor)
+    names = [f"{model}: {e['a']} - {e['b']}" for model, e in entries]
     axes.set_yticks(range(len(entries)), names[::-1], fontsize=8)
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -122,14 +86,10 @@ def distances_figure(title: str, result: Mapping[str, Any]) -> Figure:
     axes.grid(axis="x", color="0.9")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    handles = [
-        Line2D([], [], color=colour, marker="o", markeredgecolor="white", label=f"{cls} tokens")
-        for cls, colour in colours.items()
-    ]
     null = "largest distance between halves of one dataset"
     mark = Line2D([], [], color="black", marker="|", linestyle="", markersize=10, label=null)
-    legend: dict[str, Any] = {"loc": "outside lower center", "ncols": 4, "frameon": False}
-    figure.legend(handles=[*handles, mark], fontsize=8, **legend)
+    legend: dict[str, Any] = {"loc": "outside lower center", "frameon": False}
+    figure.legend(handles=[mark], fontsize=8, **legend)
     figure.suptitle(f"{title}: distance between datasets", fontsize=11, weight="bold")
     return figure
 
@@ -151,36 +111,17 @@ def _dot(label: str, **how: Any) -> Line2D:
     return Line2D([], [], linestyle="", marker="o", label=label, **how)
 
 
-def _as_colours(features: Mapping[str, Features]) -> list[npt.NDArray[Any]]:
-    """For each dataset a slice (h, w, 3) in [0, 1], on three components."""
-    components, _ = pca.fit(features, 3)
-    grids = [components.project(f.grid.astype(np.float64)) for f in features.values()]
-    every = np.concatenate([grid.reshape(-1, 3) for grid in grids])
-    low, high = np.percentile(every, [2, 98], axis=0)
-    return [((grid - low) / (high - low)).clip(0, 1) for grid in grids]
-
-
 def _unit(entry: Mapping[str, Any]) -> float:
     """What turns an entry's distances into relative ones."""
     return float(entry["relative"] / entry["frechet"]) if entry["frechet"] else 0.0
 
 
-def _draw_distance(axes: Axes, y: int, entry: Mapping[str, Any], floor: float, colour: str) -> None:
+def _draw_distance(axes: Axes, y: int, entry: Mapping[str, Any], floor: float) -> None:
     """A distance with its interval and its null; none is drawn below `floor`."""
     unit = _unit(entry)
     interval = [max(value * unit, floor) for value in entry["ci95"]]
-    axes.plot(interval, [y, y], color=colour, linewidth=2.5, solid_capstyle="butt")
-    dot: dict[str, Any] = {"color": colour, "markeredgecolor": "white", "markersize": 7}
+    axes.plot(interval, [y, y], color=COLOURS[0], linewidth=2.5, solid_capstyle="butt")
+    dot: dict[str, Any] = {"color": COLOURS[0], "markeredgecolor": "white", "markersize": 7}
     axes.plot(max(entry["relative"], floor), y, "o", **dot)
     mark: dict[str, Any] = {"color": "black", "markersize": 11, "markeredgewidth": 1.6}
     axes.plot(max(entry["null"] * unit, floor), y, "|", **mark)
-
-
-def _small(image: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    step = max(1, max(image.shape) // 400)
-    return image[::step, ::step]
-
-
-def _show(axes: Axes, picture: npt.NDArray[Any], title: str, **how: Any) -> None:
-    axes.imshow(picture, interpolation="nearest", **how)
-    axes.set_title(title, fontsize=8)

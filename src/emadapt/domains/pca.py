@@ -33,7 +33,7 @@ def fit(features: Mapping[str, Features], k: int) -> tuple[Components, list[floa
     """
     means, seconds = [], []
     for f in features.values():
-        _, mean, cov = f.moments.merged(np.arange(len(f.slices)), "all")
+        _, mean, cov = f.moments.merged(np.arange(len(f.slices)))
         means.append(mean)
         seconds.append(cov + np.outer(mean, mean))
     mean = np.mean(means, 0)

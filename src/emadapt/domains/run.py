@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +14,6 @@ from emadapt.domains import figures, pca
 from emadapt.domains.compare import (
     compare,
     crossings,
-    measurable,
     pairs,
     segmentation,
     split_half_null,
@@ -35,7 +33,7 @@ from emadapt.training.tracked import UNITS, finished_run
 
 OUT = Path("reports/domain")
 PRETRAINED = "pretrained"
-LABELLED_CLASSES = ("foreground", "background")
+LEVELS = ("token", "image")
 TRACKED = ("frechet", "relative", "frechet_inf", "null", "knn_mixing")
 """Measures of a pair that MLflow gets, besides the probe's balanced accuracy."""
 
@@ -63,8 +61,7 @@ def diagnose(study: Study, backbone: str, regime: str, out: Path = OUT) -> Path:
     a note that says so, and no measures.
 
     Raises:
-        InputError: no trained unit, too few slices, a class without tokens, or tokens that are not
-            finite.
+        InputError: no trained unit, too few slices, or tokens that are not finite.
     """
     head: dict[str, Any] = {"study": study.name, "backbone": backbone, "regime": regime}
     if study.classifies:
@@ -142,35 +139,18 @@ def _units(study: Study, backbone: str, regime: str) -> list[Unit]:
 
 def _measure(model: Model, own: DiagnoseSettings, result: dict[str, Any]) -> None:
     """Add everything about one model: pairs of datasets, and what labels of one say of another."""
-    classes = {name: _classes(f, own) for name, f in model.features.items()}
-
-    def levels(*some: Features) -> list[tuple[str, str]]:
-        shared = [c for c in LABELLED_CLASSES if all(c in classes[f.name] for f in some)]
-        return [("token", "all"), *(("token", cls) for cls in shared), ("image", "all")]
-
     nulls = {
-        (name, level, cls): split_half_null(f, level, cls, own)
+        (name, level): split_half_null(f, level, own)
         for name, f in model.features.items()
-        for level, cls in levels(f)
+        for level in LEVELS
     }
     for a, b in pairs(model.features, own):
-        for level, cls in levels(a, b):
-            null = max(nulls[f.name, level, cls] for f in (a, b))
-            result["pairs"].append(model.tags | compare(a, b, level, cls, own, null))
+        for level in LEVELS:
+            null = max(nulls[f.name, level] for f in (a, b))
+            result["pairs"].append(model.tags | compare(a, b, level, own, null))
     for a, b in crossings(model.features, own):
-        if len(classes[a.name]) == len(classes[b.name]) == 2:
+        if all(f.labelled and f.foreground.any() for f in (a, b)):
             result["segmentation"].append(model.tags | segmentation(a, b))
-
-
-def _classes(f: Features, own: DiagnoseSettings) -> list[str]:
-    """Which of foreground and background are in enough slices; a line on stderr if not both."""
-    if not f.labelled:
-        return []
-    found = [cls for cls in LABELLED_CLASSES if measurable(f, cls, own)]
-    if lacking := sorted(set(LABELLED_CLASSES) - set(found)):
-        few = f"{' and '.join(lacking)} in too few of its {len(f.slices)} slices"
-        print(f"diagnose: {f.name} has {few}: not compared", file=sys.stderr)
-    return found
 
 
 def _track(study: Study, result: dict[str, Any], path: Path) -> None:
@@ -181,7 +161,7 @@ def _track(study: Study, result: dict[str, Any], path: Path) -> None:
             continue
         run = finished_run(study, unit, "diagnose")
         for entry in result["pairs"]:
-            if entry["model"] in (PRETRAINED, unit.name) and entry["class"] == "all":
+            if entry["model"] in (PRETRAINED, unit.name):
                 run.log(_metrics(entry))
         run.artifacts |= {f"domain/{file.name}": file for file in artifacts}
         publish(run)

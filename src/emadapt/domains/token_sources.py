@@ -39,7 +39,7 @@ def pretrained_features(
             yield (int(y), int(x)), tokens, np.asarray(view.labels[row])
 
     geo = geometry_of(volume, spec, backbone.arch.patch)
-    return kept_features(volume, own, geo, tiles, ["cache", token_key(backbone, spec, volume, 0)])
+    return kept_features(volume, own, geo, tiles, ["tokens", token_key(backbone, spec, volume, 0)])
 
 
 def computed_features(

@@ -34,7 +34,6 @@ CONTROLS = {
 }
 PICTURES = {
     "pca": "Slices and tokens on the first two principal components, by dataset.",
-    "maps": "The first three principal components as colours, next to their slices.",
     "distances": "Distances between the datasets, with their nulls.",
 }
 
@@ -71,18 +70,18 @@ def pair_rows(pairs: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Pairs of datasets, means over the seeds of a model.
 
     Returns:
-        For each training set (None: the pretrained backbone), pair, level and class: `frechet`
-        with `ci95`, and `null`, in units of the mean trace of the two covariances; `ratio` of the
+        For each training set (None: the pretrained backbone), pair and level: `frechet` with
+        `ci95`, and `null`, in units of the mean trace of the two covariances; `ratio` of the
         two; `different`: share of the seeds that read as different; `probe` balanced accuracy and
         its largest p; `mixing`; `n`, `models`.
     """
     rows = []
-    for several in _grouped(pairs, "train_set", "a", "b", "level", "class"):
+    for several in _grouped(pairs, "train_set", "a", "b", "level"):
         first, table = several[0], pd.json_normalize(several)
         scale = table["relative"] / table["frechet"].where(table["frechet"] != 0)
         low, high = (scale * [pair["ci95"][end] for pair in several] for end in (0, 1))
         null, frechet = (table["null"] * scale).mean(), table["relative"].mean()
-        names = ("train_set", "a", "b", "level", "class", "n")
+        names = ("train_set", "a", "b", "level", "n")
         rows.append(
             {
                 **{name: first.get(name) for name in names},
@@ -115,13 +114,11 @@ def pairs_table(card: Card) -> Table:
 
 
 def _pair_cells(control: str, row: Mapping[str, Any]) -> list[Cell]:
-    kind = row["class"]
-    level = row["level"] + (f", {kind}" if kind and kind != "all" else "")
     n = Cell(", ".join(whole(n).text for n in row["n"]), row["n"][0]) if row["n"] else MISSING
     return [
         Cell(control or _model(row)),
         Cell(f"{row['a']}, {row['b']}"),
-        Cell(level),
+        Cell(row["level"]),
         n,
         with_interval(row["frechet"], row["ci95"]),
         number(row["null"]),
