@@ -69,6 +69,16 @@ def test_nothing_that_unpickles_is_imported() -> None:
         )
 
 
+def test_nothing_that_is_read_is_run() -> None:
+    """No evaluation of text, no shell, no pickles in the files of torch and NumPy."""
+    for path, node in nodes(ast.Call):
+        name, given = ast.unparse(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords}
+        where = f"{path}:{node.lineno}"
+        assert name not in {"eval", "exec"}, where
+        assert "True" not in {given.get("shell"), given.get("allow_pickle")}, where
+        assert name != "torch.load" or given.get("weights_only") == "True", where
+
+
 def test_yaml_is_read_by_safe_loaders_alone() -> None:
     """Of PyYAML `safe_load`; of ruamel safe ones, or the round trip, which makes no objects."""
     used = {

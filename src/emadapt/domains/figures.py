@@ -78,6 +78,7 @@ def distances_figure(title: str, result: Mapping[str, Any]) -> Figure:
         _draw_distance(axes, y, entry, floor)
     names = [f"{model}: {e['a']} - {e['b']}" for model, e in entries]
     axes.set_yticks(range(len(entries)), names[::-1], fontsize=8)
+    axes.set_ylim(-0.5, len(entries) - 0.5)
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
