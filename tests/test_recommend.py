@@ -101,19 +101,16 @@ def test_a_summary_that_does_not_fit(tmp_path: Path, summary: dict[str, Any]) ->
         recommend(tmp_path, STUDY, STUDY.datasets)
     odd = {**summary["units"][0], "regime": "other"}
     for change, words in (
-        ({"study": "another"}, "found that of study another; .*`emadapt use another`"),
-        ({"units": summary["units"][1:]}, "other units than params.yaml has .*only params.yaml"),
-        ({"units": [*summary["units"], odd]}, "other.* only the summary"),
+        ({"study": "another"}, "found that of study another"),
+        ({"units": summary["units"][1:]}, "other in dinov2_s"),
+        ({"units": [*summary["units"], odd]}, "other in dinov2_s-other"),
     ):
         with pytest.raises(InputError, match=words):
             said(tmp_path, {**summary, **change})
-    damaged: list[Any] = [[], {"study": "demo", "units": []}]
-    for wrong in damaged:
-        with pytest.raises(InputError, match="found no summary"):
-            said(tmp_path, wrong)
-    (tmp_path / "reports/summary.json").write_text("{")
-    with pytest.raises(InputError, match="found no JSON"):
-        recommend(tmp_path, STUDY, STUDY.datasets)
+    for wrong in ("{", "[]", "{}", "3"):
+        (tmp_path / "reports/summary.json").write_text(wrong)
+        with pytest.raises(InputError, match="`emadapt report`"):
+            recommend(tmp_path, STUDY, STUDY.datasets)
 
 
 def test_one_seed_and_no_baseline(tmp_path: Path) -> None:

@@ -85,25 +85,23 @@ def test_other_weights_than_those_it_was_trained_on_are_refused(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("file", "content", "words"),
+    ("file", "content"),
     [
-        ("model.json", None, "found no model"),
-        ("model.safetensors", None, "found no model"),
-        ("model.json", b"{", "found a damaged model"),
-        ("model.json", b'{"backbone": {"archh": 1}}', "found a damaged model"),
-        ("model.safetensors", b"\xff" * 64, "found a damaged model"),
-        ("model.safetensors", b"", "found a damaged model"),
+        ("model.json", None),
+        ("model.safetensors", None),
+        ("model.json", b"{"),
+        ("model.json", b'{"backbone": {"archh": 1}}'),
+        ("model.safetensors", b"\xff" * 64),
+        ("model.safetensors", b""),
     ],
 )
-def test_a_damaged_model_is_named(
-    tmp_path: Path, file: str, content: bytes | None, words: str
-) -> None:
+def test_a_damaged_model_is_named(tmp_path: Path, file: str, content: bytes | None) -> None:
     save(trained("frozen", "linear"), tmp_path / "unit", "frozen", "linear")
     if content is None:
         (tmp_path / "unit" / file).unlink()
     else:
         (tmp_path / "unit" / file).write_bytes(content)
-    with pytest.raises(InputError, match=rf"unit: {words}"):
+    with pytest.raises(InputError, match="unit: found no model that can be read"):
         load_model(tmp_path / "unit")
 
 

@@ -426,7 +426,7 @@ def test_a_pinned_revision_is_taken_and_another_file_is_not(two_revisions: dict[
         load_weights("tiny_dinov2", "hub", revision="2" * 40)
 
 
-def test_weights_are_listed_verified_and_moved(
+def test_weights_are_listed_and_verified(
     two_revisions: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from huggingface_hub import constants
@@ -442,11 +442,7 @@ def test_weights_are_listed_verified_and_moved(
     digest = hashlib.sha256(two_revisions[OLD].read_bytes()).hexdigest()
     pinned = (tmp_path / "params.yaml").read_text().replace("sha256: ab", f"sha256: {digest}")
     (tmp_path / "params.yaml").write_text(pinned)
-    assert CliRunner().invoke(main, ["weights", "--to", "moved"]).exit_code == 0
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "moved"))
-    for revision in (OLD, ""):
-        _, provenance = load_weights("tiny_dinov2", "hub", revision=revision)
-        assert provenance.sha256 == digest
+    assert CliRunner().invoke(main, ["weights"]).exit_code == 0
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "nowhere"))
     shown = CliRunner().invoke(main, ["weights"])
     assert shown.exit_code == 2

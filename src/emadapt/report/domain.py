@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from emadapt.errors import InputError
+from emadapt.files import read_json
 from emadapt.report.tables import (
     MISSING,
     Cell,
@@ -44,24 +44,17 @@ def read_cards(root: Path, study: Study) -> dict[tuple[str, str], Card]:
     Raises:
         InputError: a file is not JSON, or not of this study.
     """
-    cards = {}
+    cards: dict[tuple[str, str], Card] = {}
     for backbone, regime in itertools.product(study.backbones, study.regimes):
         file = root / "reports/domain" / f"{backbone}-{regime}.json"
         if not file.is_file():
             continue
         wanted = {"study": study.name, "backbone": backbone, "regime": regime}
-        try:
-            card = json.loads(file.read_text())
-            found: Any = {name: card[name] for name in wanted}
-        except (ValueError, LookupError, TypeError) as error:
-            found = error
-        if found != wanted:
-            raise InputError(
-                file,
-                found=repr(found),
-                expected=f"the diagnostics of {backbone}, {regime}, study {study.name}",
-                do="Run `dvc repro`, or delete the file.",
-            )
+        expected = f"the diagnostics of {backbone}, {regime}, study {study.name}"
+        do = "Run `dvc repro`, or delete the file."
+        card = read_json(file, expected=expected, do=do)
+        if (found := {name: card.get(name) for name in wanted}) != wanted:
+            raise InputError(file, found=str(found), expected=expected, do=do)
         cards[backbone, regime] = card
     return cards
 

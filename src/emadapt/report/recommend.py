@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from emadapt.errors import InputError
+from emadapt.files import read_json
 from emadapt.metrics.contrasts import MARGIN
 from emadapt.report.contrasts import candidates
 from emadapt.report.labels import curves
@@ -79,33 +78,19 @@ def read_summary(root: Path, study: Study) -> Summary:
         InputError: it is missing, not JSON, or of another study or other units.
     """
     file = root / "reports/summary.json"
-    wrong = partial(
-        InputError,
-        file,
-        expected=f"the summary of study {study.name}",
-        do="Run `emadapt report`, after `dvc repro`.",
-    )
-    try:
-        summary = json.loads(file.read_text())
-    except FileNotFoundError:
-        raise wrong(found="no file") from None
-    except ValueError as error:
-        raise wrong(found=f"no JSON ({error})") from None
-    if not isinstance(summary, dict) or not {"study", "units", "contrasts"} <= set(summary):
-        raise wrong(found="no summary")
-    if summary["study"] != study.name:
-        do = f"Run `emadapt use {summary['study']}`, or `dvc repro` for {study.name}."
-        raise wrong(found=f"that of study {summary['study']}", do=do)
+    expected = f"the summary of study {study.name} as params.yaml has it"
+    do = "Run `emadapt report`, after `dvc repro`."
+    summary = read_json(file, expected=expected, do=do)
     units = {
         (unit.backbone, unit.regime, unit.train_set, test)
         for unit in study.units()
         for test in study.tested
     }
-    if odd := units ^ {(*key_of(entry), entry["test_set"]) for entry in summary["units"]}:
-        *names, test = min(odd)
-        where = "params.yaml" if min(odd) in units else "the summary"
-        odd_one = f"{'-'.join(names)} on {test}: only {where}"
-        raise wrong(found=f"other units than params.yaml has ({odd_one})")
+    there = {(*key_of(entry), entry["test_set"]) for entry in summary.get("units", ())}
+    if summary.get("study") != study.name or units != there:
+        odd = [f"{'-'.join(names)} on {test}" for *names, test in sorted(units ^ there)[:3]]
+        found = f"that of study {summary.get('study')}, other in {', '.join(odd) or 'its name'}"
+        raise InputError(file, found=found, expected=expected, do=do)
     return summary
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from emadapt.errors import InputError
+from emadapt.files import read_json
 from emadapt.metrics import classification
 from emadapt.metrics.intervals import over_seeds
 from emadapt.study.study import Study, Unit
@@ -269,23 +268,12 @@ def _labels(study: Study, unit: Unit, test_set: str) -> tuple[str, str]:
 def _metrics(root: Path, unit: Unit, datasets: tuple[str, ...]) -> dict[str, Any]:
     """What evaluate wrote about a unit, checked as far as the report needs it."""
     file = root / EVALUATED / unit.name / "metrics.json"
-    wrong = partial(
-        InputError,
-        file,
-        expected=f"the test metrics of unit {unit.name}",
-        do=f"Run `dvc repro evaluate@{unit.name}`.",
-    )
-    try:
-        metrics = json.loads(file.read_text())
-    except FileNotFoundError:
-        raise wrong(found="no file") from None
-    except ValueError as error:
-        raise wrong(found=f"no JSON ({error})") from None
-    if metrics.get("unit") != unit.name:
-        raise wrong(found=f"unit {metrics.get('unit')}")
-    if not {"key", "made_from"} <= metrics.keys():
-        raise wrong(found="metrics of an earlier version")
-    tests = metrics["test"]
-    if missing := [n for n in datasets if not {"counts", "truth"} & tests.get(n, {}).keys()]:
-        raise wrong(found=f"no counts of slices of {', '.join(missing)}")
-    return dict(metrics)
+    expected = f"the test metrics of unit {unit.name} on {', '.join(datasets)}"
+    do = f"Run `dvc repro evaluate@{unit.name}`."
+    metrics = read_json(file, expected=expected, do=do)
+    tests = metrics.get("test", {})
+    scored = [name for name in datasets if {"counts", "truth"} & tests.get(name, {}).keys()]
+    if metrics.get("unit") != unit.name or len(scored) < len(datasets):
+        found = f"those of unit {metrics.get('unit')} on {', '.join(scored) or 'none'}"
+        raise InputError(file, found=found, expected=expected, do=do)
+    return metrics

@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from emadapt.errors import InputError
+from emadapt.models.adapters import State
 from emadapt.models.classifier import HEADS
 from emadapt.models.segmenter import Segmenter
 from emadapt.study.backbones import BackboneSettings
@@ -20,7 +21,10 @@ from emadapt.study.study import dumped
 from emadapt.training.regimes import IMAGE_REGIMES, REGIMES
 from emadapt.training.regimes.regime import Regime
 
-UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError)
+UNREADABLE = (
+    *(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError),
+    SafetensorError,
+)
 """What reading a damaged model raises."""
 
 
@@ -46,26 +50,35 @@ def load_model(folder: Path) -> tuple[Segmenter, dict[str, Any]]:
         InputError: the folder holds no model or a damaged one, or the backbone's weights are not
             the ones that it was trained on.
     """
-    if not (folder / "model.json").is_file() or not (folder / "model.safetensors").is_file():
-        expected, do = "model.json and model.safetensors", "Train the unit: `dvc repro train@UNIT`."
-        raise InputError(folder, found="no model", expected=expected, do=do)
-    try:
-        card = json.loads((folder / "model.json").read_text())
-        trained_on = str(card["weights"]["sha256"])
-        state = load_file(folder / "model.safetensors")
-        segmenter = regime_from(card).build(seed=0, classes=classes_of(card))
-    except UNREADABLE as error:
-        reason = f"{type(error).__name__}: {str(error)[:300]}"
-        found = f"a damaged model, or one of another version ({reason})"
-        expected, do = "what `emadapt train` writes", "Train the unit again."
-        raise InputError(folder, found=found, expected=expected, do=do) from error
-    sha256 = segmenter.backbone.provenance.sha256
+    card, state, regime = read_model(folder)
+    segmenter = regime.build(seed=0, classes=classes_of(card))
+    trained_on, sha256 = card["weights"]["sha256"], segmenter.backbone.provenance.sha256
     if sha256 != trained_on:
         found, do = f"backbone weights {sha256[:12]}", "Restore those weights, or train again."
         expected = f"{trained_on[:12]}, which it was trained on"
         raise InputError(folder, found=found, expected=expected, do=do)
     segmenter.load_trained(state)
     return segmenter.eval(), card
+
+
+def read_model(folder: Path) -> tuple[dict[str, Any], State, Regime]:
+    """The model.json in a folder, the trained tensors, and the regime of which it is.
+
+    Raises:
+        InputError: the folder holds no model or a damaged one.
+    """
+    try:
+        card = json.loads((folder / "model.json").read_text())
+        state = load_file(folder / "model.safetensors")
+        regime, _ = regime_from(card), str(card["weights"]["sha256"])
+    except UNREADABLE as error:
+        raise InputError(
+            folder,
+            found=f"no model that can be read ({type(error).__name__}: {str(error)[:300]})",
+            expected="model.json and model.safetensors, as `emadapt train` writes them",
+            do="Correct the folder, or train the model: `dvc repro train@UNIT`.",
+        ) from error
+    return card, state, regime
 
 
 def classes_of(card: dict[str, Any]) -> tuple[str, ...]:

@@ -11,7 +11,6 @@ No torch here: the stage runs with every `dvc repro`.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Set as AbstractSet
 from pathlib import Path
@@ -20,8 +19,7 @@ from typing import Any
 import emadapt
 from emadapt.data.ingest import INGESTED
 from emadapt.data.unversioned import check_unchanged
-from emadapt.errors import InputError
-from emadapt.files import whole_folder, write_json
+from emadapt.files import read_json, whole_folder, write_json
 from emadapt.models.identity import backbone_weights, model_folder, system_weights
 from emadapt.study.backbones import BackboneSettings
 from emadapt.study.keys import affecting, digest
@@ -187,16 +185,11 @@ def _on_the_card(study: Study, unit: Unit) -> Any:
 
 
 def _manifest(dataset: str) -> dict[str, Any]:
-    path = INGESTED / dataset / "manifest.json"
-    try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError) as error:
-        raise InputError(
-            path,
-            found=f"no manifest that can be read ({type(error).__name__})",
-            expected="what the stage `ingest` writes",
-            do=f"Run `emadapt ingest {dataset}`, or all: `emadapt repro`.",
-        ) from error
+    return read_json(
+        INGESTED / dataset / "manifest.json",
+        expected="what the stage `ingest` writes",
+        do=f"Run `emadapt ingest {dataset}`, or all: `emadapt repro`.",
+    )
 
 
 def _reference(spec: BackboneSettings) -> Any:

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from emadapt.data.ingest import open_volume
@@ -19,7 +18,7 @@ from emadapt.study.study import Study, Unit
 from emadapt.training import duplicates
 from emadapt.training.inputs import Inputs, label
 from emadapt.training.model_card import datasets_behind
-from emadapt.training.model_files import classes_of, regime_from
+from emadapt.training.model_files import classes_of, read_model
 from emadapt.training.plan import unit_key
 from emadapt.training.regimes import regime_of
 from emadapt.training.regimes.regime import Regime
@@ -82,19 +81,9 @@ def folder_state(folder: Path, regime: Regime, segmenter: Segmenter) -> State:
     Raises:
         InputError: it is no model, or one of another backbone, head or adapter.
     """
-    try:
-        card = json.loads((folder / "model.json").read_text())
-        state = load_file(folder / "model.safetensors")
-        arch, weights = card["backbone"]["arch"], card["weights"]["sha256"]
-        head, adapter = card["head"], regime_from(card).settings.adapter
-        classes = classes_of(card)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
-        raise _unsuited(
-            folder,
-            f"no model that can be read ({type(error).__name__}: {error})",
-            "model.json and model.safetensors, as `train` writes them",
-            "Correct the folder, or train that model first.",
-        ) from error
+    card, state, theirs = read_model(folder)
+    arch, weights = card["backbone"]["arch"], card["weights"]["sha256"]
+    head, adapter, classes = card["head"], theirs.settings.adapter, classes_of(card)
     own, wanted = regime.spec.arch, regime.settings.adapter
     own_weights = str(regime.backbone.provenance.sha256)
     if own_weights != "none" and (arch, weights) != (own, own_weights):
