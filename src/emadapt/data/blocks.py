@@ -7,15 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.utils.data import Dataset
 
 from emadapt.data.batches import Draw, Item, Shapes
-from emadapt.data.crops import as_input, augmentation, corner
+from emadapt.data.crops import CropDataset, as_input, augmentation, corner
 from emadapt.data.ingest import Volume
 from emadapt.data.labelled import Tile
-from emadapt.data.prepared import PreparedSlices
 from emadapt.data.splits import check_depth, starts_in
-from emadapt.data.tiles import Grey, geometry_of, label_to_input
+from emadapt.data.tiles import Grey, label_to_input
 from emadapt.errors import InputError
 from emadapt.study.backbones import BackboneSettings
 
@@ -34,7 +32,7 @@ def augment(image: Grey, label: Grey, seed: int) -> tuple[Grey, Grey]:
     return out["images"], out["masks"]
 
 
-class BlockDataset(Dataset[Item]):
+class BlockDataset(CropDataset):
     """3D patches of the training slices, with the interface of `batches.Samples`.
 
     `Draw.row` counts through `tiles`, the labelled patches of each volume; without them through the
@@ -46,8 +44,6 @@ class BlockDataset(Dataset[Item]):
         InputError: a patch is deeper than the training slices, or larger than a slice.
     """
 
-    on_device = False
-
     def __init__(
         self,
         volumes: Sequence[Volume],
@@ -58,9 +54,8 @@ class BlockDataset(Dataset[Item]):
         tiles: Sequence[Sequence[Tile]] = (),
         unlabelled: Sequence[Volume] = (),
     ) -> None:
-        self.volumes, self.n_labelled = [*volumes, *unlabelled], len(volumes)
-        self.patch, self.augmented, self.tiles = patch, augmented, tiles
-        self.geos = [geometry_of(v, spec, stride) for v in self.volumes]
+        super().__init__(volumes, spec.changed(context=0), stride, augmented, tiles, unlabelled)
+        self.patch = patch
         for volume, geo in zip(self.volumes, self.geos, strict=True):
             check_depth(volume.name, volume.runs("train"), patch)
             if any(have < want for have, want in zip(geo.padded, patch[1:], strict=True)):
@@ -70,9 +65,6 @@ class BlockDataset(Dataset[Item]):
                     expected=f"at least those of `patch: {list(patch)}`",
                     do="Make `patch` smaller, or `scale` of the backbone larger.",
                 )
-        self.slices = [
-            PreparedSlices(v, geo) for v, geo in zip(self.volumes, self.geos, strict=True)
-        ]
         self.starts = [np.asarray(starts_in(v.runs("train"), patch[0])) for v in self.volumes]
 
     def rows(self) -> list[npt.NDArray[np.int64]]:
