@@ -66,14 +66,6 @@ def test_the_same_population_reads_as_same_and_another_as_different() -> None:
     assert token_level["knn_mixing"] == pytest.approx(1, abs=0.1)
 
 
-def test_pairs_with_one_dataset_alone() -> None:
-    found = {name: gaussian(name, 0, 4, 0) for name in "bac"}
-    pairs = compare.pairs(found, OWN.changed(against="a"))
-    assert {(one.name, other.name) for one, other in pairs} == {("b", "a"), ("a", "c")}
-    assert len(compare.crossings(found, OWN.changed(against="a"))) == 4 + 3
-    assert len(compare.pairs(found, OWN)) == 3
-
-
 def test_drift_along_z_is_in_the_null() -> None:
     """A volume whose ends differ is far from itself: its contiguous halves are in the null."""
     steady, drifting = (

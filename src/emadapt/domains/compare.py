@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -106,24 +106,6 @@ def segmentation(a: Features, b: Features) -> dict[str, Any]:
         a.tokens[train], a.foreground[train], b.tokens[held], b.foreground[held]
     )
     return {"train": a.name, "test": b.name, "knn_iou": _round(iou)}
-
-
-def pairs(found: Mapping[str, Features], spec: DiagnoseSettings) -> list[tuple[Features, Features]]:
-    """Every two datasets, or those with the one that `diagnose.against` names."""
-    every = itertools.combinations(found.values(), 2)
-    return [(a, b) for a, b in every if _is_wanted(a, b, spec)]
-
-
-def crossings(
-    found: Mapping[str, Features], spec: DiagnoseSettings
-) -> list[tuple[Features, Features]]:
-    """Each dataset to itself, and both ways to those that it is paired with."""
-    every = itertools.product(found.values(), repeat=2)
-    return [(a, b) for a, b in every if a is b or _is_wanted(a, b, spec)]
-
-
-def _is_wanted(a: Features, b: Features, spec: DiagnoseSettings) -> bool:
-    return spec.against in ("", a.name, b.name)
 
 
 def _halves(spec: DiagnoseSettings) -> list[tuple[int, ...]]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 from emadapt.data.ingest import Volume
-from emadapt.domains.compare import compare, pairs
+from emadapt.domains.compare import compare
 from emadapt.domains.token_sources import computed_features, pixel_features
 from emadapt.models.backbones import Backbone, pretrained
 from emadapt.models.device import device
@@ -20,9 +21,9 @@ def controls(
     random = spec.changed(source="random", file="")
     untrained = pretrained(random).to(device())
     weights = untrained.provenance.sha256
-    noise = {v.name: computed_features(untrained, random, v, own, weights) for v in volumes}
-    pixels = {v.name: pixel_features(spec, backbone.arch.patch, v, own) for v in volumes}
+    noise = [computed_features(untrained, random, v, own, weights) for v in volumes]
+    pixels = [pixel_features(spec, backbone.arch.patch, v, own) for v in volumes]
     return {
-        "random": [compare(a, b, "token", own) for a, b in pairs(noise, own)],
-        "pixels": [compare(a, b, "pixel", own) for a, b in pairs(pixels, own)],
+        "random": [compare(a, b, "token", own) for a, b in itertools.combinations(noise, 2)],
+        "pixels": [compare(a, b, "pixel", own) for a, b in itertools.combinations(pixels, 2)],
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import time
 from collections.abc import Iterator
@@ -11,13 +12,7 @@ from typing import Any
 
 from emadapt.data.ingest import Volume, open_volume
 from emadapt.domains import figures, pca
-from emadapt.domains.compare import (
-    compare,
-    crossings,
-    pairs,
-    segmentation,
-    split_half_null,
-)
+from emadapt.domains.compare import compare, segmentation, split_half_null
 from emadapt.domains.controls import controls
 from emadapt.domains.features import Features
 from emadapt.domains.token_sources import computed_features, pretrained_features
@@ -144,11 +139,11 @@ def _measure(model: Model, own: DiagnoseSettings, result: dict[str, Any]) -> Non
         for name, f in model.features.items()
         for level in LEVELS
     }
-    for a, b in pairs(model.features, own):
+    for a, b in itertools.combinations(model.features.values(), 2):
         for level in LEVELS:
             null = max(nulls[f.name, level] for f in (a, b))
             result["pairs"].append(model.tags | compare(a, b, level, own, null))
-    for a, b in crossings(model.features, own):
+    for a, b in itertools.product(model.features.values(), repeat=2):
         if all(f.labelled and f.foreground.any() for f in (a, b)):
             result["segmentation"].append(model.tags | segmentation(a, b))
 

@@ -20,14 +20,15 @@ def problems_of(study: Study) -> list[str]:
     if dangling := list(_names(study)) or list(_tasks(study)):
         return dangling
     rules = (
-        *(_classes, _train_sets, _references, _heads, _warm_starts, _self_training),
+        _classes,
+        _train_sets,
+        _references,
+        _heads,
+        _warm_starts,
+        _self_training,
         _blocks_of_slices,
     )
-    problems = [problem for rule in rules for problem in rule(study)]
-    against = study.diagnose.against
-    if against and against not in study.datasets:
-        problems.append(f"diagnose.against: {against!r} is not in study.datasets")
-    return problems
+    return [problem for rule in rules for problem in rule(study)]
 
 
 def _names(study: Study) -> Iterator[str]:

@@ -87,7 +87,6 @@ class DiagnoseSettings(Settings):
     permutations: int = setting(99, "Permutations of the null.", "scores", ge=1)
     replicates: int = setting(60, "Bootstrap replicates over blocks of z.", "scores", ge=1)
     controls: bool = setting(True, "Also measure random weights and raw pixels.", "scores")
-    against: str = setting("", "Measure only pairs with this dataset; empty: all.", "scores")
     seed: int = setting(0, "Seed of the draws.", "scores", ge=0)
 
     @model_validator(mode="after")
