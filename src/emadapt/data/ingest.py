@@ -6,7 +6,6 @@ import bisect
 import hashlib
 import itertools
 import json
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from emadapt.data.label_values import LabelValues
 from emadapt.data.layouts import parts_of
 from emadapt.data.pairing import Part
 from emadapt.data.sources import SYNTHETIC, source_of
-from emadapt.data.splits import Split, evenly_spaced, runs_of, split_slices
+from emadapt.data.splits import Split, ends_of, evenly_spaced, runs_of, split_of
 from emadapt.data.unversioned import unversioned
 from emadapt.errors import InputError
 from emadapt.files import new_array, whole_folder, write_json
@@ -141,7 +140,7 @@ def ingest(study: Study, name: str, data: Path = Path("data"), out: Path = INGES
         return out / name
     parts = parts_of(root, spec)
     check_sizes(parts, spec.voxel_nm)
-    split = split_of(study, name, parts, str(root))
+    split = split_of(spec, study.split, parts, str(root))
     windows = _windows(parts, split["train"], spec)
     if len({window[:2] for window in windows}) > 1:
         span = "{:g} to {:g} %".format(*PERCENTILES)
@@ -166,27 +165,6 @@ def _write_manifest(folder: Path, facts: dict[str, Any]) -> None:
     text = json.dumps({name: facts[name] for name in CONTENT if name in facts}, sort_keys=True)
     md5 = hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
     write_json(folder / "manifest.json", facts | {"md5": md5})
-
-
-def split_of(study: Study, name: str, parts: list[Part], what: str) -> Split:
-    """Training, validation and test slices of a dataset; without labels, all are for training."""
-    spec = study.dataset_settings[name]
-    ends = ends_of(parts)
-    if not spec.labelled:
-        return {"train": list(range(ends[-1])), "val": [], "test": []}
-    if spec.layout not in ("synthetic", "volumes"):
-        sizes = [(part.name, part.depth) for part in parts]
-        return split_slices(sizes, study.split, spec.voxel_nm[0], what)
-    # Whole domains or volumes; with a gap, one is left out between blocks.
-    numbers = list(Counter(part.name for part in parts).items())
-    chosen = split_slices(numbers, study.split, np.inf, what, of="volumes")
-    slices = [range(*pair) for pair in itertools.pairwise(ends)]
-    return {part: [z for k in own for z in slices[k]] for part, own in chosen.items()}
-
-
-def ends_of(parts: Sequence[Part]) -> list[int]:
-    """Where each part begins, and the number of all slices."""
-    return [0, *itertools.accumulate(part.depth for part in parts)]
 
 
 def check_sizes(parts: Sequence[Part], voxel_nm: Voxel) -> None:

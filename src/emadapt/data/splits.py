@@ -1,17 +1,20 @@
-"""Train, validation and test as blocks of z with a gap.
+"""Train, validation and test as blocks of z with a gap, or as whole volumes.
 
 Neighbouring EM slices are near copies, so random slices leak from training to test.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections import Counter
 from collections.abc import Collection, Sequence
 
 import numpy as np
 
+from emadapt.data.pairing import Part
 from emadapt.errors import InputError
-from emadapt.study.datasets import SplitSettings
+from emadapt.study.datasets import DatasetSettings, SplitSettings
 
 Split = dict[str, list[int]]
 
@@ -65,6 +68,28 @@ def split_slices(
     if official:
         test = list(range(total, total + n_test))
     return {"train": train, "val": val, "test": test}
+
+
+def split_of(
+    dataset: DatasetSettings, spec: SplitSettings, parts: Sequence[Part], what: str
+) -> Split:
+    """Training, validation and test slices of a dataset; without labels, all are for training."""
+    ends = ends_of(parts)
+    if not dataset.labelled:
+        return {"train": list(range(ends[-1])), "val": [], "test": []}
+    if dataset.layout not in ("synthetic", "volumes"):
+        sizes = [(part.name, part.depth) for part in parts]
+        return split_slices(sizes, spec, dataset.voxel_nm[0], what)
+    # Whole domains or volumes; with a gap, one is left out between blocks.
+    numbers = list(Counter(part.name for part in parts).items())
+    chosen = split_slices(numbers, spec, np.inf, what, of="volumes")
+    slices = [range(*pair) for pair in itertools.pairwise(ends)]
+    return {part: [z for k in own for z in slices[k]] for part, own in chosen.items()}
+
+
+def ends_of(parts: Sequence[Part]) -> list[int]:
+    """Where each part begins, and the number of all slices."""
+    return [0, *itertools.accumulate(part.depth for part in parts)]
 
 
 def runs_of(slices: Sequence[int], ends: Collection[int] = ()) -> list[list[int]]:

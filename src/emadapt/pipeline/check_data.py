@@ -11,11 +11,19 @@ import numpy as np
 
 from emadapt.data.foreground import class_ids, foreground_share
 from emadapt.data.images import find_images, read_image, split_images
-from emadapt.data.ingest import INGESTED, check_pair, check_sizes, empty_or_full, ends_of, split_of
+from emadapt.data.ingest import INGESTED, check_pair, check_sizes, empty_or_full
 from emadapt.data.label_values import LabelValues
 from emadapt.data.labelled import amount
 from emadapt.data.layouts import Part, parts_of
-from emadapt.data.splits import Split, check_depth, evenly_spaced, runs_of, starts_in
+from emadapt.data.splits import (
+    Split,
+    check_depth,
+    ends_of,
+    evenly_spaced,
+    runs_of,
+    split_of,
+    starts_in,
+)
 from emadapt.data.tiles import Geometry, geometry
 from emadapt.data.unversioned import check_unchanged
 from emadapt.errors import EmadaptError, InputError
@@ -42,7 +50,7 @@ def problems_of_dataset(study: Study, name: str, data: Path) -> list[str]:
     try:
         parts = parts_of(root, spec)
         check_sizes(parts, spec.voxel_nm)
-        split = split_of(study, name, parts, str(root))
+        split = split_of(spec, study.split, parts, str(root))
         runs = runs_of(split["train"], ends_of(parts))
         _check_slices(study, name, split, runs, root)
         check_unchanged(study, name, INGESTED / name / "manifest.json", data)
