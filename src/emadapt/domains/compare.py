@@ -20,6 +20,7 @@ from emadapt.domains import frechet, knn, probe
 from emadapt.domains.features import Features
 from emadapt.domains.moments import z_blocks
 from emadapt.domains.population import Distance, Numbers, Population
+from emadapt.errors import InputError
 from emadapt.study.training import DiagnoseSettings
 
 FRACTIONS = (0.4, 0.5, 0.65, 0.8, 1.0)
@@ -87,6 +88,9 @@ def split_half_null(f: Features, level: str, spec: DiagnoseSettings) -> float:
     The two contiguous halves are one of the ways. Halves have half the slices, so their sampling
     error is larger than that of whole datasets: a distance above this is no sampling artefact, and
     no drift along z.
+
+    Raises:
+        InputError: all tokens are in one z-block.
     """
     own = Population(f, level)
     block = z_blocks(len(f.slices), spec.blocks)
@@ -96,6 +100,13 @@ def split_half_null(f: Features, level: str, spec: DiagnoseSettings) -> float:
         one, other = np.flatnonzero(inside), np.flatnonzero(~inside)
         if own.of_slices or min(f.moments.count[i].sum() for i in (one, other)) > 1:
             draws.append((one, other))
+    if not draws:
+        raise InputError(
+            f"dataset {f.name}",
+            found="tokens with a known label in one block of z only",
+            expected=f"in two of {spec.blocks} at least",
+            do="Look at its label rule and at `ignore`.",
+        )
     return _round(max(_each(own.distance_to(own), draws)))
 
 
