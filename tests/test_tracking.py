@@ -131,6 +131,18 @@ def test_the_run_of_the_model_that_is_there_is_the_one_that_is_not_replaced(root
     assert replaced == {first: "no", second: first, other: "no"}
 
 
+def test_mlflow_measures_the_machine_while_a_watched_run_is_live(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
+    for watched in (False, True):
+        with live(a_run(root, watched=watched)):
+            time.sleep(0.5)
+    later, earlier = stored(root)
+    assert "system/cpu_utilization_percentage" in later.data.metrics
+    assert not earlier.data.metrics
+
+
 def test_publishing_again_changes_nothing(root: Path) -> None:
     a_training(root)
     before = everything(root)

@@ -55,7 +55,8 @@ def live(run: Run) -> Iterator[Log]:
     with _held(run):
         publish(run)
         try:
-            yield log_step
+            with _watched(run):
+                yield log_step
         except BaseException as error:
             if run.status == "RUNNING":
                 run.status = "FAILED" if isinstance(error, Exception) else "KILLED"
@@ -66,6 +67,23 @@ def live(run: Run) -> Iterator[Log]:
         finally:
             run.ended = now()
             publish(run)
+
+
+@contextlib.contextmanager
+def _watched(run: Run) -> Iterator[None]:
+    """Let MLflow measure the machine, if the run wants it and is in MLflow."""
+    if not run.watched or run.known is None:
+        yield
+        return
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+    uri = tracking_uri(run.root)
+    monitor = SystemMetricsMonitor(run.known.run_id, resume_logging=True, tracking_uri=uri)
+    monitor.start()
+    try:
+        yield
+    finally:
+        monitor.finish()
 
 
 def publish(run: Run) -> str:

@@ -25,7 +25,7 @@ FOLDER = Path("scratch/track")
 """Runs that MLflow does not have yet, or that go on."""
 MODEL = "model"
 """Name of a run's model in MLflow. Artifacts below it are the model's files."""
-IN_MEMORY = ("root", "muted", "known", "lock")
+IN_MEMORY = ("root", "muted", "watched", "known", "lock")
 """What the file of a run leaves out."""
 
 log = logging.getLogger(__name__)
@@ -81,6 +81,7 @@ class Run:
     digests: dict[str, str] = field(default_factory=dict)  # md5 of each artifact
     root: Path = field(default_factory=lambda: checkout_of(Path()))  # the checkout's
     muted: bool = False  # publish nothing, as in all but the first of several processes
+    watched: bool = False  # while it is live, MLflow measures GPUs, CPU, memory and disk
     known: Any = None  # what MLflow is known to have; see `publish`
 
     def log(self, values: Mapping[str, float], step: int = 0) -> None:

@@ -11,7 +11,7 @@ import emadapt
 from emadapt.data.align import described as alignment_of
 from emadapt.files import file_md5, whole_folder, write_json
 from emadapt.models import parallel
-from emadapt.models.device import peak_mb, resolve_precision
+from emadapt.models.device import device, peak_mb, resolve_precision
 from emadapt.models.token_statistics import token_facts
 from emadapt.study.study import SAID, Study, Unit
 from emadapt.tracking.publish import live
@@ -85,7 +85,7 @@ def _run(study: Study, unit: Unit, key: str, regime: Regime) -> Run:
     run.tags |= {"weights.source": weights.source, "weights.sha256": weights.sha256}
     if (SCRATCH / unit.name / key / CHECKPOINT).is_file():
         run.same = ("unit", "unit.key")
-    run.muted = parallel.rank() > 0
+    run.muted, run.watched = parallel.rank() > 0, device().type == "cuda"
     return run
 
 
