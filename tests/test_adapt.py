@@ -26,10 +26,8 @@ VOXEL = ("--voxel-nm", "40", "5", "5")
 
 
 @pytest.fixture(autouse=True)
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def place(tracking_off: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder with a volume, a few labels and a model; less work than for a user."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("EMADAPT_TRACKING", "off")
     tifffile.imwrite("v.tif", IMAGE, photometric="minisblack")
     Path("labels").mkdir()
     for z in (1, 3, 5, 8):

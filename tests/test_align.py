@@ -24,6 +24,8 @@ from emadapt.study.datasets import TrainSetSettings
 from emadapt.study.loading import load_study
 from tiny import blobs, build_model
 
+pytestmark = pytest.mark.usefixtures("tracking_off")
+
 ROOT = Path(__file__).parents[1]
 FROZEN = load_study(ROOT / "studies/demo/study.yaml").regime_settings["frozen"]
 SPLIT = {"train": [0, 1, 2, 3, 4], "val": [6], "test": [8, 9]}
@@ -33,12 +35,6 @@ HOW = {
     "voxel": lambda reference: {"pixel_nm": {"b": 5.0, "c": 6.0}[reference]},
 }
 Images = np.ndarray[Any, np.dtype[np.uint8]]
-
-
-@pytest.fixture(autouse=True)
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("EMADAPT_TRACKING", "off")
 
 
 def spec_of(method: str = "", reference: str = "b", **how: Any) -> BackboneSettings:

@@ -75,9 +75,7 @@ def test_drift_along_z_is_in_the_null() -> None:
 
 
 @pytest.fixture
-def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("EMADAPT_TRACKING", "off")
+def study(tmp_path: Path, tracking_off: None) -> Study:
     study = make_study(tmp_path)
     for name in study.datasets:
         run(study, "t", name)

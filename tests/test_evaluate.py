@@ -77,10 +77,8 @@ def test_the_boundary_band_against_brute_force(mask: np.ndarray, width: float) -
 
 
 def test_datasets_that_differ_in_their_labels_alone_are_predicted_once_and_scored_each(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tracking_off: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("EMADAPT_TRACKING", "off")
     params = settings(steps_per_epoch=15, head_lr=3e-3)
     params["study"] |= {"datasets": ["a", "b", "c"]}
     params["datasets"]["c"] = params["datasets"]["a"] | {
@@ -108,11 +106,7 @@ def test_datasets_that_differ_in_their_labels_alone_are_predicted_once_and_score
     assert (tmp_path / "build/evaluate" / unit.name / "overlay-c-worst.png").is_file()
 
 
-def test_metrics_of_a_unit_are_those_of_its_predictions(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("EMADAPT_TRACKING", "off")
+def test_metrics_of_a_unit_are_those_of_its_predictions(tmp_path: Path, tracking_off: None) -> None:
     study = make_study(tmp_path, settings(steps_per_epoch=15, epochs=3, head_lr=3e-3))
     unit = Unit("t", "lora", "a", 0)
     train_unit(study, unit)
@@ -148,11 +142,7 @@ def test_metrics_of_a_unit_are_those_of_its_predictions(
     assert card["threshold"] == 0.5
 
 
-def test_a_model_of_other_settings_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("EMADAPT_TRACKING", "off")
+def test_a_model_of_other_settings_is_refused(tmp_path: Path, tracking_off: None) -> None:
     study = make_study(tmp_path)
     unit = Unit("t", "frozen", "a", 0)
     with pytest.raises(InputError, match="no model"):

@@ -27,9 +27,7 @@ KINDS = ("frozen", "lora", "last", "ridge", "knn", "unet2d")
 
 
 @pytest.fixture
-def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("EMADAPT_TRACKING", "off")
+def study(tmp_path: Path, tracking_off: None, monkeypatch: pytest.MonkeyPatch) -> Study:
     monkeypatch.setattr("emadapt.models.unet2d.FEATURES", (8, 8, 16, 32, 64, 8))
     return make_study(tmp_path, params())
 

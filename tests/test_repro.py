@@ -146,10 +146,10 @@ def until(condition: Callable[[], bool], seconds: float = 30) -> None:
 
 
 @pytest.mark.slow
-def test_the_pipeline_on_two_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_pipeline_on_two_devices(
+    tmp_path: Path, tracking_off: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The real dvc.yaml around a tiny study of one unit, which is told to use both."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("EMADAPT_TRACKING", "off")
     monkeypatch.setenv("EMADAPT_DEVICES", "cpu,cpu")
     params = settings()
     params["study"] |= {"regimes": ["frozen"], "train_sets": ["paired"]}

@@ -164,10 +164,8 @@ def test_what_holds_no_password_stays() -> None:
     ],
 )
 def test_no_verb_says_the_password_of_a_storage(
-    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    url: str, tmp_path: Path, tracking_off: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("EMADAPT_TRACKING", "off")
     make_study(tmp_path)
     target = ("--backbone", "t", "--train-set", "a", "--trials", "1")
     for words in (("sweep", "run", *target), ("sweep", "status"), ("sweep", "promote")):

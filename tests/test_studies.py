@@ -21,9 +21,7 @@ SHORT = {"epochs": 1, "steps_per_epoch": 2}
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plain_pictures: None) -> Path:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("EMADAPT_TRACKING", "off")
+def here(tmp_path: Path, tracking_off: None, plain_pictures: None) -> Path:
     return tmp_path
 
 

@@ -51,15 +51,11 @@ from emadapt.tracking.publish import publish
 from emadapt.training.train import train_unit
 from tiny import make_study, settings
 
+pytestmark = pytest.mark.usefixtures("tracking_off")
+
 LORA, FROZEN = Target("t", "lora", "a"), Target("t", "frozen", "a")
 MORE = {"weight_decay": [1e-4, 0.1], "head": ["linear", "pyramid"]}
 RUN = ["sweep", "run", "--backbone", "t", "--train-set", "a"]
-
-
-@pytest.fixture(autouse=True)
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("EMADAPT_TRACKING", "off")
 
 
 def study(tmp_path: Path, sweep: dict[str, Any] | None = None, **changes: Any) -> Study:

@@ -18,13 +18,9 @@ from emadapt.errors import InputError
 from emadapt.sweep.storage import FOLDER, find_study, first_number, n_ended, open_store
 from tiny import make_study, settings
 
+pytestmark = pytest.mark.usefixtures("tracking_off")
+
 PARAMS = settings(epochs=3, steps_per_epoch=6)
-
-
-@pytest.fixture(autouse=True)
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("EMADAPT_TRACKING", "off")
 
 
 @pytest.fixture

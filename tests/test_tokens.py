@@ -22,6 +22,8 @@ from emadapt.study.backbones import BackboneSettings
 from emadapt.study.study import Study, Unit
 from tiny import blobs, build_backbone, make_study, settings, write_stack
 
+pytestmark = pytest.mark.usefixtures("tracking_off")
+
 SPEC = BackboneSettings(
     arch="tiny_dinov2",
     source="random",
@@ -31,12 +33,6 @@ SPEC = BackboneSettings(
     views=2,
     precision="fp32",
 )
-
-
-@pytest.fixture(autouse=True)
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("EMADAPT_TRACKING", "off")
 
 
 @pytest.fixture

@@ -372,11 +372,9 @@ def test_first_use_by_four_processes(
 
 
 def test_units_that_were_not_trained_here_get_a_run_that_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tracking_off: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As after `dvc pull`; with their history, and twice is as good as once."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("EMADAPT_TRACKING", "off")
     study = make_study(tmp_path)
     train_unit(study, study.units()[0])
     monkeypatch.delenv("EMADAPT_TRACKING")

@@ -23,13 +23,9 @@ from emadapt.training.objective import LOSSES
 from emadapt.training.train import train_unit
 from tiny import build_model, make_study, settings, stop_after_an_epoch
 
+pytestmark = pytest.mark.usefixtures("tracking_off")
+
 FROZEN, LORA = Unit("t", "frozen", "a", 0), Unit("t", "lora", "a", 0)
-
-
-@pytest.fixture(autouse=True)
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("EMADAPT_TRACKING", "off")
 
 
 def trained(study: Study, unit: Unit) -> bytes:

@@ -77,10 +77,8 @@ def test_which_datasets_are_unseen() -> None:
 
 @pytest.mark.parametrize("regime", ["frozen", "lora"])
 def test_every_slice_is_scored_as_a_user_would_predict_it(
-    regime: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    regime: str, tmp_path: Path, tracking_off: None
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("EMADAPT_TRACKING", "off")
     study = make_study(tmp_path, settings(epochs=1, steps_per_epoch=2))
     unit = Unit("t", regime, "a", 0)
     train_unit(study, unit)
@@ -108,10 +106,8 @@ def test_every_slice_is_scored_as_a_user_would_predict_it(
 
 
 def test_slices_are_smoothed_with_all_of_their_neighbours(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tracking_off: None
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("EMADAPT_TRACKING", "off")
     params = settings(epochs=1, steps_per_epoch=2)
     params["backbones"]["t"]["smooth_z_nm"] = 20.0
     params["datasets"]["b"]["voxel_nm"] = [10, 4, 4]

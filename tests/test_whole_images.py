@@ -75,9 +75,7 @@ ALL = {
 }
 
 
-def test_from_files_to_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("EMADAPT_TRACKING", "off")
+def test_from_files_to_a_report(tmp_path: Path, tracking_off: None) -> None:
     write_folders(tmp_path / "data/x")
     study = make(tmp_path, params(**ALL))
     ingest(study, "x")
