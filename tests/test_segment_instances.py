@@ -2,18 +2,21 @@
 
 import csv
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from scipy.ndimage import center_of_mass, find_objects, label
+from scipy.ndimage import center_of_mass, find_objects, gaussian_filter, label
+from scipy.spatial import cKDTree
 
-from emadapt.segment.instances import COLUMNS, join
+from emadapt.segment.instances import COLUMNS
 from emadapt.segment.job import Job
 from emadapt.segment.partial import begin
-from emadapt.segment.run import PHASES
+from emadapt.segment.run import PHASES, find_instances
+from emadapt.study.datasets import INTERIOR_BOUNDARY
 
 JOB = Job(
     input="in",
@@ -40,22 +43,27 @@ JOB = Job(
 
 
 def run(
-    folder: Path, mask: np.ndarray, depth: int, rows: int, least: int = 1
+    folder: Path,
+    mask: np.ndarray,
+    depth: int,
+    rows: int,
+    least: int = 1,
+    classes: tuple[str, ...] = (),
 ) -> tuple[np.ndarray, list[dict[str, float]]]:
     """The instances of a mask, block by block from the last to the first."""
     folder.mkdir()
-    classes = tuple(str(number) for number in range(1, int(mask.max()) + 1)) or JOB.classes
+    classes = classes or tuple(map(str, range(1, int(mask.max()) + 1))) or JOB.classes
     job = dataclasses.replace(
         JOB, shape=mask.shape, depth=depth, rows=rows, min_voxels=least, classes=classes
     )
     partial = begin(folder, job, overwrite=False)
     for block in partial.blocks:
         partial.array("mask")[block.place] = mask[block.place]
-    for number in reversed(range(len(partial.blocks))):
-        list(PHASES["components"](partial, number))
-    n = join(partial, folder / "table.csv")
-    for number in reversed(range(len(partial.blocks))):
-        list(PHASES["instances"](partial, number))
+
+    def each(_: str, phase: str, numbers: list[int]) -> Iterator[int]:
+        return (sum(PHASES[phase](partial, number)) for number in reversed(numbers))
+
+    n = find_instances(partial, each, folder / "table.csv")
     with (folder / "table.csv").open() as file:
         table = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
     assert len(table) == n
@@ -119,3 +127,29 @@ def test_objects_of_two_classes_that_touch_are_two(tmp_path: Path) -> None:
         pairs = np.unique(np.stack([expected.ravel(), own.ravel()]), axis=1)
         assert pairs.shape[1] == n + 1  # background, and one number for each object
         assert sum(row["class"] == number for row in table) == n
+
+
+@settings(max_examples=3, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, 2**32 - 1), st.integers(1, 4), st.integers(8, 30))
+def test_cores_grow_to_the_nearest_whatever_the_blocks(
+    tmp_path_factory: pytest.TempPathFactory, seed: int, depth: int, rows: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    mask = (gaussian_filter(rng.random((5, 40, 30)), (1, 3, 3)) > 0.49).astype(np.uint8)
+    mask[mask > 0] += rng.random(np.count_nonzero(mask)) > 0.02  # few cores, so some are far
+    folder, nm = tmp_path_factory.mktemp("run"), JOB.voxel_nm
+    found, table = run(folder / "p", mask, depth, rows, classes=INTERIOR_BOUNDARY)
+    whole, _ = run(folder / "q", mask, 5, 40, classes=INTERIOR_BOUNDARY)
+    assert np.array_equal(found, whole)
+    cores, n = label(mask == 1)
+    assert len(table) == n
+    places = np.argwhere(cores) * nm
+    points = np.argwhere(mask) * nm
+    away = cKDTree(places).query(points)[0]
+    assert np.array_equal(found[mask > 0] > 0, away <= 60.0)
+    for row in table:
+        own = found == row["id"]
+        assert row["voxels"] == np.count_nonzero(own)
+        tree = cKDTree(np.argwhere(own & (mask == 1)) * nm)
+        assert tree.query(points[own[mask > 0]])[0] == pytest.approx(away[own[mask > 0]])
+        assert [row[a] for a in "zyx"] == pytest.approx(center_of_mass(own), abs=1e-3)

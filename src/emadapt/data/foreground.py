@@ -15,6 +15,8 @@ IGNORE = 255
 """Of an ingested label: nobody knows what is there. Losses and scores leave it out."""
 
 
+BOUNDARY_NM = 25.0
+"""Width of the boundary of an object, inside it."""
 RARE = 1e-3
 """Share of pixels below which a value is a stray one, as anti-aliased edges have them."""
 
@@ -52,15 +54,34 @@ def class_ids(
     return mask
 
 
+def with_boundaries(
+    ids: npt.NDArray[np.uint8], label: Array, pixel_nm: float
+) -> npt.NDArray[np.uint8]:
+    """Class ids with 2 where another object or the background is within BOUNDARY_NM, else 1.
+
+    Args:
+        ids: (Y, X), 1 in the foreground.
+        label: numbers of the objects, or one number for all.
+        pixel_nm: side of a pixel.
+    """
+    from scipy.ndimage import maximum_filter, minimum_filter
+
+    reach = max(1, round(BOUNDARY_NM / pixel_nm))
+    disc = np.hypot(*np.mgrid[-reach : reach + 1, -reach : reach + 1]) <= reach
+    objects = np.where(ids == 1, label, 0)
+    alike = maximum_filter(objects, footprint=disc) == minimum_filter(objects, footprint=disc)
+    return np.where(alike | (ids != 1), ids, np.uint8(2))
+
+
 def is_foreground(ids: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
     """Where class ids are of any class."""
     return (ids != 0) & (ids != IGNORE)
 
 
 def masks_of(ids: npt.NDArray[np.uint8], classes: int) -> npt.NDArray[np.bool_]:
-    """Class ids (Y, X) to masks: of one class (Y, X), of several (classes, Y, X)."""
+    """Class ids (Y, X) to masks: of all classes as one (Y, X), of several (classes, Y, X)."""
     if classes == 1:
-        return np.asarray(ids == 1)
+        return is_foreground(ids)
     return np.asarray(ids == np.arange(1, classes + 1, dtype=np.uint8)[:, None, None])
 
 

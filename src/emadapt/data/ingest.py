@@ -15,7 +15,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from emadapt.data.foreground import IGNORE, class_ids, foreground_share, masks_of
+from emadapt.data.foreground import (
+    IGNORE,
+    class_ids,
+    foreground_share,
+    masks_of,
+    with_boundaries,
+)
 from emadapt.data.images import WHOLE, write_images
 from emadapt.data.label_values import LabelValues
 from emadapt.data.layouts import parts_of
@@ -26,7 +32,7 @@ from emadapt.data.unversioned import unversioned
 from emadapt.errors import InputError
 from emadapt.files import new_array, whole_folder, write_json
 from emadapt.progress import track
-from emadapt.study.datasets import ONE_CLASS, DatasetSettings
+from emadapt.study.datasets import INTERIOR_BOUNDARY, ONE_CLASS, DatasetSettings
 from emadapt.study.study import Study
 from emadapt.volumes.grey import PERCENTILES, SLICES, Window, grey_window, to_uint8
 from emadapt.volumes.source import Array, Source, tell, unlike
@@ -59,6 +65,11 @@ class Volume:
         return tuple(self.manifest.get("classes", ONE_CLASS))
 
     @property
+    def scored(self) -> tuple[str, ...]:
+        """Names of the classes that have scores; interior and boundary are one."""
+        return ONE_CLASS if self.classes == INTERIOR_BOUNDARY else self.classes
+
+    @property
     def whole_images(self) -> bool:
         """Whether its slices are images with a class each."""
         return self.label.shape[1:] == WHOLE
@@ -71,7 +82,7 @@ class Volume:
     def truth(self, z: int) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
         """Masks of slice `z` as `masks_of` gives them, and where the label is known, (Y, X)."""
         label = np.asarray(self.label[z])
-        return masks_of(label, len(self.classes)), label != IGNORE
+        return masks_of(label, len(self.scored)), label != IGNORE
 
     @property
     def training_images(self) -> list[int]:
@@ -254,6 +265,8 @@ def _write(
                 check_pair(image, label, where)
                 values.add(label)
                 ids = class_ids(label, spec.rules, where, spec.ignore)
+                if spec.boundaries:
+                    ids = with_boundaries(ids, label, spec.voxel_nm[1])
                 labels[z] = np.pad(ids, beyond, constant_values=IGNORE)
                 hashing.append(pool.submit(hashes[1].update, labels[z].data))
                 missing = {value for value in missing if not (label == value).any()}

@@ -29,7 +29,12 @@ from emadapt.segment.job import window_for
 from emadapt.segment.model import Model, find_model, open_model, sha256_of, zoom_for
 from emadapt.segment.partial import clear, held
 from emadapt.study.backbones import BackboneSettings
-from emadapt.study.datasets import DatasetSettings, SplitSettings, TrainSetSettings
+from emadapt.study.datasets import (
+    INTERIOR_BOUNDARY,
+    DatasetSettings,
+    SplitSettings,
+    TrainSetSettings,
+)
 from emadapt.study.regimes import GradientRegime
 from emadapt.study.study import Study, dumped
 from emadapt.study.training import TrainSettings
@@ -191,8 +196,14 @@ def tune(own: Own, labels: Path, foreground: str = ">0", slices: Sequence[int] =
             for part, array in (("images", image), ("labels", label)):
                 tifffile.imwrite(data / part / f"{z:06d}.tif", array, photometric="minisblack")
         voxel = (float(np.diff([*places]).min()) * own.voxel[0], *own.voxel[1:])
-        settings = DatasetSettings(layout="folders", voxel_nm=voxel, foreground=foreground)
-        if len(names := own.start.segmenter.classes) > 1:
+        names = own.start.segmenter.classes
+        settings = DatasetSettings(
+            layout="folders",
+            voxel_nm=voxel,
+            foreground=foreground,
+            boundaries=names == INTERIOR_BOUNDARY,
+        )
+        if len(settings.class_names) < len(names):
             classes: dict[str, tuple[int, ...]] = {name: (k,) for k, name in enumerate(names, 1)}
             settings = DatasetSettings(layout="folders", voxel_nm=voxel, classes=classes)
         gap = 0.0 if voxel[0] >= APART_NM else APART_NM

@@ -2,20 +2,25 @@
 
 Voxels of one class that share a face belong together. cc3d labels each block by itself. Labels of
 a class that meet at the border of two blocks are then made one, and components are numbered by
-their first voxel in the order of the volume. The result does not depend on the blocks, and memory
+their first voxel in the order of the volume. Of a model that tells the interior of objects from
+their boundary, the components of the interior are cores, and other foreground goes to the nearest
+core, so that objects which touch come apart. The result does not depend on the blocks, and memory
 does not grow with the volume but only with the number of components.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from emadapt.files import whole_file
+from emadapt.metrics.instances import REACH_NM, grown
+from emadapt.segment.job import Block
 from emadapt.segment.partial import Partial
 from emadapt.volumes.voxel import Voxel
 
@@ -87,53 +92,76 @@ def table_of(found: pd.DataFrame, voxel_nm: Voxel, classes: int) -> pd.DataFrame
 def label_block(partial: Partial, number: int) -> None:
     """Phase `components`: label a block, and keep its measures and the labels at its faces."""
     block = partial.blocks[number]
-    ids = np.asarray(partial.array("mask")[block.place])
+    ids = _cores(partial, block)
     labels, n = _labelled(ids)
     kinds = np.zeros(n + 1, np.uint8)
     kinds[labels] = ids
     found = measure(labels, n, (block.z0, block.y0), partial.job.shape[1])
-    found["class"] = kinds[1:]
     faces = {"z0": labels[0], "z1": labels[-1], "y0": labels[:, 0], "y1": labels[:, -1]}
-    with whole_file(_part(partial, number)) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, measured=found[list(AGGREGATED)].to_numpy(np.int64), **faces)
+    _keep(partial, "components", number, found.assign(**{"class": kinds[1:]}), **faces)
     partial.mark("components", number, {"components": n})
 
 
-def join(partial: Partial, table: Path) -> int:
-    """Number the components of the whole volume, once all blocks are labelled, and count them.
+def join(partial: Partial) -> pd.DataFrame:
+    """Number the components of the whole volume, once all blocks are labelled.
 
     Those below the job's `min_voxels` become background. The run keeps the numbers for
-    `number_block`; `table` is the CSV file to write.
+    `number_block`. Gives a row for each component, with the columns of `AGGREGATED`.
     """
-    import pandas as pd
-
-    numbers = range(len(partial.blocks))
-    parts = np.concatenate([_kept(partial, number, "measured") for number in numbers])
+    blocks = range(len(partial.blocks))
+    parts = np.concatenate([_kept(partial, "components", n, "measured") for n in blocks])
     counts = [facts["components"] for facts in partial.facts("components")]
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    measured = pd.DataFrame(parts, columns=list(AGGREGATED))
-    group = _groups(partial, offsets, measured["class"].to_numpy())
-    found = measured.groupby(group).agg(AGGREGATED)
+    group = _groups(partial, offsets, parts[:, list(AGGREGATED).index("class")])
+    found = _summed(parts, group)
     total = len(found)
     found = found[found["voxels"] >= partial.job.min_voxels].sort_values("first")
     ids = np.zeros(total, np.uint32)
     ids[found.index] = np.arange(1, len(found) + 1)
     np.save(partial.part("offsets.npy"), offsets)
     np.save(partial.part("ids.npy"), ids[group])
-    listed = table_of(found, partial.job.voxel_nm, len(partial.job.classes))
-    listed.to_csv(table, index=False, float_format="%.12g")
-    return len(found)
+    return found
 
 
 def number_block(partial: Partial, number: int) -> None:
-    """Phase `instances`: write a block with the numbers of the whole volume."""
-    block = partial.blocks[number]
-    labels, n = _labelled(np.asarray(partial.array("mask")[block.place]))
+    """Write a block with the numbers of the whole volume: phase `instances`, of cores `cores`."""
+    block, kind = partial.blocks[number], "cores" if partial.job.cored else "instances"
+    labels, n = _labelled(_cores(partial, block))
     start = int(np.load(partial.part("offsets.npy"), mmap_mode="r")[number])
     ids = np.load(partial.part("ids.npy"), mmap_mode="r")[start : start + n]
     numbers = np.concatenate([np.zeros(1, np.uint32), ids])
-    partial.array("instances")[block.place] = numbers[labels]
-    partial.mark("instances", number, {})
+    partial.array(kind)[block.place] = numbers[labels]
+    partial.mark(kind, number, {})
+
+
+def grow_block(partial: Partial, number: int) -> None:
+    """Phase `grown`: grow the cores of a block to instances, and keep the measures of these."""
+    block, job = partial.blocks[number], partial.job
+    margin = [math.ceil(REACH_NM / side) for side in job.voxel_nm[:2]]
+    z0, y0 = max(0, block.z0 - margin[0]), max(0, block.y0 - margin[1])
+    near = slice(z0, block.z1 + margin[0]), slice(y0, block.y1 + margin[1])
+    whole = np.asarray(partial.array("mask")[near]) > 0
+    found = grown(np.asarray(partial.array("cores")[near]), whole, job.voxel_nm)
+    own = found[block.z0 - z0 :, block.y0 - y0 :][: len(block), : block.y1 - block.y0]
+    partial.array("instances")[block.place] = own
+    ids, first = np.unique(own, return_index=True)
+    ids = ids[np.argsort(first)]
+    ids = ids[ids > 0]
+    labels = np.zeros(own.max() + 1, np.uint32)
+    labels[ids] = np.arange(1, len(ids) + 1)
+    found = measure(labels[own], len(ids), (block.z0, block.y0), job.shape[1])
+    _keep(partial, "grown", number, found.assign(**{"class": 1}), ids=ids)
+    partial.mark("grown", number, {})
+
+
+def join_grown(partial: Partial) -> pd.DataFrame:
+    """As `join`, of the instances that `grow_block` grew; they keep the numbers of their cores."""
+    blocks = range(len(partial.blocks))
+    parts, ids = (
+        np.concatenate([_kept(partial, "grown", number, name) for number in blocks])
+        for name in ("measured", "ids")
+    )
+    return _summed(parts, ids)
 
 
 def _labelled(ids: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.uint32], int]:
@@ -183,18 +211,38 @@ def _meetings(partial: Partial, offsets: Int) -> Iterator[Int]:
         for own, other, place in neighbours:
             if place not in numbers:
                 continue
-            a = _kept(partial, number, own)
-            b = _kept(partial, numbers[place], other)
+            a = _kept(partial, "components", number, own)
+            b = _kept(partial, "components", numbers[place], other)
             both = (a > 0) & (b > 0)
             ids = a[both] - 1 + offsets[number], b[both] - 1 + offsets[numbers[place]]
             yield np.unique(np.stack(ids, 1), axis=0)
 
 
-def _kept(partial: Partial, number: int, name: str) -> Int:
-    """What `label_block` kept of a block."""
-    with np.load(_part(partial, number)) as found:
+def _summed(parts: Int, group: npt.NDArray[np.integer[Any]]) -> pd.DataFrame:
+    """Measures of components from those of their parts, by group."""
+    import pandas as pd
+
+    return pd.DataFrame(parts, columns=list(AGGREGATED)).groupby(group).agg(AGGREGATED)
+
+
+def _cores(partial: Partial, block: Block) -> npt.NDArray[np.uint8]:
+    """Ids of what is labelled: of classes, or 1 in the interior of objects."""
+    ids = np.asarray(partial.array("mask")[block.place])
+    return np.where(ids == 1, ids, np.uint8(0)) if partial.job.cored else ids
+
+
+def _keep(partial: Partial, phase: str, number: int, found: pd.DataFrame, **arrays: Any) -> None:
+    """Keep the measures of a block's parts, and arrays."""
+    with whole_file(_part(partial, phase, number)) as temporary, temporary.open("wb") as file:
+        measured = found[list(AGGREGATED)].to_numpy(np.int64)
+        np.savez_compressed(file, measured=measured, **arrays)
+
+
+def _kept(partial: Partial, phase: str, number: int, name: str) -> Int:
+    """What a phase kept of a block."""
+    with np.load(_part(partial, phase, number)) as found:
         return found[name].astype(np.int64)
 
 
-def _part(partial: Partial, number: int) -> Path:
-    return partial.part(f"components-{number:06d}.npz")
+def _part(partial: Partial, phase: str, number: int) -> Path:
+    return partial.part(f"{phase}-{number:06d}.npz")

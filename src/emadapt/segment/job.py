@@ -28,6 +28,7 @@ from emadapt.segment.model import (
 )
 from emadapt.segment.rows import View
 from emadapt.segment.shipped import SHIPPED, STARTER
+from emadapt.study.datasets import INTERIOR_BOUNDARY
 from emadapt.volumes.grey import SLICES, constant, grey_window, to_uint8
 from emadapt.volumes.opening import open_image
 from emadapt.volumes.source import LARGE, Array, Source, tell, voxel_of
@@ -138,6 +139,11 @@ class Job:
             for z0 in range(0, z, self.depth)
             for y0 in range(0, y, self.rows)
         ]
+
+    @property
+    def cored(self) -> bool:
+        """Whether the model tells the interior of objects from their boundary."""
+        return self.classes == INTERIOR_BOUNDARY
 
     @property
     def reach(self) -> int:

@@ -18,9 +18,16 @@ from emadapt.segment.job import Job, from_json
 from emadapt.segment.runner import Runner, open_runner
 from emadapt.volumes.write_zarr import create_array
 
-DTYPES = {"mask": "uint8", "probabilities": "uint8", "instances": "uint32", "tiles": "uint16"}
-"""Kind of output -> dtype. A mask is 0 and 255; 255 of `probabilities` is 1. `tiles` is no output:
-probabilities in steps of 1 / STEPS that are yet to be smoothed along z."""
+DTYPES = {
+    "mask": "uint8",
+    "probabilities": "uint8",
+    "instances": "uint32",
+    "tiles": "uint16",
+    "cores": "uint32",
+}
+"""Kind of output -> dtype. A mask is 0 and 255; 255 of `probabilities` is 1. Two are no outputs:
+`tiles`, probabilities in steps of 1 / STEPS that are yet to be smoothed along z, and `cores`,
+numbers of the interiors of objects that are yet to be grown."""
 STEPS = 65535
 MARKER = "made-by-emadapt-segment"
 """A file in every folder that this module makes. No other folder is ever cleared or removed."""
@@ -128,7 +135,9 @@ def begin(folder: Path, job: Job, overwrite: bool) -> Partial:
             )
     clear(folder)
     (folder / "parts").mkdir()
-    for kind in (*job.kinds, *(["tiles"] if job.reach else [])):
+    cored = job.cored and "instances" in job.kinds
+    between = {"tiles": job.reach, "cores": cored}
+    for kind in (*job.kinds, *(kind for kind, wanted in between.items() if wanted)):
         create_array(folder / kind, 0, job.shape, DTYPES[kind], job.depth)
     write_json(run, job.to_json())  # last: without it the folder counts as empty
     return opened(str(folder))

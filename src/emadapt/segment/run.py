@@ -1,7 +1,8 @@
 """`emadapt segment`: from checks over blocks to outputs. A run that was stopped can go on.
 
 Each phase is done with all blocks before the next begins: `tiles` (of a model that smooths along z,
-the probabilities), `mask`, then `components` and `instances` (see `emadapt.segment.instances`).
+the probabilities), `mask`, then `components` and `instances`, or `cores` and `grown` (see
+`emadapt.segment.instances`).
 """
 
 from __future__ import annotations
@@ -22,7 +23,14 @@ from emadapt.models.predict import smooth_z
 from emadapt.models.segmenter import Probability
 from emadapt.progress import progress_bar
 from emadapt.segment.domain import domain_of_volume
-from emadapt.segment.instances import join, label_block, number_block
+from emadapt.segment.instances import (
+    grow_block,
+    join,
+    join_grown,
+    label_block,
+    number_block,
+    table_of,
+)
 from emadapt.segment.job import Block, Order, prepare
 from emadapt.segment.outputs import check_output, finish, publish, targets
 from emadapt.segment.partial import STEPS, Partial, begin, held, opened
@@ -73,10 +81,8 @@ def _run(partial: Partial, order: Order, each: Each) -> float:
     made = {}
     named = targets(order.output, partial.job.kinds)
     if "instances" in named:
-        _phase(partial, "components", each)
         table = partial.folder / "instances.csv"
-        n = join(partial, table)
-        _phase(partial, "instances", each)
+        n = find_instances(partial, each, table)
         made[str(table)] = str(named["table"].resolve())
         print(f"segment: {n} instances, {named['table']}")
     for kind in ("probabilities", "instances", "mask"):
@@ -85,6 +91,20 @@ def _run(partial: Partial, order: Order, each: Each) -> float:
             made[str(finished)] = str(named[kind].resolve())
     write_json(partial.folder / "made.json", made)
     return seconds
+
+
+def find_instances(partial: Partial, each: Each, table: Path) -> int:
+    """Number the instances of a finished mask, and write their table as CSV; how many there are."""
+    job = partial.job
+    _phase(partial, "components", each)
+    found = join(partial)
+    _phase(partial, "cores" if job.cored else "instances", each)
+    if job.cored:
+        _phase(partial, "grown", each)
+        found = join_grown(partial)
+    listed = table_of(found, job.voxel_nm, 1 if job.cored else len(job.classes))
+    listed.to_csv(table, index=False, float_format="%.12g")
+    return len(found)
 
 
 def _first_phases(partial: Partial) -> list[str]:
@@ -197,6 +217,8 @@ PHASES: dict[str, Steps] = {
     "mask": _mask_block,
     "components": _at_once(label_block),
     "instances": _at_once(number_block),
+    "cores": _at_once(number_block),
+    "grown": _at_once(grow_block),
 }
 
 

@@ -16,6 +16,8 @@ Count = Annotated[int, Field(ge=0)]
 Sampling = Literal["balanced", "proportional"]
 ONE_CLASS = ("foreground",)
 """Names of the classes of a dataset that has one, whatever that is called."""
+INTERIOR_BOUNDARY = ("interior", "boundary")
+"""Names of the classes that `boundaries` makes of one."""
 
 
 class DatasetSettings(Settings):
@@ -60,6 +62,12 @@ class DatasetSettings(Settings):
         "tokens",
     )
     organelle: str = setting("", "The one of `classes` to segment, against the rest.", "tokens")
+    boundaries: bool = setting(
+        False,
+        "Of labels that number objects: a model learns their interior and their boundary apart, so "
+        "that objects which touch are found one by one.",
+        "tokens",
+    )
     labelled: bool = setting(
         True, "False: images alone. No model is trained on it or scored on it.", "tokens"
     )
@@ -77,6 +85,8 @@ class DatasetSettings(Settings):
             raise ValueError("layout images is for task classification, and no other layout is")
         if (self.layout == "synthetic") != bool(self.domains):
             raise ValueError("layout synthetic needs `domains`, and no other layout has them")
+        if self.boundaries and (len(self.rules) > 1 or self.ignore):
+            raise ValueError("boundaries are of one class, without `ignore`")
         if not self.labelled and self.mispaired:
             raise ValueError("a dataset without labels has no pairs; leave out pairing")
         return self
@@ -103,6 +113,8 @@ class DatasetSettings(Settings):
     @property
     def class_names(self) -> tuple[str, ...]:
         """Names of several classes; their ids in an ingested label are 1, 2, ... in this order."""
+        if self.boundaries:
+            return INTERIOR_BOUNDARY
         return tuple(self.classes) if len(self.rules) > 1 else ONE_CLASS
 
 

@@ -60,7 +60,8 @@ class Scores:
         self.parts = {z: bisect.bisect(ends, z) for z in self.slices}
         self.area: list[Counts] = []
         self.boundary: list[Counts] = []
-        self.instances = [Instances(self.slices, shape) for _ in volume.classes]
+        cored = volume.manifest["voxel_nm"] if volume.scored != volume.classes else None
+        self.instances = [Instances(self.slices, shape, cored) for _ in volume.scored]
         ids = len(volume.classes) + 1
         self.confusion = np.zeros((ids, ids), np.int64)
         # By file ending: IoU, slice, predicted ids; three slices in memory, not all.
@@ -73,11 +74,15 @@ class Scores:
         predicted = found & known
         near = boundary_band(known, self.band)  # there, what is not known may hide a boundary
         bands = [boundary_band(mask, self.band) & known & ~near for mask in (predicted, label)]
-        pairs = zip(found.reshape(-1, *ids.shape), label.reshape(-1, *ids.shape), strict=True)
-        for instances, pair in zip(self.instances, pairs, strict=True):
+        truth = np.asarray(self.volume.label[z])
+        objects = [masks.reshape(-1, *ids.shape) for masks in (found, label)]
+        if self.volume.scored != self.volume.classes:  # with the interior of objects
+            pairs = zip((found, label), (ids, truth), strict=True)
+            objects = [np.stack([whole, own == 1])[None] for whole, own in pairs]
+        for instances, *pair in zip(self.instances, *objects, strict=True):
             # Objects end with their part: the numbers leave one out in between.
             instances.add(z + self.parts[z], *pair, known)
-        np.add.at(self.confusion, (np.asarray(self.volume.label[z])[known], ids[known]), 1)
+        np.add.at(self.confusion, (truth[known], ids[known]), 1)
         self.area.append(overlap_counts(predicted, label, self.grid))
         self.boundary.append(overlap_counts(bands[0], bands[1], self.grid))
         iou, _ = influence(self.area[-1][None])
@@ -125,6 +130,6 @@ class Scores:
         area, boundary = (np.array(scores[name]) for name in ("counts", "boundary_counts"))
         by_class = {
             name: with_intervals(area[:, k], boundary[:, k]) | found[k]
-            for k, name in enumerate(self.volume.classes)
+            for k, name in enumerate(self.volume.scored)
         }
         return scores | {"classes": by_class, "confusion": self.confusion.tolist()}

@@ -76,7 +76,7 @@ def score_unseen(
         for z, probability in predict_slices(segmenter, volume, sorted(near)):
             if z in inside:  # the others are there for `smooth_z_nm`
                 label, sure = volume.truth(z)
-                predicted = masks_of(most_probable(probability), len(volume.classes)) & sure
+                predicted = masks_of(most_probable(probability), len(volume.scored)) & sure
                 found[z] = overlap_counts(predicted, label, grid)
     ordered = np.array([found[z] for z in chosen])
     iou, ci95 = pooled_with_interval(ordered)

@@ -36,7 +36,7 @@ def validate(inputs: Inputs, every: int, loss_of: Loss | None = None) -> dict[st
     ious: dict[str, float] = {}
     by_class: dict[str, float] = {}
     for number, volume in enumerate(inputs.volumes):
-        slices, classes = val_slices(volume, every, inputs.segmenter.depth), volume.classes
+        slices, classes = val_slices(volume, every, inputs.segmenter.depth), volume.scored
         # Pixels of each class that are hit, and in either; the loss.
         counts = torch.zeros((len(slices), 2 * len(classes) + 1), dtype=torch.float64)
         for k, probability in _shared_out(inputs, number, slices, quick=bool(every)):
