@@ -119,10 +119,10 @@ def weights(fetch: bool) -> None:
     """List and verify the weights files of the study, and fetch what is missing."""
     from emadapt.models.inventory import inventory
 
-    entries = inventory(load_study(), fetch)
-    for entry in entries:
-        click.echo(f"{entry.backbone}: {entry.what}: {entry.state}")
-    sys.exit(0 if all(entry.good for entry in entries) else 2)
+    found = list(inventory(load_study(), fetch))
+    for line, _ in found:
+        click.echo(line)
+    sys.exit(0 if all(good for _, good in found) else 2)
 
 
 @main.command()

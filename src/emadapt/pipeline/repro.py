@@ -126,9 +126,8 @@ def _schedule(needs: Needs, slots: list[str], submit: Submit) -> int:
 def _alone() -> Iterator[None]:
     """Holds the checkout's lock, which the kernel takes back however this process ends."""
     os.makedirs(LOGS, exist_ok=True)
-    lock = FileLock(f"{LOGS}/lock")
     try:
-        lock.acquire(blocking=False)
+        lock = FileLock(f"{LOGS}/lock").acquire(blocking=False)
     except Timeout:
         raise EmadaptError(
             "another `emadapt repro` is at work in this checkout; wait for it, or use a clone"

@@ -104,30 +104,20 @@ def sweep_promote(storage: str, name: str, regime: str) -> None:
 
 @sweep.command("worker", hidden=True)
 @click.argument("name")
-@_BACKBONE
-@_TRAIN_SET
-@click.option("--regime", required=True)
-@click.option("--number", type=int, required=True)
-@click.option("--trials", type=int, required=True)
-@click.option("--parent", type=int, required=True)
+@click.argument("target", nargs=3)
+@click.argument("numbers", nargs=3, type=int)
 @_STORAGE
 def sweep_worker(
-    name: str,
-    backbone: str,
-    train_set: str,
-    regime: str,
-    number: int,
-    trials: int,
-    parent: int,
-    storage: str,
+    name: str, target: tuple[str, str, str], numbers: tuple[int, int, int], storage: str
 ) -> None:
-    """What `run` starts."""
+    """What `run` starts: TARGET is a Target, NUMBERS are worker, trials, and parent process."""
     from emadapt.sweep.space import Target
     from emadapt.sweep.worker import work
     from emadapt.training.devices import die_with
 
+    number, trials, parent = numbers
     die_with(parent)
-    work(load_study(), Target(backbone, regime, train_set), name, storage, number, trials)
+    work(load_study(), Target(*target), name, storage, number, trials)
 
 
 def _print_status(storage: str, name: str) -> None:

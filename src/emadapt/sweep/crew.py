@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import IO, Self
 
@@ -103,20 +103,13 @@ class Crew:
         if order.gpus:
             device = order.gpus[place % len(order.gpus)]
             environment |= {"EMADAPT_DEVICES": device, **visible([device])}
-        options = {
-            "--backbone": order.target.backbone,
-            "--regime": order.target.regime,
-            "--train-set": order.target.train_set,
-            "--number": self.next_number,
-            "--trials": order.trials,
-            "--parent": os.getpid(),
-        }
-        words = [str(word) for option in options.items() for word in option]
-        command = [sys.executable, "-m", "emadapt", "sweep", "worker", self.study.study_name]
+        numbers = (self.next_number, order.trials, os.getpid())
+        words = (self.study.study_name, *astuple(order.target), *map(str, numbers))
+        command = [sys.executable, "-m", "emadapt", "sweep", "worker", *words]
         log = self._log(place)
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as out:
-            self.workers[place] = _spawn([*command, *words], environment, out)
+            self.workers[place] = _spawn(command, environment, out)
         self.next_number += 1
 
     def _bury(self, worker: subprocess.Popen[bytes]) -> None:

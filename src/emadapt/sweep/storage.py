@@ -73,9 +73,8 @@ class Store:
         if self.url:
             yield
             return
-        lock = FileLock(FOLDER / f"{name}.lock")
         try:
-            lock.acquire(timeout=0)
+            held = FileLock(FOLDER / f"{name}.lock").acquire(timeout=0)
         except Timeout:
             raise InputError(
                 f"sweep {name}",
@@ -83,10 +82,8 @@ class Store:
                 expected="one at a time",
                 do="Give it more --workers; for several machines use a PostgreSQL --storage.",
             ) from None
-        try:
+        with held:
             yield
-        finally:
-            lock.release()
 
     @contextlib.contextmanager
     def turn(self, name: str) -> Iterator[None]:
