@@ -34,20 +34,21 @@ from emadapt.study.regimes import regime_settings
 from tiny import write_3d_model, write_model
 
 LORA = regime_settings(kind="lora", rank=2, alpha=4)
-OF_VNC = {
-    "data_md5": {"vnc": "0" * 32},
-    "sources": {"vnc": record_of(DATASETS["vnc"])},
-    "pairing": {"vnc": "number"},
-    "voxel_nm": {"vnc": [50, 4.6, 4.6]},
-    "shape": {"vnc": [20, 90, 100]},
-}
-OF_UROCELL = {
-    "data_md5": {"urocell": "0" * 32},
-    "sources": {"urocell": record_of(DATASETS["urocell"])},
-    "pairing": {"urocell": "number"},
-    "voxel_nm": {"urocell": [15, 16, 16]},
-    "shape": {"urocell": [20, 90, 100]},
-}
+U_NET: dict[str, Any] = {"regime": regime_settings(kind="unet2d"), "head": "unet2d"}
+
+
+def trained_on(name: str) -> dict[str, Any]:
+    """Of model.json: what a model of a public dataset says of it."""
+    facts = {
+        "data_md5": "0" * 32,
+        "sources": record_of(DATASETS[name]),
+        "pairing": "number",
+        "voxel_nm": list(DATASETS[name].voxel_nm),
+        "shape": [20, 90, 100],
+    }
+    return {key: {name: value} for key, value in facts.items()}
+
+
 SIZE = (3, 11)
 """Rows and columns of patches that the command neither traces nor checks at."""
 
@@ -124,7 +125,7 @@ def test_the_rotary_embedding_has_the_places_of_the_image(tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_a_u_net_is_a_graph_too(tmp_path: Path) -> None:
-    model, session, stride = written(tmp_path, regime=regime_settings(kind="unet2d"), head="unet2d")
+    model, session, stride = written(tmp_path, **U_NET)
     compare(model, session, SIZE[0] * stride, SIZE[1] * stride)
 
 
@@ -208,19 +209,23 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     ("how", "dois", "step", "terms"),
     [
         (
-            {"regime": LORA, "facts": OF_VNC},
+            {"regime": LORA, "facts": trained_on("vnc")},
             ["10.6084/m9.figshare.856713"],
             14,
             "vnc: CC BY-NC-SA 3.0. No commercial use.",
         ),
         (
-            {"regime": regime_settings(kind="unet2d"), "head": "unet2d"},
+            U_NET,
             ["10.1038/s41592-018-0261-2"],
             16,
             "a: not known here.",
         ),
         (
-            {"regime": regime_settings(kind="unet2d"), "head": "unet2d", "facts": OF_UROCELL},
+            {
+                "regime": regime_settings(kind="unet2d"),
+                "head": "unet2d",
+                "facts": trained_on("urocell"),
+            },
             ["10.1016/j.compbiomed.2020.103693", "10.1038/s41592-018-0261-2"],
             16,
             "urocell: as its repository says",

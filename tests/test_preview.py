@@ -26,38 +26,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("preview")
     write_model(root / "m")
     segmenter, _ = load_model(root / "m")
-    own = Volume(
-        "a",
-        IMAGE,
-        IMAGE,
-        {
-            "split": {"train": [0, 1, 2, 3], "val": [4, 5, 6], "test": []},
-            "md5": "",
-            "voxel_nm": [30, 5, 5],
-        },
-    )
+    split = {"train": [0, 1, 2, 3], "val": [4, 5, 6], "test": []}
+    own = Volume("a", IMAGE, IMAGE, {"split": split, "md5": "", "voxel_nm": [30, 5, 5]})
     write_model(root / "m", facts={"tokens": token_facts(segmenter, [own], [])})
     tifffile.imwrite(root / "like.tif", IMAGE, photometric="minisblack")
     tifffile.imwrite(root / "inverted.tif", 255 - IMAGE, photometric="minisblack")
     return root
 
 
-def invoke(folder: Path, volume: str, page: str, *words: str, model: str = "m") -> Result:
-    return CliRunner().invoke(
-        main,
-        [
-            "preview",
-            str(folder / volume),
-            str(folder / page),
-            "--model",
-            str(folder / model),
-            *words,
-        ],
-    )
+def invoke(folder: Path, volume: str, page: str, *words: str) -> Result:
+    command = ["preview", str(folder / volume), str(folder / page), "--model", str(folder / "m")]
+    return CliRunner().invoke(main, [*command, *words])
 
 
-def run(folder: Path, volume: str, page: str, *words: str, model: str = "m") -> str:
-    result = invoke(folder, volume, page, *words, model=model)
+def run(folder: Path, volume: str, page: str, *words: str) -> str:
+    result = invoke(folder, volume, page, *words)
     assert result.exit_code == 0, result.output
     return result.output
 
@@ -128,18 +111,17 @@ def test_pages_that_cannot_be_written(folder: Path) -> None:
 
 def test_an_unclear_polarity_is_decided_by_what_is_found_after_an_inversion() -> None:
     def domain(polarity: float, *found: float, tiles: int = 4) -> Domain:
-        voxel = (30.0, 5.0, 5.0)
         return Domain(
-            voxel,
-            {"a": voxel},
-            tiles,
-            [],
-            {},
-            {"a": polarity},
-            (found[0], found[1]),
-            {"a": (0.06, 0.04)},
-            {"a": 0.1},
-            {"a": (0.01, 0.05)},
+            voxel_nm=(30.0, 5.0, 5.0),
+            trained_nm={"a": (30.0, 5.0, 5.0)},
+            tiles=tiles,
+            grey=[],
+            trained_grey={},
+            polarity={"a": polarity},
+            found=(found[0], found[1]),
+            trained_found={"a": (0.06, 0.04)},
+            distances={"a": 0.1},
+            usual={"a": (0.01, 0.05)},
         )
 
     assert domain(-0.8, 0.1, 0.1).inverted

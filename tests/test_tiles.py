@@ -28,6 +28,10 @@ SHAPES = SIDES.filter(
 example = settings(deadline=None, max_examples=60)
 
 
+def plain(**settings: Any) -> BackboneSettings:
+    return BackboneSettings(**{"arch": "tiny_dinov2", "source": "random", **settings})
+
+
 def tile_map(array: np.ndarray, geo: Geometry, corners: list[tuple[int, int]]) -> np.ndarray:
     h, w = geo.tile
     return np.stack([array[y : y + h, x : x + w] for y, x in corners])
@@ -63,7 +67,7 @@ def test_tiles_cover_every_pixel_overlap_as_asked_and_hold_whole_patches(
 
 
 def test_no_overlap_wastes_no_tile() -> None:
-    spec = BackboneSettings(arch="tiny_dinov2", source="random", tile=56)
+    spec = plain(tile=56)
     assert geometry((112, 168), spec, 14).corners(0.0) == [
         (y, x) for y in (0, 56) for x in (0, 56, 112)
     ]
@@ -75,9 +79,7 @@ def test_no_overlap_wastes_no_tile() -> None:
 def test_tiles_of_one_map_blend_into_that_map(
     shape: tuple[int, int], tile: int, overlap: float, seed: int
 ) -> None:
-    geo = geometry(
-        shape, BackboneSettings(arch="tiny_dinov2", source="random", tile=tile, overlap=overlap), 14
-    )
+    geo = geometry(shape, plain(tile=tile, overlap=overlap), 14)
     known = np.random.default_rng(seed).random(geo.padded, dtype=np.float32)
     corners = geo.corners()
     blended = to_native(merge_tiles(tile_map(known, geo, corners), corners, geo), geo)
@@ -105,7 +107,7 @@ def test_a_constant_stays_constant_at_the_slices_own_shape(
     "change", [{"scale": 2.0}, {"scale": 0.5}, {"longest_edge": 196}, {"longest_edge": 70}]
 )
 def test_what_was_scaled_comes_back_to_its_place(change: dict[str, Any]) -> None:
-    spec = BackboneSettings(arch="tiny_dinov2", source="random", tile=70).changed(**change)
+    spec = plain(tile=70, **change)
     shape = (120, 150)
     geo = geometry(shape, spec, 14)
     assert geo.resized != shape
@@ -130,21 +132,10 @@ def test_what_was_scaled_comes_back_to_its_place(change: dict[str, Any]) -> None
 def test_longest_edge_gives_the_references_sizes(
     native: tuple[int, int], patch: int, expected: tuple[int, int]
 ) -> None:
-    whole = geometry(
-        native,
-        BackboneSettings(
-            arch="dinov2_s", source="random", longest_edge=1022, tile=0, views=0, overlap=0.0
-        ),
-        patch,
-    )
+    whole = geometry(native, plain(longest_edge=1022, tile=0, views=0, overlap=0.0), patch)
     assert whole == Geometry(native, expected, expected, expected, 0.0, patch)
     assert whole.corners() == [(0, 0)]
-    assert (
-        geometry(
-            native, BackboneSettings(arch="dinov2_s", source="random", longest_edge=1022), patch
-        ).resized
-        == expected
-    )
+    assert geometry(native, plain(longest_edge=1022), patch).resized == expected
 
 
 @example
@@ -152,9 +143,7 @@ def test_longest_edge_gives_the_references_sizes(
 def test_longest_edge_floors_to_the_patch_without_rounding_errors(
     a: int, b: int, patch: int
 ) -> None:
-    geo = geometry(
-        (a, b), BackboneSettings(arch="dinov2_s", source="random", longest_edge=1022), patch
-    )
+    geo = geometry((a, b), plain(longest_edge=1022), patch)
     exact = [side * 1022 // max(a, b) // patch * patch for side in (a, b)]
     assert list(geo.resized) == exact
     assert max(geo.resized) == 1022 // patch * patch
@@ -165,9 +154,7 @@ def test_longest_edge_floors_to_the_patch_without_rounding_errors(
 def test_a_slice_smaller_than_a_tile_is_padded_by_reflection_and_cropped_back(
     height: int, width: int
 ) -> None:
-    geo = geometry(
-        (height, width), BackboneSettings(arch="tiny_dinov2", source="random", tile=60), 14
-    )
+    geo = geometry((height, width), plain(tile=60), 14)
     image = np.random.default_rng(height).integers(0, 256, (height, width), np.uint8)
     padded = to_input(image, geo)
     assert padded.shape == geo.padded
