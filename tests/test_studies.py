@@ -13,6 +13,7 @@ from PIL import Image
 from emadapt.cli import main
 from emadapt.study.loading import load_study
 from shipped import STUDIES, emadapt, in_small, run_small, write_reference_layouts
+from test_many_volumes import write
 from test_whole_images import write_folders
 from tiny import blobs, write_stack
 
@@ -46,6 +47,10 @@ def test_check_finds_nothing_wrong_but_what_is_not_here(here: Path, name: str) -
         for seed, dataset in enumerate(("phantom_fib", "phantom_tem")):
             write_stack(here / "data" / dataset / part, *blobs((16, 72, 96), seed))
         write_organelles(here / "data/lucchi_organelles" / part)
+        for number in range(24):
+            volume = np.arange(2 * 9 * 12, dtype=np.uint8).reshape(2, 9, 12)
+            for kind, array in (("images", volume), ("labels", volume % 3)):
+                write(here / "data/hippocampus" / part / kind, f"v{number}", array)
     result = CliRunner().invoke(main, ["check", "--study", str(path)])
     errors = [line for line in result.output.splitlines() if line.startswith("error")]
     hub = [b for b in study.backbones if study.backbone_settings[b].source == "hub"]
