@@ -103,7 +103,7 @@ DEAF = ENDLESS.replace("sleep 987654 &\n", "sleep 987654 &\ntrap '' TERM\n")
 @pytest.mark.parametrize(
     ("number", "script"),
     [(n, ENDLESS) for n in (signal.SIGKILL, signal.SIGHUP, signal.SIGTERM, signal.SIGINT)]
-    + [(signal.SIGKILL, DEAF)],
+    + [(signal.SIGKILL, DEAF), (signal.SIGTERM, DEAF)],
 )
 def test_no_stage_survives_repro(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, script: str
@@ -120,6 +120,8 @@ def test_no_stage_survives_repro(
     with subprocess.Popen([sys.executable, "-c", code], start_new_session=True) as process:
         until(lambda: len(stages_of(tmp_path)) >= 4)
         process.send_signal(number)
+        time.sleep(0.3)
+        process.send_signal(number)  # of one who is impatient
         process.wait(30)
     until(lambda: not stages_of(tmp_path))
 

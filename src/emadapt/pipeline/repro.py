@@ -141,6 +141,8 @@ def _stoppable(watchdog: Watchdog) -> Iterator[None]:
     """When this process is told to stop, it ends its stages first."""
 
     def stop(number: int, frame: object) -> None:
+        for other in numbers:  # a second signal would wait for this wait, for ever
+            signal.signal(other, signal.SIG_IGN)
         watchdog.stop()
         print("repro: stopped; run it again to go on", file=sys.stderr)
         os._exit(128 + number)
