@@ -92,6 +92,8 @@ def test_intervals_of_the_density_cover_the_truth_as_often_as_they_say() -> None
 def test_volumes_that_cannot_be_measured(tmp_path: Path, labels: np.ndarray) -> None:
     with pytest.raises(InputError, match="none of 1 voxels"):
         measured(tmp_path, np.zeros_like(labels))
+    with pytest.raises(InputError, match="as in a mask"):
+        measured(tmp_path, (labels > 0) * np.uint8(255))
     with pytest.raises(InputError, match="float32"):
         measured(tmp_path, labels.astype(np.float32))
     tifffile.imwrite(tmp_path / "grey.tif", np.zeros((3, 4, 5), np.uint8))

@@ -75,6 +75,13 @@ def measure_volume(asked: Asked) -> pd.DataFrame:
     measurer = opened(asked)
     found = survey(measurer.objects)
     boxes = found[found["voxels"] >= asked.min_voxels]
+    if list(found["id"]) == [255]:
+        raise InputError(
+            asked.objects,
+            found="255 in all of the foreground, as in a mask",
+            expected="numbered objects, as `emadapt segment --instances` writes them",
+            do="Number its objects with `emadapt.api.find_instances`, and save them as a TIFF.",
+        )
     if boxes.empty:
         raise InputError(
             asked.objects,
