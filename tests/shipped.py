@@ -39,6 +39,9 @@ def in_small(name: str, train: dict[str, Any], **backbone: Any) -> dict[str, Any
     }
     for regime in params["regimes"].values():
         regime.pop("epochs", None)
+    for dataset in params["datasets"].values():
+        if "domains" in dataset:
+            dataset["domains"] = 8
     for spec in params["backbones"].values():
         spec |= {"arch": "tiny_dinov2_reg", "source": "random", **backbone}
     return params

@@ -1,4 +1,4 @@
-"""Draw results/answer.png and print the README's table of the studies align and unseen."""
+"""Draw the figure and print the table of study align, and of the first run of study unseen."""
 
 import json
 from pathlib import Path
@@ -67,7 +67,7 @@ def show(study: str) -> None:
             own, plain = with_way(way, train), with_way("", train)
             margin = added(of_seeds(own), of_seeds(plain)).margin(0.975)
             gains[way, direction] = float(own.mean() - plain.mean()), margin
-    draw(results / "answer.png", ways, gains)
+    draw(results / ("answer.png" if study == "align" else "gains.png"), ways, gains)
     print("| IoU, and gain (95 % over seeds) | Lucchi to VNC | gain | VNC to Lucchi | gain |")
     print("|---|---|---|---|---|")
     alone = [f"{with_way('', train).mean():.3f} | " for train, _ in tests.values()]
