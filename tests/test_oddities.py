@@ -391,7 +391,7 @@ def test_a_doubtful_voxel_size_is_asked_for(write: Case, said: str, tmp_path: Pa
     assert said in str(error.value)
     assert voxel_of(source, VOXEL) == VOXEL
     with pytest.raises(InputError):
-        voxel_of(source, (VOXEL[0] * 1e4, *VOXEL[1:]))
+        voxel_of(source, (VOXEL[0] * 1e7, *VOXEL[1:]))
 
 
 def test_a_voxel_size_that_the_user_states_wins_and_the_other_is_said(
