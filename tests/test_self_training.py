@@ -183,3 +183,5 @@ def test_the_verdict_needs_no_labels() -> None:
     assert "from 5.0% to 20.0%" in verdict(epochs([0.05, 0.2]))
     assert "almost nothing" in verdict(epochs([0.002, 0.0004]))
     assert "3 pixels wide, in the labels 12" in verdict(epochs([0.05, 0.05], width=3.0))
+    no_labels_drawn = {"train/labelled_width": 0.0}
+    assert verdict([epoch | no_labels_drawn for epoch in epochs([0.05, 0.05])]) == ""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -198,4 +199,6 @@ def _deliver(run: Run, kept: str, *, earlier_first: bool = False, patient: bool 
 
 def _reason(error: Exception) -> str:
     text = redact((str(error).strip().splitlines() or [type(error).__name__])[0][:300])
+    if answer := re.search(r"too many (\d+) error responses", str(error)):
+        return f"the server answers with error {answer[1]}"
     return "the server does not answer" if "ConnectionPool" in text else text

@@ -179,6 +179,6 @@ def verdict(history: Sequence[Mapping[str, float]]) -> str:
         return f"it finds almost nothing ({share:.2%} foreground)"
     if not 1 / FAR < share / max(before, LEAST) < FAR:
         return f"its foreground went from {before:.1%} to {share:.1%} while it taught itself"
-    if not 1 / FAR < width / labelled < FAR:
+    if labelled and not 1 / FAR < width / labelled < FAR:
         return f"its objects are about {width:.0f} pixels wide, in the labels {labelled:.0f}"
     return ""
