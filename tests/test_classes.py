@@ -8,17 +8,15 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-import yaml
 from sklearn.metrics import confusion_matrix, jaccard_score
 
 from emadapt.data.crops import crop
 from emadapt.data.foreground import masks_of, most_probable
-from emadapt.data.ingest import ingest, open_volume
+from emadapt.data.ingest import open_volume
 from emadapt.errors import ConfigError
 from emadapt.metrics.intervals import influence, over_seeds
 from emadapt.metrics.pixels import overlap_counts
 from emadapt.report.report import build_report
-from emadapt.study.loading import load_study
 from emadapt.study.study import Study, Unit
 from emadapt.training.evaluate import evaluate_unit
 from emadapt.training.model_files import load_model
@@ -26,7 +24,7 @@ from emadapt.training.prepare import prepare
 from emadapt.training.scores import Scores
 from emadapt.training.train import train_unit
 from emadapt.training.validate import validate
-from tiny import blobs, settings
+from tiny import blobs, ingested, settings
 
 CLASSES = {"disc": [3], "bar": [5, 6], "dot": [9]}
 RNG = np.random.default_rng(0)
@@ -59,10 +57,7 @@ def study_in(root: Path, own: dict[str, Any] | None = None) -> Study:
     (root / "data/a").mkdir(parents=True, exist_ok=True)
     for name, array in (("image", image), ("label", label)):
         tifffile.imwrite(root / f"data/a/{name}.tif", array, photometric="minisblack")
-    (root / "params.yaml").write_text(yaml.safe_dump(own or params(), sort_keys=False))
-    study = load_study(root / "params.yaml")
-    ingest(study, "a", root / "data", root / "build/ingest")
-    return study
+    return ingested(root, own or params())
 
 
 @pytest.fixture

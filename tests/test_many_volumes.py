@@ -9,7 +9,6 @@ import nibabel
 import numpy as np
 import pytest
 import tifffile
-import yaml
 from scipy import ndimage
 from scipy.stats import t
 
@@ -26,13 +25,12 @@ from emadapt.models.predict import predict_slices
 from emadapt.pipeline.check import check_study
 from emadapt.study.backbones import BackboneSettings
 from emadapt.study.datasets import TrainSetSettings
-from emadapt.study.loading import load_study
 from emadapt.study.regimes import regime_settings
 from emadapt.study.study import Study, Unit
 from emadapt.training.evaluate import evaluate_unit
 from emadapt.training.scores import Scores
 from emadapt.training.train import train_unit
-from tiny import blobs, regime_for, settings
+from tiny import blobs, ingested, regime_for, settings
 
 SHAPES = [(4 + k % 3, 60 + 4 * k, 70 - 3 * k) for k in range(6)]
 ENDS = np.cumsum([0, *(shape[0] for shape in SHAPES)]).tolist()
@@ -73,10 +71,7 @@ def study_in(root: Path, own: dict[str, Any] | None = None) -> Study:
         name = f"v{2 * k}"  # v10 comes after v8
         write(root / "data/a/images", name, wide, "tif" if k == 3 else "nii.gz")
         write(root / "data/a/labels", name, label)
-    (root / "params.yaml").write_text(yaml.safe_dump(own or params(), sort_keys=False))
-    study = load_study(root / "params.yaml")
-    ingest(study, "a", root / "data", root / "build/ingest")
-    return study
+    return ingested(root, own or params())
 
 
 @pytest.fixture

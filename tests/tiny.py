@@ -202,6 +202,14 @@ def predict_slice(
     return to_native(segmenter.slab(to_input(image, geo)[None], geo, overlap)[0], geo)
 
 
+def ingested(root: Path, params: dict[str, Any]) -> Study:
+    """A study with these settings in a folder, whose dataset `a` is ingested."""
+    (root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    study = load_study(root / "params.yaml")
+    ingest(study, "a", root / "data", root / "build/ingest")
+    return study
+
+
 def write_model(
     folder: Path,
     *,

@@ -196,16 +196,9 @@ def tune(own: Own, labels: Path, foreground: str = ">0", slices: Sequence[int] =
             for part, array in (("images", image), ("labels", label)):
                 tifffile.imwrite(data / part / f"{z:06d}.tif", array, photometric="minisblack")
         voxel = (float(np.diff([*places]).min()) * own.voxel[0], *own.voxel[1:])
-        names = own.start.segmenter.classes
         settings = DatasetSettings(
-            layout="folders",
-            voxel_nm=voxel,
-            foreground=foreground,
-            boundaries=names == INTERIOR_BOUNDARY,
+            layout="folders", voxel_nm=voxel, **_meaning(own.start.segmenter.classes, foreground)
         )
-        if len(settings.class_names) < len(names):
-            classes: dict[str, tuple[int, ...]] = {name: (k,) for k, name in enumerate(names, 1)}
-            settings = DatasetSettings(layout="folders", voxel_nm=voxel, classes=classes)
         gap = 0.0 if voxel[0] >= APART_NM else APART_NM
         train_set = TrainSetSettings(datasets=(own.name,))
         split = SplitSettings(val=0.2, gap_nm=gap).changed(test=0.0)  # nothing is scored here
@@ -222,6 +215,15 @@ def tune(own: Own, labels: Path, foreground: str = ">0", slices: Sequence[int] =
         f"IoU on slices kept out of training ({', '.join(held_out)}): {before:.3f} with "
         f"{own.model}, {after:.3f} now.{gain} So few slices say little; look at `emadapt preview`."
     )
+
+
+def _meaning(names: tuple[str, ...], foreground: str) -> dict[str, Any]:
+    """What label values mean, as settings of a dataset, for a model of these classes."""
+    if names == INTERIOR_BOUNDARY:
+        return {"foreground": foreground, "boundaries": True}
+    if len(names) > 1:
+        return {"classes": {name: (k,) for k, name in enumerate(names, 1)}}
+    return {"foreground": foreground}
 
 
 def labelled(source: Source, labels: Path, slices: Sequence[int]) -> tuple[Source, dict[int, int]]:
