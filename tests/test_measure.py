@@ -13,6 +13,7 @@ from scipy.ndimage import label as components
 from scipy.spatial.distance import cdist
 
 from emadapt.errors import InputError
+from emadapt.segment import run
 from emadapt.segment.measure import measure_volume
 from emadapt.segment.objects import Asked, of_volume
 
@@ -75,6 +76,18 @@ def test_what_is_written(tmp_path: Path, labels: np.ndarray) -> None:
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "table.parquet"), alone)
 
 
+def test_the_components_of_a_mask_are_numbered(
+    tmp_path: Path, labels: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = measured(tmp_path, labels, min_voxels=20).drop(columns=["id", "nearest_id"])
+    monkeypatch.setattr(run, "BLOCK", 2000)  # blocks of a part of a slice
+    table = measured(tmp_path, (labels > 0) * np.uint8(255), min_voxels=20)
+    numbers = table[["id", "voxels"]].to_numpy()
+    pd.testing.assert_frame_equal(table.drop(columns=["id", "nearest_id"]), expected)
+    counts = np.bincount(tifffile.imread(tmp_path / "table-instances.tif").ravel())
+    assert numbers.tolist() == [[k, n] for k, n in enumerate(counts) if k]
+
+
 def test_intervals_of_the_density_cover_the_truth_as_often_as_they_say() -> None:
     rng, shape, voxel = np.random.default_rng(2), (40, 500, 500), (50.0, 8.0, 8.0)
     covered = []
@@ -92,8 +105,8 @@ def test_intervals_of_the_density_cover_the_truth_as_often_as_they_say() -> None
 def test_volumes_that_cannot_be_measured(tmp_path: Path, labels: np.ndarray) -> None:
     with pytest.raises(InputError, match="none of 1 voxels"):
         measured(tmp_path, np.zeros_like(labels))
-    with pytest.raises(InputError, match="as in a mask"):
-        measured(tmp_path, (labels > 0) * np.uint8(255))
+    with pytest.raises(InputError, match="no connected component of 9999"):
+        measured(tmp_path, (labels > 0).astype(np.uint8), min_voxels=9999)
     with pytest.raises(InputError, match="float32"):
         measured(tmp_path, labels.astype(np.float32))
     tifffile.imwrite(tmp_path / "grey.tif", np.zeros((3, 4, 5), np.uint8))

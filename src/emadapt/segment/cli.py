@@ -235,8 +235,9 @@ def mesh(input_: str, output: str, **options: Any) -> None:
 def measure(objects: str, output: str, **options: Any) -> None:
     """Measure each object of OBJECTS: volume, surface, length, width, neighbours, and more.
 
-    OBJECTS holds numbered objects, as `segment --instances` writes them. Beside the table come a
-    summary of the volume (.json) and a page with histograms and pictures (.html).
+    OBJECTS holds numbered objects, as `segment --instances` writes them, or it is a mask with one
+    value: then TABLE-instances numbers its connected components. Beside the table come a summary of
+    the volume (.json) and a page with histograms and pictures (.html).
     """
     from emadapt.segment.measure import Asked, measure_volume
 

@@ -28,7 +28,7 @@ from emadapt.segment.model import (
 )
 from emadapt.segment.rows import View
 from emadapt.segment.shipped import SHIPPED, STARTER
-from emadapt.study.datasets import INTERIOR_BOUNDARY
+from emadapt.study.datasets import INTERIOR_BOUNDARY, ONE_CLASS
 from emadapt.volumes.grey import SLICES, constant, grey_window, to_uint8
 from emadapt.volumes.opening import open_image
 from emadapt.volumes.source import LARGE, Array, Source, tell, voxel_of
@@ -97,38 +97,39 @@ class Job:
         input: the volume, at `scale`; its `stamp` changes with its content.
         shape: (Z, Y, X).
         voxel_nm: (z, y, x).
-        model: its folder; `unit` is its name, `weights` and `card` the sha256 of its files.
+        kinds: of outputs: mask, probabilities, instances.
+        min_voxels: smaller components are no instances.
+        depth: slices of a block, and `rows` of it.
+        model: its folder; `unit` is its name, `weights` and `card` the sha256 of its files. None
+            of these for a mask that is only to be numbered.
         window: grey values that become 0 and 255.
         zoom: factors (y, x) to the pixel size of `dataset`, on which the model was trained.
         statistics: of the volume, where the model aligns grey values by them.
         sigma: standard deviation, in slices, of the Gaussian along z over probabilities; 0: none.
         threshold: foreground has a higher probability; of several classes the most probable counts.
         classes: names of what is segmented.
-        kinds: of outputs: mask, probabilities, instances.
-        min_voxels: smaller components are no instances.
-        depth: slices of a block, and `rows` of it.
     """
 
     input: str
-    scale: int
     stamp: list[Any]
     shape: tuple[int, int, int]
     voxel_nm: Voxel
-    model: str
-    unit: str
-    weights: str
-    card: str
-    window: tuple[float, float]
-    zoom: tuple[float, float]
-    dataset: str
-    statistics: dict[str, Any] | None
-    sigma: float
-    threshold: float
-    classes: tuple[str, ...]
     kinds: tuple[str, ...]
     min_voxels: int
     depth: int
     rows: int
+    scale: int = 0
+    model: str = ""
+    unit: str = ""
+    weights: str = ""
+    card: str = ""
+    window: tuple[float, float] = (0.0, 255.0)
+    zoom: tuple[float, float] = (1.0, 1.0)
+    dataset: str = ""
+    statistics: dict[str, Any] | None = None
+    sigma: float = 0.0
+    threshold: float = 0.5
+    classes: tuple[str, ...] = ONE_CLASS
     version: str = emadapt.__version__
 
     def blocks(self) -> list[Block]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import numpy.typing as npt
 from emadapt.errors import InputError
 from emadapt.files import check_new_file, whole_file, write_json, write_text
 from emadapt.report.html import data_address, render
+from emadapt.segment.job import Order
 from emadapt.segment.objects import (
     Asked,
     Box,
@@ -22,7 +24,11 @@ from emadapt.segment.objects import (
     survey,
     with_nearest,
 )
+from emadapt.segment.outputs import check_output
 from emadapt.segment.preview import picture
+from emadapt.segment.run import number_mask
+from emadapt.volumes.source import tell
+from emadapt.volumes.writing import WRITERS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,6 +59,9 @@ SIDE = 320
 def measure_volume(asked: Asked) -> pd.DataFrame:
     """Write a table of the objects, and beside it a page (.html) and a summary (.json).
 
+    Of a volume with one value beside 0, a mask, the objects are the connected components. They are
+    numbered in a volume beside the table.
+
     Returns:
         A row for each object, with lengths in nm: `id`; `voxels`; `volume_nm3`; `surface_nm2`;
         `length_nm` and `branches` (see `metrics.shapes`); `width_nm`, the diameter of the largest
@@ -74,14 +83,11 @@ def measure_volume(asked: Asked) -> pd.DataFrame:
         check_new_file(path.with_suffix(suffix), (suffix,), asked.overwrite)
     measurer = opened(asked)
     found = survey(measurer.objects)
+    if len(found) == 1:
+        asked = _numbered(asked, measurer)
+        measurer = opened(asked)
+        found = survey(measurer.objects)
     boxes = found[found["voxels"] >= asked.min_voxels]
-    if list(found["id"]) == [255]:
-        raise InputError(
-            asked.objects,
-            found="255 in all of the foreground, as in a mask",
-            expected="numbered objects, as `emadapt segment --instances` writes them",
-            do="Number its objects with `emadapt.api.find_instances`, and save them as a TIFF.",
-        )
     if boxes.empty:
         raise InputError(
             asked.objects,
@@ -100,6 +106,17 @@ def measure_volume(asked: Asked) -> pd.DataFrame:
     write_json(path.with_suffix(".json"), summary)
     write_text(path.with_suffix(".html"), page(asked, measurer, table, summary))
     return table
+
+
+def _numbered(asked: Asked, mask: Measurer) -> Asked:
+    """The objects of a mask: its connected components, in a file beside the table."""
+    suffix = next((end for end in WRITERS if asked.objects.lower().endswith(end)), ".zarr")
+    output = f"{Path(asked.output).with_suffix('')}-instances{suffix}"
+    order = Order(asked.objects, output, min_voxels=asked.min_voxels, overwrite=asked.overwrite)
+    check_output(order, is_finished=False)
+    n = number_mask(order, mask.objects, mask.voxel_nm)
+    tell(asked.objects, [f"a mask: its {n} connected components are numbered in {output}"])
+    return replace(asked, objects=output)
 
 
 def page(asked: Asked, measurer: Measurer, table: pd.DataFrame, summary: dict[str, Any]) -> str:

@@ -34,6 +34,8 @@ SAID = (
     "version",
 )
 """Fields of a job that outputs name; no paths, which say who has a file, and where."""
+WITHOUT_MODEL = ("scale", "voxel_nm", "version")
+"""Of a mask that was only numbered."""
 
 
 def targets(output: str, kinds: tuple[str, ...]) -> dict[str, Path]:
@@ -100,7 +102,8 @@ def provenance(job: Job, kind: str) -> dict[str, Any]:
     name = bare_name(job.input)
     sizes = [size for file, size, _ in job.stamp if file == name.partition(":/")[0]]
     source = {"input": name, **({"input_bytes": sizes[0]} if sizes else {})}
-    kept = {key: value for key, value in job.to_json().items() if key in SAID}
+    named = SAID if job.model else WITHOUT_MODEL
+    kept = {key: value for key, value in job.to_json().items() if key in named}
     about = {"kind": kind, "values": MEANING[kind], **source, **kept}
     if len(job.classes) > 1 and kind == "mask":
         del about["threshold"]

@@ -15,9 +15,11 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
+from emadapt.errors import InputError
 from emadapt.files import write_json
 from emadapt.models.predict import smooth_z
 from emadapt.models.segmenter import Probability
@@ -31,10 +33,11 @@ from emadapt.segment.instances import (
     number_block,
     table_of,
 )
-from emadapt.segment.job import Block, Order, prepare
+from emadapt.segment.job import BLOCK, Block, Job, Order, prepare
 from emadapt.segment.outputs import check_output, finish, publish, targets
 from emadapt.segment.partial import STEPS, Partial, begin, held, opened
-from emadapt.volumes.source import Array, tell
+from emadapt.volumes.source import Array, Source, tell
+from emadapt.volumes.voxel import Voxel
 
 Each = Callable[[str, str, list[int]], Iterable[int]]
 """(Folder, phase, numbers of blocks) -> numbers of slices, as so many are done of a block."""
@@ -105,6 +108,32 @@ def find_instances(partial: Partial, each: Each, table: Path) -> int:
     listed = table_of(found, job.voxel_nm, 1 if job.cored else len(job.classes))
     listed.to_csv(table, index=False, float_format="%.12g")
     return len(found)
+
+
+def number_mask(order: Order, mask: Source, voxel_nm: Voxel) -> int:
+    """Write the connected components of a mask, numbered, as `order.output`; how many there are.
+
+    Raises:
+        InputError: there is none of `order.min_voxels`.
+    """
+    z, y, x = mask.shape
+    depth = min(z, max(mask.depth, BLOCK // (y * x)))
+    rows = min(y, max(1, BLOCK // (depth * x)))
+    kinds, least = ("mask", "instances"), order.min_voxels
+    job = Job(order.input, mask.stamp, mask.shape, voxel_nm, kinds, least, depth, rows)
+    output = Path(order.output).absolute()
+    with TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
+        partial = begin(Path(folder), job, overwrite=False)
+        for block in partial.blocks:
+            values = mask.read(block.z0, block.z1, block.y0, block.y1)
+            partial.array("mask")[block.place] = values != 0
+        n = find_instances(partial, _alone, partial.part("instances.csv"))
+        if not n:
+            found, do = f"no connected component of {least} voxels", "Lower --min-voxels."
+            raise InputError(order.input, found=found, expected="one", do=do)
+        made = finish(job, partial.folder / "instances", order.output)
+        publish({made: output}, partial.folder / "aside")
+    return n
 
 
 def _first_phases(partial: Partial) -> list[str]:
