@@ -16,6 +16,7 @@ from emadapt.cli import main
 from emadapt.errors import InputError
 from emadapt.segment import adapt as own_model
 from emadapt.segment.job import Order
+from emadapt.segment.labelled import labelled, paired
 from emadapt.segment.run import segment_volume
 from emadapt.study.regimes import regime_settings
 from emadapt.volumes.opening import open_source
@@ -84,6 +85,21 @@ def test_a_few_labels_give_a_model_and_what_validation_says() -> None:
     segments("new")
 
 
+def test_only_a_model_is_replaced() -> None:
+    words = ("tune", "v.tif", "labels", "--model", "m", *VOXEL, "--overwrite", "-o")
+    for output in (".", "labels", "v.tif"):
+        assert "expected no folder yet, or a model" in run(*words, output, code=2)
+    run(*words, "new")
+    before = Path("new/model.json").stat().st_ino
+    run(*words, "new")
+    assert Path("new/model.json").stat().st_ino != before
+    Path("new/notes.txt").write_text("mine")
+    run(*words, "new", code=2)
+    assert Path("new/notes.txt").read_text() == "mine"
+    assert Path("v.tif").is_file()
+    assert len([*Path("labels").iterdir()]) == 4
+
+
 def test_labels_of_several_classes_have_the_ids_of_masks() -> None:
     write_model(Path("two"), classes=("membrane", "vesicle"))
     for z in (1, 3, 5, 8):
@@ -126,13 +142,13 @@ def test_an_edited_stack_gives_the_labels_of_its_slices(editor: str) -> None:
     edited[[0, 2]] = 0
     array, about = EDITORS[editor](edited)
     tifffile.imwrite("edited.tif", array, **about)
-    opened, places = own_model.labelled(open_source("v.tif"), Path("edited.tif"), ())
+    opened, places = labelled(open_source("v.tif"), Path("edited.tif"), ())
     assert places == {z: z for z in (1, 3, 4, 5, 6, 7, 8)}
     assert np.array_equal(opened.read(0, 9) > 0, edited > 0)
-    _, places = own_model.labelled(open_source("v.tif"), Path("edited.tif"), (7, 2))
+    _, places = labelled(open_source("v.tif"), Path("edited.tif"), (7, 2))
     assert list(places) == [2, 7]
     with pytest.raises(InputError, match="two or more of 0 to 8"):
-        own_model.labelled(open_source("v.tif"), Path("edited.tif"), (7, 9))
+        labelled(open_source("v.tif"), Path("edited.tif"), (7, 9))
 
 
 def test_tune_goes_on_from_a_corrected_mask() -> None:
@@ -160,12 +176,12 @@ def test_labels_pair_by_number_and_all_that_is_odd_is_listed() -> None:
         tifffile.imwrite(f"slices/s{z + 10}.tif", image, photometric="minisblack")
     source = open_source("slices")
     with pytest.raises(InputError, match=r"1\.tif has no slice"):
-        own_model.paired(source, Path("labels"))
+        paired(source, Path("labels"))
     for file in Path("labels").iterdir():
         file.unlink()
     for z in (12, 15):
         tifffile.imwrite(f"labels/{z}.tif", LABEL[0], photometric="minisblack")
-    assert list(own_model.paired(source, Path("labels"))) == [2, 5]
+    assert list(paired(source, Path("labels"))) == [2, 5]
 
 
 def test_models_that_do_not_suit_are_refused_before_work() -> None:

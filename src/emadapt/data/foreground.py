@@ -85,13 +85,16 @@ def masks_of(ids: npt.NDArray[np.uint8], classes: int) -> npt.NDArray[np.bool_]:
     return np.asarray(ids == np.arange(1, classes + 1, dtype=np.uint8)[:, None, None])
 
 
-def most_probable(probability: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+def most_probable(
+    probability: npt.NDArray[np.float32], threshold: float = 0.5
+) -> npt.NDArray[np.uint8]:
     """Class ids (Y, X) of probabilities (Y, X), or of several classes (classes, Y, X).
 
-    The background's probability is what is left to 1. Of one class, the id is 1 above 0.5.
+    Of one class the id is 1 above `threshold`. Of several it is the most probable one; the
+    background's probability is what is left to 1.
     """
     if probability.ndim == 2:
-        return (probability > 0.5).astype(np.uint8)
+        return (probability > threshold).astype(np.uint8)
     found = probability.argmax(0).astype(np.uint8) + np.uint8(1)
     return np.where(probability.max(0) > 1 - probability.sum(0), found, np.uint8(0))
 

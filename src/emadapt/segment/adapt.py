@@ -26,6 +26,7 @@ from emadapt.data.tiles import Grey
 from emadapt.errors import InputError
 from emadapt.files import write_json, write_text
 from emadapt.segment.job import window_for
+from emadapt.segment.labelled import labelled
 from emadapt.segment.model import Model, find_model, open_model, sha256_of, zoom_for
 from emadapt.segment.partial import clear, held
 from emadapt.study.backbones import BackboneSettings
@@ -44,12 +45,10 @@ from emadapt.training.prepare import prepare
 from emadapt.training.tracked import UNITS
 from emadapt.training.train import train_unit
 from emadapt.training.validate import validate
-from emadapt.volumes.folder import list_slices, number_of, open_slices, some
 from emadapt.volumes.grey import to_uint8
 from emadapt.volumes.opening import open_source
-from emadapt.volumes.source import Source, tell, voxel_of
+from emadapt.volumes.source import Source, voxel_of
 from emadapt.volumes.voxel import Voxel
-from emadapt.volumes.zarrs import is_zarr
 
 SLICES, SIDE = 32, 1024
 """Slices of a volume that are learned from without labels, and pixels of their sides, at most."""
@@ -59,6 +58,8 @@ GOLDEN = 0.7548776662466927, 0.5698402909980532
 """Steps of a sequence that covers a square evenly (Roberts 2018, R2)."""
 APART_NM = 30.0
 """Labelled slices that are so far apart need no gap between training and validation."""
+MODEL_FILES = {"model.json", "model.safetensors", "history.json", "metrics.json", "model-card.md"}
+"""All that a folder may hold which `--overwrite` replaces."""
 TRAIN = TrainSettings(
     epochs=6, steps_per_epoch=40, head_lr=3e-4, adapter_lr=1e-4, warmup_steps=20, val_slices=0
 )
@@ -205,7 +206,7 @@ def tune(own: Own, labels: Path, foreground: str = ">0", slices: Sequence[int] =
         study = _study(own, "tuned", {own.name: settings}, train_set, split)
         _ingest(study)
         inputs = prepare(study, study.units()[0])
-        before = validate(inputs, every=0)["iou"]
+        before = validate(inputs, every=0, threshold=own.start.card["threshold"])["iou"]
         numbers = [*places.values()]
         held_out = [Path(opened.where(numbers[k])).name for k in inputs.volumes[0].split["val"]]
         card = _train(own, study)
@@ -213,7 +214,8 @@ def tune(own: Own, labels: Path, foreground: str = ">0", slices: Sequence[int] =
     gain = "" if after > before else f" That is no gain: keep {own.model}, or label more slices."
     return (
         f"IoU on slices kept out of training ({', '.join(held_out)}): {before:.3f} with "
-        f"{own.model}, {after:.3f} now.{gain} So few slices say little; look at `emadapt preview`."
+        f"{own.model}, {after:.3f} now.{gain} These slices also chose the best of the new model's "
+        "epochs, so its figure is a little too high. Look at both with `emadapt preview`."
     )
 
 
@@ -224,69 +226,6 @@ def _meaning(names: tuple[str, ...], foreground: str) -> dict[str, Any]:
     if len(names) > 1:
         return {"classes": {name: (k,) for k, name in enumerate(names, 1)}}
     return {"foreground": foreground}
-
-
-def labelled(source: Source, labels: Path, slices: Sequence[int]) -> tuple[Source, dict[int, int]]:
-    """The labels of a volume, and which of them each labelled slice has, rising.
-
-    Args:
-        source: the volume.
-        labels: a folder of labelled slices, see `paired`; or a stack of the volume's shape.
-        slices: those that are labelled in a stack, counted from 0; none: those with any label.
-
-    Raises:
-        InputError: see `paired`; a stack has another shape, or fewer than two labelled slices.
-    """
-    if labels.is_dir() and not is_zarr(labels):
-        files = paired(source, labels)
-        return open_slices([*files.values()], str(labels)), {z: k for k, z in enumerate(files)}
-    stack = open_source(str(labels))
-    tell(stack.name, stack.notes)
-    depth = source.shape[0]
-    if stack.shape != source.shape:
-        found, expected = f"shape {stack.shape}", f"{source.shape}, as the volume"
-        do = "Save all slices of the volume, or those with labels in a folder, with their numbers."
-        raise InputError(labels, found=found, expected=expected, do=do)
-    numbers = sorted({*slices}) or [z for z in range(depth) if stack.read(z, z + 1).any()]
-    if len(numbers) < 2 or numbers[-1] >= depth:
-        found, expected = f"labelled slices {numbers}", f"two or more of 0 to {depth - 1}"
-        do = "Label another slice, or correct --slice."
-        raise InputError(labels, found=found, expected=expected, do=do)
-    return stack, {z: z for z in numbers}
-
-
-def paired(source: Source, labels: Path) -> dict[int, Path]:
-    """The label file of each labelled slice, by slice, rising.
-
-    The last number in a file's name is that of the slice: of the file in a folder of slices, else
-    counted from 0.
-
-    Raises:
-        InputError: a label has no number or no slice, or two have one number; all are listed.
-    """
-    of_files = len(source.files) == source.shape[0] > 1
-    numbers = [number_of(file) for file in source.files] if of_files else range(source.shape[0])
-    slices: dict[Any, int] = {number: z for z, number in enumerate(numbers) if number is not None}
-    found: dict[int, Path] = {}
-    odd = [] if len(slices) == source.shape[0] else ["slices without a number of their own"]
-    for file in list_slices(labels):
-        number = number_of(file)
-        z = None if number is None else slices.get(number)
-        if z is None:
-            odd.append(f"{file.name} has no slice")
-        elif z in found:
-            odd.append(f"{file.name} and {found[z].name} have one number")
-        else:
-            found[z] = file
-    if odd or len(found) < 2:
-        counted = "as the files of the volume have" if of_files else f"0 to {source.shape[0] - 1}"
-        raise InputError(
-            labels,
-            found=some(odd) if odd else f"{len(found)} labelled slices",
-            expected=f"two or more, each with the number of its slice ({counted})",
-            do="Rename or remove the files, or label another slice.",
-        )
-    return dict(sorted(found.items()))
 
 
 def _sample(own: Own) -> tuple[Grey, float]:
@@ -344,9 +283,7 @@ def _workplace(own: Own, verb: str, stamp: list[Any]) -> Iterator[None]:
     At the end the model is moved to OUT, and the rest is removed.
     """
     output = own.output.absolute()
-    if output.exists() and not own.overwrite:
-        found, do = "something of that name", "Replace it with --overwrite, or choose another -o."
-        raise InputError(output, found=found, expected="a new folder", do=do)
+    _check_output(output, own.overwrite)
     order = {
         "verb": verb,
         "volume": [str(Path(own.volume).absolute()), own.scale, own.source.stamp, stamp],
@@ -364,13 +301,37 @@ def _workplace(own: Own, verb: str, stamp: list[Any]) -> Iterator[None]:
         if not known.is_file() or json.loads(known.read_text()) != order:
             clear(work)
             write_json(known, order)
-        with contextlib.chdir(work):
+        with contextlib.chdir(work), _untracked():
             yield
-        if output.exists():
-            shutil.rmtree(output)
         (finished,) = (work / UNITS).glob("[!.]*")
+        if output.exists():
+            output.rename(work / "replaced")
         finished.rename(output)
     shutil.rmtree(work)
+
+
+def _check_output(output: Path, overwrite: bool) -> None:
+    """Refuse, before work, to replace what is not a model, or has files of someone else in it."""
+    if not output.exists():
+        return
+    found, do = "something of that name", "Replace it with --overwrite, or choose another -o."
+    if overwrite:
+        inside = {path.name for path in output.iterdir()} if output.is_dir() else set()
+        if "model.json" in inside and inside <= MODEL_FILES:
+            return
+        found, do = "something else than a model alone", "Choose another -o."
+    raise InputError(output, found=found, expected="no folder yet, or a model", do=do)
+
+
+@contextlib.contextmanager
+def _untracked() -> Iterator[None]:
+    """Within, nothing is logged in MLflow: a user's volume is no experiment."""
+    before = os.environ.get("EMADAPT_TRACKING", "")
+    os.environ["EMADAPT_TRACKING"] = "off"
+    try:
+        yield
+    finally:
+        os.environ["EMADAPT_TRACKING"] = before
 
 
 def _ingest(study: Study) -> None:
@@ -382,7 +343,6 @@ def _ingest(study: Study) -> None:
 def _train(own: Own, study: Study, **changes: Any) -> dict[str, Any]:
     """Train the unit of a study in the working directory; its card, with `changes`."""
     _ingest(study)
-    os.environ["EMADAPT_TRACKING"] = "off"  # a user's volume is no experiment
     (unit,) = study.units()
     folder = train_unit(study, unit)
     card = {**json.loads((folder / "model.json").read_text()), **changes}

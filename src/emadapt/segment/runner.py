@@ -106,10 +106,8 @@ class Runner:
             yield from enumerate(whole, z0)
 
     def ids(self, probability: Probability) -> Grey:
-        """Class ids (Y, X) of probabilities: 1 above the threshold, or the most probable class."""
-        if probability.ndim == 2:
-            return (probability > self.job.threshold).astype(np.uint8)
-        return most_probable(probability)
+        """Class ids (Y, X) of probabilities, see `most_probable`."""
+        return most_probable(probability, self.job.threshold)
 
     def tiles(self, z: int, corners: list[tuple[int, int]]) -> torch.Tensor:
         """Tiles at these corners of a padded slice as the model sees them, (n, 1 or 3, h, w)."""

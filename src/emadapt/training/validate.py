@@ -17,7 +17,9 @@ from emadapt.training.inputs import Inputs
 from emadapt.training.objective import Loss
 
 
-def validate(inputs: Inputs, every: int, loss_of: Loss | None = None) -> dict[str, float]:
+def validate(
+    inputs: Inputs, every: int, loss_of: Loss | None = None, threshold: float = 0.5
+) -> dict[str, float]:
     """`iou`, the mean over datasets; `iou.<dataset>`; `loss` if it is asked for.
 
     Of several classes the IoU of a dataset is the mean over them, with `iou.<dataset>.<class>`.
@@ -28,6 +30,7 @@ def validate(inputs: Inputs, every: int, loss_of: Loss | None = None) -> dict[st
         every: validation slices of each dataset that are scored, without overlap of tiles; 0: all,
             as in evaluation.
         loss_of: of logits and labels; it is given the logarithms of probabilities.
+        threshold: of the masks of a model of one class.
     """
     inputs.segmenter.eval()
     if isinstance(inputs.segmenter, Classifier):
@@ -41,7 +44,7 @@ def validate(inputs: Inputs, every: int, loss_of: Loss | None = None) -> dict[st
         counts = torch.zeros((len(slices), 2 * len(classes) + 1), dtype=torch.float64)
         for k, probability in _shared_out(inputs, number, slices, quick=bool(every)):
             label, known = volume.truth(slices[k])
-            found = masks_of(most_probable(probability), len(classes)) & known
+            found = masks_of(most_probable(probability, threshold), len(classes)) & known
             masks = np.stack([label & found, label | found]).reshape(2 * len(classes), -1)
             counts[k, :-1] = torch.from_numpy(masks.sum(1))
             if loss_of:
