@@ -94,7 +94,7 @@ def test_computed_features_see_the_same_places_and_the_same_tokens(study: Study)
     backbone, spec = tokens_of(study)
     volume = open_volume("a")
     cached = token_sources.pretrained_features(backbone, spec, volume, OWN)
-    computed = token_sources.computed_features(backbone, spec, volume, OWN, "the same")
+    computed = token_sources.computed_features(backbone, spec, volume, OWN)
     one, other = (f.within("train") for f in (cached, computed))
     np.testing.assert_array_equal(cached.where[one], computed.where[other])
     np.testing.assert_array_equal(cached.foreground[one], computed.foreground[other])
@@ -111,25 +111,12 @@ def test_pixels_are_the_slices_own(study: Study) -> None:
             np.testing.assert_allclose(token.reshape(14, 14), cell / 255, atol=1e-6)
 
 
-def test_damaged_features_are_made_again_and_said(
-    study: Study, capsys: pytest.CaptureFixture[str]
-) -> None:
-    backbone, spec = tokens_of(study)
-    first = token_sources.pretrained_features(backbone, spec, open_volume("a"), OWN)
-    [file] = features.KEPT.glob("*/tokens.npy")
-    file.write_bytes(bytes(file.stat().st_size))
-    again = token_sources.pretrained_features(backbone, spec, open_volume("a"), OWN)
-    np.testing.assert_array_equal(again.tokens, first.tokens)
-    assert "damaged" in capsys.readouterr().out
-
-
 def test_tokens_that_are_not_numbers_are_refused(study: Study) -> None:
     backbone, spec = tokens_of(study)
     with torch.no_grad():
         backbone.vit.blocks[-1].mlp.fc2.bias[5] = torch.nan
     with pytest.raises(InputError, match=r"tokens of a, slice 0: found \d+ of \d+ with NaN"):
-        token_sources.computed_features(backbone, spec, open_volume("a"), OWN, "broken")
-    assert not list(features.KEPT.glob("*/manifest.json"))
+        token_sources.computed_features(backbone, spec, open_volume("a"), OWN)
 
 
 def test_fewer_slices_than_blocks_are_refused(study: Study) -> None:

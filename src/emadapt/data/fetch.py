@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import shutil
-import zipfile
-from collections.abc import Iterable
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from emadapt.data.layouts import find_parts
@@ -52,19 +50,17 @@ def fetch(
         slices = _check_complete(dataset, target, "Use --force to replace it.")
         print(f"{target}: already there, {slices} slices (use --force to replace it)")
         return target
+    archive, unpacked = dataset.archive, downloads / name
+    origin, sha256, checked = UNCHECKED, None, f"from {UNCHECKED}"
+    if from_dir is None:
+        _download(dataset, archive, unpacked)
+        origin, sha256, checked = archive.urls[0], archive.sha256, "sha256 as published"
     with whole_folder(target) as part:
-        if from_dir is not None:
-            _copy(dataset.archive, _find(dataset, dataset.archive, from_dir), part)
-            origin, sha256, checked = UNCHECKED, None, f"from {UNCHECKED}"
-        else:
-            archive = _download(dataset, dataset.archive, downloads)
-            unpack(dataset.archive, archive, part)
-            origin, sha256 = dataset.archive.urls[0], dataset.archive.sha256
-            checked = "sha256 as published"
+        _copy(archive, _find(dataset, archive, from_dir or unpacked), part)
         slices = _check_complete(dataset, part, f"Give files in layout `{dataset.layout}`.")
         write_json(part / SOURCE, record_of(dataset) | {"origin": origin, "archive_sha256": sha256})
     if from_dir is None:
-        archive.unlink()
+        shutil.rmtree(unpacked)
     print(f"{target}: {slices} slices, {checked}\n{_terms(dataset)}")
     return target
 
@@ -126,17 +122,18 @@ def _copy(archive: Archive, folder: Path, to: Path) -> None:
                 shutil.copyfile(file, to / name / file.name)
 
 
-def _download(dataset: Dataset, archive: Archive, downloads: Path) -> Path:
-    """Download from the first address that gives the published bytes."""
+def _download(dataset: Dataset, archive: Archive, to: Path) -> None:
+    """Download from the first address that gives the published bytes, and unpack."""
     import pooch
     import requests
 
     get = pooch.HTTPDownloader(timeout=TIMEOUT_S, progressbar=True)
+    unzip = pooch.Unzip([f"{archive.root}/{name}" for name in archive.folders], extract_dir=".")
     problems = []
     for url in archive.urls:
         try:
-            sha256, file = f"sha256:{archive.sha256}", f"{dataset.name}.zip"
-            return Path(pooch.retrieve(url, sha256, file, downloads, downloader=get))
+            pooch.retrieve(url, archive.sha256, "archive.zip", to, unzip, get)
+            return
         except (requests.RequestException, ValueError) as error:  # ValueError: wrong sha256
             problems.append(f"{url}: {error}")
     raise InputError(
@@ -147,26 +144,3 @@ def _download(dataset: Dataset, archive: Archive, downloads: Path) -> Path:
         f" `emadapt fetch {dataset.name} --from DIR`,"
         f" where DIR holds {', '.join(archive.folders)}.",
     )
-
-
-def unpack(archive: Archive, path: Path, to: Path) -> None:
-    """Unpack the slices of a dataset from its zip archive, and nothing else."""
-    try:
-        with zipfile.ZipFile(path) as packed:
-            for member, file in _wanted(archive, packed.namelist()):
-                (to / file).parent.mkdir(parents=True, exist_ok=True)
-                with packed.open(member) as content, (to / file).open("wb") as out:
-                    shutil.copyfileobj(content, out)  # zipfile checks size and CRC
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
-        found, do = f"a damaged archive ({error})", "Delete it and fetch again."
-        raise InputError(path, found=found, expected="a zip archive", do=do) from error
-
-
-def _wanted(archive: Archive, members: Iterable[str]) -> Iterable[tuple[str, Path]]:
-    """Members that are slices of the dataset, each with its path below the dataset's folder."""
-    for member in members:
-        path = PurePosixPath(member)
-        folder = path.parent.name
-        known = folder in archive.folders and str(path.parent.parent) == archive.root
-        if known and path.suffix.lower() in SLICE_SUFFIXES:
-            yield member, Path(folder, path.name)

@@ -20,8 +20,7 @@ def controls(
     """How far apart datasets are without anything learned, for a pretrained backbone."""
     random = spec.changed(source="random", file="")
     untrained = pretrained(random).to(device())
-    weights = untrained.provenance.sha256
-    noise = [computed_features(untrained, random, v, own, weights) for v in volumes]
+    noise = [computed_features(untrained, random, v, own) for v in volumes]
     pixels = [pixel_features(spec, backbone.arch.patch, v, own) for v in volumes]
     return {
         "random": [compare(a, b, "token", own) for a, b in itertools.combinations(noise, 2)],

@@ -1,13 +1,13 @@
 """What diagnostics read of one model on one dataset: moments of all tokens, and a subsample.
 
-They are made in one pass over the slices and kept on disk. `token_sources` gives the tokens.
-All models read the same slices, and the subsample has the same places.
+They are made in one pass over the slices. `token_sources` gives the tokens. All models read the
+same slices, and the subsample has the same places.
 """
 
 from __future__ import annotations
 
 import itertools
-import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,20 +15,18 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from filelock import FileLock
 
 from emadapt.data.ingest import Volume
 from emadapt.data.splits import evenly_spaced
 from emadapt.data.tiles import Geometry
 from emadapt.domains.moments import Moments, slice_moments
 from emadapt.errors import InputError
-from emadapt.files import checksums, is_sound, new_array, write_json
+from emadapt.files import new_array
 from emadapt.models.tokens import OCCUPANCY, occupancy
 from emadapt.progress import track
-from emadapt.study.keys import digest
 from emadapt.study.training import DiagnoseSettings
 
-KEPT = Path("scratch/features")
+SCRATCH = Path("scratch")
 
 Floats = npt.NDArray[np.float32]
 Numbers = npt.NDArray[np.int64]
@@ -87,72 +85,21 @@ def chosen_slices(volume: Volume, spec: DiagnoseSettings) -> tuple[Numbers, npt.
     return slices, np.asarray([part[int(z)] for z in slices])
 
 
-def kept_features(
-    volume: Volume,
-    spec: DiagnoseSettings,
-    geo: Geometry,
-    tiles: Callable[[int], Tiles],
-    identity: list[Any],
+def features_of(
+    volume: Volume, spec: DiagnoseSettings, geo: Geometry, tiles: Callable[[int], Tiles]
 ) -> Features:
-    """Read features from disk; make them in one pass if they are not there or damaged.
+    """Make features in one pass over the tokens.
 
     Args:
         volume: the dataset.
         spec: which slices, how many tokens.
         geo: how slices are tiled.
         tiles: of a slice number, its tiles.
-        identity: all that the tokens depend on besides the data, as JSON values.
 
     Raises:
         InputError: too few slices, or tokens that are not finite.
     """
     slices, parts = chosen_slices(volume, spec)
-    content = {
-        "identity": [*identity, geo.aligner.facts],
-        "data": volume.md5,
-        "slices": slices.tolist(),
-        "tokens": spec.tokens,
-        "seed": spec.seed,
-    }
-    folder = KEPT / digest(content)[:24]
-    KEPT.mkdir(parents=True, exist_ok=True)
-    with FileLock(KEPT / f"{folder.name}.lock"):  # a stage of another regime may want the same
-        if not is_sound(folder):
-            if folder.exists():
-                print(f"features of {volume.name}: {folder} is damaged or old; made again")
-            _pass(volume, slices, spec, geo, tiles, folder)
-
-    arrays = {file.stem: np.load(file) for file in folder.glob("*.npy") if file.stem != "outer"}
-    outer = np.load(folder / "outer.npy", mmap_mode="r")
-    moments = Moments(arrays.pop("count"), arrays.pop("total"), outer)
-    return Features(
-        name=volume.name,
-        slices=slices,
-        parts=parts,
-        moments=moments,
-        labelled=volume.labelled,
-        **arrays,
-    )
-
-
-def patches(tile: npt.NDArray[Any], patch: int) -> npt.NDArray[Any]:
-    """(H, W) -> (h, w, patch, patch): the pixels of each token, a view."""
-    rows, columns = tile.shape[0] // patch, tile.shape[1] // patch
-    return tile.reshape(rows, patch, columns, patch).swapaxes(1, 2)
-
-
-def _pass(
-    volume: Volume,
-    slices: Numbers,
-    spec: DiagnoseSettings,
-    geo: Geometry,
-    tiles: Callable[[int], Tiles],
-    folder: Path,
-) -> None:
-    """One pass over the tokens of `slices`, written under a temporary name."""
-    temporary = folder.with_name(f"{folder.name}.part")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     each = -(-spec.tokens // len(slices))
     counts, totals, sample = [], [], []
     for place, z in enumerate(track(slices, f"features {volume.name}", len(slices))):
@@ -162,7 +109,7 @@ def _pass(
         tokens, centres, foreground = tokens[known], centres[known], occupied[known] >= OCCUPANCY
         count, total, square = slice_moments(tokens)
         if place == 0:
-            outer = new_array(temporary / "outer.npy", np.float64, (len(slices), *square.shape))
+            outer = _unnamed_array((len(slices), *square.shape))
         counts.append(count)
         totals.append(total)
         outer[place] = square
@@ -170,16 +117,27 @@ def _pass(
         drawn = np.sort(rng.choice(len(tokens), min(each, len(tokens)), replace=False))
         at = np.full(len(drawn), place)
         sample.append((tokens[drawn], foreground[drawn], at, centres[drawn]))
-    names = ("tokens", "foreground", "at", "where")
-    for name, column in zip(names, zip(*sample, strict=True), strict=True):
-        np.save(temporary / f"{name}.npy", np.concatenate(column))
-    np.save(temporary / "count.npy", np.asarray(counts))
-    np.save(temporary / "total.npy", np.asarray(totals))
-    outer.flush()
-    manifest = {"dataset": volume.name, "slices": slices.tolist()}
-    write_json(temporary / "manifest.json", manifest | {"checksums": checksums(temporary)})
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
+    moments = Moments(np.asarray(counts), np.asarray(totals), outer)
+    tokens, foreground, at, where = (np.concatenate(own) for own in zip(*sample, strict=True))
+    return Features(
+        volume.name, slices, parts, moments, tokens, foreground, at, where, volume.labelled
+    )
+
+
+def _unnamed_array(shape: tuple[int, ...]) -> npt.NDArray[np.float64]:
+    """An array on the disk, as it may be larger than memory; its room is free when it is not used.
+
+    The file has lost its name when this returns, and lasts as long as the mapping.
+    """
+    SCRATCH.mkdir(exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=SCRATCH) as file:
+        return new_array(Path(file.name), np.float64, shape)
+
+
+def patches(tile: npt.NDArray[Any], patch: int) -> npt.NDArray[Any]:
+    """(H, W) -> (h, w, patch, patch): the pixels of each token, a view."""
+    rows, columns = tile.shape[0] // patch, tile.shape[1] // patch
+    return tile.reshape(rows, patch, columns, patch).swapaxes(1, 2)
 
 
 def _check_finite(tokens: Floats, dataset: str, z: int) -> None:

@@ -16,7 +16,7 @@ from emadapt.domains.compare import compare, segmentation, split_half_null
 from emadapt.domains.controls import controls
 from emadapt.domains.features import Features
 from emadapt.domains.token_sources import computed_features, pretrained_features
-from emadapt.files import file_md5, write_json
+from emadapt.files import write_json
 from emadapt.models.adapters import merge
 from emadapt.models.backbones import pretrained
 from emadapt.models.device import device
@@ -119,12 +119,8 @@ def _adapted(study: Study, backbone: str, regime: str, volumes: list[Volume]) ->
         segmenter, _ = load_model(UNITS / unit.name)
         merge(segmenter.backbone)
         segmenter.to(device())
-        md5 = file_md5(UNITS / unit.name / "model.safetensors")
-        weights = f"{segmenter.backbone.provenance.sha256} {md5}"
         own, spec = study.diagnose, segmenter.spec
-        found = {
-            v.name: computed_features(segmenter.backbone, spec, v, own, weights) for v in volumes
-        }
+        found = {v.name: computed_features(segmenter.backbone, spec, v, own) for v in volumes}
         yield Model(unit.name, unit.train_set, unit.seed, found)
 
 

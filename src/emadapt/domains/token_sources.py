@@ -10,12 +10,10 @@ import torch
 from emadapt.data.crops import as_input
 from emadapt.data.ingest import Volume
 from emadapt.data.tiles import geometry_of, label_to_input, to_input, with_neighbours
-from emadapt.domains.features import Features, Tiles, kept_features, patches
+from emadapt.domains.features import Features, Tiles, features_of, patches
 from emadapt.models.backbones import Backbone
-from emadapt.models.device import resolve_precision
-from emadapt.models.tokens import compute_tokens, token_key, token_views
+from emadapt.models.tokens import compute_tokens, token_views
 from emadapt.study.backbones import BackboneSettings
-from emadapt.study.keys import affecting
 from emadapt.study.training import DiagnoseSettings
 
 BATCH_TOKENS = 4096
@@ -24,11 +22,7 @@ BATCH_TOKENS = 4096
 def pretrained_features(
     backbone: Backbone, spec: BackboneSettings, volume: Volume, own: DiagnoseSettings
 ) -> Features:
-    """From the token cache, which is filled if it is not there.
-
-    Raises:
-        InputError: too few slices, or tokens that are not finite.
-    """
+    """From the token cache, which is filled if it is not there; errors of `features_of`."""
     view = token_views(backbone, spec, volume, range(1))[0]
     last = slice(-backbone.arch.dim, None)
 
@@ -38,21 +32,13 @@ def pretrained_features(
             tokens = np.asarray(view.tokens[row, last], np.float32)
             yield (int(y), int(x)), tokens, np.asarray(view.labels[row])
 
-    geo = geometry_of(volume, spec, backbone.arch.patch)
-    return kept_features(volume, own, geo, tiles, ["tokens", token_key(backbone, spec, volume, 0)])
+    return features_of(volume, own, geometry_of(volume, spec, backbone.arch.patch), tiles)
 
 
 def computed_features(
-    backbone: Backbone,
-    spec: BackboneSettings,
-    volume: Volume,
-    own: DiagnoseSettings,
-    model: str,
+    backbone: Backbone, spec: BackboneSettings, volume: Volume, own: DiagnoseSettings
 ) -> Features:
-    """From a pass of `backbone`, adapted (adapters merged) or random, over the slices.
-
-    `model` is the hash of all its weights.
-    """
+    """From a pass of `backbone`, adapted (adapters merged) or random, over the slices."""
     geo = geometry_of(volume, spec, backbone.arch.patch)
     batch = max(1, BATCH_TOKENS // math.prod(geo.grid))
 
@@ -67,9 +53,7 @@ def computed_features(
             for (y, x), own_tokens in zip(now, tokens, strict=True):
                 yield (y, x), own_tokens, label[y : y + h, x : x + w]
 
-    settings = affecting(spec, "tokens") | {"precision": resolve_precision(spec.precision)}
-    identity = ["computed", model, settings, list(backbone.blocks)]
-    return kept_features(volume, own, geo, tiles, identity)
+    return features_of(volume, own, geo, tiles)
 
 
 def pixel_features(
@@ -91,5 +75,4 @@ def pixel_features(
             tokens = cells.reshape(patch * patch, *geo.grid)
             yield (y, x), tokens, label[y : y + h, x : x + w]
 
-    shape = [list(geo.tile), list(geo.resized), list(geo.padded)]
-    return kept_features(volume, own, geo, tiles, ["pixels", shape, patch])
+    return features_of(volume, own, geo, tiles)
