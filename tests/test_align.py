@@ -151,9 +151,8 @@ def test_token_keys_follow_what_alignment_uses() -> None:
     others = [keys(spec_of(method, "c")) for method in HOW]
     assert len({found[0] for found in (plain, *by_method.values(), *others)}) == 6
     for method in ("histogram", "voxel"):
-        assert (
-            by_method[method][1] == plain[1]
-        )  # the reference shares the tokens of the plain backbone
+        # the reference shares the tokens of the plain backbone
+        assert by_method[method][1] == plain[1]
     changed = texture(1, 150, 30)
     changed[2, 5, 5] += 1  # a pixel of one of the reference's training slices
     put("b", changed)

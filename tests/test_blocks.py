@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from emadapt.data import prepared
+from emadapt.data import crops
 from emadapt.data.batches import Draw
 from emadapt.data.blocks import BlockDataset, augment
 from emadapt.data.ingest import Volume
@@ -130,12 +130,12 @@ def test_a_patch_that_does_not_fit_is_refused(volume: Volume) -> None:
     check_depth(str(Path("x")), runs_of(SPLIT["train"]), (8, 32, 32))
 
 
-@pytest.mark.parametrize("kept", [0, 5 * 60 * 70, prepared.KEPT_BYTES])
+@pytest.mark.parametrize("kept", [0, 5 * 60 * 70, crops.KEPT_BYTES])
 def test_slices_are_prepared_once_and_alike(
     volume: Volume, monkeypatch: pytest.MonkeyPatch, kept: int
 ) -> None:
     """With room for none, for five of 15 (60 x 70 pixels), and for all of them."""
-    monkeypatch.setattr(prepared, "KEPT_BYTES", kept)
+    monkeypatch.setattr(crops, "KEPT_BYTES", kept)
     geo = geometry_of(volume, SPEC, 16)
     made: list[int] = []
 
@@ -143,8 +143,8 @@ def test_slices_are_prepared_once_and_alike(
         made.append(int(image[0, 0]))
         return to_input(image, geo)
 
-    monkeypatch.setattr(prepared, "to_input", counted)
-    slices = prepared.PreparedSlices(volume, geo)
+    monkeypatch.setattr(crops, "to_input", counted)
+    slices = crops.PreparedSlices(volume, geo)
     for _ in range(2):
         for z in range(15):
             np.testing.assert_array_equal(slices[z], to_input(volume.image[z], geo))

@@ -1,5 +1,6 @@
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,9 +41,10 @@ def ragged(height: int = 56, width: int = 56) -> Grey:
     )
 
 
-def whole(
-    dataset: CropDataset | TokenDataset, plan: list[list[Draw]], workers: int = 0
+def epoch_of(
+    dataset: CropDataset | TokenDataset, number: int = 0, workers: int = 0, **train: Any
 ) -> list[list[Item]]:
+    plan = plan_epoch(dataset.rows(), TrainSettings(**train), 0, number)
     return list(load_epoch(dataset, plan, workers))
 
 
@@ -120,33 +122,27 @@ def test_a_crop_is_a_grey_image_from_0_to_1_and_its_labels() -> None:
 
 def test_the_number_of_workers_changes_nothing_and_no_two_crops_are_alike() -> None:
     dataset = CropDataset([noise(), noise((9, 60, 66), 1)], SPEC, 14, augmented=True)
-    train = TrainSettings(batch=4, steps_per_epoch=10)
-    alone, helped = (
-        list(flat(whole(dataset, plan_epoch(dataset.rows(), train, 0, 0), n))) for n in (0, 2)
-    )
+    train = {"batch": 4, "steps_per_epoch": 10}
+    alone, helped = (list(flat(epoch_of(dataset, workers=n, **train))) for n in (0, 2))
     assert len(alone) == 40
     assert alone == helped
     assert len({image for image, _ in alone}) == 40
-    following = list(flat(whole(dataset, plan_epoch(dataset.rows(), train, 0, 1))))
+    following = list(flat(epoch_of(dataset, 1, **train)))
     assert not {image for image, _ in alone} & {image for image, _ in following}
 
 
 def test_slices_of_two_shapes_are_stacked_apart() -> None:
     spec = BackboneSettings(arch="tiny_dinov2", source="random", tile=0, views=0, longest_edge=70)
     dataset = CropDataset([noise((9, 70, 70)), noise((9, 35, 70), 1)], spec, 14, augmented=False)
-    batches = whole(
-        dataset, plan_epoch(dataset.rows(), TrainSettings(batch=4, steps_per_epoch=2), 0, 0)
-    )
-    assert [
-        sorted((tuple(i.shape), tuple(lab.shape)) for i, lab in batch) for batch in batches
-    ] == [[((2, 1, 28, 70), (2, 28, 70)), ((2, 1, 70, 70), (2, 70, 70))]] * 2
+    for batch in epoch_of(dataset, batch=4, steps_per_epoch=2):
+        shapes = sorted((tuple(i.shape), tuple(lab.shape)) for i, lab in batch)
+        assert shapes == [((2, 1, 28, 70), (2, 28, 70)), ((2, 1, 70, 70), (2, 70, 70))]
 
 
 @pytest.mark.parametrize("sampling", ["balanced", "proportional"])
 def test_only_training_slices_are_ever_drawn(sampling: Sampling) -> None:
-    z = np.broadcast_to(
-        np.arange(9, dtype=np.uint8)[:, None, None] * 20, (9, 70, 80)
-    )  # a slice's grey is its number
+    # a slice's grey is its number
+    z = np.broadcast_to(np.arange(9, dtype=np.uint8)[:, None, None] * 20, (9, 70, 80))
     other = {"train": [0, 8], "val": [3], "test": [4, 5, 6]}
     volumes = [volume(z, z), volume(z, z, other)]
     dataset = CropDataset(volumes, SPEC, 14, augmented=False)
@@ -174,14 +170,11 @@ def test_only_training_rows_of_the_cache_are_ever_drawn() -> None:
     dataset = TokenDataset([views])
     assert [len(r) for r in dataset.rows()] == [2 * 2 * len(SPLIT["train"])]
     drawn: Counter[tuple[int, int]] = Counter()
-    for batch in whole(
-        dataset, plan_epoch(dataset.rows(), TrainSettings(steps_per_epoch=0, batch=3), 0, 0)
-    ):
+    for batch in epoch_of(dataset, steps_per_epoch=0, batch=3):
         for tokens_, labels_ in batch:
             assert tokens_.dtype == torch.float16
-            assert torch.equal(
-                tokens_[:, 0, 0, 0].long(), labels_[:, 0, 0]
-            )  # tokens and labels of the same row
+            # tokens and labels of the same row
+            assert torch.equal(tokens_[:, 0, 0, 0].long(), labels_[:, 0, 0])
             drawn.update((int(t[0, 0, 0]), int(t[1, 0, 0])) for t in tokens_)
     assert drawn == {(z, view): 2 for z in SPLIT["train"] for view in (0, 1)}
 
@@ -230,9 +223,8 @@ def test_balanced_datasets_come_equally_often_whatever_their_size(
     assert max(total.values()) - min(total[m] for m in range(len(rows))) <= 1
     for member, own in enumerate(rows):
         drawn = Counter(d.row for batch in plan for d in batch if d.member == member)
-        assert (
-            max(drawn[r] for r in own) - min(drawn[r] for r in own) <= 1
-        )  # none twice before all were once
+        # none twice before all were once
+        assert max(drawn[r] for r in own) - min(drawn[r] for r in own) <= 1
 
 
 @example

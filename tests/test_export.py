@@ -167,18 +167,15 @@ def test_a_graph_that_differs_is_not_left_behind(
         ({"context": 1}, "context: 1"),
         ({"align": "histogram", "reference": "a"}, "whole volume"),
         ({"regime": regime_settings(kind="knn"), "head": "knn"}, "regime knn"),
+        (None, "neighbouring slices together"),
     ],
 )
 def test_what_is_no_function_of_one_image_is_refused(
-    tmp_path: Path, change: dict[str, Any], said: str
+    tmp_path: Path, change: dict[str, Any] | None, said: str
 ) -> None:
+    write = write_3d_model if change is None else write_model
     with pytest.raises(InputError, match=said):
-        check_exportable(open_model(write_model(tmp_path / "model", **change)))
-
-
-def test_a_model_of_blocks_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="neighbouring slices together"):
-        check_exportable(open_model(write_3d_model(tmp_path / "model")))
+        check_exportable(open_model(write(tmp_path / "model", **(change or {}))))
 
 
 @pytest.mark.parametrize(
@@ -252,9 +249,8 @@ def test_a_package_passes_bioimageio_without_a_network(
     assert tested(out).status == "passed"
     described = load_model_description(out)
     assert [author.name for author in described.authors] == ["A. Person"]
-    assert [
-        str(entry.doi) for entry in described.cite
-    ] == dois  # never empty, not even of one's own data
+    # never empty, not even of one's own data
+    assert [str(entry.doi) for entry in described.cite] == dois
     given: Any = described.inputs[0].axes[2]
     found: Any = described.outputs[0].axes[3]
     assert (given.size.step, found.size.axis_id) == (step, "x")

@@ -102,9 +102,8 @@ def test_properties(seed: int, dim: int, n: int, m: int) -> None:
 @settings(max_examples=30)
 def test_covariances_that_commute_have_a_closed_form(seed: int, dim: int) -> None:
     rng = np.random.default_rng(seed)
-    a, b = rng.exponential(size=(2, dim)) * rng.integers(
-        0, 2, (2, dim)
-    )  # some directions without variance, or none with
+    # some directions without variance, or none with
+    a, b = rng.exponential(size=(2, dim)) * rng.integers(0, 2, (2, dim))
     rotation, shift = np.linalg.qr(rng.standard_normal((dim, dim)))[0], rng.standard_normal(dim)
     found = frechet(shift, rotation.T * a @ rotation, np.zeros(dim), rotation.T * b @ rotation)
     assert found == pytest.approx(

@@ -40,9 +40,8 @@ def test_near_copies_in_a_block_do_not_count() -> None:
         rng.standard_normal((30, 3))[blocks] + 1e-3 * rng.standard_normal((150, 3))
         for _ in range(2)
     )
-    assert domain_mixing(a, blocks, b, blocks, k=5) == pytest.approx(
-        1, abs=0.25
-    )  # with them it would be 0.1
+    # with them it would be 0.1
+    assert domain_mixing(a, blocks, b, blocks, k=5) == pytest.approx(1, abs=0.25)
 
 
 def test_the_vote_against_brute_force() -> None:

@@ -32,9 +32,8 @@ def test_the_real_volumes_pass_ingest_with_the_split_that_the_study_states(
         volume = open_volume(name, tmp_path)
         assert volume.manifest["shape"] == shape
         assert volume.split["test"] == test
-        shares = np.asarray(volume.label).mean(
-            (1, 2)
-        )  # three of VNC's labels have 1 bit a pixel, the others 8
+        # three of VNC's labels have 1 bit a pixel, the others 8
+        shares = np.asarray(volume.label).mean((1, 2))
         assert 0.03 < shares.min() < shares.max() < 0.1
         known = volume.manifest["intensity"]
         assert (known["low"], known["high"]) == (0, 255), "8 bits stay as they are"

@@ -1,11 +1,11 @@
-"""Nothing of a stranger runs, nothing listens beyond this machine, no password is written down."""
+"""Nothing listens beyond this machine, and no password is written down.
 
-import ast
-import functools
+That nothing of a stranger runs is checked by ruff (rules S and TID251) and by tests/corpus.
+"""
+
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -22,88 +22,14 @@ SECRET = "hunter2"
 WORDS = st.text("abcXYZ019_-.~%/@:!$", min_size=1, max_size=12)
 
 
-@functools.cache
-def nodes(kind: type) -> list[tuple[Path, Any]]:
-    """What of a kind stands in the package."""
-    return [
-        (path, node)
-        for path in SOURCES
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, kind)
-    ]
-
-
-def calls(name: str) -> list[tuple[Path, ast.Call]]:
-    """Calls of functions whose name ends so."""
-    return [
-        (path, node)
-        for path, node in nodes(ast.Call)
-        if ast.unparse(node.func).split(".")[-1] == name
-    ]
-
-
-def test_no_program_of_the_package_is_given_to_a_shell() -> None:
-    """A list of arguments each: a string would be split by somebody."""
-    found = [
-        c for name in ("run", "Popen", "check_output", "check_call", "call") for c in calls(name)
-    ]
-    of_subprocess = [(path, node) for path, node in found if "subprocess" in ast.unparse(node.func)]
-    assert of_subprocess
-    for path, node in of_subprocess:
-        assert not isinstance(node.args[0], ast.Constant | ast.JoinedStr | ast.BinOp), (
-            f"{path}:{node.lineno}"
-        )
-    assert not [
-        path
-        for path in SOURCES
-        if re.search(r"os\.(system|popen|exec|spawn)|pty\.spawn", path.read_text())
-    ]
-
-
-def test_nothing_that_unpickles_is_imported() -> None:
-    refused = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
-    for path, node in nodes(ast.Import) + nodes(ast.ImportFrom):
-        names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
-        assert not refused & {part for name in names for part in name.split(".")}, (
-            f"{path}:{node.lineno}"
-        )
-
-
-def test_nothing_that_is_read_is_run() -> None:
-    """No evaluation of text, no shell, no pickles in the files of torch and NumPy."""
-    for path, node in nodes(ast.Call):
-        name, given = ast.unparse(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords}
-        where = f"{path}:{node.lineno}"
-        assert name not in {"eval", "exec"}, where
-        assert "True" not in {given.get("shell"), given.get("allow_pickle")}, where
-        assert name != "torch.load" or given.get("weights_only") == "True", where
-
-
-def test_yaml_is_read_by_safe_loaders_alone() -> None:
-    """Of PyYAML `safe_load`; of ruamel safe ones, or the round trip, which makes no objects."""
-    used = {
-        ast.unparse(node.func)
-        for _, node in nodes(ast.Call)
-        if ast.unparse(node.func).startswith("yaml.")
-    }
-    assert used <= {"yaml.safe_load", "yaml.safe_dump"}
-    for path, node in calls("YAML"):
-        kinds = [
-            k.value.value
-            for k in node.keywords
-            if k.arg == "typ" and isinstance(k.value, ast.Constant)
-        ]
-        assert kinds in ([], ["safe"], ["rt"]), f"{path}:{node.lineno}"
-
-
 def test_servers_listen_on_this_machine_alone() -> None:
     everywhere = re.compile(r"0\.0\.0\.0|\[::\]|host=[\"']{2}|[\"']::[\"']")
-    for path in [*SOURCES, ROOT / "Makefile"]:
-        assert not everywhere.search(path.read_text()), path
-    hosts = re.findall(r"--host[= ](\S+)", (ROOT / "Makefile").read_text())
-    assert hosts == ["127.0.0.1"]
-    for path, node in calls("LocalCluster"):
-        assert {k.arg: ast.unparse(k.value) for k in node.keywords}["host"] == "'127.0.0.1'", path
+    texts = [path.read_text() for path in [*SOURCES, ROOT / "Makefile"]]
+    assert not [text for text in texts if everywhere.search(text)]
+    assert re.findall(r"--host[= ](\S+)", texts[-1]) == ["127.0.0.1"]
+    clusters = re.findall(r"LocalCluster\(([^)]*)\)", "".join(texts))
+    assert clusters
+    assert all('host="127.0.0.1"' in cluster for cluster in clusters)
 
 
 # -- passwords

@@ -21,6 +21,7 @@ from emadapt.segment.runner import Runner, open_runner
 from emadapt.study.regimes import regime_settings
 from emadapt.training.model_files import load_model
 from emadapt.volumes.source import array_source
+from emadapt.volumes.voxel import Voxel
 from tiny import blobs, make_study, predicted, write_3d_model, write_model
 
 IMAGE, LABEL = blobs((3, 90, 100), 4)
@@ -56,26 +57,31 @@ def test_pixels_of_another_size_are_resampled_to_those_of_training(
     np.testing.assert_allclose(segmented(runner)[1], np.asarray(back), atol=0.02)
 
 
-def test_pixels_of_nearly_the_same_size_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("voxel", "expected"),
+    [
+        ((50.0, 5.4, 5.4), ("a", (1.0, 1.0))),  # nearly the same
+        ((50.0, 4.6, 4.6), ("a", (1.0, 1.0))),
+        ((50.0, 5.6, 5.6), ("a", (1.12, 1.12))),
+        ((50.0, 4.5, 4.5), ("a", (0.9, 0.9))),
+        ((30.0, 15.0, 16.0), ("coarse", (1.0, 1.0))),
+        ((30.0, 2.5, 2.5), ("a", (0.5, 0.5))),
+    ],
+)
+def test_the_nearest_dataset_of_training_counts(voxel: Voxel, expected: object) -> None:
+    write_model(Path("m"), facts={"voxel_nm": {"a": [5, 5, 5], "coarse": [40, 16, 16]}})
+    assert zoom_for(open_model("m"), voxel) == expected
+
+
+def test_micrometres_taken_for_nanometres_are_refused() -> None:
     write_model(Path("m"))
-    for size, zoom in ((5.4, 1.0), (4.6, 1.0), (5.6, 1.12), (4.5, 0.9)):
-        assert settle(monkeypatch, IMAGE, voxel_nm=(50.0, size, size))[0].zoom == (zoom, zoom)
-
-
-def test_the_nearest_dataset_of_training_counts() -> None:
-    write_model(Path("m"), facts={"voxel_nm": {"fine": [5, 4, 4], "coarse": [40, 16, 16]}})
-    model = open_model("m")
-    assert zoom_for(model, (30.0, 15.0, 16.0)) == ("coarse", (1.0, 1.0))
-    assert zoom_for(model, (30.0, 2.0, 2.0)) == ("fine", (0.5, 0.5))
     with pytest.raises(InputError, match="pixels of quite another size"):
-        zoom_for(model, (30.0, 0.005, 0.005))  # micrometres taken for nanometres
+        zoom_for(open_model("m"), (30.0, 0.005, 0.005))
 
 
-def test_models_of_harmonised_voxels_are_given_exactly_these(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_models_of_harmonised_voxels_are_given_exactly_these() -> None:
     write_model(Path("m"), pixel_nm=5.0)
-    assert settle(monkeypatch, IMAGE, voxel_nm=(30.0, 5.1, 5.0))[0].zoom == (1.02, 1.0)
+    assert zoom_for(open_model("m"), (30.0, 5.1, 5.0)) == ("a", (1.02, 1.0))
 
 
 def test_grey_values_are_aligned_as_evaluate_aligns_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,9 @@ STUDIES = sorted(ROOT.glob("studies/*/study.yaml"))
 Change = Callable[[dict[str, Any]], object]
 
 
-def problems(tmp_path: Path, params: object) -> list[str]:
+def problems(tmp_path: Path, params: dict[str, Any]) -> list[str]:
     path = tmp_path / "params.yaml"
-    path.write_text(params if isinstance(params, str) else yaml.safe_dump(params))
+    path.write_text(yaml.safe_dump(params))
     try:
         load_study(path)
     except ConfigError as error:
@@ -48,29 +49,8 @@ def test_every_shipped_study_loads_and_has_its_units(path: Path) -> None:
     raw, study = yaml.safe_load(path.read_text())["study"], load_study(path)
     assert study.name == path.parent.name
     factors = ("backbones", "regimes", "train_sets", "seeds")
-    count = 1
-    for factor in factors:
-        count *= len(raw[factor])
+    count = math.prod(len(raw[factor]) for factor in factors)
     assert len({unit.name for unit in study.units()}) == count
-
-
-def test_paper_presets_are_the_reference_protocol() -> None:
-    study = load_study(ROOT / "studies/paper/study.yaml")
-    train, split = study.train, study.split
-    assert (train.head, train.loss, train.schedule) == ("deconv", "dice", "constant")
-    assert (train.head_lr, train.adapter_lr, train.weight_decay) == (5e-5, 5e-5, 1e-4)
-    assert (train.batch, train.epochs, train.patience, train.precision) == (1, 1000, 20, "fp32")
-    assert (split.kind, split.val, train.augment, train.monitor) == (
-        "random",
-        0.1,
-        False,
-        "val_loss",
-    )
-    assert train.sampling == "proportional"
-    for name in study.backbones:
-        own = study.backbone_settings[name]
-        assert (own.longest_edge, own.tile, own.blocks) == (1022, 0, "last")
-        assert own.normalisation == "imagenet"
 
 
 def _section(name: str, **values: Any) -> Change:
@@ -127,20 +107,11 @@ def test_each_mistake_is_named(tmp_path: Path, change: Change, words: str) -> No
     assert any(words in problem for problem in found), found
 
 
-def test_all_mistakes_are_listed_at_once_and_yaml_traps_are_refused(tmp_path: Path) -> None:
+def test_all_mistakes_are_listed_at_once(tmp_path: Path) -> None:
     params = settings()
     params["train"]["epoch"] = 1
     params["split"] = {"vall": 0.1}
     assert len(problems(tmp_path, params)) == 2
-    assert "not valid YAML" in problems(tmp_path, "study: {a: 1, a: 2}")[0]  # a duplicate key
-    code = "study: !!python/object/apply:os.system [ls]"
-    assert "not valid YAML" in problems(tmp_path, code)[0]
-    assert "expected the sections" in problems(tmp_path, "- 1")[0]
-    bomb = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
-        f"{b}: &{b} [*{a}, *{a}, *{a}, *{a}, *{a}, *{a}]\n"
-        for a, b in zip("abcdefg", "bcdefgh", strict=False)
-    )
-    assert "more than" in problems(tmp_path, bomb)[0]
 
 
 def test_a_regimes_settings_win_over_train(tmp_path: Path) -> None:

@@ -21,9 +21,8 @@ SPECS = st.builds(
     longest_edge=st.sampled_from([0, 0, 196]),
 )
 PATCHES = st.sampled_from([14, 16])
-SHAPES = SIDES.filter(
-    lambda s: max(s) <= 8 * min(s)
-)  # so that `longest_edge` leaves a patch of the shorter side
+# so that `longest_edge` leaves a patch of the shorter side
+SHAPES = SIDES.filter(lambda s: max(s) <= 8 * min(s))
 
 example = settings(deadline=None, max_examples=60)
 
@@ -32,9 +31,11 @@ def plain(**settings: Any) -> BackboneSettings:
     return BackboneSettings(**{"arch": "tiny_dinov2", "source": "random", **settings})
 
 
-def tile_map(array: np.ndarray, geo: Geometry, corners: list[tuple[int, int]]) -> np.ndarray:
-    h, w = geo.tile
-    return np.stack([array[y : y + h, x : x + w] for y, x in corners])
+def blended(array: np.ndarray, geo: Geometry) -> np.ndarray:
+    """A padded slice, cut into tiles and merged again."""
+    corners, (h, w) = geo.corners(), geo.tile
+    tiles = np.stack([array[y : y + h, x : x + w] for y, x in corners])
+    return to_native(merge_tiles(tiles, corners, geo), geo)
 
 
 def smooth(shape: tuple[int, int]) -> np.ndarray:
@@ -81,10 +82,9 @@ def test_tiles_of_one_map_blend_into_that_map(
 ) -> None:
     geo = geometry(shape, plain(tile=tile, overlap=overlap), 14)
     known = np.random.default_rng(seed).random(geo.padded, dtype=np.float32)
-    corners = geo.corners()
-    blended = to_native(merge_tiles(tile_map(known, geo, corners), corners, geo), geo)
-    assert blended.dtype == np.float32
-    np.testing.assert_allclose(blended, known[: shape[0], : shape[1]], atol=1e-5)
+    found = blended(known, geo)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, known[: shape[0], : shape[1]], atol=1e-5)
 
 
 @example
@@ -93,14 +93,11 @@ def test_a_constant_stays_constant_at_the_slices_own_shape(
     shape: tuple[int, int], spec: BackboneSettings, patch: int, value: float
 ) -> None:
     geo = geometry(shape, spec, patch)
-    corners = geo.corners()
-    blended = to_native(
-        merge_tiles(np.full((len(corners), *geo.tile), value, np.float32), corners, geo), geo
-    )
-    assert blended.shape == shape
-    np.testing.assert_allclose(blended, value, atol=1e-5)
-    assert blended.min() >= 0
-    assert blended.max() <= 1 + 1e-6
+    found = blended(np.full(geo.padded, value, np.float32), geo)
+    assert found.shape == shape
+    np.testing.assert_allclose(found, value, atol=1e-5)
+    assert found.min() >= 0
+    assert found.max() <= 1 + 1e-6
 
 
 @pytest.mark.parametrize(
@@ -114,8 +111,7 @@ def test_what_was_scaled_comes_back_to_its_place(change: dict[str, Any]) -> None
     marked = np.round(smooth(shape) * 255).astype(np.uint8)
     seen = to_input(marked, geo).astype(np.float32) / 255
     assert seen.shape == geo.padded
-    corners = geo.corners()
-    back = to_native(merge_tiles(tile_map(seen, geo, corners), corners, geo), geo)
+    back = blended(seen, geo)
     assert back.shape == shape
     np.testing.assert_allclose(back, smooth(shape), atol=0.03)
 
@@ -160,18 +156,13 @@ def test_a_slice_smaller_than_a_tile_is_padded_by_reflection_and_cropped_back(
     assert padded.shape == geo.padded
     assert padded.shape[0] == 56
     np.testing.assert_array_equal(padded[:height, :width], image)
-    rows, columns = [
-        np.r_[np.arange(n), np.arange(n)[::-1]] for n in (height, width)
-    ]  # period of the mirror
+    # period of the mirror
+    rows, columns = [np.r_[np.arange(n), np.arange(n)[::-1]] for n in (height, width)]
     expected = image[rows[np.arange(padded.shape[0]) % (2 * height)]][
         :, columns[np.arange(padded.shape[1]) % (2 * width)]
     ]
     np.testing.assert_array_equal(padded, expected)
-    corners = geo.corners()
-    back = to_native(
-        merge_tiles(tile_map(padded / np.float32(255), geo, corners), corners, geo), geo
-    )
-    np.testing.assert_allclose(back, image / 255, atol=1e-5)
+    np.testing.assert_allclose(blended(padded / np.float32(255), geo), image / 255, atol=1e-5)
 
 
 @example

@@ -16,8 +16,14 @@ from torch.utils.data import Dataset
 from emadapt.data.batches import Draw, Item, Shapes
 from emadapt.data.ingest import Volume
 from emadapt.data.labelled import Tile
-from emadapt.data.prepared import PreparedSlices
-from emadapt.data.tiles import Grey, geometry_of, label_to_input
+from emadapt.data.tiles import (
+    Geometry,
+    Grey,
+    geometry_of,
+    label_to_input,
+    to_input,
+    with_neighbours,
+)
 from emadapt.study.backbones import BackboneSettings
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network for its version
@@ -25,6 +31,8 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network fo
 
 ZOOM = 0.22
 """Standard deviation of the logarithm of the scale of jittered crops."""
+KEPT_BYTES = 256 * 2**20
+"""Memory that the prepared slices of a dataset may take in a process."""
 
 
 @functools.cache
@@ -114,6 +122,25 @@ def _resized(array: Grey, size: tuple[int, int], smooth: bool) -> Grey:
     finer = size[0] > array.shape[0]
     how = (cv2.INTER_CUBIC if finer else cv2.INTER_AREA) if smooth else cv2.INTER_NEAREST_EXACT
     return np.asarray(cv2.resize(array, size[::-1], interpolation=how), np.uint8)
+
+
+class PreparedSlices:
+    """Slices as they enter a model, kept as they come: to align and resize them takes long."""
+
+    def __init__(self, volume: Volume, geo: Geometry, context: int = 0) -> None:
+        self.volume, self.geo, self.context = volume, geo, context
+        self._kept: dict[int, Grey] = {}
+        self.free = KEPT_BYTES
+
+    def __getitem__(self, z: int) -> Grey:
+        """(H, W), or with `context` (H, W, 3), uint8, read only."""
+        if z in self._kept:
+            return self._kept[z]
+        image = to_input(with_neighbours(self.volume, z, self.context), self.geo)
+        image.setflags(write=False)
+        if image.nbytes <= self.free:
+            self._kept[z], self.free = image, self.free - image.nbytes
+        return image
 
 
 class CropDataset(Dataset[Item]):

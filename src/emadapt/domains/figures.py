@@ -24,10 +24,7 @@ Models = Mapping[str, Mapping[str, Features]]
 def draw(folder: Path, title: str, models: Models, result: Mapping[str, Any]) -> None:
     """Write pca.png and distances.png under `folder`, of features and the JSON file."""
     folder.mkdir(parents=True, exist_ok=True)
-    drawn = {
-        "pca": pca_figure(title, models),
-        "distances": distances_figure(title, result),
-    }
+    drawn = {"pca": pca_figure(title, models), "distances": distances_figure(title, result)}
     for name, figure in drawn.items():
         FigureCanvasAgg(figure)
         temporary = folder / f".{name}.png"

@@ -38,7 +38,7 @@ def frechet_samples(x_a: Array, x_b: Array) -> float:
     """Squared Fréchet distance from samples, with unbiased covariances.
 
     With R the centred samples over sqrt(n - 1), A = R_a'R_a and B = R_b'R_b. So tr sqrt(AB) is the
-    nuclear norm of the (n_a, n_b) matrix R_a R_b', and few samples need nothing of size (D, D).
+    nuclear norm of the (n_a, n_b) matrix R_a R_b', and nothing of size (D, D) is needed.
 
     Args:
         x_a: (n_a, D), two samples or more.
@@ -47,19 +47,11 @@ def frechet_samples(x_a: Array, x_b: Array) -> float:
     Returns:
         At least 0, in squared units of the features. Biased upwards in 1 / n: see `extrapolate`.
     """
-    x_a, x_b = np.asarray(x_a, np.float64), np.asarray(x_b, np.float64)
-    if min(len(x_a), len(x_b)) > x_a.shape[1]:  # n samples have a covariance of rank n - 1
-        cov_a, cov_b = (np.atleast_2d(np.cov(x, rowvar=False)) for x in (x_a, x_b))
-        return frechet(x_a.mean(0), cov_a, x_b.mean(0), cov_b)
-    r_a, r_b = ((x - x.mean(0)) / np.sqrt(len(x) - 1) for x in (x_a, x_b))
-    # R'R stays the same when R becomes the triangle of its QR decomposition: at most D rows.
-    small_a, small_b = (
-        np.asarray(np.linalg.qr(r, mode="r")) if len(r) > r.shape[1] else r for r in (r_a, r_b)
-    )
-    root = svdvals(small_a @ small_b.T).sum()
-    return _distance(
-        x_a.mean(0) - x_b.mean(0), np.square(small_a).sum(), np.square(small_b).sum(), root
-    )
+    means = x_a.mean(0), x_b.mean(0)
+    pairs = zip((x_a, x_b), means, strict=True)
+    r_a, r_b = ((x - mean) / np.sqrt(len(x) - 1) for x, mean in pairs)
+    root = svdvals(r_a @ r_b.T).sum()
+    return _distance(means[0] - means[1], np.square(r_a).sum(), np.square(r_b).sum(), root)
 
 
 def extrapolate(sizes: Sequence[float], distances: Sequence[float]) -> float:

@@ -13,13 +13,13 @@ from typing import Any
 from emadapt.data.ingest import Volume, open_volume
 from emadapt.domains import figures, pca
 from emadapt.domains.compare import compare, segmentation, split_half_null
-from emadapt.domains.controls import controls
 from emadapt.domains.features import Features
-from emadapt.domains.token_sources import computed_features, pretrained_features
+from emadapt.domains.token_sources import computed_features, pixel_features, pretrained_features
 from emadapt.files import write_json
 from emadapt.models.adapters import merge
-from emadapt.models.backbones import pretrained
+from emadapt.models.backbones import Backbone, pretrained
 from emadapt.models.device import device
+from emadapt.study.backbones import BackboneSettings
 from emadapt.study.study import Study, Unit
 from emadapt.study.training import DiagnoseSettings
 from emadapt.tracking.publish import publish
@@ -88,7 +88,7 @@ def diagnose(study: Study, backbone: str, regime: str, out: Path = OUT) -> Path:
         _measure(model, own, result)
     spectra = {model.name: pca.fit(model.features, 10)[1] for model in models}
     result["pca"] = {"explained_variance": spectra[models[0].name], "models": spectra}
-    result["controls"] = controls(spec, loaded, volumes, own) if frozen and own.controls else {}
+    result["controls"] = _controls(spec, loaded, volumes, own) if frozen and own.controls else {}
     one_seed = [m for m in models if m.seed in (None, study.seeds[0])]
     shown = {model.name: model.features for model in one_seed}
     figures.draw(out / f"{backbone}-{regime}", f"{backbone}, {regime}", shown, result)
@@ -142,6 +142,20 @@ def _measure(model: Model, own: DiagnoseSettings, result: dict[str, Any]) -> Non
     for a, b in itertools.product(model.features.values(), repeat=2):
         if all(f.labelled and f.foreground.any() for f in (a, b)):
             result["segmentation"].append(model.tags | segmentation(a, b))
+
+
+def _controls(
+    spec: BackboneSettings, backbone: Backbone, volumes: list[Volume], own: DiagnoseSettings
+) -> dict[str, list[dict[str, Any]]]:
+    """How far apart datasets are without anything learned, for a pretrained backbone."""
+    random = spec.changed(source="random", file="")
+    untrained = pretrained(random).to(device())
+    noise = [computed_features(untrained, random, v, own) for v in volumes]
+    pixels = [pixel_features(spec, backbone.arch.patch, v, own) for v in volumes]
+    return {
+        "random": [compare(a, b, "token", own) for a, b in itertools.combinations(noise, 2)],
+        "pixels": [compare(a, b, "pixel", own) for a, b in itertools.combinations(pixels, 2)],
+    }
 
 
 def _track(study: Study, result: dict[str, Any], path: Path) -> None:

@@ -16,10 +16,7 @@ from emadapt.study.strict import Settings
 from emadapt.study.sweep import SweepSettings
 from emadapt.study.training import DiagnoseSettings, TrainSettings
 
-CLASSIFIERS = {
-    **dict.fromkeys(("frozen", "lora", "bitfit", "full"), "probe"),
-    "knn": "votes",
-}
+CLASSIFIERS = {**dict.fromkeys(("frozen", "lora", "bitfit", "full"), "probe"), "knn": "votes"}
 """Kinds of regimes that classify whole images, and their heads."""
 SAID = {"iou": "IoU", "auroc": "AUROC"}
 """The headline of a task's scores, and how it is written."""

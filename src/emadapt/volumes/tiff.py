@@ -75,24 +75,12 @@ def open_tiff(path: Path, choice: Choice) -> Source:
                 ]
             )
 
-    notes = parts[0].notes
-    if len(parts) > 1:
-        notes = [
-            *notes,
-            f"{len(parts)} images of one shape are read as one stack of {ends[-1]} slices",
-        ]
+    first, depth = parts[0], int(ends[-1])
+    several = f"{len(parts)} images of one shape are read as one stack of {depth} slices"
+    notes = (*first.notes, several) if len(parts) > 1 else tuple(first.notes)
+    shape, files = (depth, *first.shape[1:]), (path,)
     return Source(
-        str(path),
-        (int(ends[-1]), *parts[0].shape[1:]),
-        parts[0].dtype,
-        voxel,
-        1,
-        cut,
-        stamp(path),
-        (path,),
-        tif.close,
-        doubt,
-        tuple(notes),
+        str(path), shape, first.dtype, voxel, 1, cut, stamp(path), files, tif.close, doubt, notes
     )
 
 
