@@ -27,11 +27,6 @@ def test_merged_moments_are_those_of_the_pooled_tokens(seed: int, chosen: list[i
     np.testing.assert_allclose(cov, np.cov(pool.T), atol=1e-8)
 
 
-def test_slice_means() -> None:
-    tokens, moments = some_slices(3, 0)
-    np.testing.assert_allclose(moments.slice_means(), [t.mean(0, dtype=np.float64) for t in tokens])
-
-
 @given(n=st.integers(4, 60), blocks=st.integers(2, 4))
 def test_z_blocks_are_contiguous_and_even(n: int, blocks: int) -> None:
     found = z_blocks(n, blocks)

@@ -18,7 +18,6 @@ from emadapt.segment import runner as runner_module
 from emadapt.segment.job import Job, Order, block_size, prepare
 from emadapt.segment.model import find_model, open_model, zoom_for
 from emadapt.segment.runner import Runner, open_runner
-from emadapt.study.regimes import regime_settings
 from emadapt.training.model_files import load_model
 from emadapt.volumes.source import array_source
 from emadapt.volumes.voxel import Voxel
@@ -177,13 +176,6 @@ def test_models_by_name(tmp_path: Path) -> None:
     assert find_model("t-frozen-a-0") == Path("build/units/t-frozen-a-0")
     with pytest.raises(InputError, match="a trained unit: t-frozen-a-0"):
         find_model("t-lora-a-0")
-
-
-def test_adapters_are_merged() -> None:
-    write_model(Path("m"), regime=regime_settings(kind="lora", rank=2, alpha=4.0))
-    layers = [m for m in open_model("m").segmenter.modules() if hasattr(m, "merged_adapters")]
-    assert layers
-    assert all(layer.merged_adapters for layer in layers)
 
 
 def test_a_change_under_a_run_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,17 +1,20 @@
 """Public datasets are fetched whole, from the right bytes, or not at all."""
 
 import dataclasses
+import functools
 import hashlib
 import io
 import json
 import re
+import shutil
 import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin
 
 import numpy as np
 import pytest
@@ -74,30 +77,6 @@ def zipped(files: Files, root: str = "Lucchi++/") -> bytes:
     return buffer.getvalue()
 
 
-class Server:
-    """Serves files by path."""
-
-    def __init__(self, files: Files) -> None:
-        self.files, self.log = files, list[str]()
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                content = outer.files.get(self.path)
-                outer.log.append(self.path)
-                self.send_response(404 if content is None else 200)
-                self.send_header("Content-Length", str(len(content or b"")))
-                self.end_headers()
-                self.wfile.write(content or b"")
-
-            def log_message(self, *args: Any) -> None:
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
-
-
 def known_as(monkeypatch: pytest.MonkeyPatch, archive: bytes, *urls: str) -> None:
     """`lucchi` is this archive at these addresses meanwhile."""
     sha256 = hashlib.sha256(archive).hexdigest()
@@ -107,13 +86,19 @@ def known_as(monkeypatch: pytest.MonkeyPatch, archive: bytes, *urls: str) -> Non
 
 
 @pytest.fixture
-def server(files: Files, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+def archive(files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The archive of the dataset, in a folder that a server gives out."""
     extra = ("notes.txt", "Train_In/readme.txt", "other/mask0000.png", "Train_In/../../../evil.png")
-    server = Server({"/a.zip": zipped(files | dict.fromkeys(extra, b"not part of the layout"))})
-    known_as(monkeypatch, server.files["/a.zip"], f"{server.url}/a.zip")
-    yield server
-    server.http.shutdown()
-    server.http.server_close()
+    path = tmp_path / "www/a.zip"
+    path.parent.mkdir()
+    path.write_bytes(zipped(files | dict.fromkeys(extra, b"not part of the layout")))
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=path.parent)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as http:
+        threading.Thread(target=http.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{http.server_address[1]}/a.zip"
+        known_as(monkeypatch, path.read_bytes(), url)
+        yield path
+        http.shutdown()
 
 
 @pytest.fixture
@@ -139,7 +124,7 @@ def test_datasets_are_complete(dataset: Any) -> None:
 
 
 def test_download_gives_the_files_of_the_layout(
-    go: Go, server: Server, files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    go: Go, archive: Path, files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     target = go()
     assert target == tmp_path / "data" / "lucchi"
@@ -148,20 +133,20 @@ def test_download_gives_the_files_of_the_layout(
     assert LUCCHI.licence in said
     assert LUCCHI.citation in said
     record = json.loads((target / "SOURCE.json").read_text())
-    assert record["archive_sha256"] == hashlib.sha256(server.files["/a.zip"]).hexdigest()
+    assert record["archive_sha256"] == hashlib.sha256(archive.read_bytes()).hexdigest()
     assert record["licence"] == LUCCHI.licence
     assert not leftovers(tmp_path)
 
 
 def test_second_fetch_does_nothing_and_force_replaces(
-    go: Go, server: Server, files: Files, capsys: pytest.CaptureFixture[str]
+    go: Go, archive: Path, files: Files, capsys: pytest.CaptureFixture[str]
 ) -> None:
     target = go()
-    requests = len(server.log)
     (target / "Train_In/mask0000.png").write_bytes(png(77))
+    archive.rename(archive.with_name("gone"))
     go()
-    assert len(server.log) == requests
     assert "already there" in capsys.readouterr().out
+    archive.with_name("gone").rename(archive)
     go(force=True)
     assert read(target) == files
     (target / "Test_Out/1.png").unlink()
@@ -169,24 +154,24 @@ def test_second_fetch_does_nothing_and_force_replaces(
         go()
 
 
-@pytest.mark.parametrize("first", ["none", "wrong", "dead"])
+@pytest.mark.parametrize("first", ["none.zip", "wrong.zip", "http://127.0.0.1:9/dead.zip"])
 def test_mirror_is_used_when_the_first_address_fails(
-    go: Go, server: Server, files: Files, monkeypatch: pytest.MonkeyPatch, first: str
+    go: Go, archive: Path, files: Files, monkeypatch: pytest.MonkeyPatch, first: str
 ) -> None:
-    server.files["/wrong.zip"] = b"<html>moved</html>"
-    url = "http://127.0.0.1:9/x.zip" if first == "dead" else f"{server.url}/{first}.zip"
-    known_as(monkeypatch, server.files["/a.zip"], url, f"{server.url}/a.zip")
+    archive.with_name("wrong.zip").write_bytes(b"<html>moved</html>")
+    [mirror] = DATASETS["lucchi"].archive.urls  # type: ignore[union-attr]
+    known_as(monkeypatch, archive.read_bytes(), urljoin(mirror, first), mirror)
     assert read(go()) == files
 
 
-def test_wrong_bytes_are_refused(go: Go, server: Server, tmp_path: Path) -> None:
-    right = server.files["/a.zip"]
-    server.files["/a.zip"] = right[:-1] + bytes([right[-1] ^ 1])
+def test_wrong_bytes_are_refused(go: Go, archive: Path, tmp_path: Path) -> None:
+    right = archive.read_bytes()
+    archive.write_bytes(right[:-1] + bytes([right[-1] ^ 1]))
     with pytest.raises(InputError, match=r"SHA256.*--from"):
         go()
     assert not (tmp_path / "data/lucchi").exists()
     assert not leftovers(tmp_path)
-    server.files["/a.zip"] = right
+    archive.write_bytes(right)
     go()
 
 
@@ -199,6 +184,14 @@ def test_no_network_is_an_error_in_seconds(
         go()
     assert time.monotonic() - start < 5
     assert not leftovers(tmp_path)
+
+
+def test_what_a_stopped_run_unpacked_is_not_taken(
+    go: Go, archive: Path, files: Files, tmp_path: Path
+) -> None:
+    left = write(tmp_path / "down/lucchi", {f"Lucchi++/{name}": b"half" for name in files})
+    shutil.copy(archive, left / "archive.zip")
+    assert read(go()) == files
 
 
 @pytest.mark.parametrize("below", ["", "lucchi", "Lucchi++"])

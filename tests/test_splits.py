@@ -1,7 +1,6 @@
 import math
 import re
 
-import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -70,9 +69,3 @@ def test_the_reference_split_of_vnc_is_17_to_3() -> None:
         [("all", 20)], SplitSettings(kind="random", val=0.1, test=0.15, gap_nm=0), 50
     )
     assert (len(split["test"]), len(split["train"]) + len(split["val"])) == (3, 17)
-
-
-def test_too_thin_a_volume_says_how_thick_it_must_be() -> None:
-    with pytest.raises(InputError, match="found 4 slices; expected at least 5"):
-        split_slices([("all", 4)], SplitSettings(), 50, "thin.tif")
-    assert split_slices([("all", 5)], SplitSettings(), 50)["train"] == [0]

@@ -1,7 +1,6 @@
 """Every format gives the same volume, and damage or doubt is an error that names the file."""
 
 import gc
-import gzip
 import resource
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +16,6 @@ from nibabel.nifti1 import Nifti1Extension
 from PIL import Image
 
 from emadapt.volumes import tiff as tiff_format
-from emadapt.volumes.grey import to_uint8
 from emadapt.volumes.opening import open_source
 from volume_files import (
     UM,
@@ -232,24 +230,9 @@ def test_a_damaged_chunk_spoils_its_slices_alone(tmp_path: Path, codec: str) -> 
     np.testing.assert_array_equal(open_source(str(path)).read(0, 2), WIDE[:2])
 
 
-def test_packed_files_that_are_none(tmp_path: Path) -> None:
-    (tmp_path / "a.nii.gz").write_bytes(gzip.compress(b"no"))
-    assert "no readable NIfTI" in refused(tmp_path / "a.nii.gz")
-    four = nibabel.Nifti1Image(np.zeros((4, 5, 6, 2), np.uint8), np.eye(4))
-    nibabel.save(four, tmp_path / "four.nii")
-    assert "grey slices (X, Y, Z)" in refused(tmp_path / "four.nii")
-
-
 def test_a_single_slice_is_a_volume(tmp_path: Path) -> None:
     for text in (tiff(tmp_path, WIDE[0]), png(tmp_path / "a.png", WIDE[0])):
         np.testing.assert_array_equal(open_source(text).read(0, 1)[0], WIDE[0], strict=True)
-
-
-def test_8_bit_stays_and_16_bit_is_mapped_linearly() -> None:
-    image = np.arange(256, dtype=np.uint8).reshape(16, 16)
-    np.testing.assert_array_equal(to_uint8(image, 0.0, 255.0), image)
-    wide = np.array([[0, 1000, 2000, 3000, 65535]], np.uint16)
-    assert to_uint8(wide, 1000, 3000).tolist() == [[0, 0, 128, 255, 255]]
 
 
 def test_a_folder_of_many_slices_keeps_no_files_open(tmp_path: Path) -> None:

@@ -129,6 +129,7 @@ def _download(dataset: Dataset, archive: Archive, to: Path) -> None:
 
     get = pooch.HTTPDownloader(timeout=TIMEOUT_S, progressbar=True)
     unzip = pooch.Unzip([f"{archive.root}/{name}" for name in archive.folders], extract_dir=".")
+    shutil.rmtree(to / archive.root, ignore_errors=True)  # half of it, if a run was stopped
     problems = []
     for url in archive.urls:
         try:
