@@ -14,6 +14,7 @@ from click.testing import CliRunner
 
 from emadapt import api
 from emadapt.cli import main
+from emadapt.domains.run import diagnose
 from emadapt.segment.model import open_model
 from emadapt.training.model_card import EVALUATED
 from shipped import check_summary, emadapt, run_all
@@ -191,6 +192,20 @@ def test_check_names_sections_that_dvc_needs_and_volumes_too_thin_to_diagnose(
         in result.output
     )
     assert "data/a: found 8 slices in train, val and test; expected at least 9" in result.output
+
+
+def test_one_dataset_of_few_slices_is_enough_for_a_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Diagnosis compares datasets, so of one it has nothing to measure and asks for no slices."""
+    monkeypatch.chdir(tmp_path)
+    params = settings()
+    params["study"] |= {"datasets": ["a"], "train_sets": ["a"]}
+    params["diagnose"]["blocks"] = 9
+    study = make_study(tmp_path, params)
+    result = CliRunner().invoke(main, ["check"])
+    assert result.exit_code == 0, result.output
+    assert json.loads(diagnose(study, "t", "frozen").read_text())["pairs"] == []
 
 
 def test_check_catches_regimes_that_do_not_fit_the_backbone(

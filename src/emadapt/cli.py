@@ -57,8 +57,8 @@ def _fail(problems: list[str]) -> NoReturn:
 def main() -> None:
     """Adapt vision foundation models to electron microscopy, and compare how well that works.
 
-    `dvc repro` runs the study in params.yaml; each of its stages is one verb here. Start with
-    `emadapt check`.
+    `emadapt segment VOLUME MASK` needs no training. To compare models: `emadapt check`, then
+    `emadapt repro` runs the study in params.yaml; each of its stages is one verb here.
     """
     share_scratch()
 
@@ -96,7 +96,7 @@ def use(name: str) -> None:
     study = use_study(name)
     click.echo(
         f"params.yaml is study {study.name!r} now: {len(study.units())} units. "
-        "Next: emadapt check && dvc repro"
+        "Next: emadapt check && emadapt repro"
     )
 
 
@@ -242,7 +242,12 @@ def recommend(dataset: str) -> None:
 
 
 @main.command()
-@click.option("--jobs", default=0, type=click.IntRange(0), help="Stages at once; 0: one a GPU.")
+@click.option(
+    "--jobs",
+    default=0,
+    type=click.IntRange(0),
+    help="Stages at once.  [default: one a GPU, else 1]",
+)
 @click.option("--gpus", default="", help="GPUs, e.g. 0,1; a stage gets one.")
 def repro(jobs: int, gpus: str) -> None:
     """Run the study: all stages that are out of date, independent ones at once."""

@@ -52,8 +52,8 @@ def diagnose(study: Study, backbone: str, regime: str, out: Path = OUT) -> Path:
     """Measure the domain mismatch; write BACKBONE-REGIME.json and a folder of figures under `out`.
 
     A frozen regime has one model, the pretrained backbone, and the controls. An adapted one has one
-    model for each unit. Regimes without tokens of their own (ridge, kNN, a U-Net from scratch) get
-    a note that says so, and no measures.
+    model for each unit. A study of one dataset, and regimes without tokens of their own (ridge,
+    kNN, a U-Net from scratch), get a note that says so, and no measures.
 
     Raises:
         InputError: no trained unit, too few slices, or tokens that are not finite.
@@ -61,6 +61,8 @@ def diagnose(study: Study, backbone: str, regime: str, out: Path = OUT) -> Path:
     head: dict[str, Any] = {"study": study.name, "backbone": backbone, "regime": regime}
     if study.classifies:
         return _note(head, "Distances between datasets of whole images are not measured.", out)
+    if len(study.datasets) == 1:
+        return _note(head, "One dataset has no other to be compared with.", out)
     source = study.tokens_of(regime)
     if source != regime:
         text = f"{regime} has no backbone, so there are no tokens to compare."

@@ -88,7 +88,8 @@ def _check_images(study: Study, name: str, root: Path, data: Path) -> None:
 
 def _check_slices(study: Study, name: str, split: Split, runs: Runs, root: Path) -> None:
     """Enough slices for the blocks of the diagnosis, and for the depth of samples in 3D."""
-    if (slices := sum(map(len, split.values()))) < study.diagnose.blocks:
+    slices = sum(map(len, split.values()))
+    if len(study.datasets) > 1 and slices < study.diagnose.blocks:
         raise InputError(
             root,
             found=f"{slices} slices in train, val and test",

@@ -14,8 +14,8 @@ MODEL = click.option(
     "--model",
     default="starter",
     show_default=True,
-    help="A folder that `train` wrote, the name of a trained unit, models:/NAME@ALIAS, or a model "
-    "that ships with emadapt (see `emadapt models`).",
+    help="A folder that `train`, `tune` or `adapt` wrote, the name of a trained unit, "
+    "models:/NAME@ALIAS, or a model that ships with emadapt (see `emadapt models`).",
 )
 SCALE = click.option(
     "--scale",
@@ -28,7 +28,7 @@ VOXEL = click.option(
     nargs=3,
     type=float,
     metavar="Z Y X",
-    help="Voxel size in nm.  [default: what INPUT says]",
+    help="Voxel size in nm.  [default: what the file says; a model that ships else takes its own]",
 )
 WINDOW = click.option(
     "--window",
@@ -253,7 +253,7 @@ def measure(objects: str, output: str, **options: Any) -> None:
 def export(model: str, output: Path, authors: tuple[str, ...], overwrite: bool) -> None:
     """Write MODEL for other programs: OUT.onnx, or OUT.zip, a package for bioimage.io.
 
-    MODEL is a folder that `train` wrote, the name of a trained unit, or models:/NAME@ALIAS.
+    MODEL is what `segment` takes as a model.
     """
     from emadapt.files import check_new_file
     from emadapt.segment.bioimage import write_package

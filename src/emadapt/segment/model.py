@@ -16,9 +16,10 @@ from emadapt.errors import InputError
 from emadapt.models.adapters import merge
 from emadapt.models.device import device
 from emadapt.models.segmenter import Segmenter
-from emadapt.segment.shipped import SHIPPED, UNITS
+from emadapt.segment.shipped import SHIPPED
 from emadapt.study.backbones import BackboneSettings
 from emadapt.training.model_files import load_model
+from emadapt.training.tracked import UNITS
 from emadapt.volumes.voxel import Voxel, said
 
 TOLERANCE = 0.1

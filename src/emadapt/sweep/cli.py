@@ -94,7 +94,7 @@ def sweep_status(storage: str, name: str) -> None:
     help="name of the new regime  [default: the swept one's with _tuned]",
 )
 def sweep_promote(storage: str, name: str, regime: str) -> None:
-    """Write the best trial into params.yaml as a regime, which `dvc repro` then trains."""
+    """Write the best trial into params.yaml as a regime, which `emadapt repro` then trains."""
     from emadapt.sweep.promote import promote
     from emadapt.sweep.storage import find_study, open_store
 
