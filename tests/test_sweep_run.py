@@ -16,6 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 import postgres
 from emadapt.errors import InputError
 from emadapt.sweep.storage import FOLDER, find_study, first_number, n_ended, open_store
+from processes import alive, children, until
 from tiny import make_study, settings
 
 pytestmark = pytest.mark.usefixtures("tracking_off")
@@ -44,19 +45,6 @@ def start(*words: str, **environment: str) -> subprocess.Popen[str]:
         signal.signal(signal.SIGINT, before)
 
 
-def workers(parent: int) -> list[int]:
-    """Processes that another one has started, as far as they are alive."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, ppid = stat.read_text().rpartition(")")[2].split()[:2]
-        except OSError:
-            continue
-        if int(ppid) == parent and state != "Z":
-            found.append(int(stat.parent.name))
-    return sorted(found)
-
-
 def trials_of(url: str = "") -> list[FrozenTrial]:
     try:
         return find_study(open_store(url)).get_trials()
@@ -71,11 +59,11 @@ def owners(trials: list[FrozenTrial]) -> set[int]:
 
 
 def wait_until(condition: Callable[[], Any], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 600
-    while not condition():
-        assert time.monotonic() < deadline
+    def met() -> bool:
         assert process.poll() is None, process.stdout and process.stdout.read()
-        time.sleep(0.2)
+        return bool(condition())
+
+    until(met, 600)
 
 
 def finish(process: subprocess.Popen[str]) -> str:
@@ -86,13 +74,10 @@ def finish(process: subprocess.Popen[str]) -> str:
 
 def stop(process: subprocess.Popen[str], number: int) -> str:
     """Send a signal; no process is left afterwards."""
-    crew = workers(process.pid)
+    crew = children(process.pid)
     process.send_signal(number)
     out = process.communicate(timeout=300)[0]
-    deadline = time.monotonic() + 60
-    while any(Path(f"/proc/{pid}").exists() for pid in crew):
-        assert time.monotonic() < deadline, "orphans"
-        time.sleep(0.1)
+    until(lambda: not any(map(alive, crew)))
     return out
 
 
@@ -174,7 +159,7 @@ def test_workers_that_cannot_work_end_the_sweep_with_the_reason(tmp_path: Path, 
     make_study(tmp_path)
     process = start("--trials", "2", *(["--gpus", "1000"] if how == "gpu" else []))
     if how == "broken":
-        wait_until(lambda: workers(process.pid), process)
+        wait_until(lambda: children(process.pid), process)
         (tmp_path / "params.yaml").write_text("study: broken")
     out = process.communicate(timeout=600)[0]
     assert process.returncode == 2, out
@@ -192,8 +177,8 @@ def test_two_machines_share_a_sweep_and_a_worker_is_killed(
     machines = [start("--trials", "12", "--workers", "2", **on) for _ in range(2)]
     for machine in machines:
         pid = machine.pid
-        wait_until(lambda: owners(trials_of(server.url)) & {*workers(pid)}, machine)  # noqa: B023
-    (victim, *_) = owners(trials_of(server.url)) & {*workers(machines[0].pid)}
+        wait_until(lambda: owners(trials_of(server.url)) & {*children(pid)}, machine)  # noqa: B023
+    (victim, *_) = owners(trials_of(server.url)) & {*children(machines[0].pid)}
     os.kill(victim, signal.SIGKILL)
     for machine in machines:
         finish(machine)

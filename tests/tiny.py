@@ -34,16 +34,31 @@ from emadapt.training.regimes import REGIMES
 from emadapt.training.regimes.regime import Regime
 from emadapt.training.train import train_unit
 
+TINY: dict[str, Any] = {
+    **{"arch": "tiny_dinov2", "source": "random", "tile": 56},
+    **{"overlap": 0.25, "views": 0, "precision": "fp32"},
+}
+"""Settings of a small backbone."""
+
 
 def same_tensors(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
+def weights_spec(
+    arch: str, source: str = "random", file: Path | str = "", **options: Any
+) -> BackboneSettings:
+    """Settings of a backbone as far as its weights go."""
+    return BackboneSettings.model_validate(
+        {"arch": arch, "source": source, "file": str(file), **options}
+    )
+
+
 def load_weights(
-    arch: str, source: str, file: Path | None = None, **options: Any
+    arch: str, source: str, file: Path | str = "", seed: int = 0, **options: Any
 ) -> tuple[dict[str, torch.Tensor], Provenance]:
-    """Tensors and provenance at once; arguments of `open_weights`."""
-    weights = open_weights(arch, source, file, **options)
+    """Tensors and provenance at once; arguments of `weights_spec`."""
+    weights = open_weights(weights_spec(arch, source, file, **options), seed)
     return weights.load(), weights.provenance
 
 
@@ -52,10 +67,12 @@ def build_backbone(
     source: str = "random",
     blocks: str | tuple[int, ...] = "auto",
     normalisation: str = "checkpoint",
-    **options: Any,
+    file: Path | str = "",
+    seed: int = 0,
 ) -> Backbone:
-    """A backbone without a study; `options` are those of `open_weights`."""
-    return Backbone(arch, open_weights(arch, source, **options), blocks, normalisation).eval()
+    """A backbone without a study."""
+    weights = open_weights(weights_spec(arch, source, file), seed)
+    return Backbone(arch, weights, blocks, normalisation).eval()
 
 
 def blobs(shape: tuple[int, int, int], seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -65,11 +82,8 @@ def blobs(shape: tuple[int, int, int], seed: int) -> tuple[np.ndarray, np.ndarra
     label = np.zeros(shape, np.uint8)
     yy, xx = np.mgrid[: shape[1], : shape[2]]
     for _ in range(4):
-        y, x, r = (
-            rng.integers(10, shape[1] - 10),
-            rng.integers(10, shape[2] - 10),
-            rng.integers(12, 20),
-        )
+        y, x = (rng.integers(10, side - 10) for side in shape[1:])
+        r = rng.integers(12, 20)
         label[:, (yy - y) ** 2 + (xx - x) ** 2 < r * r] = 1
     image = np.clip(rng.normal(90, 12, shape) + 90 * label, 0, 255).astype(np.uint8)
     return image, label
@@ -133,12 +147,12 @@ def under_dvc(root: Path) -> Callable[..., str]:
     """
     for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
         shutil.copy(Path(__file__).parents[1] / name, root / name)
-    environment = os.environ | {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    }
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
     def sh(*command: str, code: int = 0) -> str:
-        done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+        done = subprocess.run(
+            command, cwd=root, env={**os.environ, "PATH": path}, capture_output=True, text=True
+        )
         assert done.returncode == code, done.stdout + done.stderr
         return done.stderr if code else done.stdout
 
@@ -146,6 +160,11 @@ def under_dvc(root: Path) -> Callable[..., str]:
     sh("dvc", "init", "-q")
     sh("dvc", "add", "-q", "data")
     return sh
+
+
+def trained(study: Study, unit: Unit) -> bytes:
+    """The weights file of a unit, trained if need be."""
+    return (train_unit(study, unit) / "model.safetensors").read_bytes()
 
 
 def stop_at_a_checkpoint(patch: pytest.MonkeyPatch) -> None:
@@ -221,29 +240,18 @@ def write_model(
 ) -> Path:
     """A model folder as `train` writes it, with random weights that answer differently in different
     places."""
-    plain = {
-        "arch": "tiny_dinov2",
-        "source": "random",
-        "tile": 56,
-        "overlap": 0.4,
-        "views": 0,
-        "precision": "fp32",
-    }
-    own = regime_for({**plain, **change}, regime, head)
+    own = regime_for({**TINY, "overlap": 0.4, **change}, regime, head)
     segmenter = own.build(1, classes)
     with torch.no_grad():
         if isinstance(last := getattr(segmenter.head, "classify", None), torch.nn.Conv2d):
             last.weight.mul_(8)
             last.bias.zero_()  # type: ignore[union-attr]
-            if head in (
-                "deconv",
-                "pyramid_bn",
-            ):  # their statistics are those of no data: answers hardly differ
+            # Their statistics are those of no data: answers hardly differ.
+            if head in ("deconv", "pyramid_bn"):
                 last.weight.mul_(1e4 if head == "deconv" else 100)
         for name, factor in segmenter.named_parameters():
-            if (
-                ".lora_B." in name
-            ):  # zero at the start: an adapter that does nothing would show no mistake
+            # Zero at the start: an adapter that does nothing would show no mistake.
+            if ".lora_B." in name:
                 factor.normal_(std=0.2)
     card = {
         "unit": "t-frozen-a-0",

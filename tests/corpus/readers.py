@@ -64,15 +64,16 @@ def use(name: str) -> None:
 
 
 def load(path: Path) -> None:
-    from emadapt.models.weights import open_weights
+    from tiny import load_weights
 
-    open_weights("tiny_dinov2", "file", path).load()
+    load_weights("tiny_dinov2", "file", path)
 
 
 def look(path: Path) -> None:
     from emadapt.models.weights import check_source
+    from tiny import weights_spec
 
-    check_source("tiny_dinov2", "file", file=path)
+    check_source(weights_spec("tiny_dinov2", "file", path))
 
 
 def model(path: Path) -> None:

@@ -189,9 +189,8 @@ def small_disk(at: Path, size: int) -> Iterator[Callable[..., None]]:
 
     if libc.unshare(0x00020000):  # a mount namespace of its own
         raise PermissionError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-    libc.mount(
-        b"none", b"/", None, 0x4000 | 0x40000, None
-    )  # nothing mounted here is seen elsewhere
+    # Nothing mounted here is seen elsewhere.
+    libc.mount(b"none", b"/", None, 0x4000 | 0x40000, None)
     mount("tmpfs", 0, f"size={size}")
     yield lambda mode: mount("tmpfs", 32 | (1 if mode == "ro" else 0), "")
 
@@ -215,14 +214,14 @@ def _try_mount(folder: Path) -> None:
 class Forked(subprocess.Popen):
     """A worker that is forked here, where `emadapt sweep run` would start Python again."""
 
-    def __init__(self, command: list[str], environment: dict[str, str], out: Any) -> None:
+    def __init__(self, command: list[str], *, env: dict[str, str], stdout: Any, **_: Any) -> None:
         self.args, self.returncode = command, None
         self.pid = os.fork()
         if self.pid == 0:
             os.setpgid(0, 0)  # a group of the test's session, which is searched for orphans
-            os.dup2(out.fileno(), 1), os.dup2(out.fileno(), 2)
+            os.dup2(stdout.fileno(), 1), os.dup2(stdout.fileno(), 2)
             signal.set_wakeup_fd(-1)
-            os.environ.update(environment)
+            os.environ.update(env)
             os._exit(emadapt(*command[3:]))
 
     def poll(self) -> int | None:
@@ -251,6 +250,6 @@ def sweep_with_forks(*words: str) -> None:
     """`emadapt sweep run WORDS` whose workers are forked."""
     from emadapt.sweep import crew
 
-    crew._spawn = Forked
+    crew.Popen = Forked  # type: ignore[misc]
     if code := emadapt("sweep", "run", *words):
         raise SystemExit(code)

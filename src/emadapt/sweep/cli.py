@@ -104,20 +104,17 @@ def sweep_promote(storage: str, name: str, regime: str) -> None:
 
 @sweep.command("worker", hidden=True)
 @click.argument("name")
-@click.argument("target", nargs=3)
-@click.argument("numbers", nargs=3, type=int)
+@click.argument("number", type=int)
+@click.argument("trials", type=int)
+@click.argument("parent", type=int)
 @_STORAGE
-def sweep_worker(
-    name: str, target: tuple[str, str, str], numbers: tuple[int, int, int], storage: str
-) -> None:
-    """What `run` starts: TARGET is a Target, NUMBERS are worker, trials, and parent process."""
-    from emadapt.sweep.space import Target
+def sweep_worker(name: str, number: int, trials: int, parent: int, storage: str) -> None:
+    """What `run` starts: worker NUMBER of the sweep NAME, which ends with the process PARENT."""
     from emadapt.sweep.worker import work
     from emadapt.training.devices import die_with
 
-    number, trials, parent = numbers
     die_with(parent)
-    work(load_study(), Target(*target), name, storage, number, trials)
+    work(load_study(), name, storage, number, trials)
 
 
 def _print_status(storage: str, name: str) -> None:

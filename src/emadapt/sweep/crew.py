@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
 import sys
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Self
+from subprocess import DEVNULL, STDOUT, Popen, TimeoutExpired
+from typing import Self
 
 import optuna
 
@@ -52,7 +52,7 @@ class Crew:
     def __init__(self, order: Order, study: optuna.Study, first: int) -> None:
         self.order, self.study, self.next_number = order, study, first
         self.deaths = 0
-        self.workers: dict[int, subprocess.Popen[bytes]] = {}
+        self.workers: dict[int, Popen[bytes]] = {}
 
     def __enter__(self) -> Self:
         for place in range(self.order.workers):
@@ -63,7 +63,7 @@ class Crew:
         for worker in self.workers.values():
             _signal(worker, signal.SIGTERM)
         for worker in self.workers.values():
-            with contextlib.suppress(subprocess.TimeoutExpired):
+            with contextlib.suppress(TimeoutExpired):
                 worker.wait(PATIENCE)
             with contextlib.suppress(*STORAGE_ERRORS):  # it is gone: the next run retries them
                 self._bury(worker)
@@ -86,7 +86,8 @@ class Crew:
             self.deaths += 1
             if code == 2 or self.deaths >= MAX_DEATHS:  # 2: it has said what the matter is
                 log = self._log(place)
-                end = "\n".join(f"    {line}" for line in _lines(log)[-15:])
+                lines = log.read_text(errors="replace").splitlines()[-15:]
+                end = "\n".join(f"    {line}" for line in lines)
                 raise EmadaptError(
                     f"sweep {self.study.study_name}: given up: a worker ended with exit code"
                     f" {code}; {log} ends with\n{end}"
@@ -103,16 +104,22 @@ class Crew:
         if order.gpus:
             device = order.gpus[place % len(order.gpus)]
             environment |= {"EMADAPT_DEVICES": device, **visible([device])}
-        numbers = (self.next_number, order.trials, os.getpid())
-        words = (self.study.study_name, *astuple(order.target), *map(str, numbers))
-        command = [sys.executable, "-m", "emadapt", "sweep", "worker", *words]
+        numbers = map(str, (self.next_number, order.trials, os.getpid()))
+        words = ("sweep", "worker", self.study.study_name, *numbers)
         log = self._log(place)
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as out:
-            self.workers[place] = _spawn(command, environment, out)
+            self.workers[place] = Popen(
+                [sys.executable, "-m", "emadapt", *words],
+                env=environment,
+                stdin=DEVNULL,
+                stdout=out,
+                stderr=STDOUT,
+                start_new_session=True,  # Ctrl-C reaches it through this process
+            )
         self.next_number += 1
 
-    def _bury(self, worker: subprocess.Popen[bytes]) -> None:
+    def _bury(self, worker: Popen[bytes]) -> None:
         """Kill a worker with all that it has started, and queue its trial again."""
         _signal(worker, signal.SIGKILL)
         worker.wait()
@@ -122,24 +129,6 @@ class Crew:
         return FOLDER / self.study.study_name / f"worker-{place}.log"
 
 
-def _spawn(
-    command: list[str], environment: dict[str, str], out: IO[bytes]
-) -> subprocess.Popen[bytes]:
-    """Start a worker in a session of its own: Ctrl-C reaches it through this process."""
-    return subprocess.Popen(
-        command,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=out,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
-
-
-def _signal(worker: subprocess.Popen[bytes], number: int) -> None:
+def _signal(worker: Popen[bytes], number: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(worker.pid, number)
-
-
-def _lines(log: Path) -> list[str]:
-    return log.read_text(errors="replace").splitlines()

@@ -14,7 +14,7 @@ from emadapt.study.loading import PARAMS, load_study
 from emadapt.study.regimes import RegimeSettings
 from emadapt.study.strict import NAME
 from emadapt.study.study import Study
-from emadapt.sweep.space import Target, default_point, regime_at, settings_hash
+from emadapt.sweep.space import Target, default_point, regime_at, settings_hash, target_of
 from emadapt.sweep.storage import best_trial, first_number
 
 
@@ -67,7 +67,7 @@ def promote(sweep: optuna.Study, regime_name: str = "", path: Path = PARAMS) -> 
 
 def _target(sweep: optuna.Study, config: Study) -> Target:
     """What was swept, unless the study has other settings or data now."""
-    target = Target(**sweep.user_attrs["target"])
+    target = target_of(sweep)
     known = (
         target.backbone in config.backbone_settings
         and target.regime in config.regime_settings

@@ -9,9 +9,9 @@ from dataclasses import asdict
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from emadapt.errors import InputError
+from emadapt.progress import progress_bar
 from emadapt.study.study import Study
 from emadapt.sweep.crew import Crew, Order
 from emadapt.sweep.record import add_result, progress, sweep_run
@@ -77,15 +77,11 @@ def full_name(config: Study, order: Order) -> str:
     name = order.name or f"{config.name}-{target.backbone}-{target.regime}-{target.train_set}"
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,100}", name):
         raise InputError(
-            "--name",
-            found=repr(name),
-            expected="letters, digits, - and _",
-            do="Choose another.",
+            "--name", found=repr(name), expected="letters, digits, - and _", do="Choose another."
         )
     from emadapt.models.weights import check_source
 
-    spec = config.backbone_settings[target.backbone]
-    check_source(spec.arch, spec.source, spec.file or None, spec.revision)
+    check_source(config.backbone_settings[target.backbone])
     return f"{name}-{settings_hash(config, target)}"
 
 
@@ -114,16 +110,13 @@ def _watch(crew: Crew, study: optuna.Study, store: Store, log_progress: Log) -> 
     Raises:
         EmadaptError: workers keep dying, or one has given up.
     """
-    words = TextColumn("{task.fields[words]}")
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), words)
-    ended, waiting = 0, False
-    with Progress(*columns) as bar:
-        print(f"sweep {study.study_name}")
-        task = bar.add_task("", total=crew.order.trials, words="")
+    ended, waiting = n_ended(study.get_trials(deepcopy=False)), False
+    with progress_bar(f"sweep {study.study_name}", crew.order.trials, ended) as advance:
         while crew.workers:
             time.sleep(POLL)
             try:
                 trials = study.get_trials(deepcopy=False)
+                advance(n_ended(trials) - ended, _words(trials))
                 if n_ended(trials) > ended:
                     ended, crew.deaths = n_ended(trials), 0
                     log_progress(progress(trials), ended)
@@ -131,11 +124,9 @@ def _watch(crew: Crew, study: optuna.Study, store: Store, log_progress: Log) -> 
             except STORAGE_ERRORS as error:  # until it is back nobody can run a trial
                 if not waiting:
                     said = redact(str(error).splitlines()[0])
-                    bar.console.print(f"{store.words}: {said}; waiting for it", markup=False)
+                    print(f"{store.words}: {said}; waiting for it")
                 waiting = True
                 time.sleep(OUTAGE)
-                continue
-            bar.update(task, completed=ended, words=_words(trials))
 
 
 def _words(trials: list[FrozenTrial]) -> str:

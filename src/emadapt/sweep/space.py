@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+import optuna
 from optuna.distributions import CategoricalDistribution, FloatDistribution, distribution_to_json
 from optuna.trial import Trial
 
@@ -34,6 +35,11 @@ class Target:
     backbone: str
     regime: str
     train_set: str
+
+
+def target_of(sweep: optuna.Study) -> Target:
+    """What a sweep sweeps, as `begin` noted it there."""
+    return Target(**sweep.user_attrs["target"])
 
 
 def check_target(study: Study, target: Target) -> None:

@@ -16,18 +16,18 @@ from emadapt.errors import EmadaptError
 from emadapt.study.study import Study
 from emadapt.study.sweep import SweepSettings
 from emadapt.sweep.objective import Objective, TrialFailed
-from emadapt.sweep.space import Target, unit_of
+from emadapt.sweep.space import Target, target_of, unit_of
 from emadapt.sweep.storage import ENDED, find_study, n_ended, open_store
 
 MAX_FAILURES = 10
 """So many failed trials in a row end a sweep."""
 
 
-def work(config: Study, target: Target, name: str, url: str, number: int, trials: int) -> None:
+def work(config: Study, name: str, url: str, number: int, trials: int) -> None:
     """Open the sweep of this full name in the storage at `url`; then as `run_trials`."""
     signal.signal(signal.SIGTERM, lambda signal_number, frame: sys.exit(128 + signal_number))
     study = find_study(open_store(url), name)
-    run_trials(config, target, study, number, trials)
+    run_trials(config, target_of(study), study, number, trials)
 
 
 def run_trials(
