@@ -47,7 +47,7 @@ def test_starts_by_brute_force() -> None:
 
 
 def test_patches_lie_in_training_slices_alone(volume: Volume) -> None:
-    data = BlockDataset([volume], SPEC, 16, (4, 32, 32), augmented=False)
+    data = BlockDataset([volume], SPEC, 16, False, patch=(4, 32, 32))
     [rows] = data.rows()
     seen = set()
     for row in rows:
@@ -69,7 +69,7 @@ def test_the_same_draw_gives_the_same_bytes_and_another_does_not(volume: Volume)
     noisy = dataclasses.replace(
         volume, image=np.random.default_rng(0).integers(0, 255, (20, 60, 70)).astype(np.uint8)
     )
-    one, same = (BlockDataset([noisy], SPEC, 16, (4, 32, 32), augmented=True) for _ in range(2))
+    one, same = (BlockDataset([noisy], SPEC, 16, True, patch=(4, 32, 32)) for _ in range(2))
     same[Draw(0, 3, 1)]  # drawn in between
     for draw, other in ((Draw(0, 0, 11), Draw(0, 0, 12)), (Draw(0, 2, 11), Draw(0, 2, 13))):
         assert one[draw][0].equal(same[draw][0])
@@ -111,9 +111,7 @@ def test_labelled_tiles_stay_where_they_are_and_unlabelled_volumes_have_no_label
     volume: Volume,
 ) -> None:
     tiles = [[(0, 3, 5), (12, 20, 30)]]
-    data = BlockDataset(
-        [volume], SPEC, 16, (4, 32, 32), augmented=False, tiles=tiles, unlabelled=[volume]
-    )
+    data = BlockDataset([volume], SPEC, 16, False, tiles, [volume], patch=(4, 32, 32))
     assert [len(r) for r in data.rows()] == [2]
     assert [len(r) for r in data.unlabelled_rows()] == [7]
     image, label = data[Draw(0, 1, 99)]
@@ -124,9 +122,9 @@ def test_labelled_tiles_stay_where_they_are_and_unlabelled_volumes_have_no_label
 
 def test_a_patch_that_does_not_fit_is_refused(volume: Volume) -> None:
     with pytest.raises(InputError, match="at most 8 consecutive training slices; expected 9"):
-        BlockDataset([volume], SPEC, 16, (9, 32, 32), augmented=False)
+        BlockDataset([volume], SPEC, 16, False, patch=(9, 32, 32))
     with pytest.raises(InputError, match="60 x 70 pixels"):
-        BlockDataset([volume], SPEC.changed(tile=0), 16, (4, 96, 96), augmented=False)
+        BlockDataset([volume], SPEC.changed(tile=0), 16, False, patch=(4, 96, 96))
     check_depth(str(Path("x")), runs_of(SPLIT["train"]), (8, 32, 32))
 
 

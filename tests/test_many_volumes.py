@@ -134,7 +134,7 @@ def test_neighbours_and_blocks_end_with_their_volume(study: Study) -> None:
         for step in (-1, 1):
             beside = z + step if OWN[z] == OWN[z + step] else z
             assert crops.beside(Draw(0, z, 0), step).row == beside
-    blocks = BlockDataset([volume], spec, 16, (4, 32, 32), augmented=False)
+    blocks = BlockDataset([volume], spec, 16, False, patch=(4, 32, 32))
     assert blocks.starts[0].tolist() == [z for z in train if OWN[z] == OWN[z + 3]]
 
 

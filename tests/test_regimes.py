@@ -15,7 +15,7 @@ from emadapt.training.evaluate import evaluate_unit
 from emadapt.training.model_files import load_model
 from emadapt.training.regimes import REGIMES
 from emadapt.training.train import train_unit
-from tiny import make_study, settings, stop_after_an_epoch
+from tiny import make_study, settings, stop_after_an_epoch, trained
 
 KINDS: dict[str, dict[str, Any]] = {
     "frozen": {},
@@ -81,11 +81,11 @@ def test_stopped_after_an_epoch_it_goes_on_to_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     study, unit = a_study(tmp_path, kind, steps_per_epoch=2)
-    undisturbed = (train_unit(study, unit) / "model.safetensors").read_bytes()
+    undisturbed = trained(study, unit)
     (tmp_path / "scratch/units").rename(tmp_path / "gone")
     (tmp_path / "build/units").rename(tmp_path / "gone too")
     stop_after_an_epoch(study, unit, monkeypatch)
-    assert (train_unit(study, unit) / "model.safetensors").read_bytes() == undisturbed
+    assert trained(study, unit) == undisturbed
 
 
 @pytest.mark.parametrize("kind", ["ridge", "knn"])

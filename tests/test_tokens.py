@@ -20,19 +20,11 @@ from emadapt.models.device import resolve_precision
 from emadapt.models.tokens import token_key, token_views
 from emadapt.study.backbones import BackboneSettings
 from emadapt.study.study import Study, Unit
-from tiny import blobs, build_backbone, make_study, settings, write_stack
+from tiny import TINY, blobs, build_backbone, make_study, settings, trained, write_stack
 
 pytestmark = pytest.mark.usefixtures("tracking_off")
 
-SPEC = BackboneSettings(
-    arch="tiny_dinov2",
-    source="random",
-    blocks=(2, 4),
-    tile=56,
-    overlap=0.25,
-    views=2,
-    precision="fp32",
-)
+SPEC = BackboneSettings(**TINY | {"blocks": (2, 4), "views": 2})
 
 
 @pytest.fixture
@@ -146,9 +138,8 @@ def test_the_plain_view_holds_every_split_whole_and_overlaps_where_it_is_predict
         assert set(view.index[rows, 0].tolist()) == set(slices)
         assert sorted(np.concatenate([view.rows_of_slice(z) for z in slices])) == sorted(rows)
         assert len(rows) / len(slices) == (4 if part == "train" else 6)
-    assert sum(len(view.rows_of(part)) for part in volume.split) == len(
-        view.index
-    )  # a row belongs to one part
+    # A row belongs to one part.
+    assert sum(len(view.rows_of(part)) for part in volume.split) == len(view.index)
 
 
 def test_augmented_views_show_training_slices_only_each_view_another_crop(
@@ -409,41 +400,28 @@ def test_a_rerun_writes_the_same_manifest(study: Study) -> None:
     tokens.run(study, "t", "a")  # computed again
     assert path.read_bytes() == first
     manifest = json.loads(first)
-    assert [e["key"] for e in manifest["entries"]] == [
-        token_key(
-            pretrained(study.backbone_settings["t"]),
-            study.backbone_settings["t"],
-            open_volume("a"),
-            view,
-        )
-        for view in (0, 1)
-    ]
+    spec, volume = study.backbone_settings["t"], open_volume("a")
+    keys = [token_key(pretrained(spec), spec, volume, view) for view in (0, 1)]
+    assert [e["key"] for e in manifest["entries"]] == keys
     for entry in manifest["entries"]:
         files = list(Path("scratch/tokens", entry["key"]).glob("*.npy"))
         assert entry["bytes"] == sum(f.stat().st_size for f in files)
-        assert (
-            entry["rows"] * 2 * 64 * 4 * 4 * 2 < entry["bytes"]
-        )  # fp16 tokens of 2 blocks, and what goes with them
-    assert (manifest["backbone"], manifest["dataset"], manifest["data_md5"]) == (
-        "t",
-        "a",
-        open_volume("a").md5,
-    )
+        # Fp16 tokens of 2 blocks, and what goes with them.
+        assert entry["rows"] * 2 * 64 * 4 * 4 * 2 < entry["bytes"]
+    assert [manifest[key] for key in ("backbone", "dataset")] == ["t", "a"]
+    assert manifest["data_md5"] == volume.md5
     assert manifest["weights"]["source"] == "random"
 
 
 def test_training_makes_a_deleted_cache_anew(study: Study) -> None:
     """DVC follows the manifest, not the cache: after a clean-up or in another clone the arrays are
     not there."""
-    from emadapt.training.train import train_unit
-
-    small = dataclasses.replace(
-        study, train=study.train.changed(epochs=1, steps_per_epoch=2, head="linear")
-    )
+    train = study.train.changed(epochs=1, steps_per_epoch=2, head="linear")
+    small = dataclasses.replace(study, train=train)
     tokens.run(study, "t", "a")
     unit = Unit("t", "frozen", "a", 0)
-    first = (train_unit(small, unit) / "model.safetensors").read_bytes()
+    first = trained(small, unit)
     there = entries()
     shutil.rmtree("scratch")
-    assert (train_unit(small, unit) / "model.safetensors").read_bytes() == first
+    assert trained(small, unit) == first
     assert entries() == there

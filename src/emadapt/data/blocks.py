@@ -49,10 +49,11 @@ class BlockDataset(CropDataset):
         volumes: Sequence[Volume],
         spec: BackboneSettings,
         stride: int,
-        patch: Patch,
         augmented: bool,
         tiles: Sequence[Sequence[Tile]] = (),
         unlabelled: Sequence[Volume] = (),
+        *,
+        patch: Patch,
     ) -> None:
         super().__init__(volumes, spec.changed(context=0), stride, augmented, tiles, unlabelled)
         self.patch = patch

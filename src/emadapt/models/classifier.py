@@ -18,7 +18,7 @@ from emadapt.models.device import autocast, device
 from emadapt.models.heads import TokenHead, Tokens
 from emadapt.models.nearest import Bank
 from emadapt.models.segmenter import Probability, Segmenter
-from emadapt.models.tokens import TokenView
+from emadapt.models.tokens import TokenView, compute_tokens
 from emadapt.study.backbones import BackboneSettings
 
 BATCH = 32
@@ -107,12 +107,9 @@ class Classifier(Segmenter):
 def embed(images: Sequence[Grey], spec: BackboneSettings) -> npt.NDArray[np.float32]:
     """Vectors (n, blocks * 2 * D) of squares, (side, side) or with three channels, uint8."""
     backbone = pretrained(spec, Pooled).to(device())
-    found = []
-    for batch in batches(images, spec, backbone.arch.patch):
-        with autocast(spec.precision):
-            vectors = backbone(batch.to(device()))
-        found.append(torch.cat(vectors, 1).flatten(1).float().cpu().numpy())
-    return np.concatenate(found)
+    shown = batches(images, spec, backbone.arch.patch)
+    found = [torch.cat(compute_tokens(backbone, some, spec.precision), 1) for some in shown]
+    return torch.cat(found).flatten(1).float().cpu().numpy()
 
 
 def batches(images: Sequence[Grey], spec: BackboneSettings, patch: int) -> Iterator[torch.Tensor]:

@@ -17,13 +17,7 @@ import torch
 
 from emadapt.data.ingest import Volume
 from emadapt.data.splits import runs_of
-from emadapt.data.tiles import (
-    Geometry,
-    geometry_of,
-    merge_tiles,
-    to_native,
-    window_starts,
-)
+from emadapt.data.tiles import Geometry, geometry_of, merge_tiles, to_native, window_starts
 from emadapt.models.segmenter import BATCH_TILES, Probability, Segmenter
 from emadapt.models.tokens import TokenView
 

@@ -85,7 +85,6 @@ def both_ways(segmenter: Segmenter, tiles: torch.Tensor) -> tuple[Seen, Seen]:
 
     Each is stretched between its own percentiles first, so that brightness tells nothing.
     """
-    was_training = segmenter.training
     segmenter.eval()
     step = max(1, tiles[0].numel() // 10_000)
     sample = tiles.flatten(1)[:, ::step]
@@ -106,7 +105,6 @@ def both_ways(segmenter: Segmenter, tiles: torch.Tensor) -> tuple[Seen, Seen]:
             tokens.append(last.movedim(1, -1).flatten(0, -2))
             found.append(is_foreground.mean())
         seen.append((torch.cat(tokens).numpy(), float(torch.stack(found).mean())))
-    segmenter.train(was_training)
     return seen[0], seen[1]
 
 
@@ -145,7 +143,6 @@ def statistics_of(segmenter: Segmenter, batches: Iterable[Inputs]) -> Statistics
 
     Of a model without a backbone, the grey values of the images.
     """
-    was_training = segmenter.training
     segmenter.eval()
     count, total, squares = 0, torch.zeros(()).double(), torch.zeros(()).double()
     for batch in batches:
@@ -156,7 +153,6 @@ def statistics_of(segmenter: Segmenter, batches: Iterable[Inputs]) -> Statistics
             tokens = last.double().movedim(1, -1).flatten(0, -2).cpu()  # n,D
         count, total = count + len(tokens), total + tokens.sum(0)
         squares = squares + tokens.square().sum(0)
-    segmenter.train(was_training)
     mean = total / count
     std = (squares / count - mean.square()).clamp_min(0).sqrt()
     return {"mean": [float(f"{v:.6g}") for v in mean], "std": [float(f"{v:.6g}") for v in std]}

@@ -152,7 +152,7 @@ class _Entry:
             "cut": self.cut,
         }
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Hash of all that the entry depends on."""
         return digest(self.ingredients | {"data": self.volume.md5})[:24]
@@ -212,6 +212,20 @@ class _Entry:
             arrays[name] = new_array(folder / f"{name}.npy", np.float16, shape)
         return arrays
 
+    def open(self, cache: Path) -> TokenView:
+        """The entry in a cache, computed if it is not there or damaged."""
+        folder = cache / self.key
+        if not is_sound(folder):
+            cache.mkdir(parents=True, exist_ok=True)
+            with FileLock(cache / f"{folder.name}.lock"):  # another stage may want it now, too
+                if not is_sound(folder):
+                    if folder.exists():
+                        name = self.volume.name
+                        print(f"tokens of {name}: {folder} is damaged or old; made again")
+                    _extract(self, folder)
+        arrays = {file.stem: np.load(file, mmap_mode="r") for file in folder.glob("*.npy")}
+        return TokenView(split=self.volume.split, ends=self.volume.ends, **arrays)
+
 
 def token_key(
     backbone: Backbone, spec: BackboneSettings, volume: Volume, view: int, cut: int | None = None
@@ -241,21 +255,7 @@ def token_views(
     Raises:
         InputError: the backbone gives tokens that are not finite.
     """
-    out = []
-    for view in views:
-        entry = _Entry(backbone, spec, volume, view, cut)
-        folder = cache / entry.key
-        if not is_sound(folder):
-            cache.mkdir(parents=True, exist_ok=True)
-            with FileLock(cache / f"{folder.name}.lock"):  # another stage may want it now, too
-                if not is_sound(folder):
-                    if folder.exists():
-                        print(f"tokens of {volume.name}: {folder} is damaged or old; made again")
-                    _extract(entry, folder)
-        names = [f.stem for f in folder.glob("*.npy")]
-        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names}
-        out.append(TokenView(split=volume.split, ends=volume.ends, **arrays))
-    return out
+    return [_Entry(backbone, spec, volume, view, cut).open(cache) for view in views]
 
 
 def plain_view(
@@ -284,7 +284,8 @@ def run(study: Study, backbone_name: str, dataset: str, out: Path = Path("build/
         return path
     started, kind = time.perf_counter(), Pooled if study.classifies else Backbone
     backbone = pretrained(spec, kind).to(device())
-    entries = [_entry_facts(backbone, spec, volume, view) for view in range(spec.views + 1)]
+    views = range(spec.views + 1)
+    entries = [_facts(_Entry(backbone, spec, volume, view, None)) for view in views]
     write_json(path, manifest | {"entries": entries, "weights": backbone.provenance.to_dict()})
     tiles, size = (sum(entry[key] for entry in entries) for key in ("rows", "bytes"))
     seconds = time.perf_counter() - started
@@ -293,14 +294,11 @@ def run(study: Study, backbone_name: str, dataset: str, out: Path = Path("build/
     return path
 
 
-def _entry_facts(
-    backbone: Backbone, spec: BackboneSettings, volume: Volume, view: int
-) -> dict[str, Any]:
+def _facts(entry: _Entry) -> dict[str, Any]:
     """What the stage's manifest says of an entry, which is computed if it is not there."""
-    rows = len(token_views(backbone, spec, volume, range(view, view + 1))[0].index)
-    key = token_key(backbone, spec, volume, view)
-    size = sum(f.stat().st_size for f in (CACHE / key).glob("*.npy"))
-    return {"view": view, "key": key, "rows": rows, "bytes": size}
+    rows = len(entry.open(CACHE).index)
+    size = sum(f.stat().st_size for f in (CACHE / entry.key).glob("*.npy"))
+    return {"view": entry.view, "key": entry.key, "rows": rows, "bytes": size}
 
 
 def _extract(entry: _Entry, folder: Path) -> None:

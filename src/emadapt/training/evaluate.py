@@ -6,12 +6,10 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from emadapt.data.ingest import Volume, open_volume
 from emadapt.errors import InputError
 from emadapt.files import file_md5, write_json, write_text
-from emadapt.metrics.classification import SCORES, summarise
+from emadapt.metrics.classification import SCORES
 from emadapt.models.adapters import merge, unmerge
 from emadapt.models.classifier import Classifier
 from emadapt.models.device import device
@@ -22,9 +20,9 @@ from emadapt.tracking.publish import publish
 from emadapt.training.model_card import EVALUATED, model_card
 from emadapt.training.model_files import load_model
 from emadapt.training.plan import unit_key
-from emadapt.training.regimes import IMAGE_REGIMES, REGIMES
+from emadapt.training.regimes import regime_of
 from emadapt.training.regimes.images import check_classes
-from emadapt.training.scores import score_volumes
+from emadapt.training.scores import score_images, score_volumes
 from emadapt.training.tracked import UNITS, finished_run
 from emadapt.training.unseen import score_unseen, unseen_by
 
@@ -78,18 +76,21 @@ def _made_from(study: Study, unit: Unit, card: dict[str, Any]) -> dict[str, str]
 
 def _scores(study: Study, unit: Unit, segmenter: Segmenter, folder: Path) -> dict[str, Any]:
     """Scores by dataset; datasets of the same images are predicted once."""
-    if isinstance(segmenter, Classifier):
-        return _of_images(study, unit, segmenter)
-    cached = REGIMES[study.regime_settings[unit.regime].kind].cached
-    found: dict[str, dict[str, Any]] = {}
-    unseen = unseen_by(study, unit, segmenter)
-    apart = bool(segmenter.spec.align or segmenter.needs_labels)
-    for volumes in _alike([open_volume(name) for name in study.tested], apart=apart):
+    cached, found = regime_of(study, unit).cached, dict[str, dict[str, Any]]()
+    tested = [open_volume(name) for name in study.tested]
+    if of_images := isinstance(segmenter, Classifier):
+        check_classes(tested, segmenter.classes, "those of the model")
+    unseen = [] if of_images else unseen_by(study, unit, segmenter)
+    apart = bool(of_images or segmenter.spec.align or segmenter.needs_labels)
+    for volumes in _alike(tested, apart=apart):
         first, view = volumes[0], None
         if cached:
             view = plain_view(segmenter.backbone, segmenter.spec, first, cut=segmenter.cut)
         merge(segmenter.backbone)
-        scored = score_volumes(segmenter, volumes, view, folder, unit.name)
+        if isinstance(segmenter, Classifier):
+            scored = [score_images(segmenter, first, view)]
+        else:
+            scored = score_volumes(segmenter, volumes, view, folder, unit.name)
         for volume, scores in zip(volumes, scored, strict=True):
             if volume.name in unseen:
                 seen = scores["slices"], scores["counts"]
@@ -101,26 +102,10 @@ def _scores(study: Study, unit: Unit, segmenter: Segmenter, folder: Path) -> dic
     return {name: found[name] for name in study.tested}
 
 
-def _of_images(study: Study, unit: Unit, classifier: Classifier) -> dict[str, Any]:
-    """Scores of a classifier by dataset of whole images."""
-    volumes = [open_volume(name) for name in study.tested]
-    check_classes(volumes, classifier.classes, "those of the model")
-    found = {}
-    merge(classifier.backbone)
-    for volume in volumes:
-        view, test = None, volume.split["test"]
-        if IMAGE_REGIMES[study.regime_settings[unit.regime].kind].cached:
-            view = plain_view(classifier.backbone, classifier.spec, volume)
-        truth = np.asarray(volume.label[test], np.int64).ravel()
-        groups = [volume.manifest["groups"][n] for n in test]
-        own = summarise(truth, classifier.classify(volume, test, view), groups)
-        found[volume.name] = own
-        said = [f"{score} {own[score]:.4f} {own[f'{score}_ci95']}" for score in SCORES]
-        print(f"evaluate {unit.name} on {volume.name}: {', '.join(said)}, n = {own['n']} images")
-    return found
-
-
 def _in_words(scores: dict[str, Any]) -> str:
+    if "auroc" in scores:
+        said = [f"{score} {scores[score]:.4f} {scores[f'{score}_ci95']}" for score in SCORES]
+        return f"{', '.join(said)}, n = {scores['n']} images"
     low, high = scores["iou_ci95"]
     words = f"IoU {scores['iou']:.4f} [{low:.4f}, {high:.4f}], n = {scores['n']} slices"
     for name, own in scores.get("classes", {}).items():
@@ -134,7 +119,7 @@ def _alike(volumes: list[Volume], *, apart: bool) -> list[list[Volume]]:
     """Volumes in groups that differ in their labels alone; each by itself if `apart`."""
     groups: dict[Any, list[Volume]] = {}
     for volume in volumes:
-        manifest = volume.manifest
-        same = (manifest["image_md5"], *manifest["voxel_nm"], *volume.split["test"])
-        groups.setdefault(volume.name if apart else same, []).append(volume)
+        facts, test = volume.manifest, volume.split["test"]
+        key = volume.name if apart else (facts["image_md5"], *facts["voxel_nm"], *test)
+        groups.setdefault(key, []).append(volume)
     return list(groups.values())

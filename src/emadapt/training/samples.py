@@ -30,9 +30,7 @@ class TokenDataset(Dataset[Item]):
     """
 
     def __init__(
-        self,
-        views: Sequence[Sequence[TokenView]],
-        unlabelled: Sequence[Sequence[TokenView]] = (),
+        self, views: Sequence[Sequence[TokenView]], unlabelled: Sequence[Sequence[TokenView]] = ()
     ) -> None:
         self.views, self.n_labelled = [*views, *unlabelled], len(views)
         self.places = [

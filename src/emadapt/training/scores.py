@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from emadapt.data.foreground import IGNORE, masks_of, most_probable
 from emadapt.data.ingest import Volume
+from emadapt.metrics import classification
 from emadapt.metrics.instances import Instances
 from emadapt.metrics.intervals import Counts, influence
 from emadapt.metrics.pixels import (
@@ -20,6 +21,7 @@ from emadapt.metrics.pixels import (
     summarise,
     with_intervals,
 )
+from emadapt.models.classifier import Classifier
 from emadapt.models.predict import predict_slices
 from emadapt.models.segmenter import Probability, Segmenter
 from emadapt.models.tokens import TokenView
@@ -47,6 +49,14 @@ def score_volumes(
     for scores in several:
         scores.draw(folder, title)
     return [scores.summary() for scores in several]
+
+
+def score_images(classifier: Classifier, volume: Volume, view: TokenView | None) -> dict[str, Any]:
+    """Scores of the test images of a dataset of whole images; arguments of `score_volumes`."""
+    test = volume.split["test"]
+    truth = np.asarray(volume.label[test], np.int64).ravel()
+    groups = [volume.manifest["groups"][n] for n in test]
+    return classification.summarise(truth, classifier.classify(volume, test, view), groups)
 
 
 class Scores:

@@ -9,6 +9,7 @@ import torch
 
 from emadapt.data.foreground import masks_of, most_probable
 from emadapt.data.ingest import Volume
+from emadapt.data.splits import evenly_spaced
 from emadapt.metrics.classification import auroc
 from emadapt.models import parallel
 from emadapt.models.classifier import Classifier
@@ -85,9 +86,7 @@ def val_slices(volume: Volume, every: int, depth: int = 1) -> list[int]:
         n = min(max(every, depth), len(slices))
         first = (len(slices) - n) // 2
         return slices[first : first + n]
-    if every and len(slices) > every:
-        return [slices[round(k)] for k in np.linspace(0, len(slices) - 1, every)]
-    return slices
+    return [slices[k] for k in evenly_spaced(len(slices), every or len(slices))]
 
 
 def _shared_out(

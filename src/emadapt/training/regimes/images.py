@@ -23,6 +23,7 @@ from emadapt.study.backbones import BackboneSettings
 from emadapt.study.regimes import RegimeSettings
 from emadapt.study.training import TrainSettings
 from emadapt.training.inputs import Inputs, OnEpoch, Progress
+from emadapt.training.regimes.at_once import AtOnce
 from emadapt.training.regimes.bitfit import BitFit
 from emadapt.training.regimes.full import Full
 from emadapt.training.regimes.lora import Lora
@@ -58,13 +59,8 @@ class OfImages(Regime):
         check_classes(volumes, volumes[0].classes, f"those of {volumes[0].name}")
 
 
-class AtOnceImages(OfImages):
+class AtOnceImages(AtOnce, OfImages):
     """Fitted at once on cached vectors; several candidates are judged on validation images."""
-
-    cached = True
-
-    def trains_from_cache(self, train: TrainSettings, few_tiles: bool) -> bool:
-        return True
 
     def candidates(self, head: Any, vectors: Array, classes: Array) -> Iterator[dict[str, float]]:
         """Fit the head in one way after another to vectors (n, width) and classes (n,)."""

@@ -11,7 +11,6 @@ from emadapt.models.published import WHOLE, Passed
 from emadapt.models.unet2d import rounded_up
 from emadapt.study.backbones import BackboneSettings
 from emadapt.study.regimes import MitoNetSettings
-from emadapt.training.inputs import Inputs, OnEpoch, Progress
 from emadapt.training.regimes.regime import Regime
 
 
@@ -34,6 +33,3 @@ class MitoNetRegime(Regime):
 
     def head(self, backbone: Any, n_logits: int) -> Passed:
         return Passed()
-
-    def fit(self, inputs: Inputs, scratch: Path, on_epoch: OnEpoch) -> Progress:
-        return super().fit(inputs, scratch, on_epoch) if self.settings.finetune else Progress()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ class Regime:
     """Whether it works on what the token cache has."""
     groups: Groups = staticmethod(one_group)
     """An optimiser's groups for what is trained of the backbone."""
-    crops = CropDataset
+    crops: Callable[..., Samples] = CropDataset
     """What training draws from where it does not use the token cache."""
 
     def __init__(self, settings: RegimeSettings, spec: BackboneSettings, head: str) -> None:
@@ -137,6 +137,8 @@ class Regime:
 
         It leaves the best weights in the model.
         """
+        if not self.settings.trains:
+            return Progress()
         settings: Any = self.settings
         make: Any = partial(SelfTraining, settings) if inputs.unlabelled else Objective
         return fit(inputs, scratch, on_epoch, self.groups, make)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from emadapt.data.blocks import BlockDataset
@@ -13,12 +14,10 @@ from emadapt.data.tiles import Geometry
 from emadapt.models.passthrough import PassThrough
 from emadapt.models.resunet3d import STRIDE, BlockSegmenter, ResUNet3d
 from emadapt.models.segmenter import Segmenter
-from emadapt.models.tokens import TokenView
 from emadapt.models.unet2d import rounded_up
 from emadapt.study.backbones import BackboneSettings
 from emadapt.study.regimes import ResUNet3dSettings
 from emadapt.study.training import TrainSettings
-from emadapt.training.inputs import Labelled
 from emadapt.training.regimes.regime import Regime
 
 
@@ -30,6 +29,7 @@ class ResUNet3dRegime(Regime):
     def __init__(self, settings: ResUNet3dSettings, spec: BackboneSettings, head: str) -> None:
         tile = rounded_up(spec.tile, STRIDE, max(settings.patch[1:]))
         super().__init__(settings, spec.changed(context=0, tile=tile), head)
+        self.crops = partial(BlockDataset, patch=settings.patch)
 
     @property
     def backbone(self) -> PassThrough:
@@ -45,15 +45,3 @@ class ResUNet3dRegime(Regime):
 
     def geometry(self, volume: Volume) -> Geometry:
         return dataclasses.replace(super().geometry(volume), tile=self.settings.patch[1:])
-
-    def samples(
-        self,
-        segmenter: Segmenter,
-        labelled: Labelled,
-        views: list[list[TokenView]],
-        unlabelled: Sequence[Volume],
-        train: TrainSettings,
-    ) -> BlockDataset:
-        volumes, tiles, block = labelled.volumes, labelled.tiles, self.settings.patch
-        patch, augment = segmenter.patch, train.augment
-        return BlockDataset(volumes, self.spec, patch, block, augment, tiles, unlabelled)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from emadapt.models.published import WHOLE, Passed
@@ -11,7 +10,6 @@ from emadapt.models.sam2 import PromptedSegmenter, Sam2
 from emadapt.models.segmenter import Segmenter
 from emadapt.study.backbones import BackboneSettings
 from emadapt.study.regimes import Sam2Settings
-from emadapt.training.inputs import Inputs, OnEpoch, Progress
 from emadapt.training.regimes.regime import Regime
 
 
@@ -33,6 +31,3 @@ class Sam2Regime(Regime):
     def segmenter(self, backbone: Any, n_logits: int) -> Segmenter:
         kind = Segmenter if self.settings.prompts == "automatic" else PromptedSegmenter
         return kind(self.spec, backbone, Passed())
-
-    def fit(self, inputs: Inputs, scratch: Path, on_epoch: OnEpoch) -> Progress:
-        return Progress()
