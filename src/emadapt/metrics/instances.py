@@ -33,10 +33,7 @@ class Instances:
     """Collects prediction and label of the test slices, one bit a voxel, and scores them."""
 
     def __init__(
-        self,
-        slices: Sequence[int],
-        shape: tuple[int, int],
-        cored: Sequence[float] | None = None,
+        self, slices: Sequence[int], shape: tuple[int, int], cored: Sequence[float] | None = None
     ) -> None:
         """`cored` is the voxel size (z, y, x) in nm of objects that have cores."""
         self.shape, self.cored = shape, cored
@@ -177,10 +174,8 @@ def _stack(packed: list[Bits], slices: list[int], shape: tuple[int, ...]) -> Mas
     return mask
 
 
-def _components(mask: Masks) -> npt.NDArray[np.int32]:
+def _components(mask: Masks) -> Labels:
     """Numbered components."""
-    from scipy.ndimage import label
+    import cc3d
 
-    labels = np.empty(mask.shape, np.int32)
-    label(mask, output=labels)
-    return labels
+    return np.asarray(cc3d.connected_components(mask, connectivity=6))

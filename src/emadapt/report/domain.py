@@ -28,10 +28,7 @@ Card = Mapping[str, Any]
 """What diagnose wrote about one backbone and regime."""
 Cards = Mapping[tuple[str, str], Card]
 
-CONTROLS = {
-    "random": "with random weights",
-    "pixels": "raw pixels",
-}
+CONTROLS = {"random": "with random weights", "pixels": "raw pixels"}
 PICTURES = {
     "pca": "Slices and tokens on the first two principal components, by dataset.",
     "distances": "Distances between the datasets, with their nulls.",

@@ -30,14 +30,7 @@ from emadapt.report.tables import (
     whole,
     with_interval,
 )
-from emadapt.report.units import (
-    EVALUATED,
-    RELATIONS,
-    headline,
-    key_of,
-    ranked,
-    score_of,
-)
+from emadapt.report.units import EVALUATED, RELATIONS, headline, key_of, ranked, score_of
 from emadapt.study.study import SAID
 
 RELATION_COLOURS = {

@@ -162,7 +162,7 @@ def _left_over(root: Path, file: Path) -> Run | None:
         run = load_run(root, file)
     except FileNotFoundError:
         return None  # published a moment ago
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError) as error:
         log.warning("tracking: %s: not a run: %s", file, error)
         return None
     if run.status == "RUNNING":

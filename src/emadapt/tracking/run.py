@@ -11,22 +11,24 @@ import math
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from filelock import FileLock
+from pydantic import Field, TypeAdapter
+from pydantic.dataclasses import dataclass
 
-from emadapt.files import checkout_of, file_md5, write_json
+from emadapt.files import checkout_of, file_md5, write_text
 from emadapt.tracking.redact import redact
 
 FOLDER = Path("scratch/track")
 """Runs that MLflow does not have yet, or that go on."""
 MODEL = "model"
 """Name of a run's model in MLflow. Artifacts below it are the model's files."""
-IN_MEMORY = ("root", "muted", "watched", "known", "lock")
-"""What the file of a run leaves out."""
+IN_MEMORY = Field(exclude=True)
+"""Of what the file of a run leaves out."""
 
 log = logging.getLogger(__name__)
 
@@ -79,10 +81,13 @@ class Run:
     # its own name, by which it is found again
     key: str = field(default_factory=lambda: uuid.uuid4().hex)
     digests: dict[str, str] = field(default_factory=dict)  # md5 of each artifact
-    root: Path = field(default_factory=lambda: checkout_of(Path()))  # the checkout's
-    muted: bool = False  # publish nothing, as in all but the first of several processes
-    watched: bool = False  # while it is live, MLflow measures GPUs, CPU, memory and disk
-    known: Any = None  # what MLflow is known to have; see `publish`
+    # the checkout's
+    root: Annotated[Path, IN_MEMORY] = field(default_factory=lambda: checkout_of(Path()))
+    # publish nothing, as in all but the first of several processes
+    muted: Annotated[bool, IN_MEMORY] = False
+    # while it is live, MLflow measures GPUs, CPU, memory and disk
+    watched: Annotated[bool, IN_MEMORY] = False
+    known: Annotated[Any, IN_MEMORY] = None  # what MLflow is known to have; see `publish`
 
     def log(self, values: Mapping[str, float], step: int = 0) -> None:
         """Add numbers of a step. Infinite ones and NaN become the tag `nonfinite` instead."""
@@ -108,16 +113,17 @@ class Run:
 
     def save(self) -> None:
         """Write the run's file, without passwords."""
-        for name, path in self.artifacts.items():
-            if path.is_file():
-                self.digests[name] = file_md5(path)
-        kept = {k: v for k, v in vars(self).items() if k not in IN_MEMORY}
-        kept["tags"], kept["results"] = texts(self.tags), texts(self.results)
-        kept["params"] = texts(flat(self.params))
-        kept["artifacts"] = {name: str(path.absolute()) for name, path in self.artifacts.items()}
-        kept["datasets"] = [texts(dataclasses.asdict(dataset)) for dataset in self.datasets]
-        kept["model"] = self.model and dataclasses.asdict(self.model)
-        write_json(self.file, kept)
+        files = {name: path.absolute() for name, path in self.artifacts.items()}
+        self.digests |= {name: file_md5(path) for name, path in files.items() if path.is_file()}
+        kept = dataclasses.replace(
+            self,
+            tags=texts(self.tags),
+            params=texts(flat(self.params)),
+            results=texts(self.results),
+            artifacts=files,
+            datasets=[Dataset(**texts(dataclasses.asdict(one))) for one in self.datasets],
+        )
+        write_text(self.file, TypeAdapter(Run).dump_json(kept, indent=1).decode())
 
     def remove(self) -> None:
         """Remove the file: MLflow has it all."""
@@ -130,16 +136,10 @@ def load_run(root: Path, file: Path) -> Run:
     """A run from its file.
 
     Raises:
-        OSError, ValueError, TypeError, KeyError: it cannot be read.
+        OSError, ValueError: it cannot be read.
     """
-    kept = json.loads(file.read_text())
-    for name in ("metrics", "times"):
-        kept[name] = {int(step): value for step, value in kept[name].items()}
-    kept["artifacts"] = {name: Path(path) for name, path in kept["artifacts"].items()}
-    kept["datasets"] = [Dataset(**dataset) for dataset in kept["datasets"]]
-    kept["model"] = kept["model"] and Model(**kept["model"])
-    kept["same"] = tuple(kept["same"])
-    return Run(**kept, root=root)
+    kept = TypeAdapter(Run).validate_json(file.read_bytes())
+    return dataclasses.replace(kept, root=root)
 
 
 def now() -> int:

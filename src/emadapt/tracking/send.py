@@ -257,12 +257,5 @@ def _send_batches(
         _attempt(run, what, partial(store.log_batch, known.run_id, **batch))
 
 
-SENDERS = (
-    _send_texts,
-    _send_model,
-    _send_datasets,
-    _send_metrics,
-    _send_artifacts,
-    _send_status,
-)
+SENDERS = (_send_texts, _send_model, _send_datasets, _send_metrics, _send_artifacts, _send_status)
 """In this order: metrics name the model and its datasets."""
