@@ -75,9 +75,8 @@ def write_mitonet(file: Path, monkeypatch: Any, kind: str = "DEEPLAB") -> Path:
     assert isinstance(network, (empanada.models.PanopticDeepLabPR, empanada.models.PanopticBiFPNPR))
     with torch.no_grad():
         for name, parameter in network.named_parameters():
-            if (
-                "semantic" in name and parameter.ndim > 1
-            ):  # its authors start the heads near zero: all answers would be alike
+            # Its authors start the heads near zero: all answers would be alike.
+            if "semantic" in name and parameter.ndim > 1:
                 parameter.normal_(std=0.3)
     torch.save(network.state_dict(), file)
     return file

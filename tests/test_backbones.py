@@ -75,8 +75,8 @@ def test_registry_agrees_with_timm_and_open_clip(name: str) -> None:
     else:
         registered = timm.get_pretrained_cfg(arch.hub.removeprefix("timm/"))
         assert registered is not None
-        found = (registered.hf_hub_id, registered.mean, registered.std)
-        assert found == (arch.hub, arch.mean, arch.std)
+        own = (registered.hf_hub_id, registered.mean, registered.std)
+        assert own == (arch.hub, arch.mean, arch.std)
 
 
 @pytest.mark.parametrize(

@@ -2,17 +2,19 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from emadapt.models import unet2d
-from emadapt.study.study import Study, Unit
+from emadapt.study.study import Study
 from emadapt.training import duplicates
 from emadapt.training.evaluate import evaluate_unit
 from emadapt.training.plan import unit_key
 from emadapt.training.train import train_unit
 from tiny import make_study, settings
+
+SAME = [("t-ridge-a-0", "t-ridge-a-1"), ("t-unet2d-a-0", "u-unet2d-a-0")]
+"""Units that are one model."""
 
 
 @pytest.fixture
@@ -20,10 +22,7 @@ def study(tmp_path: Path, tracking_off: None, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(unet2d, "FEATURES", (8, 8, 16, 32, 64, 8))
     params = settings(epochs=1, steps_per_epoch=1)
     same = params["backbones"]["t"]
-    params["backbones"] |= {
-        "u": same | {"arch": "tiny_dinov3"},
-        "wide": same | {"tile": 80},
-    }
+    params["backbones"] |= {"u": same | {"arch": "tiny_dinov3"}, "wide": same | {"tile": 80}}
     params["regimes"] = {kind: {"kind": kind} for kind in ("frozen", "ridge", "knn", "unet2d")}
     params["train_sets"]["two"] = {"datasets": ["a"], "slices": 2}
     params["study"] |= {
@@ -36,42 +35,32 @@ def study(tmp_path: Path, tracking_off: None, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_which_units_are_the_same_model(study: Study) -> None:
-    def key(*unit: Any) -> str:
-        return unit_key(study, Unit(*unit))
+    def key(name: str) -> str:
+        return unit_key(study, study.unit(name))
 
-    assert key("t", "ridge", "a", 0) == key("t", "ridge", "a", 1)
-    assert key("t", "unet2d", "a", 0) == key("u", "unet2d", "a", 0)
+    assert all(key(one) == key(other) for one, other in SAME)
     different = [
-        ("t", "ridge", "a", 0),
-        ("t", "ridge", "two", 0),
-        ("t", "ridge", "two", 1),
-        ("t", "ridge", "paired", 0),
-        ("u", "ridge", "a", 0),
-        ("t", "knn", "a", 0),
-        ("t", "knn", "a", 1),
-        ("t", "frozen", "a", 0),
-        ("t", "frozen", "a", 1),
-        ("t", "unet2d", "a", 0),
-        ("t", "unet2d", "a", 1),
-        ("wide", "unet2d", "a", 0),
+        "t-ridge-a-0",
+        "t-ridge-two-0",
+        "t-ridge-two-1",
+        "t-ridge-paired-0",
+        "u-ridge-a-0",
+        "wide-unet2d-a-0",
+        "t-knn-a-0",
+        "t-knn-a-1",
+        "t-frozen-a-0",
+        "t-frozen-a-1",
+        "t-unet2d-a-0",
+        "t-unet2d-a-1",
     ]
-    assert len({key(*unit) for unit in different}) == len(different)
+    assert len({key(name) for name in different}) == len(different)
 
 
-@pytest.mark.parametrize(
-    ("first", "second"),
-    [
-        (("t", "ridge", "a", 0), ("t", "ridge", "a", 1)),
-        (("t", "unet2d", "a", 0), ("u", "unet2d", "a", 0)),
-    ],
-)
+@pytest.mark.parametrize(("first", "second"), SAME)
 def test_a_duplicate_is_copied_under_its_own_name_and_not_trained(
-    study: Study,
-    monkeypatch: pytest.MonkeyPatch,
-    first: tuple[Any, ...],
-    second: tuple[Any, ...],
+    study: Study, monkeypatch: pytest.MonkeyPatch, first: str, second: str
 ) -> None:
-    one, other = Unit(*first), Unit(*second)
+    one, other = study.unit(first), study.unit(second)
     trained = train_unit(study, one)
     with monkeypatch.context() as patch:
         for work in ("regimes.regime.fit", "regimes.ridge.choose", "train.validate"):

@@ -81,10 +81,8 @@ def test_datasets_that_differ_in_their_labels_alone_are_predicted_once_and_score
 ) -> None:
     params = settings(steps_per_epoch=15, head_lr=3e-3)
     params["study"] |= {"datasets": ["a", "b", "c"]}
-    params["datasets"]["c"] = params["datasets"]["a"] | {
-        "path": "data/a",
-        "foreground": [0],
-    }  # what is not foreground in a
+    # What is not foreground in a.
+    params["datasets"]["c"] = params["datasets"]["a"] | {"path": "data/a", "foreground": [0]}
     study = make_study(tmp_path, params)
     unit = Unit("t", "lora", "a", 0)
     train_unit(study, unit)
@@ -121,9 +119,8 @@ def test_metrics_of_a_unit_are_those_of_its_predictions(tmp_path: Path, tracking
         found = np.stack([predict_slice(segmenter, image[z]) > 0.5 for z in slices])
         truth = label[slices] > 0
         expected = (found & truth).sum() / (found | truth).sum()
-        assert metrics["test"][name]["iou"] == pytest.approx(
-            expected, abs=2e-3
-        )  # merged adapters round differently
+        # Merged adapters round differently.
+        assert metrics["test"][name]["iou"] == pytest.approx(expected, abs=2e-3)
         low, high = metrics["test"][name]["iou_ci95"]
         assert low <= metrics["test"][name]["iou"] <= high
         assert len(metrics["test"][name]["per_slice"]["iou"]) == len(slices)

@@ -50,15 +50,8 @@ def test_deconv_is_the_references_layer_by_layer() -> None:
         if isinstance(leaf, nn.ConvTranspose2d | nn.Conv2d):
             assert {len(set(v)) for v in (leaf.kernel_size, leaf.stride, leaf.padding)} == {1}
             geometry = (leaf.kernel_size[0], leaf.stride[0], int(leaf.padding[0]))
-            found.append(
-                (
-                    type(leaf).__name__,
-                    leaf.in_channels,
-                    leaf.out_channels,
-                    *geometry,
-                    leaf.bias is not None,
-                )
-            )
+            kind, has_bias = type(leaf).__name__, leaf.bias is not None
+            found.append((kind, leaf.in_channels, leaf.out_channels, *geometry, has_bias))
         else:
             norm = isinstance(leaf, nn.BatchNorm2d)  # ours, for several processes, is one of these
             found.append(("BatchNorm2d", leaf.num_features) if norm else (type(leaf).__name__,))
@@ -78,15 +71,13 @@ def test_pyramid_sees_each_sample_alone_and_has_no_batch_norm() -> None:
     pyramid, deconv = Pyramid(DIM, 2).train(), Deconv(DIM, 2).train()
     assert not [m for m in pyramid.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     here, there = tokens(2), tokens(2, seed=1)
-    other = [
-        torch.stack([h[0], 5 * t[1] + 3]) for h, t in zip(here, there, strict=True)
-    ]  # the same first sample
+    # The same first sample.
+    other = [torch.stack([h[0], 5 * t[1] + 3]) for h, t in zip(here, there, strict=True)]
     torch.testing.assert_close(
         pyramid(here, (24, 40))[0], pyramid(other, (24, 40))[0], rtol=0, atol=1e-6
     )
-    assert (
-        deconv(here, (24, 40))[0] - deconv(other, (24, 40))[0]
-    ).abs().max() > 0.01  # what BatchNorm would do
+    # What BatchNorm would do.
+    assert (deconv(here, (24, 40))[0] - deconv(other, (24, 40))[0]).abs().max() > 0.01
 
 
 def test_pyramid_classifies_four_cells_a_token_and_side() -> None:
@@ -99,9 +90,8 @@ def test_pyramid_classifies_four_cells_a_token_and_side() -> None:
         large, F.interpolate(own, (48, 80), mode="bilinear", align_corners=False)
     )
     coarse = F.interpolate(head(inputs, (6, 10)), (12, 20), mode="bilinear", align_corners=False)
-    assert (
-        own - coarse
-    ).abs().max() > 0.1 * own.std()  # the finer grid holds more than a coarser one would
+    # The finer grid holds more than a coarser one would.
+    assert (own - coarse).abs().max() > 0.1 * own.std()
 
 
 def test_linear_is_a_matrix_product_of_standardised_tokens() -> None:

@@ -46,29 +46,18 @@ def brute_force(predicted: np.ndarray, label: np.ndarray) -> dict[str, float]:
 @settings(max_examples=60)
 @given(NUMBERED, NUMBERED, st.floats(0, 1))
 def test_against_brute_force(predicted: np.ndarray, label: np.ndarray, alike: float) -> None:
-    mixed = np.where(
-        np.random.default_rng(0).random(label.shape) < alike, label, predicted
-    )  # from unlike to almost the same
+    # From unlike to almost the same.
+    mixed = np.where(np.random.default_rng(0).random(label.shape) < alike, label, predicted)
     assert instance_metrics(mixed, label) == pytest.approx(brute_force(mixed, label), abs=1e-6)
 
 
 def test_a_split_a_merger_and_a_miss_cost_what_they_should() -> None:
     label = np.zeros((1, 4, 20), np.int32)
     label[0, :, :4], label[0, :, 6:10], label[0, :, 12:20] = 1, 2, 3
-    assert instance_metrics(label, label) == {
-        "ap50": 1.0,
-        "ap75": 1.0,
-        "pq": 1.0,
-        "sq": 1.0,
-        "rq": 1.0,
-        "predicted": 3,
-        "labelled": 3,
-        "matched": 3,
-        "split": 0,
-        "merged": 0,
-        "vi_split": 0.0,
-        "vi_merge": 0.0,
-    }
+    perfect = dict.fromkeys(("ap50", "ap75", "pq", "sq", "rq"), 1.0)
+    perfect |= dict.fromkeys(("predicted", "labelled", "matched"), 3)
+    perfect |= dict.fromkeys(("split", "merged", "vi_split", "vi_merge"), 0)
+    assert instance_metrics(label, label) == perfect
     split = label.copy()
     split[0, :, 18:20] = 9  # a part of 8 columns with 6 of them: IoU 0.75, which is not above it
     split[split == 2] = 0

@@ -10,12 +10,7 @@ from scipy.ndimage import gaussian_filter, gaussian_gradient_magnitude
 
 from benchmarks.calibration import CORRELATIONS, SLICES, calibration, fields
 from emadapt.metrics.contrasts import paired
-from emadapt.metrics.intervals import (
-    independent_slices,
-    influence,
-    over_seeds,
-    sampling_error,
-)
+from emadapt.metrics.intervals import independent_slices, influence, over_seeds, sampling_error
 from emadapt.metrics.pixels import overlap_counts
 
 REAL = Path(os.environ.get("EMADAPT_REAL_DATA", "../shared/data"))

@@ -24,11 +24,9 @@ from emadapt.training.model_files import load_model
 from emadapt.training.regimes import REGIMES
 from emadapt.training.train import train_unit
 from outside import scene, write_mitonet
-from tiny import build_model, make_study, predict_slice, settings
+from tiny import TINY, build_model, make_study, predict_slice, settings
 
-SPEC = BackboneSettings(
-    arch="tiny_dinov2", source="random", tile=64, overlap=0.25, precision="fp32"
-)
+SPEC = BackboneSettings(**TINY | {"tile": 64})
 
 
 class Bright(PassThrough):

@@ -34,15 +34,7 @@ def test_tags_nest_and_links_lead_somewhere(read):
     assert len(ids) == len(set(ids))
     links = {attributes["href"] for attributes in read.all("a")}
     assert links == {f"#{a['aria-labelledby']}" for a in read.all("section")}
-    expected = {
-        "leaderboard",
-        "regime",
-        "union",
-        "labels",
-        "curves",
-        "domain",
-        "provenance",
-    }
+    expected = {"leaderboard", "regime", "union", "labels", "curves", "domain", "provenance"}
     assert {f"#{name}" for name in expected} < links
 
 

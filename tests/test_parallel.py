@@ -23,6 +23,7 @@ from emadapt.study.loading import load_study
 from emadapt.training import devices
 from emadapt.training.devices import parse_devices, visible
 from emadapt.training.train import train_unit
+from processes import alive, children, until
 from tiny import make_study, settings
 
 DIM = 8
@@ -70,8 +71,7 @@ def test_alone_it_is_torchs_own_batch_norm() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "names"),
-    [("", []), ("0", ["0"]), (" 3, 1", ["3", "1"]), ("cpu,cpu", ["cpu", "cpu"])],
+    ("text", "names"), [("", []), ("0", ["0"]), (" 3, 1", ["3", "1"]), ("cpu,cpu", ["cpu", "cpu"])]
 )
 def test_devices_are_gpu_numbers_or_cpus(text: str, names: list[str]) -> None:
     assert parse_devices(text) == names
@@ -177,36 +177,15 @@ def running(place: Path) -> Iterator[subprocess.Popen[str]]:
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
-        deadline = time.monotonic() + 300
-        while not list(place.glob("scratch/units/*/*/checkpoint.pt")):
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        until(lambda: list(place.glob("scratch/units/*/*/checkpoint.pt")), 300)
         yield process
         process.kill()
 
 
 def workers_of(process: subprocess.Popen[str]) -> list[int]:
     """Processes below it that train."""
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    found = [pid for pid in children if b"RANK=" in Path(f"/proc/{pid}/environ").read_bytes()]
-    return [int(pid) for pid in found]
-
-
-def are_gone(pids: list[int]) -> bool:
-    deadline = time.monotonic() + 60
-    while alive := [pid for pid in pids if Path(f"/proc/{pid}/environ").exists() and _runs(pid)]:
-        if time.monotonic() > deadline:
-            return not alive
-        time.sleep(0.1)
-    return True
-
-
-def _runs(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
-    except OSError:
-        return False
+    below = children(process.pid)
+    return [pid for pid in below if b"RANK=" in Path(f"/proc/{pid}/environ").read_bytes()]
 
 
 @pytest.mark.slow
@@ -219,7 +198,7 @@ def test_a_killed_process_ends_the_training_and_leaves_nothing(
     said = running.communicate(timeout=120)[1]
     assert running.returncode == 2
     assert "of 2, on device cpu, died" in said
-    assert are_gone(pids)
+    until(lambda: not any(map(alive, pids)))
     assert not (place / "build/units/t-lora-paired-0").exists()
 
 
@@ -228,7 +207,7 @@ def test_nothing_is_left_when_the_launcher_is_killed(running: subprocess.Popen[s
     pids = workers_of(running)
     running.kill()
     running.wait()
-    assert are_gone(pids)
+    until(lambda: not any(map(alive, pids)))
 
 
 @pytest.mark.slow

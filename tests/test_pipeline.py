@@ -1,5 +1,6 @@
 """End to end: the verbs one after the other, what they refuse, and DVC around it all."""
 
+import itertools
 import json
 import re
 import shutil
@@ -40,50 +41,22 @@ def test_the_verbs_one_after_the_other_with_the_lab_book(
     runs = client.search_runs([experiment.experiment_id])
     assert sorted(r.data.tags["unit"] for r in runs) == sorted(u.name for u in study.units())
     for run in runs:
-        assert {
-            "train/loss",
-            "val/iou",
-            "test/iou.a",
-            "test/iou.b",
-            "domain/frechet.a__b",
-        } <= run.data.metrics.keys()
-        for name, scores in json.loads(
-            (EVALUATED / run.data.tags["unit"] / "metrics.json").read_text()
-        )["test"].items():
-            beside = {
-                "ap50": scores["instances"]["ap50"],
-                "pq": scores["instances"]["pq"],
-            }
-            assert {key: run.data.metrics[f"test/{key}.{name}"] for key in beside} == beside
-        tags = {
-            "backbone",
-            "regime",
-            "train_set",
-            "seed",
-            "study",
-            "params.sha256",
-            "model.md5",
-            "weights.source",
-            "weights.sha256",
-        }
-        assert tags <= run.data.tags.keys()
+        tags, metrics = run.data.tags, run.data.metrics
+        assert {"train/loss", "val/iou", "test/iou.a", "domain/frechet.a__b"} <= metrics.keys()
+        assert {"seconds", "peak_mb", "trainable_params", "train/lr_head"} <= metrics.keys()
+        scores = json.loads((EVALUATED / tags["unit"] / "metrics.json").read_text())["test"]
+        for name, key in itertools.product(scores, ("ap50", "pq")):
+            assert metrics[f"test/{key}.{name}"] == scores[name]["instances"][key]
+        assert {"backbone", "regime", "train_set", "seed", "study", "params.sha256"} <= tags.keys()
+        assert {"model.md5", "weights.source", "weights.sha256"} <= tags.keys()
         assert run.info.status == "FINISHED"
-        artifacts = [
-            a.path
-            for f in client.list_artifacts(run.info.run_id)
-            for a in client.list_artifacts(run.info.run_id, f.path)
-        ]
-        assert {"overlays/overlay-a.png", "domain/pca.png"} <= set(artifacts)
+        folders = [f.path for f in client.list_artifacts(run.info.run_id)]
+        files = {a.path for f in folders for a in client.list_artifacts(run.info.run_id, f)}
+        assert {"overlays/overlay-a.png", "domain/pca.png"} <= files
         curve = client.get_metric_history(run.info.run_id, "val/iou")
         assert [m.step for m in curve] == [1, 2]
-        assert {
-            "seconds",
-            "peak_mb",
-            "trainable_params",
-            "train/lr_head",
-        } <= run.data.metrics.keys()
-        adapted = run.data.tags["regime"] == "lora"
-        assert ("train/lr_adapter" in run.data.metrics) == adapted
+        adapted = tags["regime"] == "lora"
+        assert ("train/lr_adapter" in metrics) == adapted
         assert ("train.adapter_lr" in run.data.params) == adapted
         check_model(client, run)
 
@@ -187,10 +160,7 @@ def test_check_names_sections_that_dvc_needs_and_volumes_too_thin_to_diagnose(
     make_study(tmp_path, params, ingested=False)
     result = CliRunner().invoke(main, ["check"])
     assert result.exit_code == 2
-    assert (
-        "params.yaml: section 'split' is missing, which dvc.yaml needs; write `split: default`"
-        in result.output
-    )
+    assert "params.yaml: section 'split' is missing, which dvc.yaml needs;" in result.output
     assert "data/a: found 8 slices in train, val and test; expected at least 9" in result.output
 
 

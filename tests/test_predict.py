@@ -23,16 +23,8 @@ from emadapt.models.predict import predict_slices, smooth_z
 from emadapt.models.segmenter import Segmenter
 from emadapt.models.tokens import token_views
 from emadapt.study.regimes import RegimeSettings, regime_settings
-from tiny import blobs, predict_slice, regime_for
+from tiny import TINY, blobs, predict_slice, regime_for
 
-BACKBONE = {
-    "arch": "tiny_dinov2",
-    "source": "random",
-    "tile": 56,
-    "overlap": 0.25,
-    "views": 0,
-    "precision": "fp32",
-}
 SHAPES: list[dict[str, Any]] = [
     {},
     {"scale": 2.0},
@@ -46,9 +38,8 @@ MANIFEST = {"md5": "0", "voxel_nm": [30.0, 5.0, 5.0]}
 @pytest.fixture(scope="module")
 def volume() -> Volume:
     image, label = blobs((4, 90, 101), 3)
-    return Volume(
-        "v", image, label, MANIFEST | {"split": {"train": [0], "val": [1], "test": [2, 3]}}
-    )
+    split = {"train": [0], "val": [1], "test": [2, 3]}
+    return Volume("v", image, label, MANIFEST | {"split": split})
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +54,7 @@ def make(
     head: str = "pyramid",
     settings: RegimeSettings | None = None,
 ) -> Segmenter:
-    return regime_for(BACKBONE | (change or {}), settings, head).build(seed=0).eval()
+    return regime_for(TINY | (change or {}), settings, head).build(seed=0).eval()
 
 
 def cached(model: Segmenter, volume: Volume, cache: Path, z: int) -> np.ndarray:

@@ -85,9 +85,8 @@ def test_every_import_of_the_package_is_a_dependency() -> None:
         for text in group
     }
     distributions = metadata.packages_distributions()
-    others = (
-        imported - set(sys.stdlib_module_names) - {"emadapt", "empanada"}
-    )  # whose pins no extra can meet (models/outside.py)
+    # Whose pins no extra can meet (models/outside.py).
+    others = imported - set(sys.stdlib_module_names) - {"emadapt", "empanada"}
     providers = {
         module: {canonicalize_name(name) for name in distributions.get(module, [module])}
         for module in others

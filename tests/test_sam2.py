@@ -27,11 +27,9 @@ from emadapt.training.evaluate import evaluate_unit
 from emadapt.training.model_files import load_model
 from emadapt.training.train import train_unit
 from outside import scene, write_sam2
-from tiny import build_model, make_study, predict_slice, settings
+from tiny import TINY, build_model, make_study, predict_slice, settings
 
-SPEC = BackboneSettings(
-    arch="tiny_dinov2", source="random", tile=64, overlap=0.25, precision="fp32"
-)
+SPEC = BackboneSettings(**TINY | {"tile": 64})
 PROMPTS = ("automatic", "box", "box+mask")
 
 
@@ -107,9 +105,7 @@ class Discs(nn.Module):
             for k in (1, 2, 5)
         ]
         ys, xs = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
-        away = ((xs - centres[..., :1, None]) ** 2 + (ys - centres[..., 1:, None]) ** 2).sqrt()[
-            :, :1
-        ]
+        away = torch.hypot(xs - centres[..., :1, None], ys - centres[..., 1:, None])[:, :1]
         logits = (3 + 12 * drawn[0][..., None, None] - away) * (0.2 + 2 * drawn[1][..., None, None])
         return SimpleNamespace(pred_masks=logits[None], iou_scores=drawn[2][None])
 
@@ -130,16 +126,13 @@ def test_automatic_keeps_the_masks_that_transformers_keeps(
         native, out.iou_scores[0], (90, 120), [0, 0, 120, 90], 0.3, 0.6
     )
     masks, *_ = tool.post_process_for_mask_generation(codes, scores, boxes, sam2.OVERLAP)
-    assert (
-        3 < len(masks) < len(codes) < 3 * len(points)
-    )  # the filters and the suppression all do something
+    # The filters and the suppression all do something.
+    assert 3 < len(masks) < len(codes) < 3 * len(points)
     found = list(backbone._automatic(backbone.network.get_image_embeddings(native), (90, 120)))
     assert len(found) == len(masks)
     for mask in masks:
-        assert (
-            max(float(np.mean((own[0] > 0).numpy() == np.asarray(mask, bool))) for own in found)
-            > 0.999
-        )
+        same = [np.mean((own[0] > 0).numpy() == np.asarray(mask, bool)) for own in found]
+        assert max(same) > 0.999
     union = torch.stack([torch.as_tensor(mask) for mask in masks]).any(0)
     assert ((backbone.union(image, None) > 0) == union).float().mean() > 0.999
 
@@ -191,10 +184,9 @@ def test_with_a_perfect_network_the_prompted_foreground_is_the_label(
 
 def test_boxes_reach_the_network_in_its_own_pixels(folder: Path) -> None:
     backbone: Any = a_segmenter(folder, "box").backbone
-    boxes = torch.tensor([[[10.0, 20.0, 60.0, 45.0]]])
-    assert backbone._placed((90, 120), input_boxes=boxes)["input_boxes"][
-        0, 0
-    ].tolist() == pytest.approx([10 * 64 / 120, 20 * 64 / 90, 60 * 64 / 120, 45 * 64 / 90])
+    boxes, scale = torch.tensor([[[10.0, 20.0, 60.0, 45.0]]]), torch.tensor([64 / 120, 64 / 90] * 2)
+    placed = backbone._placed((90, 120), input_boxes=boxes)["input_boxes"]
+    torch.testing.assert_close(placed, boxes * scale)
 
 
 def test_without_labels_only_automatic_prompts_answer(folder: Path) -> None:

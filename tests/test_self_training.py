@@ -20,7 +20,7 @@ from emadapt.training.prepare import check_processes, prepare
 from emadapt.training.regimes import regime_of
 from emadapt.training.self_training import SelfTraining, blocks, in_other_light, masked, verdict
 from emadapt.training.train import train_unit
-from tiny import make_study, settings, stop_after_an_epoch
+from tiny import make_study, settings, stop_after_an_epoch, trained
 
 ONTO_B, PIXELS = Unit("t", "taught", "onto_b", 0), Unit("t", "taught_lora", "onto_b", 0)
 
@@ -30,10 +30,7 @@ def params(**train: Any) -> dict[str, Any]:
     own["regimes"]["taught"] = {"kind": "frozen", "self_training": 1.0}
     own["regimes"]["taught_lora"] = own["regimes"]["lora"] | {"self_training": 1.0}
     own["train_sets"] = {"a": ["a"], "onto_b": {"datasets": ["a"], "unlabelled": ["b"]}}
-    own["study"] |= {
-        "regimes": ["frozen", "taught", "taught_lora"],
-        "train_sets": ["a", "onto_b"],
-    }
+    own["study"] |= {"regimes": ["frozen", "taught", "taught_lora"], "train_sets": ["a", "onto_b"]}
     return own
 
 
@@ -47,10 +44,6 @@ def objective(study: Study, inputs: Inputs) -> SelfTraining:
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     regime = study.regime_settings[inputs.unit.regime]
     return SelfTraining(regime, inputs, LOSSES["dice_ce"], scaler, average)  # type: ignore[arg-type]
-
-
-def trained(study: Study, unit: Unit) -> bytes:
-    return (train_unit(study, unit) / "model.safetensors").read_bytes()
 
 
 def forget() -> None:

@@ -4,13 +4,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import find_objects
 
-from emadapt.metrics.shapes import (
-    centreline,
-    depth_nm,
-    sphericity,
-    surface_nm2,
-    touching_nm2,
-)
+from emadapt.metrics.shapes import centreline, depth_nm, sphericity, surface_nm2, touching_nm2
 
 VOXELS = [(8.0, 8.0, 8.0), (24.0, 6.0, 6.0)]
 

@@ -4,7 +4,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +14,19 @@ from monai.losses import DiceCELoss, DiceLoss
 from safetensors.torch import load_file
 
 from emadapt.errors import EmadaptError
+from emadapt.models.heads import HEADS
 from emadapt.models.segmenter import Segmenter
 from emadapt.study.loading import load_study
-from emadapt.study.study import Study, Unit
+from emadapt.study.study import Unit
 from emadapt.training.fit import Average, Run, rate_factor
 from emadapt.training.objective import LOSSES
 from emadapt.training.train import train_unit
-from tiny import build_model, make_study, settings, stop_after_an_epoch
+from processes import until
+from tiny import build_model, make_study, settings, stop_after_an_epoch, trained
 
 pytestmark = pytest.mark.usefixtures("tracking_off")
 
 FROZEN, LORA = Unit("t", "frozen", "a", 0), Unit("t", "lora", "a", 0)
-
-
-def trained(study: Study, unit: Unit) -> bytes:
-    return (train_unit(study, unit) / "model.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -59,17 +56,11 @@ def test_killed_in_the_middle_and_run_again_gives_the_bytes_of_an_undisturbed_ru
         (tmp_path / done).rename(tmp_path / done.replace("/", "-"))
     command = [sys.executable, "-m", "emadapt", "train", unit.name]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("scratch/units/*/*/checkpoint.pt")) and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    until(lambda: list(tmp_path.glob("scratch/units/*/*/checkpoint.pt")), 120, every=0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "build/units" / unit.name).exists(), "it ended before it could be killed"
-    epochs = torch.load(next(tmp_path.glob("scratch/units/*/*/checkpoint.pt")), weights_only=True)[
-        "progress"
-    ]["epoch"]
-    assert 1 <= epochs < 6
+    assert 1 <= checkpoint(tmp_path)["progress"]["epoch"] < 6
     assert trained(study, unit) == undisturbed
 
 
@@ -99,15 +90,11 @@ def test_what_is_kept_is_the_running_average_and_a_stopped_training_goes_on_with
     kept = load_file(tmp_path / "build/units" / FROZEN.name / "model.safetensors")
     for name, value in expected.items():
         torch.testing.assert_close(kept[name], value, atol=1e-6, rtol=1e-5)
-    assert any(
-        not torch.equal(kept[k], seen[8 * (progress["best_epoch"] + 1) - 1][k]) for k in kept
-    )
-    score = json.loads((tmp_path / "build/units" / FROZEN.name / "model.json").read_text())["val"][
-        "iou"
-    ]
-    assert score == pytest.approx(progress["best"], abs=0.02), (
-        "the same weights, tiles without and with overlap"
-    )
+    last = seen[8 * (progress["best_epoch"] + 1) - 1]
+    assert any(not torch.equal(kept[k], last[k]) for k in kept)
+    card = json.loads((tmp_path / "build/units" / FROZEN.name / "model.json").read_text())
+    # The same weights, tiles without and with overlap.
+    assert card["val"]["iou"] == pytest.approx(progress["best"], abs=0.02)
     for folder in ("scratch/units", "build/units"):
         shutil.rmtree(tmp_path / folder)
     stop_after_an_epoch(study, FROZEN, monkeypatch)
@@ -149,20 +136,12 @@ def test_a_head_learns_and_the_best_epoch_is_kept(tmp_path: Path) -> None:
     ious = [e["val/iou"] for e in epochs]
     assert max(ious) > 0.6
     assert card["best_epoch"] == ious.index(max(ious))
-    assert card["trainable_params"] == sum(p.numel() for p in _head_parameters())
+    assert card["trainable_params"] == sum(
+        p.numel() for p in HEADS["pyramid"](64, 4, 2).parameters()
+    )
     assert card["shape"] == {"a": [10, 90, 100]}
-    assert {name: len(card["tokens"]["a"][name]) for name in ("mean", "std", "usual")} == {
-        "mean": 64,
-        "std": 64,
-        "usual": 1,
-    }
+    assert [len(card["tokens"]["a"][name]) for name in ("mean", "std", "usual")] == [64, 64, 1]
     assert 0 < card["tokens"]["a"]["usual"][0] < 0.5  # the same discs in every slice
-
-
-def _head_parameters() -> list[torch.nn.Parameter]:
-    from emadapt.models.heads import HEADS
-
-    return list(HEADS["pyramid"](64, 4, 2).parameters())
 
 
 def test_the_test_slices_are_not_looked_at(tmp_path: Path) -> None:

@@ -100,9 +100,8 @@ def test_every_slice_is_scored_as_a_user_would_predict_it(
         [predict_slice(segmenter, np.asarray(volume.image[z])) > 0.5 for z in own["slices"]]
     )
     label = np.array([np.asarray(volume.label[z]) > 0 for z in own["slices"]])
-    assert own["iou"] == pytest.approx(
-        jaccard_score(label.ravel(), predicted.ravel()), abs=2e-3
-    )  # cached tokens are fp16
+    # Cached tokens are fp16.
+    assert own["iou"] == pytest.approx(jaccard_score(label.ravel(), predicted.ravel()), abs=2e-3)
 
 
 def test_slices_are_smoothed_with_all_of_their_neighbours(

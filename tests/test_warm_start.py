@@ -16,7 +16,7 @@ from emadapt.training.fit import Run
 from emadapt.training.plan import unit_key
 from emadapt.training.prepare import prepare
 from emadapt.training.train import train_unit
-from tiny import make_study, same_tensors, settings
+from tiny import make_study, same_tensors, settings, trained
 
 TUNED = {"kind": "lora", "rank": 2, "alpha": 4}
 START = "warm_start"
@@ -61,7 +61,7 @@ def test_a_frozen_head_and_fresh_adapters_linear_probing_then_fine_tuning(study:
 def test_a_source_that_was_not_trained_is_trained_and_later_found(
     study: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = (train_unit(study, Unit("t", "from_b", "a", 0)) / "model.safetensors").read_bytes()
+    first = trained(study, Unit("t", "from_b", "a", 0))
     assert not Path("build/units/t-lora-b-0").exists()
     with monkeypatch.context() as patch:
         patch.setattr(Run, "epoch", lambda *_: pytest.fail("trained again"))

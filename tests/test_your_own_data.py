@@ -58,11 +58,12 @@ def test_slices_to_label_become_a_dataset_of_a_study(here: Path) -> None:
     study = load_study(Path("params.yaml"))
     ingest(study, "mine", Path("data"), Path("build/ingest"))
     volume = open_volume("mine", Path("build/ingest"))
+    # As the text says.
     assert {part: len(own) for part, own in volume.split.items()} == {
         "train": 5,
         "val": 1,
         "test": 2,
-    }  # as the text says
+    }
     shown = zarr.open_array("volume.zarr", mode="r")[int(names[3][:5])]
     np.testing.assert_array_equal(volume.image[3], shown)
     np.testing.assert_array_equal(

@@ -250,6 +250,6 @@ def sweep_with_forks(*words: str) -> None:
     """`emadapt sweep run WORDS` whose workers are forked."""
     from emadapt.sweep import crew
 
-    crew.Popen = Forked  # type: ignore[misc]
+    crew.Popen = Forked  # type: ignore[misc, assignment]
     if code := emadapt("sweep", "run", *words):
         raise SystemExit(code)
