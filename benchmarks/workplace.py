@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,10 @@ def write_volume(name: str, slices: int, side: int) -> None:
 
 
 def write_study(
-    backbone: dict[str, Any], regimes: dict[str, dict[str, Any]], train: dict[str, Any]
+    backbone: dict[str, Any],
+    regimes: dict[str, dict[str, Any]],
+    train: dict[str, Any],
+    voxel_nm: Sequence[float] = (5, 5, 5),
 ) -> None:
     """Write params.yaml: a study of the dataset `noise` with one backbone `b` of random weights."""
     study = {
@@ -53,7 +56,7 @@ def write_study(
     }
     params = {
         "study": study,
-        "datasets": {"noise": {"layout": "stack", "voxel_nm": [5, 5, 5], "foreground": [1]}},
+        "datasets": {"noise": {"layout": "stack", "voxel_nm": [*voxel_nm], "foreground": [1]}},
         "train_sets": {"noise": ["noise"]},
         "backbones": {"b": {"source": "random", "views": 1, **backbone}},
         "regimes": regimes,

@@ -7,6 +7,7 @@ the largest object and the number of objects, not with the volume.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -27,7 +28,7 @@ from emadapt.volumes.voxel import Voxel
 if TYPE_CHECKING:
     import pandas as pd
 
-SLAB = 2**22
+SLAB = 2**24
 """Voxels that are read at once to find the objects."""
 POINTS = 2000
 """Most places of an object's surface from which distances to other objects are measured."""
@@ -76,13 +77,14 @@ def survey(source: Source) -> pd.DataFrame:
     """Size, box, centroid and `at_border` of each object, from one reading of the volume."""
     import pandas as pd
 
-    depth = max(1, SLAB // (source.shape[1] * source.shape[2]))
+    (depth, rows), (length, height) = source.parts(SLAB), source.shape[:2]
     ends = {f"{axis}_{end}": (axis, end) for end in ("min", "max", "sum") for axis in "zyx"}
     parts = []
-    for z0 in range(0, source.shape[0], depth):
-        slab = source.read(z0, min(z0 + depth, source.shape[0]))
-        z, y, x = np.nonzero(slab)
-        places = pd.DataFrame({"id": slab[z, y, x].astype(np.int64), "z": z + z0, "y": y, "x": x})
+    for z0, y0 in itertools.product(range(0, length, depth), range(0, height, rows)):
+        labels = source.read(z0, min(z0 + depth, length), y0, min(y0 + rows, height))
+        z, y, x = np.nonzero(labels)
+        ids = labels[z, y, x].astype(np.int64)
+        places = pd.DataFrame({"id": ids, "z": z + z0, "y": y + y0, "x": x})
         parts.append(places.groupby("id").agg(voxels=("z", "size"), **ends))
     joined = {"voxels": "sum", **{name: name.partition("_")[2] for name in ends}}
     found = pd.concat(parts).groupby("id").agg(joined).reset_index()

@@ -116,11 +116,9 @@ def number_mask(order: Order, mask: Source, voxel_nm: Voxel) -> int:
     Raises:
         InputError: there is none of `order.min_voxels`.
     """
-    z, y, x = mask.shape
-    depth = min(z, max(mask.depth, BLOCK // (y * x)))
-    rows = min(y, max(1, BLOCK // (depth * x)))
     kinds, least = ("mask", "instances"), order.min_voxels
-    job = Job(order.input, mask.stamp, mask.shape, voxel_nm, kinds, least, depth, rows)
+    parts = mask.parts(BLOCK)
+    job = Job(order.input, mask.stamp, mask.shape, voxel_nm, kinds, least, *parts)
     output = Path(order.output).absolute()
     with TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
         partial = begin(Path(folder), job, overwrite=False)

@@ -102,6 +102,12 @@ class Source:
                 held = self.read(first, min(first + depth, self.shape[0]))
             yield held[z - first]
 
+    def parts(self, voxels: int) -> tuple[int, int]:
+        """Slices and rows of parts of about so many voxels, that can be read one by one."""
+        z, y, x = self.shape
+        depth = min(z, max(self.depth, voxels // (y * x)))
+        return depth, min(y, max(1, voxels // (depth * x)))
+
     def where(self, z: int) -> str:
         """What to call a slice in an error."""
         if len(self.files) == self.shape[0]:
