@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -195,7 +194,7 @@ def settle(order: Order, source: Source, model: Model) -> Job:
     aligner = aligner_for(model, statistics, zoom)
     geo = geometry_for(model, source.shape[1:], dataset, aligner)
     view = View(model.segmenter, geo, source.shape[0])
-    warn_of_distance(model, dataset, voxel, view)
+    tell(source.name, _distance(model.voxels[dataset][0], voxel[0], dataset, view))
     depth, rows = block_size(source, geo, view)
     weights, card = sha256_of(model.folder)
     return Job(
@@ -250,15 +249,13 @@ def window_for(source: Source, stated: tuple[float, float] | None) -> tuple[floa
     return stated
 
 
-def warn_of_distance(model: Model, dataset: str, voxel_nm: Voxel, view: View) -> None:
-    """Warn where a model that sees neighbouring slices learned from others, farther or nearer."""
-    trained = model.voxels[dataset][0]
+def _distance(trained_nm: float, own_nm: float, dataset: str, view: View) -> Iterator[str]:
+    """A warning if a model that sees neighbouring slices learned from others, farther or nearer."""
     first, end = view.slices(0, 1)
-    if end - first > 1 and not 1 / APART <= trained / voxel_nm[0] <= APART:
-        print(
-            f"slices are {voxel_nm[0]:g} nm apart, in training {trained:g} nm ({dataset}). "
-            "This model looks at neighbouring slices, so check the result with care",
-            file=sys.stderr,
+    if end - first > 1 and not 1 / APART <= trained_nm / own_nm <= APART:
+        yield (
+            f"slices are {own_nm:g} nm apart, in training {trained_nm:g} nm ({dataset}). "
+            "This model looks at neighbouring slices, so check the result with care"
         )
 
 

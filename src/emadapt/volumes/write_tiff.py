@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.progress import track
 
+from emadapt.progress import track
 from emadapt.volumes.source import Array
 from emadapt.volumes.voxel import Voxel
 from emadapt.volumes.write_zarr import CHUNK
@@ -62,13 +62,14 @@ def write_tiff(group: Path, name: str, voxel_nm: Voxel, about: Mapping[str, Any]
 def _slices(array: Any) -> Iterator[Array]:
     """(Y, X) slices; those of a chunk are read together."""
     depth = array.chunks[0]
-    for z in track(range(0, array.shape[0], depth), description="segment: writing"):
+    starts = range(0, array.shape[0], depth)
+    for z in track(starts, "segment: writing", len(starts)):
         yield from np.asarray(array[z : z + depth])
 
 
 def _tiles(array: Any) -> Iterator[Array]:
     """Tiles of CHUNK x CHUNK, slice by slice."""
-    for z in track(range(array.shape[0]), description="segment: writing"):
+    for z in track(range(array.shape[0]), "segment: writing", array.shape[0]):
         for y in range(0, array.shape[1], CHUNK):
             rows = np.asarray(array[z, y : y + CHUNK])
             for x in range(0, array.shape[2], CHUNK):

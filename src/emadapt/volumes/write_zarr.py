@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.progress import track
 
+from emadapt.progress import track
 from emadapt.volumes.source import Array
 from emadapt.volumes.voxel import Voxel
 
@@ -90,7 +90,8 @@ def scale_factors(shape: tuple[int, ...], voxel_nm: Voxel) -> list[list[int]]:
 def _shrink(finer: Any, coarse: Any, step: list[int], mean: bool) -> None:
     """Fill an array from a finer one, a row of chunks at a time."""
     depth, rows, _ = coarse.chunks
-    for z in track(range(0, coarse.shape[0], depth), description="segment: a coarser scale"):
+    starts = range(0, coarse.shape[0], depth)
+    for z in track(starts, "segment: a coarser scale", len(starts)):
         slices = slice(z * step[0], (z + depth) * step[0])
         for y in range(0, coarse.shape[1], rows):
             part = np.asarray(finer[slices, y * step[1] : (y + rows) * step[1]])
