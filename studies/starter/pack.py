@@ -1,26 +1,36 @@
-"""Put a trained and evaluated unit into the package, as a model that ships.
+"""Put the trained unit of this study into the package, as the model that ships.
 
-python studies/starter/pack.py UNIT NAME THRESHOLD
-
-THRESHOLD is the probability above which masks of the model have foreground.
+`python studies/starter/pack.py`, after `emadapt use starter && emadapt repro`.
 """
+
+from __future__ import annotations
 
 import json
 import shutil
-import sys
+from pathlib import Path
 
 from emadapt.files import write_text
-from emadapt.segment.shipped import SHIPPED, UNITS
-from emadapt.training.model_card import EVALUATED, metrics_of
+from emadapt.segment.shipped import SHIPPED, STARTER
+from emadapt.training.model_card import EVALUATED
 
-unit, name, threshold = sys.argv[1:]
-source, target = UNITS / unit, SHIPPED / name
-card = json.loads((source / "model.json").read_text())
-if not metrics_of(source, card):
-    sys.exit(f"{source}: no scores of this model. Run `emadapt evaluate {unit}`.")
-target.mkdir(parents=True, exist_ok=True)
-text = json.dumps(card | {"threshold": float(threshold)}, indent=1, sort_keys=True)
-write_text(target / "model.json", f"{text}\n")
-shutil.copyfile(source / "model.safetensors", target / "model.safetensors")
-for file in ("metrics.json", "model-card.md"):
-    shutil.copyfile(EVALUATED / unit / file, target / file)
+UNIT = "dinov2_s-frozen-synthetic-0"
+CHOSEN = {"threshold": 0.6, "chosen_on": "Lucchi's training half, and all of VNC"}
+"""What was settled on real data, and on which (README.md)."""
+SMOOTH_Z_NM = 30.0
+"""Over so many nm the model that ships averages along z. Training has no neighbouring slices."""
+
+
+def main() -> None:
+    """Copy the weights, the card with `CHOSEN`, and the scores."""
+    source, target = Path("build/units") / UNIT, SHIPPED / STARTER
+    card = json.loads((source / "model.json").read_text()) | CHOSEN
+    card["backbone"]["smooth_z_nm"] = SMOOTH_Z_NM
+    target.mkdir(parents=True, exist_ok=True)
+    write_text(target / "model.json", json.dumps(card, indent=1, sort_keys=True) + "\n")
+    shutil.copyfile(source / "model.safetensors", target / "model.safetensors")
+    shutil.copyfile(EVALUATED / UNIT / "metrics.json", target / "metrics.json")
+    print(f"{target}; next: python studies/starter/score.py")
+
+
+if __name__ == "__main__":
+    main()

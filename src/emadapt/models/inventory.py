@@ -8,6 +8,7 @@ from pathlib import Path
 from emadapt.models.archs import PYPI_RELEASE, arch_of
 from emadapt.models.hub import cached_file, hub_file
 from emadapt.models.identity import file_sha256
+from emadapt.models.weights import open_weights, pypi_is_here
 from emadapt.study.backbones import BackboneSettings
 from emadapt.study.study import Study
 
@@ -28,9 +29,13 @@ def inventory(study: Study, fetch: bool = False) -> Iterator[tuple[str, bool]]:
 def _state(spec: BackboneSettings, fetch: bool) -> tuple[str, str, bool]:
     """What the weights are (REPOSITORY@REVISION, a path, a package), and how it is with them."""
     arch = arch_of(spec)
-    if spec.source in ("pypi", "random"):
-        what = PYPI_RELEASE if spec.source == "pypi" else "random weights"
-        return what, "comes with the installation", True
+    if spec.source == "random":
+        return "random weights", "drawn by a seed", True
+    if spec.source == "pypi":
+        if fetch:
+            open_weights(spec)
+        here = pypi_is_here()
+        return PYPI_RELEASE, "here" if here else "not here: --fetch gets it", here
     if spec.source == "file":
         what, path = spec.file, Path(spec.file) if Path(spec.file).is_file() else None
     else:

