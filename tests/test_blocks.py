@@ -24,9 +24,8 @@ SPLIT = {"train": [*range(8), *range(12, 17)], "val": [9, 10], "test": [18, 19]}
 def volume() -> Volume:
     """Grey values tell the slice and, in label, where it lies in plane."""
     image = np.broadcast_to(np.arange(20, dtype=np.uint8)[:, None, None] * 10, (20, 60, 70)).copy()
-    label = np.broadcast_to(
-        (np.add.outer(np.arange(60), np.arange(70)) % 2).astype(np.uint8), image.shape
-    ).copy()
+    chequered = (np.add.outer(np.arange(60), np.arange(70)) % 2).astype(np.uint8)
+    label = np.broadcast_to(chequered, image.shape).copy()
     return Volume("v", image, label, {"split": SPLIT, "voxel_nm": [30, 5, 5], "md5": "0"})
 
 
@@ -52,11 +51,7 @@ def test_patches_lie_in_training_slices_alone(volume: Volume) -> None:
     seen = set()
     for row in rows:
         image, label = data[Draw(0, int(row), 5)]
-        assert (image.shape, label.shape, image.dtype) == (
-            (1, 4, 32, 32),
-            (4, 32, 32),
-            label.float().dtype,
-        )
+        assert (image.shape, label.shape) == ((1, 4, 32, 32), (4, 32, 32))
         slices = (image[0, :, 0, 0] * 25.5).round().int().tolist()
         assert (np.diff(slices) == 1).all()
         assert set(slices) <= set(SPLIT["train"])
@@ -79,16 +74,9 @@ def test_the_same_draw_gives_the_same_bytes_and_another_does_not(volume: Volume)
 
 def test_augmentation_turns_all_slices_alike_and_changes_grey_values_alike() -> None:
     rng = np.random.default_rng(0)
-    image, label = (
-        rng.integers(80, 160, (3, 8, 8)).astype(np.uint8),
-        rng.integers(0, 2, (3, 8, 8)).astype(np.uint8),
-    )
+    image, label = (rng.integers(*span, (3, 8, 8), np.uint8) for span in ((80, 160), (0, 2)))
     turned = [np.rot90(part, k, (1, 2)) for part in (label, label[:, ::-1]) for k in range(4)]
-    allowed = [
-        t.tobytes()
-        for part in turned
-        for t in (np.ascontiguousarray(part), np.ascontiguousarray(part[::-1]))
-    ]
+    allowed = [t.tobytes() for part in turned for t in (part, part[::-1])]
     found, changes = set(), set()
     for seed in range(120):
         grey, mask = augment(image, label, seed)
@@ -96,10 +84,8 @@ def test_augmentation_turns_all_slices_alike_and_changes_grey_values_alike() -> 
         found.add(where)
         # Undone in plane and z, grey values are one rising line of the old ones: brightness and
         # contrast, no local change.
-        back = [np.rot90(part, k, (1, 2)) for part in (image, image[:, ::-1]) for k in range(4)][
-            where // 2
-        ]
-        back = back[::-1] if where % 2 else back
+        flipped = image[:, ::-1] if where >= 8 else image
+        back = np.rot90(flipped, where // 2 % 4, (1, 2))[:: -1 if where % 2 else 1]
         order = np.argsort(back.ravel(), kind="stable")
         assert (np.diff(grey.ravel()[order].astype(int)) >= 0).all()
         changes.add(round(float(grey.mean())))

@@ -36,26 +36,18 @@ def tokens_of(study: Study) -> tuple[Backbone, BackboneSettings]:
 def test_each_place_of_a_slice_once_and_none_in_the_padding(
     shape: tuple[int, int], overlap: float
 ) -> None:
-    patch, spec = (
-        14,
-        BackboneSettings(arch="tiny_dinov2", source="random", tile=64, overlap=overlap),
-    )
+    patch = 14
+    spec = BackboneSettings(arch="tiny_dinov2", source="random", tile=64, overlap=overlap)
     geo = geometry(shape, spec, patch)
-    rng = np.random.default_rng(0)
-    label = (rng.random(geo.padded) < 0.5).astype(np.uint8)
+    label = (np.random.default_rng(0).random(geo.padded) < 0.5).astype(np.uint8)
     tiles = []
-    for y, x in geo.corners():
-        h, w = geo.tile
-        cy, cx = (
-            np.arange(n // patch) * patch + patch / 2 + origin for n, origin in ((h, y), (w, x))
+    for corner in geo.corners():
+        (y, x), (h, w) = corner, geo.tile
+        middles = (
+            np.arange(n // patch) * patch + 7 + k for n, k in zip((h, w), corner, strict=True)
         )
-        tiles.append(
-            (
-                (y, x),
-                np.stack(np.meshgrid(cy, cx, indexing="ij")).astype(np.float32),
-                label[y : y + h, x : x + w],
-            )
-        )
+        centres = np.stack(np.meshgrid(*middles, indexing="ij")).astype(np.float32)
+        tiles.append((corner, centres, label[y : y + h, x : x + w]))
     tokens, occupancy, centres = features._one_slice(iter(tiles), geo)
     np.testing.assert_array_equal(tokens, centres)  # a token's value is where it is
     assert (centres < np.asarray(geo.resized)).all()

@@ -35,11 +35,8 @@ def pytorch_fid(
 def tokens(n: int, dim: int, seed: int, decay: float = 1.0) -> np.ndarray:
     rng = np.random.default_rng(seed)
     directions = np.linalg.qr(rng.standard_normal((dim, dim)))[0]
-    return (
-        (rng.standard_normal((n, dim)) + rng.standard_normal(dim))
-        / np.arange(1, dim + 1) ** decay
-        @ directions
-    )
+    drawn = rng.standard_normal((n, dim)) + rng.standard_normal(dim)
+    return drawn / np.arange(1, dim + 1) ** decay @ directions
 
 
 def on_hyperplane(x: np.ndarray) -> np.ndarray:
