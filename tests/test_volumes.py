@@ -44,39 +44,33 @@ def scales(path: Path, version: str = "0.4") -> str:
     return image(path, (UM, COARSE), version=version, volume=WIDE)
 
 
-FORMATS: dict[str, tuple[Callable[[Path], str], bool]] = {
-    "tiff": (lambda p: tiff(p, WIDE), False),
-    "deflated": (lambda p: tiff(p, WIDE, compression="zlib"), False),
-    "tiled": (lambda p: tiff(p, WIDE, tile=(16, 16), compression="lzw"), False),
-    "big": (lambda p: tiff(p, WIDE, file={"bigtiff": True, "byteorder": ">"}), False),
-    "ome": (lambda p: ome(p, WIDE), True),
-    "imagej": (lambda p: imagej(p, WIDE, spacing=UM[0], unit="um"), True),
-    "png": (lambda p: slices(p, [f"s_{z}.png" for z in range(8, 13)], WIDE), False),
-    "tif slices": (lambda p: slices(p, [f"s_{z}.tif" for z in range(8, 13)], WIDE), False),
-    "hdf5": (lambda p: hdf5(p, WIDE, element_size_um=UM), True),
-    "hdf5 named": (
-        lambda p: hdf5(p, WIDE, "volumes/raw", resolution=VOXEL) + ":/volumes/raw",
-        True,
+STATED: dict[str, Callable[[Path], str]] = {
+    "ome": lambda p: ome(p, WIDE),
+    "imagej": lambda p: imagej(p, WIDE, spacing=UM[0], unit="um"),
+    "hdf5": lambda p: hdf5(p, WIDE, element_size_um=UM),
+    "hdf5 named": lambda p: hdf5(p, WIDE, "volumes/raw", resolution=VOXEL) + ":/volumes/raw",
+    "nifti": lambda p: nifti(p, WIDE),
+    "nifti packed": lambda p: nifti(p, WIDE, name="v.nii.gz"),
+    "zarr v2": lambda p: array(p, WIDE, 2, PARTS, resolution=VOXEL, _ARRAY_DIMENSIONS=list("zyx")),
+    "zarr v3": lambda p: array(p, WIDE, 3, NAMED, resolution=VOXEL),
+    "sharded": lambda p: array(p, WIDE, 3, SHARDED, resolution=VOXEL),
+    "ome-zarr 0.4": scales,
+    "ome-zarr 0.5": lambda p: image(
+        p, [(1, 1, *UM)], version="0.5", axes="tczyx", volume=WIDE[None, None]
     ),
-    "nifti": (lambda p: nifti(p, WIDE), True),
-    "nifti packed": (lambda p: nifti(p, WIDE, name="v.nii.gz"), True),
-    "zarr v2": (
-        lambda p: array(p, WIDE, 2, PARTS, resolution=VOXEL, _ARRAY_DIMENSIONS=list("zyx")),
-        True,
-    ),
-    "zarr v3": (lambda p: array(p, WIDE, 3, NAMED, resolution=VOXEL), True),
-    "sharded": (
-        lambda p: array(p, WIDE, 3, SHARDED, resolution=VOXEL),
-        True,
-    ),
-    "ome-zarr 0.4": (scales, True),
-    "ome-zarr 0.5": (
-        lambda p: image(p, [(1, 1, *UM)], version="0.5", axes="tczyx", volume=WIDE[None, None]),
-        True,
-    ),
-    "within": (lambda p: scales(p) + "/0", False),
 }
-"""Of `WIDE`; whether a file states the voxel size."""
+"""Files of `WIDE` that state `VOXEL`."""
+UNSTATED: dict[str, Callable[[Path], str]] = {
+    "tiff": lambda p: tiff(p, WIDE),
+    "deflated": lambda p: tiff(p, WIDE, compression="zlib"),
+    "tiled": lambda p: tiff(p, WIDE, tile=(16, 16), compression="lzw"),
+    "big": lambda p: tiff(p, WIDE, file={"bigtiff": True, "byteorder": ">"}),
+    "png": lambda p: slices(p, [f"s_{z}.png" for z in range(8, 13)], WIDE),
+    "tif slices": lambda p: slices(p, [f"s_{z}.tif" for z in range(8, 13)], WIDE),
+    "within": lambda p: scales(p) + "/0",
+}
+"""Files of `WIDE` that state no voxel size."""
+FORMATS = STATED | UNSTATED
 DEPTHS = {"sharded": 4, **dict.fromkeys([n for n in FORMATS if "zarr" in n or "hdf5" in n], 2)}
 
 
@@ -87,11 +81,10 @@ def test_every_format_gives_the_same_volume(
 ) -> None:
     if large:
         monkeypatch.setattr(tiff_format, "LARGE", 100)
-    write, has_voxel = FORMATS[kind]
-    text = write(tmp_path)
+    text = FORMATS[kind](tmp_path)
     source = open_source(text)
     assert (source.shape, source.dtype) == (WIDE.shape, WIDE.dtype)
-    assert source.voxel_nm == (VOXEL if has_voxel else None)
+    assert source.voxel_nm == (VOXEL if kind in STATED else None)
     assert source.depth == DEPTHS.get(kind, 2 if kind == "within" else 1)
     assert source.stamp == open_source(text).stamp
     np.testing.assert_array_equal(source.read(0, 5), WIDE)
@@ -212,7 +205,7 @@ def test_a_scale_that_is_not_there(tmp_path: Path) -> None:
     "kind", ["tiff", "deflated", "ome", "imagej", "hdf5", "nifti", "nifti packed", "png"]
 )
 def test_truncated_files_are_named(tmp_path: Path, kind: str, keep: float) -> None:
-    text = FORMATS[kind][0](tmp_path)
+    text = FORMATS[kind](tmp_path)
     path = min(Path(text).iterdir()) if Path(text).is_dir() else Path(text)
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * keep)])
     assert path.name in refused(text)
