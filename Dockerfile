@@ -46,7 +46,7 @@ ENV PYTHONPATH=/project/src \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 
-# /project: the checkout with data/, the DVC cache, build/, scratch/, reports/ and, without a server, the lab book.
+# /project: the checkout with data/, the DVC cache, build/, scratch/, reports/ and, without a server, MLflow's runs.
 # /cache: weights. /mlartifacts: what the tracking server of compose.yaml stores.
 VOLUME ["/project", "/cache", "/mlartifacts"]
 WORKDIR /project

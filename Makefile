@@ -92,5 +92,5 @@ lock: ## resolve pyproject.toml into requirements*.lock; versions that fit stay 
 	PATH="$$tmp/bin:$$PATH" "$$tmp/bin/python" .ci/lock
 
 clean: ## remove build/, scratch/ and tool caches; keeps .venv, data/, the DVC cache, reports/ and MLflow's runs
-	rm -rf build scratch .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build scratch .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

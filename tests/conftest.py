@@ -13,7 +13,9 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 
-os.environ.pop("MLFLOW_TRACKING_URI", None)  # no test may write to somebody's real runs
+# No test may write to somebody's real runs or sweeps, or run on their GPUs.
+for name in ("MLFLOW_TRACKING_URI", "EMADAPT_SWEEP_STORAGE", "EMADAPT_DEVICES", "EMADAPT_TRACKING"):
+    os.environ.pop(name, None)
 os.environ.update(
     DVC_NO_ANALYTICS="1",
     HF_ENDPOINT="http://127.0.0.1:9",  # nothing listens there: a download fails at once
@@ -60,7 +62,6 @@ def states(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory):
     """One database for all tests, copied into each root: creating one takes seconds."""
-    os.environ.pop("MLFLOW_TRACKING_URI", None)
     from emadapt.tracking import store as mlflow_store  # slow to import
 
     root = tmp_path_factory.mktemp("empty")
@@ -70,8 +71,6 @@ def empty_store(tmp_path_factory):
 
 @pytest.fixture
 def root(tmp_path, empty_store, monkeypatch):
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.delenv("EMADAPT_TRACKING", raising=False)
     root = tmp_path / "project"
     root.mkdir()
     shutil.copy(empty_store, root / "mlflow.db")

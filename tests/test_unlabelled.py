@@ -91,6 +91,6 @@ def test_missing_labels_are_still_an_error_where_they_are_expected(tmp_path: Pat
     del own["datasets"]["c"]["labelled"]
     study = study_of(tmp_path, own, ingested=False)
     problems = check_study(tmp_path / "params.yaml")
-    assert any("exactly one" in problem for problem in problems)
-    with pytest.raises(InputError, match="0 volumes called label"):
+    assert any("expected one volume" in problem for problem in problems)
+    with pytest.raises(InputError, match="expected one volume called label"):
         ingest(study, "c", tmp_path / "data")

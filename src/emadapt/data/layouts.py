@@ -49,7 +49,8 @@ def check_folder(root: Path, layout: str) -> None:
             root,
             found="no such folder",
             expected=f"a dataset in layout `{layout}`",
-            do="Run `dvc pull`, or `emadapt fetch` for a public dataset.",
+            do="Put the files there, or correct `path`. Of a public dataset: `emadapt fetch`, or "
+            "`dvc pull`.",
         )
 
 

@@ -104,9 +104,9 @@ def _stack(folder: Path, kind: str) -> Path:
     if len(found) != 1:
         raise InputError(
             folder,
-            found=f"{len(found)} volumes called {kind} with {', '.join(STACK_SUFFIXES)}",
-            expected="exactly one",
-            do=f"Put the {kind} stack there.",
+            found=some(sorted(path.name for path in found or folder.iterdir())) or "nothing",
+            expected=f"one volume called {kind} with {', '.join(STACK_SUFFIXES)}",
+            do="Keep one of them." if found else f"Put the {kind} there under this name.",
         )
     return found[0]
 

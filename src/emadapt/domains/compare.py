@@ -143,7 +143,9 @@ def compare(
 
 @one_thread
 def split_half_null(f: Features, level: str, spec: DiagnoseSettings) -> float:
-    """Largest distance between halves of one dataset, over all ways to halve its z-blocks.
+    """Largest distance between halves of one dataset, over the ways to halve its z-blocks.
+
+    Of more than `MOST_HALVES` ways so many are drawn.
 
     The two contiguous halves are one of the ways. Halves have half the slices, so their sampling
     error is larger than that of whole datasets: a distance above this is no sampling artefact, and
@@ -192,7 +194,7 @@ def _halves(spec: DiagnoseSettings) -> list[tuple[int, ...]]:
 
 def _each(between: Distance, draws: Sequence[tuple[Numbers, ...]]) -> list[float]:
     """Distances of many draws in parallel; LAPACK releases Python's lock."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         return list(pool.map(lambda draw: between(*draw), draws))
 
 

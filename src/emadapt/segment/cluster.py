@@ -38,7 +38,10 @@ def workers(where: str, work: Work) -> Iterator[Callable[[str, str, list[int]], 
         except (OSError, ValueError) as error:
             found, expected = f"no scheduler at {where} ({error})", "tcp://HOST:PORT, or local:N"
             raise InputError(
-                "--dask", found=found, expected=expected, do="Start one: `dask scheduler`."
+                "--dask",
+                found=found,
+                expected=expected,
+                do="Correct the address, or start one: `dask scheduler`.",
             ) from error
         yield lambda folder, phase, numbers: _finished(client, work, folder, phase, numbers)
 
@@ -50,7 +53,7 @@ def _local(where: str) -> Any:
     number = where.removeprefix("local:")
     if not number.isdigit() or int(number) < 1:
         expected = "local:N with N of 1 or more"
-        raise InputError("--dask", found=where, expected=expected, do="Correct it.")
+        raise InputError("--dask", found=where, expected=expected, do="Write local:4, say.")
     return LocalCluster(
         host="127.0.0.1",
         n_workers=int(number),

@@ -230,9 +230,8 @@ def _check_classes(order: Order, model: Model) -> None:
     }
     if len(model.segmenter.classes) > 1 and (given := [name for name, on in asked.items() if on]):
         found = f"{given[0]} and a model of {', '.join(model.segmenter.classes)}"
-        raise InputError(
-            model.folder, found=found, expected="a model of one class", do="Leave it out."
-        )
+        do = "Leave it out, or take a model without it."
+        raise InputError(model.folder, found=found, expected="a model of one class", do=do)
 
 
 def window_for(source: Source, stated: tuple[float, float] | None) -> tuple[float, float]:
