@@ -35,7 +35,8 @@ def main(root: Path) -> None:
         known, folder = DATASETS[name], SHOWN / name
         labels, model = folder / "labels", folder / "tuned"
         labels.mkdir(parents=True, exist_ok=True)
-        first, *_, last = find_parts(root / name, known.layout, "number")
+        parts = find_parts(root / name, known.layout, "number")
+        first, last = parts[0], parts[-1]  # one and the same of VNC
         stated = "--overwrite", "--voxel-nm", *known.voxel_nm
         above = int(known.foreground[1:])
         tifffile.imwrite(folder / "volume.tif", first.images.read(0, first.depth))
