@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -9,62 +10,92 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
+from emadapt.metrics.intervals import added, of_seeds
+
 RESULTS = Path(__file__).parent / "results"
 FEW = {u["regime"]: u for u in json.loads((RESULTS / "summary.json").read_text())["units"]}
-ALL = json.loads((RESULTS / "all_slices.json").read_text())
-NAMES = {"frozen": "frozen", "lora": "LoRA, from the frozen head"}
+KEPT = json.loads((RESULTS / "all_slices.json").read_text())
+ALL = {u["regime"]: u for u in KEPT["units"]}
+NAMES = {"frozen": "frozen", "lora": "LoRA, from the frozen head", "unet2d": "U-Net from scratch"}
+PARTS = {"first 32": slice(0, 32), "next 32": slice(32, 64)}
 
 
-def of_part(counts: list[list[int]], part: slice) -> float:
-    """IoU pooled over some test slices, from pixels in both, predicted, labelled of each."""
-    both, predicted, labelled = np.array(counts)[part].sum(0)
-    return float(both / (predicted + labelled - both))
+def of_part(regime: str, part: slice) -> list[float]:
+    """IoU of each seed pooled over some test slices of the models of 165 training slices."""
+    found = []
+    for counts in KEPT["counts"][regime].values():
+        both, predicted, labelled = np.array(counts)[part].sum(0)
+        found.append(float(both / (predicted + labelled - both)))
+    return found
 
 
-PARTS = {"first 32": slice(0, 32), "next 32": slice(32, 64), "all 64": slice(0, 64)}
-SEEDS = {
-    name: [of_part(counts, part) for counts in ALL["counts"].values()]
-    for name, part in PARTS.items()
+def said(values: list[float]) -> str:
+    """Mean and standard deviation over seeds; of one seed its value."""
+    spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.3f}{spread}"
+
+
+def costs(unit: dict[str, Any]) -> list[str]:
+    """Cells that say what a model took."""
+    return [f"{unit['trainable_params']:,}", f"{unit['seconds']:.0f} s"]
+
+
+def draw(shown: dict[str, list[float]]) -> None:
+    """IoU of each seed, and the mean, a row for each name."""
+    figure, axes = plt.subplots(figsize=(7, 3.6))
+    for k, values in enumerate(shown.values()):
+        axes.plot(values, [-k] * len(values), "|", color="#0072b2", ms=14)
+        axes.plot(np.mean(values), -k, "o", color="#0072b2", ms=8)
+    axes.set_yticks([-k for k in range(len(shown))], list(shown))
+    axes.set_ylim(0.6 - len(shown), 0.6)
+    axes.set_xlabel("foreground IoU (ticks: seeds, point: mean)")
+    axes.grid(axis="x", alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(RESULTS / "answer.png", dpi=110)
+
+
+few = {f"{NAMES[r]}, 48\nfirst 32": u["iou"]["values"] for r, u in FEW.items()}
+parts = {
+    f"{name}, 165\n{part}": of_part(regime, at)
+    for part, at in PARTS.items()
+    for regime, name in NAMES.items()
+    if regime in ALL
 }
-shown = {
-    f"{name}, 48 slices\ntested on first 32": FEW[key]["iou"]["values"]
-    for key, name in NAMES.items()
-}
-for part in ("first 32", "next 32"):
-    shown[f"frozen, 165 slices\ntested on {part}"] = SEEDS[part]
+draw(few | parts)
 
-figure, axes = plt.subplots(figsize=(7, 3))
-for k, values in enumerate(shown.values()):
-    axes.plot(values, [-k] * len(values), "|", color="#0072b2", ms=14)
-    axes.plot(np.mean(values), -k, "o", color="#0072b2", ms=8)
-axes.set_yticks([-k for k in range(len(shown))], list(shown))
-axes.set_ylim(0.6 - len(shown), 0.6)
-axes.set_xlim(0.8, 0.9)
-axes.set_xlabel("foreground IoU (ticks: seeds, point: mean)")
-axes.grid(axis="x", alpha=0.3)
-figure.tight_layout()
-figure.savefig(RESULTS / "answer.png", dpi=110)
-
-print(f"| frozen, 165 training slices; test slices | {' | '.join(SEEDS)} |")
-print("|---" * (1 + len(SEEDS)) + "|")
-cells = [f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}" for values in SEEDS.values()]
-print("| IoU | " + " | ".join(cells) + " |")
-(unit,) = ALL["units"]
-low, high = unit["iou"]["ci95"]
-ends, dice, edges = f"{low:.3f} to {high:.3f}", unit["dice"]["mean"], unit["boundary_iou"]["mean"]
-print(f"\nAll 64: 95 % of IoU {ends}; Dice {dice:.3f}, boundary IoU {edges:.3f}.\n")
+print("| 165 training slices, 64 test slices | seeds | IoU | 95 % | first 32 | next 32 |", end="")
+print(" Dice | boundary IoU | trained weights | training |")
+print("|---" * 10 + "|")
+for regime in [regime for regime in NAMES if regime in ALL]:
+    unit = ALL[regime]
+    low, high = unit["iou"]["ci95"]
+    cells = [
+        str(len(unit["iou"]["values"])),
+        said(unit["iou"]["values"]),
+        f"{low:.3f} to {high:.3f}",
+        *(said(of_part(regime, at)) for at in PARTS.values()),
+        f"{unit['dice']['mean']:.3f}",
+        f"{unit['boundary_iou']['mean']:.3f}",
+        *costs(unit),
+    ]
+    print(f"| {NAMES[regime]} | {' | '.join(cells)} |")
+if "unet2d" in ALL:
+    ours, theirs = (np.array(ALL[regime]["iou"]["values"]) for regime in ("frozen", "unet2d"))
+    gain, margin = (
+        ours.mean() - theirs.mean(),
+        added(of_seeds(ours), of_seeds(theirs)).margin(0.975),
+    )
+    print(f"\nFrozen less U-Net: {gain:+.3f} ({gain - margin:+.3f} to {gain + margin:+.3f})\n")
 
 scores = "IoU | Dice | boundary IoU | average precision of objects | trained weights | training"
 print(f"| 48 training slices, first 32 test slices | {scores} |")
-print("|---|---|---|---|---|---|---|")
-for regime, name in NAMES.items():
-    unit = FEW[regime]
+print("|---" * 7 + "|")
+for regime, unit in FEW.items():
     cells = [
-        f"{unit['iou']['mean']:.3f} ± {unit['iou']['std']:.3f}",
+        said(unit["iou"]["values"]),
         f"{unit['dice']['mean']:.3f}",
         f"{unit['boundary_iou']['mean']:.3f}",
         f"{unit['instances']['ap50']['mean']:.3f}",
-        f"{unit['trainable_params']:,}",
-        f"{unit['seconds']:.0f} s",
+        *costs(unit),
     ]
-    print(f"| {name} | " + " | ".join(cells) + " |")
+    print(f"| {NAMES[regime]} | {' | '.join(cells)} |")
