@@ -228,6 +228,11 @@ def mesh(input_: str, output: str, **options: Any) -> None:
 @click.argument("output", metavar="TABLE.csv|TABLE.parquet")
 @click.option("--image", default="", help="Grey volume of the same shape, for intensities.")
 @click.option("--to", default="", help="Mask of a second class, for the distance to it.")
+@click.option(
+    "--probabilities",
+    default="",
+    help="As `segment --probabilities` writes them, for the objects that are most likely wrong.",
+)
 @MIN_VOXELS
 @click.option("--jobs", default=1, show_default=True, type=click.IntRange(1), help="Processes.")
 @VOXEL

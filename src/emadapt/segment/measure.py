@@ -1,4 +1,4 @@
-"""`emadapt measure`: a table of objects, and a page with histograms, the largest and the oddest."""
+"""`emadapt measure`: a table of objects, and a page with histograms and pictures of some."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ from emadapt.segment.objects import (
     with_nearest,
 )
 from emadapt.segment.outputs import check_output
-from emadapt.segment.preview import picture
+from emadapt.segment.preview import overlay, picture
 from emadapt.segment.run import number_mask
+from emadapt.volumes.grey import to_uint8
 from emadapt.volumes.source import tell
 from emadapt.volumes.writing import WRITERS
 
@@ -44,12 +45,17 @@ HISTOGRAMS = {
     "nearest_nm": ("distance to the nearest, nm", 1),
     "intensity_mean": ("mean grey value", 1),
     "to_nm": ("distance to the second class, nm", 1),
+    "doubt": ("doubt", 1),
 }
 """Columns that are drawn where the table has them; axis label, and what one unit of it is."""
 COMPARED = ("volume_nm3", "length_nm", "width_nm", "sphericity")
 """What makes an object odd: how far these are from the median, in robust standard deviations."""
 SHOWN = 4
 """The largest objects, and as many of the oddest others."""
+DOUBTED = 20
+"""Objects of which the model is least sure."""
+AROUND_NM = 200.0
+"""What is shown around an object of the image."""
 SPECK = 100
 """Voxels; the shape of a smaller object says little."""
 SIDE = 320
@@ -70,7 +76,8 @@ def measure_volume(asked: Asked) -> pd.DataFrame:
         of voxels at their surfaces (of large objects, of `POINTS` of these voxels); `at_border`,
         whether the border of the volume cuts it; the box `z_min` to `x_max` and the centroid `z`,
         `y`, `x` in voxels from 0. With an image `intensity_mean` and `intensity_std`; with a second
-        class `to_nm`, the distance to its nearest voxel, empty beyond REACH_NM.
+        class `to_nm`, the distance to its nearest voxel, empty beyond REACH_NM; with probabilities
+        `doubt`, 1 less their mean.
 
     Raises:
         InputError: a file cannot be read or written, the volumes do not fit, or there is no object.
@@ -122,9 +129,10 @@ def _numbered(asked: Asked, mask: Measurer) -> Asked:
 def page(asked: Asked, measurer: Measurer, table: pd.DataFrame, summary: dict[str, Any]) -> str:
     """The HTML; the same input gives the same text."""
     largest = table.nlargest(SHOWN, "voxels")
-    rest = table.drop(largest.index)
-    rest = rest[rest["voxels"] >= SPECK]
+    sizeable = table[table["voxels"] >= SPECK]
+    rest = sizeable.drop(largest.index, errors="ignore")
     oddest = rest.assign(odd=oddness(table).loc[rest.index]).nlargest(SHOWN, "odd")
+    doubted = sizeable.nlargest(DOUBTED, "doubt") if "doubt" in table else table[:0]
     return render(
         "segment",
         "measure.html.jinja",
@@ -132,6 +140,7 @@ def page(asked: Asked, measurer: Measurer, table: pd.DataFrame, summary: dict[st
         summary=summary,
         histograms=histograms(table),
         groups={
+            "Most likely wrong": [outlined(measurer, row) for row in doubted.to_dict("records")],
             "The largest": [shown(measurer, row) for row in largest.to_dict("records")],
             "The oddest of the others": [shown(measurer, row) for row in oddest.to_dict("records")],
         },
@@ -147,9 +156,24 @@ def oddness(table: pd.DataFrame) -> pd.Series:
 
 def shown(measurer: Measurer, row: dict[str, Any]) -> dict[str, Any]:
     """An object for the template: a picture seen along z, and what is known of it."""
-    box: Box = {k: v for k, v in row.items() if k == "id" or k.endswith(("_min", "_max"))}
-    labels, _ = measurer.cut(measurer.objects, box, 0)
+    labels, _ = measurer.cut(measurer.objects, _box(row), 0)
     return {**row, "picture": picture(relief(labels == row["id"], measurer.voxel_nm))}
+
+
+def outlined(measurer: Measurer, row: dict[str, Any]) -> dict[str, Any]:
+    """As `shown`, of an image the slice that has most of the object."""
+    if not measurer.image:
+        return shown(measurer, row)
+    labels, first = measurer.cut(measurer.objects, _box(row), AROUND_NM)
+    own = labels == row["id"]
+    k = int(own.sum((1, 2)).argmax())
+    grey = measurer.cut(measurer.image, _box(row), AROUND_NM)[0][k]
+    image = overlay(to_uint8(grey, *np.percentile(grey, (1, 99))), own[k])
+    return {**row, "slice": first[0] + k, "picture": picture(image)}
+
+
+def _box(row: dict[str, Any]) -> Box:
+    return {k: v for k, v in row.items() if k == "id" or k.endswith(("_min", "_max"))}
 
 
 def relief(mask: npt.NDArray[np.bool_], voxel_nm: tuple[float, ...]) -> npt.NDArray[np.uint8]:

@@ -32,6 +32,8 @@ SLAB = 2**24
 """Voxels that are read at once to find the objects."""
 POINTS = 2000
 """Most places of an object's surface from which distances to other objects are measured."""
+SURE = 255
+"""Value of a file of probabilities that is 1."""
 REACH_NM = 300.0
 """How far around an object a second class is looked for."""
 BLOCKS, BLOCK_NM = 4, 1000.0
@@ -50,6 +52,7 @@ class Asked:
     output: str
     image: str = ""
     to: str = ""
+    probabilities: str = ""
     voxel_nm: Voxel | None = None
     min_voxels: int = 1
     jobs: int = 1
@@ -64,7 +67,7 @@ def opened(asked: Asked) -> Measurer:
         do = "Write them with `emadapt segment --instances`."
         raise InputError(asked.objects, found=found, expected=expected, do=do)
     others = []
-    for name in (asked.image, asked.to):
+    for name in (asked.image, asked.to, asked.probabilities):
         other = open_source(name) if name else None
         if other and other.shape != objects.shape:
             found, expected = f"shape {other.shape}", f"{objects.shape}, as of {asked.objects}"
@@ -98,9 +101,15 @@ class Measurer:
     """The volumes, open, and the measures of one object at a time."""
 
     def __init__(
-        self, objects: Source, voxel_nm: Voxel, image: Source | None, to: Source | None
+        self,
+        objects: Source,
+        voxel_nm: Voxel,
+        image: Source | None,
+        to: Source | None,
+        probabilities: Source | None,
     ) -> None:
         self.objects, self.voxel_nm, self.image, self.to = objects, voxel_nm, image, to
+        self.probabilities = probabilities
 
     def measures(self, box: Box) -> dict[str, Any]:
         """The measures of an object, and `points`: places (n, 3) in nm of its surface."""
@@ -127,6 +136,9 @@ class Measurer:
         if self.image:
             grey = self.cut(self.image, box, 0)[0][own]
             found |= {"intensity_mean": float(grey.mean()), "intensity_std": float(grey.std())}
+        if self.probabilities:
+            sure = self.cut(self.probabilities, box, 0)[0][own]
+            found["doubt"] = 1 - float(sure.mean()) / SURE
         if self.to:
             near, first = self.cut(self.to, box, REACH_NM)
             away = distance_transform_edt(near == 0, sampling=voxel)

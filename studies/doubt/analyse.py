@@ -1,0 +1,32 @@
+"""Which measure finds the objects that are not there: `analyse.py TABLE.csv OBJECTS LABEL`.
+
+TABLE.csv is what `emadapt measure OBJECTS` wrote. An object is false if at most a tenth of it is in
+LABEL, where that is not 0. Prints the area under the ROC curve and the precision among the first 10.
+"""
+
+import sys
+
+import numpy as np
+import pandas as pd
+
+from emadapt.metrics.classification import summarise
+from emadapt.volumes.opening import open_source
+
+
+def main(table: str, objects: str, label: str) -> None:
+    numbers, truth = (open_source(name) for name in (objects, label))
+    ids, inside = (source.read(0, source.shape[0]).ravel() for source in (numbers, truth))
+    found = pd.read_csv(table)
+    share = (np.bincount(ids, inside > 0) / np.maximum(np.bincount(ids), 1))[found["id"]]
+    false = share <= 0.1
+    print(f"{table}: {len(found)} objects, {false.mean():.0%} of them false")
+    slices = found["z_max"] - found["z_min"]
+    for name, order in {"doubt": found["doubt"], "size": -found["voxels"], "slices": -slices}.items():
+        ranks = order.rank().to_numpy() / (len(found) + 1)
+        score = summarise(false.astype(int), np.stack([1 - ranks, ranks], 1), range(len(found)))
+        first = false[np.argsort(-ranks, kind="stable")[:10]].mean()
+        print(f"{name}: AUROC {score['auroc']:.2f} {score['auroc_ci95']}, precision {first:.1f}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
