@@ -11,7 +11,7 @@ import tifffile
 import yaml
 from sklearn.metrics import jaccard_score
 
-from emadapt.data.ingest import ingest, open_volume
+from emadapt.data.ingest import open_volume
 from emadapt.errors import ConfigError
 from emadapt.segment.job import Order
 from emadapt.segment.run import segment_volume
@@ -20,7 +20,7 @@ from emadapt.study.study import Study, Unit
 from emadapt.training.evaluate import evaluate_unit
 from emadapt.training.scores import Scores
 from emadapt.training.train import train_unit
-from tiny import settings, write_stack
+from tiny import ingested, settings, write_stack
 
 LABEL = np.zeros((10, 90, 100), np.uint16)
 LABEL[:, 10:40, 10:40], LABEL[:, 10:40, 40:70], LABEL[:, 60:80, 20:90] = 7, 300, 9
@@ -39,10 +39,7 @@ def params(**dataset: Any) -> dict[str, Any]:
 @pytest.fixture
 def study(tmp_path: Path, tracking_off: None) -> Study:
     write_stack(Path("data/a"), IMAGE, LABEL)
-    Path("params.yaml").write_text(yaml.safe_dump(params(), sort_keys=False))
-    loaded = load_study(Path("params.yaml"))
-    ingest(loaded, "a")
-    return loaded
+    return ingested(Path(), params())
 
 
 def test_a_boundary_is_between_objects_that_touch_and_around_each(study: Study) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from emadapt.files import checkout_of
 from emadapt.tracking import store
+from runs import runs_of
 from tiny import make_study, settings, under_dvc
 
 
@@ -31,8 +32,7 @@ def test_runs_of_experiments_are_in_the_mlflow_of_the_checkout(
     sh("dvc", "exp", "run", "--queue", "--name", "three", "-S", "train.epochs=3", train)
     sh("dvc", "exp", "run", "--run-all")
     assert not list((tmp_path / ".dvc/tmp/exps").glob("tmp*")), "the copies are gone"
-    client = store.client(tmp_path)
-    runs = client.search_runs([client.get_experiment_by_name("tiny").experiment_id])
+    client, runs = store.client(tmp_path), runs_of(tmp_path)
     epochs = {run.data.tags["dvc.experiment"]: run.data.params["train.epochs"] for run in runs}
     assert epochs == {"one": "1", "three": "3"}
     for run in runs:

@@ -17,7 +17,9 @@ from emadapt import api
 from emadapt.cli import main
 from emadapt.domains.run import diagnose
 from emadapt.segment.model import open_model
+from emadapt.tracking import store
 from emadapt.training.model_card import EVALUATED
+from runs import runs_of
 from shipped import check_summary, emadapt, run_all
 from tiny import blobs, make_study, settings, under_dvc
 
@@ -31,14 +33,7 @@ def test_the_verbs_one_after_the_other_with_the_lab_book(
     study = make_study(tmp_path, ingested=False)
     emadapt("check")
     check_summary(run_all(study), study)
-    from mlflow import MlflowClient
-
-    from emadapt.tracking.relocate import tracking_uri
-
-    client = MlflowClient(tracking_uri(tmp_path))
-    experiment = client.get_experiment_by_name("tiny")
-    assert experiment is not None
-    runs = client.search_runs([experiment.experiment_id])
+    client, runs = store.client(tmp_path), runs_of(tmp_path)
     assert sorted(r.data.tags["unit"] for r in runs) == sorted(u.name for u in study.units())
     for run in runs:
         tags, metrics = run.data.tags, run.data.metrics

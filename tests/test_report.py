@@ -8,13 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from emadapt.errors import InputError
-from emadapt.report import figures
 from emadapt.report.contrasts import FACTORS, contrasts
 from emadapt.report.domain import pair_rows, read_cards
-from emadapt.report.figures import Row
 from emadapt.report.labels import curves
 from emadapt.report.report import build_report
 from emadapt.report.units import RELATIONS, entries, ranked, read_units, relation
@@ -314,15 +311,6 @@ def test_curves_of_few_labels(tmp_path):
     assert [p["score"] for p in lora["points"]] == pytest.approx(wanted, abs=1e-6)
     assert lora["enough"] == 4
     assert {c["enough"] for c in found if c is not lora} == {None}
-
-
-def test_colours_of_the_legend_are_those_of_the_picture(tmp_path):
-    colours = {figures.BLUE: "one", figures.GREY: "two", figures.RED: "three"}
-    rows = [Row(words, 0.5, (0.4, 0.6), colour) for colour, words in colours.items()]
-    figures.forest_png(tmp_path / "iou.png", {"tested": rows}, "IoU", colours)
-    pixels = np.asarray(Image.open(tmp_path / "iou.png").convert("RGB")).reshape(-1, 3)
-    drawn = {f"#{r:02X}{g:02X}{b:02X}" for r, g, b in np.unique(pixels, axis=0)}
-    assert set(colours) <= drawn
 
 
 def test_systems_prompted_with_labels_are_last():

@@ -80,13 +80,6 @@ def test_the_grid_is_that_of_transformers() -> None:
     assert found == pytest.approx(_build_point_grid(5).numpy(), abs=1e-6)
 
 
-def test_stability_counts_areas() -> None:
-    logits = torch.from_numpy(np.random.default_rng(0).normal(0, 2, (3, 20, 30)))
-    expected = [np.sum(mask > 1.0) / np.sum(mask > -1.0) for mask in logits.numpy()]
-    assert sam2.stability(logits).tolist() == pytest.approx(expected)
-    assert sam2.stability(torch.full((1, 4, 4), -5.0)).item() == 0
-
-
 class Discs(nn.Module):
     """Answers a point with three discs around it, whose sizes, steepness and predicted IoU differ
     from point to point."""

@@ -49,6 +49,7 @@ from emadapt.sweep.worker import run_trials
 from emadapt.tracking import store as mlflow_store
 from emadapt.tracking.publish import publish
 from emadapt.training.train import train_unit
+from runs import runs_of
 from tiny import make_study, settings
 
 pytestmark = pytest.mark.usefixtures("tracking_off")
@@ -333,8 +334,7 @@ def test_whatever_a_crash_takes_the_runs_in_mlflow_are_those_of_the_trials(
     run = sweep_run(config, FROZEN, sweep.study_name)
     add_result(run, sweep)
     publish(run)
-    client = mlflow_store.client(root)
-    runs = client.search_runs([client.get_experiment_by_name("tiny").experiment_id])
+    client, runs = mlflow_store.client(root), runs_of(root)
     (parent,) = [r for r in runs if "sweep.parent" in r.data.tags]
     children = {(r.data.tags["trial"], r.data.metrics["val/best_iou"]): r for r in runs[:-1]}
     for trial in sweep.get_trials(states=(TrialState.COMPLETE,)):

@@ -16,7 +16,9 @@ from optuna.trial import FrozenTrial, TrialState
 import postgres
 from emadapt.errors import InputError
 from emadapt.sweep.storage import FOLDER, find_study, first_number, n_ended, open_store
+from emadapt.tracking import store
 from processes import alive, children, until
+from runs import runs_of
 from tiny import make_study, settings
 
 pytestmark = pytest.mark.usefixtures("tracking_off")
@@ -95,14 +97,7 @@ def check_sweep(trials: list[FrozenTrial], wanted: int, extra: int) -> list[Froz
 
 def check_runs(root: Path, ended: list[FrozenTrial]) -> None:
     """One parent in MLflow; below it each trial that ended, as it ended."""
-    from mlflow import MlflowClient
-
-    from emadapt.tracking.relocate import tracking_uri
-
-    client = MlflowClient(tracking_uri(root))
-    experiment = client.get_experiment_by_name("tiny")
-    assert experiment is not None
-    runs = client.search_runs([experiment.experiment_id], max_results=1000)
+    client, runs = store.client(root), runs_of(root)
     (parent,) = [r for r in runs if "mlflow.parentRunId" not in r.data.tags]
     children = {
         int(r.data.tags["trial"]): r

@@ -11,6 +11,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -27,6 +28,7 @@ from emadapt.tracking.publish import live, publish, sync
 from emadapt.tracking.relocate import moved, relocate, tracking_uri
 from emadapt.tracking.run import FOLDER, Dataset, Run, settings_digest
 from emadapt.training.train import train_unit
+from runs import runs_of
 from tiny import make_study
 
 DEAD = "http://127.0.0.1:9"
@@ -40,10 +42,8 @@ def no_outage(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(publishing, "_failed_at", {})
 
 
-def stored(root: Path, study: str = "demo") -> list[Any]:
-    """MLflow's runs of a study."""
-    client = store.client(root)
-    return list(client.search_runs([client.get_experiment_by_name(study).experiment_id]))
+stored = partial(runs_of, study="demo")
+"""MLflow's runs."""
 
 
 def curve(root: Path, name: str, run: Any = None) -> list[tuple[int, float]]:
@@ -381,7 +381,7 @@ def test_units_that_were_not_trained_here_get_a_run_that_says_so(
     for _ in range(2):
         result = CliRunner().invoke(main, ["track", "sync"])
         assert result.output == "track sync: 0 runs published, 0 left; 1 units are in MLflow\n"
-        (only,) = stored(tmp_path, "tiny")
+        (only,) = stored(tmp_path, study="tiny")
         assert (only.data.tags["origin"], only.info.status) == ("restored", "FINISHED")
         assert [step for step, _ in curve(tmp_path, "val/iou", only)] == [1, 2]
         assert "val/best_iou" in only.data.metrics

@@ -119,6 +119,12 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text)
 
 
+def write_figure(path: Path, figure: Any) -> None:
+    """Write a figure of matplotlib as a PNG that says nothing of when and with what it was made."""
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, format="png", metadata={"Software": None})
+
+
 def check_new_file(path: Path, suffixes: Sequence[str], overwrite: bool) -> None:
     """Check, before work, that a file of one of these suffixes can be written.
 

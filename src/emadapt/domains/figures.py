@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
@@ -15,6 +14,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from emadapt.data.splits import evenly_spaced
 from emadapt.domains import pca
 from emadapt.domains.features import Features
+from emadapt.files import write_figure
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")  # Okabe and Ito
 SHOWN_TOKENS = 700
@@ -23,13 +23,8 @@ Models = Mapping[str, Mapping[str, Features]]
 
 def draw(folder: Path, title: str, models: Models, result: Mapping[str, Any]) -> None:
     """Write pca.png and distances.png under `folder`, of features and the JSON file."""
-    folder.mkdir(parents=True, exist_ok=True)
-    drawn = {"pca": pca_figure(title, models), "distances": distances_figure(title, result)}
-    for name, figure in drawn.items():
-        FigureCanvasAgg(figure)
-        temporary = folder / f".{name}.png"
-        figure.savefig(temporary, format="png", metadata={"Software": None})
-        temporary.replace(folder / f"{name}.png")
+    write_figure(folder / "pca.png", pca_figure(title, models))
+    write_figure(folder / "distances.png", distances_figure(title, result))
 
 
 def pca_figure(title: str, models: Models) -> Figure:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -152,13 +152,9 @@ def _mean(table: pd.DataFrame, column: str) -> float | None:
     return float(table[column].mean()) if column in table else None
 
 
-def _key(row: Mapping[str, Any], names: Sequence[str]) -> tuple[Any, ...]:
-    return tuple(row.get(name) for name in names)
-
-
 def _grouped(rows: Iterable[Mapping[str, Any]], *names: str) -> list[list[Mapping[str, Any]]]:
     """Rows with the same values of these names together, in the order in which they came."""
     groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for row in rows:
-        groups.setdefault(_key(row, names), []).append(row)
+        groups.setdefault(tuple(row.get(name) for name in names), []).append(row)
     return list(groups.values())

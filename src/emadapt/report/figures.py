@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL import Image
 
-from emadapt.files import whole_file
+from emadapt.files import whole_file, write_figure
 
 ORANGE, BLUE, GREEN, PINK = "#E69F00", "#0072B2", "#009E73", "#CC79A7"
 LIGHT_BLUE, RED, GREY, BLACK = "#56B4E9", "#D55E00", "#8C8C8C", "#000000"
@@ -149,12 +149,6 @@ def stack_jpg(path: Path, pictures: Sequence[Path]) -> None:
         stack.paste(image, (0, int(top)))
     with whole_file(path) as temporary:
         stack.save(temporary, "JPEG", quality=85, optimize=True)
-
-
-def write_figure(path: Path, figure: Figure) -> None:
-    """Write a drawn figure as a PNG that says nothing of when and with what it was made."""
-    with whole_file(path) as temporary:
-        figure.savefig(temporary, format="png", metadata={"Software": None})
 
 
 def _legend(figure: Figure, handles: list[Line2D]) -> None:

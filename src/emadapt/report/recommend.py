@@ -15,7 +15,7 @@ from emadapt.files import read_json
 from emadapt.metrics.contrasts import MARGIN
 from emadapt.report.contrasts import candidates
 from emadapt.report.labels import curves
-from emadapt.report.units import MODEL, Entry, key_of, ranked, score_of
+from emadapt.report.units import Entry, key_of, ranked, score_of
 from emadapt.study.study import SAID, Study
 from emadapt.tracking.provenance import provenance_tags
 
@@ -167,9 +167,9 @@ def _one_for_all(study: Study, summary: Summary, datasets: Sequence[str]) -> str
         )
     served: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
     for row in rows:
-        served.setdefault(tuple(row["model"][name] for name in MODEL), []).append(row)
+        served.setdefault(key_of(row["model"]), []).append(row)
     own = max(served.values(), key=lambda own: (len(own), sum(row[study.score] for row in own)))
-    backbone, regime, train_set = (own[0]["model"][name] for name in MODEL)
+    backbone, regime, train_set = key_of(own[0]["model"])
     said = [
         f"{SAID[study.score]} {row[study.score]:.3f} on {row['test_set']}, {_difference(row)} to a"
         " model of its own"
@@ -206,7 +206,7 @@ def _unknown(
 
 def _against_best(summary: Summary, test_set: str) -> dict[tuple[str, ...], Mapping[str, Any]]:
     return {
-        tuple(row["model"][name] for name in MODEL): row
+        key_of(row["model"]): row
         for row in summary["contrasts"]
         if row["factor"] == "best" and row["test_set"] == test_set
     }

@@ -30,8 +30,9 @@ from emadapt.report.tables import (
     whole,
     with_interval,
 )
-from emadapt.report.units import EVALUATED, RELATIONS, headline, key_of, ranked, score_of
+from emadapt.report.units import RELATIONS, headline, key_of, ranked, score_of
 from emadapt.study.study import SAID
+from emadapt.training.model_card import EVALUATED
 
 RELATION_COLOURS = {
     "in-domain": figures.BLUE,

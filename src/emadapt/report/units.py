@@ -16,8 +16,8 @@ from emadapt.metrics import classification
 from emadapt.metrics.intervals import over_seeds
 from emadapt.study.study import Study, Unit
 from emadapt.training.costs import cost_of
+from emadapt.training.model_card import EVALUATED
 
-EVALUATED = Path("build/evaluate")
 MODEL = ["backbone", "regime", "train_set"]
 """What names a model; its units differ in the seed."""
 NO_COST = {"seconds": None, "peak_mb": None}

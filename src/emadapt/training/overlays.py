@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from emadapt.files import whole_file
+from emadapt.files import write_figure
 
 FALSE_POSITIVE, FALSE_NEGATIVE, ANOTHER = "#E69F00", "#0072B2", "#D55E00"
 """Orange, blue and red of Okabe and Ito, which the colour-blind can tell apart."""
@@ -81,16 +81,9 @@ def overlay_png(
     handles = [Patch(color=colour, alpha=0.6, label=name) for name, colour in colours.items()]
     for kind, (colour, mask) in zip(kinds, errors, strict=True):
         handles.append(Patch(color=colour, label=f"{kind} ({100 * mask.mean():.1f} % of pixels)"))
-    figure.legend(
-        handles=handles,
-        loc="lower right",
-        ncols=len(handles),
-        fontsize=9,
-        frameon=False,
-        borderaxespad=0.3,
-    )
-    with whole_file(path) as temporary:
-        figure.savefig(temporary, format="png", metadata={"Software": None})
+    plain = {"fontsize": 9, "frameon": False, "borderaxespad": 0.3}
+    figure.legend(handles=handles, loc="lower right", ncols=len(handles), **plain)
+    write_figure(path, figure)
 
 
 def _tint(
