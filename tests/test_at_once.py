@@ -47,18 +47,21 @@ def test_the_choice_is_the_best_of_all_candidates_and_thresholds() -> None:
         ]
         return float(np.mean([(f & y).sum() / max((f | y).sum(), 1) for f, y in pairs]))
 
-    choice = best_of(counts)
+    choice = best_of(counts[:, :, None])
     everything = np.array([[iou(c, t) for t in EDGES[:-1]] for c in range(3)])
     assert choice.i == 1
-    assert iou(choice.i, choice.threshold) == pytest.approx(everything.max())
+    assert iou(choice.i, choice.thresholds[0]) == pytest.approx(everything.max())
     np.testing.assert_allclose(choice.table[:, 0], everything.max(1))
 
     def loss(slope: float) -> float:
-        z = [slope * (own[choice.i] - choice.threshold) for own in shares]
+        z = [slope * (own[choice.i] - choice.thresholds[0]) for own in shares]
         signed = (np.where(y, -v, v) for v, y in zip(z, labels, strict=True))
         return float(sum(np.logaddexp(0, s).mean() for s in signed))
 
-    assert loss(choice.slope) <= min(loss(s) for s in np.geomspace(1, 100, 200)) + 1e-5
+    assert loss(choice.slopes[0]) <= min(loss(s) for s in np.geomspace(1, 100, 200)) + 1e-5
+    twice = best_of(np.stack([counts, counts[..., ::-1, ::-1]], 2))  # and the rest as a class
+    alone = [best_of(own[:, :, None]) for own in (counts, counts[..., ::-1, ::-1])]
+    np.testing.assert_allclose(twice.table, np.mean([own.table for own in alone], 0))
 
 
 def test_a_bank_is_spread_over_datasets_and_their_training_slices() -> None:

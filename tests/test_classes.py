@@ -13,9 +13,11 @@ from sklearn.metrics import confusion_matrix, jaccard_score
 from emadapt.data.crops import crop
 from emadapt.data.foreground import masks_of, most_probable
 from emadapt.data.ingest import open_volume
+from emadapt.domains.run import diagnose
 from emadapt.errors import ConfigError
 from emadapt.metrics.intervals import influence, over_seeds
 from emadapt.metrics.pixels import overlap_counts
+from emadapt.report.domain import crossings_table
 from emadapt.report.report import build_report
 from emadapt.study.study import Study, Unit
 from emadapt.training.evaluate import evaluate_unit
@@ -36,7 +38,8 @@ def params(**regimes: Any) -> dict[str, Any]:
     own["datasets"] = {"a": {"layout": "stack", "voxel_nm": [30, 5, 5], "classes": CLASSES}}
     own["train_sets"] = {"a": ["a"]}
     deep = {"kind": "resunet3d", "patch": [2, 32, 32], "channels": [4, 4, 4, 4, 4]}
-    own["regimes"] |= {"unet": {"kind": "unet2d"}, "deep": deep, **regimes}
+    own["regimes"] |= {"unet": {"kind": "unet2d"}, "deep": deep}
+    own["regimes"] |= {kind: {"kind": kind} for kind in ("ridge", "knn")} | regimes
     own["study"]["regimes"] = list(own["regimes"])
     return own
 
@@ -105,7 +108,7 @@ def test_a_rare_class_is_in_a_quarter_of_the_crops_at_least() -> None:
     assert np.sum(plain) <= 5
 
 
-@pytest.mark.parametrize("regime", ["frozen", "unet", "deep"])
+@pytest.mark.parametrize("regime", ["frozen", "ridge", "knn", "unet", "deep"])
 def test_a_unit_learns_and_is_scored_by_class(study: Study, regime: str) -> None:
     unit = Unit("t", regime, "a", 0)
     _, card = load_model(train_unit(study, unit))
@@ -152,6 +155,16 @@ def test_the_report_has_each_class(study: Study, tmp_path: Path) -> None:
     assert found == pytest.approx(truth, abs=1e-6)
     assert "IoU by class, tested on a." in (tmp_path / "reports/leaderboard.md").read_text()
     assert (tmp_path / "reports/figures/confusion-a.png").is_file()
+
+
+def test_labels_that_tokens_carry_over_are_scored_by_class(study: Study) -> None:
+    found = json.loads(diagnose(study, "t", "frozen").read_text())
+    (entry,) = found["segmentation"]
+    assert entry["knn_iou"] == pytest.approx(np.mean(list(entry["classes"].values())), abs=1e-5)
+    assert entry["classes"]["bar"] > 0.9
+    table = crossings_table(found)
+    assert table is not None
+    assert [column.title for column in table.columns[-3:]] == list(CLASSES)
 
 
 def test_a_perfect_prediction_scores_one_in_every_class(study: Study) -> None:
@@ -211,10 +224,10 @@ def test_classes_that_mean_nothing_are_refused(
 
 
 def test_a_study_has_the_same_classes_throughout(tmp_path: Path) -> None:
-    own = params(ridge={"kind": "ridge"})
+    own = params(mitonet={"kind": "mitonet", "weights": "mitonet.pt"})
     own["datasets"]["b"] = own["datasets"]["a"] | {"classes": dict(reversed(CLASSES.items()))}
     own["study"]["datasets"] = ["a", "b"]
     with pytest.raises(ConfigError) as error:
         study_in(tmp_path, own)
     assert "datasets.b.classes: found dot, bar, disc; expected disc, bar, dot" in str(error.value)
-    assert "regimes.ridge: it segments one class" in str(error.value)
+    assert "regimes.mitonet: it segments one class" in str(error.value)

@@ -11,7 +11,7 @@ from scipy.ndimage import distance_transform_edt
 
 from emadapt.data.foreground import IGNORE, class_ids
 from emadapt.data.ingest import Volume, ingest, open_volume
-from emadapt.models.tokens import TokenView
+from emadapt.models.tokens import TokenView, patch_classes
 from emadapt.training.objective import LOSSES
 from emadapt.training.regimes.at_once import tokens_and_classes
 from emadapt.training.scores import Scores
@@ -45,6 +45,15 @@ def test_patches_that_are_mostly_unknown_teach_nothing() -> None:
     found, classes = tokens_and_classes(view, np.arange(2))
     np.testing.assert_array_equal(found, np.moveaxis(tokens[:, :, 1:], 1, -1).reshape(-1, 5))
     assert (classes[0], classes[6]) == (0, 1)
+
+
+def test_a_patch_is_of_its_most_frequent_class_where_half_of_it_is_foreground() -> None:
+    labels = RNG.choice([0, 1, 2, 3, IGNORE], (40, 3, 3), p=[0.4, 0.2, 0.2, 0.1, 0.1])
+    for patch, found in zip(labels, patch_classes(labels.astype(np.uint8), (1, 2)), strict=True):
+        pixels = np.bincount(patch.ravel(), minlength=256)
+        known = 9 - pixels[IGNORE]
+        expected = 1 + pixels[1:4].argmax() if pixels[1:4].sum() >= known / 2 else 0
+        assert np.isnan(found) if known < 4.5 else found == expected
 
 
 def ingested(root: Path, label: np.ndarray, image: np.ndarray, **dataset: Any) -> Volume:

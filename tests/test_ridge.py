@@ -1,5 +1,4 @@
 import numpy as np
-import pytest
 import torch
 from sklearn.linear_model import Ridge
 
@@ -10,12 +9,13 @@ N, DIM = 400, 12
 
 
 def tokens_and_shares(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Correlated tokens far from zero, one channel without variance, and shares that depend on
+    """Correlated tokens far from zero, one channel without variance, and two shares that depend on
     them."""
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(N, DIM)) @ rng.normal(size=(DIM, DIM)) + 30
     x[:, 3] = 7.0
-    share = 1 / (1 + np.exp(-(x @ rng.normal(size=DIM) - 10) / 5))
+    along = x @ rng.normal(size=(DIM, 2))
+    share = 1 / (1 + np.exp(along.mean(0) - along))
     return x, share
 
 
@@ -29,9 +29,9 @@ def test_every_strength_is_scikit_learns_ridge_solved_by_itself() -> None:
     assert len(path.weights) == len(STRENGTHS) == len(set(STRENGTHS))
     for strength, weights in zip(STRENGTHS, path.weights, strict=True):
         alone = Ridge(alpha=strength * N).fit(standardised(x), y)
-        np.testing.assert_allclose(weights, alone.coef_, atol=1e-6)
-        assert path.intercept == pytest.approx(alone.intercept_, abs=1e-6)
-        prediction = path.intercept + standardised(x) @ weights
+        np.testing.assert_allclose(weights, alone.coef_, atol=1e-4)
+        np.testing.assert_allclose(path.intercept, alone.intercept_, atol=1e-6)
+        prediction = path.intercept + standardised(x) @ weights.T
         np.testing.assert_allclose(prediction, alone.predict(standardised(x)), atol=1e-6)
 
 
@@ -53,15 +53,17 @@ def test_the_head_says_what_the_path_says_with_the_threshold_at_one_half() -> No
     path = solve(sums_of(x, y))
     tokens = torch.from_numpy(x[:24].astype(np.float32)).view(2, 3, 4, DIM).movedim(-1, 1)
     shares = path.predict(tokens)
-    assert shares.shape == (len(STRENGTHS), 2, 3, 4)
+    assert shares.shape == (len(STRENGTHS), 2, 2, 3, 4)
     expected = (
-        path.intercept + (x[:24] - path.mean) / np.sqrt(path.variance + EPS) @ path.weights[4]
+        path.intercept + (x[:24] - path.mean) / np.sqrt(path.variance + EPS) @ path.weights[4].T
     )
-    np.testing.assert_allclose(shares[4].flatten(), expected, atol=1e-4)
-    head = Linear(DIM // 2, 2).eval()
-    path.write(head, 4, threshold=0.3, slope=9.0)
+    np.testing.assert_allclose(shares[4].flatten(1).T, expected, atol=1e-4)
+    head = Linear(DIM // 2, 2, 3).eval()
+    thresholds, slopes = np.array([0.3, 0.6]), np.array([9.0, 5.0])
+    path.write(head, 4, thresholds, slopes)
     with torch.inference_mode():
         logits = head([tokens[:, : DIM // 2], tokens[:, DIM // 2 :]], (3, 4))
-    torch.testing.assert_close(
-        logits[:, 1] - logits[:, 0], 9 * (shares[4] - 0.3), atol=1e-3, rtol=1e-3
-    )
+    for own, (threshold, slope) in enumerate(zip(thresholds, slopes, strict=True)):
+        odds = logits[:, 1 + own] - logits[:, 0]
+        expected = slope * (shares[4, own] - threshold)
+        torch.testing.assert_close(odds, expected, atol=1e-3, rtol=1e-3)

@@ -173,12 +173,17 @@ def split_half_null(f: Features, level: str, spec: DiagnoseSettings) -> float:
 
 
 def segmentation(a: Features, b: Features) -> dict[str, Any]:
-    """How well labels carry over: held-out tokens of `b`, labelled by training tokens of `a`."""
+    """How well labels carry over: held-out tokens of `b`, labelled by training tokens of `a`.
+
+    Of several classes `knn_iou` is the mean over them, and `classes` has each.
+    """
     train, held = a.within("train"), b.within("val", "test")
     iou = knn.segmentation_iou(
-        a.tokens[train], a.foreground[train], b.tokens[held], b.foreground[held]
+        a.tokens[train], a.ids[train], b.tokens[held], b.ids[held], len(a.classes)
     )
-    return {"train": a.name, "test": b.name, "knn_iou": _round(iou)}
+    entry = {"train": a.name, "test": b.name, "knn_iou": _round(float(iou.mean()))}
+    by_class = dict(zip(a.classes, map(_round, iou.tolist()), strict=True))
+    return entry | ({"classes": by_class} if len(by_class) > 1 else {})
 
 
 def _halves(spec: DiagnoseSettings) -> list[tuple[int, ...]]:

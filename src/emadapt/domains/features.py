@@ -22,8 +22,9 @@ from emadapt.data.tiles import Geometry
 from emadapt.domains.moments import Moments, slice_moments
 from emadapt.errors import InputError
 from emadapt.files import new_array
-from emadapt.models.tokens import OCCUPANCY, occupancy
+from emadapt.models.tokens import patch_classes
 from emadapt.progress import track
+from emadapt.study.datasets import ONE_CLASS
 from emadapt.study.training import DiagnoseSettings
 
 SCRATCH = Path("scratch")
@@ -44,10 +45,11 @@ class Features:
         parts: (S,) "train", "val" or "test" of each.
         moments: of the last block's tokens in each slice.
         tokens: (n, D) float32 subsample, in the order of slice, then y, x.
-        foreground: (n,) their class by patch occupancy.
+        ids: (n,) the class of their patches, 0 in the background.
         at: (n,) the place in `slices` of each token's slice.
         where: (n, 2) their centres (y, x) in input pixels.
-        labelled: whether the dataset has labels; without them `foreground` means nothing.
+        classes: names of the ids 1, 2, ...
+        labelled: whether the dataset has labels; without them `ids` mean nothing.
     """
 
     name: str
@@ -55,9 +57,10 @@ class Features:
     parts: npt.NDArray[np.str_]
     moments: Moments
     tokens: Floats
-    foreground: npt.NDArray[np.bool_]
+    ids: npt.NDArray[np.uint8]
     at: Numbers
     where: Floats
+    classes: tuple[str, ...] = ONE_CLASS
     labelled: bool = True
 
     def within(self, *parts: str) -> npt.NDArray[np.bool_]:
@@ -103,10 +106,11 @@ def features_of(
     each = -(-spec.tokens // len(slices))
     counts, totals, sample = [], [], []
     for place, z in enumerate(track(slices, f"features {volume.name}", len(slices))):
-        tokens, occupied, centres = _one_slice(tiles(int(z)), geo)
+        tokens, found, centres = _one_slice(tiles(int(z)), geo)
         _check_finite(tokens, volume.name, int(z))
-        known = ~np.isnan(occupied)
-        tokens, centres, foreground = tokens[known], centres[known], occupied[known] >= OCCUPANCY
+        known = ~np.isnan(found)
+        tokens, centres = tokens[known], centres[known]
+        ids = found[known].clip(0, len(volume.scored)).astype(np.uint8)  # a boundary is foreground
         count, total, square = slice_moments(tokens)
         if place == 0:
             outer = _unnamed_array((len(slices), *square.shape))
@@ -116,11 +120,11 @@ def features_of(
         rng = np.random.default_rng([spec.seed, int(z)])  # the same places for every model
         drawn = np.sort(rng.choice(len(tokens), min(each, len(tokens)), replace=False))
         at = np.full(len(drawn), place)
-        sample.append((tokens[drawn], foreground[drawn], at, centres[drawn]))
+        sample.append((tokens[drawn], ids[drawn], at, centres[drawn]))
     moments = Moments(np.asarray(counts), np.asarray(totals), outer)
-    tokens, foreground, at, where = (np.concatenate(own) for own in zip(*sample, strict=True))
+    tokens, ids, at, where = (np.concatenate(own) for own in zip(*sample, strict=True))
     return Features(
-        volume.name, slices, parts, moments, tokens, foreground, at, where, volume.labelled
+        volume.name, slices, parts, moments, tokens, ids, at, where, volume.scored, volume.labelled
     )
 
 
@@ -151,7 +155,7 @@ def _check_finite(tokens: Floats, dataset: str, z: int) -> None:
 
 
 def _one_slice(tiles: Tiles, geo: Geometry) -> tuple[Floats, Floats, Floats]:
-    """Tokens (n, D) of a slice, `occupancy` (n,) and centres (n, 2), in the order of y, then x.
+    """Tokens (n, D) of a slice, `patch_classes` (n,) and centres (n, 2), in the order of y, then x.
 
     Each place is there once, and none is in the padding. If tiles overlap, a token comes from the
     tile whose middle is nearest.
@@ -161,7 +165,7 @@ def _one_slice(tiles: Tiles, geo: Geometry) -> tuple[Floats, Floats, Floats]:
         _borders(sorted({corner[axis] for corner, _, _ in found}), geo.tile[axis])
         for axis in (0, 1)
     ]
-    tokens, occupied, centres = [], [], []
+    tokens, ids, centres = [], [], []
     for corner, grid, label in found:
         middles, kept = [], []
         for axis, n in enumerate(grid.shape[1:]):
@@ -170,14 +174,13 @@ def _one_slice(tiles: Tiles, geo: Geometry) -> tuple[Floats, Floats, Floats]:
             middles.append(middle)
             kept.append((middle >= low) & (middle < high) & (middle < geo.resized[axis]))
         keep = np.outer(*kept)
-        share = occupancy(patches(label, geo.patch), (2, 3))
         tokens.append(grid.transpose(1, 2, 0)[keep])
-        occupied.append(share[keep])
+        ids.append(patch_classes(patches(label, geo.patch), (2, 3))[keep])
         grid_of_centres = np.stack(np.meshgrid(*middles, indexing="ij"), -1)
         centres.append(grid_of_centres[keep].astype(np.float32))
     merged = np.concatenate(centres)
     order = np.lexsort((merged[:, 1], merged[:, 0]))
-    return np.concatenate(tokens)[order], np.concatenate(occupied)[order], merged[order]
+    return np.concatenate(tokens)[order], np.concatenate(ids)[order], merged[order]
 
 
 def _borders(corners: list[int], side: int) -> dict[int, tuple[float, float]]:

@@ -95,7 +95,7 @@ def _scatter_slices(axes: Axes, f: Features, components: pca.Components, **how: 
 
 def _scatter_tokens(axes: Axes, f: Features, components: pca.Components, **how: Any) -> None:
     some = evenly_spaced(len(f.tokens), SHOWN_TOKENS)
-    at, true = components.project(f.tokens[some]), f.foreground[some]
+    at, true = components.project(f.tokens[some]), f.ids[some] > 0
     axes.scatter(at[~true, 0], at[~true, 1], s=5, alpha=0.35, linewidth=0, **how)
     axes.scatter(at[true, 0], at[true, 1], s=16, edgecolor="black", linewidth=0.6, **how)
 

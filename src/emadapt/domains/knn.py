@@ -1,4 +1,4 @@
-"""What a token's nearest neighbours say: their dataset, and whether they are foreground."""
+"""What a token's nearest neighbours say: their dataset, and what class they are of."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ TEMPERATURE = 0.07
 
 Array = npt.NDArray[np.floating]
 Ints = npt.NDArray[np.integer]
-Mask = npt.NDArray[np.bool_]
 
 
 def domain_mixing(x_a: Array, blocks_a: Ints, x_b: Array, blocks_b: Ints, k: int = 10) -> float:
@@ -46,26 +45,29 @@ def domain_mixing(x_a: Array, blocks_a: Ints, x_b: Array, blocks_b: Ints, k: int
 
 
 def segmentation_iou(
-    x_train: Array, y_train: Mask, x_test: Array, y_test: Mask, k: int = 20
-) -> float:
-    """Foreground IoU of test tokens that take the label of their k nearest training tokens.
+    x_train: Array, y_train: Ints, x_test: Array, y_test: Ints, classes: int = 1, k: int = 20
+) -> npt.NDArray[np.float64]:
+    """IoU of each class, of test tokens that take the class of their k nearest training tokens.
 
     Neighbours by cosine similarity s vote with weight exp(s / 0.07), as in Oquab et al. 2023.
 
     Args:
         x_train: (n, D) features.
-        y_train: (n,) True in the foreground.
+        y_train: (n,) class ids, 0 in the background.
         x_test: (m, D).
         y_test: (m,).
+        classes: how many there are.
         k: neighbours, or all training tokens if there are fewer.
 
     Returns:
-        IoU in [0, 1]; 1 where neither labels nor predictions have foreground.
+        (classes,) in [0, 1]; 1 where neither labels nor predictions have any of a class.
     """
     neighbours = min(k, len(x_train))
     vote = KNeighborsClassifier(neighbours, metric="cosine", algorithm="brute", weights=_weights)
     predicted = vote.fit(x_train, y_train).predict(x_test)
-    return float(jaccard_score(y_test, predicted, zero_division=1.0))
+    ids = range(1, classes + 1)
+    found = jaccard_score(y_test, predicted, labels=ids, average=None, zero_division=1.0)
+    return np.asarray(found)
 
 
 def _weights(distance: Array) -> Array:

@@ -142,7 +142,7 @@ def _measure(model: Model, own: DiagnoseSettings, result: dict[str, Any]) -> Non
             null = max(nulls[f.name, level] for f in (a, b))
             result["pairs"].append(model.tags | compare(a, b, level, own, null))
     for a, b in itertools.product(model.features.values(), repeat=2):
-        if all(f.labelled and f.foreground.any() for f in (a, b)):
+        if all(f.labelled and f.ids.any() for f in (a, b)):
             result["segmentation"].append(model.tags | segmentation(a, b))
 
 

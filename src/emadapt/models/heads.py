@@ -118,6 +118,12 @@ def at_size(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return F.interpolate(logits, size, mode="bilinear", align_corners=False)
 
 
+def with_background(odds: torch.Tensor, axis: int) -> torch.Tensor:
+    """Logits of the background and of classes, whose logarithmic odds against it lie on `axis`."""
+    logits = torch.cat([torch.zeros_like(odds.narrow(axis, 0, 1)), odds], axis)
+    return logits - logits.mean(axis, keepdim=True)
+
+
 def _doubled(x: torch.Tensor) -> torch.Tensor:
     return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
 

@@ -54,17 +54,20 @@ BATCH_TOKENS = 4096  # tokens that go through the backbone at once
 SETTINGS = ("scale", "longest_edge", "tile", "context", "normalisation")
 """Of a backbone's settings, those that change the tokens of a tile."""
 OCCUPANCY = 0.5
-"""Share of a patch's pixels from which its token counts as foreground."""
+"""Share of a patch's known pixels from which its token counts as foreground."""
 
 
-def occupancy(labels: npt.NDArray[np.uint8], axes: tuple[int, int]) -> npt.NDArray[np.float32]:
-    """Share of foreground, along `axes`, in the known pixels of patches.
+def patch_classes(labels: npt.NDArray[np.uint8], axes: tuple[int, int]) -> npt.NDArray[np.float32]:
+    """Class ids of patches, whose pixels lie along `axes`; of several classes the most frequent.
 
-    NaN where fewer than half are known.
+    0 where less than `OCCUPANCY` is foreground, NaN where fewer than half of the pixels are known.
     """
     known = (labels != IGNORE).mean(axes, dtype=np.float32)
-    share = is_foreground(labels).mean(axes, dtype=np.float32)
-    return np.where(known < 0.5, np.float32(np.nan), share / np.maximum(known, 0.5))
+    share = is_foreground(labels).mean(axes, dtype=np.float32) / np.maximum(known, 0.5)
+    ids = range(1, 1 + int(labels.max(initial=1, where=labels != IGNORE)))
+    frequent = np.float32(1) + np.argmax([(labels == own).sum(axes) for own in ids], 0)
+    found = np.where(share >= OCCUPANCY, frequent, 0).astype(np.float32)
+    return np.where(known < 0.5, np.float32(np.nan), found)
 
 
 @dataclass(frozen=True)

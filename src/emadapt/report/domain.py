@@ -122,15 +122,17 @@ def _pair_cells(control: str, row: Mapping[str, Any]) -> list[Cell]:
 
 def crossings_table(card: Card) -> Table | None:
     """How well labels of one dataset carry over to another; None without any."""
-    rows = []
+    rows, classes = [], next((list(own.get("classes", {})) for own in card["segmentation"]), [])
     for several in _grouped(card["segmentation"], "train_set", "train", "test"):
         model = {"train_set": several[0]["train_set"], "models": len(several)}
-        iou = number(_mean(pd.DataFrame(several), "knn_iou"))
-        rows.append([Cell(_model(model)), Cell(several[0]["train"]), Cell(several[0]["test"]), iou])
-    headings = columns("Model trained on", "From", "To", "#kNN IoU")
+        table = pd.json_normalize(several)
+        values = ["knn_iou", *(f"classes.{name}" for name in classes)]
+        words = _model(model), several[0]["train"], several[0]["test"]
+        rows.append([*map(Cell, words), *(number(_mean(table, value)) for value in values)])
+    titles = ["Model trained on", "From", "To", "#kNN IoU", *(f"#{name}" for name in classes)]
     model_name = f"{card['backbone']} with {card['regime']}"
     caption = f"Tokens of one dataset, labelled by their neighbours in another, {model_name}."
-    return Table(caption, headings, rows) if rows else None
+    return Table(caption, columns(*titles), rows) if rows else None
 
 
 def pictures(root: Path, backbone: str, regime: str) -> list[Picture]:

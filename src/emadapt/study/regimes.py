@@ -54,7 +54,7 @@ class RegimeSettings(Settings):
     @property
     def several_classes(self) -> bool:
         """Whether one unit can segment several classes."""
-        return False
+        return True
 
     @property
     def trains(self) -> bool:
@@ -267,6 +267,11 @@ class PretrainedSystemSettings(RegimeSettings):
     uses_backbone: ClassVar[bool] = False
 
     weights: str
+
+    @property
+    def several_classes(self) -> bool:
+        """It knows one kind of object."""
+        return False
 
 
 class MitoNetSettings(PretrainedSystemSettings):

@@ -24,7 +24,7 @@ class Knn(AtOnce):
     """A bank of training tokens, and the classes of their patches."""
 
     def head(self, backbone: Any, n_logits: int) -> Nearest:
-        return Nearest(backbone.arch.dim, len(backbone.blocks))
+        return Nearest(backbone.arch.dim, len(backbone.blocks), n_logits)
 
     def fit(self, inputs: Inputs, scratch: Path, on_epoch: OnEpoch) -> Progress:
         started = time.perf_counter()
@@ -33,8 +33,8 @@ class Knn(AtOnce):
         head.fill(tokens, classes, tokens.mean(0), tokens.std(0).clamp_min(1e-6))
         choice = choose(inputs, lambda found: head.shares(found, KS))
         head.k.fill_(KS[choice.i])
-        head.threshold.fill_(choice.threshold)
-        head.slope.fill_(choice.slope)
+        head.threshold.copy_(torch.from_numpy(choice.thresholds.squeeze()))
+        head.slope.copy_(torch.from_numpy(choice.slopes.squeeze()))
         return report(choice, "knn/k", KS, started, on_epoch)
 
 
