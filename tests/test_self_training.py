@@ -94,15 +94,39 @@ def test_draws_are_pairs_of_neighbours_where_sections_are_near(study: Study) -> 
 
 def test_the_share_of_foreground_is_drawn_to_that_of_the_labels(study: Study) -> None:
     own = objective(study, prepare(study, ONTO_B))
-    taught = torch.tensor([0.02, 0.6, 0.86, 0.94])[:, None, None]
+    taught = torch.tensor([0.02, 0.6, 0.86, 0.94])[:, None, None, None]
     for labelled, unlabelled, expected in (
         (0.6, 0.6, [0, IGNORE, IGNORE, 1]),
         (0.9, 0.5, [0, IGNORE, 1, 1]),  # too little is found
         (0.1, 0.5, [0, IGNORE, IGNORE, IGNORE]),  # too much
     ):
-        shares = torch.tensor([labelled, unlabelled], dtype=torch.float64)
+        shares = torch.tensor([[labelled], [unlabelled]], dtype=torch.float64)
         own.state = dict(zip(("labelled", "unlabelled"), shares, strict=True))
         assert own._labels(taught).flatten().tolist() == expected
+
+
+def test_shares_of_several_classes_are_drawn_to_those_of_the_labels(study: Study) -> None:
+    own, rng = objective(study, prepare(study, ONTO_B)), np.random.default_rng(0)
+    taught = rng.dirichlet([0.2] * 3, (4, 90)).astype(np.float32)  # the background comes first
+    wanted = np.array([0.5, 0.3, 0.2])
+    own.state = {"labelled": torch.from_numpy(wanted[1:]), "unlabelled": torch.full((2,), 0.33)}
+    labels = own._labels(torch.from_numpy(taught[..., 1:]).movedim(-1, 1))
+    found = own.state["unlabelled"].numpy()
+    drawn = taught * wanted / [1 - found.sum(), *found]
+    drawn /= drawn.sum(-1, keepdims=True)
+    expected = np.where(drawn.max(-1) < 0.9, IGNORE, drawn.argmax(-1))
+    np.testing.assert_array_equal(labels, expected)
+
+
+def test_a_unit_of_several_classes(tmp_path: Path, tracking_off: None) -> None:
+    own = params()
+    for dataset in own["datasets"].values():
+        del dataset["foreground"]
+        dataset["classes"] = {"disc": [1], "rest": [0]}
+    folder = train_unit(make_study(tmp_path, own), ONTO_B)
+    (epoch,) = json.loads((folder / "history.json").read_text())
+    assert {"val/iou.a.rest", "train/unlabelled_share"} <= epoch.keys()
+    assert np.isfinite(list(epoch.values())).all()
 
 
 def test_the_first_epochs_are_on_labels_alone(tmp_path: Path, tracking_off: None) -> None:

@@ -31,6 +31,8 @@ class RegimeSettings(Settings):
     """Whether it looks at a backbone of the study."""
     on_pretrained_tokens: ClassVar[bool] = False
     """Whether its head sees the tokens of the backbone as pretrained."""
+    several_classes: ClassVar[bool] = True
+    """Whether one unit can segment several classes."""
     draws: ClassVar[bool] = True
     """Whether fitting it draws random numbers."""
     train_defaults: ClassVar[dict[str, Any]] = {}
@@ -50,11 +52,6 @@ class RegimeSettings(Settings):
     def several_devices(self) -> bool:
         """Whether several processes can train one unit."""
         return False
-
-    @property
-    def several_classes(self) -> bool:
-        """Whether one unit can segment several classes."""
-        return True
 
     @property
     def trains(self) -> bool:
@@ -107,11 +104,6 @@ class GradientRegime(RegimeSettings):
     @property
     def several_devices(self) -> bool:
         """Not with self-training, whose draws are not shared out."""
-        return not self.self_training
-
-    @property
-    def several_classes(self) -> bool:
-        """Not with self-training, which draws the share of one foreground."""
         return not self.self_training
 
     @property
@@ -266,12 +258,9 @@ class PretrainedSystemSettings(RegimeSettings):
 
     uses_backbone: ClassVar[bool] = False
 
-    weights: str
+    several_classes: ClassVar[bool] = False
 
-    @property
-    def several_classes(self) -> bool:
-        """It knows one kind of object."""
-        return False
+    weights: str
 
 
 class MitoNetSettings(PretrainedSystemSettings):

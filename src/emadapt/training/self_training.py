@@ -9,7 +9,7 @@ consistency is Hoyer et al. 2023, arXiv 2212.01322). No label of these images is
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ BLOCK = 3
 SURE = 0.9
 """Probability from which the teacher's answer is a label."""
 DRAWN = 2.0
-"""Factor, at most, by which odds are changed so that shares of foreground agree."""
+"""Factor, at most, by which odds of a class are changed so that its shares agree."""
 EPSILON = 1e-4
 FAR = 2.0
 """Factor by which the predicted foreground may change before a warning."""
@@ -79,9 +79,11 @@ class SelfTraining(Objective):
             inputs, labels = (part.to(device(), non_blocking=True) for part in (inputs, labels))
             n_known = sum(member < self.n_labelled for member in members)  # they come first
             if n_known:
-                known.append((inputs[:n_known], labels[:n_known]))
-                self._note("labelled", labels[:n_known] == 1)
-                self._moving("labelled", (labels[:n_known] == 1).float().mean())
+                ours = labels[:n_known]
+                known.append((inputs[:n_known], ours))
+                self._note("labelled", (ours > 0) & (ours != IGNORE))
+                ids = range(1, 1 + len(self.segmenter.classes))
+                self._moving("labelled", [ours == own for own in ids])
             if n_known < len(members):
                 loss = self._disagreement(inputs[n_known:], labels.shape[-2:])
                 self.scaler.scale(self.weight * loss).backward()
@@ -96,7 +98,7 @@ class SelfTraining(Objective):
         with torch.no_grad(), self.average.in_place(self.segmenter), autocast(self.precision):
             taught = self.segmenter.eval()(image, size).float().softmax(1)
         self.segmenter.train()
-        labels = self._labels(taught[:, 1])
+        labels = self._labels(taught[:, 1:])
         of_pixels = images.shape[1] in IMAGE_CHANNELS
         shown = blocks(image, BLOCK * (self.segmenter.patch if of_pixels else 1))
         views = [masked(image, shown), masked(beside, ~shown)]
@@ -108,27 +110,29 @@ class SelfTraining(Objective):
         total = F.cross_entropy(logits, both, ignore_index=IGNORE, reduction="sum")
         return total / both.numel()
 
-    def _labels(self, foreground: torch.Tensor) -> torch.Tensor:
-        """Labels from the teacher's probabilities, `IGNORE` where it is not sure.
+    def _labels(self, taught: torch.Tensor) -> torch.Tensor:
+        """Labels from the teacher's (B, classes, ...) probabilities, `IGNORE` where it is not sure.
 
-        The mean probability is drawn to the share of foreground among the labels, by at most
-        `DRAWN` (distribution alignment, Berthelot et al. 2020, arXiv 1911.09785): a teacher that is
-        sure of the background alone would teach the student to miss objects, and one that finds
-        too many would find ever more.
+        The mean probability of a class is drawn to its share among the labels, by at most `DRAWN`
+        (distribution alignment, Berthelot et al. 2020, arXiv 1911.09785): a teacher that is sure of
+        the background alone would teach the student to miss objects, and one that finds too many
+        would find ever more.
         """
-        self._note("unlabelled", foreground > 0.5)
-        found = self._moving("unlabelled", foreground.mean())
+        self._note("unlabelled", taught.sum(1) > 0.5)
+        found = self._moving("unlabelled", taught.unbind(1))
         wanted = self.state.get("labelled", found)
-        odds = (wanted / found) * (1 - found) / (1 - wanted).clamp_min(EPSILON)
-        odds = odds.clamp(1 / DRAWN, DRAWN)
-        drawn = foreground * odds / (foreground * odds + 1 - foreground)
-        labels = (drawn > 0.5).long()
-        labels[torch.maximum(drawn, 1 - drawn) < SURE] = IGNORE
+        odds = (wanted / found) * (1 - found.sum()) / (1 - wanted.sum()).clamp_min(EPSILON)
+        odds = odds.clamp(1 / DRAWN, DRAWN).float().view(-1, *[1] * (taught.dim() - 2))
+        weighed = taught * odds
+        drawn = weighed / (weighed.sum(1, keepdim=True) + 1 - taught.sum(1, keepdim=True))
+        background = 1 - drawn.sum(1, keepdim=True)
+        sure, labels = torch.cat([background, drawn], 1).max(1)
+        labels[sure < SURE] = IGNORE
         return labels
 
-    def _moving(self, which: str, share: torch.Tensor) -> torch.Tensor:
-        """A moving average of shares of foreground, on the device, which checkpoints keep."""
-        now = share.double().clamp_min(EPSILON)
+    def _moving(self, which: str, classes: Iterable[torch.Tensor]) -> torch.Tensor:
+        """A moving average of each class's share, on the device, which checkpoints keep."""
+        now = torch.stack([own.float().mean() for own in classes]).double().clamp_min(EPSILON)
         self.state[which] = 0.98 * self.state.get(which, now) + 0.02 * now
         return self.state[which]
 
