@@ -38,7 +38,7 @@ def gaussian(name: str, shift: float, slices: int, seed: int, drift: float = 0.0
         np.asarray(["train"] * slices),
         Moments(*(np.stack(column) for column in columns)),
         np.concatenate(tokens),
-        np.zeros(len(at), bool),
+        np.zeros(len(at), np.uint8),
         at,
         np.zeros((len(at), 2), np.float32),
     )
