@@ -21,8 +21,9 @@ from emadapt.report.domain import crossings_table
 from emadapt.report.report import build_report
 from emadapt.study.study import Study, Unit
 from emadapt.training.evaluate import evaluate_unit
-from emadapt.training.model_files import load_model
+from emadapt.training.model_files import load_model, save_model
 from emadapt.training.prepare import prepare
+from emadapt.training.regimes import regime_of
 from emadapt.training.scores import Scores
 from emadapt.training.train import train_unit
 from emadapt.training.validate import validate
@@ -189,21 +190,31 @@ def test_the_loss_of_probabilities_is_that_of_the_logits(study: Study) -> None:
     assert np.isfinite(validate(inputs, 1, loss_of)["loss"])
 
 
+@pytest.mark.parametrize(
+    ("regime", "last"),
+    [
+        ("frozen", "head.classify"),
+        ("lora", "head.classify"),
+        ("unet", "head.net.final_conv"),
+        ("deep", "head.after.conv"),
+    ],
+)
 def test_a_model_of_other_classes_gives_all_but_its_last_layer(
-    study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str], regime: str, last: str
 ) -> None:
-    train_unit(study, Unit("t", "lora", "a", 0)).rename("mine")
-    start = {"kind": "lora", "rank": 2, "alpha": 4, "warm_start": "./mine"}
-    own = params(lora=start)
+    unit = Unit("t", regime, "a", 0)
+    trained = prepare(study, unit).segmenter
+    for tensor in trained.live_state().values():
+        tensor.copy_(torch.randn(tensor.shape))
+    save_model(trained, regime_of(study, unit), Path("mine"), {})
+    own = params()
+    own["regimes"][regime] |= {"warm_start": "./mine"}
     own["datasets"]["a"] |= {"organelle": "bar"}
-    other = study_in(tmp_path, own)
-    state = prepare(other, Unit("t", "lora", "a", 0)).segmenter.trained_state()
-    before = load_model(Path("mine"))[0].trained_state()
-    anew = [
-        name for name in state if not torch.equal(state[name].flatten(), before[name].flatten())
-    ]
-    assert anew == ["head.classify.weight", "head.classify.bias"]
-    assert "its classes are disc, bar, dot; new: head.classify" in capsys.readouterr().out
+    state = prepare(study_in(tmp_path, own), unit).segmenter.trained_state()
+    before = trained.trained_state()
+    anew = [name for name in state if not torch.equal(state[name], before[name])]
+    assert anew == [f"{last}.weight", f"{last}.bias"]
+    assert f"its classes are disc, bar, dot; new: {last}.weight" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

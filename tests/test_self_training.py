@@ -108,11 +108,11 @@ def test_the_share_of_foreground_is_drawn_to_that_of_the_labels(study: Study) ->
 def test_shares_of_several_classes_are_drawn_to_those_of_the_labels(study: Study) -> None:
     own, rng = objective(study, prepare(study, ONTO_B)), np.random.default_rng(0)
     taught = rng.dirichlet([0.2] * 3, (4, 90)).astype(np.float32)  # the background comes first
-    wanted = np.array([0.5, 0.3, 0.2])
-    own.state = {"labelled": torch.from_numpy(wanted[1:]), "unlabelled": torch.full((2,), 0.33)}
+    wanted, found = torch.tensor([[0.4, 0.4, 0.2], [0.45, 0.3, 0.25]], dtype=torch.float64)
+    own.state = {"labelled": wanted[1:], "unlabelled": found[1:]}
     labels = own._labels(torch.from_numpy(taught[..., 1:]).movedim(-1, 1))
-    found = own.state["unlabelled"].numpy()
-    drawn = taught * wanted / [1 - found.sum(), *found]
+    now = own.state["unlabelled"].numpy()
+    drawn = taught * wanted.numpy() / [1 - now.sum(), *now]
     drawn /= drawn.sum(-1, keepdims=True)
     expected = np.where(drawn.max(-1) < 0.9, IGNORE, drawn.argmax(-1))
     np.testing.assert_array_equal(labels, expected)
