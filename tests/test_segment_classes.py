@@ -10,6 +10,7 @@ import pytest
 import tifffile
 import torch
 import zarr
+from ome_types import validate_xml
 from scipy.ndimage import label
 
 from emadapt import api
@@ -61,10 +62,35 @@ def test_a_mask_has_class_ids_and_says_their_names(
     assert len({tuple(own["rgba"]) for own in shown["colors"]}) == 3
 
 
-def test_what_needs_one_foreground_is_refused(order: Order) -> None:
-    for change in ({"threshold": 0.3}, {"probabilities": True}):
-        with pytest.raises(InputError, match=r"a model of disc, bar, dot; expected .* one class"):
-            segment_volume(dataclasses.replace(order, **change))
+@pytest.mark.parametrize("suffix", ["tif", "zarr"])
+@pytest.mark.parametrize("sigma_nm", [0.0, 30.0])
+def test_probabilities_have_a_channel_for_each_class(
+    order: Order, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, sigma_nm: float
+) -> None:
+    monkeypatch.setattr(job, "BLOCK", 2 * 90 * 60)
+    model = write_model(tmp_path / "m", classes=CLASSES, smooth_z_nm=sigma_nm)
+    output = str(tmp_path / f"p.{suffix}")
+    segment_volume(dataclasses.replace(order, output=output, probabilities=True))
+    path = str(tmp_path / f"p-probabilities.{suffix}")
+    read = [api.read_volume(f"{path}:/c={number}")[0] for number in range(3)]
+    found = api.segment(IMAGE, api.load_model(model), (30.0, 5.0, 5.0), probabilities=True)
+    np.testing.assert_allclose(np.stack(read, 1), 255 * found, atol=1)
+    assert api.read_volume(f"{path}:/c=2")[1] == (30.0, 5.0, 5.0)
+    if suffix == "zarr":
+        shown = json.loads((Path(path) / ".zattrs").read_text())["omero"]["channels"]
+        assert [own["label"] for own in shown] == list(CLASSES)
+        return
+    with tifffile.TiffFile(path) as tif:
+        assert tif.series[0].axes == "CZYX"
+        assert tif.ome_metadata is not None
+        validate_xml(tif.ome_metadata)
+        pixels = tifffile.xml2dict(tif.ome_metadata)["OME"]["Image"]["Pixels"]
+    assert [own["Name"] for own in pixels["Channel"]] == list(CLASSES)
+
+
+def test_a_threshold_is_refused(order: Order) -> None:
+    with pytest.raises(InputError, match=r"a model of disc, bar, dot; expected .* one class"):
+        segment_volume(dataclasses.replace(order, threshold=0.3))
 
 
 def test_an_array_is_segmented_into_classes(order: Order) -> None:

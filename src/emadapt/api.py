@@ -110,9 +110,9 @@ def segment(
             than in training.
     """
     runner = array_runner(volume, model, voxel_nm, threshold=threshold, window=window)
-    (z, y, x), classes = runner.job.shape, len(runner.job.classes)
-    by_class = [classes] if probabilities and classes > 1 else []
-    dtype = np.float32 if probabilities else np.uint8 if classes > 1 else bool
+    (z, y, x), several = runner.job.shape, runner.job.channels
+    by_class = several if probabilities else ()
+    dtype = np.float32 if probabilities else np.uint8 if several else bool
     out = np.empty((z, *by_class, y, x), dtype)
     for at, found in runner.slices():
         out[at] = found if probabilities else runner.ids(found)

@@ -146,6 +146,11 @@ class Job:
         return self.classes == INTERIOR_BOUNDARY
 
     @property
+    def channels(self) -> tuple[int, ...]:
+        """First axes of probabilities: none of one class, else one of classes."""
+        return (len(self.classes),) if len(self.classes) > 1 else ()
+
+    @property
     def reach(self) -> int:
         """Slices on each side with which a slice is smoothed."""
         return smoothing_reach(self.sigma)
@@ -222,16 +227,11 @@ def settle(order: Order, source: Source, model: Model) -> Job:
 
 
 def _check_classes(order: Order, model: Model) -> None:
-    """Refuse what is made of one foreground, for a model of several classes."""
-    asked = {
-        "--threshold": order.threshold is not None,
-        "--probabilities": order.probabilities,
-        "`smooth_z_nm`": bool(model.segmenter.spec.smooth_z_nm),
-    }
-    if len(model.segmenter.classes) > 1 and (given := [name for name, on in asked.items() if on]):
-        found = f"{given[0]} and a model of {', '.join(model.segmenter.classes)}"
-        do = "Leave it out, or take a model without it."
-        raise InputError(model.folder, found=found, expected="a model of one class", do=do)
+    """Refuse a threshold for a model of several classes, of which the most probable counts."""
+    classes = model.segmenter.classes
+    if order.threshold is not None and len(classes) > 1:
+        found, expected = f"--threshold and a model of {', '.join(classes)}", "a model of one class"
+        raise InputError(model.folder, found=found, expected=expected, do="Leave it out.")
 
 
 def window_for(source: Source, stated: tuple[float, float] | None) -> tuple[float, float]:

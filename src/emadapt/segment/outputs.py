@@ -17,10 +17,11 @@ from emadapt.volumes.writing import WRITERS, suffix_of
 
 MEANING = {
     "mask": "255 where the probability is above the threshold",
+    "ids": "ids of classes, 0 in the background",
     "probabilities": "255 times the probability",
     "instances": "number of the connected component",
 }
-"""What the values of each kind of output are."""
+"""What the values of each kind of output are, and those of a mask of several classes."""
 SAID = (
     "scale",
     "voxel_nm",
@@ -104,17 +105,16 @@ def provenance(job: Job, kind: str) -> dict[str, Any]:
     source = {"input": name, **({"input_bytes": sizes[0]} if sizes else {})}
     named = SAID if job.model else WITHOUT_MODEL
     kept = {key: value for key, value in job.to_json().items() if key in named}
-    about = {"kind": kind, "values": MEANING[kind], **source, **kept}
-    if len(job.classes) > 1 and kind == "mask":
+    several = bool(job.channels) and kind != "instances"
+    values = MEANING["ids" if several and kind == "mask" else kind]
+    about = {"kind": kind, "values": values, **source, **kept}
+    if several:
         del about["threshold"]
         colours = zip(job.classes, itertools.cycle(CLASSES), strict=False)
-        about |= {
-            "values": "ids of classes, 0 in the background",
-            "classes": [
-                {"id": number, "name": name, "colour": colour}
-                for number, (name, colour) in enumerate(colours, 1)
-            ],
-        }
+        about["classes"] = [
+            {"id": number, "name": name, "colour": colour}
+            for number, (name, colour) in enumerate(colours, 1)
+        ]
     return about
 
 

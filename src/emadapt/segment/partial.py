@@ -33,6 +33,11 @@ MARKER = "made-by-emadapt-segment"
 """A file in every folder that this module makes. No other folder is ever cleared or removed."""
 
 
+def shape_of(job: Job, kind: str, shape: tuple[int, int, int]) -> tuple[int, ...]:
+    """That of (Z, Y, X) voxels of an output; of several classes, probabilities have each."""
+    return (*job.channels, *shape) if kind in ("probabilities", "tiles") else shape
+
+
 class Partial:
     """The folder of a run.
 
@@ -49,7 +54,7 @@ class Partial:
         return open_runner(self.job)
 
     def array(self, kind: str) -> Any:
-        """The (Z, Y, X) array of an output, open for writing."""
+        """The array of an output, see `shape_of`, open for writing."""
         import zarr
 
         return zarr.open_array(self.folder / kind / "0", mode="r+")
@@ -138,6 +143,6 @@ def begin(folder: Path, job: Job, overwrite: bool) -> Partial:
     cored = job.cored and "instances" in job.kinds
     between = {"tiles": job.reach, "cores": cored}
     for kind in (*job.kinds, *(kind for kind, wanted in between.items() if wanted)):
-        create_array(folder / kind, 0, job.shape, DTYPES[kind], job.depth)
+        create_array(folder / kind, 0, shape_of(job, kind, job.shape), DTYPES[kind], job.depth)
     write_json(run, job.to_json())  # last: without it the folder counts as empty
     return opened(str(folder))

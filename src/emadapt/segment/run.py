@@ -35,7 +35,7 @@ from emadapt.segment.instances import (
 )
 from emadapt.segment.job import BLOCK, Block, Job, Order, prepare
 from emadapt.segment.outputs import check_output, finish, publish, targets
-from emadapt.segment.partial import STEPS, Partial, begin, held, opened
+from emadapt.segment.partial import DTYPES, STEPS, Partial, begin, held, opened, shape_of
 from emadapt.volumes.source import Array, Source, tell
 from emadapt.volumes.voxel import Voxel
 
@@ -184,11 +184,11 @@ def _segment_block(partial: Partial, number: int, loaded: Array | None = None) -
     if not partial.job.reach:
         yield from _threshold(partial, number, rows)
         return
-    kept = _empty(partial, block, "uint16")
+    kept = _empty(partial, block, "tiles")
     for z, some in rows:
-        kept[z - block.z0] = np.rint(some * STEPS)
+        kept[..., z - block.z0, :, :] = np.rint(some * STEPS)
         yield 1
-    partial.array("tiles")[block.place] = kept
+    partial.array("tiles")[(..., *block.place)] = kept
     partial.mark("tiles", number, {})
 
 
@@ -200,7 +200,7 @@ def _mask_block(partial: Partial, number: int) -> Iterator[int]:
         return
     tiles = partial.array("tiles")
     near = range(max(0, block.z0 - job.reach), min(job.shape[0], block.z1 + job.reach))
-    steps = ((z, tiles[z, block.y0 : block.y1]) for z in near)
+    steps = ((z, tiles[..., z, block.y0 : block.y1, :]) for z in near)
     rows = ((z, some.astype(np.float32) / np.float32(STEPS)) for z, some in steps)
     smoothed = smooth_z(rows, job.sigma)
     inside = ((z, p) for z, p in smoothed if block.z0 <= z < block.z1)
@@ -212,23 +212,24 @@ def _threshold(
 ) -> Iterator[int]:
     """Write the mask of a block and, if asked for, its probabilities."""
     block, job = partial.blocks[number], partial.job
-    mask = _empty(partial, block, "uint8")
-    probabilities = _empty(partial, block, "uint8") if "probabilities" in job.kinds else None
+    mask = _empty(partial, block, "mask")
+    asked = "probabilities" in job.kinds
+    probabilities = _empty(partial, block, "probabilities") if asked else None
     for z, some in rows:
         ids = partial.runner.ids(some)
         mask[z - block.z0] = ids if len(job.classes) > 1 else 255 * ids
         if probabilities is not None:
-            probabilities[z - block.z0] = np.rint(some * 255)
+            probabilities[..., z - block.z0, :, :] = np.rint(some * 255)
         yield 1
     partial.array("mask")[block.place] = mask
     if probabilities is not None:
-        partial.array("probabilities")[block.place] = probabilities
+        partial.array("probabilities")[(..., *block.place)] = probabilities
     partial.mark("mask", number, {"foreground": int(np.count_nonzero(mask))})
 
 
-def _empty(partial: Partial, block: Block, dtype: str) -> Array:
+def _empty(partial: Partial, block: Block, kind: str) -> Array:
     shape = block.z1 - block.z0, block.y1 - block.y0, partial.job.shape[2]
-    return np.empty(shape, dtype)
+    return np.empty(shape_of(partial.job, kind, shape), DTYPES[kind])
 
 
 def _at_once(finish: Callable[[Partial, int], None]) -> Steps:

@@ -98,8 +98,7 @@ class Runner:
         for _, parts in itertools.groupby(self.job.blocks(), key=lambda block: block.z0):
             blocks = list(parts)
             z0, z1 = blocks[0].z0, blocks[0].z1
-            several = [len(self.job.classes)] if len(self.job.classes) > 1 else []
-            whole = np.empty((z1 - z0, *several, height, width), np.float32)
+            whole = np.empty((z1 - z0, *self.job.channels, height, width), np.float32)
             for block in blocks:
                 for z, rows in self.probability(block, self.load(block)):
                     whole[z - z0, ..., block.y0 : block.y1, :] = rows

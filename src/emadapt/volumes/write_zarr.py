@@ -27,7 +27,8 @@ def create_array(group: Path, level: int, shape: tuple[int, ...], dtype: str, de
 
     if not (group / ".zgroup").is_file():
         zarr.create_group(group, zarr_format=2)
-    chunks = (min(depth, shape[0]), min(CHUNK, shape[1]), min(CHUNK, shape[2]))
+    z, y, x = shape[-3:]
+    chunks = (*[1] * (len(shape) - 3), min(depth, z), min(CHUNK, y), min(CHUNK, x))
     return zarr.create_array(
         group / str(level),
         shape=shape,
@@ -45,23 +46,36 @@ def write_zarr(group: Path, name: str, voxel_nm: Voxel, about: Mapping[str, Any]
     """Add coarser scales and the metadata of OME-Zarr to a group whose array `0` is finished.
 
     Coarser scales of `probabilities` are means; of labels, the first voxel of each cell. `classes`
-    of `about` (id, name, colour) become the `image-label` of OME-Zarr.
+    of `about` (id, name, colour) become the `image-label` of OME-Zarr, or name its channels, an
+    axis before z, y, x.
     """
     import zarr
 
     finest = zarr.open_array(group / "0", mode="r")
-    factors = scale_factors(finest.shape, voxel_nm)
+    channels, size = finest.shape[:-3], finest.shape[-3:]
+    factors = scale_factors(size, voxel_nm)
     averaged = name == "probabilities"
     for level, factor in enumerate(factors[1:], 1):
         finer = zarr.open_array(group / str(level - 1), mode="r")
         step = [b // a for a, b in zip(factors[level - 1], factor, strict=True)]
-        shape = tuple(math.ceil(n / s) for n, s in zip(finer.shape, step, strict=True))
-        coarse = create_array(group, level, shape, str(finest.dtype), finer.chunks[0])
-        _shrink(finer, coarse, step, mean=averaged)
-    described = _multiscale(name, voxel_nm, factors, mean=averaged)
+        size = tuple(math.ceil(n / s) for n, s in zip(size, step, strict=True))
+        shape = (*channels, *size)
+        coarse = create_array(group, level, shape, str(finest.dtype), finer.chunks[-3])
+        for channel in np.ndindex(channels):
+            _shrink(finer, coarse, channel, step, mean=averaged)
+    described = _multiscale(name, voxel_nm, factors, len(channels), mean=averaged)
     root = zarr.open_group(group, mode="r+")
     root.attrs.update({"multiscales": [described], "emadapt": dict(about)})
-    if classes := about.get("classes"):
+    classes = about.get("classes", [])
+    if channels:
+        window = {"min": 0, "max": 255, "start": 0, "end": 255}
+        root.attrs["omero"] = {
+            "channels": [
+                {"label": own["name"], "color": own["colour"][1:], "window": window, "active": True}
+                for own in classes
+            ]
+        }
+    elif classes:
         root.attrs["image-label"] = {
             "version": "0.4",
             "colors": [
@@ -87,16 +101,16 @@ def scale_factors(shape: tuple[int, ...], voxel_nm: Voxel) -> list[list[int]]:
     return factors
 
 
-def _shrink(finer: Any, coarse: Any, step: list[int], mean: bool) -> None:
-    """Fill an array from a finer one, a row of chunks at a time."""
-    depth, rows, _ = coarse.chunks
-    starts = range(0, coarse.shape[0], depth)
+def _shrink(finer: Any, coarse: Any, channel: tuple[int, ...], step: list[int], mean: bool) -> None:
+    """Fill a channel of an array from a finer one, a row of chunks at a time."""
+    depth, rows, _ = coarse.chunks[-3:]
+    starts = range(0, coarse.shape[-3], depth)
     for z in track(starts, "segment: a coarser scale", len(starts)):
         slices = slice(z * step[0], (z + depth) * step[0])
-        for y in range(0, coarse.shape[1], rows):
-            part = np.asarray(finer[slices, y * step[1] : (y + rows) * step[1]])
+        for y in range(0, coarse.shape[-2], rows):
+            part = np.asarray(finer[(*channel, slices, slice(y * step[1], (y + rows) * step[1]))])
             small = _means(part, step) if mean else part[tuple(slice(None, None, s) for s in step)]
-            coarse[z : z + depth, y : y + rows] = small
+            coarse[(*channel, slice(z, z + depth), slice(y, y + rows))] = small
 
 
 def _means(part: Array, step: list[int]) -> Array:
@@ -109,20 +123,27 @@ def _means(part: Array, step: list[int]) -> Array:
     return ((total + count // 2) // count).astype(part.dtype)
 
 
-def _multiscale(name: str, voxel_nm: Voxel, factors: list[list[int]], mean: bool) -> dict[str, Any]:
-    """`multiscales` of OME-Zarr 0.4. A mean is in the middle of its cell, hence the translation."""
+def _multiscale(
+    name: str, voxel_nm: Voxel, factors: list[list[int]], channels: int, mean: bool
+) -> dict[str, Any]:
+    """`multiscales` of OME-Zarr 0.4, with 0 or 1 axes of channels.
+
+    A mean is in the middle of its cell, hence the translation.
+    """
+    axes = [{"name": "c", "type": "channel"}] * channels
+    axes += [{"name": axis, "type": "space", "unit": "nanometer"} for axis in "zyx"]
     datasets = []
     for level, factor in enumerate(factors):
-        scale = [size * f for size, f in zip(voxel_nm, factor, strict=True)]
+        scale = [1.0] * channels + [size * f for size, f in zip(voxel_nm, factor, strict=True)]
         changes: list[dict[str, Any]] = [{"type": "scale", "scale": scale}]
         if mean:
             middle = [size * (f - 1) / 2 for size, f in zip(voxel_nm, factor, strict=True)]
-            changes.append({"type": "translation", "translation": middle})
+            changes.append({"type": "translation", "translation": [0.0] * channels + middle})
         datasets.append({"path": str(level), "coordinateTransformations": changes})
     return {
         "version": "0.4",
         "name": name,
-        "axes": [{"name": axis, "type": "space", "unit": "nanometer"} for axis in "zyx"],
+        "axes": axes,
         "datasets": datasets,
         "type": "mean" if mean else "nearest",
     }
