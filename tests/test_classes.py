@@ -13,10 +13,12 @@ from sklearn.metrics import confusion_matrix, jaccard_score
 from emadapt.data.crops import crop
 from emadapt.data.foreground import masks_of, most_probable
 from emadapt.data.ingest import open_volume
-from emadapt.domains.run import diagnose
+from emadapt.domains.compare import segmentation
+from emadapt.domains.token_sources import pretrained_features
 from emadapt.errors import ConfigError
 from emadapt.metrics.intervals import influence, over_seeds
 from emadapt.metrics.pixels import overlap_counts
+from emadapt.models.backbones import pretrained
 from emadapt.report.domain import crossings_table
 from emadapt.report.report import build_report
 from emadapt.study.study import Study, Unit
@@ -159,11 +161,13 @@ def test_the_report_has_each_class(study: Study, tmp_path: Path) -> None:
 
 
 def test_labels_that_tokens_carry_over_are_scored_by_class(study: Study) -> None:
-    found = json.loads(diagnose(study, "t", "frozen").read_text())
-    (entry,) = found["segmentation"]
+    spec = study.backbone_settings["t"]
+    own = pretrained_features(pretrained(spec), spec, open_volume("a"), study.diagnose)
+    entry = segmentation(own, own)
     assert entry["knn_iou"] == pytest.approx(np.mean(list(entry["classes"].values())), abs=1e-5)
     assert entry["classes"]["bar"] > 0.9
-    table = crossings_table(found)
+    card = {"backbone": "t", "regime": "frozen", "segmentation": [entry | {"train_set": None}]}
+    table = crossings_table(card)
     assert table is not None
     assert [column.title for column in table.columns[-3:]] == list(CLASSES)
 

@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 
 from emadapt.data.batches import plan_epoch
 from emadapt.data.foreground import IGNORE
+from emadapt.data.ingest import ingest
 from emadapt.errors import ConfigError, InputError
 from emadapt.study.study import Study, Unit
 from emadapt.training.average import Average, copy_of
@@ -122,10 +124,17 @@ def test_a_unit_of_several_classes(tmp_path: Path, tracking_off: None) -> None:
     own = params()
     for dataset in own["datasets"].values():
         del dataset["foreground"]
-        dataset["classes"] = {"disc": [1], "rest": [0]}
-    folder = train_unit(make_study(tmp_path, own), ONTO_B)
+        dataset["classes"] = {"disc": [1], "bar": [2]}
+    study = make_study(tmp_path, own, ingested=False)
+    for name in study.datasets:
+        path = tmp_path / "data" / name / "label.tif"
+        label = tifffile.imread(path)
+        label[:, :8] = 2
+        tifffile.imwrite(path, label, photometric="minisblack")
+        ingest(study, name)
+    folder = train_unit(study, ONTO_B)
     (epoch,) = json.loads((folder / "history.json").read_text())
-    assert {"val/iou.a.rest", "train/unlabelled_share"} <= epoch.keys()
+    assert {"val/iou.a.bar", "train/unlabelled_share"} <= epoch.keys()
     assert np.isfinite(list(epoch.values())).all()
 
 
