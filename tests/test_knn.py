@@ -57,5 +57,5 @@ def test_the_vote_against_brute_force() -> None:
     expected = [(found & truth).sum() / (found | truth).sum() for found, truth in pairs]
     assert segmentation_iou(x, y, x_test, y_test, 2, k=7) == pytest.approx(expected)
     assert segmentation_iou(5 * x, y, x, y, k=1) == 1.0  # cosine: length plays no part
-    assert 0 < segmentation_iou(x[:3], y[:3], x_test, y_test) < 1  # fewer than k
+    assert 0 < segmentation_iou(x[:3], y[:3], x_test, y_test, 2)[1] < 1  # fewer than k
     assert segmentation_iou(x, 0 * y, x_test, 0 * y_test) == 1.0
