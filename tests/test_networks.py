@@ -14,7 +14,7 @@ from emadapt.data.ingest import Volume
 from emadapt.data.tiles import geometry
 from emadapt.errors import InputError
 from emadapt.models import unet2d
-from emadapt.models.batch_norm import BatchNorm
+from emadapt.models.parallel import BatchNorm
 from emadapt.models.resunet3d import Block, ResUNet3d
 from emadapt.models.unet2d import STRIDE, UNet2d
 from emadapt.study.regimes import regime_settings

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from emadapt.data.batches import Draw, deal, with_absent
 from emadapt.data.ingest import ingest
 from emadapt.errors import InputError
-from emadapt.models.batch_norm import BatchNorm
+from emadapt.models.parallel import BatchNorm
 from emadapt.study.loading import load_study
 from emadapt.training import devices
 from emadapt.training.devices import parse_devices, visible

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from emadapt.models.batch_norm import BatchNorm
+from emadapt.models.parallel import BatchNorm
 
 Tokens = list[torch.Tensor]
 

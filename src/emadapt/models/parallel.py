@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from emadapt.models.device import device
 
@@ -53,7 +54,7 @@ class Total(torch.autograd.Function):
         return total(gradient)  # each process's part of the loss depends on what all of them put in
 
 
-def add_up(parameters: Sequence[torch.nn.Parameter], loss: torch.Tensor) -> torch.Tensor:
+def add_up(parameters: Sequence[nn.Parameter], loss: torch.Tensor) -> torch.Tensor:
     """Replace each gradient by its sum over the processes.
 
     One message for all of them, after the backward pass: heads and adapters are small, and unlike
@@ -78,3 +79,36 @@ def add_up(parameters: Sequence[torch.nn.Parameter], loss: torch.Tensor) -> torc
         # What no process has a gradient for stays without one: the optimiser then leaves it alone.
         parameter.grad = values.view_as(parameter).to(parameter.dtype) if one else None
     return last[0]
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """Batch normalisation (Ioffe & Szegedy 2015) over the samples of all processes, in 2D or 3D.
+
+    Unlike torch's SyncBatchNorm it runs on a CPU too, and where a process has no sample, so tests
+    see what GPUs do.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training or size() == 1:
+            return super().forward(x)
+        values = x.float()
+        count = values.new_full((1,), values.numel() // values.shape[1])
+        places, axes = (-1, *[1] * (x.dim() - 2)), (0, *range(2, x.dim()))
+        sums = Total.apply(torch.cat([values.sum(axes), count]))
+        n = sums[-1].detach()
+        mean = sums[:-1] / n
+        centred = values - mean.view(places)
+        variance = Total.apply(centred.square().sum(axes)) / n
+        with torch.no_grad():
+            kept = dict(self.named_buffers())
+            kept["running_mean"].lerp_(mean, self.momentum or 0.1)
+            of_sample = variance * n / (n - 1)  # as torch keeps it
+            kept["running_var"].lerp_(of_sample, self.momentum or 0.1)
+            kept["num_batches_tracked"] += 1
+        out = centred * (variance + self.eps).rsqrt().view(places)
+        if self.affine:
+            out = out * self.weight.view(places) + self.bias.view(places)
+        return out.to(x.dtype)
+
+    def _check_input_dim(self, x: torch.Tensor) -> None:
+        """Torch's check of the number of axes: any will do."""

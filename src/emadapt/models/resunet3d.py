@@ -13,9 +13,9 @@ from torch import nn
 
 from emadapt.data.crops import as_input
 from emadapt.data.tiles import Geometry, Grey, window_starts
-from emadapt.models.batch_norm import BatchNorm
 from emadapt.models.device import autocast
 from emadapt.models.monai_parts import monai_part
+from emadapt.models.parallel import BatchNorm
 from emadapt.models.segmenter import Probability, Segmenter
 from emadapt.study.backbones import BackboneSettings
 

@@ -16,8 +16,8 @@ from emadapt.data.batches import deal, load_epoch, plan_epoch, with_absent
 from emadapt.errors import EmadaptError, first_line
 from emadapt.models import parallel
 from emadapt.models.adapters import Groups, State
-from emadapt.models.batch_norm import BatchNorm
 from emadapt.models.device import device
+from emadapt.models.parallel import BatchNorm
 from emadapt.progress import progress_bar
 from emadapt.study.training import TrainSettings
 from emadapt.training.average import Average, copy_of
