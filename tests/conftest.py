@@ -62,6 +62,7 @@ def states(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory):
     """One database for all tests, copied into each root: creating one takes seconds."""
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
     from emadapt.tracking import store as mlflow_store  # slow to import
 
     root = tmp_path_factory.mktemp("empty")
@@ -71,6 +72,8 @@ def empty_store(tmp_path_factory):
 
 @pytest.fixture
 def root(tmp_path, empty_store, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)  # MLflow sets it for the process
+    monkeypatch.delenv("EMADAPT_TRACKING", raising=False)  # after `tracking_off` of a whole file
     root = tmp_path / "project"
     root.mkdir()
     shutil.copy(empty_store, root / "mlflow.db")

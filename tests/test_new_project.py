@@ -36,7 +36,7 @@ def test_a_new_project_is_one_that_dvc_reads(
     }
     assert not any(path.is_symlink() for path in folder.rglob("*"))
     assert load_study(folder / "studies/mine/study.yaml") == load_study()
-    assert "Put the image stack there" in " ".join(check_study(Path("params.yaml")))
+    assert "expected one volume called image" in " ".join(check_study(Path("params.yaml")))
     (folder / "data/mine").rmdir()
     write_stack(folder / "data/mine", *blobs((12, 60, 60), 0))
     assert check_study(Path("params.yaml")) == []

@@ -42,7 +42,7 @@ def costs(unit: dict[str, Any]) -> list[str]:
 
 def draw(shown: dict[str, list[float]]) -> None:
     """IoU of each seed, and the mean, a row for each name."""
-    figure, axes = plt.subplots(figsize=(7, 3.6))
+    figure, axes = plt.subplots(figsize=(7, 4.2))
     for k, values in enumerate(shown.values()):
         axes.plot(values, [-k] * len(values), "|", color="#0072b2", ms=14)
         axes.plot(np.mean(values), -k, "o", color="#0072b2", ms=8)
@@ -54,9 +54,9 @@ def draw(shown: dict[str, list[float]]) -> None:
     figure.savefig(RESULTS / "answer.png", dpi=110)
 
 
-few = {f"{NAMES[r]}, 48\nfirst 32": u["iou"]["values"] for r, u in FEW.items()}
+few = {f"{NAMES[r]}, 48 slices\ntested on first 32": u["iou"]["values"] for r, u in FEW.items()}
 parts = {
-    f"{name}, 165\n{part}": of_part(regime, at)
+    f"{name}, 165 slices\ntested on {part}": of_part(regime, at)
     for part, at in PARTS.items()
     for regime, name in NAMES.items()
     if regime in ALL

@@ -1,4 +1,4 @@
-"""Which measure finds the objects that are not there: `analyse.py TABLE.csv OBJECTS LABEL`.
+"""Which measure finds the objects that are not there: `score.py TABLE.csv OBJECTS LABEL`.
 
 TABLE.csv is what `emadapt measure OBJECTS` wrote. An object is false if at most a tenth of it is in
 LABEL, where that is not 0.
