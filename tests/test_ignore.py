@@ -9,9 +9,9 @@ import tifffile
 import torch
 from scipy.ndimage import distance_transform_edt
 
-from emadapt.data.foreground import IGNORE, class_ids
+from emadapt.data.foreground import IGNORE, class_ids, patch_classes
 from emadapt.data.ingest import Volume, ingest, open_volume
-from emadapt.models.tokens import TokenView, patch_classes
+from emadapt.models.tokens import TokenView
 from emadapt.training.objective import LOSSES
 from emadapt.training.regimes.at_once import tokens_and_classes
 from emadapt.training.scores import Scores

@@ -13,8 +13,8 @@ from emadapt.volumes.source import Array
 Rule = str | tuple[int, ...]  # ">N" (greater than N), or ids
 IGNORE = 255
 """Of an ingested label: nobody knows what is there. Losses and scores leave it out."""
-
-
+OCCUPANCY = 0.5
+"""Share of a patch's known pixels from which its token counts as foreground."""
 BOUNDARY_NM = 25.0
 """Width of the boundary of an object, inside it."""
 RARE = 1e-3
@@ -97,6 +97,19 @@ def most_probable(
         return (probability > threshold).astype(np.uint8)
     found = probability.argmax(0).astype(np.uint8) + np.uint8(1)
     return np.where(probability.max(0) > 1 - probability.sum(0), found, np.uint8(0))
+
+
+def patch_classes(labels: npt.NDArray[np.uint8], axes: tuple[int, int]) -> npt.NDArray[np.float32]:
+    """Class ids of patches, whose pixels lie along `axes`; of several classes the most frequent.
+
+    0 where less than `OCCUPANCY` is foreground, NaN where fewer than half of the pixels are known.
+    """
+    known = (labels != IGNORE).mean(axes, dtype=np.float32)
+    share = is_foreground(labels).mean(axes, dtype=np.float32) / np.maximum(known, 0.5)
+    ids = range(1, 1 + int(labels.max(initial=1, where=labels != IGNORE)))
+    frequent = np.float32(1) + np.argmax([(labels == own).sum(axes) for own in ids], 0)
+    found = np.where(share >= OCCUPANCY, frequent, 0).astype(np.float32)
+    return np.where(known < 0.5, np.float32(np.nan), found)
 
 
 def foreground_share(mask: npt.NDArray[np.uint8]) -> float:

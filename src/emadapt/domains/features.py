@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from emadapt.data.foreground import patch_classes
 from emadapt.data.ingest import Volume
 from emadapt.data.splits import evenly_spaced
 from emadapt.data.tiles import Geometry
 from emadapt.domains.moments import Moments, slice_moments
 from emadapt.errors import InputError
 from emadapt.files import new_array
-from emadapt.models.tokens import patch_classes
 from emadapt.progress import track
 from emadapt.study.datasets import ONE_CLASS
 from emadapt.study.training import DiagnoseSettings

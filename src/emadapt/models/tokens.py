@@ -30,7 +30,6 @@ from filelock import FileLock
 
 from emadapt.data.align import aligner_of
 from emadapt.data.crops import as_input, crop
-from emadapt.data.foreground import IGNORE, is_foreground
 from emadapt.data.images import WHOLE
 from emadapt.data.ingest import Volume, open_volume
 from emadapt.data.labelled import Tile
@@ -53,21 +52,6 @@ FORMAT = 3  # raise when the same settings begin to mean other content
 BATCH_TOKENS = 4096  # tokens that go through the backbone at once
 SETTINGS = ("scale", "longest_edge", "tile", "context", "normalisation")
 """Of a backbone's settings, those that change the tokens of a tile."""
-OCCUPANCY = 0.5
-"""Share of a patch's known pixels from which its token counts as foreground."""
-
-
-def patch_classes(labels: npt.NDArray[np.uint8], axes: tuple[int, int]) -> npt.NDArray[np.float32]:
-    """Class ids of patches, whose pixels lie along `axes`; of several classes the most frequent.
-
-    0 where less than `OCCUPANCY` is foreground, NaN where fewer than half of the pixels are known.
-    """
-    known = (labels != IGNORE).mean(axes, dtype=np.float32)
-    share = is_foreground(labels).mean(axes, dtype=np.float32) / np.maximum(known, 0.5)
-    ids = range(1, 1 + int(labels.max(initial=1, where=labels != IGNORE)))
-    frequent = np.float32(1) + np.argmax([(labels == own).sum(axes) for own in ids], 0)
-    found = np.where(share >= OCCUPANCY, frequent, 0).astype(np.float32)
-    return np.where(known < 0.5, np.float32(np.nan), found)
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,11 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from emadapt.data.foreground import IGNORE, masks_of
+from emadapt.data.foreground import IGNORE, masks_of, patch_classes
 from emadapt.data.ingest import Volume
 from emadapt.data.tiles import geometry_of, merge_tiles, to_native
 from emadapt.models.segmenter import Segmenter
-from emadapt.models.tokens import TokenView, patch_classes
+from emadapt.models.tokens import TokenView
 from emadapt.study.training import TrainSettings
 from emadapt.training.inputs import Inputs, OnEpoch, Progress
 from emadapt.training.regimes.regime import Regime
