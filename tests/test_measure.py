@@ -48,7 +48,7 @@ def test_the_table_against_scipy_and_brute_force(tmp_path: Path, labels: np.ndar
     page = (tmp_path / "table.html").read_text()
     wrong = page.partition("Most likely wrong")[2].partition("</h2>")[2].partition("<h2>")[0]
     listed = [int(k) for k in re.findall(r"<figcaption>Object (\d+)", wrong)]
-    sizeable = table[table["voxels"] >= 100].sort_values("doubt", ascending=False)
+    sizeable = table[table["voxels"] >= 100].sort_values("uncertainty", ascending=False)
     assert listed == list(sizeable.index[:20])
     for k, box in enumerate(find_objects(labels), 1):
         row = table.loc[k]
@@ -58,7 +58,7 @@ def test_the_table_against_scipy_and_brute_force(tmp_path: Path, labels: np.ndar
         assert [row[f"{a}_max"] for a in "zyx"] == [s.stop - 1 for s in box]
         assert tuple(row[["z", "y", "x"]]) == pytest.approx(center_of_mass(labels == k))
         assert row["intensity_mean"] == pytest.approx(grey[labels == k].mean())
-        assert row["doubt"] == pytest.approx(1 - grey[labels == k].mean() / 255)
+        assert row["uncertainty"] == pytest.approx(1 - grey[labels == k].mean() / 255)
         away = {o: cdist(places[k], places[o]).min() for o in table.index if o != k}
         assert row["nearest_nm"] == pytest.approx(min(away.values()))
         assert away[row["nearest_id"]] == pytest.approx(row["nearest_nm"])

@@ -13,13 +13,12 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import tifffile
+from smooth import CROPS
 
 from emadapt.data.layouts import find_parts
 from emadapt.data.sources import DATASETS
 
-CROP = np.s_[:, 128:640, 256:768]
 LABELLED = {"lucchi": (20, 60, 100, 140), "vnc": (2, 7, 12, 17)}
 SHOWN = Path("scratch/starter")
 
@@ -48,9 +47,8 @@ def main(root: Path) -> None:
         )
         seconds = time.perf_counter() - started
 
-        crop = CROP if name == "lucchi" else np.s_[:]
-        image = last.images.read(0, last.depth)[crop]
-        label = last.labels.read(0, last.depth)[crop] > above
+        image = last.images.read(0, last.depth)[CROPS[name]]
+        label = last.labels.read(0, last.depth)[CROPS[name]] > above
         tifffile.imwrite(folder / "test.tif", image)
         unseen = [z for z in range(last.depth) if last is not first or z not in chosen]
         scores = []

@@ -53,7 +53,7 @@ def _local(where: str) -> Any:
     number = where.removeprefix("local:")
     if not number.isdigit() or int(number) < 1:
         expected = "local:N with N of 1 or more"
-        raise InputError("--dask", found=where, expected=expected, do="Write local:4, say.")
+        raise InputError("--dask", found=where, expected=expected, do="Write local:4, for example.")
     return LocalCluster(
         host="127.0.0.1",
         n_workers=int(number),

@@ -45,14 +45,14 @@ HISTOGRAMS = {
     "nearest_nm": ("distance to the nearest, nm", 1),
     "intensity_mean": ("mean grey value", 1),
     "to_nm": ("distance to the second class, nm", 1),
-    "doubt": ("doubt", 1),
+    "uncertainty": ("uncertainty", 1),
 }
 """Columns that are drawn where the table has them; axis label, and what one unit of it is."""
 COMPARED = ("volume_nm3", "length_nm", "width_nm", "sphericity")
 """What makes an object odd: how far these are from the median, in robust standard deviations."""
 SHOWN = 4
 """The largest objects, and as many of the oddest others."""
-DOUBTED = 20
+UNCERTAIN = 20
 """Objects of which the model is least sure."""
 AROUND_NM = 200.0
 """What is shown around an object of the image."""
@@ -77,7 +77,7 @@ def measure_volume(asked: Asked) -> pd.DataFrame:
         whether the border of the volume cuts it; the box `z_min` to `x_max` and the centroid `z`,
         `y`, `x` in voxels from 0. With an image `intensity_mean` and `intensity_std`; with a second
         class `to_nm`, the distance to its nearest voxel, empty beyond REACH_NM; with probabilities
-        `doubt`, 1 less their mean.
+        `uncertainty`, 1 less their mean.
 
     Raises:
         InputError: a file cannot be read or written, the volumes do not fit, or there is no object.
@@ -132,7 +132,7 @@ def page(asked: Asked, measurer: Measurer, table: pd.DataFrame, summary: dict[st
     sizeable = table[table["voxels"] >= SPECK]
     rest = sizeable.drop(largest.index, errors="ignore")
     oddest = rest.assign(odd=oddness(table).loc[rest.index]).nlargest(SHOWN, "odd")
-    doubted = sizeable.nlargest(DOUBTED, "doubt") if "doubt" in table else table[:0]
+    uncertain = sizeable.nlargest(UNCERTAIN, "uncertainty") if "uncertainty" in table else table[:0]
     return render(
         "segment",
         "measure.html.jinja",
@@ -140,7 +140,7 @@ def page(asked: Asked, measurer: Measurer, table: pd.DataFrame, summary: dict[st
         summary=summary,
         histograms=histograms(table),
         groups={
-            "Most likely wrong": [outlined(measurer, row) for row in doubted.to_dict("records")],
+            "Most likely wrong": [outlined(measurer, row) for row in uncertain.to_dict("records")],
             "The largest": [shown(measurer, row) for row in largest.to_dict("records")],
             "The oddest of the others": [shown(measurer, row) for row in oddest.to_dict("records")],
         },

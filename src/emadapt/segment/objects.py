@@ -138,7 +138,7 @@ class Measurer:
             found |= {"intensity_mean": float(grey.mean()), "intensity_std": float(grey.std())}
         if self.probabilities:
             sure = self.cut(self.probabilities, box, 0)[0][own]
-            found["doubt"] = 1 - float(sure.mean()) / SURE
+            found["uncertainty"] = 1 - float(sure.mean()) / SURE
         if self.to:
             near, first = self.cut(self.to, box, REACH_NM)
             away = distance_transform_edt(near == 0, sampling=voxel)

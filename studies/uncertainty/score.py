@@ -22,7 +22,7 @@ def main(table: str, objects: str, label: str) -> None:
     false = share <= 0.1
     print(f"{table}: {len(found)} objects, {false.mean():.0%} of them false")
     slices = found["z_max"] - found["z_min"]
-    orders = {"doubt": found["doubt"], "size": -found["voxels"], "slices": -slices}
+    orders = {"uncertainty": found["uncertainty"], "size": -found["voxels"], "slices": -slices}
     for name, order in orders.items():
         ranks = order.rank().to_numpy() / (len(found) + 1)
         score = summarise(false.astype(int), np.stack([1 - ranks, ranks], 1), range(len(found)))
