@@ -85,15 +85,28 @@ def test_a_setting_changes_its_own_plans(study: Study, edit: Edit, expected: set
     assert changed(edit) == expected
 
 
-def test_what_is_gone_leaves_no_plan_and_no_result(study: Study) -> None:
+def test_what_a_study_no_longer_has_leaves_no_plan_and_waits_until_it_is_back(
+    study: Study,
+) -> None:
     plans()
-    gone = ("build/evaluate/t-lora-a-0", "reports/domain/t-lora", "build/ingest/c")
-    for path in (*gone, "build/units/t-lora-a-0"):
-        Path(path).mkdir(parents=True)
-    changed(lambda own: own["study"].update(regimes=["frozen"]))
-    assert {path.stem for path in PLAN.glob("diagnose/*")} == {"t-frozen", "h-frozen"}
-    assert not any(Path(path).exists() for path in gone)
+    results = ("build/evaluate/t-lora-a-0/own", "reports/domain/t-lora.json", "build/ingest/b/own")
+    for path in (*results, "build/units/t-lora-a-0/own"):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text("made by hand")
+    before = Path("params.yaml").read_text()
+
+    def without_lora_and_b(own: dict[str, Any]) -> None:
+        own["backbones"] = {"t": own["backbones"]["t"]}
+        own["study"] |= {"regimes": ["frozen"], "backbones": ["t"]}
+        own["study"] |= {"datasets": ["a"], "train_sets": ["a"]}
+
+    changed(without_lora_and_b)
+    assert {path.stem for path in PLAN.glob("diagnose/*")} == {"t-frozen"}
+    assert not any(Path(path).exists() for path in results)
     assert Path("build/units/t-lora-a-0").exists()
+    Path("params.yaml").write_text(before)
+    plans()
+    assert {Path(path).read_text() for path in results} == {"made by hand"}
 
 
 def test_data_changes_the_plans_of_its_members_and_of_what_it_is_a_reference_for(

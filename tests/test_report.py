@@ -296,8 +296,13 @@ def test_curves_of_few_labels(tmp_path):
     write_metrics(tmp_path, study)
     rows = read_units(tmp_path, study)
     good = {"factor": "labels", "test_set": "lucchi", "as_good": True}
-    few = [{"backbone": "dinov2_s", "regime": "lora", "train_set": f"lucchi_{n}"} for n in (16, 4)]
-    found = curves(entries(rows), [{**good, "model": model} for model in few])
+
+    def with_good(*numbers: int) -> list[dict[str, Any]]:
+        lora = {"backbone": "dinov2_s", "regime": "lora"}
+        models = [{**lora, "train_set": f"lucchi_{n}"} for n in numbers]
+        return curves(entries(rows), [{**good, "model": model} for model in models])
+
+    found = with_good(16, 4)
     assert len(found) == 2 * 3
     lora = next(c for c in found if (c["test_set"], c["regime"]) == ("lucchi", "lora"))
     assert [(p["n"], p["all"]) for p in lora["points"]] == [
@@ -311,6 +316,7 @@ def test_curves_of_few_labels(tmp_path):
     assert [p["score"] for p in lora["points"]] == pytest.approx(wanted, abs=1e-6)
     assert lora["enough"] == 4
     assert {c["enough"] for c in found if c is not lora} == {None}
+    assert {c["enough"] for c in with_good(4, 1)} == {None}, "16 slices are not enough"
 
 
 def test_systems_prompted_with_labels_are_last():

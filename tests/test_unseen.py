@@ -37,6 +37,26 @@ def test_slices_apart(slices: int, voxel_z_nm: float, expected: list[int]) -> No
     assert spaced(slices, voxel_z_nm) == expected
 
 
+def test_the_same_images_under_another_name_are_not_unseen(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path)
+    stack = {"layout": "stack", "voxel_nm": (5.0, 5.0, 5.0)}
+    made = {"layout": "synthetic", "voxel_nm": (30.0, 6.0, 6.0)}
+    study = a_study(
+        datasets={
+            "folder": stack | {"path": str(tmp_path)},
+            "through_a_link": stack | {"path": str(tmp_path / "link")},
+            "few": made | {"domains": 2},
+            "more": made | {"domains": 3, "classes": {"er": (2,)}},
+            "another": made | {"domains": 2, "seed": 1},
+        },
+        train_sets={name: {"datasets": (name,)} for name in ("folder", "few")},
+    )
+    model = regime_for({"arch": "tiny_dinov2", "source": "random"}).build(0)
+    folder, few = (Unit("dinov2_s", "frozen", name, 0) for name in ("folder", "few"))
+    assert unseen_by(study, folder, model) == ["few", "more", "another"]
+    assert unseen_by(study, few, model) == ["folder", "through_a_link", "another"]
+
+
 def test_which_datasets_are_unseen() -> None:
     study = a_study()
     first, backbone = study.seeds[0], {"arch": "tiny_dinov2", "source": "random"}

@@ -213,7 +213,7 @@ def check_pair(image: Array, label: Array, where: str) -> None:
 def _windows(parts: Sequence[Part], train: list[int], spec: DatasetSettings) -> list[Window]:
     """What becomes black and white in each part: that of training slices, of volumes their own."""
     images = [part.images for part in parts]
-    if spec.layout == "volumes":  # as in `segment`; MRI has no common scale
+    if spec.of_volumes:  # as in `segment`; MRI has no common scale
         return [
             grey_window(own.slices(evenly_spaced(own.shape[0], SLICES)), own.name) for own in images
         ]
@@ -375,8 +375,8 @@ def _manifest(
         "split_kind": study.split.kind,
         "pairs": _names(parts, root),
         "labelled": spec.labelled,
-        "source": dict(SYNTHETIC) if spec.layout == "synthetic" else source_of(root),
-        "unversioned": "" if spec.layout == "synthetic" else unversioned(root, data),
+        "source": dict(SYNTHETIC) if spec.synthetic else source_of(root),
+        "unversioned": "" if spec.synthetic else unversioned(root, data),
     }
     several = list(spec.class_names) if len(spec.class_names) > 1 else []
     stated = {"classes": several, "organelle": spec.organelle, "ignore": list(spec.ignore)}

@@ -16,7 +16,7 @@ from emadapt.study.datasets import DatasetSettings
 
 def parts_of(root: Path, spec: DatasetSettings) -> list[Part]:
     """The volumes of a dataset: of its files in `root`, see `find_parts`, or made by a seed."""
-    if spec.layout == "synthetic":
+    if spec.synthetic:
         from emadapt.data.synthetic import synthetic_parts  # SciPy
 
         return synthetic_parts(spec.domains, spec.seed, spec.voxel_nm)

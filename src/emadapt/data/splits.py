@@ -77,7 +77,7 @@ def split_of(
     ends = ends_of(parts)
     if not dataset.labelled:
         return {"train": list(range(ends[-1])), "val": [], "test": []}
-    if dataset.layout not in ("synthetic", "volumes"):
+    if not (dataset.synthetic or dataset.of_volumes):
         sizes = [(part.name, part.depth) for part in parts]
         return split_slices(sizes, spec, dataset.voxel_nm[0], what)
     # Whole domains or volumes; with a gap, one is left out between blocks.

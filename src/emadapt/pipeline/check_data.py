@@ -54,7 +54,7 @@ def problems_of_dataset(study: Study, name: str, data: Path) -> list[str]:
         runs = runs_of(split["train"], ends_of(parts))
         _check_slices(study, name, split, runs, root)
         check_unchanged(study, name, INGESTED / name / "manifest.json", data)
-        most = 1 if spec.layout == "synthetic" else LABELS  # a domain takes seconds to make
+        most = 1 if spec.synthetic else LABELS  # a domain takes seconds to make
         some = [parts[k] for k in evenly_spaced(len(parts), most)]
         shapes = [_check_part(part, spec, name) for part in some]
     except EmadaptError as error:
@@ -127,7 +127,7 @@ def _wanted_labels(
     """
     for train_set, wanted in _train_sets(study, name).items():
         where = f"train_sets.{train_set}"
-        places = runs if study.dataset_settings[name].layout == "volumes" else train
+        places = runs if study.dataset_settings[name].of_volumes else train
         yield f"{where}.slices of {name}", wanted.slices_of(name), len(places)
         if not wanted.crops:
             continue

@@ -158,7 +158,7 @@ def _one_for_all(study: Study, summary: Summary, datasets: Sequence[str]) -> str
     rows = [
         row
         for row in summary["contrasts"]
-        if row["factor"] == "union" and row["test_set"] in datasets and row["slices"] == "test"
+        if row["factor"] == "union" and row["test_set"] in datasets
     ]
     if not rows:
         return (

@@ -256,7 +256,8 @@ def labels(
     text = [
         f"{said} of models of one dataset by the number of labelled training slices, tiles or"
         " whole images. Those of validation, which choose the epoch, are not counted. Last column:"
-        f" the smallest number shown to be as good as all labels (within {MARGIN} {said})."
+        " the smallest number that is, like every larger one, shown to be as good as all labels"
+        f" (within {MARGIN} {said})."
     ]
     tables = [_labels_table(*group, own) for group, own in groups.items()]
     figure = Picture(path, f"{said} by number of labels, with 95 % intervals.")

@@ -256,7 +256,7 @@ def _labels(study: Study, unit: Unit, test_set: str) -> tuple[str, str]:
     if not slices and not tiles:
         return "all", "all"
     number, amount = (slices, "slices") if slices else (tiles, "tiles")
-    if slices and study.dataset_settings[test_set].layout == "volumes":
+    if slices and study.dataset_settings[test_set].of_volumes:
         return f"{number} volumes", amount
     if study.classifies:
         return f"{number} images of each class", "images"

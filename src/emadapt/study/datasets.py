@@ -83,13 +83,23 @@ class DatasetSettings(Settings):
             raise ValueError("a label id is in two classes; segment one of them with `organelle`")
         if (self.task == "classification") != (self.layout == "images"):
             raise ValueError("layout images is for task classification, and no other layout is")
-        if (self.layout == "synthetic") != bool(self.domains):
+        if self.synthetic != bool(self.domains):
             raise ValueError("layout synthetic needs `domains`, and no other layout has them")
         if self.boundaries and (len(self.rules) > 1 or self.ignore):
             raise ValueError("boundaries are of one class, without `ignore`")
         if not self.labelled and self.mispaired:
             raise ValueError("a dataset without labels has no pairs; leave out pairing")
         return self
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether a seed makes it: there are no files."""
+        return self.layout == "synthetic"
+
+    @property
+    def of_volumes(self) -> bool:
+        """Whether it is many volumes; each has grey values of its own and counts as one."""
+        return self.layout == "volumes"
 
     @property
     def mispaired(self) -> bool:

@@ -174,7 +174,7 @@ def _blocks_of_slices(study: Study) -> Iterator[str]:
     for train_set in study.train_sets if deep else ():
         spec = study.train_set_settings[train_set]
         few = [name for name in spec.datasets if spec.slices_of(name)]
-        if any(study.dataset_settings[name].layout != "volumes" for name in few):
+        if not all(study.dataset_settings[name].of_volumes for name in few):
             yield (
                 f"train_sets.{train_set}.slices: {deep[0]} sees neighbouring slices together; "
                 "use `crops` (labelled patches) instead"

@@ -128,8 +128,11 @@ class Study:
         return getattr(self.regime_settings[unit.regime], "warm_start", "")
 
     def images_of(self, dataset: str) -> str:
-        """The folder of a dataset's raw data, which several datasets may share."""
-        return str(Path(self.dataset_settings[dataset].path or f"data/{dataset}"))
+        """The folder or seed that a dataset's images are from, which several may share."""
+        spec = self.dataset_settings[dataset]
+        if spec.synthetic:
+            return f"seed {spec.seed}"
+        return str(Path(spec.path or f"data/{dataset}").resolve())
 
     @property
     def tested(self) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from pathlib import Path
 
 import optuna
 import torch
@@ -50,9 +51,10 @@ class Objective:
         except (*STORAGE_ERRORS, torch.AcceleratorError) as error:
             # After its own errors a GPU is of no use to this process.
             raise SystemExit(f"sweep worker: {reason(error)}") from error
-        except (KeyboardInterrupt, optuna.TrialPruned):
-            raise
         except Exception as error:
+            shutil.rmtree(self._folder(trial), ignore_errors=True)
+            if isinstance(error, optuna.TrialPruned):
+                raise
             trial.set_user_attr("failed", reason(error))
             raise TrialFailed(reason(error)) from error
         finally:
@@ -60,11 +62,10 @@ class Objective:
                 torch.cuda.empty_cache()  # what a trial held that did not fit is the next one's
 
     def _train(self, trial: Trial) -> float:
-        number = first_number(self.study.get_trials(deepcopy=False)[trial.number])
         config, unit = study_at(self.config, self.target, suggest(trial, self.space))
         train = config.train_settings(unit)
-        folder = FOLDER / self.study.study_name / f"trial-{number}"
-        run = self._run(trial, number)
+        folder = self._folder(trial)
+        run = self._run(trial)
         with live(run) as log_epoch:
             regime = regime_of(config, unit)
             inputs = prepare(config, unit, regime)
@@ -82,9 +83,16 @@ class Objective:
         shutil.rmtree(folder, ignore_errors=True)
         return scored[config.score]
 
-    def _run(self, trial: Trial, number: int) -> Run:
+    def _number(self, trial: Trial) -> int:
+        return first_number(self.study.get_trials(deepcopy=False)[trial.number])
+
+    def _folder(self, trial: Trial) -> Path:
+        """Where its checkpoint is until it ends."""
+        return FOLDER / self.study.study_name / f"trial-{self._number(trial)}"
+
+    def _run(self, trial: Trial) -> Run:
         """The trial's run in MLflow, below the sweep's; a retried trial goes on with its own."""
-        name = self.study.study_name
+        name, number = self.study.study_name, self._number(trial)
         config, unit = study_at(self.config, self.target, trial.params)
         run = unit_run(config, unit, "sweep")
         run.name = f"{name[:-9]}-trial-{number}"

@@ -11,7 +11,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from emadapt.study.study import Study
-from emadapt.sweep.space import Target, definition
+from emadapt.sweep.space import Target, described, search_space
 from emadapt.sweep.storage import FOLDER, best_trial, first_number, n_ended
 from emadapt.tracking.provenance import provenance_tags
 from emadapt.tracking.run import Run
@@ -30,7 +30,7 @@ FEW = 4
 
 def sweep_run(config: Study, target: Target, name: str) -> Run:
     """The run of the sweep with this full name; a resumed sweep goes on with its own."""
-    searched = definition(config, target)["space"]
+    searched = described(search_space(config, target))
     tags = {
         **provenance_tags(Path()),
         NOTE: DESCRIPTION.format(**asdict(target), searched=", ".join(searched)),

@@ -15,6 +15,7 @@ from emadapt.errors import InputError
 from emadapt.study.keys import digest
 from emadapt.study.regimes import LowRankSettings, RegimeSettings
 from emadapt.study.study import Study, Unit
+from emadapt.training.plan import unit_plan
 
 Space = dict[str, CategoricalDistribution | FloatDistribution]
 Params = dict[str, Any]
@@ -172,35 +173,26 @@ def study_at(study: Study, target: Target, params: Params) -> tuple[Study, Unit]
     return dataclasses.replace(study, regime_settings=regimes), unit_of(study, target)
 
 
-def definition(study: Study, target: Target) -> dict[str, Any]:
-    """All that the trials of a sweep share: the space, and every setting that it leaves alone."""
+def described(space: Space) -> dict[str, Any]:
+    """The space as JSON values."""
+    said = {name: json.loads(distribution_to_json(choices)) for name, choices in space.items()}
+    return {name: own["attributes"] for name, own in said.items()}
+
+
+def settings_hash(study: Study, target: Target) -> str:
+    """Eight digits of all that the trials of a sweep share: space, other settings, data, weights.
+
+    Raises:
+        InputError: a dataset is not ingested, or weights are missing.
+    """
     space = search_space(study, target)
     # Searched settings at one value, whatever params.yaml says of them now.
     anywhere = {
         name: choices.choices[0] if isinstance(choices, CategoricalDistribution) else choices.low
         for name, choices in space.items()
     }
-    changed, unit = study_at(study, target, anywhere)
-    said = {
-        name: json.loads(distribution_to_json(choices))["attributes"]
-        for name, choices in space.items()
-    }
-    return {"space": said, "fixed": changed.describe(unit)}
-
-
-def settings_hash(config: Study, target: Target) -> str:
-    """Eight digits of all that the trials of a sweep share: space, other settings, data.
-
-    Raises:
-        InputError: a dataset is not ingested.
-    """
-    from emadapt.data.ingest import open_volume
-
-    datasets = list(config.train_set_settings[target.train_set].datasets)
-    if reference := config.backbone_settings[target.backbone].reference:
-        datasets.append(reference)
-    data = {dataset: open_volume(dataset).md5 for dataset in datasets}
-    return digest({"definition": definition(config, target), "data": data})[:8]
+    plan = unit_plan(*study_at(study, target, anywhere))
+    return digest({"space": described(space), "plan": plan})[:8]
 
 
 def unit_of(study: Study, target: Target) -> Unit:

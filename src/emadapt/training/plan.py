@@ -29,6 +29,8 @@ from emadapt.study.study import Study, Unit
 Plan = dict[str, Any]
 
 PLAN = Path("build/plan")
+ASIDE = Path("build/aside")
+"""Results of what the study does not have now."""
 
 REFERENCE = {"reference"}
 """A backbone's setting that is in a plan by the hash of the dataset that it names."""
@@ -48,7 +50,7 @@ def tokens_plan(study: Study, backbone: str, dataset: str) -> Plan:
         return {}
     spec = study.backbone_settings[backbone]
     return {
-        "backbone": _without(affecting(spec, "tokens"), REFERENCE) | {"views": spec.views},
+        "backbone": _without(affecting(spec, "tokens"), REFERENCE),
         "weights": backbone_weights(spec),
         "data": _seen_as(spec, dataset),
         "reference": _reference(spec),
@@ -115,11 +117,12 @@ def diagnose_plan(study: Study, backbone: str, regime: str) -> Plan:
 
 
 def write_plans(study: Study) -> int:
-    """Write the plans of a study, and remove results of what it no longer has; how many plans.
+    """Write the plans of a study; how many. Results of what it does not have are put aside.
 
     Raises:
         InputError: a dataset is not ingested, or weights are missing.
     """
+    _set_aside(study)
     plans: dict[str, Plan] = {}
     for backbone in study.backbones:
         for dataset in study.datasets:
@@ -134,32 +137,40 @@ def write_plans(study: Study) -> int:
     with whole_folder(PLAN) as folder:
         for name, plan in plans.items():
             write_json(folder / f"{name}.json", plan)
-    _remove_orphans(study)
     return len(plans)
 
 
-def _remove_orphans(study: Study) -> None:
-    """Remove what the study no longer has from folders that a stage depends on as a whole.
+def _set_aside(study: Study) -> None:
+    """Take what the study does not have out of folders that a stage depends on as a whole.
 
-    DVC's cache keeps it. Trained units stay, for no stage depends on all of them.
+    It waits in ASIDE, and comes back to a study that has it. Trained units stay, for no stage
+    depends on all of them.
     """
     build = Path("build")
     units = {unit.name for unit in study.units()}
     pairs = {f"{backbone}-{regime}" for backbone in study.backbones for regime in study.regimes}
-    kept = {
+    wanted = {
         INGESTED: set(study.datasets),
         build / "evaluate": units,
         Path("reports/domain"): pairs,
         **{build / "adapted" / pair: units for pair in pairs},
     }
-    for folder, names in kept.items():
+    for folder, names in wanted.items():
         for path in folder.glob("[!.]*"):
-            if path.name.removesuffix(".json") in names:
-                continue
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+            if path.name.removesuffix(".json") not in names:
+                _move(path, ASIDE / path)
+        for path in (ASIDE / folder).glob("*"):
+            back = folder / path.name
+            if path.name.removesuffix(".json") in names and not back.exists():
+                _move(path, back)
+
+
+def _move(path: Path, to: Path) -> None:
+    """Move a file or a folder; it replaces what is there."""
+    if to.is_dir():
+        shutil.rmtree(to)
+    to.parent.mkdir(parents=True, exist_ok=True)
+    path.replace(to)
 
 
 def data_md5(dataset: str) -> str:

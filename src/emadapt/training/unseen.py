@@ -40,7 +40,7 @@ def unseen_by(study: Study, unit: Unit, segmenter: Segmenter) -> list[str]:
     train_sets = [study.train_set_settings[at.train_set] for at in chain]
     seen = {study.images_of(name) for train_set in train_sets for name in train_set.datasets}
     known = {name: study.dataset_settings[name] for name in study.tested}
-    fair = [n for n, own in known.items() if not own.mispaired and own.layout != "volumes"]
+    fair = [n for n, own in known.items() if not (own.mispaired or own.of_volumes)]
     return [name for name in fair if study.images_of(name) not in seen]
 
 
