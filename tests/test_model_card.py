@@ -130,3 +130,15 @@ def test_images_under_other_labels_are_not_new(unit: Evaluated) -> None:
     )
     assert "| lucchi | its images under other labels |" in text
     assert "On data it has not seen" not in text
+
+
+def test_labels_of_the_same_images_are_not_new_whatever_their_names(
+    unit: Evaluated, tmp_path: Path, tracking_off: None
+) -> None:
+    _, card, metrics = unit
+    make_study(tmp_path)
+    assert "| b | never seen |" in model_card(card, metrics)
+    one, other = (tmp_path / f"build/ingest/{name}/manifest.json" for name in "ab")
+    images = {"image_md5": json.loads(one.read_text())["image_md5"]}
+    other.write_text(json.dumps(json.loads(other.read_text()) | images))
+    assert "| b | its images under other labels |" in model_card(card, metrics)

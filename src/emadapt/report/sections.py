@@ -293,8 +293,7 @@ def distances(root: Path, cards: domain.Cards) -> Section:
         "Probe: balanced accuracy of a linear classifier that guesses the dataset of held-out"
         " tokens (0.5: chance), with its permutation p. Mixing: how often a token's neighbours"
         " come from the other dataset (1: as if they were one dataset, 0: never).",
-        "kNN IoU and foreground probe: how well labelled tokens of one dataset label another's."
-        " Outlier AUROC: how surely another dataset's tokens are outside the first (0.5: not).",
+        "kNN IoU: how well labelled tokens of one dataset label another's.",
     ]
     text += [card["note"] for card in cards.values() if card.get("note")]
     parts: list[Table | Picture] = []

@@ -6,7 +6,7 @@ Sections follow Mitchell et al. 2019, Model Cards for Model Reporting (arXiv 181
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 from emadapt.data.ingest import INGESTED, open_volume
 from emadapt.files import file_md5
 from emadapt.models.archs import BACKBONES
+from emadapt.study.datasets import INTERIOR_BOUNDARY
 from emadapt.study.study import CLASSIFIERS
 
 EVALUATED = Path("build/evaluate")
@@ -98,6 +99,8 @@ def model_card(
         interval=_interval,
         worst=min(unseen, default=None),
         few=[name for name, test in tests.items() if test["n"] < 10],
+        of_volumes=any(own.get("layout") == "volumes" for own in _datasets(card)),
+        bounded=tuple(card.get("classes", ())) == INTERIOR_BOUNDARY,
     )
 
 
@@ -156,17 +159,22 @@ def family_of(card: Mapping[str, Any]) -> str:
 
 def sources_of(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """What SOURCE.json of each dataset behind a unit says, by name, for its model.json."""
-    ingested = [n for n in _names(settings) if (INGESTED / n / "manifest.json").is_file()]
-    found = {name: open_volume(name).manifest.get("source", {}) for name in ingested}
+    manifests = _manifests(_names(settings))
+    found = {name: manifest.get("source", {}) for name, manifest in manifests.items()}
     return {name: source for name, source in found.items() if source}
+
+
+def _manifests(names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Manifests of those datasets that are ingested here."""
+    ingested = [name for name in names if (INGESTED / name / "manifest.json").is_file()]
+    return {name: open_volume(name).manifest for name in ingested}
 
 
 def _names(settings: Mapping[str, Any] | None) -> list[str]:
     """Datasets that a unit trains on, with labels or without, and those of units before it."""
     if not settings:
         return []
-    own = [*settings.get("datasets", {}), *settings.get("unlabelled", {})]
-    return own + _names(settings.get("source"))
+    return [*settings.get("datasets", {}), *_names(settings.get("source"))]
 
 
 def _system(card: Mapping[str, Any]) -> str:
@@ -188,9 +196,15 @@ def _origin(card: Mapping[str, Any]) -> str:
 
 
 def _organelles(card: Mapping[str, Any]) -> str:
-    datasets = card.get("settings", {}).get("datasets", {}).values()
-    names = card.get("classes") or [data.get("organelle") or "mitochondria" for data in datasets]
+    names = card.get("classes", ())
+    if not names or tuple(names) == INTERIOR_BOUNDARY:
+        names = [data.get("organelle") or "mitochondria" for data in _datasets(card)]
     return " and ".join(dict.fromkeys(name.replace("_", " ") for name in names)) or "mitochondria"
+
+
+def _datasets(card: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Settings of the datasets that a model was trained on."""
+    return list(card.get("settings", {}).get("datasets", {}).values())
 
 
 def _seen(card: Mapping[str, Any], test_set: str) -> str:
@@ -200,7 +214,11 @@ def _seen(card: Mapping[str, Any], test_set: str) -> str:
     behind = datasets_behind(card)
     if roles := [data.role for data in behind if data.name == test_set]:
         return roles[0]
-    same = any(data.source.get("name") == test_set for data in behind)
+    images = {
+        n: m["image_md5"] for n, m in _manifests([test_set, *(d.name for d in behind)]).items()
+    }
+    tested = images.pop(test_set, None)
+    same = tested in images.values() or any(d.source.get("name") == test_set for d in behind)
     return "its images under other labels" if same else NEVER
 
 
