@@ -184,6 +184,25 @@ def test_labels_pair_by_number_and_all_that_is_odd_is_listed() -> None:
     assert list(paired(source, Path("labels"))) == [2, 5]
 
 
+def test_what_is_refused_before_training() -> None:
+    words = ("tune", "v.tif", "labels", "--model", "m", *VOXEL, "-o")
+    assert "expected >N, such as >127" in run(*words, "new", "--foreground", "127", code=2)
+    assert "or a place in it" in run(*words, "labels/new", code=2)
+    assert len([*Path("labels").iterdir()]) == 4
+    tifffile.imwrite("labels/8.tif", 0 * LABEL[8], photometric="minisblack")
+    assert "no foreground in 8.tif, kept out of training" in run(*words, "new", code=2)
+    Path("v.tif").rename("synthetic.tif")
+    assert own_model.Own("synthetic.tif", "m", Path("new")).name != "synthetic"
+
+
+def test_unsigned_values_stored_as_signed_are_learned_from_as_they_are_segmented() -> None:
+    wide = IMAGE.astype(np.uint16) * 257  # on both sides of the middle
+    for name, values in (("wide", wide), ("signed", wide.view(np.int16))):
+        tifffile.imwrite(f"{name}.tif", values, photometric="minisblack")
+    one, other = (own_model.Own(f"{name}.tif", "m", Path("new")) for name in ("wide", "signed"))
+    assert np.array_equal(one.read(3), other.read(3))
+
+
 def test_models_that_do_not_suit_are_refused_before_work() -> None:
     write_model(Path("near"), context=1)
     said = run("tune", "v.tif", "labels", "--model", "near", *VOXEL, code=2)

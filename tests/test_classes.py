@@ -203,9 +203,25 @@ def test_the_loss_of_probabilities_is_that_of_the_logits(study: Study) -> None:
         ("deep", "head.after.conv"),
     ],
 )
-def test_a_model_of_other_classes_gives_all_but_its_last_layer(
+def test_a_model_of_another_number_of_classes_gives_all_but_its_last_layer(
     study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str], regime: str, last: str
 ) -> None:
+    anew = started_anew(study, tmp_path, regime, {"organelle": "bar"})
+    assert anew == [f"{last}.weight", f"{last}.bias"]
+    assert f"its classes are disc, bar, dot; new: {last}." in capsys.readouterr().out
+
+
+def test_a_model_of_as_many_classes_under_other_names_gives_all_of_it_and_says_so(
+    study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    classes = {"bar": [3], "disc": [5, 6], "dot": [9]}
+    assert not started_anew(study, tmp_path, "frozen", {"classes": classes})
+    said = "its classes are disc, bar, dot; now bar, disc, dot, in place"
+    assert said in capsys.readouterr().out
+
+
+def started_anew(study: Study, tmp_path: Path, regime: str, changes: dict[str, Any]) -> list[str]:
+    """Tensors that a unit does not take from a model of the study, where labels mean others."""
     unit = Unit("t", regime, "a", 0)
     trained = prepare(study, unit).segmenter
     for tensor in trained.live_state().values():
@@ -213,12 +229,10 @@ def test_a_model_of_other_classes_gives_all_but_its_last_layer(
     save_model(trained, regime_of(study, unit), Path("mine"), {})
     own = params()
     own["regimes"][regime] |= {"warm_start": "./mine"}
-    own["datasets"]["a"] |= {"organelle": "bar"}
+    own["datasets"]["a"] |= changes
     state = prepare(study_in(tmp_path, own), unit).segmenter.trained_state()
     before = trained.trained_state()
-    anew = [name for name in state if not torch.equal(state[name], before[name])]
-    assert anew == [f"{last}.weight", f"{last}.bias"]
-    assert f"its classes are disc, bar, dot; new: {last}." in capsys.readouterr().out
+    return [name for name in state if not torch.equal(state[name], before[name])]
 
 
 @pytest.mark.parametrize(

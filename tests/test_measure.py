@@ -117,6 +117,19 @@ def test_volumes_that_cannot_be_measured(tmp_path: Path, labels: np.ndarray) -> 
         measured(tmp_path, (labels > 0).astype(np.uint8), min_voxels=9999)
     with pytest.raises(InputError, match="float32"):
         measured(tmp_path, labels.astype(np.float32))
+    with pytest.raises(InputError, match="the number -3"):
+        measured(tmp_path, -labels.clip(0, 3).astype(np.int16))
     tifffile.imwrite(tmp_path / "grey.tif", np.zeros((3, 4, 5), np.uint8))
     with pytest.raises(InputError, match="shape"):
         measured(tmp_path, labels, image=str(tmp_path / "grey.tif"))
+    tifffile.imwrite(tmp_path / "share.tif", labels / np.float32(labels.max()))
+    with pytest.raises(InputError, match="float32; expected 8 bits, of which 255 is 1"):
+        measured(tmp_path, labels, probabilities=str(tmp_path / "share.tif"))
+
+
+def test_objects_that_fill_the_volume_and_images_stored_as_signed(tmp_path: Path) -> None:
+    grey = np.random.default_rng(0).integers(30_000, 36_000, (6, 9, 8), np.uint16)
+    tifffile.imwrite(tmp_path / "grey.tif", grey.view(np.int16))
+    full = measured(tmp_path, np.ones(grey.shape, np.uint8), image=str(tmp_path / "grey.tif"))
+    assert full["intensity_mean"].item() == pytest.approx(grey.mean())
+    assert np.isnan(full["nearest_nm"].item())

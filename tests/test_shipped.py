@@ -11,7 +11,9 @@ from safetensors.numpy import load_file
 
 from emadapt.cli import main
 from emadapt.data.synthetic import make_domain
+from emadapt.errors import InputError
 from emadapt.files import file_md5
+from emadapt.segment.job import Order, prepare
 from emadapt.segment.model import find_model
 from emadapt.segment.shipped import SHIPPED, STARTER
 from emadapt.training.model_files import regime_from
@@ -53,3 +55,12 @@ def test_a_volume_is_segmented_without_a_model(
     assumed = CliRunner().invoke(main, [*order, "--overwrite"])
     assert "no voxel size in the file: taken as 30 x 6 x 6 nm" in assumed.output
     assert np.prod(tifffile.imread("mask.tif").shape) == image.size
+
+
+def test_a_size_of_pixels_that_a_file_states_is_never_replaced_by_that_of_training(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "v.tif"
+    tifffile.imwrite(file, np.eye(64, dtype="u1"), resolution=(1e6, 1e6), resolutionunit=3)
+    with pytest.raises(InputError, match=r"only \? x 10 x 10 nm .* State it: --voxel-nm"):
+        prepare(Order(str(file), "mask.tif"))

@@ -72,7 +72,7 @@ def histogram(own: Statistics, reference: Statistics) -> Aligner:
 
 def percentiles(own: Statistics, _reference: Statistics) -> Aligner:
     """Grey values between the percentiles of `volumes.grey` are stretched over 0 to 255."""
-    share = np.cumsum(own.histogram) / np.sum(own.histogram)
+    share = np.cumsum(own.histogram) / max(1, np.sum(own.histogram))
     low, high = (int(np.searchsorted(share, p / 100)) for p in PERCENTILES)
     table = to_uint8(np.arange(256), low, high)
     return Aligner({"method": "percentiles", "table": table.tolist()}, table)

@@ -115,6 +115,6 @@ class LabelValues:
     def _said(self, values: Floats) -> str:
         """Values with their shares: the most frequent five, and how many more there are."""
         order = sorted(values, key=lambda value: -self._share([value]))
-        words = ", ".join(f"{v:.12g} ({100 * self._share([v]):.2g} %)" for v in sorted(order[:5]))
+        words = ", ".join(f"{v:.12g} ({100 * self._share([v]):.3g} %)" for v in sorted(order[:5]))
         rest = order[5:]
-        return words + (f" and {len(rest)} more ({100 * self._share(rest):.2g} %)" if rest else "")
+        return words + (f" and {len(rest)} more ({100 * self._share(rest):.3g} %)" if rest else "")

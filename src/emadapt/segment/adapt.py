@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 import tifffile
 
-from emadapt.data.ingest import INGESTED, check_pair, ingest
+from emadapt.data.foreground import is_foreground
+from emadapt.data.ingest import INGESTED, check_pair, ingest, open_volume
 from emadapt.data.splits import evenly_spaced
 from emadapt.data.tiles import Grey
 from emadapt.errors import InputError
@@ -46,8 +47,8 @@ from emadapt.training.tracked import UNITS
 from emadapt.training.train import train_unit
 from emadapt.training.validate import validate
 from emadapt.volumes.grey import to_uint8
-from emadapt.volumes.opening import open_source
-from emadapt.volumes.source import Source, voxel_of
+from emadapt.volumes.opening import check_apart, open_image
+from emadapt.volumes.source import Source, tell, voxel_of
 from emadapt.volumes.voxel import Voxel
 
 SLICES, SIDE = 32, 1024
@@ -79,7 +80,9 @@ class Own:
 
     @cached_property
     def source(self) -> Source:
-        return open_source(str(Path(self.volume).absolute()), self.scale)
+        source = open_image(str(Path(self.volume).absolute()), self.scale)
+        tell(source.name, source.notes)
+        return source
 
     @cached_property
     def start(self) -> Model:
@@ -103,7 +106,8 @@ class Own:
     def name(self) -> str:
         """Of the dataset."""
         stem = Path(self.volume.partition(":")[0]).name.partition(".")[0]
-        return re.sub(r"\W", "_", stem, flags=re.ASCII) or "volume"
+        name = re.sub(r"\W", "_", stem, flags=re.ASCII)
+        return "volume" if name in ("", "synthetic") else name  # `adapt` has a dataset synthetic
 
     @property
     def consecutive(self) -> bool:
@@ -186,9 +190,12 @@ def tune(own: Own, labels: Path, foreground: str = ">0", slices: Sequence[int] =
         found = "one that looks at neighbouring slices, which have no labels here"
         do = "Take another model, or train in a study (docs/your-own-data.md)."
         raise InputError(own.model, found=found, expected="a model of single slices", do=do)
+    if not re.fullmatch(r">\d+(\.\d+)?", foreground):
+        expected, do = ">N, such as >127", "Correct it; put it in quotes."
+        raise InputError("--foreground", found=foreground, expected=expected, do=do)
     opened, places = labelled(own.source, labels.absolute(), slices)
     data = Path("data", own.name)
-    with _workplace(own, "tune", [opened.stamp, [*places], foreground]):
+    with _workplace(own, "tune", [opened.stamp, [*places], foreground], str(labels)):
         for part in ("images", "labels"):
             (data / part).mkdir(parents=True, exist_ok=True)
         for z, k in places.items():
@@ -205,15 +212,20 @@ def tune(own: Own, labels: Path, foreground: str = ">0", slices: Sequence[int] =
         split = SplitSettings(val=0.2, gap_nm=gap).changed(test=0.0)  # nothing is scored here
         study = _study(own, "tuned", {own.name: settings}, train_set, split)
         _ingest(study)
+        volume, numbers = open_volume(own.name), [*places.values()]
+        val = volume.split["val"]
+        held_out = ", ".join(Path(opened.where(numbers[k])).name for k in val)
+        if not is_foreground(volume.label[val]).any():
+            found, expected = f"no foreground in {held_out}, kept out of training", "some"
+            do = "Leave out empty slices at the end, or label others."
+            raise InputError(labels, found=found, expected=expected, do=do)
         inputs = prepare(study, study.units()[0])
         before = validate(inputs, every=0, threshold=own.start.card["threshold"])["iou"]
-        numbers = [*places.values()]
-        held_out = [Path(opened.where(numbers[k])).name for k in inputs.volumes[0].split["val"]]
         card = _train(own, study)
     after = card["val"]["iou"]
     gain = "" if after > before else f" That is no gain: keep {own.model}, or label more slices."
     return (
-        f"IoU on slices kept out of training ({', '.join(held_out)}): {before:.3f} with "
+        f"IoU on slices kept out of training ({held_out}): {before:.3f} with "
         f"{own.model}, {after:.3f} now.{gain} These slices also chose the best of the new model's "
         "epochs, so its figure is a little too high. Look at both with `emadapt preview`."
     )
@@ -277,13 +289,15 @@ def _study(
 
 
 @contextlib.contextmanager
-def _workplace(own: Own, verb: str, stamp: list[Any]) -> Iterator[None]:
+def _workplace(own: Own, verb: str, stamp: list[Any], *inputs: str) -> Iterator[None]:
     """Within, the working directory is OUT.partial, with what a run of the same order left there.
 
     At the end the model is moved to OUT, and the rest is removed.
     """
     output = own.output.absolute()
     _check_output(output, own.overwrite)
+    for source in (own.volume, *inputs):
+        check_apart(output, source)
     order = {
         "verb": verb,
         "volume": [str(Path(own.volume).absolute()), own.scale, own.source.stamp, stamp],

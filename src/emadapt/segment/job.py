@@ -182,7 +182,8 @@ def prepare(order: Order) -> Job:
 def settle(order: Order, source: Source, model: Model) -> Job:
     """As `prepare`, for a volume and a model that are open."""
     trained = "; ".join(f"{said(v)} nm ({name})" for name, v in model.voxels.items())
-    if order.voxel_nm is None and source.voxel_nm is None and model.folder.parent == SHIPPED:
+    unstated = not (order.voxel_nm or source.voxel_nm or source.doubt)
+    if unstated and model.folder.parent == SHIPPED:
         voxel = next(iter(model.voxels.values()))
         assumed = f"no voxel size in the file: taken as {said(voxel)} nm (z y x). State it with"
         tell(source.name, [f"{assumed} --voxel-nm Z Y X: pixels of another size cost accuracy"])

@@ -28,6 +28,7 @@ from emadapt.segment.outputs import check_output
 from emadapt.segment.preview import overlay, picture
 from emadapt.segment.run import number_mask
 from emadapt.volumes.grey import to_uint8
+from emadapt.volumes.opening import check_apart
 from emadapt.volumes.source import tell
 from emadapt.volumes.writing import WRITERS
 
@@ -86,6 +87,7 @@ def measure_volume(asked: Asked) -> pd.DataFrame:
 
     path = Path(asked.output)
     check_new_file(path, SUFFIXES, asked.overwrite)
+    check_apart(path, asked.objects)
     for suffix in (".json", ".html"):
         check_new_file(path.with_suffix(suffix), (suffix,), asked.overwrite)
     measurer = opened(asked)
@@ -94,6 +96,9 @@ def measure_volume(asked: Asked) -> pd.DataFrame:
         asked = _numbered(asked, measurer)
         measurer = opened(asked)
         found = survey(measurer.objects)
+    if (least := found["id"].min()) < 0:
+        wrong, do = f"objects with the number {least}", "Give 0 to what is no object."
+        raise InputError(asked.objects, found=wrong, expected="numbers above 0", do=do)
     boxes = found[found["voxels"] >= asked.min_voxels]
     if boxes.empty:
         raise InputError(

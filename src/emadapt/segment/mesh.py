@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from emadapt.errors import InputError
 from emadapt.files import check_new_file, whole_file
-from emadapt.volumes.opening import open_source
+from emadapt.volumes.opening import check_apart, open_source
 from emadapt.volumes.source import Source, tell, voxel_of
 from emadapt.volumes.voxel import Voxel
 
@@ -83,6 +83,7 @@ def mesh_volume(
     """
     path = Path(output)
     check_new_file(path, SUFFIXES, overwrite)
+    check_apart(path, input_)
     source = open_source(input_, scale)
     tell(source.name, source.notes)
     if source.dtype.kind == "f":

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from emadapt.errors import InputError
 from emadapt.metrics.shapes import centreline, depth_nm, sphericity, surface_nm2, touching_nm2
 from emadapt.progress import track
-from emadapt.volumes.opening import open_source
+from emadapt.volumes.opening import open_image, open_source
 from emadapt.volumes.source import Array, Source, voxel_of
 from emadapt.volumes.voxel import Voxel
 
@@ -66,14 +66,19 @@ def opened(asked: Asked) -> Measurer:
         found, expected = f"values of type {objects.dtype}", "numbered objects"
         do = "Write them with `emadapt segment --instances`."
         raise InputError(asked.objects, found=found, expected=expected, do=do)
-    others = []
-    for name in (asked.image, asked.to, asked.probabilities):
-        other = open_source(name) if name else None
-        if other and other.shape != objects.shape:
+    image = open_image(asked.image) if asked.image else None
+    to, sure = (open_source(name) if name else None for name in (asked.to, asked.probabilities))
+    for other in filter(None, (image, to, sure)):
+        if other.shape != objects.shape:
             found, expected = f"shape {other.shape}", f"{objects.shape}, as of {asked.objects}"
-            raise InputError(name, found=found, expected=expected, do="Choose another volume.")
-        others.append(other)
-    return Measurer(objects, voxel_of(objects, asked.voxel_nm), *others)
+            raise InputError(
+                other.name, found=found, expected=expected, do="Choose another volume."
+            )
+    if sure and sure.dtype != np.uint8:
+        found, expected = f"values of type {sure.dtype}", f"8 bits, of which {SURE} is 1"
+        do = "Write them with `emadapt segment --probabilities`."
+        raise InputError(sure.name, found=found, expected=expected, do=do)
+    return Measurer(objects, voxel_of(objects, asked.voxel_nm), image, to, sure)
 
 
 def survey(source: Source) -> pd.DataFrame:
@@ -121,7 +126,7 @@ class Measurer:
         own = mask[self._inside(box, first)]
         volume, surface = np.count_nonzero(own) * math.prod(voxel), surface_nm2(own, voxel)
         line = centreline(own, voxel)
-        shell = np.argwhere(mask & ~binary_erosion(mask, border_value=1)) + first
+        shell = np.argwhere(mask & ~binary_erosion(mask)) + first
         found = {
             "id": label,
             "volume_nm3": volume,

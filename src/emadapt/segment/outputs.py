@@ -12,7 +12,7 @@ from typing import Any
 from emadapt.errors import InputError
 from emadapt.segment.job import Job, Order
 from emadapt.training.overlays import CLASSES
-from emadapt.volumes.opening import bare_name
+from emadapt.volumes.opening import bare_name, check_apart
 from emadapt.volumes.writing import WRITERS, suffix_of
 
 MEANING = {
@@ -61,11 +61,8 @@ def check_output(order: Order, is_finished: bool) -> None:
     parent = Path(order.output).resolve().parent
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise _refused(order.output, f"no folder {parent} that can be written to", "one")
-    source = Path(order.input.partition(":/")[0]).resolve()
-    for place in (path.resolve() for path in places):
-        if source == place or place in source.parents or source in place.parents:
-            found = "the input itself, or a part of it or around it"
-            raise _refused(order.output, found, "another file")
+    for place in places:
+        check_apart(place, order.input)
     there = [path for path in places if path.exists()]
     if there and not order.overwrite and not is_finished:
         raise InputError(

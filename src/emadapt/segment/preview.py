@@ -17,6 +17,7 @@ from emadapt.report.html import data_address, render
 from emadapt.segment.domain import INVERTED, Domain, domain_of_volume
 from emadapt.segment.job import Order, prepare
 from emadapt.segment.runner import Runner, open_runner
+from emadapt.volumes.opening import check_apart
 
 FIELDS = 3
 SIDE = 2
@@ -31,6 +32,7 @@ def preview(order: Order) -> Domain:
     """Write the page `order.output`; returns how the volume compares with the training data."""
     output = Path(order.output)
     check_new_file(output, (".html",), order.overwrite)
+    check_apart(output, order.input)
     runner = open_runner(prepare(order))
     fields = [field(runner, k) for k in range(min(FIELDS, runner.job.shape[0]))]
     domain = domain_of_volume(runner)

@@ -76,7 +76,8 @@ def start_of(study: Study, unit: Unit, regime: Regime, segmenter: Segmenter) -> 
 def folder_state(folder: Path, regime: Regime, segmenter: Segmenter) -> State:
     """Trained tensors of a model folder, for a fresh model of `regime` that starts from it.
 
-    Of a model with another number of classes, the layer that tells them apart is left out.
+    Of a model with another number of classes, the layer that tells them apart is left out. Of one
+    with as many under other names it is kept, and said.
 
     Raises:
         InputError: it is no model, or one of another backbone, head or adapter.
@@ -95,11 +96,12 @@ def folder_state(folder: Path, regime: Regime, segmenter: Segmenter) -> State:
     if adapter != wanted and any(name.startswith("adapter.") for name in state):
         do = "Give the regime the settings of that adapter."
         raise _unsuited(folder, f"an adapter {adapter}", str(wanted), do)
-    if len(classes) == len(segmenter.classes):
+    if classes == segmenter.classes:
         return state
     fresh = segmenter.trained_state()
     anew = [name for name, own in state.items() if own.shape != fresh[name].shape]
-    print(f"warm start from {folder}: its classes are {', '.join(classes)}; new: {', '.join(anew)}")
+    starts = f"new: {', '.join(anew)}" if anew else f"now {', '.join(segmenter.classes)}, in place"
+    print(f"warm start from {folder}: its classes are {', '.join(classes)}; {starts}")
     return {name: own for name, own in state.items() if name not in anew}
 
 

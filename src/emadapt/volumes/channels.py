@@ -22,6 +22,7 @@ def single_channel(array: Array, what: str) -> Array:
     colours, alpha = array[..., : 1 if array.shape[-1] == 2 else 3], array[..., -1]
     if (colours != colours[..., :1]).any():
         found, do = "a colour image whose channels differ", "Export it in grey, or a label as ids."
+        do += " (tifffile writes 3 or 4 slices so without photometric='minisblack'.)"
         raise InputError(what, found=found, expected="grey values", do=do)
     if array.shape[-1] != 3 and (alpha != alpha.flat[0]).any():
         raise InputError(
