@@ -15,9 +15,10 @@ from safetensors.torch import load_file
 from emadapt.cli import main
 from emadapt.errors import InputError
 from emadapt.segment import adapt as own_model
-from emadapt.segment.job import Order
+from emadapt.segment.job import Order, prepare
 from emadapt.segment.labelled import labelled, paired
 from emadapt.segment.run import segment_volume
+from emadapt.segment.runner import open_runner
 from emadapt.study.regimes import regime_settings
 from emadapt.volumes.opening import open_source
 from tiny import blobs, stop_at_a_checkpoint, write_model
@@ -201,6 +202,13 @@ def test_unsigned_values_stored_as_signed_are_learned_from_as_they_are_segmented
         tifffile.imwrite(f"{name}.tif", values, photometric="minisblack")
     one, other = (own_model.Own(f"{name}.tif", "m", Path("new")) for name in ("wide", "signed"))
     assert np.array_equal(one.read(3), other.read(3))
+
+
+def test_a_canvas_around_the_image_is_learned_from_as_it_is_segmented() -> None:
+    tifffile.imwrite("v.tif", np.pad(IMAGE, ((0, 0), (20, 0), (0, 30))), photometric="minisblack")
+    own = own_model.Own("v.tif", "m", Path("new"), voxel_nm=(40.0, 5.0, 5.0))
+    seen = open_runner(prepare(Order("v.tif", "mask.tif", "m", voxel_nm=own.voxel_nm)))
+    assert np.array_equal(own.read(3), seen.grey(own.source.read(3, 4)[0]))
 
 
 def test_models_that_do_not_suit_are_refused_before_work() -> None:

@@ -22,7 +22,7 @@ from emadapt.data.ingest import Volume, open_volume
 from emadapt.data.splits import evenly_spaced
 from emadapt.errors import InputError
 from emadapt.study.backbones import BackboneSettings
-from emadapt.volumes.grey import PERCENTILES, to_uint8
+from emadapt.volumes.grey import PERCENTILES, constant, to_uint8
 
 Grey = npt.NDArray[np.uint8]
 
@@ -143,17 +143,17 @@ _KNOWN: dict[tuple[Any, ...], Statistics] = {}
 
 
 def statistics(volume: Volume) -> Statistics:
-    """Statistics of a volume's training slices, labelled or not."""
+    """Statistics of a volume's training slices, labelled or not, without `constant` areas."""
     key = volume.md5, *volume.image.shape
     if key not in _KNOWN:
         slices = volume.training_images
         images = (np.asarray(volume.image[slices[i]]) for i in evenly_spaced(len(slices), SLICES))
-        _KNOWN[key] = statistics_from(images, volume.md5)
+        _KNOWN[key] = statistics_from((i[~constant(i)] for i in images), volume.md5)
     return _KNOWN[key]
 
 
 def statistics_from(images: Iterable[Grey], md5: str = "") -> Statistics:
-    """Statistics of slices (Y, X) as ingested, of a dataset of this md5."""
+    """Statistics of grey values as ingested, an array a slice, of a dataset of this md5."""
     counts = np.zeros(256, np.int64)
     for image in images:
         counts += np.bincount(image.ravel(), minlength=256)

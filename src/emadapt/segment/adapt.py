@@ -46,7 +46,7 @@ from emadapt.training.prepare import prepare
 from emadapt.training.tracked import UNITS
 from emadapt.training.train import train_unit
 from emadapt.training.validate import validate
-from emadapt.volumes.grey import to_uint8
+from emadapt.volumes.grey import MIDDLE, constant, to_uint8
 from emadapt.volumes.opening import check_apart, open_image
 from emadapt.volumes.source import Source, tell, voxel_of
 from emadapt.volumes.voxel import Voxel
@@ -136,10 +136,10 @@ class Own:
         return kind
 
     def read(self, z: int, y: int = 0, x: int = 0, size: tuple[int, int] | None = None) -> Grey:
-        """A part of a slice, 8 bits."""
+        """A part of a slice, 8 bits; `constant` areas as `segment` shows them to the model."""
         height, width = size or self.source.shape[1:]
-        rows = self.source.read(z, z + 1, y, y + height)[0]
-        return to_uint8(rows[:, x : x + width], *self.grey)
+        part = self.source.read(z, z + 1, y, y + height)[0, :, x : x + width]
+        return np.where(constant(part), MIDDLE, to_uint8(part, *self.grey))
 
 
 def adapt(own: Own) -> str:
