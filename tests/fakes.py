@@ -128,6 +128,7 @@ def write_metrics(root: Path, study: Study) -> None:
             "seed": unit.seed,
             "model_md5": "0" * 32,
             "trainable_params": 442368,
+            "backbone_share": 0.02,
             "key": unit.name,
             "made_from": {f"dataset {name}": "d" * 32 for name in study.tested},
             "labelled": labelled_of(study.train_set_settings[unit.train_set]),

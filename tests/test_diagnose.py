@@ -1,5 +1,6 @@
 """The stage diagnose on tiny studies: what the file has, and what is refused."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,19 @@ def test_the_same_population_reads_as_same_and_another_as_different() -> None:
     token_level = compare.compare(a, same, "token", OWN)
     assert token_level["probe"]["p_value"] > 0.05
     assert token_level["knn_mixing"] == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize("level", ["token", "image"])
+def test_a_slice_of_which_nobody_knows_anything_changes_nothing(level: str) -> None:
+    a, b = gaussian("a", 0, 12, 0), gaussian("b", 0.5, 12, 1)
+    own = (a.moments.count, a.moments.total, a.moments.outer)
+    moments = Moments(*(np.concatenate([part, 0 * part[:1]]) for part in own))
+    with_it = dataclasses.replace(
+        a, slices=np.arange(13), parts=np.append(a.parts, "test"), moments=moments
+    )
+    found, wanted = (compare.compare(f, b, level, OWN, null=1.0) for f in (with_it, a))
+    assert found == wanted
+    assert np.isfinite(compare.split_half_null(with_it, level, OWN))
 
 
 def test_drift_along_z_is_in_the_null() -> None:

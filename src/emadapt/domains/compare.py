@@ -60,8 +60,7 @@ class Population:
 
     def count(self) -> int:
         """Number of members."""
-        moments = self.features.moments
-        return len(moments.count) if self.of_slices else int(moments.count.sum())
+        return len(self.places()) if self.of_slices else int(self.features.moments.count.sum())
 
     def places(self) -> Numbers:
         """Places of the slices that have members."""
@@ -71,7 +70,7 @@ class Population:
         """Total variance of the members."""
         moments = self.features.moments
         if self.of_slices:
-            return float(moments.slice_means().var(0, ddof=1).sum())
+            return float(moments.slice_means()[self.places()].var(0, ddof=1).sum())
         return float(np.trace(moments.merged(self.places())[2]))
 
     def sample(self, most: int, blocks: int) -> tuple[npt.NDArray[np.float32], Numbers]:
@@ -80,7 +79,7 @@ class Population:
         Blocks are of the slices that have members: one without any could not be held out.
         """
         if self.of_slices:
-            means = self.features.moments.slice_means().astype(np.float32)
+            means = self.features.moments.slice_means()[self.places()].astype(np.float32)
             return means, z_blocks(len(means), blocks)
         thin = evenly_spaced(len(self.features.tokens), most)
         slices, place = np.unique(self.features.at, return_inverse=True)
@@ -155,13 +154,14 @@ def split_half_null(f: Features, level: str, spec: DiagnoseSettings) -> float:
         InputError: all tokens are in one z-block.
     """
     own = Population(f, level)
-    block = z_blocks(len(f.slices), spec.blocks)
+    places = own.places()
+    block = z_blocks(len(f.slices), spec.blocks)[places]
+    members = np.ones(len(places)) if own.of_slices else f.moments.count[places]
     draws = []
     for half in _halves(spec):
         inside = np.isin(block, half)
-        one, other = np.flatnonzero(inside), np.flatnonzero(~inside)
-        if own.of_slices or min(f.moments.count[i].sum() for i in (one, other)) > 1:
-            draws.append((one, other))
+        if min(members[inside].sum(), members[~inside].sum()) > 1:
+            draws.append((places[inside], places[~inside]))
     if not draws:
         raise InputError(
             f"dataset {f.name}",

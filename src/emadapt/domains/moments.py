@@ -41,8 +41,9 @@ class Moments:
         return count, mean, (outer - count * np.outer(mean, mean)) / max(count - 1.0, 1.0)
 
     def slice_means(self) -> Floats:
-        """(slices, D) mean token of each slice, its image-level vector."""
-        return np.asarray(self.total / self.count[:, None])
+        """(slices, D) mean token of each slice, its image-level vector; NaN where it has none."""
+        with np.errstate(invalid="ignore"):
+            return np.asarray(self.total / self.count[:, None])
 
 
 def slice_moments(tokens: npt.NDArray[np.float32]) -> tuple[float, Floats, Floats]:

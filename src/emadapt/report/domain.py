@@ -12,7 +12,6 @@ import pandas as pd
 from emadapt.errors import InputError
 from emadapt.files import read_json
 from emadapt.report.tables import (
-    MISSING,
     Cell,
     Picture,
     Table,
@@ -81,9 +80,9 @@ def pair_rows(pairs: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 "null": null,
                 "ratio": frechet / null if null else float("nan"),
                 "different": (table["reads_as"] == "different").mean(),
-                "probe": _mean(table, "probe.balanced_accuracy"),
-                "probe_p": table["probe.p_value"].max() if "probe.p_value" in table else None,
-                "mixing": _mean(table, "knn_mixing"),
+                "probe": table["probe.balanced_accuracy"].mean(),
+                "probe_p": table["probe.p_value"].max(),
+                "mixing": table["knn_mixing"].mean(),
             }
         )
     return rows
@@ -93,8 +92,8 @@ def pairs_table(card: Card) -> Table:
     """Distances between datasets, and the controls of the measure."""
     rows = [("", row) for row in pair_rows(card["pairs"])]
     for name, words in CONTROLS.items():
-        controls = (card.get("controls") or {}).get(name, [])
-        rows += [(f"control: {words}", row) for row in pair_rows(controls)]
+        controls = pair_rows(card["controls"].get(name, []))
+        rows += [(f"control: {words}", row) for row in controls]
     headings = columns(
         *("Model trained on", "Datasets", "Level", "#n", "#Fréchet distance", "#Null"),
         *("#Distance / null", "Reads as", "#Probe", "#p", "#Mixing"),
@@ -104,12 +103,11 @@ def pairs_table(card: Card) -> Table:
 
 
 def _pair_cells(control: str, row: Mapping[str, Any]) -> list[Cell]:
-    n = Cell(", ".join(whole(n).text for n in row["n"]), row["n"][0]) if row["n"] else MISSING
     return [
         Cell(control or _model(row)),
         Cell(f"{row['a']}, {row['b']}"),
         Cell(row["level"]),
-        n,
+        Cell(", ".join(whole(n).text for n in row["n"]), row["n"][0]),
         with_interval(row["frechet"], row["ci95"]),
         number(row["null"]),
         number(row["ratio"], 1),
@@ -128,7 +126,7 @@ def crossings_table(card: Card) -> Table | None:
         table = pd.json_normalize(several)
         values = ["knn_iou", *(f"classes.{name}" for name in classes)]
         words = _model(model), several[0]["train"], several[0]["test"]
-        rows.append([*map(Cell, words), *(number(_mean(table, value)) for value in values)])
+        rows.append([*map(Cell, words), *(number(table[value].mean()) for value in values)])
     titles = ["Model trained on", "From", "To", "#kNN IoU", *(f"#{name}" for name in classes)]
     model_name = f"{card['backbone']} with {card['regime']}"
     caption = f"Tokens of one dataset, labelled by their neighbours in another, {model_name}."
@@ -138,20 +136,13 @@ def crossings_table(card: Card) -> Table | None:
 def pictures(root: Path, backbone: str, regime: str) -> list[Picture]:
     """The figures that diagnose drew of a backbone and regime."""
     files = sorted((root / "reports/domain" / f"{backbone}-{regime}").glob("*.png"))
-    return [
-        Picture(file, f"{backbone}, {regime}: {PICTURES.get(file.stem, file.stem)}")
-        for file in files
-    ]
+    return [Picture(file, f"{backbone}, {regime}: {PICTURES[file.stem]}") for file in files]
 
 
 def _model(row: Mapping[str, Any]) -> str:
     if row["train_set"] is None:
         return "pretrained"
     return row["train_set"] + (f", {row['models']} seeds" if row["models"] > 1 else "")
-
-
-def _mean(table: pd.DataFrame, column: str) -> float | None:
-    return float(table[column].mean()) if column in table else None
 
 
 def _grouped(rows: Iterable[Mapping[str, Any]], *names: str) -> list[list[Mapping[str, Any]]]:

@@ -80,9 +80,9 @@ def difference(value: float, ends: Sequence[float], tone: str = "") -> Cell:
     return Cell(text, value, f"{low} to {high}", tone)
 
 
-def p_value(value: float | None) -> Cell:
+def p_value(value: float) -> Cell:
     """Three digits, four below 0.01."""
-    return number(value, 4 if value is not None and value < 0.01 else 3)
+    return number(value, 4 if value < 0.01 else 3)
 
 
 def columns(*titles: str) -> list[Column]:

@@ -86,7 +86,7 @@ def read_units(root: Path, study: Study) -> pd.DataFrame:
                 "unseen": scores.get("unseen"),
                 "labelled": metrics["labelled"],
                 "trainable_params": metrics["trainable_params"],
-                "backbone_share": metrics.get("backbone_share"),
+                "backbone_share": metrics["backbone_share"],
                 **NO_COST,
                 **cost_of(metrics["key"], root),
             }

@@ -20,8 +20,7 @@ from emadapt.training.plan import unit_plan
 Space = dict[str, CategoricalDistribution | FloatDistribution]
 Params = dict[str, Any]
 
-LOW_RANK = ("lora", "lora_last_k")
-SWEPT = ("frozen", *LOW_RANK, "bitfit", "full")
+SWEPT = ("frozen", "lora", "lora_last_k", "bitfit", "full")
 """Kinds of regimes with something to search."""
 FROZEN_DECAY = (1e-4, 1e-1)
 """Range of the weight decay of a frozen regime, if the settings give none."""
@@ -74,7 +73,7 @@ def check_target(study: Study, target: Target) -> None:
 
     ranges, arch = study.sweep, study.backbone_settings[target.backbone].arch
     width = get_arch(arch).dim
-    if regime.kind in LOW_RANK and max(ranges.rank) > width:
+    if isinstance(regime, LowRankSettings) and max(ranges.rank) > width:
         raise InputError(
             "sweep.rank",
             found=str(max(ranges.rank)),
@@ -104,7 +103,7 @@ def search_space(study: Study, target: Target) -> Space:
     ranges, regime = study.sweep, study.regime_settings[target.regime]
     frozen = regime.kind == "frozen"
     space: Space = {"head_lr": FloatDistribution(*ranges.head_lr, log=True)}
-    if regime.kind in LOW_RANK:
+    if isinstance(regime, LowRankSettings):
         space["rank"] = CategoricalDistribution(ranges.rank)
         space["alpha_ratio"] = CategoricalDistribution(ranges.alpha_ratio)
         space["dropout"] = FloatDistribution(*ranges.dropout)
