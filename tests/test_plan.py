@@ -1,8 +1,11 @@
 """The stage `plan`: which changes make other plans, and which do not."""
 
+import hashlib
+import json
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +196,16 @@ def test_a_hash_is_remembered_until_the_file_changes(tracking_off: None) -> None
     assert file_sha256(path) == first
     path.write_bytes(b"two")
     assert file_sha256(path) != first
+
+
+def test_hashes_are_remembered_by_all_who_ask_at_once(tracking_off: None) -> None:
+    files = [Path(f"file{n}") for n in range(40)]
+    for file in files:
+        file.write_text(file.name)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(file_sha256, files))
+    assert sorted(json.loads(Path("scratch/hashes.json").read_text()).values()) == sorted(found)
+    assert found == [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
 
 
 def test_without_ingested_data_it_says_what_to_run(tmp_path: Path, tracking_off: None) -> None:

@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock
+
 from emadapt.errors import InputError
 
 if TYPE_CHECKING:
@@ -169,16 +171,22 @@ def sha256_of(path: Path) -> str:
 
 def remembered_sha256(paths: Sequence[Path]) -> dict[Path, str]:
     """Sha256 of files, remembered until their size or time of change is another."""
-    try:
-        known: dict[str, str] = json.loads(HASHES.read_text())
-    except (OSError, ValueError):
-        known = {}
     facts = {path: path.stat() for path in paths}
     keys = {p: f"{p.resolve()} {was.st_size} {was.st_mtime_ns}" for p, was in facts.items()}
-    if new := {path: key for path, key in keys.items() if key not in known}:
-        known |= {key: sha256_of(path) for path, key in new.items()}
-        write_json(HASHES, known)
+    known = _hashes()
+    if new := {key: sha256_of(path) for path, key in keys.items() if key not in known}:
+        HASHES.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(HASHES.with_suffix(".lock")):  # other stages note theirs
+            known |= _hashes() | new
+            write_json(HASHES, known)
     return {path: known[key] for path, key in keys.items()}
+
+
+def _hashes() -> dict[str, str]:
+    try:
+        return dict(json.loads(HASHES.read_text()))
+    except (OSError, ValueError):
+        return {}
 
 
 def checksums(folder: Path) -> dict[str, list[int]]:
