@@ -156,10 +156,10 @@ def _set_aside(study: Study) -> None:
         **{build / "adapted" / pair: units for pair in pairs},
     }
     for folder, names in wanted.items():
-        for path in folder.glob("[!.]*"):
+        for path in list(folder.glob("[!.]*")):
             if path.name.removesuffix(".json") not in names:
                 _move(path, ASIDE / path)
-        for path in (ASIDE / folder).glob("*"):
+        for path in list((ASIDE / folder).glob("*")):
             back = folder / path.name
             if path.name.removesuffix(".json") in names and not back.exists():
                 _move(path, back)
