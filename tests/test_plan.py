@@ -144,6 +144,28 @@ def test_what_changes_no_byte_trains_nothing_again(study: Study) -> None:
     assert {unit: unit_key(load_study(), unit) for unit in study.units()} == keys
 
 
+def test_what_is_said_of_data_and_classes_is_said_again(study: Study) -> None:
+    """The terms of data that a unit has seen through another or without labels; class names."""
+
+    def onto_b(own: dict[str, Any]) -> None:
+        own["regimes"]["warm"] |= {"warm_start": "frozen-onto_b"}
+        own["regimes"]["lora"] |= {"self_training": 1.0}
+        own["train_sets"] |= {"onto_b": {"datasets": ["a"], "unlabelled": ["b"]}}
+        own["study"] |= {"backbones": ["t"], "train_sets": ["a", "onto_b"]}
+        own["regimes"]["frozen"] |= {"self_training": 1.0}
+
+    changed(onto_b)
+    before = plans()
+    path = Path("build/ingest/b/manifest.json")
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps(manifest | {"source": {"licence": "another"}}))
+    after = plans()
+    seen = {"t-warm-a-0", "t-warm-onto_b-0", "t-frozen-onto_b-0", "t-lora-onto_b-0"}
+    assert {n for n in after if after[n] != before[n]} == {f"train/{name}" for name in seen}
+    path.write_text(json.dumps(manifest | {"classes": ["one", "other"]}))
+    assert plans()["diagnose/t-frozen"] != after["diagnose/t-frozen"]
+
+
 def test_a_second_run_writes_the_same(study: Study) -> None:
     assert plans() == plans() != {}
 

@@ -108,7 +108,9 @@ def diagnose_plan(study: Study, backbone: str, regime: str) -> Plan:
         return {"study": study.name, "same_as": source}
     adapted = not study.regime_settings[regime].on_pretrained_tokens
     units = [u for u in study.units() if (u.backbone, u.regime) == (backbone, regime)]
+    classes = [_manifest(name).get("classes", []) for name in study.tested]
     return {
+        **({"classes": classes} if any(classes) else {}),
         "study": study.name,
         "settings": affecting(study.diagnose, "scores"),
         "tokens": {name: tokens_plan(study, backbone, name) for name in study.datasets},
@@ -190,8 +192,10 @@ def _seen_as(spec: BackboneSettings, dataset: str) -> list[Any]:
 
 def _on_the_card(study: Study, unit: Unit) -> Any:
     """What model.json says of the data that does not change the weights."""
-    datasets = study.train_set_settings[unit.train_set].datasets
-    facts = {name: _manifest(name) for name in datasets}
+    chain = [unit, *study.sources_of(unit)]
+    names = [n for u in chain for n in study.train_set_settings[u.train_set].datasets]
+    names += [n for u in chain for n in study.unlabelled_of(u)]
+    facts = {name: _manifest(name) for name in names}
     return {name: {f: own[f] for f in ON_CARD if f in own} for name, own in facts.items()}
 
 
