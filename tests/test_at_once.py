@@ -64,6 +64,12 @@ def test_the_choice_is_the_best_of_all_candidates_and_thresholds() -> None:
     np.testing.assert_allclose(twice.table, np.mean([own.table for own in alone], 0))
 
 
+def test_a_class_that_no_patch_in_training_is_of_is_found_nowhere() -> None:
+    counts = np.zeros((1, 1, 1, 2, len(EDGES) - 1))
+    counts[..., 0, 100], counts[..., 1, 100] = 990, 10  # all scores are 0
+    assert best_of(counts).thresholds[0] > 0
+
+
 def test_a_bank_is_spread_over_datasets_and_their_training_slices() -> None:
     views = [[a_view(0, slices=5)], [a_view(1, slices=9)]]
     tokens, foreground = draw_bank(views, seed=0, size=64)

@@ -90,6 +90,8 @@ def report(
 def best_of(counts: npt.NDArray[np.float64]) -> Choice:
     """The candidate and thresholds of the best validation IoU, the mean over datasets and classes.
 
+    Thresholds are above 0, the score of a class that no patch in training is of: nothing is of it.
+
     Args:
         counts: (datasets, candidates, classes, 2, bins) pixels by score, of the rest and of a
             class.
@@ -98,6 +100,7 @@ def best_of(counts: npt.NDArray[np.float64]) -> Choice:
     hits, predicted = above[..., 1, :], above.sum(-2)
     union = predicted + counts[..., 1, :].sum(-1, keepdims=True) - hits
     iou = np.where(union > 0, hits / np.maximum(union, 1), 1.0).mean(0)  # candidates, classes, bins
+    iou = np.where(EDGES[:-1] > 1e-6, iou, -1.0)
     thresholds = EDGES[np.apply_along_axis(_best_bin, -1, iou)]  # candidates, classes
     table = np.stack([iou.max(-1).mean(-1), thresholds.mean(-1)], 1)
     i = int(table[:, 0].argmax())
