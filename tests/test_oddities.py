@@ -17,6 +17,7 @@ from emadapt.data.ingest import check_sizes
 from emadapt.data.layouts import find_parts
 from emadapt.data.pairing import Part
 from emadapt.errors import InputError
+from emadapt.segment.labelled import labelled
 from emadapt.volumes.opening import open_image
 from emadapt.volumes.source import voxel_of
 from volume_files import (
@@ -180,6 +181,7 @@ UNSTATED: dict[str, Case] = {
         p, photometric="palette", colormap=grey(np.arange(256, dtype="u2")).T
     ),
     "unsigned as signed": lambda p: hdf5(p, SIGNED, BDV),
+    "unsigned as signed, high byte first": lambda p: hdf5(p, SIGNED.astype(">i2"), BDV),
     "bytes as signed": lambda p: array(p, VOLUME.view(np.int8)),
     "signed": lambda p: tiff(p, WIDE.astype(np.int32) - 9999),
     "ImageJ without unit": lambda p: imagej(p, spacing=1),
@@ -193,7 +195,11 @@ UNSTATED: dict[str, Case] = {
     "NIfTI without a unit": lambda p: nifti(p, unit="unknown"),
 }
 """Files that hold `VOLUME`, or what `VALUES` has, and state no voxel size."""
-VALUES = {"unsigned as signed": WIDE, "signed": WIDE.astype("i4") - 9999}
+VALUES = {
+    "unsigned as signed": WIDE,
+    "unsigned as signed, high byte first": WIDE.astype(">u2"),
+    "signed": WIDE.astype("i4") - 9999,
+}
 IN_ORDER: dict[str, list[str]] = {
     "decimals in names": [f"s_{z:03d}_z={0.99 + z / 200:.4f}um.tif" for z in range(5)],
     "below zero": ["z=-0.2.png", "z=-0.1.png", "z=0.0.png", "z=0.1.png", "z=0.2.png"],
@@ -367,6 +373,8 @@ def test_a_nifti_label_is_turned_onto_its_image(axes: str, tmp_path: Path) -> No
     (part,) = find_parts(tmp_path, "stack", "number")
     assert part.labels is not None
     np.testing.assert_array_equal(part.labels.read(0, 5), part.images.read(0, 5))
+    stack, _ = labelled(part.images, tmp_path / "label.nii.gz", (1, 2))
+    np.testing.assert_array_equal(stack.read(0, 5), part.images.read(0, 5))
     for affine in (np.eye(4), placed.affine + np.eye(4)[:, [3, 3, 3, 0]] * 0.01):
         nibabel.save(nibabel.Nifti1Image(VOLUME.T, affine), tmp_path / "label.nii.gz")
         with pytest.raises(InputError, match="an affine"):

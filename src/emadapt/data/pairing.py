@@ -15,11 +15,9 @@ from pathlib import Path
 
 from emadapt.errors import InputError
 from emadapt.volumes.folder import in_order, list_slices, number_of, open_slices, some
-from emadapt.volumes.nifti import open_nifti_label
-from emadapt.volumes.opening import FORMATS, open_source
+from emadapt.volumes.opening import FORMATS, open_onto, open_source
 from emadapt.volumes.source import Source, as_image
 
-NIFTI = (".nii", ".nii.gz")
 STACK_SUFFIXES = (".ome.tif", ".ome.tiff", ".ome.zarr", *(s for s in FORMATS if s != ".png"))
 
 
@@ -65,10 +63,7 @@ def _of_files(name: str, image: Path, label: Path | None = None) -> Part:
     images = as_image(open_source(str(image)))
     if label is None:
         return Part(name, images, None)
-    if image.name.endswith(NIFTI) and label.name.endswith(NIFTI):
-        labels = open_nifti_label(label, image)
-    else:
-        labels = open_source(str(label))
+    labels = open_onto(str(label), images)
     if images.shape[0] != labels.shape[0]:
         raise InputError(
             labels.files[0],

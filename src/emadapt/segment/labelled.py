@@ -8,7 +8,7 @@ from typing import Any
 
 from emadapt.errors import InputError
 from emadapt.volumes.folder import list_slices, number_of, open_slices, some
-from emadapt.volumes.opening import open_source
+from emadapt.volumes.opening import open_onto
 from emadapt.volumes.source import Source, tell
 from emadapt.volumes.zarrs import is_zarr
 
@@ -27,7 +27,7 @@ def labelled(source: Source, labels: Path, slices: Sequence[int]) -> tuple[Sourc
     if labels.is_dir() and not is_zarr(labels):
         files = paired(source, labels)
         return open_slices([*files.values()], str(labels)), {z: k for k, z in enumerate(files)}
-    stack = open_source(str(labels))
+    stack = open_onto(str(labels), source)
     tell(stack.name, stack.notes)
     depth = source.shape[0]
     if stack.shape != source.shape:

@@ -21,8 +21,8 @@ import numpy.typing as npt
 from emadapt.errors import InputError
 from emadapt.metrics.shapes import centreline, depth_nm, sphericity, surface_nm2, touching_nm2
 from emadapt.progress import track
-from emadapt.volumes.opening import open_image, open_source
-from emadapt.volumes.source import Array, Source, voxel_of
+from emadapt.volumes.opening import open_onto, open_source
+from emadapt.volumes.source import Array, Source, as_image, voxel_of
 from emadapt.volumes.voxel import Voxel
 
 if TYPE_CHECKING:
@@ -66,8 +66,9 @@ def opened(asked: Asked) -> Measurer:
         found, expected = f"values of type {objects.dtype}", "numbered objects"
         do = "Write them with `emadapt segment --instances`."
         raise InputError(asked.objects, found=found, expected=expected, do=do)
-    image = open_image(asked.image) if asked.image else None
-    to, sure = (open_source(name) if name else None for name in (asked.to, asked.probabilities))
+    names = asked.image, asked.to, asked.probabilities
+    image, to, sure = (open_onto(name, objects) if name else None for name in names)
+    image = as_image(image) if image else None
     for other in filter(None, (image, to, sure)):
         if other.shape != objects.shape:
             found, expected = f"shape {other.shape}", f"{objects.shape}, as of {asked.objects}"

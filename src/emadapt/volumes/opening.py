@@ -9,7 +9,7 @@ from pathlib import Path
 from emadapt.errors import InputError
 from emadapt.volumes.folder import open_folder
 from emadapt.volumes.hdf5 import open_hdf5
-from emadapt.volumes.nifti import open_nifti
+from emadapt.volumes.nifti import open_nifti, open_nifti_label
 from emadapt.volumes.png import open_png
 from emadapt.volumes.source import Choice, Source, as_image, unreadable
 from emadapt.volumes.tiff import open_tiff
@@ -63,6 +63,14 @@ def open_source(text: str, scale: int = 0) -> Source:
 def open_image(text: str, scale: int = 0) -> Source:
     """As `open_source`, for grey values: see `as_image`."""
     return as_image(open_source(text, scale))
+
+
+def open_onto(text: str, other: Source) -> Source:
+    """As `open_source`; a NIfTI file is turned onto another one, see `open_nifti_label`."""
+    files = Path(text), *other.files
+    if len(files) == 2 and all(file.name.lower().endswith((".nii", ".nii.gz")) for file in files):
+        return open_nifti_label(*files)
+    return open_source(text)
 
 
 def bare_name(text: str) -> str:

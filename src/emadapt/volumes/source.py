@@ -150,7 +150,7 @@ def as_image(source: Source) -> Source:
     """
     if source.dtype.kind != "i":
         return source
-    unsigned = np.dtype(f"u{source.dtype.itemsize}")
+    unsigned = np.dtype(source.dtype.str.replace("i", "u"))  # in the same order of bytes
     signed_steps = unsigned_steps = 0.0
     depth, height, width = source.shape
     for z in range(0, depth, max(1, depth // 8)):
