@@ -68,8 +68,9 @@ def test_more_slices_or_tiles_than_there_are(study: Study) -> None:
     n = len(volume.split["train"])
     with pytest.raises(InputError, match=f"found {n + 1}; expected at most {n}"):
         few_slices(volume, TrainSetSettings(datasets=("a",), slices=n + 1), 0)
+    spec = TrainSetSettings(datasets=("a",), crops=99)
     with pytest.raises(InputError, match=f"found 99; expected at most {2 * n}"):
-        few_tiles(volume, TrainSetSettings(datasets=("a",), crops=99), [(0, 0), (0, 30)], 0)
+        few_tiles(volume, spec, [(0, 0), (0, 30)], 0, volume.split["train"])
 
 
 @pytest.mark.parametrize(

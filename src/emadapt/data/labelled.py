@@ -63,14 +63,10 @@ def few_tiles(
     spec: TrainSetSettings,
     corners: Sequence[tuple[int, int]],
     seed: int,
-    starts: Sequence[int] | None = None,
+    starts: Sequence[int],
 ) -> list[Tile]:
-    """The labelled tiles, drawn evenly from those at `corners` of each training slice.
-
-    `starts` are the first slices of patches, where these have several slices.
-    """
-    slices = volume.split["train"] if starts is None else starts
-    tiles = [(z, y, x) for z in slices for y, x in corners]
+    """The labelled tiles, drawn evenly from those at `corners` of slices or patches at `starts`."""
+    tiles = [(z, y, x) for z in starts for y, x in corners]
     n = amount(spec.crops, len(tiles), f"crops of a training set with {volume.name}")
     return [tiles[i] for i in choose(len(tiles), n, seed)]
 

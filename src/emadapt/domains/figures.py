@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from emadapt.data.splits import evenly_spaced
 from emadapt.domains import pca
 from emadapt.domains.features import Features
-from emadapt.files import write_figure
+from emadapt.files import whole_folder, write_figure
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")  # Okabe and Ito
 SHOWN_TOKENS = 700
@@ -23,8 +23,9 @@ Models = Mapping[str, Mapping[str, Features]]
 
 def draw(folder: Path, title: str, models: Models, result: Mapping[str, Any]) -> None:
     """Write pca.png and distances.png under `folder`, of features and the JSON file."""
-    write_figure(folder / "pca.png", pca_figure(title, models))
-    write_figure(folder / "distances.png", distances_figure(title, result))
+    with whole_folder(folder) as temporary:
+        write_figure(temporary / "pca.png", pca_figure(title, models))
+        write_figure(temporary / "distances.png", distances_figure(title, result))
 
 
 def pca_figure(title: str, models: Models) -> Figure:

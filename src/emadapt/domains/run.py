@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from emadapt.domains import figures, pca
 from emadapt.domains.compare import compare, segmentation, split_half_null
 from emadapt.domains.features import Features
 from emadapt.domains.token_sources import computed_features, pixel_features, pretrained_features
-from emadapt.files import write_json
+from emadapt.files import whole_folder, write_json
 from emadapt.models.adapters import merge
 from emadapt.models.backbones import Backbone, pretrained
 from emadapt.models.device import device
@@ -48,8 +47,8 @@ class Model:
         return {"model": self.name, "train_set": self.train_set, "seed": self.seed}
 
 
-def diagnose(study: Study, backbone: str, regime: str, out: Path = OUT) -> Path:
-    """Measure the domain mismatch; write BACKBONE-REGIME.json and a folder of figures under `out`.
+def diagnose(study: Study, backbone: str, regime: str) -> Path:
+    """Measure the domain mismatch; write BACKBONE-REGIME.json and a folder of figures under `OUT`.
 
     A frozen regime has one model, the pretrained backbone, and the controls. An adapted one has one
     model for each unit. A study of one dataset, and regimes without tokens of their own (ridge,
@@ -60,17 +59,15 @@ def diagnose(study: Study, backbone: str, regime: str, out: Path = OUT) -> Path:
     """
     head: dict[str, Any] = {"study": study.name, "backbone": backbone, "regime": regime}
     if study.classifies:
-        return _note(head, "Distances between datasets of whole images are not measured.", out)
+        return _note(head, "Distances between datasets of whole images are not measured.")
     if len(study.datasets) == 1:
-        return _note(head, "One dataset has no other to be compared with.", out)
+        return _note(head, "One dataset has no other to be compared with.")
     source = study.tokens_of(regime)
     if source != regime:
-        text = f"{regime} has no backbone, so there are no tokens to compare."
-        if source:
-            text = (
-                f"{regime} uses the pretrained tokens: see the diagnosis of {backbone}, {source}."
-            )
-        return _note(head, text, out)
+        other = f"uses the pretrained tokens: see the diagnosis of {backbone}, {source}."
+        none = "has no backbone, so there are no tokens to compare."
+        text = f"{regime} {other if source else none}"
+        return _note(head, text)
     started, own, spec = time.perf_counter(), study.diagnose, study.backbone_settings[backbone]
     volumes = [open_volume(name) for name in study.datasets]
     frozen = study.regime_settings[regime].on_pretrained_tokens
@@ -93,8 +90,8 @@ def diagnose(study: Study, backbone: str, regime: str, out: Path = OUT) -> Path:
     result["controls"] = _controls(spec, loaded, volumes, own) if frozen and own.controls else {}
     one_seed = [m for m in models if m.seed in (None, study.seeds[0])]
     shown = {model.name: model.features for model in one_seed}
-    figures.draw(out / f"{backbone}-{regime}", f"{backbone}, {regime}", shown, result)
-    path = out / f"{backbone}-{regime}.json"
+    path = OUT / f"{backbone}-{regime}.json"
+    figures.draw(path.with_suffix(""), f"{backbone}, {regime}", shown, result)
     write_json(path, result)
     seconds = time.perf_counter() - started
     print(f"diagnose {backbone}-{regime}: {len(result['pairs'])} comparisons, {seconds:.0f} s")
@@ -102,16 +99,13 @@ def diagnose(study: Study, backbone: str, regime: str, out: Path = OUT) -> Path:
     return path
 
 
-def _note(head: dict[str, Any], text: str, out: Path) -> Path:
+def _note(head: dict[str, Any], text: str) -> Path:
     """Write both outputs where nothing is measured: empty lists, and why."""
-    backbone, regime = head["backbone"], head["regime"]
-    result = head | {"note": text, "controls": {}, "pairs": [], "segmentation": []}
-    folder, path = out / f"{backbone}-{regime}", out / f"{backbone}-{regime}.json"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    (folder / "note.txt").write_text(text + "\n")
-    write_json(path, result)
-    print(f"diagnose {backbone}-{regime}: {text}")
+    path = OUT / f"{head['backbone']}-{head['regime']}.json"
+    with whole_folder(path.with_suffix("")) as folder:
+        (folder / "note.txt").write_text(text + "\n")
+    write_json(path, head | {"note": text, "controls": {}, "pairs": [], "segmentation": []})
+    print(f"diagnose {path.stem}: {text}")
     return path
 
 

@@ -23,7 +23,7 @@ def problems_of(study: Study) -> list[str]:
         _classes,
         _train_sets,
         _references,
-        _heads,
+        _oracles,
         _warm_starts,
         _self_training,
         _blocks_of_slices,
@@ -116,7 +116,7 @@ def _references(study: Study) -> Iterator[str]:
             yield f"backbones.{name}.reference: {reference!r} is not in study.datasets"
 
 
-def _heads(study: Study) -> Iterator[str]:
+def _oracles(study: Study) -> Iterator[str]:
     """Names that hide that a model was given the labels it is scored on."""
     for name in study.regimes:
         if study.regime_settings[name].sees_test_labels and "oracle" not in name:

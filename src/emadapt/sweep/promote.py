@@ -18,13 +18,12 @@ from emadapt.sweep.space import Target, default_point, regime_at, settings_hash,
 from emadapt.sweep.storage import best_trial, first_number
 
 
-def promote(sweep: optuna.Study, regime_name: str = "", path: Path = PARAMS) -> list[str]:
-    """Write the best trial's settings into a study, its comments kept.
+def promote(sweep: optuna.Study, regime_name: str) -> list[str]:
+    """Write the best trial's settings into params.yaml, its comments kept.
 
     Args:
         sweep: it.
         regime_name: of the new regime; empty: the swept one's with `_tuned`.
-        path: the study.
 
     Returns:
         What was done, a line each.
@@ -33,7 +32,7 @@ def promote(sweep: optuna.Study, regime_name: str = "", path: Path = PARAMS) -> 
         InputError: no finished trial, a name that is taken, or settings or data that have changed
             since the sweep.
     """
-    config, name = load_study(path), sweep.study_name
+    config, name = load_study(), sweep.study_name
     best = best_trial(sweep.get_trials(deepcopy=False))
     if best is None:
         raise InputError(
@@ -46,7 +45,7 @@ def promote(sweep: optuna.Study, regime_name: str = "", path: Path = PARAMS) -> 
     regime, default = regime_at(config, target, best.params), default_point(config, target)
     if default and regime == regime_at(config, target, default):
         said = f"its own settings are the best of {name} (validation score {best.value:.4f})"
-        return [f"{path}: unchanged; {said}"]
+        return [f"{PARAMS}: unchanged; {said}"]
     regime_name = regime_name or f"{target.regime}_tuned"
     if not NAME.fullmatch(regime_name) or regime_name in config.regime_settings:
         raise InputError(
@@ -56,11 +55,11 @@ def promote(sweep: optuna.Study, regime_name: str = "", path: Path = PARAMS) -> 
             do="Choose another, or delete the regime from params.yaml.",
         )
     note = f"trial {first_number(best)} of sweep {name}: validation score {best.value:.4f}"
-    write_regime(path, regime_name, own_values(regime), note)
-    after = load_study(path)
+    write_regime(PARAMS, regime_name, own_values(regime), note)
+    after = load_study()
     units = f"{len(after.units())} units now, {len(config.units())} before"
     return [
-        f"{path}: regime {regime_name!r} is {note}",
+        f"{PARAMS}: regime {regime_name!r} is {note}",
         f"study {after.name!r} has {units}. Next: dvc repro",
     ]
 

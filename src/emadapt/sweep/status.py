@@ -11,6 +11,8 @@ from rich.table import Table
 
 from emadapt.sweep.storage import ENDED, best_trial, first_number, n_ended
 
+SHOWN = 10
+
 
 def overview(place: str, studies: list[optuna.Study]) -> Table:
     """A row a sweep: trials by state, best validation score, time a trial, time to go."""
@@ -44,8 +46,8 @@ def overview(place: str, studies: list[optuna.Study]) -> Table:
     return table
 
 
-def ranking(study: optuna.Study, n: int = 10) -> Table:
-    """The best `n` trials of a sweep with their settings."""
+def ranking(study: optuna.Study) -> Table:
+    """The best `SHOWN` trials of a sweep with their settings."""
     finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     finished.sort(key=lambda trial: -(trial.value or 0))
     names = sorted({name for trial in finished for name in trial.params})
@@ -57,7 +59,7 @@ def ranking(study: optuna.Study, n: int = 10) -> Table:
     )
     for column in ("trial", "score", *names):
         table.add_column(column, justify="right", no_wrap=column == "trial")
-    for trial in finished[:n]:
+    for trial in finished[:SHOWN]:
         default = " (default)" if "fixed_params" in trial.system_attrs else ""
         values = [trial.params.get(name, "-") for name in names]
         settings = [f"{v:.3g}" if isinstance(v, float) else str(v) for v in values]
