@@ -145,7 +145,8 @@ def test_scores_of_random_predictions_against_scikit_learn(study: Study) -> None
 
 
 def test_the_report_has_each_class(study: Study, tmp_path: Path) -> None:
-    known = {"key": "k", "made_from": {}, "trainable_params": 1, "labelled": {"slices": [1, 1]}}
+    known = {"key": "k", "made_from": {}, "trainable_params": 1, "backbone_share": 0.0}
+    known |= {"labelled": {"slices": [1, 1]}}
     truth = []
     for unit in study.units():
         scores, *pair = random_scores()
