@@ -149,7 +149,7 @@ def write_models(root: Path, study: Study) -> None:
     for unit in study.units():
         folder = root / "build/units" / unit.name
         folder.mkdir(parents=True)
-        (folder / "model.json").write_text(json.dumps({"weights": weights}))
+        (folder / "model.json").write_text(json.dumps({"weights": weights, "key": unit.name}))
 
 
 def pair_entry(level: str = "token", frechet: float = 41.0) -> dict[str, Any]:

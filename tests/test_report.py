@@ -28,6 +28,7 @@ from fakes import (
     iou_of,
     write_domain,
     write_metrics,
+    write_models,
 )
 
 ALIGNED = {**BACKBONES["dinov2_s"], "align": "histogram", "reference": "lucchi"}
@@ -265,6 +266,17 @@ def test_units_of_different_weights_or_data_are_not_averaged(tmp_path):
     with pytest.raises(InputError, match=r"dataset lucchi with hash eee.* expected ddd"):
         build_report(tmp_path, study)
     assert not (tmp_path / "reports").exists()
+
+
+def test_scores_of_a_model_that_was_trained_again_are_refused(tmp_path):
+    study = a_study()
+    write_metrics(tmp_path, study)
+    write_models(tmp_path, study)
+    read_units(tmp_path, study)
+    model = tmp_path / "build/units/dinov2_s-lora-vnc-1/model.json"
+    model.write_text(json.dumps(json.loads(model.read_text()) | {"key": "another"}))
+    with pytest.raises(InputError, match="dvc repro evaluate@dinov2_s-lora-vnc-1"):
+        read_units(tmp_path, study)
 
 
 def test_how_a_model_relates_to_its_test_set():

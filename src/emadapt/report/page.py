@@ -18,6 +18,7 @@ from emadapt.report.contrasts import FACTORS, candidates
 from emadapt.report.html import data_address, render
 from emadapt.report.tables import Picture, Section
 from emadapt.study.study import SAID, Study
+from emadapt.training.tracked import UNITS
 
 WIDEST = 1000  # px of an embedded picture
 PACKAGES = ("torch", "timm", "peft", "numpy", "scipy", "scikit-learn", "dvc", "mlflow")
@@ -122,7 +123,7 @@ def _weights(root: Path, study: Study) -> list[tuple[str, str]]:
     """Where each backbone's weights came from, as its trained units say."""
     found: dict[tuple[str, str], None] = {}
     for unit in study.units():
-        file = root / "build/units" / unit.name / "model.json"
+        file = root / UNITS / unit.name / "model.json"
         if file.is_file():
             origin = json.loads(file.read_text())["weights"]
             words = [origin["source"], origin.get("name", ""), f"sha256 {origin['sha256']}"]

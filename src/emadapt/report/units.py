@@ -17,6 +17,7 @@ from emadapt.metrics.intervals import over_seeds
 from emadapt.study.study import Study, Unit
 from emadapt.training.costs import cost_of
 from emadapt.training.model_card import EVALUATED
+from emadapt.training.tracked import UNITS
 
 MODEL = ["backbone", "regime", "train_set"]
 """What names a model; its units differ in the seed."""
@@ -59,8 +60,8 @@ def read_units(root: Path, study: Study) -> pd.DataFrame:
         to the model); `labelled`, `trainable_params`, `seconds`, `peak_mb`.
 
     Raises:
-        InputError: metrics are missing, unreadable or of another study, or units were made from
-            different weights or data.
+        InputError: metrics are missing, unreadable, of another study or of another model than the
+            unit has now, or units were made from different weights or data.
     """
     rows = []
     made_from: dict[str, tuple[str, str]] = {}
@@ -276,4 +277,10 @@ def _metrics(root: Path, unit: Unit, datasets: tuple[str, ...]) -> dict[str, Any
     if metrics.get("unit") != unit.name or len(scored) < len(datasets):
         found = f"those of unit {metrics.get('unit')} on {', '.join(scored) or 'none'}"
         raise InputError(file, found=found, expected=expected, do=do)
+    model = root / UNITS / unit.name / "model.json"
+    if model.is_file():
+        key = read_json(model, expected="what `train` writes", do="Train the unit again.")["key"]
+        if key != metrics["key"]:
+            found, expected = "scores of another model", f"those of {model.parent}"
+            raise InputError(file, found=found, expected=expected, do=do)
     return metrics
