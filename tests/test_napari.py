@@ -1,6 +1,7 @@
 """The napari plugin without napari: its manifest, and what it does with stand-ins of a layer."""
 
 import importlib.util
+import inspect
 import subprocess
 import sys
 import tomllib
@@ -16,6 +17,7 @@ import pytest
 from emadapt import api
 from emadapt.errors import InputError
 from emadapt.segment import napari as plugin
+from emadapt.segment.model import find_model
 from emadapt.study.datasets import ONE_CLASS
 from tiny import blobs, write_3d_model, write_model
 
@@ -95,6 +97,11 @@ def test_the_shown_part_is_segmented(
     assert 0 < mask.mean() < 1
     place = plugin.place_of(image, box)["translate"]
     np.testing.assert_allclose(place, [z * 0.03, rows[0] * 0.005, columns[0] * 0.005])
+
+
+def test_it_begins_with_a_model_that_is_there() -> None:
+    folder = inspect.signature(plugin.segment_layer).parameters["model"].default
+    assert find_model(str(folder)) == folder
 
 
 def test_a_volume_is_segmented_slice_by_slice(model: str) -> None:

@@ -105,3 +105,5 @@ def test_files_state_their_voxels(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         source = open_source(str(folder / "image.tif"))
         assert np.array_equal(source.read(0, 2), image)
         assert source.voxel_nm == pytest.approx(voxel, rel=1e-4)
+    again = CliRunner().invoke(main, ["synthesise", str(out)])
+    assert (again.exit_code, "expected a new or an empty folder" in again.output) == (2, True)

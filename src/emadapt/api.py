@@ -116,7 +116,7 @@ def segment(
     out = np.empty((z, *by_class, y, x), dtype)
     for at, found in runner.slices():
         out[at] = found if probabilities else runner.ids(found)
-    return out if by_class else out.reshape(volume.shape)
+    return out if by_class else out.reshape(np.shape(volume))
 
 
 def tokens(

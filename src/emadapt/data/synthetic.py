@@ -21,6 +21,7 @@ from emadapt.data.synthetic_organelles import band, ramp
 from emadapt.data.synthetic_paint import paint
 from emadapt.data.synthetic_recipes import Rng, draw_stain, draw_tissue
 from emadapt.data.synthetic_tissue import Array, make_block
+from emadapt.errors import InputError
 from emadapt.volumes.grey import PERCENTILES
 from emadapt.volumes.source import Source
 from emadapt.volumes.voxel import Voxel
@@ -71,9 +72,16 @@ def at_pixel(seed: int, number: int, pixel_nm: float) -> tuple[Grey, Grey]:
 
 
 def write_domains(out: Path, domains: int, seed: int) -> list[Path]:
-    """Write `out/NNN/{image,label}.tif` for each domain, ImageJ TIFFs that state their voxels."""
+    """Write `out/NNN/{image,label}.tif` for each domain, ImageJ TIFFs that state their voxels.
+
+    Raises:
+        InputError: there is something in `out`.
+    """
     import tifffile
 
+    if out.is_file() or any(out.glob("*")):
+        expected, do = "a new or an empty folder", "Choose another one."
+        raise InputError(out, found="files", expected=expected, do=do)
     files = []
     for number in range(domains):
         image, label, voxel = make_domain(seed, number, *WRITTEN)

@@ -22,11 +22,13 @@ if TYPE_CHECKING:
     import napari.layers
     import napari.viewer
 
+STARTER = Path(__file__).with_name("shipped") / "starter"
+"""The model that ships with emadapt."""
 PARTS = ("visible part", "slice", "volume")
 """What can be segmented: the part of the shown slice in view, that slice, all slices."""
 ASKED: dict[str, Any] = {
     "image": {"label": "volume"},
-    "model": {"mode": "d", "tooltip": "a folder that `train` wrote, or the name of a unit"},
+    "model": {"mode": "d", "tooltip": "a folder that `train`, `tune` or `adapt` wrote"},
     "part": {"choices": PARTS},
     "voxel_nm": {
         "label": "voxel zyx, nm",
@@ -52,7 +54,7 @@ def segment_widget() -> Any:
 def segment_layer(
     viewer: "napari.viewer.Viewer",
     image: "napari.layers.Image",
-    model: Path = Path("build/units"),
+    model: Path = STARTER,
     part: str = PARTS[0],
     voxel_nm: Voxel = (0.0, 0.0, 0.0),
 ) -> None:
