@@ -210,7 +210,7 @@ def tune(own: Own, labels: Path, foreground: str = ">0", slices: Sequence[int] =
         gap = 0.0 if voxel[0] >= APART_NM else APART_NM
         train_set = TrainSetSettings(datasets=(own.name,))
         split = SplitSettings(val=0.2, gap_nm=gap).changed(test=0.0)  # nothing is scored here
-        study = _study(own, "tuned", {own.name: settings}, train_set, split)
+        study = _study(own, "tuned", {own.name: settings}, train_set, split, self_training=0.0)
         _ingest(study)
         volume, numbers = open_volume(own.name), [*places.values()]
         val = volume.split["val"]

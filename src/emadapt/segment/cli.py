@@ -128,8 +128,9 @@ def models() -> None:
 @WINDOW
 @OVERWRITE
 def adapt(volume: str, **options: Any) -> None:
-    """Fit a model to VOLUME without labels: it learns from what it finds there itself.
+    """Fit a model of mitochondria to VOLUME without labels: it learns from what it finds itself.
 
+    Beside VOLUME it sees synthetic EM with labels of mitochondria; for anything else use `tune`.
     If the command is stopped, repeat it to go on.
     """
     from emadapt.segment.adapt import adapt as run
