@@ -55,9 +55,10 @@ def build_report(root: Path, study: Study) -> Path:
     }
     reports, folder = root / "reports", root / "reports/figures"
     _remove_figures(folder)
+    of_volumes = any(study.dataset_settings[name].of_volumes for name in study.tested)
     curves = sections.labels(folder, units, found)
     parts = [
-        sections.leaderboard(folder, units),
+        sections.leaderboard(folder, units, of_volumes=of_volumes),
         *(sections.changes(folder, factor, own) for factor, own in changed.items() if own),
         *([curves] if curves else []),
         sections.distances(root, cards),

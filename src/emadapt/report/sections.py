@@ -47,8 +47,8 @@ VERDICT_COLOURS = {"better": figures.BLUE, "worse": figures.RED, "undecided": fi
 Entries = list[dict[str, Any]]
 MASKS = (
     "Dice and boundary IoU are pooled over the test slices at the data's own resolution. They are"
-    " means over seeds, with 95 % intervals: how far they would move in other places of the same"
-    " volume and with other seeds. 0 to 1: too few places."
+    " means over seeds, with 95 % intervals: how far they would move in other {places} and with"
+    " other seeds. 0 to 1: too few places."
 )
 IMAGES = (
     "AUROC is the mean over classes, each against the others; balanced accuracy is the mean of the"
@@ -58,11 +58,12 @@ IMAGES = (
 """What the scores of the leaderboard mean."""
 
 
-def leaderboard(folder: Path, entries: Entries) -> Section:
+def leaderboard(folder: Path, entries: Entries, *, of_volumes: bool) -> Section:
     """Every model with all labels, by test dataset, the best first; label prompts are last.
 
-    `folder` gets iou.png.
+    `folder` gets iou.png. Datasets are `of_volumes` or of one each.
     """
+    masks = MASKS.format(places="volumes" if of_volumes else "places of the same volume")
     shown = headline(entries)
     score = score_of(shown[0])
     of_images = score == "auroc"
@@ -80,7 +81,7 @@ def leaderboard(folder: Path, entries: Entries) -> Section:
     measured = _measured(shown)
     figures.forest_png(folder / "iou.png", rows, measured, legend)
     text = [
-        IMAGES if of_images else f"{measured[0].upper()}{measured[1:]}, {MASKS}",
+        IMAGES if of_images else f"{measured[0].upper()}{measured[1:]}, {masks}",
         "; ".join(f"{name}: {RELATIONS[name]}" for name in RELATIONS if name in there) + ".",
     ]
     if any("unseen" in entry for entry in shown):
