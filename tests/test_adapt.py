@@ -1,6 +1,7 @@
 """A user's own volume to a model: from images alone, and from a few labelled slices."""
 
 import json
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -78,12 +79,14 @@ def test_images_alone_give_a_model_and_a_stopped_run_goes_on(
 
 def test_a_few_labels_give_a_model_and_what_validation_says() -> None:
     twice = ("--voxel-nm", "40", "10", "10")
-    said = run("tune", "v.tif", "labels", "--model", "m", *twice, "-o", "new")
+    Path("v.tif").rename("my volume.tif")
+    said = run("tune", "my volume.tif", "labels", "--model", "m", *twice, "-o", "new")
     assert "IoU on slices kept out of training (8.tif): " in said
     card = json.loads(Path("new/model.json").read_text())
     assert card["labelled"]["slices"] == [3, 3]
     assert card["backbone"]["pixel_nm"] == 5.0  # that of training
-    segments("new")
+    following = shlex.split(said.partition("; next: emadapt ")[2].splitlines()[0])
+    run(*following)
 
 
 def test_only_a_model_is_replaced() -> None:

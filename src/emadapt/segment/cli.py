@@ -184,8 +184,12 @@ def _own(volume: str, how: str, output: Path | None, **options: Any) -> Any:
 
 
 def _say_next(verb: str, own: Any) -> None:
-    command = f"emadapt segment {own.volume} MASK --model {own.output}"
-    click.echo(f"{verb}: {own.output}; next: {command}")
+    from emadapt.segment.job import Order
+    from emadapt.segment.preview import command
+
+    stated = {"scale": own.scale, "voxel_nm": own.voxel_nm, "window": own.window}
+    order = Order(own.volume, "mask.tif", str(own.output), **stated)
+    click.echo(f"{verb}: {own.output}; next: {command(order)}")
 
 
 @click.command()

@@ -188,7 +188,7 @@ def settle(order: Order, source: Source, model: Model) -> Job:
         assumed = f"no voxel size in the file: taken as {said(voxel)} nm (z y x). State it with"
         tell(source.name, [f"{assumed} --voxel-nm Z Y X: pixels of another size cost accuracy"])
     else:
-        voxel = voxel_of(source, order.voxel_nm, f"one; the model was trained at {trained}")
+        voxel = voxel_of(source, order.voxel_nm, f"; the model was trained at {trained}")
     dataset, zoom = zoom_for(model, voxel)
     window = window_for(source, order.window)
     spec = model.segmenter.spec

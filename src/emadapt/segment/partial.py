@@ -29,6 +29,8 @@ DTYPES = {
 `tiles`, probabilities in steps of 1 / STEPS that are yet to be smoothed along z, and `cores`,
 numbers of the interiors of objects that are yet to be grown."""
 STEPS = 65535
+SAID = {"stamp": "content of the volume", "kinds": "outputs", "card": "model.json"}
+"""What fields of a job are called in an error, where their names do not say it."""
 MARKER = "made-by-emadapt-segment"
 """A file in every folder that this module makes. No other folder is ever cleared or removed."""
 
@@ -131,7 +133,7 @@ def begin(folder: Path, job: Job, overwrite: bool) -> Partial:
             return opened(str(folder))
         if not overwrite:
             keys = sorted(known.keys() | wanted.keys())
-            odd = [key for key in keys if known.get(key) != wanted.get(key)]
+            odd = [SAID.get(key, key) for key in keys if known.get(key) != wanted.get(key)]
             raise InputError(
                 folder,
                 found=f"a run that was stopped and had another {', '.join(odd)}",

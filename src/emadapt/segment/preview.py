@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -88,14 +89,14 @@ def page(order: Order, runner: Runner, fields: list[dict[str, Any]], domain: Dom
 
 
 def command(order: Order) -> str:
-    """The command that segments all of the volume."""
+    """The command that segments all of the volume, for a shell."""
     words = ["emadapt", "segment", order.input, "mask.tif", "--model", order.model]
     if order.scale:
-        words.append(f"--scale {order.scale}")
+        words += ["--scale", str(order.scale)]
     for option, values in (("--voxel-nm", order.voxel_nm), ("--window", order.window)):
         if values:
             words += [option, *(f"{value:g}" for value in values)]
-    return " ".join(words)
+    return shlex.join(words)
 
 
 def overlay(image: Grey, mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:

@@ -115,8 +115,10 @@ class Source:
         return f"{self.name}, slice {z}"
 
 
-def voxel_of(source: Source, stated: Voxel | None, expected: str = "three positive sizes") -> Voxel:
+def voxel_of(source: Source, stated: Voxel | None, beside: str = "") -> Voxel:
     """The voxel size (z, y, x) in nm as the user states it, else as the file does.
+
+    An error says `beside` what is expected.
 
     Raises:
         InputError: there is none, or none that a volume can have.
@@ -126,7 +128,7 @@ def voxel_of(source: Source, stated: Voxel | None, expected: str = "three positi
         raise InputError(
             source.name,
             found=f"voxels of {said(voxel)} nm" if voxel else found,
-            expected=f"{expected}, of {SMALLEST:g} to {LARGEST:g} nm",
+            expected=f"three sizes of {SMALLEST:g} to {LARGEST:g} nm{beside}",
             do="State it: --voxel-nm Z Y X, in nm.",
         )
     if source.voxel_nm and not agree(voxel, source.voxel_nm):
