@@ -336,7 +336,7 @@ def test_another_order_does_not_go_on_with_what_is_there(
     other = dataclasses.replace(order, threshold=1.0)
     assert "another threshold" in refused(other)
     tifffile.imwrite(order.input, 255 - IMAGE, photometric="minisblack")
-    assert "another stamp" in refused(order)
+    assert "another content of the volume" in refused(order)
     segment_volume(dataclasses.replace(other, overwrite=True))
     assert not tifffile.imread(order.output).any()
 
