@@ -374,7 +374,6 @@ def test_trials_that_fail_do_not_count_and_end_the_sweep_with_the_reason(
     trials = find_study(open_store()).get_trials()
     assert n_ended(trials) == 0
     assert all("the loss is not finite" in t.user_attrs["failed"] for t in trials)
-    assert not list(FOLDER.glob("*/trial-*"))
 
 
 def test_a_gpu_that_fails_ends_the_process_and_the_trial_is_run_again(
