@@ -6,12 +6,11 @@ Test slices are never looked at.
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 
 import optuna
 import torch
-from optuna.trial import Trial
+from optuna.trial import FrozenTrial, Trial
 
 from emadapt.study.study import Study
 from emadapt.sweep.space import Target, search_space, study_at, suggest
@@ -51,10 +50,9 @@ class Objective:
         except (*STORAGE_ERRORS, torch.AcceleratorError) as error:
             # After its own errors a GPU is of no use to this process.
             raise SystemExit(f"sweep worker: {reason(error)}") from error
+        except optuna.TrialPruned:
+            raise
         except Exception as error:
-            shutil.rmtree(self._folder(trial), ignore_errors=True)
-            if isinstance(error, optuna.TrialPruned):
-                raise
             trial.set_user_attr("failed", reason(error))
             raise TrialFailed(reason(error)) from error
         finally:
@@ -64,8 +62,9 @@ class Objective:
     def _train(self, trial: Trial) -> float:
         config, unit = study_at(self.config, self.target, suggest(trial, self.space))
         train = config.train_settings(unit)
-        folder = self._folder(trial)
-        run = self._run(trial)
+        frozen = self.study.get_trials(deepcopy=False)[trial.number]
+        folder = folder_of(self.study, frozen)
+        run = self._run(trial, first_number(frozen))
         with live(run) as log_epoch:
             regime = regime_of(config, unit)
             inputs = prepare(config, unit, regime)
@@ -80,19 +79,11 @@ class Objective:
             regime.fit(inputs, folder / unit_key(config, unit), on_epoch)
             scored = validate(inputs, every=0)
             run.log({f"val/best_{name}": value for name, value in scored.items()})
-        shutil.rmtree(folder, ignore_errors=True)
         return scored[config.score]
 
-    def _number(self, trial: Trial) -> int:
-        return first_number(self.study.get_trials(deepcopy=False)[trial.number])
-
-    def _folder(self, trial: Trial) -> Path:
-        """Where its checkpoint is until it ends."""
-        return FOLDER / self.study.study_name / f"trial-{self._number(trial)}"
-
-    def _run(self, trial: Trial) -> Run:
+    def _run(self, trial: Trial, number: int) -> Run:
         """The trial's run in MLflow, below the sweep's; a retried trial goes on with its own."""
-        name, number = self.study.study_name, self._number(trial)
+        name = self.study.study_name
         config, unit = study_at(self.config, self.target, trial.params)
         run = unit_run(config, unit, "sweep")
         run.name = f"{name[:-9]}-trial-{number}"
@@ -103,6 +94,11 @@ class Objective:
         # A journal that lost its end gives a number again, to other settings.
         run.same = ("sweep", "trial", "unit.key")
         return run
+
+
+def folder_of(study: optuna.Study, trial: FrozenTrial) -> Path:
+    """Where the checkpoint of a trial is until it has ended."""
+    return FOLDER / study.study_name / f"trial-{first_number(trial)}"
 
 
 def reason(error: Exception) -> str:

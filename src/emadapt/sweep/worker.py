@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import sys
 from functools import partial
@@ -15,7 +16,7 @@ from optuna.trial import FrozenTrial
 from emadapt.errors import EmadaptError
 from emadapt.study.study import Study
 from emadapt.study.sweep import SweepSettings
-from emadapt.sweep.objective import Objective, TrialFailed
+from emadapt.sweep.objective import Objective, TrialFailed, folder_of
 from emadapt.sweep.space import Target, target_of, unit_of
 from emadapt.sweep.storage import ENDED, find_study, n_ended, open_store
 
@@ -57,7 +58,7 @@ def run_trials(
     enough = MaxTrialsCallback(trials, states=ENDED)
     study.optimize(
         Objective(config, target, study),
-        callbacks=[enough, _say, partial(_give_up, since=len(known))],
+        callbacks=[enough, _say, _tidy, partial(_give_up, since=len(known))],
         catch=(TrialFailed,),
         gc_after_trial=True,
     )
@@ -76,6 +77,11 @@ def _say(study: optuna.Study, trial: FrozenTrial) -> None:
     result = f"validation score {trial.value:.4f}" if trial.value is not None else ""
     words = trial.user_attrs.get("failed") or result
     print(f"trial {trial.number}: {trial.state.name.lower()} {words}".rstrip(), flush=True)
+
+
+def _tidy(study: optuna.Study, trial: FrozenTrial) -> None:
+    """Remove the checkpoint of a trial that has ended."""
+    shutil.rmtree(folder_of(study, trial), ignore_errors=True)
 
 
 def _give_up(study: optuna.Study, trial: FrozenTrial, since: int) -> None:
