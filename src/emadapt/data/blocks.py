@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,12 +10,9 @@ import torch
 
 from emadapt.data.batches import Draw, Item, Shapes
 from emadapt.data.crops import CropDataset, as_input, augmentation, corner
-from emadapt.data.ingest import Volume
-from emadapt.data.labelled import Tile
 from emadapt.data.splits import check_depth, starts_in
 from emadapt.data.tiles import Grey, label_to_input
 from emadapt.errors import InputError
-from emadapt.study.backbones import BackboneSettings
 
 Patch = tuple[int, int, int]  # voxels (z, y, x)
 
@@ -37,25 +34,19 @@ class BlockDataset(CropDataset):
 
     `Draw.row` counts through `tiles`, the labelled patches of each volume; without them through the
     slices that a patch may begin with, and its place in plane comes from the seed. A patch has
-    voxels of the resized slices. `stride` is that of the model's deepest level. `unlabelled`
-    volumes are numbered after the others; their labels are zeros.
+    voxels of the resized slices.
+
+    Args:
+        given: of `CropDataset`, without `context`; `patch` there is the stride of the model's
+            deepest level.
+        patch: voxels (z, y, x).
 
     Raises:
         InputError: a patch is deeper than the training slices, or larger than a slice.
     """
 
-    def __init__(
-        self,
-        volumes: Sequence[Volume],
-        spec: BackboneSettings,
-        stride: int,
-        augmented: bool,
-        tiles: Sequence[Sequence[Tile]] = (),
-        unlabelled: Sequence[Volume] = (),
-        *,
-        patch: Patch,
-    ) -> None:
-        super().__init__(volumes, spec.changed(context=0), stride, augmented, tiles, unlabelled)
+    def __init__(self, *given: Any, patch: Patch) -> None:
+        super().__init__(*given)
         self.patch = patch
         for volume, geo in zip(self.volumes, self.geos, strict=True):
             check_depth(volume.name, volume.runs("train"), patch)

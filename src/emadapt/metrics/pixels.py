@@ -82,17 +82,6 @@ def of_volumes(counts: Counts, volumes: Sequence[int]) -> Counts:
     return apart.reshape(*columns.shape[:-2], 2 * len(starts), 1, 3)[None]
 
 
-def pooled_with_interval(counts: Counts, metric: str = "iou") -> tuple[float, list[float]]:
-    """A metric pooled over all cells and its 95 % interval, 0 to 1, of a single seed.
-
-    Args:
-        counts: (slices, [classes,] rows, columns, 3) from `overlap_counts`, in the order of z.
-        metric: "iou" or "dice".
-    """
-    found = over_seeds(counts[None], metric)
-    return found["mean"], found["ci95"]
-
-
 def summarise(
     area: Counts, boundary: Counts, slices: list[int], volumes: Sequence[int] = ()
 ) -> dict[str, Any]:
@@ -129,14 +118,12 @@ def summarise(
 def with_intervals(area: Counts, boundary: Counts) -> dict[str, Any]:
     """`iou`, `dice`, `boundary_iou`, each with `<metric>_ci95`; arguments as of `summarise`."""
     found = {
-        "iou": pooled_with_interval(area),
-        "dice": pooled_with_interval(area, "dice"),
-        "boundary_iou": pooled_with_interval(boundary),
+        "iou": over_seeds(area[None]),
+        "dice": over_seeds(area[None], "dice"),
+        "boundary_iou": over_seeds(boundary[None]),
     }
-    return {
-        **{name: value for name, (value, _) in found.items()},
-        **{f"{name}_ci95": interval for name, (_, interval) in found.items()},
-    }
+    means = {name: own["mean"] for name, own in found.items()}
+    return means | {f"{name}_ci95": own["ci95"] for name, own in found.items()}
 
 
 def _of_slice(counts: Counts, metric: str) -> float:

@@ -26,28 +26,19 @@ def curves(entries: Sequence[Entry], contrasts: Sequence[Entry]) -> list[dict[st
         larger one, shown to be as good as all labels; None if none is. [] without few labels.
     """
     found = []
-    good = {
-        (row["test_set"], *key_of(row["model"]))
-        for row in contrasts
-        if row["factor"] == "labels" and row["as_good"]
-    }
+    shown = [row for row in contrasts if row["factor"] == "labels" and row["as_good"]]
+    good = {(row["test_set"], *key_of(row["model"])) for row in shown}
     own = [e for e in entries if e["relation"] == "in-domain" and not e["seen_before"]]
     few = [e for e in own if e["amount"] != "all"]
     lines = dict.fromkeys((e["test_set"], e["amount"], e["backbone"], e["regime"]) for e in few)
     for test_set, amount, backbone, regime in lines:
-        at = [
-            entry
-            for entry in own
-            if (entry["test_set"], entry["backbone"], entry["regime"])
-            == (test_set, backbone, regime)
-            and entry["amount"] in (amount, "all")
-        ]
+        model = {"test_set": test_set, "backbone": backbone, "regime": regime}
+        at = [e for e in own if model.items() <= e.items() and e["amount"] in (amount, "all")]
         points = sorted((_point(e, amount) for e in at), key=lambda p: (p["n"], p["all"]))
         few_n = sorted({point["n"] for point in points if not point["all"]}, reverse=True)
         good_n = {_point(e, amount)["n"] for e in at if (test_set, *key_of(e)) in good}
-        enough = list(itertools.takewhile(good_n.__contains__, few_n))
-        curve = {"test_set": test_set, "amount": amount, "backbone": backbone, "regime": regime}
-        found.append({**curve, "points": points, "enough": min(enough, default=None)})
+        enough = min(itertools.takewhile(good_n.__contains__, few_n), default=None)
+        found.append({**model, "amount": amount, "points": points, "enough": enough})
     return found
 
 

@@ -13,6 +13,7 @@ import pandas as pd
 from emadapt.errors import InputError
 from emadapt.files import read_json
 from emadapt.metrics import classification
+from emadapt.metrics.classification import SCORES
 from emadapt.metrics.intervals import over_seeds
 from emadapt.study.study import Study, Unit
 from emadapt.training.costs import cost_of
@@ -176,16 +177,12 @@ def entries(rows: pd.DataFrame) -> list[dict[str, Any]]:
     for names, seeds in rows.groupby([*MODEL, "test_set"], sort=False):
         first, tests = seeds.iloc[0], list(seeds["test"])
         of_images = score_of(tests[0]) == "auroc"
-        scores = (
-            {name: classification.over_seeds(tests, name) for name in classification.SCORES}
-            if of_images
-            else {metric: _metric(tests, metric) for metric in METRICS}
-        )
-        entry: dict[str, Any] = {
-            **dict(zip([*MODEL, "test_set"], names, strict=True)),
-            "n": tests[0]["n"],
-            **scores,
-        }
+        entry: dict[str, Any] = dict(zip([*MODEL, "test_set"], names, strict=True))
+        entry["n"] = tests[0]["n"]
+        if of_images:
+            entry |= {name: classification.over_seeds(tests, name) for name in SCORES}
+        else:
+            entry |= {metric: _metric(tests, metric) for metric in METRICS}
         if seeds["unseen"].notna().all():
             whole = list(seeds["unseen"])
             entry["unseen"] = {"n": whole[0]["n"], "iou": _metric(whole, "iou")}

@@ -16,7 +16,8 @@ import numpy as np
 
 from emadapt.data.foreground import masks_of, most_probable
 from emadapt.data.ingest import Volume
-from emadapt.metrics.pixels import column_grid, overlap_counts, pooled_with_interval
+from emadapt.metrics.intervals import over_seeds
+from emadapt.metrics.pixels import column_grid, overlap_counts
 from emadapt.models.predict import predict_slices, smoothing_reach
 from emadapt.models.published import Published
 from emadapt.models.segmenter import Segmenter
@@ -66,9 +67,9 @@ def score_unseen(
     voxel_nm = volume.manifest["voxel_nm"]
     voxel_z_nm = float(voxel_nm[0])
     grid = column_grid((volume.image.shape[1], volume.image.shape[2]), voxel_nm)
-    chosen, known = spaced(len(volume.image), voxel_z_nm), dict(zip(slices, counts, strict=True))
-    found = {z: np.asarray(known[z]) for z in chosen if z in known}
-    wanted = {z for z in chosen if z not in known}
+    chosen = spaced(len(volume.image), voxel_z_nm)
+    cells = {z: np.asarray(own) for z, own in zip(slices, counts, strict=True)}
+    wanted = set(chosen) - set(cells)
     reach = smoothing_reach(segmenter.spec.smooth_z_nm / voxel_z_nm)
     for first, end in itertools.pairwise(volume.ends):
         inside = {z for z in wanted if first <= z < end}
@@ -77,8 +78,8 @@ def score_unseen(
             if z in inside:  # the others are there for `smooth_z_nm`
                 label, sure = volume.truth(z)
                 predicted = masks_of(most_probable(probability), len(volume.scored)) & sure
-                found[z] = overlap_counts(predicted, label, grid)
-    ordered = np.array([found[z] for z in chosen])
-    iou, ci95 = pooled_with_interval(ordered)
-    ends = {"iou": iou, "iou_ci95": ci95}
-    return {"n": len(chosen), "slices": chosen, **ends, "counts": ordered.tolist()}
+                cells[z] = overlap_counts(predicted, label, grid)
+    ordered = np.array([cells[z] for z in chosen])
+    found = over_seeds(ordered[None])
+    iou = {"iou": found["mean"], "iou_ci95": found["ci95"]}
+    return {"n": len(chosen), "slices": chosen, **iou, "counts": ordered.tolist()}
