@@ -191,7 +191,7 @@ def test_labels_pair_by_number_and_all_that_is_odd_is_listed() -> None:
 def test_what_is_refused_before_training() -> None:
     words = ("tune", "v.tif", "labels", "--model", "m", *VOXEL, "-o")
     assert "expected >N, such as >127" in run(*words, "new", "--foreground", "127", code=2)
-    assert "or a place in it" in run(*words, "labels/new", code=2)
+    assert "or a part of it" in run(*words, "labels/new", code=2)
     assert len([*Path("labels").iterdir()]) == 4
     tifffile.imwrite("labels/8.tif", 0 * LABEL[8], photometric="minisblack")
     assert "no foreground in 8.tif, kept out of training" in run(*words, "new", code=2)

@@ -75,7 +75,7 @@ def grey_window(slices: Iterable[Array], what: str | Path) -> Window:
     if dtype == np.uint8 and (values.size < ENOUGH or not 0 < high - low < FAINT):
         return Window(0.0, 255.0, left_out)
     if not high > low:
-        found = f"a constant image (all {low:g})" if values.size else "constant areas alone"
+        found = "a constant image" + (f" (all {low:g})" if values.size else "")
         raise InputError(
             what, found=found, expected="grey values that differ", do="Check the export."
         )

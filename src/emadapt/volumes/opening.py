@@ -84,7 +84,7 @@ def check_apart(output: Path, volume: str) -> None:
     """Raise an InputError for an output that is a volume to be read, or is within or around it."""
     place, source = output.resolve(), _split(volume)[0].resolve()
     if source == place or place in source.parents or source in place.parents:
-        found, expected = f"{volume} itself, or a place in it or around it", "another place"
+        found, expected = "the input itself, or a part of it or around it", "another place"
         raise InputError(output, found=found, expected=expected, do="Choose another output.")
 
 
