@@ -107,11 +107,13 @@ def test_the_share_of_foreground_is_drawn_to_that_of_the_labels(study: Study) ->
         assert own._labels(taught).flatten().tolist() == expected
 
 
-def test_a_checkpoints_shares_go_on_on_the_models_device(study: Study) -> None:
+def test_a_checkpoints_shares_go_on_on_the_models_device(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
     own = objective(study, prepare(study, ONTO_B))
-    own.state = {"labelled": torch.tensor([0.5], dtype=torch.float64)}
-    own._moving("labelled", [torch.ones(4, device="meta")])
-    assert own.state["labelled"].device.type == "meta"
+    monkeypatch.setattr("emadapt.training.objective.device", lambda: torch.device("meta"))
+    own.resume({"labelled": torch.tensor([0.5])})
+    own._labels(torch.ones((2, 1, 3, 3), device="meta"))
 
 
 def test_shares_of_several_classes_are_drawn_to_those_of_the_labels(study: Study) -> None:

@@ -179,7 +179,7 @@ class Run:
     def _resume(self, path: Path) -> None:
         state = torch.load(path, weights_only=True, map_location="cpu")
         self.segmenter.load_trained(state["trained"])
-        self.objective.state = state["objective"]
+        self.objective.resume(state["objective"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.scaler.load_state_dict(state["scaler"])
         self.schedule.last_epoch = state["step"]

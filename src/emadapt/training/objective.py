@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -58,6 +58,10 @@ class Objective:
         self.noted: dict[str, list[torch.Tensor]] = {}
         self.state: dict[str, torch.Tensor] = {}
         """What a checkpoint keeps of it."""
+
+    def resume(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Go on with what a checkpoint kept."""
+        self.state = {name: value.to(device()) for name, value in state.items()}
 
     def plan(self, plan: list[list[Draw]], epoch: int) -> list[list[Draw]]:
         """What is drawn for each batch of an epoch, given the labelled draws."""

@@ -133,8 +133,7 @@ class SelfTraining(Objective):
     def _moving(self, which: str, classes: Iterable[torch.Tensor]) -> torch.Tensor:
         """A moving average of each class's share, on the device, which checkpoints keep."""
         now = torch.stack([own.float().mean() for own in classes]).double().clamp_min(EPSILON)
-        before = self.state.get(which, now).to(now.device)  # of a checkpoint: on the CPU
-        self.state[which] = 0.98 * before + 0.02 * now
+        self.state[which] = 0.98 * self.state.get(which, now) + 0.02 * now
         return self.state[which]
 
     def _note(self, which: str, foreground: torch.Tensor) -> None:
