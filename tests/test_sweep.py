@@ -191,6 +191,19 @@ def test_a_target_that_cannot_be_swept_is_refused(
         check_target(study(tmp_path, sweep, regimes={"knn": {"kind": "knn"}}), target)
 
 
+def test_of_whole_images_a_probe_is_refused_and_no_head_is_searched(tmp_path: Path) -> None:
+    images = {"x": {"task": "classification", "layout": "images"}}
+    sets = {"a": ["x"]}
+    names = {"datasets": ["x"], "train_sets": ["a"]}
+    backbones = {"t": {"arch": "tiny_dinov2", "source": "random", "tile": 64}}
+    parts = {"datasets": images, "train_sets": sets, "backbones": backbones, "study": names}
+    here = study(tmp_path, MORE, **parts)
+    with pytest.raises(InputError, match="a linear probe"):
+        check_target(here, FROZEN)
+    check_target(here, LORA)
+    assert "head" not in search_space(here, LORA)
+
+
 # -- the storage
 
 

@@ -67,7 +67,7 @@ def check_target(study: Study, target: Target) -> None:
             f"regime {target.regime!r}",
             found=f"{why}, which a sweep does not search",
             expected=f"a regime of kind {', '.join(SWEPT)} whose head starts from random values",
-            do="Sweep another regime; ridge and kNN choose on validation slices by themselves.",
+            do="Sweep another; a probe, ridge and kNN choose on validation data by themselves.",
         )
     from emadapt.models.archs import get_arch
 
@@ -87,6 +87,8 @@ def _nothing_to_search(study: Study, target: Target) -> str:
     regime = study.regime_settings[target.regime]
     if regime.kind not in SWEPT:
         return f"kind `{regime.kind}`"
+    if study.classifies and regime.kind == "frozen":
+        return "a linear probe, which has no learning rate"
     if getattr(regime, "self_training", 0):
         return "`self_training`"
     if start := study.warm_start_of(unit_of(study, target)):
@@ -113,7 +115,7 @@ def search_space(study: Study, target: Target) -> Space:
         space["adapter_lr"] = FloatDistribution(low * factor, high * factor, log=True)
     if decay := ranges.weight_decay or (FROZEN_DECAY if frozen else ()):
         space["weight_decay"] = FloatDistribution(decay[0], decay[1], log=True)
-    if ranges.head:
+    if ranges.head and not study.classifies:
         space["head"] = CategoricalDistribution(ranges.head)
     return space
 
