@@ -169,6 +169,20 @@ def test_tune_goes_on_from_a_corrected_mask() -> None:
     assert "expected (9, 90, 100), as the volume" in said
 
 
+def test_all_labelled_slices_count_but_those_near_validation() -> None:
+    thin = ("--model", "m", "--voxel-nm", "10", "5", "5")
+    said = run("tune", "v.tif", "labels", *thin, "-o", "new")  # 1, 3 and 5; 8 is kept out
+    assert json.loads(Path("new/model.json").read_text())["labelled"]["slices"] == [3, 3]
+    shutil.copy("labels/8.tif", "labels/7.tif")
+    said = run("tune", "v.tif", "labels", *thin, "-o", "new", "--overwrite")
+    assert "labelled slices 7 are left out: nearer than 30 nm" in said
+    assert json.loads(Path("new/model.json").read_text())["labelled"]["slices"] == [3, 3]
+    stack = np.where(np.isin(np.arange(9), (4, 5, 6))[:, None, None], LABEL, 0)
+    tifffile.imwrite("near.tif", stack, photometric="minisblack")
+    said = run("tune", "v.tif", "near.tif", *thin, "-o", "other", code=2)
+    assert "found labelled slices within 30 nm; expected one that is farther away" in said
+
+
 def test_labels_pair_by_number_and_all_that_is_odd_is_listed() -> None:
     shutil.copy("labels/3.tif", "labels/x03.tif")
     shutil.copy("labels/3.tif", "labels/9.tif")

@@ -57,8 +57,9 @@ DOMAINS = 24
 """Synthetic domains whose labels keep `adapt` from forgetting what a mitochondrion is."""
 GOLDEN = 0.7548776662466927, 0.5698402909980532
 """Steps of a sequence that covers a square evenly (Roberts 2018, R2)."""
-APART_NM = 30.0
-"""Labelled slices that are so far apart need no gap between training and validation."""
+VAL, APART_NM = 0.2, 30.0
+"""Share of the labelled slices that `tune` validates on, the last ones, and how far from these
+slices must be to train on."""
 MODEL_FILES = {"model.json", "model.safetensors", "history.json", "metrics.json", "model-card.md"}
 """All that a folder may hold which `--overwrite` replaces."""
 TRAIN = TrainSettings(
@@ -194,6 +195,7 @@ def tune(own: Own, labels: Path, foreground: str = ">0", slices: Sequence[int] =
         expected, do = ">N, such as >127", "Correct it; put it in quotes."
         raise InputError("--foreground", found=foreground, expected=expected, do=do)
     opened, places = labelled(own.source, labels.absolute(), slices)
+    places, val_share = _apart(places, own.voxel[0], labels)
     data = Path("data", own.name)
     with _workplace(own, "tune", [opened.stamp, [*places], foreground], str(labels)):
         for part in ("images", "labels"):
@@ -207,9 +209,8 @@ def tune(own: Own, labels: Path, foreground: str = ">0", slices: Sequence[int] =
         settings = DatasetSettings(
             layout="folders", voxel_nm=voxel, **_meaning(own.start.segmenter.classes, foreground)
         )
-        gap = 0.0 if voxel[0] >= APART_NM else APART_NM
         train_set = TrainSetSettings(datasets=(own.name,))
-        split = SplitSettings(val=0.2, gap_nm=gap).changed(test=0.0)  # nothing is scored here
+        split = SplitSettings(val=val_share, gap_nm=0.0).changed(test=0.0)  # nothing is scored here
         study = _study(own, "tuned", {own.name: settings}, train_set, split, self_training=0.0)
         _ingest(study)
         volume, numbers = open_volume(own.name), [*places.values()]
@@ -229,6 +230,22 @@ def tune(own: Own, labels: Path, foreground: str = ">0", slices: Sequence[int] =
         f"{own.model}, {after:.3f} now.{gain} These slices also chose the best of the new model's "
         "epochs, so its figure is a little too high. Look at both with `emadapt preview`."
     )
+
+
+def _apart(places: dict[int, int], z_nm: float, labels: Path) -> tuple[dict[int, int], float]:
+    """Labelled slices without those near validation's, and the share of these that validate."""
+    numbers = [*places]
+    n_val = max(1, round(VAL * len(numbers)))
+    train, first = numbers[:-n_val], numbers[-n_val]
+    near = [z for z in train if (first - z) * z_nm < APART_NM]
+    if near == train:
+        found, expected = f"labelled slices within {APART_NM:g} nm", "one that is farther away"
+        raise InputError(labels, found=found, expected=expected, do="Label a slice elsewhere.")
+    if near:
+        why = f"nearer than {APART_NM:g} nm to those that are kept out of training"
+        tell("tune", [f"labelled slices {', '.join(map(str, near))} are left out: {why}"])
+    kept = {z: k for z, k in places.items() if z not in near}
+    return kept, n_val / len(kept)
 
 
 def _meaning(names: tuple[str, ...], foreground: str) -> dict[str, Any]:
