@@ -182,7 +182,7 @@ def test_what_is_no_function_of_one_image_is_refused(
     ("name", "message"),
     [
         ("a.pt", "FILE with .onnx, .zip"),
-        ("no/a.onnx", "in a folder that exists"),
+        ("no/a.onnx", "in a folder that can be written to"),
         ("there.zip", "--overwrite"),
     ],
 )

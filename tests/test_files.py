@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from emadapt.files import cache, disk_error, whole_file, whole_folder, write_json
+from emadapt.errors import InputError
+from emadapt.files import (
+    cache,
+    check_new_file,
+    disk_error,
+    whole_file,
+    whole_folder,
+    write_json,
+)
 
 
 def test_a_file_is_there_whole_or_as_it_was(tmp_path: Path) -> None:
@@ -35,6 +43,15 @@ def test_a_folder_is_replaced_at_the_end_or_stays(tmp_path: Path) -> None:
         raise KeyError
     assert [p.name for p in path.iterdir()] == ["new"]
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_nothing_may_be_put_in_is_found_before_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_new_file(tmp_path / "a.csv", [".csv"], overwrite=False)
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
+    with pytest.raises(InputError, match="in a folder that can be written to"):
+        check_new_file(tmp_path / "a.csv", [".csv"], overwrite=False)
 
 
 def test_errors_of_the_disk_say_whether_reading_or_writing_failed(

@@ -131,10 +131,11 @@ def check_new_file(path: Path, suffixes: Sequence[str], overwrite: bool) -> None
     """Check, before work, that a file of one of these suffixes can be written.
 
     Raises:
-        InputError: it has another suffix, its folder does not exist, or it exists.
+        InputError: it has another suffix, it exists, or there is no folder that it may be put in.
     """
-    if path.suffix.lower() not in suffixes or not path.resolve().parent.is_dir():
-        expected = f"FILE with {', '.join(suffixes)}, in a folder that exists"
+    parent = path.resolve().parent
+    if path.suffix.lower() not in suffixes or not (parent.is_dir() and os.access(parent, os.W_OK)):
+        expected = f"FILE with {', '.join(suffixes)}, in a folder that can be written to"
         raise InputError(
             path, found="a name that cannot be written", expected=expected, do="Choose another."
         )
