@@ -15,6 +15,7 @@ import tifffile
 from nibabel.nifti1 import Nifti1Extension
 from PIL import Image
 
+from emadapt.errors import InputError
 from emadapt.volumes import tiff as tiff_format
 from emadapt.volumes.opening import open_source
 from volume_files import (
@@ -242,3 +243,22 @@ def test_a_folder_of_many_slices_keeps_no_files_open(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
         gc.enable()
     np.testing.assert_array_equal(found, WIDE[np.arange(200) % 5])
+
+
+@pytest.mark.parametrize("name", ["v.tif", "v.png", "v.h5", "v.nii"])
+def test_a_file_that_may_not_be_read_is_not_called_damaged(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    for opener in (
+        "tifffile.TiffFile",
+        "PIL.Image.open",
+        "h5py.File",
+        "nibabel.openers.ImageOpener",
+    ):
+        monkeypatch.setattr(opener, refuse)  # root may read everything
+    (tmp_path / name).touch()
+    with pytest.raises(InputError, match="no permission to read"):
+        open_source(str(tmp_path / name))

@@ -355,6 +355,9 @@ def unlike(what: str | Path, shape: Sequence[int], dtype: Any, expected: str) ->
 
 def unreadable(what: str | Path, found: str, error: Exception) -> InputError:
     """An error that a library raised while it read a file, in words that help."""
+    if isinstance(error, PermissionError):
+        expected, do = "a file that can be read", "Ask its owner."
+        return InputError(what, found="no permission to read", expected=expected, do=do)
     said = " ".join(str(error).split())[:300]
     return damaged(what, f"{found} ({type(error).__name__}: {said})")
 
