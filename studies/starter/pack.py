@@ -13,7 +13,7 @@ from emadapt.files import write_text
 from emadapt.segment.shipped import SHIPPED, STARTER
 from emadapt.training.model_card import EVALUATED
 
-UNIT = "dinov2_s-frozen-synthetic-0"
+UNIT = "dinov2_s-lora-synthetic-0"
 CHOSEN = {"threshold": 0.6, "chosen_on": "Lucchi's training half, and all of VNC"}
 """What was settled on real data, and on which (README.md)."""
 SMOOTH_Z_NM = 30.0

@@ -1,8 +1,8 @@
-"""What averaging along z, and a second plane, do for the model that ships.
+"""What overlapping tiles, and averaging along z, do for a model that has seen no real volume.
 
-`python studies/starter/smooth.py [FOLDER]` segments a crop of Lucchi's training half and all of VNC
-from FOLDER (default `data`), keeps the probabilities in scratch/starter/, and prints IoU for each
-width of a Gaussian along z.
+`python studies/starter/smooth.py [FOLDER] [MODEL]` segments a crop of Lucchi's training half and
+all of VNC from FOLDER (default `data`) with MODEL (default `starter`), and prints IoU for each
+overlap of tiles and each width of a Gaussian along z.
 """
 
 from __future__ import annotations
@@ -22,53 +22,41 @@ CROPS = {
     "lucchi": np.s_[:, 128:640, 256:768],
     "vnc": np.s_[:],
 }
-WIDTHS_NM = (0, 10, 20, 25, 30, 40, 50)
+SLICES = {"lucchi": (40, 120), "vnc": (0, 20)}
+"""First and end of those that are segmented, of the training half."""
+OVERLAPS = (0.25, 0.5)
+WIDTHS_NM = (0, 20, 30, 40)
 THRESHOLDS = (0.4, 0.5, 0.6, 0.7)
-KEPT = Path("scratch/starter")
-
-Volume = npt.NDArray[np.float32]
 
 
-def probability(name: str, plane: str, image: npt.NDArray[np.uint8]) -> Volume:
-    """Foreground probability (Z, Y, X) of the planes across axis z or y, without averaging."""
-    file = KEPT / f"{name}-{plane}.npy"
-    if not file.is_file():
-        model = api.load_model("starter")
-        model.segmenter.spec = model.segmenter.spec.changed(smooth_z_nm=0.0)
-        turned = image if plane == "z" else image.swapaxes(0, 1)
-        found = api.segment(turned, model, DATASETS[name].voxel_nm, probabilities=True)
-        KEPT.mkdir(parents=True, exist_ok=True)
-        np.save(file, (found if plane == "z" else found.swapaxes(0, 1)).astype(np.float16))
-    return np.load(file).astype(np.float32)
-
-
-def row(name: str, found: Volume, label: npt.NDArray[np.bool_]) -> None:
+def row(name: str, found: npt.NDArray[np.float32], label: npt.NDArray[np.bool_]) -> None:
     """Print the IoU at each threshold."""
     masks = [found > threshold for threshold in THRESHOLDS]
     scores = [(mask & label).sum() / (mask | label).sum() for mask in masks]
-    print(f"| {name} | " + " | ".join(f"{score:.3f}" for score in scores) + " |")
+    print(f"| {name} | " + " | ".join(f"{score:.3f}" for score in scores) + " |", flush=True)
 
 
-def main(root: Path) -> None:
+def main(root: Path, name_of_model: str) -> None:
     """Print the table."""
     print("| averaged over | " + " | ".join(f"above {t}" for t in THRESHOLDS) + " |")
     print("|---" * (1 + len(THRESHOLDS)) + "|")
+    model = api.load_model(name_of_model)
     for name, crop in CROPS.items():
         known = DATASETS[name]
         part = find_parts(root / name, known.layout, "number")[0]
-        image = np.ascontiguousarray(part.images.read(0, part.depth)[crop])
-        label = part.labels.read(0, part.depth)[crop] > int(known.foreground[1:])
-        spacing = known.voxel_nm[0]
-        z = probability(name, "z", image)
-        for width in WIDTHS_NM:
-            averaged = gaussian_filter1d(z, width / spacing, axis=0) if width else z
-            row(f"{name}, {width} nm", averaged, label)
-        if name == "lucchi":  # its voxels are cubes, so it can be seen from the side
-            y = probability(name, "y", image)
-            row("lucchi, mean of planes z and y", (z + y) / 2, label)
-            both = [gaussian_filter1d(p, 30 / spacing, axis=k) for k, p in enumerate((z, y))]
-            row("lucchi, the same, each averaged over 30 nm", (both[0] + both[1]) / 2, label)
+        first, end = SLICES[name]
+        image = np.ascontiguousarray(part.images.read(first, end)[crop])
+        label = part.labels.read(first, end)[crop] > int(known.foreground[1:])
+        for overlap in OVERLAPS:
+            spec = model.segmenter.spec.changed(smooth_z_nm=0.0, overlap=overlap)
+            model.segmenter.spec = spec
+            found = api.segment(image, model, known.voxel_nm, probabilities=True)
+            for width in WIDTHS_NM:
+                sigma = width / known.voxel_nm[0]
+                averaged = gaussian_filter1d(found, sigma, axis=0) if width else found
+                row(f"{name}, overlap {overlap}, {width} nm", averaged, label)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "data"))
+    given = sys.argv[1:]
+    main(Path(given[0] if given else "data"), given[1] if len(given) > 1 else "starter")
