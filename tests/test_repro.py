@@ -101,14 +101,19 @@ DEAF = ENDLESS.replace("sleep 987654 &\n", "sleep 987654 &\ntrap '' TERM\n")
 
 
 @pytest.mark.parametrize(
-    ("number", "script"),
-    [(n, ENDLESS) for n in (signal.SIGKILL, signal.SIGHUP, signal.SIGTERM, signal.SIGINT)]
-    + [(signal.SIGKILL, DEAF), (signal.SIGTERM, DEAF)],
+    ("number", "script", "begun"),
+    [(n, ENDLESS, 4) for n in (signal.SIGKILL, signal.SIGHUP, signal.SIGTERM, signal.SIGINT)]
+    + [(n, DEAF, 4) for n in (signal.SIGKILL, signal.SIGTERM)]
+    + [(n, ENDLESS, 1) for n in (signal.SIGKILL, signal.SIGTERM)],
 )
 def test_no_stage_survives_repro(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, script: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals,
+    script: str,
+    begun: int,
 ) -> None:
-    """Neither a child of a stage, nor one that does not listen."""
+    """Neither a child of a stage, nor one that does not listen, nor one that has just begun."""
     monkeypatch.chdir(tmp_path)
     fake_dvc(tmp_path, monkeypatch, script)
     code = (
@@ -118,7 +123,7 @@ def test_no_stage_survives_repro(
     )
     monkeypatch.setenv("MARKER", str(tmp_path))
     with subprocess.Popen([sys.executable, "-c", code], start_new_session=True) as process:
-        until(lambda: len(stages_of(tmp_path)) >= 4)
+        until(lambda: len(stages_of(tmp_path)) >= begun)
         process.send_signal(number)
         time.sleep(0.3)
         process.send_signal(number)  # of one who is impatient

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -72,16 +71,7 @@ def run_stage(stage: str, device: str, threads: int, watchdog: Watchdog) -> tupl
     started, log = time.monotonic(), Path(LOGS) / f"{stage.replace('/', '_')}.log"
     command = ["dvc", "--wait-for-lock", "repro", "--single-item", stage]
     with log.open("w") as out:
-        child = subprocess.Popen(
-            command,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        with watchdog.over(child.pid):
-            code = child.wait()
+        code = watchdog.run(command, environment, out)
     text, seconds = log.read_text(), f"{time.monotonic() - started:.0f} s"
     if code:
         last = "\n".join(f"    {line}" for line in text.strip().splitlines()[-TAIL:])

@@ -1,8 +1,9 @@
 """A process that ends the stages when `emadapt repro` ends, however it ends, kill -9 included.
 
-It reads lines from a pipe: `+PID` when a stage begins, `-PID` when it has ended. The end of the
-pipe is the end of `repro`: what is running then is told to stop, and after `GRACE` seconds is
-killed. Each stage is a process group, so that DVC, the verb and its workers end together.
+It reads lines from a pipe: `+PID`, which a stage itself writes before it begins, and `-PID` when
+it has ended. The end of the pipe is the end of `repro`: what is running then is told to stop, and
+after `GRACE` seconds is killed. Each stage is a process group, so that DVC, the verb and its
+workers end together.
 """
 
 from __future__ import annotations
@@ -13,10 +14,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping, Sequence
+from typing import IO
 
 GRACE = 5.0
 POLL = 0.1
+BEGIN = 'echo "+$$" >&0; exec "$@" </dev/null'
+"""What a shell does to begin a stage, whose standard input is the pipe: so long as it has not said
+that it is there, the pipe has no end."""
 
 
 class Watchdog:
@@ -35,12 +40,21 @@ class Watchdog:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    @contextlib.contextmanager
-    def over(self, pid: int) -> Iterator[None]:
-        """While this process group runs, it ends with `repro`."""
-        self._tell(f"+{pid}")
-        yield
-        self._tell(f"-{pid}")
+    def run(self, command: Sequence[str], environment: Mapping[str, str], out: IO[str]) -> int:
+        """Run a stage, a process group that ends with `repro`; its exit status."""
+        child = subprocess.Popen(
+            ["/bin/sh", "-c", BEGIN, "stage", *command],
+            env=environment,
+            stdin=self._process.stdin,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        code = child.wait()
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"-{child.pid}\n")
+        self._process.stdin.flush()
+        return code
 
     def stop(self) -> None:
         """End all stages that are running, and wait for that."""
@@ -48,11 +62,6 @@ class Watchdog:
         with contextlib.suppress(OSError):
             self._process.stdin.close()
         self._process.wait()
-
-    def _tell(self, line: str) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.write(line + "\n")
-        self._process.stdin.flush()
 
 
 def watch(lines: Iterable[str]) -> None:
