@@ -122,7 +122,8 @@ def test_mlflow_serves_what_the_api_gives(root: Path) -> None:
         "--port",
         str(port),
     ]
-    environment = os.environ | {"MLFLOW_TRACKING_URI": tracking_uri(root)}
+    found = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # MLflow's uvicorn
+    environment = os.environ | {"MLFLOW_TRACKING_URI": tracking_uri(root), "PATH": found}
     with (
         Path("served.log").open("wb") as log,
         subprocess.Popen(

@@ -1,5 +1,6 @@
 """`emadapt sweep run` as the processes that a user starts, kills and resumes."""
 
+import functools
 import json
 import os
 import signal
@@ -47,9 +48,13 @@ def start(*words: str, **environment: str) -> subprocess.Popen[str]:
         signal.signal(signal.SIGINT, before)
 
 
+database = functools.cache(open_store)
+"""Opened once: each has connections of its own, of which a server gives a hundred."""
+
+
 def trials_of(url: str = "") -> list[FrozenTrial]:
     try:
-        return find_study(open_store(url)).get_trials()
+        return find_study(database(url) if url else open_store(url)).get_trials()
     except InputError:
         return []  # not begun yet
 
