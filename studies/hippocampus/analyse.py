@@ -35,13 +35,19 @@ def interval(scores: dict, metric: str) -> str:
 
 
 print(
-    "| 24 labelled volumes, one seed | mean of Dice and Jaccard | Dice | Jaccard | anterior, Dice |"
+    "| 24 labelled volumes | seeds | mean of Dice and Jaccard | Dice | Jaccard | anterior, Dice |"
     " posterior, Dice | trained parameters | seconds |"
 )
-print("|---" * 8 + "|")
+print("|---" * 9 + "|")
 for unit in UNITS:
     parts = [f"{own['dice']['mean']:.3f}" for own in unit["classes"].values()]
-    cells = [f"{both(unit).mean():.3f}", interval(unit, "dice"), interval(unit, "iou"), *parts]
+    cells = [
+        str(len(both(unit))),
+        f"{both(unit).mean():.3f}",
+        interval(unit, "dice"),
+        interval(unit, "iou"),
+        *parts,
+    ]
     cells.append(f"{unit['trainable_params']:,}")
     print(f"| {NAMES[unit['regime']]} | {' | '.join(cells)} | {unit['seconds']:.0f} |")
 
