@@ -101,29 +101,30 @@ DEAF = ENDLESS.replace("sleep 987654 &\n", "sleep 987654 &\ntrap '' TERM\n")
 
 
 @pytest.mark.parametrize(
-    ("number", "script", "begun"),
-    [(n, ENDLESS, 4) for n in (signal.SIGKILL, signal.SIGHUP, signal.SIGTERM, signal.SIGINT)]
-    + [(n, DEAF, 4) for n in (signal.SIGKILL, signal.SIGTERM)]
-    + [(n, ENDLESS, 1) for n in (signal.SIGKILL, signal.SIGTERM)],
+    ("number", "script", "late"),
+    [(n, ENDLESS, 0) for n in (signal.SIGKILL, signal.SIGHUP, signal.SIGTERM, signal.SIGINT)]
+    + [(n, DEAF, 0) for n in (signal.SIGKILL, signal.SIGTERM)]
+    + [(n, ENDLESS, 2) for n in (signal.SIGKILL, signal.SIGTERM)],
 )
 def test_no_stage_survives_repro(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     number: signal.Signals,
     script: str,
-    begun: int,
+    late: int,
 ) -> None:
-    """Neither a child of a stage, nor one that does not listen, nor one that has just begun."""
+    """Neither a child of a stage, nor one that does not listen, nor one that is `late` to begin."""
     monkeypatch.chdir(tmp_path)
     fake_dvc(tmp_path, monkeypatch, script)
     code = (
         "from emadapt.pipeline import repro, watchdog\n"
+        f"watchdog.BEGIN = 'sleep {late}; ' + watchdog.BEGIN\n"
         "repro.stale_ingests = lambda: {'one': set(), 'two': set()}\n"
         "repro.run_pipeline(2, [])"
     )
     monkeypatch.setenv("MARKER", str(tmp_path))
     with subprocess.Popen([sys.executable, "-c", code], start_new_session=True) as process:
-        until(lambda: len(stages_of(tmp_path)) >= begun)
+        until(lambda: len(stages_of(tmp_path)) >= 4)
         process.send_signal(number)
         time.sleep(0.3)
         process.send_signal(number)  # of one who is impatient

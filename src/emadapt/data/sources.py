@@ -89,7 +89,8 @@ DATASETS = {
         " sections, no official split.",
         archive=Archive(
             urls=(
-                "https://github.com/unidesigner/groundtruth-drosophila-vnc/archive/refs/heads/master.zip",
+                "https://github.com/unidesigner/groundtruth-drosophila-vnc"
+                "/archive/refs/heads/master.zip",
             ),
             sha256="f7bd0db03c86b64440a16b60360ad60c0a4411f89e2c021c7ee2c8d6af3d7e86",
             root="groundtruth-drosophila-vnc-master/stack1",

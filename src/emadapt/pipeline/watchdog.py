@@ -41,7 +41,11 @@ class Watchdog:
         self.stop()
 
     def run(self, command: Sequence[str], environment: Mapping[str, str], out: IO[str]) -> int:
-        """Run a stage, a process group that ends with `repro`; its exit status."""
+        """Run a stage, a process group that ends with `repro`, its output to a file.
+
+        Returns:
+            Its exit status, less than 0 where a signal ended it.
+        """
         child = subprocess.Popen(
             ["/bin/sh", "-c", BEGIN, "stage", *command],
             env=environment,

@@ -13,7 +13,6 @@ import pandas as pd
 from emadapt.errors import InputError
 from emadapt.files import read_json
 from emadapt.metrics import classification
-from emadapt.metrics.classification import SCORES
 from emadapt.metrics.intervals import over_seeds
 from emadapt.study.study import Study, Unit
 from emadapt.training.costs import cost_of
@@ -180,7 +179,8 @@ def entries(rows: pd.DataFrame) -> list[dict[str, Any]]:
         entry: dict[str, Any] = dict(zip([*MODEL, "test_set"], names, strict=True))
         entry["n"] = tests[0]["n"]
         if of_images:
-            entry |= {name: classification.over_seeds(tests, name) for name in SCORES}
+            scores = classification.SCORES
+            entry |= {name: classification.over_seeds(tests, name) for name in scores}
         else:
             entry |= {metric: _metric(tests, metric) for metric in METRICS}
         if seeds["unseen"].notna().all():

@@ -16,14 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from emadapt.errors import InputError
+from emadapt.segment.shipped import SHIPPED, STARTER
 from emadapt.volumes.voxel import UNITS_NM, Voxel, as_voxel
 
 if TYPE_CHECKING:
     import napari.layers
     import napari.viewer
 
-STARTER = Path(__file__).with_name("shipped") / "starter"
-"""The model that ships with emadapt."""
 PARTS = ("visible part", "slice", "volume")
 """What can be segmented: the part of the shown slice in view, that slice, all slices."""
 ASKED: dict[str, Any] = {
@@ -54,7 +53,7 @@ def segment_widget() -> Any:
 def segment_layer(
     viewer: "napari.viewer.Viewer",
     image: "napari.layers.Image",
-    model: Path = STARTER,
+    model: Path = SHIPPED / STARTER,
     part: str = PARTS[0],
     voxel_nm: Voxel = (0.0, 0.0, 0.0),
 ) -> None:

@@ -100,7 +100,7 @@ def best_of(counts: npt.NDArray[np.float64]) -> Choice:
     hits, predicted = above[..., 1, :], above.sum(-2)
     union = predicted + counts[..., 1, :].sum(-1, keepdims=True) - hits
     iou = np.where(union > 0, hits / np.maximum(union, 1), 1.0).mean(0)  # candidates, classes, bins
-    iou = np.where(EDGES[:-1] > 1e-6, iou, -1.0)
+    iou = np.where(EDGES[:-1] > 0, iou, -1.0)
     thresholds = EDGES[np.apply_along_axis(_best_bin, -1, iou)]  # candidates, classes
     table = np.stack([iou.max(-1).mean(-1), thresholds.mean(-1)], 1)
     i = int(table[:, 0].argmax())
