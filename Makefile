@@ -23,6 +23,7 @@ help: ## print this list
 	@echo "make TARGET [PYTHON=python3.11] [TORCH=cpu]"
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
+# setuptools warns of each folder of the project template that is no package, 50 lines each: hidden.
 # .venv/stamp is written last. Line 1: the interpreter, the torch and the folder, line 2: the requirements. No stamp (an
 # interrupted set-up) or another line 1 (another Python, a moved checkout): from scratch. Another line 2: updated in place.
 venv: ## set up .venv where it is missing or stale (every other target does it); TORCH=cpu: half the size, for no GPU
@@ -50,7 +51,7 @@ venv: ## set up .venv where it is missing or stale (every other target does it);
 	"$(BIN)/python" -m pip install --quiet --no-input --no-deps --require-hashes \
 		--requirement requirements.lock --requirement requirements-dev.lock; \
 	echo "set-up: emadapt itself"; \
-	"$(BIN)/python" -m pip install --quiet --no-input --no-deps --no-build-isolation --editable .; \
+	PYTHONWARNINGS=ignore "$(BIN)/python" -m pip install --quiet --no-input --no-deps --no-build-isolation --editable .; \
 	printf '%s\n%s\n' "$$interpreter" "$$requirements" >"$(VENV)/stamp.new"; \
 	mv "$(VENV)/stamp.new" "$(VENV)/stamp"; \
 	echo "set-up: done"
