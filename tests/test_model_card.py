@@ -42,7 +42,7 @@ def unit(tmp_path_factory: pytest.TempPathFactory) -> Evaluated:
 def test_evaluate_writes_it_with_the_scores_that_it_found(unit: Evaluated) -> None:
     text, card, metrics = unit
     assert text == model_card(card, metrics)
-    for name, kind in (("a", "trained on it"), ("b", "never seen")):
+    for name, kind in (("a", "trained on it"), ("b", "not trained on")):
         own = metrics["test"][name]
         assert f"| {name} | {kind} | {own['n']} | {own['iou']:.3f} (" in text
     assert "Random weights: a control" in text
@@ -137,7 +137,7 @@ def test_labels_of_the_same_images_are_not_new_whatever_their_names(
 ) -> None:
     _, card, metrics = unit
     make_study(tmp_path)
-    assert "| b | never seen |" in model_card(card, metrics)
+    assert "| b | not trained on |" in model_card(card, metrics)
     one, other = (tmp_path / f"build/ingest/{name}/manifest.json" for name in "ab")
     images = {"image_md5": json.loads(one.read_text())["image_md5"]}
     other.write_text(json.dumps(json.loads(other.read_text()) | images))

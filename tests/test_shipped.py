@@ -13,6 +13,7 @@ from emadapt.cli import main
 from emadapt.data.synthetic import make_domain
 from emadapt.errors import InputError
 from emadapt.files import file_md5
+from emadapt.segment.adapt import Own
 from emadapt.segment.job import Order, prepare
 from emadapt.segment.model import find_model
 from emadapt.segment.shipped import SHIPPED, STARTER
@@ -64,3 +65,11 @@ def test_a_size_of_pixels_that_a_file_states_is_never_replaced_by_that_of_traini
     tifffile.imwrite(file, np.eye(64, dtype="u1"), resolution=(1e6, 1e6), resolutionunit=3)
     with pytest.raises(InputError, match=r"only \? x 10 x 10 nm .* State it: --voxel-nm"):
         prepare(Order(str(file), "mask.tif"))
+
+
+def test_tune_and_adapt_assume_the_size_of_pixels_that_segment_assumes(tmp_path: Path) -> None:
+    file = tmp_path / "v.tif"
+    tifffile.imwrite(file, np.arange(4096, dtype="u1").reshape(64, 64))
+    assert (
+        Own(str(file), STARTER, tmp_path / "new").voxel == prepare(Order(str(file), "m")).voxel_nm
+    )

@@ -26,7 +26,7 @@ from emadapt.data.splits import evenly_spaced
 from emadapt.data.tiles import Grey
 from emadapt.errors import InputError
 from emadapt.files import write_json, write_text
-from emadapt.segment.job import window_for
+from emadapt.segment.job import model_voxel, window_for
 from emadapt.segment.labelled import labelled
 from emadapt.segment.model import Model, find_model, open_model, sha256_of, zoom_for
 from emadapt.segment.partial import clear, held
@@ -48,7 +48,7 @@ from emadapt.training.train import train_unit
 from emadapt.training.validate import validate
 from emadapt.volumes.grey import MIDDLE, constant, to_uint8
 from emadapt.volumes.opening import check_apart, open_image
-from emadapt.volumes.source import Source, tell, voxel_of
+from emadapt.volumes.source import Source, tell
 from emadapt.volumes.voxel import Voxel
 
 SLICES, SIDE = 32, 1024
@@ -91,7 +91,7 @@ class Own:
 
     @cached_property
     def voxel(self) -> Voxel:
-        return voxel_of(self.source, self.voxel_nm)
+        return model_voxel(self.source, self.voxel_nm, self.start)
 
     @cached_property
     def zoom(self) -> tuple[float, float]:

@@ -179,16 +179,24 @@ def prepare(order: Order) -> Job:
     return settle(order, source, cached_model(str(find_model(order.model).resolve())))
 
 
-def settle(order: Order, source: Source, model: Model) -> Job:
-    """As `prepare`, for a volume and a model that are open."""
-    trained = "; ".join(f"{said(v)} nm ({name})" for name, v in model.voxels.items())
-    unstated = not (order.voxel_nm or source.voxel_nm or source.doubt)
-    if unstated and model.folder.parent == SHIPPED:
+def model_voxel(source: Source, stated: Voxel | None, model: Model) -> Voxel:
+    """The voxel size of a volume that a model is to see; if unknown, what a shipped model assumes.
+
+    Raises:
+        InputError: it is unknown, and the model is the user's own; or it is none.
+    """
+    if model.folder.parent == SHIPPED and not (stated or source.voxel_nm or source.doubt):
         voxel = next(iter(model.voxels.values()))
         assumed = f"no voxel size in the file: taken as {said(voxel)} nm (z y x). State it with"
         tell(source.name, [f"{assumed} --voxel-nm Z Y X: pixels of another size cost accuracy"])
-    else:
-        voxel = voxel_of(source, order.voxel_nm, f"; the model was trained at {trained}")
+        return voxel
+    trained = "; ".join(f"{said(size)} nm ({name})" for name, size in model.voxels.items())
+    return voxel_of(source, stated, f"; the model was trained at {trained}")
+
+
+def settle(order: Order, source: Source, model: Model) -> Job:
+    """As `prepare`, for a volume and a model that are open."""
+    voxel = model_voxel(source, order.voxel_nm, model)
     dataset, zoom = zoom_for(model, voxel)
     window = window_for(source, order.window)
     spec = model.segmenter.spec

@@ -35,7 +35,7 @@ FAMILIES = {
 """Licence and paper (words, arXiv number) of a family of backbones."""
 SYSTEMS = {"mitonet": "MitoNet (Conrad & Narayan 2023)", "sam2": "SAM 2 (Ravi et al. 2024)"}
 """What a regime is that uses a published system."""
-NEVER, EARLIER = "never seen", "through the model that it starts from"
+UNTRAINED, EARLIER = "not trained on", "through the model that it starts from"
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,9 @@ def model_card(
     tests = metrics["test"] if metrics else {}
     seen = {name: _seen(card, name) for name in tests}
     unseen = [
-        (test["iou"], name) for name, test in tests.items() if seen[name] == NEVER and "iou" in test
+        (test["iou"], name)
+        for name, test in tests.items()
+        if seen[name] == UNTRAINED and "iou" in test
     ]
     pairings = card["pairing"].items()
     template = resources.files("emadapt.training").joinpath("model_card.md.jinja")
@@ -219,7 +221,7 @@ def _seen(card: Mapping[str, Any], test_set: str) -> str:
     }
     tested = images.pop(test_set, None)
     same = tested in images.values() or any(d.source.get("name") == test_set for d in behind)
-    return "its images under other labels" if same else NEVER
+    return "its images under other labels" if same else UNTRAINED
 
 
 def _interval(scores: Mapping[str, Any], name: str) -> str:
