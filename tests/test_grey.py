@@ -10,7 +10,7 @@ from scipy.ndimage import gaussian_filter, rotate
 
 from emadapt.segment.model import open_model
 from emadapt.segment.runner import array_runner
-from emadapt.volumes.grey import FLAT, constant, grey_window
+from emadapt.volumes.grey import FLAT, constant, grey_window, to_uint8
 from tiny import write_model
 
 VOXEL = (30.0, 5.0, 5.0)
@@ -40,6 +40,13 @@ def replaced(volume: np.ndarray, value: int, *slices: int) -> np.ndarray:
 def speckled(volume: np.ndarray, value: int, share: float) -> np.ndarray:
     hot = np.random.default_rng(1).random(volume.shape) < share
     return np.where(hot, volume.dtype.type(value), volume)
+
+
+@pytest.mark.parametrize("stored", ["<u4", ">i4", "<i8", "<f8"])
+def test_large_values_of_little_contrast_keep_it(stored: str) -> None:
+    values = np.arange(256.0).reshape(16, 16)
+    found = to_uint8((values + 2e9).astype(stored), 2e9, 2e9 + 255)
+    np.testing.assert_array_equal(found, values)
 
 
 @pytest.mark.parametrize(

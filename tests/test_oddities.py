@@ -236,6 +236,7 @@ REFUSED: dict[str, tuple[Case, str]] = {
         "axes t z y x",
     ),
     "turned axes": (lambda p: image(p, [None], axes="xyz"), "axes x y z"),
+    "NIfTI of one slice": (lambda p: nifti(p, VOLUME[0]), "an array of shape (44, 31)"),
     "turned axes in HDF5": (lambda p: hdf5(p, axistags=TURNED), "axes x y z"),
     "NaN": (lambda p: nan(p, tiff), "2 NaN or infinite"),
     "NaN in Zarr": (lambda p: nan(p, array), "slices 0 to 4: found 2 NaN"),
@@ -268,7 +269,7 @@ REFUSED: dict[str, tuple[Case, str]] = {
         "WhiteIsZero",
     ),
     "ink": (lambda p: tiff(p, np.stack([VOLUME] * 4, -1), photometric="separated"), "SEPARATED"),
-    "an animation": (animation, "an animation of 2 images"),
+    "an animation": (animation, "found 2 images"),
     "chunks in folders": (
         lambda p: moved(p, lambda name: name.replace(".", "/")),
         '"dimension_separator": "/"',

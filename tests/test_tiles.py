@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from emadapt.data.tiles import Geometry, geometry, label_to_input, merge_tiles, to_input, to_native
 from emadapt.study.backbones import BackboneSettings
 
-SIDES = st.tuples(st.integers(5, 200), st.integers(5, 200))
+SIDES = st.tuples(st.integers(2, 200), st.integers(2, 200))
 SPECS = st.builds(
     BackboneSettings,
     arch=st.just("tiny_dinov2"),
@@ -21,8 +21,6 @@ SPECS = st.builds(
     longest_edge=st.sampled_from([0, 0, 196]),
 )
 PATCHES = st.sampled_from([14, 16])
-# so that `longest_edge` leaves a patch of the shorter side
-SHAPES = SIDES.filter(lambda s: max(s) <= 8 * min(s))
 
 example = settings(deadline=None, max_examples=60)
 
@@ -45,7 +43,7 @@ def smooth(shape: tuple[int, int]) -> np.ndarray:
 
 
 @example
-@given(SHAPES, SPECS, PATCHES)
+@given(SIDES, SPECS, PATCHES)
 def test_tiles_cover_every_pixel_overlap_as_asked_and_hold_whole_patches(
     shape: tuple[int, int], spec: BackboneSettings, patch: int
 ) -> None:
@@ -76,7 +74,7 @@ def test_no_overlap_wastes_no_tile() -> None:
 
 
 @example
-@given(SHAPES, st.integers(14, 90), st.floats(0, 0.89), st.integers(0, 2**32 - 1))
+@given(SIDES, st.integers(14, 90), st.floats(0, 0.89), st.integers(0, 2**32 - 1))
 def test_tiles_of_one_map_blend_into_that_map(
     shape: tuple[int, int], tile: int, overlap: float, seed: int
 ) -> None:
@@ -88,7 +86,7 @@ def test_tiles_of_one_map_blend_into_that_map(
 
 
 @example
-@given(SHAPES, SPECS, PATCHES, st.floats(0, 1))
+@given(SIDES, SPECS, PATCHES, st.floats(0, 1))
 def test_a_constant_stays_constant_at_the_slices_own_shape(
     shape: tuple[int, int], spec: BackboneSettings, patch: int, value: float
 ) -> None:
@@ -166,7 +164,7 @@ def test_a_slice_smaller_than_a_tile_is_padded_by_reflection_and_cropped_back(
 
 
 @example
-@given(SHAPES, SPECS, PATCHES)
+@given(SIDES, SPECS, PATCHES)
 def test_a_resized_label_holds_0_and_1_and_lies_on_its_image(
     shape: tuple[int, int], spec: BackboneSettings, patch: int
 ) -> None:

@@ -14,6 +14,7 @@ import pytest
 import tifffile
 from nibabel.nifti1 import Nifti1Extension
 from PIL import Image
+from zarr.codecs import BloscCodec, Crc32cCodec
 
 from emadapt.errors import InputError
 from emadapt.volumes import tiff as tiff_format
@@ -37,6 +38,7 @@ from volume_files import (
 RNG = np.random.default_rng(0)
 PARTS = {"chunks": (2, 16, 16)}
 NAMED = {**PARTS, "dimension_names": list("zyx")}
+CHECKED = {**NAMED, "compressors": [BloscCodec(), Crc32cCodec()]}
 SHARDED = {**NAMED, "shards": (4, 32, 32)}
 COARSE = UM[0], 2 * UM[1], 2 * UM[2]
 
@@ -54,6 +56,7 @@ STATED: dict[str, Callable[[Path], str]] = {
     "nifti packed": lambda p: nifti(p, WIDE, name="v.nii.gz"),
     "zarr v2": lambda p: array(p, WIDE, 2, PARTS, resolution=VOXEL, _ARRAY_DIMENSIONS=list("zyx")),
     "zarr v3": lambda p: array(p, WIDE, 3, NAMED, resolution=VOXEL),
+    "zarr with checksums": lambda p: array(p, WIDE, 3, CHECKED, resolution=VOXEL),
     "sharded": lambda p: array(p, WIDE, 3, SHARDED, resolution=VOXEL),
     "ome-zarr 0.4": scales,
     "ome-zarr 0.5": lambda p: image(

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 import yaml
 from numpy.testing import assert_allclose
@@ -111,6 +112,17 @@ def test_settings_of_two_tasks_or_of_volumes_are_refused(tmp_path: Path) -> None
     scaled = params(**ALL)
     scaled["backbones"]["t"]["scale"] = 2.0
     assert "scale mean nothing to whole images" in refused(scaled)
+
+
+@pytest.mark.parametrize("dtype", ["<u2", ">u2", ">f4"])
+def test_a_grey_tiff_is_read_as_it_is_and_a_stack_is_refused(tmp_path: Path, dtype: str) -> None:
+    values = np.random.default_rng(0).integers(0, 65535, (2, 20, 30)).astype(dtype)
+    one, stack = tmp_path / "one.tif", tmp_path / "stack.tif"
+    for file, data in ((one, values[0]), (stack, values)):
+        tifffile.imwrite(file, data, byteorder="<" if dtype[0] == "<" else ">")
+    np.testing.assert_array_equal(read_image(one), values[0].astype(dtype[1:]), strict=True)
+    with pytest.raises(InputError, match="2 images"):
+        read_image(stack)
 
 
 @pytest.mark.parametrize("official", [False, True])

@@ -25,12 +25,13 @@ from emadapt.progress import track
 from emadapt.study.datasets import ImagesSettings, SplitSettings
 from emadapt.study.study import Study
 from emadapt.volumes.grey import SLICES, grey_window, to_uint8
+from emadapt.volumes.png import check_single
 from emadapt.volumes.source import Array, tell, unreadable
 
 T = TypeVar("T")
 
 TABLE = "images.csv"
-GREY = ("L", "I;16", "I", "F")
+GREY = ("L", "I;16", "I;16B", "I", "F")
 """Pillow's modes of images that are taken as they are."""
 WHOLE = (1, 1)
 """Shape of the label of a whole image."""
@@ -148,7 +149,7 @@ def write_images(study: Study, name: str, root: Path, data: Path, folder: Path) 
         tell(f"ingest {name}", [f"{len(twice)} images are in another part as well: {shown}"])
     labels = np.array([classes.index(image.label) for image in images], np.uint8)
     np.save(folder / "label.npy", labels.reshape(-1, *WHOLE))
-    md5 = [hashlib.md5(a.tobytes(), usedforsecurity=False).hexdigest() for a in (pixels, labels)]
+    md5 = [hashlib.md5(a.data, usedforsecurity=False).hexdigest() for a in (pixels, labels)]
     groups = {group: n for n, group in enumerate(dict.fromkeys(i.group for i in images))}
     return {
         "name": name,
@@ -183,7 +184,8 @@ def read_image(path: Path) -> Array:
 
 def _pixels(image: Any) -> Array:
     if image.mode in (*GREY, "RGB"):
-        return np.asarray(image)
+        array = np.asarray(image)
+        return array.astype(array.dtype.newbyteorder("="), copy=False)
     return np.asarray(image.convert("L" if image.mode in ("1", "LA") else "RGB"))
 
 
@@ -197,7 +199,10 @@ def _opened(path: Path, look: Callable[[Any], T]) -> T:
 
     try:
         with Image.open(path, formats=(FORMATS[path.suffix.lower()],)) as image:
+            check_single(path, image)
             return look(image)
+    except InputError:
+        raise
     except Exception as error:  # Pillow raises OSError, SyntaxError, DecompressionBombError, ...
         raise unreadable(path, "no readable image", error) from error
 

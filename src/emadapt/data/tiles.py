@@ -60,10 +60,11 @@ def geometry(
     if spec.longest_edge:
         # The reference floors each side to the patch; in integers, or 1022 may become 1021.99.
         height, width = (side * spec.longest_edge // max(native) for side in native)
-        resized = (height // patch * patch, width // patch * patch)
+        resized = (max(1, height // patch) * patch, max(1, width // patch) * patch)
     else:
         zoom_y, zoom_x = aligner.zoom
-        resized = (round(height * spec.scale * zoom_y), round(width * spec.scale * zoom_x))
+        height, width = round(height * spec.scale * zoom_y), round(width * spec.scale * zoom_x)
+        resized = (max(1, height), max(1, width))
     whole = (math.ceil(resized[0] / patch) * patch, math.ceil(resized[1] / patch) * patch)
     side = max(patch, spec.tile // patch * patch)
     tile = (side, side) if spec.tile else whole

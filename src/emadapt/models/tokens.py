@@ -79,7 +79,7 @@ class TokenView:
     only: frozenset[Tile] | None = None
     ends: Sequence[int] = ()
 
-    def read(self, rows: int | slice) -> Inputs:
+    def read(self, rows: int | npt.NDArray[np.int64]) -> Inputs:
         """What a segmenter takes, of one row or, batched, of several."""
         tokens = torch.from_numpy(np.array(self.tokens[rows]))
         if self.entering is None:
@@ -98,8 +98,7 @@ class TokenView:
         """What a segmenter takes of slice `z`, at most `size` tiles at once."""
         rows = self.rows_of_slice(z)
         for start in range(0, len(rows), size):
-            some = rows[start : start + size]
-            yield self.read(slice(some[0], some[-1] + 1))
+            yield self.read(rows[start : start + size])
 
     def _labelled(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Without the tiles of training slices that do not count as labelled."""

@@ -28,7 +28,7 @@ VOXEL = click.option(
     nargs=3,
     type=float,
     metavar="Z Y X",
-    help="Voxel size in nm.  [default: what the file says, else what a model that ships assumes]",
+    help="Voxel size in nm.  [default: what the file says]",
 )
 WINDOW = click.option(
     "--window",

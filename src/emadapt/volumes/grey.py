@@ -57,7 +57,7 @@ def grey_window(slices: Iterable[Array], what: str | Path) -> Window:
     Values of 8 bits stay as they are (0, 255) unless they are `FAINT`.
 
     Raises:
-        InputError: all have one value.
+        InputError: all have one value, which is not of 8 bits.
     """
     rng, sample, seen, dtype = np.random.default_rng(0), [], 0, np.dtype(np.uint8)
     for image in slices:
@@ -121,5 +121,6 @@ def to_uint8(image: Array, low: float, high: float) -> npt.NDArray[np.uint8]:
     """Map [low, high] linearly to [0, 255], clipped; 8 bits with 0 and 255 stay as they are."""
     if image.dtype == np.uint8 and (low, high) == (0.0, 255.0):
         return np.asarray(image, dtype=np.uint8)
-    scaled = (image.astype(np.float32) - low) * (255.0 / max(high - low, 1e-12))
+    exact = np.result_type(image, np.float32)  # 32 bits of integers and 64 of floats need 64
+    scaled = np.subtract(image, low, dtype=exact) * (255.0 / max(high - low, 1e-12))
     return np.asarray(np.clip(np.round(scaled), 0, 255), dtype=np.uint8)

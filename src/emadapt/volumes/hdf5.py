@@ -42,9 +42,8 @@ def open_hdf5(path: Path, choice: Choice) -> Source:
     stacks = [name for name, item in found.items() if sum(n > 1 for n in item.shape) >= 3]
     name = choice.inside.strip("/") or (stacks[0] if len(stacks) == 1 else "")
     if name not in found:
-        said = "no such dataset" if name else f"{len(stacks)} volumes"
-        names = [f":/{other}" for other in found]
-        raise not_one_of(f"{path}:/{name}", said, names, f"{path}:/DATASET")
+        said = f"no dataset {name}" if name else f"{len(stacks)} volumes"
+        raise not_one_of(path, said, [f":/{other}" for other in found], f"{path}:/DATASET")
     data, what = found[name], f"{path}:/{name}"
     _check_stored(data, what)
     axes = _axes(data)

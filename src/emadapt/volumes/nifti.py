@@ -81,16 +81,16 @@ def _open(path: Path, turn: Array | None = None) -> Source:
     from nibabel.volumeutils import apply_read_scaling
 
     header = _read_header(path)
+    shape = header.get_data_shape()
+    if len(shape) < 3 or any(n != 1 for n in shape[3:]) or min(shape) < 1:
+        raise no_grey_stack(path, f"an array of shape {shape}", "(X, Y, Z)")
     try:
-        shape, stored = header.get_data_shape(), header.get_data_dtype()
-        scaling = header.get_slope_inter()
+        stored, scaling = header.get_data_dtype(), header.get_slope_inter()
         voxel, doubt = settled(_sizes(header))
         offset = max(int(header.get_data_offset()), int(header.single_vox_offset))
     except Exception as error:
         raise unreadable(path, "no readable NIfTI file", error) from error
     check_type(stored, str(path))
-    if len(shape) < 3 or any(n != 1 for n in shape[3:]) or min(shape) < 1:
-        raise no_grey_stack(path, f"an array of shape {shape}", "(X, Y, Z)")
     check_extent(shape[:3], (), stored.itemsize, str(path))
     volume = _values(path, shape[:3], stored, offset)
     if turn is not None:

@@ -45,6 +45,13 @@ def has_one_bit(path: Path) -> bool:
         raise unreadable(path, "no readable image", error) from error
 
 
+def check_single(path: Path, image: Any) -> None:
+    """Refuse a file of which Pillow would show the first of several images."""
+    if (frames := getattr(image, "n_frames", 1)) > 1:
+        do = "Export one file for each image."
+        raise InputError(path, found=f"{frames} images", expected="one image", do=do)
+
+
 def _decoded(path: Path) -> Array:
     from PIL import Image
 
@@ -55,9 +62,7 @@ def _decoded(path: Path) -> Array:
         if size > LARGE:
             found, do = f"{size} bytes of pixels", "Export large slices as TIFF, or in grey."
             raise InputError(path, found=found, expected=f"at most {LARGE}", do=do)
-        if (frames := getattr(image, "n_frames", 1)) > 1:
-            found, do = f"an animation of {frames} images", "Export one file for each slice."
-            raise InputError(path, found=found, expected="one image", do=do)
+        check_single(path, image)
         if _is_wide(image):  # Pillow drops the low bytes of 16-bit colours
             import imagecodecs
 

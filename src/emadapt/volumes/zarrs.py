@@ -170,9 +170,9 @@ def _source(
 
 
 def _is_blosc(array: Any) -> bool:
-    """Whether each file is one chunk of Blosc."""
-    sharded = getattr(array, "shards", None)
-    return not sharded and any("Blosc" in type(codec).__name__ for codec in array.compressors)
+    """Whether each file is one chunk of Blosc, which no other codec packs again."""
+    last = [type(codec).__name__ for codec in array.compressors[-1:]]
+    return not getattr(array, "shards", None) and any("Blosc" in name for name in last)
 
 
 def _missing(name: str, array: Any) -> tuple[str, ...]:
