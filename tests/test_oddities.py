@@ -197,7 +197,7 @@ UNSTATED: dict[str, Case] = {
 """Files that hold `VOLUME`, or what `VALUES` has, and state no voxel size."""
 VALUES = {
     "unsigned as signed": WIDE,
-    "unsigned as signed, high byte first": WIDE.astype(">u2"),
+    "unsigned as signed, high byte first": WIDE,
     "signed": WIDE.astype("i4") - 9999,
 }
 IN_ORDER: dict[str, list[str]] = {

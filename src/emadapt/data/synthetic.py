@@ -22,6 +22,7 @@ from emadapt.data.synthetic_paint import paint
 from emadapt.data.synthetic_recipes import Rng, draw_stain, draw_tissue
 from emadapt.data.synthetic_tissue import Array, make_block
 from emadapt.errors import InputError
+from emadapt.files import whole_file
 from emadapt.volumes.grey import PERCENTILES
 from emadapt.volumes.source import Source
 from emadapt.volumes.voxel import Voxel
@@ -93,10 +94,10 @@ def write_domains(out: Path, domains: int, seed: int) -> list[Path]:
             "metadata": {"axes": "ZYX", "spacing": z, "unit": "um"},
         }
         folder = out / f"{number:03d}"
-        folder.mkdir(parents=True, exist_ok=True)
         for name, array in (("image", image), ("label", label)):
             files.append(folder / f"{name}.tif")
-            tifffile.imwrite(files[-1], array, **about)
+            with whole_file(files[-1]) as temporary:
+                tifffile.imwrite(temporary, array, **about)
     return files
 
 

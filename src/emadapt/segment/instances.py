@@ -31,15 +31,16 @@ BOX = [f"{axis}_{end}" for end in ("min", "max") for axis in "zyx"]
 COLUMNS = ["id", "voxels", "volume_nm3", *BOX, *"zyx"]
 """Of the table: `z_min` to `x_max` is the box in voxels, its last voxel included; `z`, `y`, `x` is
 the centroid in voxels. Both count from 0. Of several classes the column `class` is added, an id."""
-AGGREGATED = {
+MERGED = {
     "voxels": "sum",
     "first": "min",
-    "class": "first",
     **{f"{axis}_sum": "sum" for axis in "zyx"},
     **{name: name.partition("_")[2] for name in BOX},
 }
-"""What is measured of a component, and how the measures of its parts become its own. `first` is the
-position of its first voxel in the order of the volume, `z_sum` the sum of its coordinates."""
+"""What `measure` gives of a component, and how the measures of its parts become its own. `first` is
+the position of its first voxel in the order of the volume, `z_sum` the sum of its coordinates."""
+AGGREGATED = {**MERGED, "class": "first"}
+"""The same of components of several classes."""
 
 Int = npt.NDArray[np.int64]
 
@@ -56,7 +57,7 @@ def components(
 def measure(
     labels: npt.NDArray[np.uint32], n: int, origin: tuple[int, int], height: int
 ) -> pd.DataFrame:
-    """A row for each component of a block, with the columns of `AGGREGATED` but `class`.
+    """A row for each component of a block, with the columns `MERGED`.
 
     `labels`, (z, y, X), are 1 to n by their first voxels, as cc3d numbers them. The block starts at
     `origin` (z, y) of a volume whose slices have `height` rows.
@@ -65,7 +66,7 @@ def measure(
     import pandas as pd
 
     if not n:
-        return pd.DataFrame({name: np.zeros(0, np.int64) for name in AGGREGATED if name != "class"})
+        return pd.DataFrame({name: np.zeros(0, np.int64) for name in MERGED})
     facts = cc3d.statistics(labels, no_slice_conversion=True)
     voxels = facts["voxel_counts"][1:].astype(np.int64)
     found = {"voxels": voxels, "first": _firsts(labels, n, origin, height)}
@@ -144,12 +145,8 @@ def grow_block(partial: Partial, number: int) -> None:
     found = grown(np.asarray(partial.array("cores")[near]), whole, job.voxel_nm)
     own = found[block.z0 - z0 :, block.y0 - y0 :][: len(block), : block.y1 - block.y0]
     partial.array("instances")[block.place] = own
-    ids, first = np.unique(own, return_index=True)
-    ids = ids[np.argsort(first)]
-    ids = ids[ids > 0]
-    labels = np.zeros(own.max() + 1, np.uint32)
-    labels[ids] = np.arange(1, len(ids) + 1)
-    found = measure(labels[own], len(ids), (block.z0, block.y0), job.shape[1])
+    labels, ids = numbered(own)
+    found = measure(labels, len(ids), (block.z0, block.y0), job.shape[1])
     _keep(partial, "grown", number, found.assign(**{"class": 1}), ids=ids)
     partial.mark("grown", number, {})
 
@@ -162,6 +159,15 @@ def join_grown(partial: Partial) -> pd.DataFrame:
         for name in ("measured", "ids")
     )
     return _summed(parts, ids)
+
+
+def numbered(objects: npt.NDArray[Any]) -> tuple[npt.NDArray[np.uint32], npt.NDArray[Any]]:
+    """Objects with numbers, not 0, as labels for `measure`, and the number of each label."""
+    import pandas as pd
+
+    codes, ids = pd.factorize(objects.ravel())  # in the order of their first voxels
+    labels = np.where(ids != 0, np.cumsum(ids != 0), 0).astype(np.uint32)
+    return labels[codes].reshape(objects.shape), ids[ids != 0]
 
 
 def _labelled(ids: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.uint32], int]:

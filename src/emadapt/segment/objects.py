@@ -21,6 +21,7 @@ import numpy.typing as npt
 from emadapt.errors import InputError
 from emadapt.metrics.shapes import centreline, depth_nm, sphericity, surface_nm2, touching_nm2
 from emadapt.progress import track
+from emadapt.segment.instances import MERGED, measure, numbered
 from emadapt.volumes.opening import open_onto, open_source
 from emadapt.volumes.source import Array, Source, as_image, voxel_of
 from emadapt.volumes.voxel import Voxel
@@ -87,17 +88,15 @@ def survey(source: Source) -> pd.DataFrame:
     import pandas as pd
 
     (depth, rows), (length, height) = source.parts(SLAB), source.shape[:2]
-    ends = {f"{axis}_{end}": (axis, end) for end in ("min", "max", "sum") for axis in "zyx"}
     parts = []
     for z0, y0 in itertools.product(range(0, length, depth), range(0, height, rows)):
-        labels = source.read(z0, min(z0 + depth, length), y0, min(y0 + rows, height))
-        z, y, x = np.nonzero(labels)
-        ids = labels[z, y, x].astype(np.int64)
-        places = pd.DataFrame({"id": ids, "z": z + z0, "y": y + y0, "x": x})
-        parts.append(places.groupby("id").agg(voxels=("z", "size"), **ends))
-    joined = {"voxels": "sum", **{name: name.partition("_")[2] for name in ends}}
-    found = pd.concat(parts).groupby("id").agg(joined).reset_index()
+        own = source.read(z0, min(z0 + depth, length), y0, min(y0 + rows, height))
+        labels, ids = numbered(own)
+        measured = measure(labels, len(ids), (z0, y0), height)
+        parts.append(measured.assign(id=ids.astype(np.int64)))
+    found = pd.concat(parts).groupby("id").agg(MERGED).reset_index()
     centroid = {axis: found.pop(f"{axis}_sum") / found["voxels"] for axis in "zyx"}
+    del found["first"]
     sides = zip("zyx", source.shape, strict=True)
     cut = [(found[f"{a}_min"] == 0) | (found[f"{a}_max"] == n - 1) for a, n in sides]
     return found.assign(at_border=np.any(cut, axis=0), **centroid)

@@ -97,7 +97,8 @@ def _open(path: Path, turn: Array | None = None) -> Source:
         volume = apply_orientation(volume.T, turn).T  # a view
 
     def scaled(values: Array) -> Array:
-        return np.asarray(apply_read_scaling(np.ascontiguousarray(values), *scaling))
+        found = np.asarray(apply_read_scaling(np.ascontiguousarray(values), *scaling))
+        return found.astype(found.dtype.newbyteorder("="), copy=False)
 
     def cut(z0: int, z1: int, y0: int, y1: int) -> Array:
         return scaled(volume[z0:z1, y0:y1])

@@ -56,7 +56,7 @@ class Source:
 
     name: str  # for errors
     shape: tuple[int, int, int]  # (Z, Y, X)
-    dtype: np.dtype[Any]  # bool, integer or float
+    dtype: np.dtype[Any]  # bool, integer or float, in the machine's order of bytes
     voxel_nm: Voxel | None  # as the file states it
     depth: int  # slices stored together: reading one costs as much as reading all
     cut: Callable[[int, int, int, int], Array]  # z0, z1, y0, y1 -> (z, y, X), from any thread
@@ -152,7 +152,7 @@ def as_image(source: Source) -> Source:
     """
     if source.dtype.kind != "i":
         return source
-    unsigned = np.dtype(source.dtype.str.replace("i", "u"))  # in the same order of bytes
+    unsigned = np.dtype(source.dtype.name.replace("int", "uint"))
     signed_steps = unsigned_steps = 0.0
     depth, height, width = source.shape
     for z in range(0, depth, max(1, depth // 8)):
@@ -196,7 +196,7 @@ def chunked_source(
 
     `described` are files whose times change with the content.
     """
-    dtype = np.dtype(array.dtype)
+    dtype = np.dtype(array.dtype).newbyteorder("=")
     check_type(dtype, name)
     places = places_of(array.shape, axes, name, at)
     check_extent(array.shape, array.chunks or (), dtype.itemsize, name)
@@ -207,7 +207,7 @@ def chunked_source(
     voxel, doubt = settled(sizes)
 
     def cut(z0: int, z1: int, y0: int, y1: int) -> Array:
-        return region(array, places, z0, z1, y0, y1)
+        return region(array, places, z0, z1, y0, y1).astype(dtype, copy=False)
 
     return Source(
         name, (z, y, x), dtype, voxel, depth, cut, stamp(*described), (path,), doubt=doubt
