@@ -1,5 +1,7 @@
 """A GPU whose memory is too small, played by models that refuse batches above a size."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -76,3 +78,10 @@ def test_a_single_tile_that_does_not_fit_and_a_training_step_end_with_advice(
     monkeypatch.setattr(Objective, "backward", full)
     with pytest.raises(EmadaptError, match=r"unit t-frozen-a-0: .*lower `batch`, which is 2"):
         train_unit(make_study(tmp_path, settings()), Unit("t", "frozen", "a", 0))
+
+
+def test_a_process_does_not_count_the_memory_of_who_started_it() -> None:
+    held = np.ones(2**27)
+    code = "from emadapt.models.device import peak_resident_mb; print(peak_resident_mb())"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 50 < float(run.stdout) < held.nbytes / 2**20

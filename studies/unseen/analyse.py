@@ -1,4 +1,4 @@
-"""Draw results/answer.png and print the README's table from what keep.py kept."""
+"""Draw results/answer.png and print the README's table from what keep_scores.py kept."""
 
 import json
 from pathlib import Path

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +21,16 @@ def peak_mb() -> float:
     """Most memory so far in MB: of the GPU where there is one, else of this process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return peak_resident_mb()
+
+
+def peak_resident_mb() -> float:
+    """Most resident memory in MB that this process has had.
+
+    Not `ru_maxrss`: under Linux that begins with the memory of whoever started the process.
+    """
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
 def free_bytes() -> int:

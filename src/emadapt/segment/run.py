@@ -8,7 +8,6 @@ the probabilities), `mask`, then `components` and `instances`, or `cores` and `g
 from __future__ import annotations
 
 import json
-import resource
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -21,6 +20,7 @@ import numpy as np
 
 from emadapt.errors import InputError
 from emadapt.files import write_json
+from emadapt.models.device import peak_resident_mb
 from emadapt.models.predict import smooth_z
 from emadapt.models.segmenter import Probability
 from emadapt.progress import progress_bar
@@ -253,8 +253,7 @@ PHASES: dict[str, Steps] = {
 def _say(partial: Partial, order: Order, seconds: float, whole: float) -> None:
     z, y, x = partial.job.shape
     share = sum(facts["foreground"] for facts in partial.facts("mask")) / (z * y * x)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(
         f"segment {order.output}: {z} x {y} x {x} voxels, {share:.2%} foreground, "
-        f"{whole:.0f} s ({seconds:.0f} s of segmenting), peak {peak:.0f} MB"
+        f"{whole:.0f} s ({seconds:.0f} s of segmenting), peak {peak_resident_mb():.0f} MB"
     )
