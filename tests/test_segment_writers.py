@@ -87,7 +87,7 @@ def test_coarser_scales_of_labels_and_of_means(partial: Partial) -> None:
 
 
 def test_tiffs_say_what_they_are(partial: Partial, monkeypatch: pytest.MonkeyPatch) -> None:
-    for limits in ({}, {"TILED": 100}, {"CLASSIC": 100}):
+    for limits in ({}, {"HELD": 1}, {"TILED": 100}, {"CLASSIC": 100}):
         for name, value in limits.items():
             monkeypatch.setattr(tiff_writer, name, value)
         group = partial.folder / "probabilities"

@@ -123,28 +123,18 @@ def write_images(study: Study, name: str, root: Path, data: Path, folder: Path) 
     assert isinstance(spec, ImagesSettings)
     images = find_images(root)
     split, classes = split_images(images, study.split, root), _classes(images)
-    chosen = [split["train"][k] for k in evenly_spaced(len(split["train"]), SLICES)]
-    some = [read_image(images[n].file) for n in chosen]
-    low, high = 0.0, 255.0
-    if some[0].dtype != np.uint8:
-        low, high, _ = grey_window(some, root)
+    dtype, low, high = _grey_values(images, split["train"], root)
     coloured = any(_opened(image.file, _is_coloured) for image in images)
     shape = (len(images), spec.side, spec.side, *([3] if coloured else []))
     pixels = new_array(folder / "image.npy", np.uint8, shape)
-    seen: dict[bytes, str] = {}
-    twice = []
-    place = {n: part for part, numbers in split.items() for n in numbers}
     for n, image in enumerate(track(images, f"ingest {name}", len(images))):
         array = read_image(image.file)
-        if array.dtype != some[0].dtype:
-            found, expected = str(array.dtype), f"{some[0].dtype}, as of the first image"
+        if array.dtype != dtype:
+            found, expected = str(array.dtype), f"{dtype}, as of other images"
             raise InputError(image.file, found=found, expected=expected, do="Export all alike.")
         pixels[n] = square(to_uint8(array, low, high), spec.side, coloured)
-        content = hashlib.md5(pixels[n].data, usedforsecurity=False).digest()
-        if seen.setdefault(content, place[n]) != place[n]:
-            twice.append(image.file.name)
     pixels.flush()
-    if twice:
+    if twice := [images[n].file.name for n in _in_two_parts(pixels, split)]:
         shown = ", ".join(twice[:5]) + ", ..." * (len(twice) > 5)
         tell(f"ingest {name}", [f"{len(twice)} images are in another part as well: {shown}"])
     labels = np.array([classes.index(image.label) for image in images], np.uint8)
@@ -155,7 +145,7 @@ def write_images(study: Study, name: str, root: Path, data: Path, folder: Path) 
         "name": name,
         "shape": list(shape),
         "dtype": "uint8",
-        "source_dtype": str(some[0].dtype),
+        "source_dtype": str(dtype),
         "voxel_nm": list(spec.voxel_nm),
         "layout": spec.layout,
         "pairing": "",
@@ -171,6 +161,27 @@ def write_images(study: Study, name: str, root: Path, data: Path, folder: Path) 
         "image_md5": md5[0],
         "label_md5": md5[1],
     }
+
+
+def _grey_values(
+    images: Sequence[Labelled], train: Sequence[int], root: Path
+) -> tuple[np.dtype[Any], float, float]:
+    """Type of the images' values, and which of them become 0 and 255."""
+    some = [read_image(images[train[k]].file) for k in evenly_spaced(len(train), SLICES)]
+    if some[0].dtype == np.uint8:
+        return some[0].dtype, 0.0, 255.0
+    low, high, _ = grey_window(some, root)
+    return some[0].dtype, low, high
+
+
+def _in_two_parts(pixels: npt.NDArray[np.uint8], split: Split) -> Iterator[int]:
+    """Numbers of images that another part of the split has before them."""
+    place = {n: part for part, numbers in split.items() for n in numbers}
+    seen: dict[bytes, str] = {}
+    for n, own in enumerate(pixels):
+        content = hashlib.md5(own.data, usedforsecurity=False).digest()
+        if seen.setdefault(content, place[n]) != place[n]:
+            yield n
 
 
 def read_image(path: Path) -> Array:

@@ -134,8 +134,8 @@ def smooth_z(
     """Mean of each slice and its neighbours with Gaussian weights, in one pass.
 
     Only slices that are given take part, by their distance in z: what is predicted alone stays as
-        it is. A probability of exactly 0 is of a place without an image: it stays, and takes no
-        part.
+    it is. A probability of exactly 0 is of a place without an image: it stays, and takes no
+    part.
 
     Args:
         slices: number and probability, numbers rising.

@@ -131,7 +131,7 @@ def shift(found: Statistics, own: Statistics) -> float:
     """Mean over channels of the squared difference of means, in units of `own`'s deviation.
 
     Deviations are left out: a few tiles with tokens of very large norm, as ViTs have them, change
-        these most.
+    these most.
     """
     away = (np.asarray(found["mean"]) - np.asarray(own["mean"])) / (np.asarray(own["std"]) + 1e-12)
     return float(np.mean(np.square(away)))

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from emadapt.progress import track
-from emadapt.volumes.source import Array
+from emadapt.volumes.source import HELD, Array
 from emadapt.volumes.voxel import Voxel
 from emadapt.volumes.write_zarr import CHUNK
 
@@ -66,8 +66,9 @@ def write_tiff(group: Path, name: str, voxel_nm: Voxel, about: Mapping[str, Any]
 
 
 def _slices(array: Any) -> Iterator[Array]:
-    """(Y, X) slices; those of a chunk are read together."""
-    depth = array.chunks[-3]
+    """(Y, X) slices; those of a chunk are read together, up to `HELD` bytes."""
+    size = array.shape[-2] * array.shape[-1] * array.dtype.itemsize
+    depth = max(1, min(array.chunks[-3], HELD // size))
     places = list(
         itertools.product(*map(range, array.shape[:-3]), range(0, array.shape[-3], depth))
     )

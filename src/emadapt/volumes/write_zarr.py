@@ -115,11 +115,12 @@ def _shrink(finer: Any, coarse: Any, channel: tuple[int, ...], step: list[int], 
 
 def _means(part: Array, step: list[int]) -> Array:
     """Means of cells, rounded; cells at the far ends may be smaller."""
-    total, count = part.astype(np.uint32), np.ones(part.shape, np.uint32)
-    for axis, s in enumerate(step):
-        edges = np.arange(0, part.shape[axis], s)
+    total, count = part.astype(np.uint32), np.ones((1, 1, 1), np.uint32)
+    for axis, (n, s) in enumerate(zip(part.shape, step, strict=True)):
+        edges = np.arange(0, n, s)
         total = np.add.reduceat(total, edges, axis)
-        count = np.add.reduceat(count, edges, axis)
+        sizes = np.minimum(s, n - edges).astype(np.uint32)
+        count = count * sizes.reshape([-1 if k == axis else 1 for k in range(3)])
     return ((total + count // 2) // count).astype(part.dtype)
 
 
