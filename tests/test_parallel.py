@@ -71,7 +71,14 @@ def test_alone_it_is_torchs_own_batch_norm() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "names"), [("", []), ("0", ["0"]), (" 3, 1", ["3", "1"]), ("cpu,cpu", ["cpu", "cpu"])]
+    ("text", "names"),
+    [
+        ("", []),
+        ("0", ["0"]),
+        (" 3, 1", ["3", "1"]),
+        ("cpu,cpu", ["cpu", "cpu"]),
+        ("MIG-1a/2,GPU-3b", ["MIG-1a/2", "GPU-3b"]),
+    ],
 )
 def test_devices_are_gpu_numbers_or_cpus(text: str, names: list[str]) -> None:
     assert parse_devices(text) == names
@@ -87,7 +94,9 @@ def test_other_devices_are_refused(text: str) -> None:
 @pytest.mark.parametrize(("said", "cores"), [("6", 6), ("4,2", 4), ("", None), ("many", None)])
 def test_cores_to_share(said: str, cores: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", said)
-    assert devices._cores() == (cores or len(os.sched_getaffinity(0)))
+    cores = cores or len(os.sched_getaffinity(0))
+    assert devices.share_of_cores(2) == {"OMP_NUM_THREADS": str(max(1, cores // 2))}
+    assert devices.share_of_cores(1) == {}
 
 
 # ---------------------------------------------------------------- whole trainings

@@ -80,6 +80,13 @@ def test_without_devices_as_many_stages_run_at_once_as_asked_for(graph: None) ->
     assert all(sum(a <= moment < b for a, b in spans) <= 2 for moment, _ in spans)
 
 
+def test_stages_share_no_more_cores_than_the_user_allows(
+    graph: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    assert {s["threads"] for s in run(2, []).values()} == {"2"}
+
+
 def test_one_stage_at_a_time_has_the_whole_machine(graph: None) -> None:
     seen = run(1, [])
     assert {s["threads"] for s in seen.values()} == {""}

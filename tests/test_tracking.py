@@ -295,6 +295,18 @@ def test_a_locked_database(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [(1, 1)] in [curve(root, "a", run) for run in stored(root)]
 
 
+def test_a_database_that_is_removed_loses_nothing(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with live(a_run(root)) as log:
+        log({"a": 1.0}, 1)
+        (root / "mlflow.db").unlink()
+        log({"a": 2.0}, 2)
+    assert "mlflow.db: attempt to write a readonly database. Work goes on" in caplog.text
+    (file,) = waiting(root)
+    assert json.loads(file.read_text())["metrics"] == {"1": {"a": 1.0}, "2": {"a": 2.0}}
+
+
 def test_a_disk_that_takes_nothing(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     store.client(root)
     shutil.rmtree(root / "scratch")
@@ -372,15 +384,22 @@ def test_first_use_by_four_processes(
 
 
 def test_units_that_were_not_trained_here_get_a_run_that_says_so(
-    tmp_path: Path, tracking_off: None, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tracking_off: None, empty_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As after `dvc pull`; with their history, and twice is as good as once."""
     study = make_study(tmp_path)
     train_unit(study, study.units()[0])
+    shutil.copy(empty_store, tmp_path)
     monkeypatch.delenv("EMADAPT_TRACKING")
-    for _ in range(2):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", DEAD)
+    result = CliRunner().invoke(main, ["track", "sync"])
+    assert result.exit_code == 1
+    assert "0 runs published, 1 left; 0 units are in MLflow\n" in result.output
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    for published in (1, 0):
         result = CliRunner().invoke(main, ["track", "sync"])
-        assert result.output == "track sync: 0 runs published, 0 left; 1 units are in MLflow\n"
+        assert f"{published} runs published, 0 left; 1 units are in MLflow\n" in result.output
+        assert result.exit_code == 0
         (only,) = stored(tmp_path, study="tiny")
         assert (only.data.tags["origin"], only.info.status) == ("restored", "FINISHED")
         assert [step for step, _ in curve(tmp_path, "val/iou", only)] == [1, 2]

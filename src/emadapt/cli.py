@@ -273,8 +273,9 @@ def sync() -> None:
     from emadapt.tracking import publish
     from emadapt.training.tracked import publish_units
 
-    done, left = publish.sync(Path())
-    units = publish_units(load_study()) if PARAMS.is_file() and not left else 0
+    (done, left), units = publish.sync(Path()), 0
+    if PARAMS.is_file() and not left:
+        units, left = publish_units(load_study())
     click.echo(f"track sync: {done} runs published, {left} left; {units} units are in MLflow")
     sys.exit(1 if left else 0)
 

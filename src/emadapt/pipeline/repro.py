@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +22,7 @@ from emadapt.pipeline.stages import PLAN, Needs, stale_ingests, stale_stages
 from emadapt.pipeline.watchdog import Watchdog
 from emadapt.progress import progress_bar
 from emadapt.study.loading import load_study
-from emadapt.training.devices import visible
+from emadapt.training.devices import share_of_cores, visible
 
 LOGS = "scratch/repro"
 TAIL = 15
@@ -44,11 +44,12 @@ def run_pipeline(jobs: int, gpus: list[str]) -> int:
         EmadaptError: another `emadapt repro` is at work here, or the pipeline cannot be read.
     """
     slots = [gpus[i % len(gpus)] if gpus else "" for i in range(jobs)]
-    threads = max(1, len(os.sched_getaffinity(0)) // jobs) if jobs > 1 else 0
+    environment = os.environ | {"DVC_NO_ANALYTICS": "1"} | share_of_cores(jobs)
     with _alone(), Watchdog() as watchdog, _stoppable(watchdog), ThreadPoolExecutor(jobs) as pool:
 
         def submit(stage: str, device: str) -> Future[tuple[bool, str]]:
-            return pool.submit(run_stage, stage, device, threads, watchdog)
+            own = visible([device]) | {"EMADAPT_DEVICES": device} if device else {}
+            return pool.submit(run_stage, stage, environment | own, watchdog)
 
         if code := _schedule(stale_ingests(), slots, submit):
             return code
@@ -61,13 +62,8 @@ def run_pipeline(jobs: int, gpus: list[str]) -> int:
         return _schedule(needs, slots, submit)
 
 
-def run_stage(stage: str, device: str, threads: int, watchdog: Watchdog) -> tuple[bool, str]:
+def run_stage(stage: str, environment: Mapping[str, str], watchdog: Watchdog) -> tuple[bool, str]:
     """Run one stage in a process group, output to a log: whether it succeeded, a line to print."""
-    environment = os.environ | {"DVC_NO_ANALYTICS": "1"}
-    if threads:
-        environment["OMP_NUM_THREADS"] = str(threads)
-    if device:
-        environment |= {"EMADAPT_DEVICES": device, **visible([device])}
     started, log = time.monotonic(), Path(LOGS) / f"{stage.replace('/', '_')}.log"
     command = ["dvc", "--wait-for-lock", "repro", "--single-item", stage]
     with log.open("w") as out:

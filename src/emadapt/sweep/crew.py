@@ -16,7 +16,7 @@ import optuna
 from emadapt.errors import EmadaptError
 from emadapt.sweep.space import Target
 from emadapt.sweep.storage import FOLDER, STORAGE_ERRORS, retry_lost
-from emadapt.training.devices import visible
+from emadapt.training.devices import share_of_cores, visible
 
 PATIENCE = 20.0
 """Seconds that workers get to end by themselves."""
@@ -98,9 +98,7 @@ class Crew:
         order = self.order
         # Not an argument: everybody on the machine can read those.
         environment = os.environ | {"EMADAPT_SWEEP_STORAGE": order.url}
-        if order.workers > 1:
-            cores = len(os.sched_getaffinity(0))  # a job's share of a node
-            environment["OMP_NUM_THREADS"] = str(max(1, cores // order.workers))
+        environment |= share_of_cores(order.workers)
         if order.gpus:
             device = order.gpus[place % len(order.gpus)]
             environment |= {"EMADAPT_DEVICES": device, **visible([device])}

@@ -26,7 +26,7 @@ from emadapt.sweep.storage import (
     study_names,
 )
 from emadapt.tracking.publish import Log, live, publish
-from emadapt.tracking.redact import redact
+from emadapt.tracking.redact import said_by
 
 POLL = 0.5
 """Seconds between looks at the workers."""
@@ -123,8 +123,7 @@ def _watch(crew: Crew, study: optuna.Study, store: Store, log_progress: Log) -> 
                 crew.replace_dead(more=ended < crew.order.trials)
             except STORAGE_ERRORS as error:  # until it is back nobody can run a trial
                 if not waiting:
-                    said = redact(str(error).splitlines()[0])
-                    print(f"{store.words}: {said}; waiting for it")
+                    print(f"{store.words}: {said_by(error)}; waiting for it")
                 waiting = True
                 time.sleep(OUTAGE)
 

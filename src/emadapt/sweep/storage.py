@@ -30,7 +30,7 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from emadapt.errors import InputError
-from emadapt.tracking.redact import redact
+from emadapt.tracking.redact import redact, said_by
 
 FOLDER = Path("scratch/sweeps")
 HEARTBEAT = 10
@@ -252,10 +252,9 @@ def _postgres(url: str) -> BaseStorage:
             do="Run pip install 'emadapt[postgres]'.",
         ) from error
     except (*STORAGE_ERRORS, OSError) as error:
-        said = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
         raise InputError(
             redact(url),
-            found=f"a database that cannot be used ({redact(said[0])})",
+            found=f"a database that cannot be used ({said_by(error.__cause__ or error)})",
             expected="one that answers",
             do="Check host, port, database, user and password, and that it may make tables.",
         ) from error

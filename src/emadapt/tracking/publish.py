@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -17,7 +16,7 @@ from pathlib import Path
 
 from filelock import Timeout
 
-from emadapt.tracking.redact import redact
+from emadapt.tracking.redact import redact, said_by
 from emadapt.tracking.relocate import tracking_uri
 from emadapt.tracking.run import FOLDER, Run, load_run, now
 from emadapt.tracking.send import replace_others, update
@@ -190,15 +189,8 @@ def _deliver(run: Run, kept: str, *, earlier_first: bool = False, patient: bool 
     except Exception as error:  # whatever a driver or a proxy raises must not reach the training
         run.known = None
         if uri not in _failed_at:
-            log.warning("tracking: %s: %s. Work goes on; %s", redact(uri), _reason(error), kept)
+            log.warning("tracking: %s: %s. Work goes on; %s", redact(uri), said_by(error), kept)
         _failed_at[uri] = time.monotonic()
         return False
     _failed_at.pop(uri, None)
     return True
-
-
-def _reason(error: Exception) -> str:
-    text = redact((str(error).strip().splitlines() or [type(error).__name__])[0][:300])
-    if answer := re.search(r"too many (\d+) error responses", str(error)):
-        return f"the server answers with error {answer[1]}"
-    return "the server does not answer" if "ConnectionPool" in text else text

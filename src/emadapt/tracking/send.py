@@ -14,7 +14,7 @@ from typing import Any
 from emadapt.files import file_md5
 from emadapt.tracking import views
 from emadapt.tracking.provenance import EXPERIMENT
-from emadapt.tracking.redact import redact
+from emadapt.tracking.redact import redact, said_by
 from emadapt.tracking.run import MODEL, Model, Run, flat, now, settings_digest, texts
 from emadapt.tracking.store import PATIENCE, experiment_of, find, within
 
@@ -242,8 +242,7 @@ def _attempt(run: Run, what: str, call: Callable[[], Any], patience: float = PAT
     except MlflowException as error:
         if error.error_code not in REFUSALS:
             raise
-        said = redact(str(error).splitlines()[0])
-        log.warning("tracking: %s: MLflow refuses %s: %s", run.name, what, said)
+        log.warning("tracking: %s: MLflow refuses %s: %s", run.name, what, said_by(error))
         return False
     return True
 

@@ -13,7 +13,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from emadapt.tracking.redact import redact
+from emadapt.tracking.redact import said_by
 
 log = logging.getLogger(__name__)
 
@@ -69,8 +69,7 @@ def describe(refresh: Callable[[Any, str], None], store: Any, which: str) -> Non
     try:
         refresh(store, which)
     except Exception as error:
-        said = redact(str(error))
-        log.warning("tracking: the description of %s is not up to date: %s", which, said)
+        log.warning("tracking: the description of %s is not up to date: %s", which, said_by(error))
 
 
 def source_tags(tags: Mapping[str, str]) -> dict[str, str]:

@@ -19,7 +19,7 @@ USER_ERROR = 2  # exit code of a process that has printed an error for the user
 
 
 def parse_devices(text: str) -> list[str]:
-    """`0,1` -> ["0", "1"]: numbers of GPUs, or `cpu` as often as wanted.
+    """`0,1` -> ["0", "1"]: GPUs by number or UUID (of a MIG part, too), or `cpu`s.
 
     Raises:
         InputError: something else.
@@ -27,12 +27,13 @@ def parse_devices(text: str) -> list[str]:
     names = [name.strip() for name in text.split(",")] if text.strip() else []
     gpus = [name for name in names if name != "cpu"]
     mixed = bool(gpus) and len(gpus) < len(names)
-    if mixed or len(set(gpus)) < len(gpus) or not all(name.isdigit() for name in gpus):
+    known = all(name.isdigit() or name.startswith(("GPU-", "MIG-")) for name in gpus)
+    if mixed or len(set(gpus)) < len(gpus) or not known:
         raise InputError(
             f"devices {text!r}",
             found="a list that cannot be used",
-            expected="GPU numbers, each once, or cpu,cpu",
-            do="Write e.g. 0,1; `nvidia-smi` lists the numbers.",
+            expected="numbers or UUIDs of GPUs, each once, or cpu,cpu",
+            do="Write e.g. 0,1; `nvidia-smi -L` lists them.",
         )
     return names
 
@@ -41,6 +42,16 @@ def visible(devices: Sequence[str]) -> dict[str, str]:
     """Environment in which a process sees only these devices. Set it before importing torch."""
     gpus = ",".join(name for name in devices if name != "cpu")
     return {"CUDA_VISIBLE_DEVICES": gpus, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}  # as nvidia-smi counts
+
+
+def share_of_cores(processes: int) -> dict[str, str]:
+    """Environment of one of some processes at work together; a single one is left as it is.
+
+    They share OMP_NUM_THREADS, of nested levels ("4,2") the first, else the cores that are allowed.
+    """
+    said = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    cores = int(said) if said.isdigit() else len(os.sched_getaffinity(0))
+    return {"OMP_NUM_THREADS": str(max(1, cores // processes))} if processes > 1 else {}
 
 
 def is_one_of_several() -> bool:
@@ -69,7 +80,7 @@ def launch(arguments: Sequence[str], devices: Sequence[str]) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    os.environ["OMP_NUM_THREADS"] = str(max(1, _cores() // len(devices)))
+    os.environ |= share_of_cores(len(devices))
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     os.environ[LAUNCHER] = str(os.getpid())
     config = LaunchConfig(
@@ -96,12 +107,6 @@ def launch(arguments: Sequence[str], devices: Sequence[str]) -> None:
         ) from error
 
 
-def _cores() -> int:
-    """Cores to share: OMP_NUM_THREADS, of nested levels ("4,2") the first, else what is allowed."""
-    said = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
-    return int(said) if said.isdigit() else len(os.sched_getaffinity(0))
-
-
 def join() -> None:
     """Meet the other processes of this unit, if there are any.
 
@@ -119,7 +124,7 @@ def join() -> None:
             f"devices {asked}" if asked else f"{here} processes",
             found=f"{gpus} GPUs that work",
             expected=f"{here}",
-            do="Name those that `nvidia-smi` lists.",
+            do="Name those that `nvidia-smi -L` lists.",
         )
     if several:
         die_with(int(os.environ.get(LAUNCHER, os.getppid())))

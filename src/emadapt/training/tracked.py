@@ -57,10 +57,11 @@ def settings_of(described: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def publish_units(study: Study) -> int:
-    """Publish every trained unit of a study, as after `dvc pull`; gives how many MLflow has now."""
+def publish_units(study: Study) -> tuple[int, int]:
+    """Publish every trained unit of a study, as after `dvc pull`: how many it has, and lacks."""
     units = [unit for unit in study.units() if (UNITS / unit.name / "model.json").is_file()]
-    return sum(bool(publish(finished_run(study, unit, "track"))) for unit in units)
+    sent = sum(bool(publish(finished_run(study, unit, "track"))) for unit in units)
+    return sent, len(units) - sent
 
 
 def finished_run(study: Study, unit: Unit, stage: str) -> Run:
