@@ -1,11 +1,12 @@
 """Which stage runs when and on what; DVC is a script that notes down what it was called with."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,7 @@ def fake_dvc(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None
     dvc.parent.mkdir()
     dvc.write_text(script)
     dvc.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{dvc.parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(repro, "BIN", dvc.parent)
 
 
 @pytest.fixture
@@ -121,22 +122,49 @@ def test_no_stage_survives_repro(
     late: int,
 ) -> None:
     """Neither a child of a stage, nor one that does not listen, nor one that is `late` to begin."""
-    monkeypatch.chdir(tmp_path)
-    fake_dvc(tmp_path, monkeypatch, script)
-    code = (
-        "from emadapt.pipeline import repro, watchdog\n"
-        f"watchdog.BEGIN = 'sleep {late}; ' + watchdog.BEGIN\n"
-        "repro.stale_ingests = lambda: {'one': set(), 'two': set()}\n"
-        "repro.run_pipeline(2, [])"
-    )
-    monkeypatch.setenv("MARKER", str(tmp_path))
-    with subprocess.Popen([sys.executable, "-c", code], start_new_session=True) as process:
-        until(lambda: len(stages_of(tmp_path)) >= 4)
+    slow = f"watchdog.BEGIN = 'sleep {late}; ' + watchdog.BEGIN"
+    with endless(tmp_path, monkeypatch, script, slow) as process:
         process.send_signal(number)
         time.sleep(0.3)
         process.send_signal(number)  # of one who is impatient
         process.wait(30)
     until(lambda: not stages_of(tmp_path))
+
+
+def test_under_nohup_stages_outlive_the_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ignored = "signal.signal(signal.SIGHUP, signal.SIG_IGN)"
+    with endless(tmp_path, monkeypatch, ENDLESS, ignored) as process:
+        process.send_signal(signal.SIGHUP)
+        time.sleep(0.5)
+        assert process.poll() is None
+        process.terminate()
+        process.wait(30)
+    until(lambda: not stages_of(tmp_path))
+
+
+@contextmanager
+def endless(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, script: str, first: str
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A `repro` of two stages that run `script`, once they run; `first` is run before."""
+    monkeypatch.chdir(folder)
+    fake_dvc(folder, monkeypatch, script)
+    code = (
+        "import signal; from pathlib import Path\n"
+        "from emadapt.pipeline import repro, watchdog\n"
+        "for number in (signal.SIGINT, signal.SIGHUP):\n"
+        "    signal.signal(number, signal.SIG_DFL)\n"  # pytest may be in the background
+        f"repro.BIN = Path({str(folder)!r}) / 'bin'\n"
+        "repro.stale_ingests = lambda: {'one': set(), 'two': set()}\n"
+        f"{first}\n"
+        "repro.run_pipeline(2, [])"
+    )
+    monkeypatch.setenv("MARKER", str(folder))
+    with subprocess.Popen([sys.executable, "-c", code], start_new_session=True) as process:
+        until(lambda: len(stages_of(folder)) >= 4)
+        yield process
 
 
 def stages_of(marker: Path) -> list[int]:

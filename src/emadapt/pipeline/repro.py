@@ -25,6 +25,8 @@ from emadapt.study.loading import load_study
 from emadapt.training.devices import share_of_cores, visible
 
 LOGS = "scratch/repro"
+BIN = Path(sys.executable).parent
+"""Where this environment has `dvc`, and the `emadapt` that stages call, activated or not."""
 TAIL = 15
 """Lines of a failed stage's log that are printed."""
 
@@ -44,7 +46,8 @@ def run_pipeline(jobs: int, gpus: list[str]) -> int:
         EmadaptError: another `emadapt repro` is at work here, or the pipeline cannot be read.
     """
     slots = [gpus[i % len(gpus)] if gpus else "" for i in range(jobs)]
-    environment = os.environ | {"DVC_NO_ANALYTICS": "1"} | share_of_cores(jobs)
+    path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"DVC_NO_ANALYTICS": "1", "PATH": path} | share_of_cores(jobs)
     with _alone(), Watchdog() as watchdog, _stoppable(watchdog), ThreadPoolExecutor(jobs) as pool:
 
         def submit(stage: str, device: str) -> Future[tuple[bool, str]]:
@@ -98,9 +101,9 @@ def _schedule(needs: Needs, slots: list[str], submit: Submit) -> int:
                 print(words, flush=True)
                 advance(int(ok))
     if failed:
-        skipped = ", ".join(sorted(set(needs) - done - failed)) or "none"
-        failures = ", ".join(sorted(failed))
-        print(f"repro: failed: {failures}; skipped, since these failed: {skipped}", file=sys.stderr)
+        skipped = ", ".join(sorted(set(needs) - done - failed))
+        also = f"; skipped, since these failed: {skipped}" if skipped else ""
+        print(f"repro: failed: {', '.join(sorted(failed))}{also}", file=sys.stderr)
     return 1 if failed else 0
 
 
@@ -120,7 +123,7 @@ def _alone() -> Iterator[None]:
 
 @contextmanager
 def _stoppable(watchdog: Watchdog) -> Iterator[None]:
-    """When this process is told to stop, it ends its stages first."""
+    """When this process is told to stop, it ends its stages first. Ignored signals stay ignored."""
 
     def stop(number: int, frame: object) -> None:
         for other in numbers:  # a second signal would wait for this wait, for ever
@@ -129,7 +132,8 @@ def _stoppable(watchdog: Watchdog) -> Iterator[None]:
         print("repro: stopped; run it again to go on", file=sys.stderr)
         os._exit(128 + number)
 
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    every = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    numbers = [number for number in every if signal.getsignal(number) != signal.SIG_IGN]  # nohup
     before = {number: signal.signal(number, stop) for number in numbers}
     try:
         yield

@@ -73,7 +73,7 @@ def sweep_run(
         click.echo("sweep: stopped; run it again to go on", err=True)
         sys.exit(130)
     _print_status(storage, done)
-    click.echo("next: emadapt sweep promote")
+    click.echo(f"next: emadapt sweep promote --name {done}")
 
 
 @sweep.command("status")

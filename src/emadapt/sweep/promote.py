@@ -60,7 +60,7 @@ def promote(sweep: optuna.Study, regime_name: str) -> list[str]:
     units = f"{len(after.units())} units now, {len(config.units())} before"
     return [
         f"{PARAMS}: regime {regime_name!r} is {note}",
-        f"study {after.name!r} has {units}. Next: dvc repro",
+        f"study {after.name!r} has {units}. Next: emadapt repro",
     ]
 
 
