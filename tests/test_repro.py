@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from emadapt.errors import EmadaptError
+from emadapt.errors import ConfigError, EmadaptError
 from emadapt.pipeline import repro
 from emadapt.pipeline.repro import run_pipeline
 from emadapt.pipeline.stages import tokens_first
@@ -157,6 +157,7 @@ def endless(
         "for number in (signal.SIGINT, signal.SIGHUP):\n"
         "    signal.signal(number, signal.SIG_DFL)\n"  # pytest may be in the background
         f"repro.BIN = Path({str(folder)!r}) / 'bin'\n"
+        "repro.load_study = lambda: None\n"
         "repro.stale_ingests = lambda: {'one': set(), 'two': set()}\n"
         f"{first}\n"
         "repro.run_pipeline(2, [])"
@@ -196,6 +197,14 @@ def test_the_pipeline_on_two_devices(
     assert Path("reports/summary.json").is_file()
 
 
+def test_settings_are_checked_before_anything_else(tmp_path: Path, tracking_off: None) -> None:
+    """DVC would say that it could not find `study.datasets`."""
+    Path("params.yaml").write_text("study: {dataset: [a]}")
+    with pytest.raises(ConfigError, match=r"datasets"):
+        run_pipeline(1, [])
+    assert not Path("scratch").exists()
+
+
 def test_two_at_once_in_one_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second is refused while the first lives; not by what a killed one left."""
     monkeypatch.chdir(tmp_path)
@@ -205,6 +214,7 @@ def test_two_at_once_in_one_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(repro, "load_study", lambda: None)
     hold = (
         "import time; from emadapt.pipeline import repro\n"
+        "repro.load_study = lambda: None\n"
         "repro.stale_ingests = lambda: (print('held', flush=True), time.sleep(60))\n"
         "repro.run_pipeline(1, [])"
     )

@@ -45,7 +45,7 @@ from emadapt.sweep.storage import (
     open_store,
     retry_lost,
 )
-from emadapt.sweep.worker import run_trials
+from emadapt.sweep.worker import run_trials, work
 from emadapt.tracking import store as mlflow_store
 from emadapt.tracking.publish import publish
 from emadapt.training.train import train_unit
@@ -501,6 +501,14 @@ def test_a_default_that_is_the_best_and_settings_that_changed_are_not_promoted(
     Path("params.yaml").write_text(PARAMS.replace("epochs: 1", "epochs: 9"))
     code, said = emadapt("sweep", "promote")
     assert (code, "settings or data have changed since sweep" in said) == (2, True)
+
+
+def test_a_worker_that_finds_other_settings_runs_no_trial(tmp_path: Path) -> None:
+    """It replaces one that died, after somebody has edited params.yaml."""
+    name = begun(make_study(tmp_path), LORA, 2).study_name
+    with pytest.raises(InputError, match=f"changed since sweep {name}"):
+        work(study(tmp_path, train={"epochs": 9}), name, "", 0, 2)
+    assert {trial.state for trial in find_study(open_store()).get_trials()} == {TrialState.WAITING}
 
 
 def test_status_counts_trials_and_ranks_them(tmp_path: Path) -> None:

@@ -211,6 +211,10 @@ def test_how_a_run_ended(root: Path, error: BaseException, status: str) -> None:
         assert only.data.tags["error"] == "RuntimeError: out of memory"
         line = "dinov2_s, lora, trained on lucchi, seed 0. Stopped by RuntimeError: out of memory"
         assert only.data.tags["mlflow.note.content"] == line
+    with live(a_run(root, same=("unit",))):
+        pass
+    (only,) = stored(root)
+    assert (only.info.status, "error" in only.data.tags) == ("FINISHED", False)
 
 
 # -- outages

@@ -11,6 +11,9 @@ from pathlib import Path
 import harness
 import pytest
 
+from emadapt.tracking import store
+from emadapt.tracking.publish import publish
+from emadapt.tracking.run import FOLDER, Run
 from studies import VERBS, begin
 
 pytestmark = pytest.mark.slow
@@ -64,3 +67,13 @@ def test_training_goes_on_and_says_so(how: str, states: Path, tmp_path: Path) ->
     (file,) = (root / "scratch/track").glob("*.json")
     assert len(json.loads(file.read_text())["metrics"]) > 3, "an entry for each epoch waits"
     assert not [f for f in root.rglob("*") if f.is_file() and b"hunter2" in f.read_bytes()]
+
+
+def test_a_server_that_takes_long_to_store_a_file_gets_it(root: Path) -> None:
+    file = root / "model.bin"
+    file.write_bytes(b"weights")
+    with server(200, b"{}", 6.0) as address:
+        store.client(root).create_experiment("demo", f"{address}/artifacts")
+        run = Run("demo", "u", {"unit": "u"}, artifacts={"model.bin": file}, root=root)
+        assert publish(run)
+    assert not list((root / FOLDER).glob("*.json"))

@@ -45,6 +45,7 @@ def run_pipeline(jobs: int, gpus: list[str]) -> int:
     Raises:
         EmadaptError: another `emadapt repro` is at work here, or the pipeline cannot be read.
     """
+    study = load_study()
     slots = [gpus[i % len(gpus)] if gpus else "" for i in range(jobs)]
     path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
     environment = os.environ | {"DVC_NO_ANALYTICS": "1", "PATH": path} | share_of_cores(jobs)
@@ -56,7 +57,6 @@ def run_pipeline(jobs: int, gpus: list[str]) -> int:
 
         if code := _schedule(stale_ingests(), slots, submit):
             return code
-        study = load_study()
         if code := _schedule({PLAN: set()}, slots, submit):
             return code
         needs = stale_stages(study)

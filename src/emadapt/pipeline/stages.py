@@ -101,4 +101,4 @@ def _repository() -> Iterator[Any]:
         with Repo() as repo:
             yield repo
     except DvcException as error:
-        raise EmadaptError(f"dvc.yaml: {error}") from error
+        raise EmadaptError(f"dvc: {error}") from error

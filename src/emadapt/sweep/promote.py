@@ -13,8 +13,7 @@ from emadapt.files import whole_file
 from emadapt.study.loading import PARAMS, load_study
 from emadapt.study.regimes import RegimeSettings
 from emadapt.study.strict import NAME
-from emadapt.study.study import Study
-from emadapt.sweep.space import Target, default_point, regime_at, settings_hash, target_of
+from emadapt.sweep.space import default_point, regime_at, target_of
 from emadapt.sweep.storage import best_trial, first_number
 
 
@@ -41,7 +40,7 @@ def promote(sweep: optuna.Study, regime_name: str) -> list[str]:
             expected="at least one",
             do="Let `emadapt sweep run` finish one.",
         )
-    target = _target(sweep, config)
+    target = target_of(sweep, config)
     regime, default = regime_at(config, target, best.params), default_point(config, target)
     if default and regime == regime_at(config, target, default):
         said = f"its own settings are the best of {name} (validation score {best.value:.4f})"
@@ -52,7 +51,7 @@ def promote(sweep: optuna.Study, regime_name: str) -> list[str]:
             f"regime {regime_name!r}",
             found="there already" if regime_name in config.regime_settings else "other characters",
             expected="a new name of letters, digits and _",
-            do="Choose another, or delete the regime from params.yaml.",
+            do="Choose another with --as, or delete the regime from params.yaml.",
         )
     note = f"trial {first_number(best)} of sweep {name}: validation score {best.value:.4f}"
     write_regime(PARAMS, regime_name, own_values(regime), note)
@@ -62,24 +61,6 @@ def promote(sweep: optuna.Study, regime_name: str) -> list[str]:
         f"{PARAMS}: regime {regime_name!r} is {note}",
         f"study {after.name!r} has {units}. Next: emadapt repro",
     ]
-
-
-def _target(sweep: optuna.Study, config: Study) -> Target:
-    """What was swept, unless the study has other settings or data now."""
-    target = target_of(sweep)
-    known = (
-        target.backbone in config.backbone_settings
-        and target.regime in config.regime_settings
-        and target.train_set in config.train_set_settings
-    )
-    if not known or settings_hash(config, target) != sweep.study_name[-8:]:
-        raise InputError(
-            f"study {config.name}",
-            found=f"one whose settings or data have changed since sweep {sweep.study_name}",
-            expected="those that the sweep's trials were trained with",
-            do="Put them back, or sweep again.",
-        )
-    return target
 
 
 def own_values(regime: RegimeSettings) -> dict[str, Any]:

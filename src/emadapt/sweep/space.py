@@ -37,9 +37,26 @@ class Target:
     train_set: str
 
 
-def target_of(sweep: optuna.Study) -> Target:
-    """What a sweep sweeps, as `begin` noted it there."""
-    return Target(**sweep.user_attrs["target"])
+def target_of(sweep: optuna.Study, study: Study) -> Target:
+    """What a sweep sweeps, as `begin` noted it there.
+
+    Raises:
+        InputError: the study has other settings or data than the sweep's trials.
+    """
+    target = Target(**sweep.user_attrs["target"])
+    known = (
+        target.backbone in study.backbone_settings
+        and target.regime in study.regime_settings
+        and target.train_set in study.train_set_settings
+    )
+    if not known or settings_hash(study, target) != sweep.study_name[-8:]:
+        raise InputError(
+            f"study {study.name}",
+            found=f"one whose settings or data have changed since sweep {sweep.study_name}",
+            expected="those that the sweep's trials were trained with",
+            do="Put them back, or sweep again.",
+        )
+    return target
 
 
 def check_target(study: Study, target: Target) -> None:

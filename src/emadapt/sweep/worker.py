@@ -18,17 +18,21 @@ from emadapt.study.study import Study
 from emadapt.study.sweep import SweepSettings
 from emadapt.sweep.objective import Objective, TrialFailed, folder_of
 from emadapt.sweep.space import Target, target_of, unit_of
-from emadapt.sweep.storage import ENDED, find_study, n_ended, open_store
+from emadapt.sweep.storage import ENDED, find_study, first_number, n_ended, open_store
 
 MAX_FAILURES = 10
 """So many failed trials in a row end a sweep."""
 
 
 def work(config: Study, name: str, url: str, number: int, trials: int) -> None:
-    """Open the sweep of this full name in the storage at `url`; then as `run_trials`."""
+    """Open the sweep of this full name in the storage at `url`; then as `run_trials`.
+
+    Raises:
+        EmadaptError: params.yaml or the data have changed since the sweep began, or as there.
+    """
     signal.signal(signal.SIGTERM, lambda signal_number, frame: sys.exit(128 + signal_number))
     study = find_study(open_store(url), name)
-    run_trials(config, target_of(study), study, number, trials)
+    run_trials(config, target_of(study, config), study, number, trials)
 
 
 def run_trials(
@@ -76,7 +80,7 @@ def make_pruner(settings: SweepSettings, epochs: int) -> BasePruner:
 def _say(study: optuna.Study, trial: FrozenTrial) -> None:
     result = f"validation score {trial.value:.4f}" if trial.value is not None else ""
     words = trial.user_attrs.get("failed") or result
-    print(f"trial {trial.number}: {trial.state.name.lower()} {words}".rstrip(), flush=True)
+    print(f"trial {first_number(trial)}: {trial.state.name.lower()} {words}".rstrip(), flush=True)
 
 
 def _tidy(study: optuna.Study, trial: FrozenTrial) -> None:
@@ -92,5 +96,5 @@ def _give_up(study: optuna.Study, trial: FrozenTrial, since: int) -> None:
     if len(last) == MAX_FAILURES and n_ended(last) == 0:
         raise EmadaptError(
             f"sweep {study.study_name}: given up: {MAX_FAILURES} trials in a row failed, "
-            f"the last one (trial {trial.number}) with: {last[-1].user_attrs['failed']}"
+            f"the last one (trial {first_number(trial)}) with: {last[-1].user_attrs['failed']}"
         )

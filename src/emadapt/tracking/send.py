@@ -210,6 +210,9 @@ def _send_artifacts(store: Any, run: Run, known: Known) -> None:
 
 def _send_status(store: Any, run: Run, known: Known) -> None:
     """Set the status. A run that has ended stays as it ended, unless it is at work again."""
+    if "error" in known.tags and run.status in ("RUNNING", "FINISHED"):  # of an earlier end
+        within(PATIENCE, partial(store.delete_tag, known.run_id, "error"))
+        del known.tags["error"]
     if run.status == "RUNNING":
         if known.status != "RUNNING":
             within(PATIENCE, partial(store.update_run, known.run_id, status="RUNNING"))
@@ -217,7 +220,7 @@ def _send_status(store: Any, run: Run, known: Known) -> None:
         if known.status == "RUNNING":
             ended = run.ended or now()
             within(PATIENCE, partial(store.set_terminated, known.run_id, run.status, ended))
-        views.describe(views.refresh_run, store, known.run_id)
+        within(PATIENCE, partial(views.describe, views.refresh_run, store, known.run_id))
     known.status = run.status
 
 
