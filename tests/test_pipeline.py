@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from click.testing import CliRunner
 
 from emadapt import api
@@ -93,24 +94,26 @@ def test_wrong_words_end_with_2_and_one_line(
 
 
 @pytest.mark.parametrize(
-    ("verb", "said", "heavy"),
+    ("words", "said", "heavy"),
     [
         ("--help", "evaluate", ("torch", "mlflow", "timm", "dvc", "numpy", "albumentations")),
         ("check", "in order", ("torch", "mlflow", "timm", "dvc", "scipy", "albumentations")),
+        ("measure o.tif o.csv --voxel-nm 9 9 9", "2 objects", ("torch", "mlflow", "dvc")),
     ],
 )
 def test_quick_answers_need_no_heavy_import(
-    tmp_path: Path, verb: str, said: str, heavy: tuple[str, ...]
+    tmp_path: Path, words: str, said: str, heavy: tuple[str, ...]
 ) -> None:
     make_study(tmp_path, ingested=False)
-    code = f"import sys; sys.argv = ['emadapt', {verb!r}]\nfrom emadapt.cli import main\n"
+    objects = np.arange(3, dtype="u1").repeat(100).reshape(3, 10, 10)
+    tifffile.imwrite(tmp_path / "o.tif", objects, photometric="minisblack")
+    code = f"import sys; sys.argv = ['emadapt', *{words.split()}]\nfrom emadapt.cli import main\n"
     code += "try:\n main()\nexcept SystemExit: pass\n"
     code += f"print('HEAVY', [m for m in {heavy} if m in sys.modules])"
-    out = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
-    ).stdout
-    assert "HEAVY []" in out
-    assert said in out
+    command = [sys.executable, "-c", code]
+    run = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert "HEAVY []" in run.stdout
+    assert said in run.stdout + run.stderr
 
 
 @pytest.mark.slow

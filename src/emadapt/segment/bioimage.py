@@ -28,7 +28,7 @@ from emadapt.segment.export import (
     write_onnx,
 )
 from emadapt.segment.model import Model
-from emadapt.segment.preview import overlay
+from emadapt.segment.pictures import overlay
 from emadapt.training.model_card import FAMILIES, datasets_behind, family_of, terms_of
 
 U_NET = (

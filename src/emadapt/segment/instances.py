@@ -20,12 +20,13 @@ import numpy.typing as npt
 
 from emadapt.files import whole_file
 from emadapt.metrics.instances import REACH_NM, grown
-from emadapt.segment.job import Block
-from emadapt.segment.partial import Partial
 from emadapt.volumes.voxel import Voxel
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from emadapt.segment.job import Block
+    from emadapt.segment.partial import Partial
 
 BOX = [f"{axis}_{end}" for end in ("min", "max") for axis in "zyx"]
 COLUMNS = ["id", "voxels", "volume_nm3", *BOX, *"zyx"]

@@ -13,7 +13,6 @@ import numpy.typing as npt
 from emadapt.errors import InputError
 from emadapt.files import check_new_file, whole_file, write_json, write_text
 from emadapt.report.html import data_address, render
-from emadapt.segment.job import Order
 from emadapt.segment.objects import (
     Asked,
     Box,
@@ -24,9 +23,7 @@ from emadapt.segment.objects import (
     survey,
     with_nearest,
 )
-from emadapt.segment.outputs import check_output
-from emadapt.segment.preview import overlay, picture
-from emadapt.segment.run import number_mask
+from emadapt.segment.pictures import overlay, picture
 from emadapt.volumes.grey import to_uint8
 from emadapt.volumes.opening import check_apart
 from emadapt.volumes.source import tell
@@ -122,6 +119,10 @@ def measure_volume(asked: Asked) -> pd.DataFrame:
 
 def _numbered(asked: Asked, mask: Measurer) -> Asked:
     """The objects of a mask: its connected components, in a file beside the table."""
+    from emadapt.segment.job import Order  # with torch, which objects do not need
+    from emadapt.segment.outputs import check_output
+    from emadapt.segment.run import number_mask
+
     suffix = next((end for end in WRITERS if asked.objects.lower().endswith(end)), ".zarr")
     output = f"{Path(asked.output).with_suffix('')}-instances{suffix}"
     order = Order(asked.objects, output, min_voxels=asked.min_voxels, overwrite=asked.overwrite)

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import math
 import shlex
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-from PIL import Image
 
-from emadapt.data.tiles import Grey
 from emadapt.files import check_new_file, write_text
-from emadapt.report.html import data_address, render
+from emadapt.report.html import render
 from emadapt.segment.domain import INVERTED, Domain, domain_of_volume
 from emadapt.segment.job import Order, prepare
+from emadapt.segment.pictures import overlay, picture
 from emadapt.segment.runner import Runner, open_runner
 from emadapt.volumes.opening import check_apart
 
@@ -25,8 +22,6 @@ SIDE = 2
 """Tiles along each side of a field, at most."""
 LABEL = 10
 """Slices that the page advises to label first."""
-GREEN = np.array([0x00, 0x9E, 0x73], np.float32)
-"""Colour of foreground, also for colour-blind eyes (Okabe and Ito 2008)."""
 
 
 def preview(order: Order) -> Domain:
@@ -97,20 +92,3 @@ def command(order: Order) -> str:
         if values:
             words += [option, *(f"{value:g}" for value in values)]
     return shlex.join(words)
-
-
-def overlay(image: Grey, mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
-    """(h, w, 3): the image with the mask tinted and its outline drawn."""
-    from scipy.ndimage import binary_erosion
-
-    out = np.repeat(image[..., None], 3, 2).astype(np.float32)
-    out[mask] = 0.65 * out[mask] + 0.35 * GREEN
-    out[mask & ~binary_erosion(mask, iterations=2, border_value=1)] = GREEN
-    return out.astype(np.uint8)
-
-
-def picture(array: npt.NDArray[Any]) -> str:
-    """A PNG as a data address."""
-    file = io.BytesIO()
-    Image.fromarray(array).save(file, "PNG", optimize=True)
-    return data_address(file.getvalue())
