@@ -92,6 +92,6 @@ lock: ## resolve pyproject.toml into requirements*.lock; versions that fit stay 
 	"$$tmp/bin/python" -m pip install --quiet --no-input uv; \
 	PATH="$$tmp/bin:$$PATH" "$$tmp/bin/python" .ci/lock
 
-clean: ## remove build/, scratch/ and tool caches; keeps .venv, data/, the DVC cache, reports/ and MLflow's runs
-	rm -rf build scratch .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+clean: ## remove build/, what scratch/ has that is made again, tool caches; keeps sweeps, MLflow's runs, data/, reports/, .venv
+	rm -rf build scratch/{downloads,hashes.json,keys,models,repro,tokens,units,weights} .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

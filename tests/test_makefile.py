@@ -31,3 +31,13 @@ def test_a_folder_without_git_is_called_that(tmp_path: Path) -> None:
     assert done.returncode
     assert "not a git repository" in done.stderr
     assert "git init" in done.stderr
+
+
+def test_clean_removes_what_is_made_again(tmp_path: Path) -> None:
+    kept = ["scratch/sweeps/journal.log", "scratch/track/unit.json", "scratch/mitonet.pt"]
+    for name in (*kept, "scratch/tokens/key/tokens.npy", "build/plan/a.json", "src/a", "tests/b"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert not make(tmp_path, "clean").returncode
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {*kept, "src/a", "tests/b", "Makefile"}

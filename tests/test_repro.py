@@ -1,6 +1,7 @@
 """Which stage runs when and on what; DVC is a script that notes down what it was called with."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 from emadapt.errors import ConfigError, EmadaptError
 from emadapt.pipeline import repro
 from emadapt.pipeline.repro import run_pipeline
-from emadapt.pipeline.stages import tokens_first
+from emadapt.pipeline.stages import stale_ingests, tokens_first
 from emadapt.study.loading import load_study
 from processes import until
 from tiny import make_study, settings, under_dvc
@@ -203,6 +204,22 @@ def test_settings_are_checked_before_anything_else(tmp_path: Path, tracking_off:
     with pytest.raises(ConfigError, match=r"datasets"):
         run_pipeline(1, [])
     assert not Path("scratch").exists()
+
+
+@pytest.mark.parametrize("name", ["dvc.lock", ".dvc/tmp/rwlock"])
+def test_what_a_full_disk_leaves_of_dvcs_files(
+    tmp_path: Path, tracking_off: None, name: str
+) -> None:
+    from dvc.repo import Repo
+
+    make_study(tmp_path, ingested=False)
+    shutil.copy(Path(__file__).parents[1] / "dvc.yaml", tmp_path)
+    Repo.init(no_scm=True).close()
+    Path(name).touch()
+    with pytest.raises(EmadaptError, match=f"dvc: .*{name}.*delete that file and repeat"):
+        stale_ingests()
+    Path(name).unlink()
+    assert stale_ingests().keys() == {"ingest@a", "ingest@b"}
 
 
 def test_two_at_once_in_one_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

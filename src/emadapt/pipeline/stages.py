@@ -13,6 +13,11 @@ from emadapt.study.study import Study, Unit
 Needs = dict[str, set[str]]
 """Stages that are to run, and for each those of them that have to end first."""
 
+DAMAGED = (
+    ", as after a full disk or a crash; delete that file and repeat the command: "
+    "DVC finds again what is done"
+)
+"""About files that DVC does not write whole or not at all."""
 PLAN = "plan"
 LONGEST_FIRST = ("ingest", "tokens", "train", "diagnose", "evaluate", "report")
 
@@ -96,9 +101,11 @@ def tokens_first(study: Study) -> Needs:
 def _repository() -> Iterator[Any]:
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
+    from dvc.rwlock import RWLockFileCorruptedError
 
     try:
         with Repo() as repo:
             yield repo
     except DvcException as error:
-        raise EmadaptError(f"dvc: {error}") from error
+        damaged = "dvc.lock" in str(error) or isinstance(error, RWLockFileCorruptedError)
+        raise EmadaptError(f"dvc: {error}{DAMAGED if damaged else ''}") from error
