@@ -157,6 +157,9 @@ def test_stems_are_in_natural_order_and_missing_folders_named(tmp_path: Path) ->
     for layout, root in (("vnc", tmp_path), ("stack", tmp_path / "nowhere")):
         with pytest.raises(InputError, match="no such folder"):
             find_parts(root, layout, "number")
+    (tmp_path / "half/test").mkdir(parents=True)
+    with pytest.raises(InputError, match="half/train: found nothing"):
+        find_parts(tmp_path / "half", "stack", "number")
 
 
 def test_layouts_and_pairings_are_those_of_the_settings() -> None:

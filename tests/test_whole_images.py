@@ -133,8 +133,8 @@ def test_groups_stay_together_and_an_official_split_is_kept(tmp_path: Path, offi
         kind, part = n % 3, ("train", "test")[n >= 60] if official else ""
         Image.fromarray(draw(kind, rng, (12, 12))).save(tmp_path / f"{n}.png")
         rows.append((f"{n}.png", CLASSES[kind], f"patient {kind}-{n // 6}", part))
-    with (tmp_path / "images.csv").open("w", newline="") as opened:
-        csv.writer(opened).writerows(rows)
+    with (tmp_path / "images.csv").open("w", newline="", encoding="utf-8-sig") as opened:
+        csv.writer(opened).writerows(rows)  # as Excel writes them
     images = find_images(tmp_path)
     split = split_images(images, SplitSettings(), tmp_path)
     assert sorted(itertools.chain(*split.values())) == list(range(90))
@@ -143,6 +143,24 @@ def test_groups_stay_together_and_an_official_split_is_kept(tmp_path: Path, offi
     assert all({images[n].label for n in numbers} == set(CLASSES) for numbers in split.values())
     if official:
         assert split["test"] == list(range(60, 90))
+
+
+def test_hidden_files_and_folders_are_no_images(tmp_path: Path) -> None:
+    write_folders(tmp_path, per_class=2)
+    before = find_images(tmp_path)
+    for name in (".ipynb_checkpoints/0-checkpoint.png", "dark/._0.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    assert find_images(tmp_path) == before
+
+
+def test_an_image_outside_of_the_folder_is_refused(tmp_path: Path) -> None:
+    write_folders(tmp_path / "elsewhere", per_class=1)
+    (tmp_path / "x").mkdir()
+    rows = [f"{file},a" for file in (tmp_path / "elsewhere").glob("*/*.png")]
+    (tmp_path / "x/images.csv").write_text("\n".join(["file,label", *rows]))
+    with pytest.raises(InputError, match="outside of the dataset's folder"):
+        find_images(tmp_path / "x")
 
 
 def test_a_group_in_two_parts_is_refused(tmp_path: Path) -> None:

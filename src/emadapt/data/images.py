@@ -234,14 +234,19 @@ def _classes(images: Sequence[Labelled]) -> list[str]:
 def _of_folders(root: Path) -> Iterator[Labelled]:
     parts = [part for part in PARTS if (root / part).is_dir()]
     for part in parts or [""]:
-        for folder in sorted(path for path in (root / part).iterdir() if path.is_dir()):
-            for file in sorted(folder.iterdir()):
+        for folder in filter(Path.is_dir, _not_hidden(root / part)):
+            for file in _not_hidden(folder):
                 if file.suffix.lower() in FORMATS:
                     yield Labelled(file, folder.name, str(file), part)
 
 
+def _not_hidden(folder: Path) -> list[Path]:
+    """What is in a folder, without what macOS and Jupyter keep there."""
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
 def _of_table(root: Path) -> Iterator[Labelled]:
-    with (root / TABLE).open(newline="") as opened:
+    with (root / TABLE).open(newline="", encoding="utf-8-sig") as opened:  # Excel marks UTF-8
         table = csv.DictReader(opened)
         for number, row in enumerate(table, 2):
             file, part = root / (row.get("file") or ""), row.get("split") or ""
@@ -250,6 +255,8 @@ def _of_table(root: Path) -> Iterator[Labelled]:
                 odd = "no label"
             elif file.suffix.lower() not in FORMATS or not file.is_file():
                 odd = f"file {row.get('file')!r}, which is not there or no image"
+            elif not file.is_relative_to(root):
+                odd = f"file {row.get('file')!r}, which is outside of the dataset's folder"
             elif part not in ("", *PARTS):
                 odd = f"split {part!r}"
             if odd:

@@ -99,7 +99,7 @@ def _stack(folder: Path, kind: str) -> Path:
     if len(found) != 1:
         raise InputError(
             folder,
-            found=some(sorted(path.name for path in found or folder.iterdir())) or "nothing",
+            found=some([path.name for path in found or folder.glob("*")]) or "nothing",
             expected=f"one volume called {kind} with {', '.join(STACK_SUFFIXES)}",
             do="Keep one of them." if found else f"Put the {kind} there under this name.",
         )
