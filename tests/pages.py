@@ -1,6 +1,5 @@
 """A report page of fake scores, and what reads it."""
 
-import json
 import shutil
 import subprocess
 from html.parser import HTMLParser
@@ -60,34 +59,10 @@ def chromium(folder: Path, file: Path, *flags: str) -> tuple[str, str]:
     program = next(filter(None, map(shutil.which, names)), None)
     if program is None:
         pytest.skip("needs Chromium (Debian: apt install chromium)")
-    command = [
-        program,
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-quic",
-        "--no-first-run",
-        "--disable-sync",
-        "--disable-background-networking",
-        "--disable-component-update",
-        f"--user-data-dir={folder / 'profile'}",
-        "--host-resolver-rules=MAP * ~NOTFOUND",
-        "--enable-logging=stderr",
-        "--v=0",
-        "--virtual-time-budget=20000",
-        *flags,
-        file.as_uri(),
-    ]
+    offline = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync
+        --disable-background-networking --disable-component-update --enable-logging=stderr --v=0
+        --virtual-time-budget=20000"""
+    command = [program, *offline.split(), f"--user-data-dir={folder / 'profile'}"]
+    command += ["--host-resolver-rules=MAP * ~NOTFOUND", *flags, file.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=True)
     return done.stdout, done.stderr
-
-
-def asked(folder: Path, file: Path) -> tuple[set[str], str]:
-    """What a page asked the network for and the log; requests without origin are the browser's."""
-    net = folder / "net.json"
-    _, log = chromium(folder, file, f"--log-net-log={net}", "--dump-dom")
-    text = net.read_text().rstrip()
-    events = json.loads(text if text.endswith("}") else text.rstrip(",") + "]}")["events"]
-    requests = [event["params"] for event in events if "initiator" in event.get("params", {})]
-    own = {str(request["url"]) for request in requests if request["initiator"] != "not an origin"}
-    return own, log

@@ -16,10 +16,9 @@ from safetensors.torch import load_file
 from emadapt.cli import main
 from emadapt.errors import InputError
 from emadapt.segment import adapt as own_model
-from emadapt.segment.job import Order, prepare
+from emadapt.segment.job import Order
 from emadapt.segment.labelled import labelled, paired
 from emadapt.segment.run import segment_volume
-from emadapt.segment.runner import open_runner
 from emadapt.study.regimes import regime_settings
 from emadapt.volumes.opening import open_source
 from tiny import blobs, stop_at_a_checkpoint, write_model
@@ -29,7 +28,7 @@ VOXEL = ("--voxel-nm", "40", "5", "5")
 
 
 @pytest.fixture(autouse=True)
-def place(tracking_off: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def place(tracking_off, monkeypatch):
     """A folder with a volume, a few labels and a model; less work than for a user."""
     tifffile.imwrite("v.tif", IMAGE, photometric="minisblack")
     Path("labels").mkdir()
@@ -53,9 +52,7 @@ def segments(model: str) -> None:
 
 
 @pytest.mark.slow
-def test_images_alone_give_a_model_and_a_stopped_run_goes_on(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_images_alone_give_a_model_and_a_stopped_run_goes_on(monkeypatch):
     run("adapt", "v.tif", "--model", "m", *VOXEL, "-o", "new")
     card = json.loads(Path("new/model.json").read_text())
     assert set(card["unlabelled_md5"]) == {"v"}
@@ -77,7 +74,7 @@ def test_images_alone_give_a_model_and_a_stopped_run_goes_on(
     assert new == killed
 
 
-def test_a_few_labels_give_a_model_and_what_validation_says() -> None:
+def test_a_few_labels_give_a_model_and_what_validation_says():
     twice = ("--voxel-nm", "40", "10", "10")
     Path("v.tif").rename("my volume.tif")
     said = run("tune", "my volume.tif", "labels", "--model", "m", *twice, "-o", "new")
@@ -89,7 +86,7 @@ def test_a_few_labels_give_a_model_and_what_validation_says() -> None:
     run(*following)
 
 
-def test_only_a_model_is_replaced() -> None:
+def test_only_a_model_is_replaced():
     words = ("tune", "v.tif", "labels", "--model", "m", *VOXEL, "--overwrite", "-o")
     for output in (".", "labels", "v.tif"):
         assert "expected no folder yet, or a model" in run(*words, output, code=2)
@@ -104,7 +101,7 @@ def test_only_a_model_is_replaced() -> None:
     assert len([*Path("labels").iterdir()]) == 4
 
 
-def test_labels_of_several_classes_have_the_ids_of_masks() -> None:
+def test_labels_of_several_classes_have_the_ids_of_masks():
     write_model(Path("two"), classes=("membrane", "vesicle"))
     for z in (1, 3, 5, 8):
         ids = LABEL[z] + np.triu(LABEL[z])
@@ -141,7 +138,7 @@ EDITORS: dict[str, Callable[[np.ndarray], tuple[np.ndarray, dict[str, Any]]]] = 
 
 
 @pytest.mark.parametrize("editor", EDITORS)
-def test_an_edited_stack_gives_the_labels_of_its_slices(editor: str) -> None:
+def test_an_edited_stack_gives_the_labels_of_its_slices(editor):
     edited = np.where(LABEL > 0, np.arange(1, 10)[:, None, None], 0)
     edited[[0, 2]] = 0
     array, about = EDITORS[editor](edited)
@@ -155,7 +152,7 @@ def test_an_edited_stack_gives_the_labels_of_its_slices(editor: str) -> None:
         labelled(open_source("v.tif"), Path("edited.tif"), (7, 9))
 
 
-def test_tune_goes_on_from_a_corrected_mask() -> None:
+def test_tune_goes_on_from_a_corrected_mask():
     segments("m")
     mask = tifffile.imread("mask.tif")
     mask[[1, 4, 7]] = LABEL[[1, 4, 7]] * 255
@@ -169,7 +166,7 @@ def test_tune_goes_on_from_a_corrected_mask() -> None:
     assert "expected (9, 90, 100), as the volume" in said
 
 
-def test_all_labelled_slices_count_but_those_near_validation() -> None:
+def test_all_labelled_slices_count_but_those_near_validation():
     thin = ("--model", "m", "--voxel-nm", "10", "5", "5")
     said = run("tune", "v.tif", "labels", *thin, "-o", "new")  # 1, 3 and 5; 8 is kept out
     assert json.loads(Path("new/model.json").read_text())["labelled"]["slices"] == [3, 3]
@@ -183,7 +180,7 @@ def test_all_labelled_slices_count_but_those_near_validation() -> None:
     assert "found labelled slices within 30 nm; expected one that is farther away" in said
 
 
-def test_labels_pair_by_number_and_all_that_is_odd_is_listed() -> None:
+def test_labels_pair_by_number_and_all_that_is_odd_is_listed():
     shutil.copy("labels/3.tif", "labels/x03.tif")
     shutil.copy("labels/3.tif", "labels/9.tif")
     said = run("tune", "v.tif", "labels", "--model", "m", *VOXEL, code=2)
@@ -211,21 +208,6 @@ def test_what_is_refused_before_training() -> None:
     assert "no foreground in 8.tif, kept out of training" in run(*words, "new", code=2)
     Path("v.tif").rename("synthetic.tif")
     assert own_model.Own("synthetic.tif", "m", Path("new")).name != "synthetic"
-
-
-def test_unsigned_values_stored_as_signed_are_learned_from_as_they_are_segmented() -> None:
-    wide = IMAGE.astype(np.uint16) * 257  # on both sides of the middle
-    for name, values in (("wide", wide), ("signed", wide.view(np.int16))):
-        tifffile.imwrite(f"{name}.tif", values, photometric="minisblack")
-    one, other = (own_model.Own(f"{name}.tif", "m", Path("new")) for name in ("wide", "signed"))
-    assert np.array_equal(one.read(3), other.read(3))
-
-
-def test_a_canvas_around_the_image_is_learned_from_as_it_is_segmented() -> None:
-    tifffile.imwrite("v.tif", np.pad(IMAGE, ((0, 0), (20, 0), (0, 30))), photometric="minisblack")
-    own = own_model.Own("v.tif", "m", Path("new"), voxel_nm=(40.0, 5.0, 5.0))
-    seen = open_runner(prepare(Order("v.tif", "mask.tif", "m", voxel_nm=own.voxel_nm)))
-    assert np.array_equal(own.read(3), seen.grey(own.source.read(3, 4)[0]))
 
 
 def test_models_that_do_not_suit_are_refused_before_work() -> None:

@@ -117,15 +117,6 @@ def test_an_adapter_that_does_not_fit_is_refused() -> None:
             adapters.load_adapter(backbone.vit, wrong)
 
 
-def test_ranks_and_depths_that_cannot_be() -> None:
-    backbone = build_backbone("tiny_dinov2", "random", blocks=(1, 3))
-    with pytest.raises(InputError, match=r"rank above the width 64 of tiny_dinov2.*Lower `rank`"):
-        add_lora(backbone, DIM + 1, 1.0, 0.0)
-    assert [cut_below(backbone, k) for k in (1, 2, 3)] == [2, 1, 0]
-    with pytest.raises(InputError, match=r"k = 4: found more than the 3 blocks"):
-        cut_below(backbone, 4)
-
-
 @pytest.mark.parametrize("kind", ADAPT)
 def test_matrices_decay_and_vectors_do_not(kind: str) -> None:
     vit = adapted(kind=kind).vit

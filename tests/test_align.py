@@ -119,15 +119,6 @@ def test_voxel_halves_a_dataset_of_half_the_pixel_size_and_labels_and_prediction
     assert ((drawn[0] > 0.5) == drawn_label).float().mean() > 0.98
 
 
-@pytest.mark.parametrize("method", ["histogram", "voxel"])
-def test_the_reference_stays_as_it_is(method: str) -> None:
-    put("a", texture(0))
-    for reference in (put("b", texture(1, 150, 40)), put("c", texture(1, 150, 40))):
-        align = aligner_of(reference, spec_of(method))  # `c`: the same images again
-        assert align.facts == {}
-        np.testing.assert_array_equal(align(reference.image[0]), reference.image[0])
-
-
 def test_statistics_come_from_training_slices_labelled_or_not() -> None:
     image = texture(7)
     few = few_slices(put("a", image), TrainSetSettings(datasets=("a",), slices=2), seed=0)

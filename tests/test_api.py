@@ -12,9 +12,7 @@ import yaml
 
 from emadapt import api
 from emadapt.data.ingest import Volume
-from emadapt.errors import InputError
 from emadapt.models.token_statistics import token_facts
-from emadapt.segment.domain import INVERTED
 from emadapt.segment.job import Order
 from emadapt.segment.run import segment_volume
 from emadapt.study.backbones import BackboneSettings
@@ -33,7 +31,7 @@ NAMES = [
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(tmp_path, monkeypatch):
     """A folder with a model, a volume and a study."""
     monkeypatch.chdir(tmp_path)
     write_model(Path("model"))
@@ -63,7 +61,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_the_examples_run(here: Path) -> None:
+def test_the_examples_run(here):
     """In the order in which they stand, each with what those before it have made."""
     known: dict[str, object] = {}
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
@@ -76,13 +74,13 @@ def test_the_examples_run(here: Path) -> None:
     assert runner.summarize().failed == 0
 
 
-def test_importing_the_package_is_cheap() -> None:
+def test_importing_the_package_is_cheap():
     heavy = "torch", "numpy", "zarr", "dask"
     code = f"import sys, emadapt; sys.exit(any(m in sys.modules for m in {heavy}))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_arrays_give_what_files_give(here: Path) -> None:
+def test_arrays_give_what_files_give(here):
     model = api.load_model("model")
     volume, voxel = api.read_volume("volume.ome.tif")
     assert voxel == VOXEL
@@ -100,22 +98,3 @@ def test_arrays_give_what_files_give(here: Path) -> None:
     np.testing.assert_array_equal(
         api.segment(volume, model, VOXEL, threshold=0.6), probability > 0.6
     )
-
-
-def test_domains_are_told_apart(here: Path) -> None:
-    model = api.load_model("model")
-    assert not api.domain_distance(IMAGE, model, VOXEL).inverted
-    other = api.domain_distance(255 - IMAGE, model, VOXEL)
-    assert other.inverted
-    assert INVERTED in other.words()
-
-
-def test_masks_are_scored_as_evaluate_scores(here: Path) -> None:
-    predicted = np.zeros((4, 60, 60), bool)
-    label = predicted.copy()
-    predicted[:, 10:30, 10:30] = label[:, 10:30, 20:40] = True
-    scores = api.evaluate_masks(predicted, label, VOXEL)
-    assert scores["iou"] == pytest.approx(1 / 3, abs=1e-6)
-    assert scores["dice"] == pytest.approx(0.5)
-    with pytest.raises(InputError, match="as the mask"):
-        api.evaluate_masks(predicted, label[:3], VOXEL)

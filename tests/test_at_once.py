@@ -23,7 +23,7 @@ def a_view(seed: int, slices: int, rows: int = 2) -> TokenView:
     return TokenView(tokens, labels, index, split)
 
 
-def test_the_choice_is_the_best_of_all_candidates_and_thresholds() -> None:
+def test_the_choice_is_the_best_of_all_candidates_and_thresholds():
     rng = np.random.default_rng(0)
     labels = [rng.random(300) > 0.7, rng.random(500) > 0.8]
     middles = (EDGES[1:] + EDGES[:-1]) / 2  # thresholds at edges never tie with them
@@ -64,13 +64,13 @@ def test_the_choice_is_the_best_of_all_candidates_and_thresholds() -> None:
     np.testing.assert_allclose(twice.table, np.mean([own.table for own in alone], 0))
 
 
-def test_a_class_that_no_patch_in_training_is_of_is_found_nowhere() -> None:
+def test_a_class_that_no_patch_in_training_is_of_is_found_nowhere():
     counts = np.zeros((1, 1, 1, 2, len(EDGES) - 1))
     counts[..., 0, 100], counts[..., 1, 100] = 990, 10  # all scores are 0
     assert best_of(counts).thresholds[0] > 0
 
 
-def test_a_bank_is_spread_over_datasets_and_their_training_slices() -> None:
+def test_a_bank_is_spread_over_datasets_and_their_training_slices():
     views = [[a_view(0, slices=5)], [a_view(1, slices=9)]]
     tokens, foreground = draw_bank(views, seed=0, size=64)
     assert tokens.shape == (64, 5)
@@ -83,7 +83,7 @@ def test_a_bank_is_spread_over_datasets_and_their_training_slices() -> None:
     assert len(draw_bank(views, seed=0, size=BANK)[0]) == 2 * 9 * (4 + 8)  # all there are
 
 
-def test_datasets_of_a_union_weigh_the_same_where_they_are_balanced() -> None:
+def test_datasets_of_a_union_weigh_the_same_where_they_are_balanced():
     small, large = a_view(0, slices=3), a_view(1, slices=9)
     balanced = ridge_path([[small], [large]], balanced=True)
     repeated = ridge_path([[small] * 4 + [large]], balanced=True)  # 2 and 8 training slices

@@ -2,18 +2,14 @@
 
 import dataclasses
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from emadapt.data import crops
 from emadapt.data.batches import Draw
 from emadapt.data.blocks import BlockDataset, augment
 from emadapt.data.ingest import Volume
-from emadapt.data.splits import check_depth, runs_of, starts_in
-from emadapt.data.tiles import Geometry, Grey, geometry_of, to_input
-from emadapt.errors import InputError
+from emadapt.data.splits import runs_of, starts_in
 from emadapt.study.backbones import BackboneSettings
 
 SPEC = BackboneSettings(arch="tiny_dinov2", source="random", tile=48)
@@ -104,32 +100,3 @@ def test_labelled_tiles_stay_where_they_are_and_unlabelled_volumes_have_no_label
     assert (label.numpy() == volume.label[12:16, 20:52, 30:62]).all()
     assert image[0, :, 0, 0].mul(25.5).round().int().tolist() == [12, 13, 14, 15]
     assert not data[Draw(1, 0, 99)][1].any()
-
-
-def test_a_patch_that_does_not_fit_is_refused(volume: Volume) -> None:
-    with pytest.raises(InputError, match="at most 8 consecutive training slices; expected 9"):
-        BlockDataset([volume], SPEC, 16, False, patch=(9, 32, 32))
-    with pytest.raises(InputError, match="60 x 70 pixels"):
-        BlockDataset([volume], SPEC.changed(tile=0), 16, False, patch=(4, 96, 96))
-    check_depth(str(Path("x")), runs_of(SPLIT["train"]), (8, 32, 32))
-
-
-@pytest.mark.parametrize("kept", [0, 5 * 60 * 70, crops.KEPT_BYTES])
-def test_slices_are_prepared_once_and_alike(
-    volume: Volume, monkeypatch: pytest.MonkeyPatch, kept: int
-) -> None:
-    """With room for none, for five of 15 (60 x 70 pixels), and for all of them."""
-    monkeypatch.setattr(crops, "KEPT_BYTES", kept)
-    geo = geometry_of(volume, SPEC, 16)
-    made: list[int] = []
-
-    def counted(image: Grey, geo: Geometry) -> Grey:
-        made.append(int(image[0, 0]))
-        return to_input(image, geo)
-
-    monkeypatch.setattr(crops, "to_input", counted)
-    slices = crops.PreparedSlices(volume, geo)
-    for _ in range(2):
-        for z in range(15):
-            np.testing.assert_array_equal(slices[z], to_input(volume.image[z], geo))
-    assert len(made) == 30 - min(15, kept // (60 * 70))

@@ -8,15 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import tifffile
-import yaml
 from sklearn.metrics import jaccard_score
 
 from emadapt.data.ingest import open_volume
-from emadapt.errors import ConfigError
 from emadapt.segment.job import Order
 from emadapt.segment.run import segment_volume
-from emadapt.study.loading import load_study
-from emadapt.study.study import Study, Unit
+from emadapt.study.study import Unit
 from emadapt.training.evaluate import evaluate_unit
 from emadapt.training.scores import Scores
 from emadapt.training.train import train_unit
@@ -37,12 +34,12 @@ def params(**dataset: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def study(tmp_path: Path, tracking_off: None) -> Study:
+def study(tmp_path, tracking_off):
     write_stack(Path("data/a"), IMAGE, LABEL)
     return ingested(Path(), params())
 
 
-def test_a_boundary_is_between_objects_that_touch_and_around_each(study: Study) -> None:
+def test_a_boundary_is_between_objects_that_touch_and_around_each(study):
     found = open_volume("a").label[0]
     assert np.array_equal(found > 0, LABEL[0] > 0)
     inside = np.zeros(LABEL.shape[1:], bool)  # 25 nm are five pixels
@@ -50,7 +47,7 @@ def test_a_boundary_is_between_objects_that_touch_and_around_each(study: Study) 
     assert np.array_equal(found == 1, inside)
 
 
-def test_scores_are_of_the_foreground_and_of_objects_one_by_one(study: Study) -> None:
+def test_scores_are_of_the_foreground_and_of_objects_one_by_one(study):
     volume = open_volume("a")
     apart, joined = Scores(volume), Scores(volume)
     for z in apart.slices:
@@ -64,7 +61,7 @@ def test_scores_are_of_the_foreground_and_of_objects_one_by_one(study: Study) ->
         assert "classes" not in found
 
 
-def test_a_model_of_boundaries_from_training_to_instances(study: Study) -> None:
+def test_a_model_of_boundaries_from_training_to_instances(study):
     unit = Unit("t", "frozen", "a", 0)
     model = train_unit(study, unit)
     metrics = json.loads(evaluate_unit(study, unit).read_text())
@@ -77,11 +74,3 @@ def test_a_model_of_boundaries_from_training_to_instances(study: Study) -> None:
     table = pd.read_csv("m-instances.csv")
     assert list(table["id"]) == list(np.unique(instances)[1:])
     assert list(table["voxels"]) == list(np.bincount(instances.ravel())[1:])
-
-
-def test_boundaries_of_several_classes_are_refused(tmp_path: Path) -> None:
-    own = params(classes={"a": [7], "b": [9]})
-    del own["datasets"]["a"]["foreground"]
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(own))
-    with pytest.raises(ConfigError, match="boundaries are of one class"):
-        load_study(tmp_path / "params.yaml")

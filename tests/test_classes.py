@@ -11,15 +11,11 @@ import torch
 from sklearn.metrics import confusion_matrix, jaccard_score
 
 from emadapt.data.crops import crop
-from emadapt.data.foreground import masks_of, most_probable
+from emadapt.data.foreground import masks_of
 from emadapt.data.ingest import open_volume
-from emadapt.domains.compare import segmentation
-from emadapt.domains.token_sources import pretrained_features
 from emadapt.errors import ConfigError
 from emadapt.metrics.intervals import influence, over_seeds
 from emadapt.metrics.pixels import overlap_counts
-from emadapt.models.backbones import pretrained
-from emadapt.report.domain import crossings_table
 from emadapt.report.report import build_report
 from emadapt.study.study import Study, Unit
 from emadapt.training.evaluate import evaluate_unit
@@ -28,7 +24,6 @@ from emadapt.training.prepare import prepare
 from emadapt.training.regimes import regime_of
 from emadapt.training.scores import Scores
 from emadapt.training.train import train_unit
-from emadapt.training.validate import validate
 from tiny import blobs, ingested, settings
 
 CLASSES = {"disc": [3], "bar": [5, 6], "dot": [9]}
@@ -67,11 +62,11 @@ def study_in(root: Path, own: dict[str, Any] | None = None) -> Study:
 
 
 @pytest.fixture
-def study(tmp_path: Path, tracking_off: None) -> Study:
+def study(tmp_path, tracking_off):
     return study_in(tmp_path)
 
 
-def test_ids_are_numbered_in_the_order_of_the_settings(study: Study) -> None:
+def test_ids_are_numbered_in_the_order_of_the_settings(study):
     volume, (_, label) = open_volume("a"), scene()
     expected = np.select([label == 3, (label == 5) | (label == 6), label == 9], [1, 2, 3])
     np.testing.assert_array_equal(volume.label, expected)
@@ -81,13 +76,7 @@ def test_ids_are_numbered_in_the_order_of_the_settings(study: Study) -> None:
     assert known.all()
 
 
-def test_the_most_probable_of_the_classes_and_the_background() -> None:
-    probability = RNG.dirichlet(np.ones(4), (6, 7)).astype(np.float32)  # background first
-    found = most_probable(np.moveaxis(probability[..., 1:], -1, 0))
-    np.testing.assert_array_equal(found, probability.argmax(-1))
-
-
-def test_a_mean_over_classes_is_the_mean_of_their_iou() -> None:
+def test_a_mean_over_classes_is_the_mean_of_their_iou():
     label, predicted = RNG.integers(0, 4, (2, 5, 20, 30)).astype(np.uint8)
     pairs = zip(predicted, label, strict=True)
     counts = np.array([overlap_counts(masks_of(a, 3), masks_of(b, 3), (2, 3)) for a, b in pairs])
@@ -100,7 +89,7 @@ def test_a_mean_over_classes_is_the_mean_of_their_iou() -> None:
     assert over_seeds(alike[None]) == over_seeds(counts[None, :, 0])
 
 
-def test_a_rare_class_is_in_a_quarter_of_the_crops_at_least() -> None:
+def test_a_rare_class_is_in_a_quarter_of_the_crops_at_least():
     label = np.zeros((300, 400), np.uint8)
     label[100, 7] = 3
     seen = [
@@ -112,7 +101,7 @@ def test_a_rare_class_is_in_a_quarter_of_the_crops_at_least() -> None:
 
 
 @pytest.mark.parametrize("regime", ["frozen", "ridge", "knn", "unet", "deep"])
-def test_a_unit_learns_and_is_scored_by_class(study: Study, regime: str) -> None:
+def test_a_unit_learns_and_is_scored_by_class(study, regime):
     unit = Unit("t", regime, "a", 0)
     _, card = load_model(train_unit(study, unit))
     assert card["classes"] == list(CLASSES)
@@ -136,7 +125,7 @@ def random_scores() -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
     return scores.summary(), np.asarray(volume.label[scores.slices]).ravel(), np.ravel(predicted)
 
 
-def test_scores_of_random_predictions_against_scikit_learn(study: Study) -> None:
+def test_scores_of_random_predictions_against_scikit_learn(study):
     found, *pair = random_scores()
     expected = jaccard_score(*pair, labels=[1, 2, 3], average=None)
     assert [own["iou"] for own in found["classes"].values()] == pytest.approx(expected, abs=1e-6)
@@ -144,7 +133,7 @@ def test_scores_of_random_predictions_against_scikit_learn(study: Study) -> None
     np.testing.assert_array_equal(found["confusion"], confusion_matrix(*pair, labels=range(4)))
 
 
-def test_the_report_has_each_class(study: Study, tmp_path: Path) -> None:
+def test_the_report_has_each_class(study, tmp_path):
     known = {"key": "k", "made_from": {}, "trainable_params": 1, "backbone_share": 0.0}
     known |= {"labelled": {"slices": [1, 1]}}
     truth = []
@@ -161,40 +150,6 @@ def test_the_report_has_each_class(study: Study, tmp_path: Path) -> None:
     assert (tmp_path / "reports/figures/confusion-a.png").is_file()
 
 
-def test_labels_that_tokens_carry_over_are_scored_by_class(study: Study) -> None:
-    spec = study.backbone_settings["t"]
-    own = pretrained_features(pretrained(spec), spec, open_volume("a"), study.diagnose)
-    entry = segmentation(own, own)
-    assert entry["knn_iou"] == pytest.approx(np.mean(list(entry["classes"].values())), abs=1e-5)
-    assert entry["classes"]["bar"] > 0.9
-    card = {"backbone": "t", "regime": "frozen", "segmentation": [entry | {"train_set": None}]}
-    table = crossings_table(card)
-    assert table is not None
-    assert [column.title for column in table.columns[-3:]] == list(CLASSES)
-
-
-def test_a_perfect_prediction_scores_one_in_every_class(study: Study) -> None:
-    volume = open_volume("a")
-    scores = Scores(volume)
-    for z in scores.slices:
-        scores.add(z, volume.truth(z)[0].astype(np.float32))
-    found = scores.summary()
-    for own in (found, *found["classes"].values()):
-        assert (own["iou"], own["dice"], own["boundary_iou"]) == (1, 1, 1)
-    assert np.count_nonzero(found["confusion"]) == 4
-
-
-def test_the_loss_of_probabilities_is_that_of_the_logits(study: Study) -> None:
-    inputs = prepare(study, Unit("t", "frozen", "a", 0))
-
-    def loss_of(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        assert logits.shape == (1, 4, 90, 100)
-        torch.testing.assert_close(logits.exp().sum(1), torch.ones(1, 90, 100), rtol=0, atol=1e-4)
-        return logits.sum()
-
-    assert np.isfinite(validate(inputs, 1, loss_of)["loss"])
-
-
 @pytest.mark.parametrize(
     ("regime", "last"),
     [
@@ -205,20 +160,11 @@ def test_the_loss_of_probabilities_is_that_of_the_logits(study: Study) -> None:
     ],
 )
 def test_a_model_of_another_number_of_classes_gives_all_but_its_last_layer(
-    study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str], regime: str, last: str
-) -> None:
+    study, tmp_path, capsys, regime, last
+):
     anew = started_anew(study, tmp_path, regime, {"organelle": "bar"})
     assert anew == [f"{last}.weight", f"{last}.bias"]
     assert f"its classes are disc, bar, dot; new: {last}." in capsys.readouterr().out
-
-
-def test_a_model_of_as_many_classes_under_other_names_gives_all_of_it_and_says_so(
-    study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    classes = {"bar": [3], "disc": [5, 6], "dot": [9]}
-    assert not started_anew(study, tmp_path, "frozen", {"classes": classes})
-    said = "its classes are disc, bar, dot; now bar, disc, dot, in place"
-    assert said in capsys.readouterr().out
 
 
 def started_anew(study: Study, tmp_path: Path, regime: str, changes: dict[str, Any]) -> list[str]:
@@ -244,16 +190,14 @@ def started_anew(study: Study, tmp_path: Path, regime: str, changes: dict[str, A
         ({"organelle": "er"}, "organelle must be one of disc, bar, dot"),
     ],
 )
-def test_classes_that_mean_nothing_are_refused(
-    tmp_path: Path, change: dict[str, Any], words: str
-) -> None:
+def test_classes_that_mean_nothing_are_refused(tmp_path, change, words):
     own = params()
     own["datasets"]["a"] |= change
     with pytest.raises(ConfigError, match=words):
         study_in(tmp_path, own)
 
 
-def test_a_study_has_the_same_classes_throughout(tmp_path: Path) -> None:
+def test_a_study_has_the_same_classes_throughout(tmp_path):
     own = params(mitonet={"kind": "mitonet", "weights": "mitonet.pt"})
     own["datasets"]["b"] = own["datasets"]["a"] | {"classes": dict(reversed(CLASSES.items()))}
     own["study"]["datasets"] = ["a", "b"]

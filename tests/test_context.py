@@ -1,11 +1,7 @@
 """2.5D: neighbouring slices as input channels, the same from the cache and in the loop, and no
 trace of it where it is off."""
 
-from pathlib import Path
-from typing import Any
-
 import numpy as np
-import pytest
 import torch
 
 from emadapt.data.batches import Draw
@@ -23,7 +19,7 @@ SPEC = BackboneSettings(
 )
 
 
-def test_ends_of_each_volume_reflect_and_nothing_is_read_across() -> None:
+def test_ends_of_each_volume_reflect_and_nothing_is_read_across():
     image = np.arange(7, dtype=np.uint8)[:, None, None] * np.ones((1, 2, 2), np.uint8)
     volume = Volume("v", image, image, {"parts": [["train", 4], ["test", 2], ["all", 1]]})
     seen = [with_neighbours(volume, z, 1)[0, 0].tolist() for z in range(7)]
@@ -31,7 +27,7 @@ def test_ends_of_each_volume_reflect_and_nothing_is_read_across() -> None:
     np.testing.assert_array_equal(with_neighbours(volume, 3, 0), image[3])
 
 
-def test_cache_and_loop_show_the_same_three_slices(tmp_path: Path) -> None:
+def test_cache_and_loop_show_the_same_three_slices(tmp_path):
     make_study(tmp_path)
     volume = open_volume("a", tmp_path / "build/ingest")
     segmenter = build_model(SPEC, regime_settings(kind="frozen"), "pyramid").eval()
@@ -48,27 +44,3 @@ def test_cache_and_loop_show_the_same_three_slices(tmp_path: Path) -> None:
     plain = CropDataset([volume], SPEC.changed(context=0), 14, augmented=False)
     single = [plain[Draw(0, k, 5)][0][0] for k in (z - 1, z, z + 1)]
     assert torch.equal(image, torch.stack(single))
-
-
-@pytest.mark.parametrize("kind", ["unet2d", "resunet3d"])
-def test_networks_from_scratch(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In 2D three slices enter, and the middle one is not all that counts; a patch in 3D has its
-    own neighbours."""
-    monkeypatch.setattr("emadapt.models.unet2d.FEATURES", (8, 8, 16, 32, 64, 8))
-    regime = (
-        regime_settings(kind=kind)
-        if kind == "unet2d"
-        else regime_settings(kind=kind, patch=(6, 64, 64), channels=(4, 4, 4, 4, 4))
-    )
-    model = build_model(SPEC, regime, kind).eval()
-    if kind == "resunet3d":
-        assert model.spec.context == 0
-        assert model(torch.rand(1, 1, 6, 64, 64), (64, 64)).shape == (1, 2, 6, 64, 64)
-        return
-    assert model.spec.context == 1
-    images = torch.rand(1, 3, 64, 64)
-    alone = images[:, 1:2].expand(-1, 3, -1, -1)
-    assert not torch.equal(model(images, (64, 64)), model(alone, (64, 64)))
-    plain = build_model(SPEC.changed(context=0), regime, kind, 0)
-    first, ours = (next(m.head.parameters()) for m in (plain, model))
-    assert (first.shape[1], ours.shape[1]) == (1, 3)

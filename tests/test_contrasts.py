@@ -46,12 +46,6 @@ def test_turned_round_it_changes_sign_only():
     assert one.ci95 == pytest.approx([-other.ci95[1], -other.ci95[0]])
 
 
-def test_the_same_model_does_not_differ_from_itself():
-    a = counts(0.7 + noise((2, 12, 3, 3), 0.1))
-    found = paired(a, a)
-    assert (found.difference, found.p_value) == (0, 1)
-
-
 def test_a_clear_difference_is_found_but_not_of_one_seed():
     hard, seeds = noise((1, 12, 3, 4), 0.05), np.array([0, 0.001]).reshape(2, 1, 1, 1)
     a, b = counts(0.8 + hard + seeds + noise(hard.shape, 0.01, 1)), counts(0.5 + hard + seeds)

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emadapt.data.batches import Draw, Item, load_epoch, plan_epoch
+from emadapt.data.batches import Item, load_epoch, plan_epoch
 from emadapt.data.crops import CropDataset, augment, crop
 from emadapt.data.ingest import Volume
 from emadapt.data.tiles import Grey
@@ -107,16 +107,6 @@ def test_augmentation_moves_image_and_label_together() -> None:
     assert len(levels) > 100  # brightness and contrast
 
 
-def test_a_crop_is_a_grey_image_from_0_to_1_and_its_labels() -> None:
-    data = noise()
-    image, label = CropDataset([data], SPEC, 14, augmented=False)[Draw(0, 3, 11)]
-    assert (image.shape, image.dtype) == ((1, 56, 56), torch.float32)
-    assert (label.shape, label.dtype) == ((56, 56), torch.int64)
-    expected = crop(data.image[3], data.label[3], (56, 56), 11, False)
-    assert np.array_equal(image[0].numpy(), expected[0].astype(np.float32) / np.float32(255))
-    assert np.array_equal(label.numpy(), expected[1])
-
-
 # ---------------------------------------------------------------- an epoch
 
 
@@ -129,14 +119,6 @@ def test_the_number_of_workers_changes_nothing_and_no_two_crops_are_alike() -> N
     assert len({image for image, _ in alone}) == 40
     following = list(flat(epoch_of(dataset, 1, **train)))
     assert not {image for image, _ in alone} & {image for image, _ in following}
-
-
-def test_slices_of_two_shapes_are_stacked_apart() -> None:
-    spec = BackboneSettings(arch="tiny_dinov2", source="random", tile=0, views=0, longest_edge=70)
-    dataset = CropDataset([noise((9, 70, 70)), noise((9, 35, 70), 1)], spec, 14, augmented=False)
-    for batch in epoch_of(dataset, batch=4, steps_per_epoch=2):
-        shapes = sorted((tuple(i.shape), tuple(lab.shape)) for i, lab in batch)
-        assert shapes == [((2, 1, 28, 70), (2, 28, 70)), ((2, 1, 70, 70), (2, 70, 70))]
 
 
 @pytest.mark.parametrize("sampling", ["balanced", "proportional"])

@@ -71,7 +71,7 @@ class Project:
 
 
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plain_pictures: None) -> Project:
+def project(tmp_path, monkeypatch, plain_pictures):
     return Project(tmp_path, monkeypatch)
 
 
@@ -137,7 +137,7 @@ def matches(pattern: str, stage: str) -> bool:
 
 
 @pytest.mark.slow
-def test_an_edit_reruns_what_it_must_and_no_more(project: Project) -> None:
+def test_an_edit_reruns_what_it_must_and_no_more(project):
     project.repro()
     rows = []
     for what, change, patterns in EDITS:
@@ -153,9 +153,7 @@ def test_an_edit_reruns_what_it_must_and_no_more(project: Project) -> None:
 
 
 @pytest.mark.slow
-def test_tokens_that_are_not_there_are_made_and_a_clone_is_clean(
-    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tokens_that_are_not_there_are_made_and_a_clone_is_clean(project, tmp_path, monkeypatch):
     """A regime that needs them is added; all is cleaned; a clone has what DVC has, another one
     trains again."""
 

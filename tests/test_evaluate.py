@@ -1,5 +1,4 @@
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,7 +29,7 @@ def pooled(counts: np.ndarray) -> dict[str, float]:
 
 
 @given(MASKS, MASKS)
-def test_iou_and_dice_against_scikit_learn(predicted: np.ndarray, label: np.ndarray) -> None:
+def test_iou_and_dice_against_scikit_learn(predicted, label):
     counts = np.asarray([overlap_counts(p, lab) for p, lab in zip(predicted, label, strict=True)])
     ours = pooled(counts)
     assert ours["iou"] == pytest.approx(
@@ -43,8 +42,8 @@ def test_iou_and_dice_against_scikit_learn(predicted: np.ndarray, label: np.ndar
 
 @given(MASKS, MASKS, st.integers(1, 6), st.integers(1, 7))
 def test_metrics_are_bounded_ordered_symmetric_and_the_same_on_every_grid(
-    predicted: np.ndarray, label: np.ndarray, rows: int, columns: int
-) -> None:
+    predicted, label, rows, columns
+):
     grid = rows, columns
     counts = np.array([overlap_counts(p, m, grid) for p, m in zip(predicted, label, strict=True)])
     ours, swapped = pooled(counts), pooled(counts[..., [0, 2, 1]])
@@ -57,7 +56,7 @@ def test_metrics_are_bounded_ordered_symmetric_and_the_same_on_every_grid(
     assert ours["dice"] == pytest.approx(2 * ours["iou"] / (1 + ours["iou"]))
 
 
-def test_columns_are_a_micrometre_wide_and_part_the_plane() -> None:
+def test_columns_are_a_micrometre_wide_and_part_the_plane():
     assert column_grid((768, 1024), (5, 5, 5)) == (4, 5)
     assert column_grid((100, 100_000), (50, 4, 4)) == (1, 8)
     mask = np.random.default_rng(0).random((10, 7)) < 0.5
@@ -68,7 +67,7 @@ def test_columns_are_a_micrometre_wide_and_part_the_plane() -> None:
 
 
 @given(arrays(bool, (9, 8)), st.floats(1, 4))
-def test_the_boundary_band_against_brute_force(mask: np.ndarray, width: float) -> None:
+def test_the_boundary_band_against_brute_force(mask, width):
     band = boundary_band(mask, width)
     outside = np.argwhere(~mask)
     for y, x in np.ndindex(mask.shape):
@@ -77,8 +76,8 @@ def test_the_boundary_band_against_brute_force(mask: np.ndarray, width: float) -
 
 
 def test_datasets_that_differ_in_their_labels_alone_are_predicted_once_and_scored_each(
-    tmp_path: Path, tracking_off: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    tmp_path, tracking_off, monkeypatch
+):
     params = settings(steps_per_epoch=15, head_lr=3e-3)
     params["study"] |= {"datasets": ["a", "b", "c"]}
     # What is not foreground in a.
@@ -104,7 +103,7 @@ def test_datasets_that_differ_in_their_labels_alone_are_predicted_once_and_score
     assert (tmp_path / "build/evaluate" / unit.name / "overlay-c-worst.png").is_file()
 
 
-def test_metrics_of_a_unit_are_those_of_its_predictions(tmp_path: Path, tracking_off: None) -> None:
+def test_metrics_of_a_unit_are_those_of_its_predictions(tmp_path, tracking_off):
     study = make_study(tmp_path, settings(steps_per_epoch=15, epochs=3, head_lr=3e-3))
     unit = Unit("t", "lora", "a", 0)
     train_unit(study, unit)
@@ -139,7 +138,7 @@ def test_metrics_of_a_unit_are_those_of_its_predictions(tmp_path: Path, tracking
     assert card["threshold"] == 0.5
 
 
-def test_a_model_of_other_settings_is_refused(tmp_path: Path, tracking_off: None) -> None:
+def test_a_model_of_other_settings_is_refused(tmp_path, tracking_off):
     study = make_study(tmp_path)
     unit = Unit("t", "frozen", "a", 0)
     with pytest.raises(InputError, match="no model"):

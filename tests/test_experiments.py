@@ -11,15 +11,13 @@ from tiny import make_study, settings, under_dvc
 
 
 @pytest.mark.parametrize("inside", ["", "sub"])
-def test_a_copy_that_dvc_made_belongs_to_its_checkout(tmp_path: Path, inside: str) -> None:
+def test_a_copy_that_dvc_made_belongs_to_its_checkout(tmp_path, inside):
     assert checkout_of(tmp_path) == tmp_path
     assert checkout_of(tmp_path / ".dvc/tmp/exps/tmp1" / inside) == tmp_path
 
 
 @pytest.mark.slow
-def test_runs_of_experiments_are_in_the_mlflow_of_the_checkout(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_runs_of_experiments_are_in_the_mlflow_of_the_checkout(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("EMADAPT_TRACKING", raising=False)
     params = settings()

@@ -1,12 +1,8 @@
-import typing
-
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from emadapt.models.heads import HEADS, Deconv, Linear, Pyramid, Tokens
-from emadapt.study.training import Head
+from emadapt.models.heads import HEADS, Deconv, Linear, Tokens
 
 DIM = 16
 
@@ -14,10 +10,6 @@ DIM = 16
 def tokens(n_blocks: int, batch: int = 2, grid: tuple[int, int] = (3, 5), seed: int = 0) -> Tokens:
     generator = torch.Generator().manual_seed(seed)
     return [torch.randn(batch, DIM, *grid, generator=generator) for _ in range(n_blocks)]
-
-
-def test_names_are_those_that_settings_are_checked_against() -> None:
-    assert set(HEADS) == set(typing.get_args(Head))
 
 
 @pytest.mark.parametrize("n_blocks", [1, 3])
@@ -42,56 +34,11 @@ def test_a_gradient_reaches_every_parameter_and_every_block(name: str, n_blocks:
     assert all(t.grad is not None and t.grad.abs().sum() > 0 for t in inputs)
 
 
-def test_deconv_is_the_references_layer_by_layer() -> None:
+def test_deconv_has_as_many_parameters_as_the_references() -> None:
+    """1 x 1 to half the width, four doublings of 4 x 4 and 3 x 3, each normalised, and 1 x 1."""
     with torch.device("meta"):
-        leaves = [m for m in Deconv(1024, 1).modules() if not list(m.children())]
-    found: list[tuple[object, ...]] = []
-    for leaf in leaves:
-        if isinstance(leaf, nn.ConvTranspose2d | nn.Conv2d):
-            assert {len(set(v)) for v in (leaf.kernel_size, leaf.stride, leaf.padding)} == {1}
-            geometry = (leaf.kernel_size[0], leaf.stride[0], int(leaf.padding[0]))
-            kind, has_bias = type(leaf).__name__, leaf.bias is not None
-            found.append((kind, leaf.in_channels, leaf.out_channels, *geometry, has_bias))
-        else:
-            norm = isinstance(leaf, nn.BatchNorm2d)  # ours, for several processes, is one of these
-            found.append(("BatchNorm2d", leaf.num_features) if norm else (type(leaf).__name__,))
-    expected: list[tuple[object, ...]] = [
-        ("Conv2d", 1024, 512, 1, 1, 0, False),
-        ("BatchNorm2d", 512),
-        ("GELU",),
-    ]
-    for a, b in ((512, 256), (256, 128), (128, 64), (64, 64)):
-        expected += [("ConvTranspose2d", a, b, 4, 2, 1, False), ("BatchNorm2d", b), ("GELU",)]
-        expected += [("Conv2d", b, b, 3, 1, 1, False), ("BatchNorm2d", b), ("GELU",)]
-    assert found == [*expected, ("Conv2d", 64, 2, 1, 1, 0, True)]
-
-
-def test_pyramid_sees_each_sample_alone_and_has_no_batch_norm() -> None:
-    torch.manual_seed(0)
-    pyramid, deconv = Pyramid(DIM, 2).train(), Deconv(DIM, 2).train()
-    assert not [m for m in pyramid.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    here, there = tokens(2), tokens(2, seed=1)
-    # The same first sample.
-    other = [torch.stack([h[0], 5 * t[1] + 3]) for h, t in zip(here, there, strict=True)]
-    torch.testing.assert_close(
-        pyramid(here, (24, 40))[0], pyramid(other, (24, 40))[0], rtol=0, atol=1e-6
-    )
-    # What BatchNorm would do.
-    assert (deconv(here, (24, 40))[0] - deconv(other, (24, 40))[0]).abs().max() > 0.01
-
-
-def test_pyramid_classifies_four_cells_a_token_and_side() -> None:
-    """A quarter of the tokens' spacing, 3.5 pixels for a patch of 14, and nothing but bilinear
-    resizing after that."""
-    torch.manual_seed(0)
-    head, inputs = Pyramid(DIM, 2), tokens(2)
-    own, large = head(inputs, (12, 20)), head(inputs, (48, 80))  # 3 x 5 tokens
-    torch.testing.assert_close(
-        large, F.interpolate(own, (48, 80), mode="bilinear", align_corners=False)
-    )
-    coarse = F.interpolate(head(inputs, (6, 10)), (12, 20), mode="bilinear", align_corners=False)
-    # The finer grid holds more than a coarser one would.
-    assert (own - coarse).abs().max() > 0.1 * own.std()
+        head = Deconv(1024, 1)
+    assert sum(p.numel() for p in head.parameters()) == 4_156_546
 
 
 def test_linear_is_a_matrix_product_of_standardised_tokens() -> None:

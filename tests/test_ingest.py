@@ -13,13 +13,11 @@ import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from PIL import Image
 
 from emadapt.data.foreground import class_ids
 from emadapt.data.ingest import Volume, ingest, open_volume
 from emadapt.errors import InputError
 from emadapt.study.study import Study
-from emadapt.volumes.opening import open_source
 from tiny import blobs, make_study, settings
 
 IMAGE, LABEL = blobs((10, 90, 100), 0)
@@ -141,26 +139,6 @@ def test_bad_volumes_stop_before_anything_is_written(
     assert not list(tmp_path.glob("build/*"))
 
 
-def test_parts_and_slices_that_differ_are_refused(study: Study, tmp_path: Path) -> None:
-    root = tmp_path / "data/a"
-    write(root / "train", ".nii", image=IMAGE, label=LABEL)
-    write(root / "test", ".h5", image=IMAGE.astype(np.uint16), label=LABEL)
-    with pytest.raises(InputError, match=r"test/image.h5.*uint16; expected .* uint8"):
-        run(study, tmp_path)
-    write(root / "test", image=IMAGE, label=LABEL)
-    tifffile.imwrite(root / "test/image.tiff", IMAGE, photometric="minisblack")
-    with pytest.raises(InputError, match=r"found image\S+; image\S+; expected one volume"):
-        run(study, tmp_path)
-    folders = a_study(tmp_path, layout="folders", path=str(tmp_path / "slices"))
-    for kind in ("images", "labels"):
-        (tmp_path / "slices" / kind).mkdir(parents=True)
-        for z in range(8):
-            shape = 20 + (z == 5), 30
-            tifffile.imwrite(tmp_path / f"slices/{kind}/{z}.tif", np.ones(shape, np.uint8))
-    with pytest.raises(InputError, match=r"5.tif: found slices of shape"):
-        run(folders, tmp_path)
-
-
 def test_a_failed_ingest_leaves_the_old_volume(study: Study, tmp_path: Path) -> None:
     old = run(study, tmp_path).md5
     path = tmp_path / "data/a/label.tif"
@@ -170,18 +148,6 @@ def test_a_failed_ingest_leaves_the_old_volume(study: Study, tmp_path: Path) -> 
     assert open_volume("a", tmp_path / "build").md5 == old
     with pytest.raises(InputError, match="emadapt ingest x"):
         open_volume("x", tmp_path)
-
-
-def test_slices_without_foreground_are_named(
-    study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run(study, tmp_path)
-    assert "without foreground" not in capsys.readouterr().err
-    label = LABEL.copy()
-    label[[2, 7]] = 0
-    write(tmp_path / "data/a", label=label)
-    run(study, tmp_path)
-    assert "ingest a: 2 of 10 slices without foreground: 2, 7\n" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------- labels
@@ -194,28 +160,6 @@ def test_foreground_rules_against_python(label: np.ndarray, threshold: int, ids:
     for y, x in np.ndindex(label.shape):
         assert above[y, x] == (int(label[y, x]) > threshold)
         assert chosen[y, x] == (int(label[y, x]) in ids)
-
-
-@pytest.mark.parametrize("rule", [">127", ">0", ">0.5", (1,)])
-@pytest.mark.parametrize("suffix", ["png", "tif"])
-def test_white_of_a_file_of_1_bit_a_pixel_is_foreground(
-    tmp_path: Path, rule: str | tuple[int, ...], suffix: str
-) -> None:
-    mask = np.random.default_rng(0).random((9, 13)) > 0.6
-    Image.fromarray(mask).save(tmp_path / f"a.{suffix}")
-    label = open_source(str(tmp_path / f"a.{suffix}")).read(0, 1)[0]
-    np.testing.assert_array_equal(class_ids(label, [rule]), mask)
-
-
-def test_labels_that_a_rule_does_not_fit_are_refused() -> None:
-    mask = np.eye(5, dtype=np.uint8)
-    with pytest.raises(InputError, match=r"found a label of 0 and 1; .* >127 leaves none"):
-        class_ids(mask, [">127"])
-    faint = mask * 7 + mask[::-1] * 9  # edges of a smooth mask
-    for fine in (np.zeros((5, 5), np.uint8), mask * 255, faint):
-        np.testing.assert_array_equal(class_ids(fine, [">127"]), fine > 127)
-    with pytest.raises(InputError, match="fractions"):
-        class_ids(np.full((2, 2), 0.5), [(1,)])
 
 
 def organelles(root: Path, organelle: str, ids: list[int], **more: Any) -> tuple[Study, np.ndarray]:

@@ -4,7 +4,7 @@ import pytest
 from emadapt.domains.knn import domain_mixing, segmentation_iou
 
 
-def test_mixing_against_brute_force() -> None:
+def test_mixing_against_brute_force():
     rng = np.random.default_rng(0)
     a, b = rng.standard_normal((20, 3)), rng.standard_normal((30, 3)) + 0.7
     blocks_a, blocks_b = np.repeat([0, 1], [12, 8]), np.repeat([0, 1, 2], 10)
@@ -25,7 +25,7 @@ def test_mixing_against_brute_force() -> None:
     assert domain_mixing(a, blocks_a, b, blocks_b, k=4) == pytest.approx(expected)
 
 
-def test_mixing_of_one_population_and_of_two() -> None:
+def test_mixing_of_one_population_and_of_two():
     rng = np.random.default_rng(1)
     a, b = rng.standard_normal((400, 4)), rng.standard_normal((100, 4))
     blocks_a, blocks_b = np.arange(400) // 100, np.arange(100) // 25
@@ -33,7 +33,7 @@ def test_mixing_of_one_population_and_of_two() -> None:
     assert domain_mixing(a, blocks_a, b + 20, blocks_b) == 0
 
 
-def test_near_copies_in_a_block_do_not_count() -> None:
+def test_near_copies_in_a_block_do_not_count():
     rng = np.random.default_rng(2)
     blocks = np.repeat(np.arange(30), 5)
     a, b = (
@@ -44,7 +44,7 @@ def test_near_copies_in_a_block_do_not_count() -> None:
     assert domain_mixing(a, blocks, b, blocks, k=5) == pytest.approx(1, abs=0.25)
 
 
-def test_the_vote_against_brute_force() -> None:
+def test_the_vote_against_brute_force():
     rng = np.random.default_rng(3)
     x, x_test = rng.standard_normal((60, 4)), rng.standard_normal((40, 4))
     y, y_test = (np.digitize(own[:, 0], [0.3, 1]) for own in (x, x_test))

@@ -11,12 +11,10 @@ import pytest
 import yaml
 
 from emadapt.data.ingest import open_volume
-from emadapt.data.labelled import amount, choose, few_slices, few_tiles
+from emadapt.data.labelled import choose
 from emadapt.data.tiles import geometry
-from emadapt.errors import InputError
 from emadapt.pipeline.check import check_study
-from emadapt.study.datasets import TrainSetSettings
-from emadapt.study.study import Study, Unit
+from emadapt.study.study import Unit
 from emadapt.training.evaluate import evaluate_unit
 from emadapt.training.plan import unit_key
 from emadapt.training.prepare import prepare
@@ -27,7 +25,7 @@ KINDS = ("frozen", "lora", "last", "ridge", "knn", "unet2d")
 
 
 @pytest.fixture
-def study(tmp_path: Path, tracking_off: None, monkeypatch: pytest.MonkeyPatch) -> Study:
+def study(tmp_path, tracking_off, monkeypatch):
     monkeypatch.setattr("emadapt.models.unet2d.FEATURES", (8, 8, 16, 32, 64, 8))
     return make_study(tmp_path, params())
 
@@ -47,30 +45,12 @@ def params(**train_sets: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("total", "n"), [(1, 1), (10, 3), (48, 7), (48, 48), (5, 4)])
-def test_places_are_spread_one_in_each_stretch(total: int, n: int) -> None:
+def test_places_are_spread_one_in_each_stretch(total, n):
     drawn = np.array([choose(total, n, seed) for seed in range(200)])
     assert (np.diff(drawn, axis=1) > 0).all()
     for i in range(n):  # every place of a stretch is drawn, and none outside
         assert set(drawn[:, i]) == set(range(total * i // n, total * (i + 1) // n))
     assert choose(total, n, 7) == choose(total, n, 7)
-
-
-@pytest.mark.parametrize(
-    ("wanted", "n"),
-    [(0, 40), (3, 3), (40, 40), ("25%", 10), ("0.1%", 1), ("100%", 40), ("12.5%", 5)],
-)
-def test_amounts(wanted: int | str, n: int) -> None:
-    assert amount(wanted, 40, "slices") == n
-
-
-def test_more_slices_or_tiles_than_there_are(study: Study) -> None:
-    volume = open_volume("a")
-    n = len(volume.split["train"])
-    with pytest.raises(InputError, match=f"found {n + 1}; expected at most {n}"):
-        few_slices(volume, TrainSetSettings(datasets=("a",), slices=n + 1), 0)
-    spec = TrainSetSettings(datasets=("a",), crops=99)
-    with pytest.raises(InputError, match=f"found 99; expected at most {2 * n}"):
-        few_tiles(volume, spec, [(0, 0), (0, 30)], 0, volume.split["train"])
 
 
 @pytest.mark.parametrize(
@@ -106,7 +86,7 @@ def test_check_counts_slices_and_tiles_as_training_does(
     [k if k in ("frozen", "ridge") else pytest.param(k, marks=pytest.mark.slow) for k in KINDS],
 )
 @pytest.mark.parametrize("train_set", ["two", pytest.param("tiles", marks=pytest.mark.slow)])
-def test_a_unit_sees_nothing_but_what_is_labelled(study: Study, kind: str, train_set: str) -> None:
+def test_a_unit_sees_nothing_but_what_is_labelled(study, kind, train_set):
     """Another label, or image, anywhere else in the training part changes nothing."""
     unit = Unit("t", kind, train_set, 0)
     before = train_unit(study, unit)
@@ -146,7 +126,7 @@ def forget() -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def test_seeds_and_amounts_make_other_models(study: Study) -> None:
+def test_seeds_and_amounts_make_other_models(study):
     units = itertools.product(("a", "two", "tiles", "half"), (0, 1))
     keys = {unit_key(study, Unit("t", "ridge", name, seed)) for name, seed in units}
     assert len(keys) == 7  # `a` has one
@@ -156,7 +136,7 @@ def test_seeds_and_amounts_make_other_models(study: Study) -> None:
     assert sizes[0] == sizes[1]
 
 
-def test_few_labels_of_one_dataset_beside_all_of_another(tmp_path: Path, study: Study) -> None:
+def test_few_labels_of_one_dataset_beside_all_of_another(tmp_path, study):
     """A map gives them: the same slices as the dataset alone with so few."""
     sets = {
         "mixed": {"datasets": ["a", "b"], "slices": {"b": 2}},

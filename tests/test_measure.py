@@ -22,7 +22,7 @@ VOXEL = (20.0, 5.0, 4.0)
 
 
 @pytest.fixture(scope="module")
-def labels() -> np.ndarray:
+def labels():
     smooth = gaussian_filter(np.random.default_rng(0).standard_normal((14, 50, 60)), (1, 3, 3))
     return components(smooth > 1.5 * smooth.std())[0].astype(np.uint16)
 
@@ -34,7 +34,7 @@ def measured(folder: Path, labels: np.ndarray, suffix: str = ".csv", **more: Any
     return measure_volume(asked)
 
 
-def test_the_table_against_scipy_and_brute_force(tmp_path: Path, labels: np.ndarray) -> None:
+def test_the_table_against_scipy_and_brute_force(tmp_path, labels):
     grey = np.random.default_rng(1).integers(0, 255, labels.shape, dtype=np.uint8)
     second = np.zeros_like(labels, dtype=np.uint8)
     second[:, 20:24] = 255
@@ -68,7 +68,7 @@ def test_the_table_against_scipy_and_brute_force(tmp_path: Path, labels: np.ndar
         assert row["at_border"] == any(ends)
 
 
-def test_what_is_written(tmp_path: Path, labels: np.ndarray) -> None:
+def test_what_is_written(tmp_path, labels):
     alone = measured(tmp_path, labels, min_voxels=20)
     assert alone["voxels"].min() >= 20
     pd.testing.assert_frame_equal(
@@ -84,9 +84,7 @@ def test_what_is_written(tmp_path: Path, labels: np.ndarray) -> None:
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "table.parquet"), alone)
 
 
-def test_the_components_of_a_mask_are_numbered(
-    tmp_path: Path, labels: np.ndarray, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_components_of_a_mask_are_numbered(tmp_path, labels, monkeypatch):
     expected = measured(tmp_path, labels, min_voxels=20).drop(columns=["id", "nearest_id"])
     monkeypatch.setattr(run, "BLOCK", 2000)  # blocks of a part of a slice
     table = measured(tmp_path, (labels > 0) * np.uint8(255), min_voxels=20)
@@ -96,7 +94,7 @@ def test_the_components_of_a_mask_are_numbered(
     assert numbers.tolist() == [[k, n] for k, n in enumerate(counts) if k]
 
 
-def test_intervals_of_the_density_cover_the_truth_as_often_as_they_say() -> None:
+def test_intervals_of_the_density_cover_the_truth_as_often_as_they_say():
     rng, shape, voxel = np.random.default_rng(2), (40, 500, 500), (50.0, 8.0, 8.0)
     covered = []
     for _ in range(300):
@@ -110,26 +108,16 @@ def test_intervals_of_the_density_cover_the_truth_as_often_as_they_say() -> None
     assert of_volume(table, shape, (50.0, 3.0, 3.0))["per_um3"]["ci95"] is None  # too small
 
 
-def test_volumes_that_cannot_be_measured(tmp_path: Path, labels: np.ndarray) -> None:
-    with pytest.raises(InputError, match="none of 1 voxels"):
-        measured(tmp_path, np.zeros_like(labels))
-    with pytest.raises(InputError, match="no connected component of 9999"):
-        measured(tmp_path, (labels > 0).astype(np.uint8), min_voxels=9999)
-    with pytest.raises(InputError, match="float32"):
-        measured(tmp_path, labels.astype(np.float32))
-    with pytest.raises(InputError, match="the number -3"):
-        measured(tmp_path, -labels.clip(0, 3).astype(np.int16))
-    tifffile.imwrite(tmp_path / "grey.tif", np.zeros((3, 4, 5), np.uint8))
-    with pytest.raises(InputError, match="shape"):
-        measured(tmp_path, labels, image=str(tmp_path / "grey.tif"))
+def test_volumes_that_cannot_be_measured(tmp_path, labels):
+    tifffile.imwrite(tmp_path / "small.tif", np.zeros((3, 4, 5), np.uint8))
     tifffile.imwrite(tmp_path / "share.tif", labels / np.float32(labels.max()))
-    with pytest.raises(InputError, match="float32; expected 8 bits, of which 255 is 1"):
-        measured(tmp_path, labels, probabilities=str(tmp_path / "share.tif"))
-
-
-def test_objects_that_fill_the_volume_and_images_stored_as_signed(tmp_path: Path) -> None:
-    grey = np.random.default_rng(0).integers(30_000, 36_000, (6, 9, 8), np.uint16)
-    tifffile.imwrite(tmp_path / "grey.tif", grey.view(np.int16))
-    full = measured(tmp_path, np.ones(grey.shape, np.uint8), image=str(tmp_path / "grey.tif"))
-    assert full["intensity_mean"].item() == pytest.approx(grey.mean())
-    assert np.isnan(full["nearest_nm"].item())
+    for volume, more, said in (
+        (np.zeros_like(labels), {}, "none of 1 voxels"),
+        ((labels > 0).astype(np.uint8), {"min_voxels": 9999}, "no connected component of 9999"),
+        (labels.astype(np.float32), {}, "float32"),
+        (-labels.clip(0, 3).astype(np.int16), {}, "the number -3"),
+        (labels, {"image": str(tmp_path / "small.tif")}, "shape"),
+        (labels, {"probabilities": str(tmp_path / "share.tif")}, "float32; expected 8 bits"),
+    ):
+        with pytest.raises(InputError, match=said):
+            measured(tmp_path, volume, **more)

@@ -36,9 +36,7 @@ def small_memory(patch: pytest.MonkeyPatch, model: type, method: str, most: int)
 
 
 @pytest.mark.parametrize("write", [write_model, write_3d_model])
-def test_segment_goes_on_with_smaller_batches(
-    write: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_segment_goes_on_with_smaller_batches(write, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     volume = np.random.default_rng(0).integers(0, 256, (5, 90, 100), dtype=np.uint8)
     tifffile.imwrite("in.tif", volume, photometric="minisblack")
@@ -52,9 +50,7 @@ def test_segment_goes_on_with_smaller_batches(
     assert (masks[0] != masks[1]).mean() < 0.001
 
 
-def test_tokens_are_the_same_in_smaller_batches(
-    tmp_path: Path, tracking_off: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tokens_are_the_same_in_smaller_batches(tmp_path, tracking_off, monkeypatch):
     study, unit = make_study(tmp_path), Unit("t", "frozen", "a", 0)
     train_unit(study, unit)
     tokens = Path("scratch/tokens")
@@ -68,8 +64,8 @@ def test_tokens_are_the_same_in_smaller_batches(
 
 
 def test_a_single_tile_that_does_not_fit_and_a_training_step_end_with_advice(
-    tmp_path: Path, tracking_off: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    tmp_path, tracking_off, monkeypatch
+):
     def full(*given: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 

@@ -1,6 +1,5 @@
 """Surfaces against analytic spheres and as closed manifolds; their files read back by trimesh."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,7 +42,7 @@ def assert_closed(mesh: trimesh.Trimesh) -> None:
 
 
 @pytest.mark.parametrize("step", [1, 2])
-def test_a_sphere_has_its_area_volume_and_place(step: int) -> None:
+def test_a_sphere_has_its_area_volume_and_place(step):
     mesh = made(ball(), step=step)
     assert mesh.area == pytest.approx(4 * np.pi * 120**2, rel=0.03)
     assert mesh.volume == pytest.approx(4 / 3 * np.pi * 120**3, rel=0.03)
@@ -51,7 +50,7 @@ def test_a_sphere_has_its_area_volume_and_place(step: int) -> None:
     assert_closed(mesh)
 
 
-def test_without_smoothing_thin_things_stay() -> None:
+def test_without_smoothing_thin_things_stay():
     mask = np.zeros((5, 6, 7), np.uint8)
     mask[2, 3, 1:6] = 1
     mesh = made(mask, smooth=0)
@@ -63,7 +62,7 @@ def test_without_smoothing_thin_things_stay() -> None:
 
 
 @pytest.mark.parametrize("smooth", [0.0, 0.8])
-def test_slabs_leave_no_trace(smooth: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slabs_leave_no_trace(smooth, monkeypatch):
     """Random voxels show every case of marching cubes, also at the faces of the volume."""
     mask = (np.random.default_rng(0).random((11, 12, 13)) < 0.4).astype(np.uint8)
     whole = made(mask, smooth=smooth)
@@ -77,7 +76,7 @@ def test_slabs_leave_no_trace(smooth: float, monkeypatch: pytest.MonkeyPatch) ->
     assert whole.volume == pytest.approx(cut.volume, rel=1e-5)
 
 
-def test_a_label_has_its_own_surface() -> None:
+def test_a_label_has_its_own_surface():
     labels = ball(60, (70, 70, 70), 7)
     labels[0, :3, :3] = 2
     assert made(labels, label=7).volume == pytest.approx(4 / 3 * np.pi * 60**3, rel=0.05)
@@ -86,7 +85,7 @@ def test_a_label_has_its_own_surface() -> None:
 
 
 @pytest.mark.parametrize("suffix", [".ply", ".obj", ".stl"])
-def test_the_command_writes_files_that_read_back(tmp_path: Path, suffix: str) -> None:
+def test_the_command_writes_files_that_read_back(tmp_path, suffix):
     sizes = {f"PhysicalSize{a}": v / 1e3 for a, v in zip("ZYX", VOXEL, strict=True)}
     mask = tmp_path / "mask.ome.tif"
     tifffile.imwrite(mask, ball(40, (50, 50, 50)), metadata={"axes": "ZYX", **sizes})
@@ -101,29 +100,3 @@ def test_the_command_writes_files_that_read_back(tmp_path: Path, suffix: str) ->
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([mask.name, out.name])
     with pytest.raises(InputError, match="a file of that name"):
         mesh_volume(str(mask), str(out))
-
-
-@pytest.mark.parametrize(
-    ("file", "out", "options", "problem"),
-    [
-        ("empty.tif", "out.vtk", {}, r"\.ply, \.obj, \.stl"),
-        ("empty.tif", "e.ply", {}, "no voxel size"),
-        ("empty.tif", "e.ply", {"voxel_nm": VOXEL}, "an empty mask"),
-        ("none.tif", "e.ply", {}, "no such volume"),
-    ],
-)
-def test_what_has_no_surface(
-    tmp_path: Path, file: str, out: str, options: dict[str, Any], problem: str
-) -> None:
-    tifffile.imwrite(tmp_path / "empty.tif", np.zeros((3, 9, 9), np.uint8))
-    with pytest.raises(InputError, match=problem):
-        mesh_volume(str(tmp_path / file), str(tmp_path / out), **options)
-    assert not (tmp_path / out).exists()
-
-
-def test_a_surface_that_is_too_large_is_refused_before_work(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(module, "MOST_TRIANGLES", 1000)
-    with pytest.raises(InputError, match=r"about [\d,]+ triangles.*--step 2"):
-        made(ball())

@@ -1,7 +1,6 @@
 """MitoNet as a baseline; its own network where empanada-dl is installed, which requirements.lock
 leaves out."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +9,15 @@ import pytest
 import torch
 from PIL import Image
 
-from emadapt.data.tiles import geometry
-from emadapt.errors import InputError
 from emadapt.models import mitonet
 from emadapt.models.passthrough import PassThrough
 from emadapt.models.published import Passed, two_classes
 from emadapt.models.segmenter import Segmenter
-from emadapt.pipeline.check import check_study
 from emadapt.study.backbones import BackboneSettings
 from emadapt.study.regimes import regime_settings
-from emadapt.training.evaluate import evaluate_unit
-from emadapt.training.model_files import load_model
 from emadapt.training.regimes import REGIMES
-from emadapt.training.train import train_unit
 from outside import scene, write_mitonet
-from tiny import TINY, build_model, make_study, predict_slice, settings
+from tiny import TINY, build_model, predict_slice
 
 SPEC = BackboneSettings(**TINY | {"tile": 64})
 
@@ -55,13 +48,6 @@ def test_slices_are_downsampled_and_probabilities_come_back(
     assert found.shape == label.shape
     iou = ((found > 0.5) & label).sum() / ((found > 0.5) | label).sum()
     assert iou == 1 if factor == 1 else iou > 0.85  # what four pixels in one leave of edges
-
-
-def test_while_trained_it_sees_tiles_of_a_multiple() -> None:
-    settings = regime_settings(kind="mitonet", weights="w", finetune=True, factor=2)
-    spec = REGIMES["mitonet"](settings, SPEC, "mitonet").spec
-    assert (spec.tile, spec.scale) == (128, 0.5)
-    assert geometry((90, 100), spec, 16).tile == (128, 128)
 
 
 @pytest.fixture
@@ -99,48 +85,3 @@ def test_mitonet_gets_the_slice_as_its_authors_feed_it(
     found = predict_slice(segmenter, image)
     assert np.ptp(expected) > 0.05
     assert found == pytest.approx(expected, abs=1e-5)
-
-
-@pytest.mark.usefixtures("empanada")
-@pytest.mark.slow
-def test_mitonet_zero_shot_and_fine_tuned_in_a_study(
-    tmp_path: Path, tracking_off: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = write_mitonet(tmp_path / "w.pt", monkeypatch)
-    params = settings(epochs=1, steps_per_epoch=3, adapter_lr=1e-3)
-    params["regimes"] = {
-        "zero": {"kind": "mitonet", "weights": str(file), "factor": 2},
-        "tuned": {"kind": "mitonet", "weights": str(file), "finetune": True},
-    }
-    params["study"] |= {"regimes": ["zero", "tuned"], "train_sets": ["a"]}
-    study = make_study(tmp_path, params)
-    assert check_study(tmp_path / "params.yaml") == []
-    before = torch.load(file, weights_only=True)
-    for unit in study.units():
-        segmenter, card = load_model(train_unit(study, unit))
-        metrics = json.loads(evaluate_unit(study, unit).read_text())
-        image, label = (np.load(f"build/ingest/a/{kind}.npy")[9] for kind in ("image", "label"))
-        found = predict_slice(segmenter, image) > 0.5
-        iou = (found & (label > 0)).sum() / (found | (label > 0)).sum()
-        assert iou == pytest.approx(metrics["test"]["a"]["per_slice"]["iou"][-1], abs=1e-3)
-        now = segmenter.backbone.network.state_dict()
-        same = [
-            torch.equal(now[name], tensor)
-            for name, tensor in before.items()
-            if name.endswith("weight")
-        ]
-        assert all(same) if unit.regime == "zero" else sum(same) < len(same) / 2
-        assert (metrics["trainable_params"] == 0) == (unit.regime == "zero")
-        assert all(torch.equal(now[name], before[name]) for name in before if "running" in name)
-    loss = json.loads((tmp_path / "build/units/t-tuned-a-0/history.json").read_text())["epochs"]
-    assert len(loss) == 1
-    assert card["weights"]["note"] == "MitoNet, PanopticDeepLabPR of empanada-dl"
-
-
-@pytest.mark.usefixtures("empanada")
-def test_mitonet_with_tensors_left_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = write_mitonet(tmp_path / "w.pt", monkeypatch)
-    state = torch.load(file, weights_only=True)
-    torch.save(state | {"extra.weight": torch.zeros(1)}, file)
-    with pytest.raises(InputError, match=r"extra\.weight"):
-        build_model(SPEC, regime_settings(kind="mitonet", weights=str(file)), "mitonet")

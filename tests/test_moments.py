@@ -18,7 +18,7 @@ def some_slices(n_slices: int, seed: int) -> tuple[list[np.ndarray], Moments]:
 
 
 @given(seed=st.integers(0, 10_000), chosen=st.lists(st.integers(0, 4), min_size=1, max_size=9))
-def test_merged_moments_are_those_of_the_pooled_tokens(seed: int, chosen: list[int]) -> None:
+def test_merged_moments_are_those_of_the_pooled_tokens(seed, chosen):
     tokens, moments = some_slices(5, seed)
     pool = np.concatenate([tokens[z] for z in chosen]).astype(np.float64)
     n, mean, cov = moments.merged(chosen)
@@ -28,7 +28,7 @@ def test_merged_moments_are_those_of_the_pooled_tokens(seed: int, chosen: list[i
 
 
 @given(n=st.integers(4, 60), blocks=st.integers(2, 4))
-def test_z_blocks_are_contiguous_and_even(n: int, blocks: int) -> None:
+def test_z_blocks_are_contiguous_and_even(n, blocks):
     found = z_blocks(n, blocks)
     assert (np.diff(found) >= 0).all()
     sizes = np.bincount(found, minlength=blocks)

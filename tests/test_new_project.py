@@ -19,9 +19,7 @@ from tiny import blobs, write_stack
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def test_a_new_project_is_one_that_dvc_reads(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_new_project_is_one_that_dvc_reads(tmp_path, monkeypatch):
     folder = tmp_path / "mine"
     (folder / "data/mine").mkdir(parents=True)  # what is there stays
     assert CliRunner().invoke(main, ["init", str(folder)], catch_exceptions=False).exit_code == 0
@@ -42,7 +40,7 @@ def test_a_new_project_is_one_that_dvc_reads(
     assert check_study(Path("params.yaml")) == []
 
 
-def test_files_that_are_there_are_not_replaced(tmp_path: Path) -> None:
+def test_files_that_are_there_are_not_replaced(tmp_path):
     (tmp_path / "params.yaml").write_text("mine")
     with pytest.raises(InputError, match=r"params\.yaml"):
         new_project(tmp_path)
@@ -50,7 +48,7 @@ def test_files_that_are_there_are_not_replaced(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_wheel_begins_the_same_project(tmp_path: Path) -> None:
+def test_a_wheel_begins_the_same_project(tmp_path):
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
     subprocess.run([*pip, "--wheel-dir", tmp_path, ROOT], check=True)
     (wheel,) = tmp_path.glob("*.whl")

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import h5py
 import nibabel
 import numpy as np
 import pytest
@@ -307,24 +306,6 @@ def test_what_can_be_meant_in_several_ways_is_refused(case: str, tmp_path: Path)
     assert said in refused(write(tmp_path))
 
 
-def test_what_a_user_should_know_is_said(tmp_path: Path) -> None:
-    def notes(name: str, write: Case) -> str:
-        (tmp_path / name).mkdir()
-        return " ".join(open_image(write(tmp_path / name)).notes)
-
-    assert "5 images of one shape" in notes("appended", lambda p: tiff(p, *VOLUME))
-    assert "50.0% of its chunks" in notes("half", lambda p: lost(p, lambda i: i % 2 == 0))
-    assert "stored as int16" in notes("signed", lambda p: hdf5(p, SIGNED))
-    said = notes("gap", lambda p: slices(p, [f"{z}.png" for z in (1, 2, 4, 5, 6)]))
-    assert "from 1.png to 6.png" in said
-    assert "between 2.png and 4.png" in said
-    copied = ["1.png", "1 copy.png", "2.png", "3.png", "4.png"]
-    assert "one number: 1 copy.png; 1.png" in notes("copy", lambda p: slices(p, copied))
-    with h5py.File(tmp_path / "a.h5", "w") as file:
-        file.create_dataset("raw", (4, 8, 8), "u1", chunks=(1, 8, 8))[1] = 7
-    assert "75.0% of its chunks" in open_image(str(tmp_path / "a.h5")).notes[0]
-
-
 @pytest.mark.parametrize(
     ("write", "said"),
     [
@@ -351,14 +332,6 @@ def test_a_doubtful_voxel_size_is_asked_for(write: Case, said: str, tmp_path: Pa
     assert voxel_of(source, VOXEL) == VOXEL
     with pytest.raises(InputError):
         voxel_of(source, (VOXEL[0] * 1e7, *VOXEL[1:]))
-
-
-def test_a_voxel_size_that_the_user_states_wins_and_the_other_is_said(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    source = open_image(nifti(tmp_path))
-    assert voxel_of(source, (30.0, 4.0, 5.0)) == (30.0, 4.0, 5.0)
-    assert "where the file says 10 x 4 x 5" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("axes", ["LPS", "RAS", "PIR", "ASL"])

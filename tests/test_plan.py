@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -37,7 +35,7 @@ def params() -> dict[str, Any]:
 
 
 @pytest.fixture
-def study(tmp_path: Path, tracking_off: None) -> Study:
+def study(tmp_path, tracking_off):
     return make_study(tmp_path, params())
 
 
@@ -84,13 +82,11 @@ def units(kind: str, *, backbone: str = "th", regimes: str, train_set: str = "")
     ],
     ids=["rank", "learning-rate", "workers", "replicates", "fewer-regimes"],
 )
-def test_a_setting_changes_its_own_plans(study: Study, edit: Edit, expected: set[str]) -> None:
+def test_a_setting_changes_its_own_plans(study, edit, expected):
     assert changed(edit) == expected
 
 
-def test_what_a_study_no_longer_has_leaves_no_plan_and_waits_until_it_is_back(
-    study: Study,
-) -> None:
+def test_what_a_study_no_longer_has_leaves_no_plan_and_waits_until_it_is_back(study):
     plans()
     results = ("build/evaluate/t-lora-a-0/own", "reports/domain/t-lora.json", "build/ingest/b/own")
     for path in (*results, "build/units/t-lora-a-0/own"):
@@ -112,9 +108,7 @@ def test_what_a_study_no_longer_has_leaves_no_plan_and_waits_until_it_is_back(
     assert {Path(path).read_text() for path in results} == {"made by hand"}
 
 
-def test_data_changes_the_plans_of_its_members_and_of_what_it_is_a_reference_for(
-    study: Study,
-) -> None:
+def test_data_changes_the_plans_of_its_members_and_of_what_it_is_a_reference_for(study):
     before = plans()
     path = Path("data/b/image.tif")
     tifffile.imwrite(path, 255 - tifffile.imread(path), photometric="minisblack")
@@ -125,7 +119,7 @@ def test_data_changes_the_plans_of_its_members_and_of_what_it_is_a_reference_for
     assert same == untouched | {"tokens/t-a", "diagnose/t-unet2d", "diagnose/h-unet2d"}
 
 
-def test_what_changes_no_byte_trains_nothing_again(study: Study) -> None:
+def test_what_changes_no_byte_trains_nothing_again(study):
     """A label rule that means the same; a voxel size, which scores and model cards have."""
     before, keys = plans(), {unit: unit_key(study, unit) for unit in study.units()}
     own = yaml.safe_load(Path("params.yaml").read_text())
@@ -144,33 +138,11 @@ def test_what_changes_no_byte_trains_nothing_again(study: Study) -> None:
     assert {unit: unit_key(load_study(), unit) for unit in study.units()} == keys
 
 
-def test_what_is_said_of_data_and_classes_is_said_again(study: Study) -> None:
-    """The terms of data that a unit has seen through another or without labels; class names."""
-
-    def onto_b(own: dict[str, Any]) -> None:
-        own["regimes"]["warm"] |= {"warm_start": "frozen-onto_b"}
-        own["regimes"]["lora"] |= {"self_training": 1.0}
-        own["train_sets"] |= {"onto_b": {"datasets": ["a"], "unlabelled": ["b"]}}
-        own["study"] |= {"backbones": ["t"], "train_sets": ["a", "onto_b"]}
-        own["regimes"]["frozen"] |= {"self_training": 1.0}
-
-    changed(onto_b)
-    before = plans()
-    path = Path("build/ingest/b/manifest.json")
-    manifest = json.loads(path.read_text())
-    path.write_text(json.dumps(manifest | {"source": {"licence": "another"}}))
-    after = plans()
-    seen = {"t-warm-a-0", "t-warm-onto_b-0", "t-frozen-onto_b-0", "t-lora-onto_b-0"}
-    assert {n for n in after if after[n] != before[n]} == {f"train/{name}" for name in seen}
-    path.write_text(json.dumps(manifest | {"classes": ["one", "other"]}))
-    assert plans()["diagnose/t-frozen"] != after["diagnose/t-frozen"]
-
-
-def test_a_second_run_writes_the_same(study: Study) -> None:
+def test_a_second_run_writes_the_same(study):
     assert plans() == plans() != {}
 
 
-def test_a_replaced_weights_file_is_noticed(study: Study) -> None:
+def test_a_replaced_weights_file_is_noticed(study):
     Path("weights.bin").write_bytes(b"one")
     own = {"arch": "dinov2_s", "source": "file", "file": "weights.bin"}
     changed(lambda p: p["backbones"].update(t=p["backbones"]["t"] | own))
@@ -200,7 +172,7 @@ def test_replaced_weights_of_a_published_system_are_noticed(study: Study, kind: 
     assert {n for n in after if after[n] != before[n]} == units("train", regimes="unet2d")
 
 
-def test_a_model_folder_that_a_unit_starts_from_is_noticed(study: Study) -> None:
+def test_a_model_folder_that_a_unit_starts_from_is_noticed(study):
     Path("models/mine").mkdir(parents=True)
     Path("models/mine/model.safetensors").write_bytes(b"one")
     changed(lambda own: own["regimes"]["warm"].update(warm_start="models/mine"))
@@ -210,17 +182,7 @@ def test_a_model_folder_that_a_unit_starts_from_is_noticed(study: Study) -> None
     assert unit_key(load_study(), unit) != before
 
 
-def test_a_hash_is_remembered_until_the_file_changes(tracking_off: None) -> None:
-    path = Path("file")
-    path.write_bytes(b"one")
-    first = file_sha256(path)
-    Path("scratch/hashes.json").write_text("{ damaged")
-    assert file_sha256(path) == first
-    path.write_bytes(b"two")
-    assert file_sha256(path) != first
-
-
-def test_hashes_are_remembered_by_all_who_ask_at_once(tracking_off: None) -> None:
+def test_hashes_are_remembered_by_all_who_ask_at_once(tracking_off):
     files = [Path(f"file{n}") for n in range(40)]
     for file in files:
         file.write_text(file.name)
@@ -230,17 +192,7 @@ def test_hashes_are_remembered_by_all_who_ask_at_once(tracking_off: None) -> Non
     assert found == [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
 
 
-def test_without_ingested_data_it_says_what_to_run(tmp_path: Path, tracking_off: None) -> None:
+def test_without_ingested_data_it_says_what_to_run(tmp_path, tracking_off):
     study = make_study(tmp_path, ingested=False)
     with pytest.raises(InputError, match="Run `emadapt ingest a`"):
         write_plans(study)
-
-
-def test_it_is_quick(study: Study) -> None:
-    code = (
-        "import sys; sys.argv = ['emadapt', 'plan']\nfrom emadapt.cli import main\n"
-        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code\n"
-        "print([m for m in ('torch', 'mlflow', 'scipy', 'matplotlib') if m in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.endswith("[]\n")

@@ -3,7 +3,6 @@ smoothed along z."""
 
 import math
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,7 @@ from monai.data.utils import compute_importance_map
 from monai.inferers import sliding_window_inference
 
 from emadapt.data.ingest import Volume
-from emadapt.data.tiles import window_starts
 from emadapt.models import predict, segmenter
-from emadapt.models.adapters import merge
 from emadapt.models.predict import predict_slices, smooth_z
 from emadapt.models.segmenter import Segmenter
 from emadapt.models.tokens import token_views
@@ -75,17 +72,6 @@ def test_cached_and_online_predictions_agree(
         np.testing.assert_allclose(cached(model, volume, tmp_path, z), online, atol=3e-3)
 
 
-def test_what_is_cached_below_adapters_is_enough(volume: Volume, tmp_path: Path) -> None:
-    model = make(settings=regime_settings(kind="lora_last_k", rank=2, k=2))
-    with torch.no_grad():
-        for p in model.trainable()["adapter"]:
-            p.copy_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
-    before = predict_slice(model, volume.image[1])
-    np.testing.assert_allclose(cached(model, volume, tmp_path, 1), before, atol=5e-3)
-    merge(model.backbone)
-    np.testing.assert_allclose(predict_slice(model, volume.image[1]), before, atol=1e-4)
-
-
 @pytest.mark.parametrize("change", SHAPES, ids=str)
 def test_a_head_that_says_the_same_everywhere_leaves_no_seams(
     volume: Volume, change: dict[str, Any]
@@ -97,24 +83,6 @@ def test_a_head_that_says_the_same_everywhere_leaves_no_seams(
     for overlap in (None, 0.0, 0.6):
         found = predict_slice(model, volume.image[2], overlap)
         np.testing.assert_allclose(found, 0.75, atol=1e-5)
-
-
-def test_one_tile_is_the_segmenters_own_answer(volume: Volume) -> None:
-    model = make({"tile": 0}, head="linear")
-    image = volume.image[0, :84, :98]  # whole patches
-    with torch.inference_mode():
-        logits = model(torch.from_numpy(image / np.float32(255))[None, None], (84, 98))
-    foreground = 1 / (1 + torch.exp(logits[0, 0] - logits[0, 1]))
-    np.testing.assert_allclose(predict_slice(model, image), foreground.numpy(), atol=1e-5)
-
-
-def test_tiles_see_only_their_own_pixels(volume: Volume) -> None:
-    image = volume.image[0][:56, :]  # 56 x 101: tiles at x = 0 and 45
-    changed = image.copy()
-    changed[:, 70:] = 255 - changed[:, 70:]
-    plain = predict_slice(make(), image, 0.0) - predict_slice(make(), changed, 0.0)
-    assert not plain[:, :45].any()
-    assert np.abs(plain[:, 60:]).max() > 0.01
 
 
 # ---------------------------------------------------------------- blocks of slices
@@ -165,15 +133,6 @@ def test_streamed_along_z_it_is_monai_on_the_whole_volume(overlap: float) -> Non
     assert stacked.std() > 0.01
 
 
-def test_a_run_thinner_than_the_block_is_reflected() -> None:
-    model = block_model(4, 80)
-    for n, shown, at in ((1, [5, 5, 5, 5], 1), (2, [5, 5, 6, 6], 1), (3, [5, 6, 7, 7], 0)):
-        got = predicted(model, IMAGE, range(5, 5 + n))
-        image = np.pad(IMAGE[shown], ((0, 0), (0, 16), (0, 0)), mode="symmetric")
-        expected = whole(model, image)[at : at + n, :64]
-        np.testing.assert_allclose(np.stack(list(got.values())), expected, atol=2e-6)
-
-
 def test_other_slices_are_not_looked_at() -> None:
     model, other = block_model(3, 32), IMAGE.copy()
     other[[0, 5, 10]] = 255 - other[[0, 5, 10]]
@@ -181,18 +140,6 @@ def test_other_slices_are_not_looked_at() -> None:
     one, two = predicted(model, IMAGE, slices), predicted(model, other, slices)
     assert list(one) == slices
     assert all(np.array_equal(one[z], two[z]) for z in slices)
-
-
-@pytest.mark.parametrize(
-    ("length", "depth", "share"),
-    [(11, 4, 0.5), (4, 4, 0.5), (33, 6, 0.2), (7, 6, 0.0), (9, 1, 0.5)],
-)
-def test_windows_cover_every_slice_and_keep_inside(length: int, depth: int, share: float) -> None:
-    starts = window_starts(length, depth, share)
-    assert starts == sorted(set(starts))
-    assert (starts[0], starts[-1]) == (0, length - depth)
-    assert {z for s in starts for z in range(s, s + depth)} == set(range(length))
-    assert all(b - a <= max(1, depth * (1 - share)) for a, b in pairwise(starts))
 
 
 # ---------------------------------------------------------------- smoothing

@@ -24,7 +24,7 @@ def told_apart(
     return domain_probe(datasets, permutations=most, seed=0)
 
 
-def test_datasets_that_differ_are_told_apart() -> None:
+def test_datasets_that_differ_are_told_apart():
     (a, blocks), (b, _) = volume(0), volume(1)
     b[:, 0] += 12
     probe = told_apart(a, blocks, b, blocks)
@@ -34,7 +34,7 @@ def test_datasets_that_differ_are_told_apart() -> None:
     assert (again.balanced_accuracy, again.p_value) == (probe.balanced_accuracy, 1 / 8)
 
 
-def test_drift_along_z_is_not_a_difference_of_datasets() -> None:
+def test_drift_along_z_is_not_a_difference_of_datasets():
     found = []
     for seed in range(8):
         (a, blocks), (b, _) = volume(2 * seed, drift=3), volume(2 * seed + 1, drift=3)
@@ -48,7 +48,7 @@ def test_drift_along_z_is_not_a_difference_of_datasets() -> None:
     assert balanced_accuracy_score(other, leaky) > found[-1].balanced_accuracy + 0.1
 
 
-def test_the_p_value_against_blocks_that_were_really_exchanged() -> None:
+def test_the_p_value_against_blocks_that_were_really_exchanged():
     (a, blocks), (b, _) = volume(4, blocks=3), volume(5, blocks=3)
     b[:, 0] += 0.8
     accuracies = []
@@ -61,7 +61,7 @@ def test_the_p_value_against_blocks_that_were_really_exchanged() -> None:
     assert found.p_value == np.mean(np.asarray(accuracies) >= accuracies[0] - 1e-9)
 
 
-def test_more_labellings_than_permutations_are_drawn() -> None:
+def test_more_labellings_than_permutations_are_drawn():
     (a, blocks), (b, _) = volume(0, blocks=6, per_block=3), volume(1, blocks=6, per_block=3)
     one, again = (told_apart(a, blocks, b + 20, blocks, 9) for _ in range(2))
     assert one == again

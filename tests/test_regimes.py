@@ -41,14 +41,12 @@ def a_study(root: Path, kind: str, **train: Any) -> tuple[Study, Unit]:
 
 
 @pytest.fixture(autouse=True)
-def place(tmp_path: Path, tracking_off: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def place(tmp_path, tracking_off, monkeypatch):
     monkeypatch.setattr("emadapt.models.unet2d.FEATURES", (8, 8, 16, 32, 64, 8))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_from_training_to_the_score(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
+def test_from_training_to_the_score(tmp_path, monkeypatch, kind):
     """The score is that of what the saved model predicts; what can come from the cache does."""
     study, unit = a_study(tmp_path, kind)
     runs: list[int] = []
@@ -77,9 +75,7 @@ def test_from_training_to_the_score(
 
 
 @pytest.mark.parametrize("kind", ["unet2d", "resunet3d", "lora_last_k"])
-def test_stopped_after_an_epoch_it_goes_on_to_the_same_bytes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
+def test_stopped_after_an_epoch_it_goes_on_to_the_same_bytes(tmp_path, monkeypatch, kind):
     study, unit = a_study(tmp_path, kind, steps_per_epoch=2)
     undisturbed = trained(study, unit)
     (tmp_path / "scratch/units").rename(tmp_path / "gone")
@@ -89,7 +85,7 @@ def test_stopped_after_an_epoch_it_goes_on_to_the_same_bytes(
 
 
 @pytest.mark.parametrize("kind", ["ridge", "knn"])
-def test_what_is_fitted_at_once_keeps_the_best_candidate(tmp_path: Path, kind: str) -> None:
+def test_what_is_fitted_at_once_keeps_the_best_candidate(tmp_path, kind):
     study, unit = a_study(tmp_path, kind)
     folder = train_unit(study, unit)
     card, history = (json.loads((folder / f"{f}.json").read_text()) for f in ("model", "history"))
@@ -99,5 +95,5 @@ def test_what_is_fitted_at_once_keeps_the_best_candidate(tmp_path: Path, kind: s
     assert card["val"]["iou"] == pytest.approx(max(ious), abs=0.02)
 
 
-def test_there_is_a_class_for_each_kind() -> None:
+def test_there_is_a_class_for_each_kind():
     assert set(REGIMES) == {*KINDS, "mitonet", "sam2"}

@@ -237,46 +237,39 @@ def test_figures_of_an_earlier_report_go_and_those_of_others_stay(tmp_path):
     assert not {"regime.png", "curves.png"} & left
 
 
-def test_missing_and_wrong_metrics(tmp_path):
-    study = a_study(seeds=(0,))
-    with pytest.raises(InputError, match=r"dvc repro evaluate@dinov2_s-frozen-lucchi-0"):
-        build_report(tmp_path, study)
-    write_metrics(tmp_path, study)
-    file = tmp_path / "build/evaluate/dinov2_s-lora-vnc-0/metrics.json"
-    good = json.loads(file.read_text())
-    for wrong in (
-        '{"unit": ',
-        "{}",
-        json.dumps({**good, "unit": "another"}),
-        json.dumps({**good, "test": {"lucchi": {}}}),
-    ):
-        file.write_text(wrong)
-        with pytest.raises(InputError, match=r"dvc repro evaluate@dinov2_s-lora-vnc-0") as error:
-            build_report(tmp_path, study)
-        assert str(file) in str(error.value)
-    assert not (tmp_path / "reports").exists()
+WRONG: list[Any] = [
+    "{",
+    {"unit": "another"},
+    {"test": {"lucchi": {}}},
+    {"made_from": {"dataset lucchi": "e" * 32}},  # seed 0 has seen other data
+    {"key": "another"},  # the model was trained again
+]
+"""Instead of the metrics of a unit, or of some of them."""
 
 
-def test_units_of_different_weights_or_data_are_not_averaged(tmp_path):
+@pytest.mark.parametrize("wrong", WRONG, ids=str)
+def test_metrics_that_do_not_fit_the_study_are_refused(tmp_path, wrong):
     study = a_study()
-    write_metrics(tmp_path, study)
-    file = tmp_path / "build/evaluate/dinov2_s-lora-vnc-1/metrics.json"
-    metrics = json.loads(file.read_text())
-    file.write_text(json.dumps(metrics | {"made_from": {"dataset lucchi": "e" * 32}}))
-    with pytest.raises(InputError, match=r"dataset lucchi with hash eee.* expected ddd"):
+    with pytest.raises(InputError, match="dvc repro evaluate@dinov2_s-frozen-lucchi-0"):
         build_report(tmp_path, study)
-    assert not (tmp_path / "reports").exists()
-
-
-def test_scores_of_a_model_that_was_trained_again_are_refused(tmp_path):
-    study = a_study()
     write_metrics(tmp_path, study)
     write_models(tmp_path, study)
     read_units(tmp_path, study)
-    model = tmp_path / "build/units/dinov2_s-lora-vnc-1/model.json"
-    model.write_text(json.dumps(json.loads(model.read_text()) | {"key": "another"}))
-    with pytest.raises(InputError, match="dvc repro evaluate@dinov2_s-lora-vnc-1"):
-        read_units(tmp_path, study)
+    file = tmp_path / "build/evaluate/dinov2_s-lora-vnc-1/metrics.json"
+    good = json.loads(file.read_text())
+    file.write_text(wrong if isinstance(wrong, str) else json.dumps(good | wrong))
+    with pytest.raises(InputError, match="dinov2_s-lora-vnc-1"):
+        build_report(tmp_path, study)
+    assert not (tmp_path / "reports").exists()
+
+
+@pytest.mark.parametrize("wrong", ["{", "[]", '{"study": "another"}'])
+def test_diagnostics_that_do_not_fit_the_study_are_refused(tmp_path, wrong):
+    study = a_study(seeds=(0,))
+    write_domain(tmp_path, study)
+    (tmp_path / "reports/domain/dinov2_s-lora.json").write_text(wrong)
+    with pytest.raises(InputError, match="delete the file"):
+        read_cards(tmp_path, study)
 
 
 def test_how_a_model_relates_to_its_test_set():
@@ -345,16 +338,6 @@ def test_distances_are_means_over_seeds_in_units_of_the_variance(tmp_path):
     assert pretrained["null"] == pytest.approx(0.1)
     assert pretrained["ratio"] == pytest.approx(4.1)
     assert pretrained["ci95"] == pytest.approx((0.8 * 0.41, 1.2 * 0.41))
-
-
-def test_diagnostics_of_another_study_or_without_sense(tmp_path):
-    study = a_study(seeds=(0,))
-    write_domain(tmp_path, study)
-    file = tmp_path / "reports/domain/dinov2_s-lora.json"
-    for wrong in ("{", "[]", json.dumps({**a_card(study, "lora"), "study": "another"})):
-        file.write_text(wrong)
-        with pytest.raises(InputError, match="delete the file"):
-            read_cards(tmp_path, study)
 
 
 def test_the_report_runs_without_torch_and_mlflow(tmp_path):

@@ -30,7 +30,6 @@ from outside import scene, write_sam2
 from tiny import TINY, build_model, make_study, predict_slice, settings
 
 SPEC = BackboneSettings(**TINY | {"tile": 64})
-PROMPTS = ("automatic", "box", "box+mask")
 
 
 @pytest.fixture(scope="module")
@@ -65,19 +64,6 @@ def test_boxes_are_those_of_the_connected_components(seed: int) -> None:
     for number, (x0, y0, x1, y1) in enumerate(boxes.astype(int), 1):
         ys, xs = np.nonzero(objects == number)
         assert (xs.min(), ys.min(), xs.max(), ys.max()) == (x0, y0, x1, y1)
-
-
-def test_a_slice_without_objects_has_no_boxes_and_no_foreground(folder: Path) -> None:
-    image, label = scene()
-    assert sam2.objects_of(np.zeros_like(label))[1].shape == (0, 4)
-    assert prompted(a_segmenter(folder, "box"), image, np.zeros_like(label)).max() < 1e-6
-
-
-def test_the_grid_is_that_of_transformers() -> None:
-    from transformers.models.sam2.image_processing_sam2 import _build_point_grid
-
-    found = sam2.grid((90, 120), 5) / np.array([120, 90])
-    assert found == pytest.approx(_build_point_grid(5).numpy(), abs=1e-6)
 
 
 class Discs(nn.Module):
@@ -175,13 +161,6 @@ def test_with_a_perfect_network_the_prompted_foreground_is_the_label(
     assert np.array_equal(prompted(segmenter, np.zeros((64, 64), np.uint8), label) > 0.5, label)
 
 
-def test_boxes_reach_the_network_in_its_own_pixels(folder: Path) -> None:
-    backbone: Any = a_segmenter(folder, "box").backbone
-    boxes, scale = torch.tensor([[[10.0, 20.0, 60.0, 45.0]]]), torch.tensor([64 / 120, 64 / 90] * 2)
-    placed = backbone._placed((90, 120), input_boxes=boxes)["input_boxes"]
-    torch.testing.assert_close(placed, boxes * scale)
-
-
 def test_without_labels_only_automatic_prompts_answer(folder: Path) -> None:
     image, _ = scene()
     found = predict_slice(a_segmenter(folder), image)
@@ -245,19 +224,3 @@ def test_other_weights_than_it_was_scored_with_are_refused(
     network.save_pretrained(other)
     with pytest.raises(InputError, match="which it was trained on"):
         load_model(trained)
-
-
-def test_damaged_or_other_weights_of_sam2(folder: Path, tmp_path: Path) -> None:
-    for name in sam2.FILES:
-        (tmp_path / name).write_bytes((folder / name).read_bytes())
-    whole = (folder / "model.safetensors").read_bytes()
-    (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(InputError, match="cannot be read"):
-        a_segmenter(tmp_path)
-    from safetensors.torch import load, save_file
-
-    state = load(whole)
-    del state["no_memory_embedding"]
-    save_file(state, tmp_path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(InputError, match="no_memory_embedding"):
-        a_segmenter(tmp_path)

@@ -1,12 +1,6 @@
 """`emadapt segment` as a whole, on tiny models with random weights in 2D and in 3D."""
 
 import dataclasses
-import errno
-import os
-import signal
-import subprocess
-import sys
-import time
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -44,12 +38,12 @@ def model_of(folder: Path, kind: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model(tmp_path_factory):
     return write_model(tmp_path_factory.mktemp("model") / "m")
 
 
 @pytest.fixture
-def order(tmp_path: Path, model: Path) -> Order:
+def order(tmp_path, model):
     tifffile.imwrite(tmp_path / "in.tif", IMAGE, photometric="minisblack")
     return Order(str(tmp_path / "in.tif"), str(tmp_path / "out.tif"), str(model), voxel_nm=VOXEL)
 
@@ -88,8 +82,8 @@ def interrupt(*_: Any) -> Any:
 
 @pytest.mark.parametrize("kind", MODELS)
 def test_blocks_leave_no_trace_and_segment_predicts_what_evaluate_predicts(
-    order: Order, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    order, kind, tmp_path, monkeypatch
+):
     folder = model_of(tmp_path / "model", kind)
     order = dataclasses.replace(
         order, model=str(folder), probabilities=True, instances=True, overwrite=True
@@ -127,8 +121,8 @@ def test_blocks_leave_no_trace_and_segment_predicts_what_evaluate_predicts(
 @pytest.mark.parametrize("shapes", [((8, 64, 64), (24, 64, 64)), ((1, 512, 64), (1, 1536, 64))])
 @pytest.mark.parametrize("kind", ["tiles", "windows"])
 def test_memory_grows_neither_with_the_slices_nor_with_their_rows(
-    kind: str, shapes: tuple[tuple[int, ...], ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    kind, shapes, tmp_path, monkeypatch
+):
     blocks(monkeypatch, block=4 * 64 * 64, chunk=16, depth=4, tile_rows=1)
     model = api.load_model(model_of(tmp_path / "model", kind))
     peaks = []
@@ -144,7 +138,7 @@ def test_memory_grows_neither_with_the_slices_nor_with_their_rows(
     assert peaks[1] < 1.5 * peaks[0]  # of three times the volume
 
 
-def test_zarr_holds_what_tiff_holds(order: Order, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_zarr_holds_what_tiff_holds(order, monkeypatch):
     blocks(monkeypatch, chunk=32, depth=2)
     output = Path(order.output).with_name("out.ome.zarr")
     segment_volume(order)
@@ -157,9 +151,7 @@ def test_zarr_holds_what_tiff_holds(order: Order, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("suffix", [".tif", ".zarr"])
-def test_a_stopped_run_goes_on(
-    order: Order, suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stopped_run_goes_on(order, suffix, tmp_path, monkeypatch):
     """Stopped in phases and while outputs are made: only the rest is done, with the same bytes."""
     blocks(monkeypatch, depth=2)
     folder = write_model(tmp_path / "smooth", smooth_z_nm=30.0)
@@ -199,50 +191,7 @@ def test_a_stopped_run_goes_on(
     assert outputs(tmp_path) == expected
 
 
-@pytest.mark.slow
-def test_a_killed_process_loses_what_it_was_at(order: Order, tmp_path: Path) -> None:
-    tifffile.imwrite(order.input, np.tile(IMAGE, (6, 1, 3)), photometric="minisblack")
-    code = """
-import time
-from emadapt.cli import main
-from emadapt.segment import job, partial
-job.DEPTH, mark = 1, partial.Partial.mark
-partial.Partial.mark = lambda *given: (time.sleep(0.1), mark(*given))
-main()
-"""
-    options = ["--model", order.model, "--voxel-nm", "30", "5", "5"]
-    command = [sys.executable, "-c", code, "segment", order.input, *options]
-    subprocess.run([*command, "whole.tif"], cwd=tmp_path, check=True)
-    process = subprocess.Popen([*command, "killed.tif"], cwd=tmp_path)
-    marks = tmp_path / "killed.tif.partial/done"
-    while len(list(marks.glob("*.json")) if marks.is_dir() else []) < 3:
-        assert process.poll() is None
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert 3 <= len(list(marks.glob("*.json"))) < 42
-    assert not (tmp_path / "killed.tif").exists()
-    again = [*command, "killed.tif"]
-    done = subprocess.run(again, cwd=tmp_path, check=True, capture_output=True, text=True)
-    assert "segment killed.tif: 42 x" in done.stdout
-    assert (tmp_path / "killed.tif").read_bytes() == (tmp_path / "whole.tif").read_bytes()
-
-
-def test_a_finished_run_is_published_from_another_folder_too(
-    order: Order, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    with monkeypatch.context() as patch:
-        patch.setattr(run, "publish", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            segment_volume(dataclasses.replace(order, input="in.tif", output="out.tif"))
-    (tmp_path / "sub").mkdir()
-    monkeypatch.chdir(tmp_path / "sub")
-    segment_volume(dataclasses.replace(order, input="../in.tif", output="../out.tif"))
-    assert tifffile.imread(tmp_path / "out.tif").shape == IMAGE.shape
-
-
-def test_nothing_is_overwritten_unasked(order: Order, tmp_path: Path) -> None:
+def test_nothing_is_overwritten_unasked(order, tmp_path):
     (tmp_path / "out.tif").write_text("precious")
     assert "--overwrite" in refused(order)
     assert (tmp_path / "out.tif").read_text() == "precious"
@@ -254,7 +203,7 @@ def test_nothing_is_overwritten_unasked(order: Order, tmp_path: Path) -> None:
     assert (tmp_path / "out-instances.csv").read_text().startswith("id,voxels")
 
 
-def test_what_we_did_not_write_is_never_removed(order: Order, tmp_path: Path) -> None:
+def test_what_we_did_not_write_is_never_removed(order, tmp_path):
     """Not even with --overwrite: a folder named as our partial results, one named as the output."""
     order = dataclasses.replace(order, overwrite=True)
     mine = tmp_path / "out.tif.partial"
@@ -273,15 +222,7 @@ def test_what_we_did_not_write_is_never_removed(order: Order, tmp_path: Path) ->
     segment_volume(other)  # replaces its own
 
 
-def test_a_mistyped_input_leaves_a_folder_alone(order: Order, tmp_path: Path) -> None:
-    mine = tmp_path / "out.tif.partial"
-    mine.mkdir()
-    assert "nowhere" in refused(dataclasses.replace(order, input="nowhere.tif"))
-    assert mine.is_dir()
-    assert not any(mine.iterdir())
-
-
-def test_the_input_is_never_an_output(order: Order, tmp_path: Path) -> None:
+def test_the_input_is_never_an_output(order, tmp_path):
     order = dataclasses.replace(order, overwrite=True)
     assert "the input itself" in refused(dataclasses.replace(order, output=order.input))
     raw = tmp_path / "v.zarr/raw"
@@ -302,33 +243,8 @@ def test_targets_that_cannot_be_written(order: Order, tmp_path: Path) -> None:
         assert "still going" in refused(order)
 
 
-def test_a_full_disk_keeps_what_is_done(
-    order: Order, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    blocks(monkeypatch, depth=2)
-    mark = partial.Partial.mark
-
-    def full(self: Any, phase: str, number: int, facts: dict[str, Any]) -> None:
-        if number == 2:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "mask/0/2.0.0")
-        mark(self, phase, number, facts)
-
-    words = ["segment", order.input, order.output, "--model", order.model, "--voxel-nm", "30"]
-    with monkeypatch.context() as patch:
-        patch.setattr(partial.Partial, "mark", full)
-        result = CliRunner().invoke(main, [*words, "5", "5"])
-    assert result.exit_code == 2
-    assert "a full disk" in result.output
-    assert len(list((tmp_path / "out.tif.partial/done").iterdir())) == 2
-    assert not Path(order.output).exists()
-    segment_volume(order)
-    assert tifffile.imread(order.output).shape == IMAGE.shape
-
-
 @pytest.mark.parametrize("stopped_at", ["finish", "publish"])
-def test_another_order_does_not_go_on_with_what_is_there(
-    order: Order, stopped_at: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_order_does_not_go_on_with_what_is_there(order, stopped_at, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(run, stopped_at, interrupt)
         with pytest.raises(KeyboardInterrupt):
@@ -341,9 +257,7 @@ def test_another_order_does_not_go_on_with_what_is_there(
     assert not tifffile.imread(order.output).any()
 
 
-def test_a_damaged_part_stops_the_run_and_what_is_done_is_kept(
-    order: Order, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_damaged_part_stops_the_run_and_what_is_done_is_kept(order, tmp_path, monkeypatch):
     blocks(monkeypatch, depth=2)
     path = tmp_path / "in.zarr"
     zarr.create_array(path, data=IMAGE, chunks=(2, 90, 60), zarr_format=2)
@@ -372,9 +286,7 @@ def test_bad_values(order: Order) -> None:
 
 @pytest.mark.parametrize("shape", [(1, 9, 11), (2, 20, 100), (1, 70, 5)])
 @pytest.mark.parametrize("kind", ["tiles", "windows"])
-def test_volumes_smaller_than_a_tile_or_a_window(
-    order: Order, shape: tuple[int, ...], kind: str, tmp_path: Path
-) -> None:
+def test_volumes_smaller_than_a_tile_or_a_window(order, shape, kind, tmp_path):
     folder = model_of(tmp_path / "model", kind)
     image = np.resize(IMAGE[0], shape)
     tifffile.imwrite(order.input, image, photometric="minisblack")
@@ -385,7 +297,7 @@ def test_volumes_smaller_than_a_tile_or_a_window(
     np.testing.assert_array_equal(mask[clear], np.where(expected > 0.5, 255, 0)[clear])
 
 
-def test_the_command_line(order: Order, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_line(order, monkeypatch):
     words = ["segment", order.input, order.output, "--model", order.model]
     result = CliRunner().invoke(main, words)
     assert result.exit_code == 2

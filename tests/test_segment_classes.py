@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import tifffile
-import torch
 import zarr
 from ome_types import validate_xml
 from scipy.ndimage import label
@@ -17,9 +16,7 @@ from emadapt import api
 from emadapt.data.foreground import most_probable
 from emadapt.errors import InputError
 from emadapt.segment import job
-from emadapt.segment.export import INPUT, OUTPUT, open_session, probe, write_onnx
 from emadapt.segment.job import Order
-from emadapt.segment.model import open_model
 from emadapt.segment.run import segment_volume
 from tiny import blobs, predicted, write_model
 
@@ -28,7 +25,7 @@ IMAGE, _ = blobs((5, 90, 60), 2)
 
 
 @pytest.fixture
-def order(tmp_path: Path) -> Order:
+def order(tmp_path):
     tifffile.imwrite(tmp_path / "in.tif", IMAGE, photometric="minisblack")
     model = write_model(tmp_path / "m", classes=CLASSES)
     output = str(tmp_path / "out.tif")
@@ -40,9 +37,7 @@ def ids_of(order: Order) -> np.ndarray:
     return np.stack([most_probable(found) for found in predicted(Path(order.model), IMAGE)])
 
 
-def test_a_mask_has_class_ids_and_says_their_names(
-    order: Order, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_mask_has_class_ids_and_says_their_names(order, monkeypatch, tmp_path):
     expected = ids_of(order)
     assert set(np.unique(expected)) == {0, 1, 2, 3}, "else the test says little"
     monkeypatch.setattr(job, "BLOCK", 2 * 90 * 60)
@@ -65,8 +60,8 @@ def test_a_mask_has_class_ids_and_says_their_names(
 @pytest.mark.parametrize("suffix", ["tif", "zarr"])
 @pytest.mark.parametrize("sigma_nm", [0.0, 30.0])
 def test_probabilities_have_a_channel_for_each_class(
-    order: Order, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, sigma_nm: float
-) -> None:
+    order, tmp_path, monkeypatch, suffix, sigma_nm
+):
     monkeypatch.setattr(job, "BLOCK", 2 * 90 * 60)
     model = write_model(tmp_path / "m", classes=CLASSES, smooth_z_nm=sigma_nm)
     output = str(tmp_path / f"p.{suffix}")
@@ -93,7 +88,7 @@ def test_a_threshold_is_refused(order: Order) -> None:
         segment_volume(dataclasses.replace(order, threshold=0.3))
 
 
-def test_an_array_is_segmented_into_classes(order: Order) -> None:
+def test_an_array_is_segmented_into_classes(order):
     model = api.load_model(order.model)
     mask = api.segment(IMAGE, model, (30.0, 5.0, 5.0))
     assert mask.dtype == np.uint8
@@ -101,13 +96,3 @@ def test_an_array_is_segmented_into_classes(order: Order) -> None:
     found = api.segment(IMAGE, model, (30.0, 5.0, 5.0), probabilities=True)
     assert found.shape == (5, 3, 90, 60)
     np.testing.assert_array_equal(np.stack([most_probable(one) for one in found]), mask)
-
-
-def test_a_graph_has_a_channel_for_each_class(order: Order, tmp_path: Path) -> None:
-    model = open_model(order.model)
-    write_onnx(model, tmp_path / "m.onnx")
-    image = probe(1, 42, 70, 0)
-    given = open_session(tmp_path / "m.onnx").run([OUTPUT], {INPUT: image})[0]
-    expected = model.segmenter.foreground(torch.from_numpy(image) / 255, (42, 70))
-    assert given.shape == (1, 3, 42, 70)
-    np.testing.assert_allclose(given, expected, atol=1e-3)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from emadapt.data.align import Statistics, statistics
@@ -15,24 +16,23 @@ from emadapt.errors import InputError
 from emadapt.models.predict import predict_slices
 from emadapt.segment import job as job_module
 from emadapt.segment import runner as runner_module
-from emadapt.segment.job import Job, Order, block_size, prepare
-from emadapt.segment.model import find_model, open_model, zoom_for
+from emadapt.segment.job import Job, Order, prepare
+from emadapt.segment.model import open_model, zoom_for
 from emadapt.segment.runner import Runner, open_runner
 from emadapt.training.model_files import load_model
 from emadapt.volumes.source import array_source
-from emadapt.volumes.voxel import Voxel
-from tiny import blobs, make_study, predicted, write_3d_model, write_model
+from tiny import blobs, make_study, predicted, write_model
 
 IMAGE, LABEL = blobs((3, 90, 100), 4)
 ORDER = Order("array", "", "m", voxel_nm=(30.0, 5.0, 5.0))
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def settle(monkeypatch: pytest.MonkeyPatch, image: np.ndarray, **change: Any) -> tuple[Job, Runner]:
+def settle(monkeypatch: Any, image: np.ndarray, **change: Any) -> tuple[Job, Runner]:
     """A job on an array as if it were a file."""
     for module in (job_module, runner_module):
         monkeypatch.setattr(module, "open_image", lambda *_: array_source(image, None))
@@ -44,9 +44,7 @@ def segmented(runner: Runner) -> np.ndarray:
     return np.stack([probability for _, probability in runner.slices()])
 
 
-def test_pixels_of_another_size_are_resampled_to_those_of_training(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_pixels_of_another_size_are_resampled_to_those_of_training(monkeypatch):
     write_model(Path("m"))
     settled, runner = settle(monkeypatch, IMAGE, voxel_nm=(30.0, 10.0, 2.5))
     assert (settled.dataset, settled.zoom) == ("a", (2.0, 0.5))
@@ -57,33 +55,24 @@ def test_pixels_of_another_size_are_resampled_to_those_of_training(
 
 
 @pytest.mark.parametrize(
-    ("voxel", "expected"),
+    ("voxel", "pixel_nm", "expected"),
     [
-        ((50.0, 5.4, 5.4), ("a", (1.0, 1.0))),  # nearly the same
-        ((50.0, 4.6, 4.6), ("a", (1.0, 1.0))),
-        ((50.0, 5.6, 5.6), ("a", (1.12, 1.12))),
-        ((50.0, 4.5, 4.5), ("a", (0.9, 0.9))),
-        ((30.0, 15.0, 16.0), ("coarse", (1.0, 1.0))),
-        ((30.0, 2.5, 2.5), ("a", (0.5, 0.5))),
+        ((50.0, 5.4, 5.4), 0.0, ("a", (1.0, 1.0))),  # nearly the same
+        ((50.0, 5.6, 5.6), 0.0, ("a", (1.12, 1.12))),
+        ((30.0, 15.0, 16.0), 0.0, ("coarse", (1.0, 1.0))),
+        ((30.0, 2.5, 2.5), 0.0, ("a", (0.5, 0.5))),
+        ((30.0, 5.1, 5.0), 5.0, ("a", (1.02, 1.0))),  # a model of harmonised pixels
     ],
 )
-def test_the_nearest_dataset_of_training_counts(voxel: Voxel, expected: object) -> None:
-    write_model(Path("m"), facts={"voxel_nm": {"a": [5, 5, 5], "coarse": [40, 16, 16]}})
-    assert zoom_for(open_model("m"), voxel) == expected
-
-
-def test_micrometres_taken_for_nanometres_are_refused() -> None:
-    write_model(Path("m"))
+def test_the_nearest_dataset_of_training_counts(voxel, pixel_nm, expected):
+    sizes = {"a": [5, 5, 5], "coarse": [40, 16, 16]}
+    model = open_model(write_model(Path("m"), facts={"voxel_nm": sizes}, pixel_nm=pixel_nm))
+    assert zoom_for(model, voxel) == expected
     with pytest.raises(InputError, match="pixels of quite another size"):
-        zoom_for(open_model("m"), (30.0, 0.005, 0.005))
+        zoom_for(model, (30.0, 0.005, 0.005))  # micrometres
 
 
-def test_models_of_harmonised_voxels_are_given_exactly_these() -> None:
-    write_model(Path("m"), pixel_nm=5.0)
-    assert zoom_for(open_model("m"), (30.0, 5.1, 5.0)) == ("a", (1.02, 1.0))
-
-
-def test_grey_values_are_aligned_as_evaluate_aligns_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_grey_values_are_aligned_as_evaluate_aligns_them(monkeypatch):
     """A dataset without a split: all slices count, for evaluate and here."""
     manifest = {"split": {"train": [0, 1, 2], "val": [], "test": []}, "voxel_nm": [30, 5, 5]}
     volume = Volume("v", IMAGE, LABEL, {**manifest, "md5": "0" * 32})
@@ -99,9 +88,7 @@ def test_grey_values_are_aligned_as_evaluate_aligns_them(monkeypatch: pytest.Mon
     assert Statistics(**settled.statistics).histogram == statistics(volume).histogram
 
 
-def test_grey_values_as_ingest_takes_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import tifffile
-
+def test_grey_values_as_ingest_takes_them(tmp_path, monkeypatch):
     steps = np.arange(3, dtype=np.uint16)[:, None, None] * 50
     deep = (IMAGE.astype(np.uint16) * 200 + steps).repeat(4, 0)
     study = make_study(tmp_path, ingested=False)
@@ -119,8 +106,8 @@ def test_grey_values_as_ingest_takes_them(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_models_of_whole_slices_see_other_slices_in_tiles_as_large_as_those_of_training(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    monkeypatch,
+):
     write_model(Path("m"), longest_edge=70, tile=0, overlap=0.0)
     segmenter, _ = load_model(Path("m"))
     _, runner = settle(monkeypatch, IMAGE)  # as in training: one tile of 63 x 70 pixels
@@ -131,54 +118,16 @@ def test_models_of_whole_slices_see_other_slices_in_tiles_as_large_as_those_of_t
     assert np.isfinite(segmented(runner)).all()
 
 
-@pytest.mark.parametrize(
-    ("source_depth", "shape", "expected"),
-    [
-        (1, (100, 1000, 1000), (16, 1000)),
-        (6, (100, 1000, 1000), (12, 1000)),  # whole chunks of the file
-        (64, (100, 1000, 1000), (16, 1000)),
-        (1, (100, 4000, 4000), (1, 4000)),
-        (1, (100, 9000, 9000), (1, 2048)),
-    ],
-)
-def test_blocks_are_no_larger_than_memory_allows(
-    source_depth: int, shape: tuple[int, int, int], expected: tuple[int, int]
-) -> None:
-    write_model(Path("m"))
-    segmenter = open_model("m").segmenter
-    geo = geometry(shape[1:], segmenter.spec, 14)
-    view = runner_module.View(segmenter, geo, shape[0])
-    lazy: Any = dataclasses.replace(
-        array_source(np.empty((1, 1, 1), np.uint8), None), shape=shape, depth=source_depth
-    )
-    assert block_size(lazy, geo, view) == expected
+def test_models_that_see_neighbours_warn_of_slices_much_farther_apart(capsys, monkeypatch):
+    for context in (0, 1):
+        write_model(Path("m"), context=context)
+        settle(monkeypatch, IMAGE, voxel_nm=(30.0, 5.0, 5.0))
+        assert not capsys.readouterr().err
+        settle(monkeypatch, IMAGE, voxel_nm=(300.0, 5.0, 5.0))
+        assert ("slices are 300 nm apart" in capsys.readouterr().err) == bool(context)
 
 
-@pytest.mark.parametrize(
-    ("kind", "z_nm", "warned"),
-    [("tiles", 300.0, False), ("neighbours", 300.0, True), ("windows", 300.0, True)],
-)
-def test_models_that_see_neighbours_warn_of_slices_much_farther_apart(
-    kind: str, z_nm: float, warned: bool, capsys: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if kind == "windows":
-        write_3d_model(Path("m"))
-    else:
-        write_model(Path("m"), context=int(kind == "neighbours"))
-    settle(monkeypatch, IMAGE, voxel_nm=(30.0, 5.0, 5.0))
-    assert not capsys.readouterr().err
-    settle(monkeypatch, IMAGE, voxel_nm=(z_nm, 5.0, 5.0))
-    assert ("slices are 300 nm apart, in training 30 nm" in capsys.readouterr().err) == warned
-
-
-def test_models_by_name(tmp_path: Path) -> None:
-    write_model(tmp_path / "build/units/t-frozen-a-0")
-    assert find_model("t-frozen-a-0") == Path("build/units/t-frozen-a-0")
-    with pytest.raises(InputError, match="a trained unit: t-frozen-a-0"):
-        find_model("t-lora-a-0")
-
-
-def test_a_change_under_a_run_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_change_under_a_run_is_noticed(monkeypatch):
     write_model(Path("m"))
     settled, _ = settle(monkeypatch, IMAGE)
     card = Path("m/model.json")

@@ -6,13 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from emadapt.data.tiles import geometry
-from emadapt.models.segmenter import Segmenter
 from emadapt.segment.rows import View, _resized, _rows_below
 from emadapt.training.model_files import load_model
 from tiny import blobs, predicted, write_3d_model, write_model
@@ -55,7 +53,7 @@ def run(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_part_of_a_volume_is_a_part_of_the_whole(kind: str, tmp_path: Path) -> None:
+def test_a_part_of_a_volume_is_a_part_of_the_whole(kind, tmp_path):
     view = make(tmp_path, kind)
     expected = predicted(tmp_path, IMAGE)
     assert expected.std() > 0.01
@@ -69,19 +67,8 @@ def test_a_part_of_a_volume_is_a_part_of_the_whole(kind: str, tmp_path: Path) ->
         np.testing.assert_allclose(part, wanted, rtol=0, atol=1e-5 if exact else 1e-2)
 
 
-@pytest.mark.parametrize("kind", ["tiles", "windows"])
-def test_no_more_is_read_than_is_needed(kind: str, tmp_path: Path) -> None:
-    view = make(tmp_path, kind)
-    first, end = view.slices(4, 5)
-    assert end - first <= 2 * view.depth - 1
-    top, bottom = view.native_rows(70, 71)
-    assert bottom - top <= 2 * view.geo.tile[0] - 1
-
-
 @given(st.integers(1, 60), st.integers(1, 60), st.data())
-def test_rows_are_resized_as_pillow_resizes_a_whole_slice(
-    n_in: int, n_out: int, data: st.DataObject
-) -> None:
+def test_rows_are_resized_as_pillow_resizes_a_whole_slice(n_in, n_out, data):
     rng = np.random.default_rng(n_in * 61 + n_out)
     y0 = data.draw(st.integers(0, n_out - 1))
     y1 = data.draw(st.integers(y0 + 1, n_out))
@@ -96,30 +83,3 @@ def test_rows_are_resized_as_pillow_resizes_a_whole_slice(
         place = y0 * n_in / n_out - first, y1 * n_in / n_out - first
         found = _resized(image[first:end], (y1 - y0, 5), place, how)
         np.testing.assert_allclose(found, whole[y0:y1], rtol=0, atol=away)
-
-
-def test_where_the_grid_begins_matters_little(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A model that sees less well towards the borders of a tile leaves no seams."""
-    segmenter, _ = load_model(write_model(tmp_path, overlap=0.5))
-    image = np.random.default_rng(1).integers(0, 256, (1, 180, 180), dtype=np.uint8)
-
-    def ramp(_: Any, batch: torch.Tensor, size: tuple[int, int]) -> np.ndarray:
-        """0.6 in the middle of a tile and 0.5 at its border."""
-        near = np.minimum(np.arange(size[0]), np.arange(size[0])[::-1]) / (size[0] / 2)
-        tile = 0.5 + 0.1 * np.minimum.outer(near, near)
-        return np.broadcast_to(tile, (len(batch), *size)).astype(np.float32)
-
-    monkeypatch.setattr(Segmenter, "foreground", ramp)
-
-    def segmented(part: np.ndarray) -> np.ndarray:
-        geo = geometry(part.shape[1:], segmenter.spec, 14)
-        return run(View(segmenter, geo, 1), (0, 1), (0, part.shape[1]), part)[0]
-
-    whole = segmented(image)
-    assert np.abs(np.diff(whole, axis=0)).max() < 0.012  # tiles side by side would step by 0.1
-    for offset in (1, 7, 14, 23):
-        shifted = segmented(image[:, offset:, offset:])
-        near = whole[offset + 56 : 124, offset + 56 : 124]
-        assert np.abs(near - shifted[56 : 124 - offset, 56 : 124 - offset]).max() < 0.06

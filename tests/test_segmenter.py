@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
 
 from emadapt.errors import InputError
 from emadapt.models.heads import HEADS
@@ -66,15 +65,6 @@ def test_what_is_saved_and_loaded_gives_the_same_logits(
     assert card["weights"] == before.backbone.provenance.to_dict()
 
 
-def test_on_disk_are_safetensors_and_json_without_the_backbone(tmp_path: Path) -> None:
-    segmenter = trained("lora", "linear")
-    save(segmenter, tmp_path, "lora", "linear")
-    assert {f.name for f in tmp_path.iterdir()} == {"model.safetensors", "model.json"}
-    with safe_open(tmp_path / "model.safetensors", "pt") as file:
-        assert set(file.keys()) == set(segmenter.trained_state())
-    assert not [k for k in segmenter.trained_state() if "base_layer" in k]
-
-
 def test_other_weights_than_those_it_was_trained_on_are_refused(tmp_path: Path) -> None:
     save(trained("lora", "linear"), tmp_path, "lora", "linear")
     card = json.loads((tmp_path / "model.json").read_text())
@@ -82,37 +72,6 @@ def test_other_weights_than_those_it_was_trained_on_are_refused(tmp_path: Path) 
     (tmp_path / "model.json").write_text(json.dumps(card))
     with pytest.raises(InputError, match=r"found backbone weights .*; expected 000000000000"):
         load_model(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("file", "content"),
-    [
-        ("model.json", None),
-        ("model.safetensors", None),
-        ("model.json", b"{"),
-        ("model.json", b'{"backbone": {"archh": 1}}'),
-        ("model.safetensors", b"\xff" * 64),
-        ("model.safetensors", b""),
-    ],
-)
-def test_a_damaged_model_is_named(tmp_path: Path, file: str, content: bytes | None) -> None:
-    save(trained("frozen", "linear"), tmp_path / "unit", "frozen", "linear")
-    if content is None:
-        (tmp_path / "unit" / file).unlink()
-    else:
-        (tmp_path / "unit" / file).write_bytes(content)
-    with pytest.raises(InputError, match="unit: found no model that can be read"):
-        load_model(tmp_path / "unit")
-
-
-def test_another_heads_tensors_and_an_unknown_head_are_refused(tmp_path: Path) -> None:
-    save(trained("frozen", "linear"), tmp_path, "frozen", "linear")
-    card = tmp_path / "model.json"
-    card.write_text(card.read_text().replace('"linear"', '"pyramid"'))
-    with pytest.raises(InputError, match="expected the tensors of this head"):
-        load_model(tmp_path)
-    with pytest.raises(InputError, match=r"head 'fpn'.*linear, deconv, pyramid, pyramid_bn"):
-        regime_for(BACKBONE, head="fpn").build(0)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -33,7 +33,7 @@ def cropped(mask: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("voxel", VOXELS)
-def test_a_ball(voxel: tuple[float, float, float]) -> None:
+def test_a_ball(voxel):
     z, y, x = grid(500, voxel)
     ball = cropped(z**2 + y**2 + x**2 < 200**2)
     area = surface_nm2(ball, voxel)
@@ -46,7 +46,7 @@ def test_a_ball(voxel: tuple[float, float, float]) -> None:
 
 @pytest.mark.parametrize("voxel", VOXELS)
 @pytest.mark.parametrize("end", [[0, 0, 300], [250, 100, 200], [-150, 200, 200]])
-def test_a_rod_in_any_direction(voxel: tuple[float, float, float], end: list[float]) -> None:
+def test_a_rod_in_any_direction(voxel, end):
     rod = cropped(tube(grid(800, voxel), [-e for e in end], [float(e) for e in end], 60))
     long, radius = 2 * np.linalg.norm(end), 60
     expected = 2 * np.pi * radius * long + 4 * np.pi * radius**2
@@ -57,7 +57,7 @@ def test_a_rod_in_any_direction(voxel: tuple[float, float, float], end: list[flo
     assert 2 * depth_nm(rod, voxel).max() == pytest.approx(2 * radius, abs=2 * max(voxel))
 
 
-def test_branches_are_counted_and_do_not_depend_on_the_size() -> None:
+def test_branches_are_counted_and_do_not_depend_on_the_size():
     voxel = (12.0, 12.0, 12.0)
     points = grid(900, voxel)
     cross = tube(points, [0, 0, -400], [0, 0, 400], 40)
@@ -71,15 +71,9 @@ def test_branches_are_counted_and_do_not_depend_on_the_size() -> None:
     assert larger == (pytest.approx(3 * found.length_nm), 2)
 
 
-def test_faces_that_two_objects_share() -> None:
+def test_faces_that_two_objects_share():
     labels = np.zeros((4, 6, 8), int)
     labels[1:3, 1:5, 1:4], labels[1:3, 2:5, 4:6] = 7, 9
     assert touching_nm2(labels, 7, (30.0, 5.0, 4.0)) == 2 * 3 * 30 * 5
     assert touching_nm2(labels, 9, (30.0, 5.0, 4.0)) == 2 * 3 * 30 * 5
     assert touching_nm2(np.where(labels == 9, 0, labels), 7, (30.0, 5.0, 4.0)) == 0
-
-
-def test_one_voxel() -> None:
-    mask = np.ones((1, 1, 1), bool)
-    assert centreline(mask, (5.0, 5.0, 5.0)) == (5.0, 0)
-    assert depth_nm(mask, (5.0, 5.0, 5.0)).max() == 2.5

@@ -1,7 +1,6 @@
 """The model that ships: listed with scores and terms, and used where no other is named."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +19,7 @@ from emadapt.segment.shipped import SHIPPED, STARTER
 from emadapt.training.model_files import regime_from
 
 
-def test_it_is_listed_with_scores_of_these_weights_and_no_terms_of_real_data() -> None:
+def test_it_is_listed_with_scores_of_these_weights_and_no_terms_of_real_data():
     folder = find_model(STARTER)
     card, metrics = (
         json.loads((folder / f"{name}.json").read_text()) for name in ("model", "metrics")
@@ -34,7 +33,7 @@ def test_it_is_listed_with_scores_of_these_weights_and_no_terms_of_real_data() -
     assert "-NC" not in lines
 
 
-def test_it_is_small_and_of_this_version_of_the_settings() -> None:
+def test_it_is_small_and_of_this_version_of_the_settings():
     folder = SHIPPED / STARTER
     regime = regime_from(json.loads((folder / "model.json").read_text()))
     assert regime.spec.pixel_nm == 6
@@ -42,9 +41,7 @@ def test_it_is_small_and_of_this_version_of_the_settings() -> None:
 
 
 @pytest.mark.slow
-def test_a_volume_is_segmented_without_a_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_volume_is_segmented_without_a_model(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     image, label, voxel = make_domain(0, 5, 1, 1500.0)
     tifffile.imwrite("image.tif", image)
@@ -58,16 +55,14 @@ def test_a_volume_is_segmented_without_a_model(
     assert np.prod(tifffile.imread("mask.tif").shape) == image.size
 
 
-def test_a_size_of_pixels_that_a_file_states_is_never_replaced_by_that_of_training(
-    tmp_path: Path,
-) -> None:
+def test_a_size_of_pixels_that_a_file_states_is_never_replaced_by_that_of_training(tmp_path):
     file = tmp_path / "v.tif"
     tifffile.imwrite(file, np.eye(64, dtype="u1"), resolution=(1e6, 1e6), resolutionunit=3)
     with pytest.raises(InputError, match=r"only \? x 10 x 10 nm .* State it: --voxel-nm"):
         prepare(Order(str(file), "mask.tif"))
 
 
-def test_tune_and_adapt_assume_the_size_of_pixels_that_segment_assumes(tmp_path: Path) -> None:
+def test_tune_and_adapt_assume_the_size_of_pixels_that_segment_assumes(tmp_path):
     file = tmp_path / "v.tif"
     tifffile.imwrite(file, np.arange(4096, dtype="u1").reshape(64, 64))
     assert (

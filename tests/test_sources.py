@@ -5,15 +5,12 @@ import functools
 import hashlib
 import io
 import json
-import re
 import shutil
 import threading
-import time
 import zipfile
 from collections.abc import Callable, Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 from urllib.parse import urljoin
 
 import numpy as np
@@ -22,10 +19,8 @@ import tifffile
 import yaml
 from PIL import Image
 
-from emadapt.data import fetch as fetching
 from emadapt.data.fetch import fetch
 from emadapt.data.ingest import ingest, open_volume
-from emadapt.data.layouts import LAYOUTS
 from emadapt.data.sources import DATASETS, Archive
 from emadapt.errors import InputError
 from emadapt.study.loading import load_study
@@ -114,15 +109,6 @@ def leftovers(tmp_path: Path) -> list[Path]:
     return [*tmp_path.glob("data/.*"), *files, *tmp_path.rglob("evil.png")]
 
 
-@pytest.mark.parametrize("dataset", DATASETS.values(), ids=lambda dataset: dataset.name)
-def test_datasets_are_complete(dataset: Any) -> None:
-    assert DATASETS[dataset.name] is dataset
-    assert dataset.layout in LAYOUTS
-    assert dataset.licence
-    assert re.fullmatch(r"10\.\d{4,9}/\S+[^.\s]", dataset.doi)
-    assert bool(dataset.archive) != bool(dataset.by_hand)
-
-
 def test_download_gives_the_files_of_the_layout(
     go: Go, archive: Path, files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -175,17 +161,6 @@ def test_wrong_bytes_are_refused(go: Go, archive: Path, tmp_path: Path) -> None:
     go()
 
 
-def test_no_network_is_an_error_in_seconds(
-    go: Go, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    known_as(monkeypatch, b"", "http://127.0.0.1:9/a.zip")
-    start = time.monotonic()
-    with pytest.raises(InputError, match=r"127\.0\.0\.1.*--from DIR"):
-        go()
-    assert time.monotonic() - start < 5
-    assert not leftovers(tmp_path)
-
-
 def test_what_a_stopped_run_unpacked_is_not_taken(
     go: Go, archive: Path, files: Files, tmp_path: Path
 ) -> None:
@@ -226,21 +201,6 @@ def test_from_a_folder_in_another_layout(
     assert not leftovers(tmp_path)
     with pytest.raises(InputError, match="Check the path of --from"):
         go(from_dir=tmp_path / "none")
-
-
-def test_a_failed_copy_leaves_what_was_there(
-    go: Go, files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    target = go(from_dir=write(tmp_path / "have", files))
-
-    def full(*args: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(fetching.shutil, "copyfile", full)
-    with pytest.raises(OSError, match="No space left"):
-        go(from_dir=tmp_path / "have", force=True)
-    assert read(target) == files
-    assert not leftovers(tmp_path)
 
 
 @pytest.mark.parametrize("name", BY_HAND)

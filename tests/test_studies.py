@@ -22,7 +22,7 @@ SHORT = {"epochs": 1, "steps_per_epoch": 2}
 
 
 @pytest.fixture
-def here(tmp_path: Path, tracking_off: None, plain_pictures: None) -> Path:
+def here(tmp_path, tracking_off, plain_pictures):
     return tmp_path
 
 
@@ -37,7 +37,7 @@ def write_organelles(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_check_finds_nothing_wrong_but_what_is_not_here(here: Path, name: str) -> None:
+def test_check_finds_nothing_wrong_but_what_is_not_here(here, name):
     """Settings pass. The hub cannot be reached from here: that is one line per backbone."""
     write_reference_layouts(here / "data", slices=32, sections=20)
     path = STUDIES / name / "study.yaml"
@@ -60,9 +60,7 @@ def test_check_finds_nothing_wrong_but_what_is_not_here(here: Path, name: str) -
 
 
 @pytest.mark.parametrize("name", sorted(p.parent.name for p in STUDIES.glob("*/analyse.py")))
-def test_tables_of_a_study_are_those_of_its_kept_report(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
-) -> None:
+def test_tables_of_a_study_are_those_of_its_kept_report(tmp_path, capsys, name):
     shutil.copytree(STUDIES, tmp_path / "studies")
     figure = tmp_path / "studies" / name / "results/answer.png"
     figure.unlink()
@@ -72,7 +70,7 @@ def test_tables_of_a_study_are_those_of_its_kept_report(
     assert figure.is_file()
 
 
-def test_use_selects_a_study_and_refuses_others(here: Path) -> None:
+def test_use_selects_a_study_and_refuses_others(here):
     shutil.copytree(STUDIES, here / "studies")
     assert "study 'adapt'" in emadapt("use", "adapt")
     assert (here / "params.yaml").read_text() == (here / "studies/adapt/study.yaml").read_text()
@@ -86,7 +84,7 @@ def test_use_selects_a_study_and_refuses_others(here: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_papers_protocol(here: Path) -> None:
+def test_the_papers_protocol(here):
     params = in_small("paper", {"preset": "paper", "epochs": 1}, longest_edge=84)
     params["study"]["train_sets"] = ["vnc", "paired"]
     archs = ("tiny_dinov2_reg", "tiny_dinov3", "tiny_openclip")
@@ -101,7 +99,7 @@ def test_the_papers_protocol(here: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["collapse", "headline", "unseen"])
-def test_a_study_in_two_dimensions_runs_in_small(here: Path, name: str) -> None:
+def test_a_study_in_two_dimensions_runs_in_small(here, name):
     """Wrong pairing and a warm start; context and averaged weights; self-training."""
     write_reference_layouts(here / "data", slices=16, sections=12)
     params = in_small(name, params_train(name), tile=56)
@@ -110,7 +108,7 @@ def test_a_study_in_two_dimensions_runs_in_small(here: Path, name: str) -> None:
 
 
 @pytest.mark.slow
-def test_pretraining_in_3d_runs_in_small(here: Path) -> None:
+def test_pretraining_in_3d_runs_in_small(here):
     train = {"epochs": 1, "steps_per_epoch": 1, "batch": 1}
     params = in_small("transfer3d", train, arch="tiny_dinov2", scale=1.0, tile=64)
     for regime in params["regimes"].values():
@@ -131,9 +129,7 @@ def params_train(name: str) -> dict[str, float]:
 
 
 @pytest.mark.slow
-def test_the_starter_is_made_of_synthetic_domains_alone(
-    here: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_starter_is_made_of_synthetic_domains_alone(here, monkeypatch):
     monkeypatch.setattr("emadapt.data.synthetic.SIDE", 64)
     (here / "data").mkdir()
     params = in_small("starter", SHORT | {"batch": 2}, tile=56)

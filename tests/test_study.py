@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from emadapt.errors import ConfigError
 from emadapt.study.keys import ORDER, affecting, digest
 from emadapt.study.loading import load_study
-from emadapt.study.regimes import REGIME_SETTINGS
 from emadapt.study.strict import Settings
 from emadapt.study.study import Study, Unit
 from tiny import settings
@@ -45,7 +44,7 @@ def loaded(tmp_path: Path, change: Change = lambda p: None) -> Study:
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda p: p.parent.name)
-def test_every_shipped_study_loads_and_has_its_units(path: Path) -> None:
+def test_every_shipped_study_loads_and_has_its_units(path):
     raw, study = yaml.safe_load(path.read_text())["study"], load_study(path)
     assert study.name == path.parent.name
     factors = ("backbones", "regimes", "train_sets", "seeds")
@@ -61,6 +60,13 @@ def _entry(section: str, name: str, **values: Any) -> Change:
     return lambda params: params[section][name].update(values)
 
 
+IMAGES = {"task": "classification", "layout": "images"}
+OBJECTS: dict[str, Any] = {
+    "layout": "stack",
+    "voxel_nm": [9, 9, 9],
+    "classes": {"a": [1], "b": [2]},
+}
+OBJECTS |= {"boundaries": True}
 MISTAKES: list[tuple[Change, str]] = [
     (lambda p: p.update(trian={}), "unknown section 'trian'; did you mean 'train'?"),
     (lambda p: p.pop("regimes"), "section 'regimes' is missing"),
@@ -82,6 +88,10 @@ MISTAKES: list[tuple[Change, str]] = [
     (_entry("datasets", "a", voxel_nm=[30, 0, 5]), "datasets.a.voxel_nm"),
     (lambda p: p["datasets"]["a"].pop("voxel_nm"), "datasets.a: 'voxel_nm' is missing"),
     (_entry("datasets", "a", labelled=False), "'a' has no labels"),
+    (_entry("datasets", "a", labelled=False, pairing="lexicographic"), "has no pairs"),
+    (_section("datasets", a=OBJECTS), "boundaries are of one class"),
+    (_section("datasets", a=IMAGES), "one task in a study"),
+    (_section("datasets", a=IMAGES, b=IMAGES), "mean nothing to whole images"),
     (_entry("backbones", "t", source="file"), "source `file` needs `file`"),
     (_entry("backbones", "t", tile=0), "set views to 0"),
     (_entry("backbones", "t", align="histogram"), "needs a reference dataset"),
@@ -100,21 +110,21 @@ MISTAKES: list[tuple[Change, str]] = [
 
 
 @pytest.mark.parametrize(("change", "words"), MISTAKES, ids=[words for _, words in MISTAKES])
-def test_each_mistake_is_named(tmp_path: Path, change: Change, words: str) -> None:
+def test_each_mistake_is_named(tmp_path, change, words):
     params = settings()
     change(params)
     found = problems(tmp_path, params)
     assert any(words in problem for problem in found), found
 
 
-def test_all_mistakes_are_listed_at_once(tmp_path: Path) -> None:
+def test_all_mistakes_are_listed_at_once(tmp_path):
     params = settings()
     params["train"]["epoch"] = 1
     params["split"] = {"vall": 0.1}
     assert len(problems(tmp_path, params)) == 2
 
 
-def test_a_regimes_settings_win_over_train(tmp_path: Path) -> None:
+def test_a_regimes_settings_win_over_train(tmp_path):
     study = loaded(tmp_path, _entry("regimes", "lora", head="linear", epochs=7, weight_decay=0.0))
     frozen, lora = (study.train_settings(u) for u in study.units() if u.train_set == "a")
     assert (lora.head, lora.epochs, lora.weight_decay) == ("linear", 7, 0.0)
@@ -122,22 +132,7 @@ def test_a_regimes_settings_win_over_train(tmp_path: Path) -> None:
     assert (frozen.head, frozen.epochs) == ("pyramid", 2)
 
 
-@pytest.mark.parametrize("kind", REGIME_SETTINGS)
-def test_every_kind_says_what_the_house_asks_of_it(tmp_path: Path, kind: str) -> None:
-    needed: dict[str, dict[str, Any]] = {
-        "lora_last_k": {"k": 2},
-        "mitonet": {"weights": "w"},
-        "sam2": {"weights": "w"},
-    }
-    study = loaded(tmp_path, _section("regimes", r={"kind": kind, **needed.get(kind, {})}))
-    regime = study.regime_settings["r"]
-    assert regime.depth >= 1
-    assert study.head_of("r")
-    assert study.train_settings(Unit("t", "r", "a", 0)).epochs == 2
-    assert study.describe(Unit("t", "r", "a", 0))["regime"]["kind"] == kind
-
-
-def test_whose_tokens_a_regime_works_on(tmp_path: Path) -> None:
+def test_whose_tokens_a_regime_works_on(tmp_path):
     def tokens_of(*regimes: str) -> list[str]:
         def change(params: dict[str, Any]) -> None:
             params["regimes"] |= {kind: {"kind": kind} for kind in ("ridge", "knn", "unet2d")}
@@ -151,7 +146,7 @@ def test_whose_tokens_a_regime_works_on(tmp_path: Path) -> None:
     assert tokens_of("unet2d", "knn", "ridge", "lora") == ["", "knn", "knn", "lora"]
 
 
-def test_a_chain_of_warm_starts(tmp_path: Path) -> None:
+def test_a_chain_of_warm_starts(tmp_path):
     def change(params: dict[str, Any]) -> None:
         params["regimes"]["lora"]["warm_start"] = "frozen-a"
         params["regimes"]["again"] = params["regimes"]["lora"] | {"warm_start": "lora"}
@@ -163,11 +158,11 @@ def test_a_chain_of_warm_starts(tmp_path: Path) -> None:
 
 
 @given(st.dictionaries(st.text(max_size=5), st.integers(), max_size=5))
-def test_a_digest_does_not_depend_on_the_order_of_keys(value: dict[str, int]) -> None:
+def test_a_digest_does_not_depend_on_the_order_of_keys(value):
     assert digest(value) == digest(dict(reversed(value.items())))
 
 
-def test_what_affects_a_result_grows_along_the_pipeline(tmp_path: Path) -> None:
+def test_what_affects_a_result_grows_along_the_pipeline(tmp_path):
     study = loaded(tmp_path)
     models: list[Settings] = [
         study.backbone_settings["t"],
@@ -211,9 +206,7 @@ def places(value: Any, above: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 @hypothesis_settings(max_examples=40)
 @given(st.data())
-def test_any_value_anywhere_is_read_or_refused_with_the_file_named(
-    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
-) -> None:
+def test_any_value_anywhere_is_read_or_refused_with_the_file_named(tmp_path_factory, data):
     params = settings()
     *above, last = data.draw(st.sampled_from(places(params)))
     place: Any = params

@@ -12,7 +12,7 @@ from emadapt.data.ingest import ingest, open_volume
 from emadapt.data.synthetic import DEPTH, draw_microscope, make_domain
 from emadapt.data.synthetic_paint import paint
 from emadapt.data.synthetic_recipes import RECIPES, draw_stain, draw_tissue
-from emadapt.data.synthetic_tissue import Block, Body, Waves, make_block
+from emadapt.data.synthetic_tissue import Block, make_block
 from emadapt.volumes.opening import open_source
 from tiny import make_study, settings
 
@@ -42,27 +42,6 @@ def test_labels_are_mitochondria_and_nothing_that_resembles_them(number: int) ->
         assert (canvas.label[deep] == (body.kind == "mitochondrion")).all()
     outside = np.min([b.sdf(points)[0] for b in block.bodies if b.kind == "mitochondrion"], axis=0)
     assert not canvas.label.ravel()[outside > 60].any()
-
-
-def test_waves_on_a_plane_equal_waves_at_points() -> None:
-    waves = Waves.draw(np.random.default_rng(0), (100, 300), 2.0, 3)
-    y, x = np.arange(6) * 4.6, np.arange(9) * 5.0
-    points = np.stack(np.broadcast_arrays(17.0, *np.meshgrid(y, x, indexing="ij")), axis=-1)
-    np.testing.assert_allclose(waves.plane(17.0, y, x), waves(points.reshape(-1, 3)), atol=1e-12)
-
-
-def test_distance_from_a_tapered_tube_is_that_from_its_spheres() -> None:
-    rng = np.random.default_rng(0)
-    line, radii = rng.uniform(0, 500, (4, 3)), rng.uniform(50, 60, 4)
-    ends = np.stack([radii[:-1], radii[1:]], 1)
-    body = Body("lysosome", line[:-1], line[1:], ends, np.eye(3)[0], np.zeros(8))
-    points = rng.uniform(-200, 700, (500, 3))
-    expected = np.full(len(points), np.inf)
-    for a, b, (ra, rb) in zip(line[:-1], line[1:], ends, strict=True):
-        for t in np.linspace(0, 1, 400):
-            to_centre = np.linalg.norm(points - (a + t * (b - a)), axis=1)
-            expected = np.minimum(expected, to_centre - (ra + t * (rb - ra)))
-    assert np.abs(body.sdf(points)[0] - expected).max() < 3.0
 
 
 def test_domains_span_pixels_sections_and_greys() -> None:

@@ -65,14 +65,6 @@ def test_tiles_cover_every_pixel_overlap_as_asked_and_hold_whole_patches(
         assert all(s >= min(spec.overlap * side, side - 1) - 1e-6 for s in shared)
 
 
-def test_no_overlap_wastes_no_tile() -> None:
-    spec = plain(tile=56)
-    assert geometry((112, 168), spec, 14).corners(0.0) == [
-        (y, x) for y in (0, 56) for x in (0, 56, 112)
-    ]
-    assert len(geometry((112, 168), spec, 14).corners()) > 6
-
-
 @example
 @given(SIDES, st.integers(14, 90), st.floats(0, 0.89), st.integers(0, 2**32 - 1))
 def test_tiles_of_one_map_blend_into_that_map(
@@ -112,24 +104,6 @@ def test_what_was_scaled_comes_back_to_its_place(change: dict[str, Any]) -> None
     back = blended(seen, geo)
     assert back.shape == shape
     np.testing.assert_allclose(back, smooth(shape), atol=0.03)
-
-
-@pytest.mark.parametrize(
-    ("native", "patch", "expected"),
-    [
-        ((768, 1024), 14, (756, 1022)),  # Lucchi
-        ((768, 1024), 16, (752, 1008)),
-        ((1024, 1024), 14, (1022, 1022)),  # VNC
-        ((1024, 1024), 16, (1008, 1008)),
-    ],
-)
-def test_longest_edge_gives_the_references_sizes(
-    native: tuple[int, int], patch: int, expected: tuple[int, int]
-) -> None:
-    whole = geometry(native, plain(longest_edge=1022, tile=0, views=0, overlap=0.0), patch)
-    assert whole == Geometry(native, expected, expected, expected, 0.0, patch)
-    assert whole.corners() == [(0, 0)]
-    assert geometry(native, plain(longest_edge=1022), patch).resized == expected
 
 
 @example

@@ -1,7 +1,6 @@
 """Runs in a real MLflow on sqlite: whatever happens, work goes on and nothing is lost or twice."""
 
 import hashlib
-import importlib
 import json
 import multiprocessing
 import os
@@ -161,19 +160,6 @@ def test_publishing_again_changes_nothing(root: Path) -> None:
     assert check_training(root).data.tags["git.commit"] == "later"
 
 
-def test_other_numbers_at_the_same_step_are_the_ones_shown(root: Path) -> None:
-    for value in (0.8, 0.8, 0.9, 0.8):
-        run = a_run(root, same=("unit", "model.md5"), origin="restored")
-        run.tags["model.md5"] = "from the cache"
-        run.log({"test/iou.lucchi": value})
-        publish(run)
-        time.sleep(0.002)
-    (only,) = stored(root)
-    assert only.data.tags["origin"] == "restored"
-    assert only.data.metrics == {"test/iou.lucchi": 0.8}
-    assert curve(root, "test/iou.lucchi") == [(0, 0.8), (0, 0.8), (0, 0.9)]
-
-
 def test_not_a_number(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     with live(a_run(root)) as log:
         log({"train/loss": float("nan"), "val/iou": 0.5, "lr": float("inf")}, 3)
@@ -268,18 +254,6 @@ def test_a_server_that_never_answers_costs_one_wait(
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     assert sync(root) == (1, 0)
     assert len(curve(root, "train/loss")) == 100
-
-
-def test_a_store_that_comes_back_gets_all_in_one_run(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", DEAD)
-    with live(a_run(root)) as log:
-        log({"a": 1.0}, 1)
-        monkeypatch.delenv("MLFLOW_TRACKING_URI")
-        log({"a": 2.0}, 2)
-    assert curve(root, "a") == [(1, 1), (2, 2)]
-    assert not waiting(root)
 
 
 def test_a_locked_database(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -436,16 +410,6 @@ def test_a_moved_checkout(root: Path, name: str, caplog: pytest.LogCaptureFixtur
         assert model.is_file()
 
 
-def test_relocate_rewrites_whole_names_only(root: Path) -> None:
-    places = ("/old/dir/mlruns/1", "file:///old/dir/mlruns/2", "/old/dir2/mlruns/3")
-    insert = "INSERT INTO experiments (name, artifact_location, lifecycle_stage) VALUES (?, ?, ?)"
-    with sqlite3.connect(root / "mlflow.db") as database:
-        database.executemany(insert, [(place, place, "active") for place in places])
-    assert relocate(root, "/old/dir/") == 2
-    found = {row[0] for row in database.execute("SELECT artifact_location FROM experiments")}
-    assert {f"{root}/mlruns/1", f"file://{root}/mlruns/2", "/old/dir2/mlruns/3"} <= found
-
-
 def test_where_the_store_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for given, uri in (
         ("", f"sqlite:///{tmp_path}/mlflow.db"),
@@ -501,41 +465,27 @@ def test_off_and_light(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_provenance(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    assert provenance_tags(tmp_path) == {}
+def test_provenance(tmp_path: Path) -> None:
+    """The commit, whether code differs from it, and hashes of settings and data."""
     md5 = "0123456789abcdef0123456789abcdef.dir"
     files = {"params.yaml": "a: 1\n", "data.dvc": f"outs:\n- md5: {md5}\n  path: data\n"}
     for name, text in {**files, "dvc.lock": "1", "code.py": "1"}.items():
         (tmp_path / name).write_text(text)
-
-    def git(*args: str) -> str:
-        command = ["git", "-c", "user.name=a", "-c", "user.email=a@b", *args]
-        done = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
-        return done.stdout.strip()
-
-    git("init", "-q")
-    git("add", ".")
-    git("commit", "-q", "-m", "x")
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in ("init -q", "add .", "commit -q -m x"):
+        subprocess.run([*git, *words.split()], check=True)
     tags = provenance_tags(tmp_path)
-    assert tags == {
-        "git.commit": git("rev-parse", "HEAD"),
-        "git.dirty": "false",
-        "params.sha256": hashlib.sha256(b"a: 1\n").hexdigest(),
-        "data.md5": md5,
-    }
+    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+    sha256 = hashlib.sha256(b"a: 1\n").hexdigest()
+    known = {"git.commit": head.stdout.strip(), "git.dirty": "false", "data.md5": md5}
+    assert tags == known | {"params.sha256": sha256}
     (tmp_path / "dvc.lock").write_text("2")  # every stage rewrites it
     (tmp_path / "params.yaml").write_text("a: 2\n")  # another study: it has a tag of its own
-    other = {"params.sha256": hashlib.sha256(b"a: 2\n").hexdigest()}
-    assert provenance_tags(tmp_path) == tags | other
+    other = provenance_tags(tmp_path)
+    assert other.pop("params.sha256") != sha256
+    assert other == known
     (tmp_path / "code.py").write_text("2")
     assert provenance_tags(tmp_path)["git.dirty"] == "true"
-    assert not caplog.messages
-    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")  # a switch of git's own tests
-    assert "git.commit" not in provenance_tags(tmp_path)
-    assert "dubious ownership" in caplog.text
-    assert "safe.directory" in caplog.text
 
 
 # -- what a person sees
@@ -555,26 +505,19 @@ def a_unit(root: Path, regime: str, seed: int, scores: dict[str, float], **chang
 
 def test_what_a_person_sees_in_mlflow(root: Path) -> None:
     client = store.client(root)
-    ids = {"frozen 0": a_unit(root, "frozen", 0, {"lucchi": 0.78, "vnc": 0.82})}
+    frozen = a_unit(root, "frozen", 0, {"lucchi": 0.78, "vnc": 0.82})
     note = client.get_experiment_by_name("demo").tags["mlflow.note.content"]
-    assert "tested on lucchi, vnc." in note
     assert "over-seeds" not in note, "one seed: no means"
-    ids["lora 0"] = a_unit(root, "lora", 0, {"lucchi": 0.83, "vnc": 0.6}, origin="restored")
-    ids["lora 1"] = a_unit(root, "lora", 1, {"lucchi": 0.81, "vnc": 0.5})
+    loras = [a_unit(root, "lora", seed, {"lucchi": 0.8, "vnc": 0.6}) for seed in (0, 1)]
     experiment = client.get_experiment_by_name("demo")
-    note = experiment.tags["mlflow.note.content"]
     for key, name in {"test-iou": "Test IoU", "over-seeds": "Means over seeds"}.items():
-        assert f"[{name}](#/experiments/1/runs?" in note
+        assert f"[{name}](#/experiments/1/runs?" in experiment.tags["mlflow.note.content"]
         view = json.loads(experiment.tags[f"mlflow.sharedViewState.{key}"])
         shown = set(json.loads(view["state"])["selectedColumns"])
         assert {"metrics.`test/iou.lucchi`", "metrics.`test/iou.vnc`"} <= shown
-    tags = {name: client.get_run(run_id).data.tags for name, run_id in ids.items()}
-    assert tags["lora 0"]["settings"] == tags["lora 1"]["settings"] != tags["frozen 0"]["settings"]
-    assert tags["lora 1"]["mlflow.note.content"] == (
-        "dinov2_s, lora, trained on paired, seed 1. Validation IoU 0.700. "
-        "Test IoU 0.810 on lucchi, 0.500 on vnc."
-    )
-    assert tags["lora 1"]["mlflow.source.name"] == "emadapt train"
+    one, other, apart = (client.get_run(own).data.tags for own in (*loras, frozen))
+    assert one["settings"] == other["settings"] != apart["settings"]
+    assert "Test IoU 0.800 on lucchi, 0.600 on vnc." in other["mlflow.note.content"]
 
 
 def test_what_a_person_wrote_in_mlflow_stays(
@@ -592,20 +535,3 @@ def test_what_a_person_wrote_in_mlflow_stays(
     a_unit(root, "frozen", 0, {"lucchi": 0.8})
     assert "description" in caplog.text
     assert {run.info.status for run in stored(root)} == {"FINISHED"}
-
-
-@pytest.mark.browser
-def test_the_views_in_a_browser(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for seed in (0, 1):
-        a_unit(root, "lora", seed, {"lucchi": 0.8 + seed / 10, "vnc": 0.5})
-    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "docs"))
-    screenshots = importlib.import_module("screenshots")
-    with screenshots.server(root / "mlflow.db") as port:
-        runs = "#/experiments/1/runs?workflowType=machine_learning&viewStateShareKey="
-        page = f"http://{screenshots.HOST}:{port}/{runs}"
-        table = screenshots.chromium(page + "test-iou", "--window-size=1480,640", "--dump-dom")
-        means = screenshots.chromium(page + "over-seeds", "--window-size=1480,640", "--dump-dom")
-    for text in ("dinov2_s-lora-paired-0", "test/iou.lucchi", "test/iou.vnc", "0.9"):
-        assert text in table
-    assert "Group: train_set: paired, regime: lora" in means
-    assert "0.85" in means

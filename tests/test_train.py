@@ -18,7 +18,7 @@ from emadapt.models.heads import HEADS
 from emadapt.models.segmenter import Segmenter
 from emadapt.study.loading import load_study
 from emadapt.study.study import Unit
-from emadapt.training.fit import Average, Run, rate_factor
+from emadapt.training.fit import Average, rate_factor
 from emadapt.training.objective import LOSSES
 from emadapt.training.train import train_unit
 from processes import until
@@ -32,9 +32,7 @@ FROZEN, LORA = Unit("t", "frozen", "a", 0), Unit("t", "lora", "a", 0)
 @pytest.mark.parametrize(
     "unit", [FROZEN, LORA, Unit("t", "lora", "paired", 0)], ids=lambda u: u.name
 )
-def test_a_repeated_unit_gives_the_same_bytes_and_another_seed_others(
-    tmp_path: Path, unit: Unit
-) -> None:
+def test_a_repeated_unit_gives_the_same_bytes_and_another_seed_others(tmp_path, unit):
     study = make_study(tmp_path)
     first = trained(study, unit)
     (tmp_path / "scratch/units").rename(tmp_path / "gone")
@@ -45,9 +43,7 @@ def test_a_repeated_unit_gives_the_same_bytes_and_another_seed_others(
 @pytest.mark.parametrize(
     "unit", [FROZEN, pytest.param(LORA, marks=pytest.mark.slow)], ids=lambda u: u.name
 )
-def test_killed_in_the_middle_and_run_again_gives_the_bytes_of_an_undisturbed_run(
-    tmp_path: Path, unit: Unit
-) -> None:
+def test_killed_in_the_middle_and_run_again_gives_the_bytes_of_an_undisturbed_run(tmp_path, unit):
     params = settings(epochs=6, steps_per_epoch=8)
     params["regimes"]["lora"]["dropout"] = 0.1  # random numbers inside the model must resume too
     study = make_study(tmp_path, params)
@@ -65,8 +61,8 @@ def test_killed_in_the_middle_and_run_again_gives_the_bytes_of_an_undisturbed_ru
 
 
 def test_what_is_kept_is_the_running_average_and_a_stopped_training_goes_on_with_it(
-    tmp_path: Path, monkeypatch
-) -> None:
+    tmp_path, monkeypatch
+):
     """Against weights recorded at each step and averaged afterwards; validation sees the average,
     the next step does not."""
     study = make_study(tmp_path, settings(epochs=2, steps_per_epoch=8, ema=0.7, val_slices=0))
@@ -101,9 +97,7 @@ def test_what_is_kept_is_the_running_average_and_a_stopped_training_goes_on_with
     assert trained(study, FROZEN) == undisturbed
 
 
-def test_half_precision_scales_the_loss_and_goes_on_with_its_scale(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_half_precision_scales_the_loss_and_goes_on_with_its_scale(tmp_path, monkeypatch):
     study = make_study(tmp_path, settings(precision="fp16"))
     undisturbed, scale = trained(study, FROZEN), checkpoint(tmp_path)["scaler"]
     assert scale["scale"] > 1
@@ -118,16 +112,7 @@ def checkpoint(root: Path) -> dict[str, Any]:
     return dict(torch.load(next(root.glob("scratch/units/*/*/checkpoint.pt")), weights_only=True))
 
 
-def test_a_finished_unit_is_not_trained_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    study = make_study(tmp_path)
-    first = trained(study, FROZEN)
-    monkeypatch.setattr(Run, "epoch", lambda *_: pytest.fail("trained again"))
-    assert trained(study, FROZEN) == first
-
-
-def test_a_head_learns_and_the_best_epoch_is_kept(tmp_path: Path) -> None:
+def test_a_head_learns_and_the_best_epoch_is_kept(tmp_path):
     study = make_study(tmp_path, settings(epochs=5, steps_per_epoch=20, head_lr=3e-3))
     folder = train_unit(study, FROZEN)
     epochs = json.loads((folder / "history.json").read_text())["epochs"]
@@ -144,7 +129,7 @@ def test_a_head_learns_and_the_best_epoch_is_kept(tmp_path: Path) -> None:
     assert 0 < card["tokens"]["a"]["usual"][0] < 0.5  # the same discs in every slice
 
 
-def test_the_test_slices_are_not_looked_at(tmp_path: Path) -> None:
+def test_the_test_slices_are_not_looked_at(tmp_path):
     study = make_study(tmp_path)
     first = trained(study, LORA)
     for name in ("image", "label"):  # other test slices, the same md5 in the manifest
@@ -156,7 +141,7 @@ def test_the_test_slices_are_not_looked_at(tmp_path: Path) -> None:
     assert trained(study, LORA) == first
 
 
-def test_patience_stops_and_a_loss_that_is_not_finite_ends_with_a_reason(tmp_path: Path) -> None:
+def test_patience_stops_and_a_loss_that_is_not_finite_ends_with_a_reason(tmp_path):
     still = settings(epochs=30, patience=2, head_lr=1e-12, schedule="constant", warmup_steps=0)
     study = make_study(tmp_path, still)
     folder = train_unit(study, FROZEN)
@@ -169,7 +154,7 @@ def test_patience_stops_and_a_loss_that_is_not_finite_ends_with_a_reason(tmp_pat
 
 
 @pytest.mark.parametrize(("name", "theirs"), [("dice", DiceLoss), ("dice_ce", DiceCELoss)])
-def test_losses_are_monais(name: str, theirs: type[torch.nn.Module]) -> None:
+def test_losses_are_monais(name, theirs):
     generator = torch.Generator().manual_seed(0)
     for shape in ((2, 8, 9), (1, 3, 8, 8)):
         logits = torch.randn(shape[0], 2, *shape[1:], generator=generator, requires_grad=True)
@@ -184,7 +169,7 @@ def test_losses_are_monais(name: str, theirs: type[torch.nn.Module]) -> None:
         torch.testing.assert_close(logits.grad, other.grad)
 
 
-def test_the_learning_rate_warms_up_then_falls(tmp_path: Path) -> None:
+def test_the_learning_rate_warms_up_then_falls(tmp_path):
     study = make_study(
         tmp_path, settings(epochs=10, steps_per_epoch=10, warmup_steps=10), ingested=False
     )

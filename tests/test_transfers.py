@@ -37,7 +37,7 @@ class Copies(TorchDispatchMode):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Path]:
+def whole(tmp_path_factory):
     root = tmp_path_factory.mktemp("transfers")
     params = settings(ema=0.9)
     params["regimes"] |= {
@@ -52,7 +52,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Path]:
 
 
 @pytest.fixture
-def study(whole: tuple[Study, Path], monkeypatch: pytest.MonkeyPatch, tracking_off: None) -> Study:
+def study(whole, monkeypatch, tracking_off):
     study, root = whole
     monkeypatch.chdir(root)
     return study
@@ -82,8 +82,8 @@ def on_the_fake_device(study: Study, unit: Unit, patch: pytest.MonkeyPatch) -> R
     ],
 )
 def test_a_step_copies_its_batch_to_the_device_and_waits_for_nothing(
-    study: Study, regime: str, train_set: str, copies: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    study, regime, train_set, copies, monkeypatch
+):
     run = on_the_fake_device(study, Unit("t", regime, train_set, 0), monkeypatch)
     with Copies() as counted:
         losses = list(run.epoch())
@@ -92,20 +92,7 @@ def test_a_step_copies_its_batch_to_the_device_and_waits_for_nothing(
         float(losses[0])
 
 
-@pytest.mark.parametrize(("regime", "train_set"), [("last", "paired"), ("taught", "onto_b")])
-def test_tokens_that_fit_are_on_the_device_before_the_first_step(
-    study: Study, regime: str, train_set: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("emadapt.training.samples.free_bytes", lambda: 10**9)
-    run = on_the_fake_device(study, Unit("t", regime, train_set, 0), monkeypatch)
-    with Copies() as counted:
-        assert len(list(run.epoch())) == 3
-    assert counted.n == 0
-
-
-def test_held_tokens_give_the_same_model_and_are_read_once(
-    study: Study, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_held_tokens_give_the_same_model_and_are_read_once(study, monkeypatch):
     unit = Unit("t", "last", "paired", 0)
     folder = train_unit(study, unit)
     streamed = (folder / "model.safetensors").read_bytes()

@@ -23,21 +23,13 @@ from fakes import a_study
 from tiny import make_study, predict_slice, regime_for, settings
 
 
-@pytest.mark.parametrize(
-    ("slices", "voxel_z_nm", "expected"),
-    [
-        (20, 50.0, list(range(20))),
-        (9, 5.0, [0, 4, 8]),
-        (4, 6.0, [0]),
-        (5, 20.0, [0, 1, 2, 3, 4]),
-        (1, 1.0, [0]),
-    ],
-)
-def test_slices_apart(slices: int, voxel_z_nm: float, expected: list[int]) -> None:
-    assert spaced(slices, voxel_z_nm) == expected
+def test_slices_are_20_nm_apart():
+    assert spaced(5, 20.0) == [0, 1, 2, 3, 4]
+    assert spaced(9, 5.0) == [0, 4, 8]
+    assert spaced(1, 1.0) == [0]
 
 
-def test_the_same_images_under_another_name_are_not_unseen(tmp_path: Path) -> None:
+def test_the_same_images_under_another_name_are_not_unseen(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path)
     stack = {"layout": "stack", "voxel_nm": (5.0, 5.0, 5.0)}
     made = {"layout": "synthetic", "voxel_nm": (30.0, 6.0, 6.0)}
@@ -57,7 +49,7 @@ def test_the_same_images_under_another_name_are_not_unseen(tmp_path: Path) -> No
     assert unseen_by(study, few, model) == ["folder", "through_a_link", "another"]
 
 
-def test_which_datasets_are_unseen() -> None:
+def test_which_datasets_are_unseen():
     study = a_study()
     first, backbone = study.seeds[0], {"arch": "tiny_dinov2", "source": "random"}
     model = regime_for(backbone).build(0)
@@ -96,9 +88,7 @@ def test_which_datasets_are_unseen() -> None:
 
 
 @pytest.mark.parametrize("regime", ["frozen", "lora"])
-def test_every_slice_is_scored_as_a_user_would_predict_it(
-    regime: str, tmp_path: Path, tracking_off: None
-) -> None:
+def test_every_slice_is_scored_as_a_user_would_predict_it(regime, tmp_path, tracking_off):
     study = make_study(tmp_path, settings(epochs=1, steps_per_epoch=2))
     unit = Unit("t", regime, "a", 0)
     train_unit(study, unit)
@@ -124,9 +114,7 @@ def test_every_slice_is_scored_as_a_user_would_predict_it(
     assert own["iou"] == pytest.approx(jaccard_score(label.ravel(), predicted.ravel()), abs=2e-3)
 
 
-def test_slices_are_smoothed_with_all_of_their_neighbours(
-    tmp_path: Path, tracking_off: None
-) -> None:
+def test_slices_are_smoothed_with_all_of_their_neighbours(tmp_path, tracking_off):
     params = settings(epochs=1, steps_per_epoch=2)
     params["backbones"]["t"]["smooth_z_nm"] = 20.0
     params["datasets"]["b"]["voxel_nm"] = [10, 4, 4]

@@ -99,13 +99,6 @@ def test_every_format_gives_the_same_volume(
         assert all(found)
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32, bool])
-def test_types_of_values_stay(tmp_path: Path, dtype: Any) -> None:
-    stack = (RNG.random((3, 20, 30)) * 200).astype(dtype)
-    source = open_source(tiff(tmp_path, stack))
-    np.testing.assert_array_equal(source.read(0, 3), stack, strict=True)
-
-
 def test_a_coarser_scale(tmp_path: Path) -> None:
     source = open_source(scales(tmp_path, "0.5"), scale=1)
     assert source.voxel_nm == (10.0, 8.0, 10.0)
@@ -170,21 +163,6 @@ def test_colours_and_alpha_that_say_nothing_are_dropped_and_others_refused(
         assert "channels differ" in refused(write(stack))
 
 
-@pytest.mark.parametrize("mode", ["L", "P", "RGB"])
-def test_a_transparent_value_is_an_alpha_channel(tmp_path: Path, mode: str) -> None:
-    grey = np.arange(72, dtype=np.uint8).reshape(8, 9)
-    image = Image.fromarray(grey)
-    if mode == "P":
-        image.putpalette([v for v in range(256) for _ in "rgb"])  # makes it one
-    elif mode == "RGB":
-        image = image.convert("RGB")
-    path = tmp_path / "a.png"
-    image.save(path, transparency=(5, 5, 5) if mode == "RGB" else 5)
-    assert "transparent pixels" in refused(path)
-    image.save(path, transparency=(200, 200, 200) if mode == "RGB" else 200)  # not in it
-    np.testing.assert_array_equal(open_source(str(path)).read(0, 1)[0], grey)
-
-
 @pytest.mark.parametrize("first", ["0.png", "1.png"])
 def test_slices_of_one_bit_among_those_of_eight_are_0_and_255(tmp_path: Path, first: str) -> None:
     mask = WIDE[:2] > 30000
@@ -225,11 +203,6 @@ def test_a_damaged_chunk_spoils_its_slices_alone(tmp_path: Path, codec: str) -> 
     (path / "1.0.0").write_bytes((path / "1.0.0").read_bytes()[:40])
     assert "cannot be decoded" in refused(path)
     np.testing.assert_array_equal(open_source(str(path)).read(0, 2), WIDE[:2])
-
-
-def test_a_single_slice_is_a_volume(tmp_path: Path) -> None:
-    for text in (tiff(tmp_path, WIDE[0]), png(tmp_path / "a.png", WIDE[0])):
-        np.testing.assert_array_equal(open_source(text).read(0, 1)[0], WIDE[0], strict=True)
 
 
 def test_a_folder_of_many_slices_keeps_no_files_open(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def params(**regimes: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def study(tmp_path: Path, tracking_off: None) -> Study:
+def study(tmp_path, tracking_off):
     return make_study(tmp_path, params())
 
 
@@ -43,14 +43,14 @@ def start_of(study: Study, *unit: Any) -> dict[str, torch.Tensor]:
     return prepare(study, Unit(*unit)).segmenter.trained_state()
 
 
-def test_it_starts_from_the_other_ones_weights_and_goes_on(study: Study) -> None:
+def test_it_starts_from_the_other_ones_weights_and_goes_on(study):
     source = load_file(train_unit(study, Unit("t", "lora", "b", 0)) / "model.safetensors")
     assert same_tensors(start_of(study, "t", "from_b", "a", 0), source)
     tuned = load_file(train_unit(study, Unit("t", "from_b", "a", 0)) / "model.safetensors")
     assert not same_tensors(tuned, source)
 
 
-def test_a_frozen_head_and_fresh_adapters_linear_probing_then_fine_tuning(study: Study) -> None:
+def test_a_frozen_head_and_fresh_adapters_linear_probing_then_fine_tuning(study):
     head = load_file(train_unit(study, Unit("t", "frozen", "a", 0)) / "model.safetensors")
     start, fresh = start_of(study, "t", "lpft", "a", 0), start_of(study, "t", "lora", "a", 0)
     for name, value in start.items():
@@ -58,9 +58,7 @@ def test_a_frozen_head_and_fresh_adapters_linear_probing_then_fine_tuning(study:
     assert any(name.startswith("adapter.") for name in start)
 
 
-def test_a_source_that_was_not_trained_is_trained_and_later_found(
-    study: Study, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_source_that_was_not_trained_is_trained_and_later_found(study, monkeypatch):
     first = trained(study, Unit("t", "from_b", "a", 0))
     assert not Path("build/units/t-lora-b-0").exists()
     with monkeypatch.context() as patch:
@@ -72,7 +70,7 @@ def test_a_source_that_was_not_trained_is_trained_and_later_found(
     assert again.read_bytes() == first
 
 
-def test_what_starts_elsewhere_is_another_model_and_other_keys_stay(study: Study) -> None:
+def test_what_starts_elsewhere_is_another_model_and_other_keys_stay(study):
     def key(study: Study, regime: str) -> str:
         return unit_key(study, Unit("t", regime, "a", 0))
 
@@ -84,7 +82,7 @@ def test_what_starts_elsewhere_is_another_model_and_other_keys_stay(study: Study
     assert key(again, "lpft") == keys["lpft"]
 
 
-def test_a_folder_and_what_is_wrong_with_it(study: Study, tmp_path: Path) -> None:
+def test_a_folder_and_what_is_wrong_with_it(study, tmp_path):
     trained = train_unit(study, Unit("t", "lora", "b", 0))
     shutil.copytree(trained, "models/mine")
 

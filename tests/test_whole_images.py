@@ -18,7 +18,7 @@ from emadapt import api
 from emadapt.data.images import find_images, read_image, split_images
 from emadapt.data.ingest import ingest, open_volume
 from emadapt.data.labelled import few_slices
-from emadapt.errors import ConfigError, InputError
+from emadapt.errors import InputError
 from emadapt.metrics import classification
 from emadapt.models.backbones import Pooled, pretrained
 from emadapt.models.classifier import Votes
@@ -96,22 +96,6 @@ def test_from_files_to_a_report(tmp_path: Path, tracking_off: None) -> None:
     guessed = np.array(list(shown))[np.argmax(list(shown.values()), 0)]
     assert np.mean(guessed == [file.parent.name for file in files]) > 0.8
     assert found.keys() == {(regime, "x") for regime in ALL}
-
-
-def test_settings_of_two_tasks_or_of_volumes_are_refused(tmp_path: Path) -> None:
-    def refused(own: dict[str, Any]) -> str:
-        with pytest.raises(ConfigError) as error:
-            make(tmp_path, own)
-        return str(error.value)
-
-    mixed = params(**ALL)
-    mixed["study"]["datasets"] = ["x", "a"]
-    mixed["datasets"]["a"] = settings()["datasets"]["a"]
-    assert "one task in a study" in refused(mixed)
-    assert "does not classify images" in refused(params(ridge={"kind": "ridge"}))
-    scaled = params(**ALL)
-    scaled["backbones"]["t"]["scale"] = 2.0
-    assert "scale mean nothing to whole images" in refused(scaled)
 
 
 @pytest.mark.parametrize("dtype", ["<u2", ">u2", ">f4"])

@@ -29,7 +29,7 @@ def blocks(kind: str) -> list[str]:
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(tmp_path, monkeypatch):
     """What the document's reader has: a volume and a model."""
     monkeypatch.chdir(tmp_path)
     image, label = blobs((30, 90, 100), 3)
@@ -46,7 +46,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_slices_to_label_become_a_dataset_of_a_study(here: Path) -> None:
+def test_slices_to_label_become_a_dataset_of_a_study(here):
     segment_volume(Order("volume.zarr", "mask.tif", "models/lucchi", voxel_nm=VOXEL))
     labelling, notebook = blocks("python")
     exec(compile(labelling, "labelling", "exec"), {})
@@ -75,15 +75,3 @@ def test_slices_to_label_become_a_dataset_of_a_study(here: Path) -> None:
     }
     tifffile.imwrite("volume.ome.tif", volume.image[:3], photometric="minisblack", metadata=meta)
     exec(compile(notebook, "notebook", "exec"), {})
-
-
-def test_a_volume_without_labels_has_a_study_too(here: Path) -> None:
-    Path("params.yaml").write_text(blocks("yaml")[1])
-    study = load_study(Path("params.yaml"))
-    assert study.tested == ("lucchi",)
-    Path("data/mine_raw").mkdir(parents=True)
-    Path("volume.zarr").rename("data/mine_raw/image.zarr")
-    ingest(study, "mine_raw", Path("data"), Path("build/ingest"))
-    assert len(open_volume("mine_raw").split["train"]) == 30
-    (model,) = set(re.findall(r"--model (\S*onto_mine\S*)", TEXT))
-    assert model in {unit.name for unit in study.units()}

@@ -7,37 +7,34 @@ import itertools
 import json
 import multiprocessing
 import os
-import signal
-import subprocess
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import tifffile
 
 VERBS = (
-    "cli",
-    "data.ingest",
-    "models.tokens",
-    "training.train",
-    "training.evaluate",
-    "domains.run",
-    "report.report",
-    "pipeline.check",
-    "segment.run",
-    "sweep.run",
-    "sweep.worker",
-    "tracking.store",
+    *("cli", "data.ingest", "models.tokens", "training.train", "training.evaluate", "domains.run"),
+    *("report.report", "pipeline.check", "segment.run"),
 )
 TIMES = {"seconds", "peak_mb", "train_seconds"}
 """What two runs of the same cannot have in common."""
 LIMIT = 240.0
 NUMBERS = itertools.count()
 """Of processes."""
+
+
+class Ended(NamedTuple):
+    """How a process ended: exit code, or minus the signal that ended it; its seconds; what it
+    printed; processes of its session that are still there."""
+
+    code: int
+    seconds: float
+    output: str
+    left: list[int]
 
 
 def context() -> Any:
@@ -49,41 +46,23 @@ def context() -> Any:
     return server
 
 
-@dataclass(frozen=True)
-class Ended:
-    """How a process ended.
-
-    Attributes:
-        code: its exit code; minus the signal that ended it.
-        seconds: that it took.
-        output: all that it printed.
-        left: processes of its session that are still there.
-    """
-
-    code: int
-    seconds: float
-    output: str
-    left: list[int]
-
-
 def run(
     root: Path,
     *words: str,
-    kill_after: float | None = None,
-    inside: Callable[..., None] | None = None,
+    kill_after: float = LIMIT,
+    inside: Callable[..., int] | None = None,
     **environment: str,
 ) -> Ended:
     """`emadapt WORDS` in `root`, or `inside` of it; killed with signal 9 after some seconds."""
     log = root.parent / f"{root.name}-{next(NUMBERS)}.log"
-    process = context().Process(
-        target=_child, args=(root, words, log, inside, {"EMADAPT_TRACKING": "off"} | environment)
-    )
+    given = (root, words, log, inside or emadapt, environment)
+    process = context().Process(target=_child, args=given)
     process.start()
     ready = log.with_suffix(".ready")
     while not ready.exists() and process.is_alive():
         time.sleep(0.002)
     started = time.perf_counter()
-    process.join(LIMIT if kill_after is None else kill_after)
+    process.join(kill_after)
     if process.is_alive():
         process.kill()
         process.join()
@@ -100,27 +79,22 @@ def _child(
     root: Path,
     words: tuple[str, ...],
     log: Path,
-    inside: Callable[..., None] | None,
+    call: Callable[..., int],
     environment: dict[str, str],
 ) -> None:
     os.setsid()
     os.chdir(root)
-    os.environ.update(environment | {"FAULTS_LOG": str(log)})
+    os.environ.update({"EMADAPT_TRACKING": "off", "FAULTS_LOG": str(log), **environment})
     with log.open("w") as out:
         os.dup2(out.fileno(), 1), os.dup2(out.fileno(), 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
     log.with_suffix(".ready").touch()
-    os._exit(guarded(inside, words) if inside else emadapt(*words))
-
-
-def guarded(call: Callable[..., None], words: tuple[str, ...]) -> int:
-    """0, or 1 with the traceback printed."""
+    code = 1
     try:
-        call(*words)
+        code = call(*words)
     except BaseException:
         traceback.print_exc()
-        return 1
-    return 0
+    os._exit(code)
 
 
 def emadapt(*words: str) -> int:
@@ -131,9 +105,6 @@ def emadapt(*words: str) -> int:
         main(list(words), prog_name="emadapt")
     except SystemExit as end:
         return int(end.code or 0)
-    except BaseException:
-        traceback.print_exc()
-        return 1
     return 0
 
 
@@ -171,9 +142,6 @@ def _timeless(value: Any) -> Any:
     return [_timeless(v) for v in value] if isinstance(value, list) else value
 
 
-# -- a small disk
-
-
 @contextlib.contextmanager
 def small_disk(at: Path, size: int) -> Iterator[Callable[..., None]]:
     """A file system of `size` bytes at a folder, for this process alone; gives a remount.
@@ -206,50 +174,3 @@ def may_mount(folder: Path) -> bool:
 def _try_mount(folder: Path) -> None:
     with small_disk(folder, 2**20):
         pass
-
-
-# -- workers of a sweep
-
-
-class Forked(subprocess.Popen):
-    """A worker that is forked here, where `emadapt sweep run` would start Python again."""
-
-    def __init__(self, command: list[str], *, env: dict[str, str], stdout: Any, **_: Any) -> None:
-        self.args, self.returncode = command, None
-        self.pid = os.fork()
-        if self.pid == 0:
-            os.setpgid(0, 0)  # a group of the test's session, which is searched for orphans
-            os.dup2(stdout.fileno(), 1), os.dup2(stdout.fileno(), 2)
-            signal.set_wakeup_fd(-1)
-            os.environ.update(env)
-            os._exit(emadapt(*command[3:]))
-
-    def poll(self) -> int | None:
-        if self.returncode is None:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
-        return self.returncode
-
-    def wait(self, timeout: float | None = None) -> int:
-        deadline = time.monotonic() + (timeout or LIMIT)
-        while self.poll() is None:
-            if time.monotonic() > deadline:
-                raise subprocess.TimeoutExpired(self.args, timeout or LIMIT)
-            time.sleep(0.01)
-        return int(self.returncode or 0)
-
-    def send_signal(self, sig: int) -> None:
-        if self.poll() is None:
-            os.kill(self.pid, sig)
-
-    def __del__(self, *_: Any) -> None:
-        pass
-
-
-def sweep_with_forks(*words: str) -> None:
-    """`emadapt sweep run WORDS` whose workers are forked."""
-    from emadapt.sweep import crew
-
-    crew.Popen = Forked  # type: ignore[misc, assignment]
-    if code := emadapt("sweep", "run", *words):
-        raise SystemExit(code)

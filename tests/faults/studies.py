@@ -10,6 +10,7 @@ import tifffile
 
 from tiny import make_study, settings, write_model
 
+SEGMENT = "segment volume.tif out.tif --model model --voxel-nm 30 5 5 --instances --overwrite"
 VERBS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "ingest": (("ingest", "a"), ("build/ingest/a/*",)),
     "plan": (("plan",), ("build/plan/*/*",)),
@@ -18,22 +19,7 @@ VERBS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "evaluate": (("evaluate", "t-frozen-a-0"), ("build/evaluate/t-frozen-a-0/*",)),
     "diagnose": (("diagnose", "t", "frozen"), ("reports/domain/*", "reports/domain/*/*")),
     "report": (("report",), ("reports/*", "reports/figures/*")),
-    "segment": (
-        (
-            "segment",
-            "volume.tif",
-            "out.tif",
-            "--model",
-            "model",
-            "--voxel-nm",
-            "30",
-            "5",
-            "5",
-            "--instances",
-            "--overwrite",
-        ),
-        ("out*",),
-    ),
+    "segment": (tuple(SEGMENT.split()), ("out*",)),
 }
 """Words of the command line, and the files that they make."""
 
@@ -51,12 +37,8 @@ def make_states(top: Path) -> Path:
     root.mkdir()
     make_study(root, params(), ingested=False)
     write_model(root / "model")
-    rng = np.random.default_rng(3)
-    tifffile.imwrite(
-        root / "volume.tif",
-        rng.integers(0, 255, (12, 120, 150), dtype=np.uint8),
-        photometric="minisblack",
-    )
+    volume = np.random.default_rng(3).integers(0, 255, (12, 120, 150), dtype=np.uint8)
+    tifffile.imwrite(root / "volume.tif", volume, photometric="minisblack")
     more: dict[str, list[tuple[str, ...]]] = {
         "ingest": [("ingest", "b")],
         "tokens": [("tokens", "t", "b")],
