@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from emadapt.errors import InputError
 from emadapt.models.identity import file_sha256
 from emadapt.study.loading import load_study
 from emadapt.study.study import Study
-from emadapt.training.plan import PLAN, unit_key, write_plans
+from emadapt.training.plan import PLAN, check_planned, train_plan, unit_key, write_plans
+from emadapt.training.train import train_unit
 from tiny import make_study, settings
 
 Edit = Callable[[dict[str, Any]], Any]
@@ -190,6 +192,20 @@ def test_hashes_are_remembered_by_all_who_ask_at_once(tracking_off):
         found = list(pool.map(file_sha256, files))
     assert sorted(json.loads(Path("scratch/hashes.json").read_text()).values()) == sorted(found)
     assert found == [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+
+
+def test_settings_edited_while_the_pipeline_runs_are_refused(study, monkeypatch):
+    """DVC would record a model of these settings as one of those before."""
+    write_plans(study)
+    every = [unit for unit in study.units() if unit.backbone == "t"]
+    for unit in every:
+        monkeypatch.setenv("DVC_STAGE", f"train@{unit.name}")
+        check_planned("train", unit.name, partial(train_plan, study, unit))
+    path = Path("params.yaml")
+    path.write_text(path.read_text().replace("epochs: 2", "epochs: 3"))
+    with pytest.raises(InputError, match=r"other settings.*`emadapt repro` again"):
+        train_unit(load_study(), every[-1])
+    assert not Path("build/units").exists()
 
 
 def test_without_ingested_data_it_says_what_to_run(tmp_path, tracking_off):

@@ -23,6 +23,7 @@ from emadapt.study.study import Study, Unit
 from emadapt.study.training import DiagnoseSettings
 from emadapt.tracking.publish import publish
 from emadapt.training.model_files import load_model
+from emadapt.training.plan import check_planned, diagnose_plan
 from emadapt.training.tracked import UNITS, finished_run
 
 OUT = Path("reports/domain")
@@ -55,8 +56,11 @@ def diagnose(study: Study, backbone: str, regime: str) -> Path:
     kNN, a U-Net from scratch), get a note that says so, and no measures.
 
     Raises:
-        InputError: no trained unit, too few slices, or tokens that are not finite.
+        InputError: no trained unit, too few slices, tokens that are not finite, or other settings
+            than planned.
     """
+    name = f"{backbone}-{regime}"
+    check_planned("diagnose", name, lambda: diagnose_plan(study, backbone, regime))
     head: dict[str, Any] = {"study": study.name, "backbone": backbone, "regime": regime}
     if study.classifies:
         return _note(head, "Distances between datasets of whole images are not measured.")

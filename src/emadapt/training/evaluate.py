@@ -19,7 +19,7 @@ from emadapt.study.study import Study, Unit
 from emadapt.tracking.publish import publish
 from emadapt.training.model_card import EVALUATED, model_card
 from emadapt.training.model_files import load_model
-from emadapt.training.plan import unit_key
+from emadapt.training.plan import check_planned, evaluate_plan, unit_key
 from emadapt.training.regimes import regime_of
 from emadapt.training.regimes.images import check_classes
 from emadapt.training.scores import score_images, score_volumes
@@ -36,8 +36,9 @@ def evaluate_unit(study: Study, unit: Unit) -> Path:
     A dataset of which it has seen no label is scored on slices of all of it as well (`unseen`).
 
     Raises:
-        InputError: the unit was not trained, or a dataset not ingested.
+        InputError: the unit was not trained, or a dataset not ingested, or not as planned.
     """
+    check_planned("evaluate", unit.name, lambda: evaluate_plan(study, unit))
     folder, out = UNITS / unit.name, EVALUATED / unit.name
     segmenter, card = load_model(folder)
     if card["key"] != unit_key(study, unit):

@@ -11,7 +11,10 @@ No torch here: the stage runs with every `dvc repro`.
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
+from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ from typing import Any
 import emadapt
 from emadapt.data.ingest import INGESTED
 from emadapt.data.unversioned import check_unchanged
+from emadapt.errors import InputError
 from emadapt.files import read_json, whole_folder, write_json
 from emadapt.models.identity import backbone_weights, model_folder, system_weights
 from emadapt.study.backbones import BackboneSettings
@@ -90,6 +94,11 @@ def unit_key(study: Study, unit: Unit) -> str:
     return digest(unit_plan(study, unit))[:24]
 
 
+def train_plan(study: Study, unit: Unit) -> Plan:
+    """What the stage `train` depends on: what the weights do, and what the card says of data."""
+    return unit_plan(study, unit) | {"card": _on_the_card(study, unit)}
+
+
 def evaluate_plan(study: Study, unit: Unit) -> Plan:
     """What the scores of a unit depend on, besides the unit itself."""
     chain = [unit, *study.sources_of(unit)]
@@ -134,12 +143,33 @@ def write_plans(study: Study) -> int:
     for name in study.datasets:
         check_unchanged(study, name, INGESTED / name / "manifest.json")
     for unit in study.units():
-        plans[f"train/{unit.name}"] = unit_plan(study, unit) | {"card": _on_the_card(study, unit)}
+        plans[f"train/{unit.name}"] = train_plan(study, unit)
         plans[f"evaluate/{unit.name}"] = evaluate_plan(study, unit)
     with whole_folder(PLAN) as folder:
         for name, plan in plans.items():
             write_json(folder / f"{name}.json", plan)
     return len(plans)
+
+
+def check_planned(verb: str, name: str, plan: Callable[[], Plan]) -> None:
+    """Refuse to run a stage of DVC on another plan than the one that DVC will record for it.
+
+    Otherwise a model of settings that were edited while the pipeline ran would be kept, and found
+    again, as one of the settings before.
+
+    Raises:
+        InputError: the plan is not the one that the stage `plan` wrote.
+    """
+    if os.environ.get("DVC_STAGE") != f"{verb}@{name}":
+        return
+    planned = json.loads((PLAN / verb / f"{name}.json").read_text())
+    if planned != json.loads(json.dumps(plan())):
+        raise InputError(
+            f"{verb} {name}",
+            found="other settings, data or weights than when the pipeline was begun",
+            expected="the same until it ends",
+            do="Run `emadapt repro` again: it begins with those of now.",
+        )
 
 
 def _set_aside(study: Study) -> None:

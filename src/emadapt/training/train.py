@@ -22,7 +22,7 @@ from emadapt.training.fit import CHECKPOINT
 from emadapt.training.inputs import Inputs, OnEpoch, Progress
 from emadapt.training.model_card import sources_of
 from emadapt.training.model_files import save_model
-from emadapt.training.plan import unit_key
+from emadapt.training.plan import check_planned, train_plan, unit_key
 from emadapt.training.prepare import SCRATCH, behind_folders, check_processes, prepare
 from emadapt.training.regimes import regime_of
 from emadapt.training.regimes.regime import Regime
@@ -55,8 +55,9 @@ def train_unit(study: Study, unit: Unit) -> Path:
         build/units/<unit>/ with model.safetensors, model.json and history.json.
 
     Raises:
-        EmadaptError: the loss is not finite, or the inputs are not there.
+        EmadaptError: the loss is not finite, or the inputs are not there or not those planned.
     """
+    check_planned("train", unit.name, lambda: train_plan(study, unit))
     regime = regime_of(study, unit)
     devices.join()
     check_processes(unit, regime, parallel.size())
