@@ -18,7 +18,7 @@ from emadapt.data.tiles import geometry_of, label_to_input, to_input
 from emadapt.errors import InputError
 from emadapt.models.backbones import pretrained
 from emadapt.models.predict import predict_slices
-from emadapt.models.tokens import token_key, token_views
+from emadapt.models.tokens import Entry, token_views
 from emadapt.study.backbones import BackboneSettings
 from emadapt.study.datasets import TrainSetSettings
 from emadapt.study.loading import load_study
@@ -138,7 +138,7 @@ def test_token_keys_follow_what_alignment_uses() -> None:
 
     def keys(spec: BackboneSettings) -> list[str]:
         backbone = pretrained(spec)
-        return [token_key(backbone, spec, open_volume(name), 0) for name in ("a", "b")]
+        return [Entry(backbone, spec, open_volume(name), 0).key for name in ("a", "b")]
 
     plain, by_method = keys(spec_of()), {m: keys(spec_of(m)) for m in HOW}
     others = [keys(spec_of(method, "c")) for method in HOW]

@@ -17,7 +17,7 @@ from emadapt.errors import InputError
 from emadapt.models import tokens
 from emadapt.models.backbones import Backbone, pretrained
 from emadapt.models.device import resolve_precision
-from emadapt.models.tokens import token_key, token_views
+from emadapt.models.tokens import Entry, token_views
 from emadapt.study.backbones import BackboneSettings
 from emadapt.study.study import Study
 from tiny import TINY, blobs, build_backbone, make_study, settings, write_stack
@@ -214,8 +214,9 @@ def test_each_setting_that_changes_tokens_changes_the_key(
     volume: Volume, change: dict[str, Any]
 ) -> None:
     other = SPEC.changed(**change)
-    assert token_key(pretrained(other), other, volume, 0) != token_key(
-        pretrained(SPEC), SPEC, volume, 0
+    assert (
+        Entry(pretrained(other), other, volume, 0).key
+        != Entry(pretrained(SPEC), SPEC, volume, 0).key
     )
 
 
@@ -223,23 +224,23 @@ def test_weights_view_and_cut_change_the_key(
     backbone: Backbone, volume: Volume, tmp_path: Path
 ) -> None:
     cuts = (None, 0, 1, 2, 3)
-    keys = [token_key(backbone, SPEC, volume, view, cut) for view in range(3) for cut in cuts]
+    keys = [Entry(backbone, SPEC, volume, view, cut).key for view in range(3) for cut in cuts]
     keys.append(
-        token_key(build_backbone("tiny_dinov2", "random", blocks=(2, 4), seed=1), SPEC, volume, 0)
+        Entry(build_backbone("tiny_dinov2", "random", blocks=(2, 4), seed=1), SPEC, volume, 0).key
     )
     for n in (1, 2):  # a file that is overwritten with other weights keeps its name
         state = build_backbone("tiny_dinov2", "random", seed=n).vit.state_dict()
         torch.save(state, tmp_path / "weights.pt")
         spec = SPEC.changed(source="file", file=str(tmp_path / "weights.pt"))
-        keys.append(token_key(pretrained(spec), spec, volume, 0))
+        keys.append(Entry(pretrained(spec), spec, volume, 0).key)
     assert len(set(keys)) == len(keys)
 
 
 @pytest.mark.parametrize("what", ["image", "label", "split"])
 def test_data_change_the_key(study: Study, backbone: Backbone, tmp_path: Path, what: str) -> None:
-    before = token_key(backbone, SPEC, open_volume("a"), 0)
+    before = Entry(backbone, SPEC, open_volume("a"), 0).key
     ingest(study, "a")
-    assert token_key(backbone, SPEC, open_volume("a"), 0) == before  # the same data again
+    assert Entry(backbone, SPEC, open_volume("a"), 0).key == before  # the same data again
     if what == "split":
         study = dataclasses.replace(study, split=study.split.changed(gap_nm=60.0))
     else:
@@ -248,11 +249,11 @@ def test_data_change_the_key(study: Study, backbone: Backbone, tmp_path: Path, w
         array[3, 50, 50] = 1 - array[3, 50, 50] if what == "label" else 255 - array[3, 50, 50]
         tifffile.imwrite(path, array, photometric="minisblack")
     ingest(study, "a")
-    assert token_key(backbone, SPEC, open_volume("a"), 0) != before
+    assert Entry(backbone, SPEC, open_volume("a"), 0).key != before
 
 
 def test_what_changes_no_token_changes_no_key(backbone: Backbone, volume: Volume) -> None:
-    before = [token_key(backbone, SPEC, volume, view) for view in range(2)]
+    before = [Entry(backbone, SPEC, volume, view).key for view in range(2)]
     changes: tuple[dict[str, Any], ...] = (
         {"views": 7},
         {"source": "hub"},
@@ -260,12 +261,12 @@ def test_what_changes_no_token_changes_no_key(backbone: Backbone, volume: Volume
     )
     for change in changes:
         other = SPEC.changed(**change)
-        assert [token_key(backbone, other, volume, view) for view in range(2)] == before
+        assert [Entry(backbone, other, volume, view).key for view in range(2)] == before
     wider = SPEC.changed(overlap=0.5)  # crops have no overlap
-    assert token_key(backbone, wider, volume, 1) == before[1]
+    assert Entry(backbone, wider, volume, 1).key == before[1]
     auto = SPEC.changed(precision="auto")
-    named = {p: token_key(backbone, SPEC.changed(precision=p), volume, 0) for p in ("bf16", "fp32")}
-    assert token_key(backbone, auto, volume, 0) == named[resolve_precision("auto")]
+    named = {p: Entry(backbone, SPEC.changed(precision=p), volume, 0).key for p in ("bf16", "fp32")}
+    assert Entry(backbone, auto, volume, 0).key == named[resolve_precision("auto")]
 
 
 # ---------------------------------------------------------------- computed once, whole or not at
@@ -292,7 +293,7 @@ def test_what_was_killed_in_the_middle_is_never_read_and_gone_on_with(
         patch.setattr(tokens, "compute_tokens", dies)
         with pytest.raises(KeyboardInterrupt):
             token_views(backbone, SPEC, volume, range(1))
-    key = token_key(backbone, SPEC, volume, 0)
+    key = Entry(backbone, SPEC, volume, 0).key
     assert key not in entries()
     monkeypatch.setattr(tokens, "compute_tokens", counted)
     [view] = token_views(backbone, SPEC, volume, range(1))
@@ -375,5 +376,5 @@ def test_a_rerun_writes_the_same_manifest(study: Study) -> None:
     tokens.run(study, "t", "a")  # computed again
     assert path.read_bytes() == first
     spec, volume = study.backbone_settings["t"], open_volume("a")
-    keys = [token_key(pretrained(spec), spec, volume, view) for view in (0, 1)]
+    keys = [Entry(pretrained(spec), spec, volume, view).key for view in (0, 1)]
     assert [entry["key"] for entry in json.loads(first)["entries"]] == keys

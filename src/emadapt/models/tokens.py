@@ -111,14 +111,14 @@ class TokenView:
 
 
 @dataclass(frozen=True)
-class _Entry:
+class Entry:
     """One view of a dataset under a backbone; `cut` as for `token_views`."""
 
     backbone: Backbone
     spec: BackboneSettings
     volume: Volume
     view: int
-    cut: int | None
+    cut: int | None = None
 
     @property
     def ingredients(self) -> dict[str, Any]:
@@ -213,13 +213,6 @@ class _Entry:
         return TokenView(split=self.volume.split, ends=self.volume.ends, **arrays)
 
 
-def token_key(
-    backbone: Backbone, spec: BackboneSettings, volume: Volume, view: int, cut: int | None = None
-) -> str:
-    """Hash of all that an entry depends on: weights, settings, geometry, data and view."""
-    return _Entry(backbone, spec, volume, view, cut).key
-
-
 def token_views(
     backbone: Backbone,
     spec: BackboneSettings,
@@ -241,7 +234,7 @@ def token_views(
     Raises:
         InputError: the backbone gives tokens that are not finite.
     """
-    return [_Entry(backbone, spec, volume, view, cut).open(cache) for view in views]
+    return [Entry(backbone, spec, volume, view, cut).open(cache) for view in views]
 
 
 def plain_view(
@@ -271,7 +264,7 @@ def run(study: Study, backbone_name: str, dataset: str, out: Path = Path("build/
     started, kind = time.perf_counter(), Pooled if study.classifies else Backbone
     backbone = pretrained(spec, kind).to(device())
     views = range(spec.views + 1)
-    entries = [_facts(_Entry(backbone, spec, volume, view, None)) for view in views]
+    entries = [_facts(Entry(backbone, spec, volume, view)) for view in views]
     write_json(path, manifest | {"entries": entries, "weights": backbone.provenance.to_dict()})
     tiles, size = (sum(entry[key] for entry in entries) for key in ("rows", "bytes"))
     seconds = time.perf_counter() - started
@@ -280,14 +273,14 @@ def run(study: Study, backbone_name: str, dataset: str, out: Path = Path("build/
     return path
 
 
-def _facts(entry: _Entry) -> dict[str, Any]:
+def _facts(entry: Entry) -> dict[str, Any]:
     """What the stage's manifest says of an entry, which is computed if it is not there."""
     rows = len(entry.open(CACHE).index)
     size = sum(f.stat().st_size for f in (CACHE / entry.key).glob("*.npy"))
     return {"view": entry.view, "key": entry.key, "rows": rows, "bytes": size}
 
 
-def _extract(entry: _Entry, folder: Path) -> None:
+def _extract(entry: Entry, folder: Path) -> None:
     """Compute one entry, or go on where that was stopped.
 
     Where another entry has the same images (a dataset whose labels were corrected), its tokens are
@@ -311,7 +304,7 @@ def _extract(entry: _Entry, folder: Path) -> None:
 
 
 def _fill(
-    entry: _Entry, arrays: dict[str, np.memmap[Any, Any]], done: Path, *, with_tokens: bool
+    entry: Entry, arrays: dict[str, np.memmap[Any, Any]], done: Path, *, with_tokens: bool
 ) -> None:
     """Fill the arrays of an entry; `done` has the number of rows that are filled already."""
     plan, name = entry.plan, entry.volume.name

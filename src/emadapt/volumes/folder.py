@@ -164,8 +164,7 @@ def natural(text: str) -> tuple[tuple[int, Decimal, str], ...]:
     return tuple((1, Decimal(p), "") if NUMBER.fullmatch(p) else (0, Decimal(0), p) for p in parts)
 
 
-def some(items: Sequence[str], most: int = 5) -> str:
-    """The first few names of a list, for an error."""
+def some(items: Sequence[str]) -> str:
+    """The first five names of a list, for an error."""
     names = sorted(items, key=natural)
-    rest = f"; and {len(names) - most} more" if len(names) > most else ""
-    return "; ".join(names[:most]) + rest
+    return "; ".join(names[:5] + [f"and {len(names) - 5} more"] * (len(names) > 5))

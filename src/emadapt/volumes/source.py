@@ -169,18 +169,18 @@ def as_image(source: Source) -> Source:
     return dataclasses.replace(source, dtype=unsigned, cut=cut, notes=(*source.notes, note))
 
 
-def array_source(array: Any, voxel_nm: Voxel | None, name: str = "array") -> Source:
+def array_source(array: Any, voxel_nm: Voxel | None) -> Source:
     """An array, or what gives NumPy arrays for slices: (Z, Y, X), or one slice (Y, X)."""
     array = array[None] if array.ndim == 2 else array
     if array.ndim != 3 or 0 in array.shape:
-        raise no_grey_stack(name, f"shape {array.shape}")
-    check_type(np.dtype(array.dtype), name)
+        raise no_grey_stack("array", f"shape {array.shape}")
+    check_type(np.dtype(array.dtype), "array")
 
     def cut(z0: int, z1: int, y0: int, y1: int) -> Array:
         return array[z0:z1, y0:y1]
 
     z, y, x = array.shape
-    return Source(name, (z, y, x), array.dtype, voxel_nm, 1, cut, [])
+    return Source("array", (z, y, x), array.dtype, voxel_nm, 1, cut, [])
 
 
 def chunked_source(
@@ -291,7 +291,7 @@ def chunk_grid(shape: Sequence[int], chunk: Sequence[int]) -> list[int]:
 
 def missing(share: float, fill: Any) -> tuple[str, ...]:
     """A note on chunks that are not there, which a library reads as the array's fill value."""
-    return (f"{share:.1%} of its chunks are not there and read as {fill}",) if share > 0 else ()
+    return (f"{share:.1%} of its chunks are not there and read as {fill or 0}",) if share else ()
 
 
 def check_extent(shape: Sequence[int], chunk: Sequence[int], itemsize: int, what: str) -> None:
