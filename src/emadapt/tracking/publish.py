@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 Log = Callable[[dict[str, float], int], None]
 
-WAIT = 60.0
+WAIT = 180.0
 """Seconds between tries of a store that does not answer, while a run is live."""
 LAST_WAIT = 10.0
 """The same at the end of a run."""
