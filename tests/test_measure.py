@@ -68,6 +68,26 @@ def test_the_table_against_scipy_and_brute_force(tmp_path, labels):
         assert row["at_border"] == any(ends)
 
 
+def test_a_large_object_is_measured_in_cells_and_stays_what_it_is(tmp_path, monkeypatch):
+    z, y, x = (np.indices((22, 90, 110)).T - (10, 44, 54)).T * np.reshape(VOXEL, (3, 1, 1, 1))
+    ball = (z**2 + y**2 + x**2 < 180**2).astype(np.uint8)
+    labels = np.where((ball > 0) & (y > 60), 2, ball)  # two parts that touch
+    second = (x > 195).astype(np.uint8)
+    tifffile.imwrite(tmp_path / "second.tif", second)
+    tifffile.imwrite(tmp_path / "grey.tif", (y / 5 + 100).astype(np.uint8))
+    named = {"to": str(tmp_path / "second.tif"), "image": str(tmp_path / "grey.tif")}
+    fine = measured(tmp_path, labels, **named)
+    monkeypatch.setattr("emadapt.segment.objects.MOST", 20_000)
+    coarse = measured(tmp_path, labels, **named)
+    exact = ["id", "voxels", "volume_nm3", "z_min", "x_max", "nearest_id", "at_border", "z"]
+    assert coarse[exact].equals(fine[exact])
+    assert not coarse["surface_nm2"].equals(fine["surface_nm2"])
+    for name, most in (("surface_nm2", 0.08), ("width_nm", 0.08), ("intensity_mean", 0.02)):
+        assert coarse[name].tolist() == pytest.approx(fine[name].tolist(), rel=most), name
+    assert coarse["touching_nm2"].tolist() == pytest.approx(fine["touching_nm2"].tolist(), rel=0.15)
+    assert coarse["to_nm"].tolist() == pytest.approx(fine["to_nm"].tolist(), abs=12)
+
+
 def test_what_is_written(tmp_path, labels):
     alone = measured(tmp_path, labels, min_voxels=20)
     assert alone["voxels"].min() >= 20

@@ -101,6 +101,12 @@ def centreline(mask: Mask, voxel_nm: Voxel) -> Centreline:
     return Centreline(length, branches)
 
 
+def cell(factor: int, voxel_nm: Voxel) -> tuple[int, int, int]:
+    """Voxels (z, y, x) of a cell whose sides are about `factor` times the shortest of a voxel."""
+    z, y, x = (max(1, round(factor * min(voxel_nm) / side)) for side in voxel_nm)
+    return z, y, x
+
+
 def touching_nm2(labels: npt.NDArray[Any], label: int, voxel_nm: Voxel) -> float:
     """Area of the voxel faces that an object shares with other objects (values above 0)."""
     area = 0.0
@@ -174,7 +180,7 @@ def _coarser(mask: Mask, voxel_nm: Voxel) -> tuple[Mask, Voxel]:
     sides = voxel_nm
     while np.count_nonzero(cells) > MOST_NODES:
         factor += 1
-        step = tuple(max(1, round(factor * min(voxel_nm) / side)) for side in voxel_nm)
+        step = cell(factor, voxel_nm)
         cells = block_reduce(mask, step, np.any)
         sides = (step[0] * voxel_nm[0], step[1] * voxel_nm[1], step[2] * voxel_nm[2])
     return cells, sides

@@ -162,20 +162,21 @@ def oddness(table: pd.DataFrame) -> pd.Series:
 
 def shown(measurer: Measurer, row: dict[str, Any]) -> dict[str, Any]:
     """An object for the template: a picture seen along z, and what is known of it."""
-    labels, _ = measurer.cut(measurer.objects, _box(row), 0)
-    return {**row, "picture": picture(relief(labels == row["id"], measurer.voxel_nm))}
+    box = _box(row)
+    own, _ = measurer.mask(box, 0)
+    return {**row, "picture": picture(relief(own, measurer.cell_nm(box)))}
 
 
 def outlined(measurer: Measurer, row: dict[str, Any]) -> dict[str, Any]:
     """As `shown`, of an image the slice that has most of the object."""
     if not measurer.image:
         return shown(measurer, row)
-    labels, first = measurer.cut(measurer.objects, _box(row), AROUND_NM)
-    own = labels == row["id"]
+    box = _box(row)
+    own, first = measurer.mask(box, AROUND_NM)
     k = int(own.sum((1, 2)).argmax())
-    grey = measurer.cut(measurer.image, _box(row), AROUND_NM)[0][k]
+    grey = measurer.cut(measurer.image, box, AROUND_NM)[0][k]
     image = overlay(to_uint8(grey, *np.percentile(grey, (1, 99))), own[k])
-    return {**row, "slice": first[0] + k, "picture": picture(image)}
+    return {**row, "slice": first[0] + k * measurer.step(box)[0], "picture": picture(image)}
 
 
 def _box(row: dict[str, Any]) -> Box:

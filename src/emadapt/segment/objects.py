@@ -19,18 +19,20 @@ import numpy as np
 import numpy.typing as npt
 
 from emadapt.errors import InputError
-from emadapt.metrics.shapes import centreline, depth_nm, sphericity, surface_nm2, touching_nm2
+from emadapt.metrics.shapes import cell, centreline, depth_nm, sphericity, surface_nm2, touching_nm2
 from emadapt.progress import track
 from emadapt.segment.instances import MERGED, measure, numbered
 from emadapt.volumes.opening import open_onto, open_source
 from emadapt.volumes.source import Array, Source, as_image, voxel_of
-from emadapt.volumes.voxel import Voxel
+from emadapt.volumes.voxel import Voxel, as_voxel
 
 if TYPE_CHECKING:
     import pandas as pd
 
 SLAB = 2**24
 """Voxels that are read at once to find the objects."""
+MOST = 2**24
+"""Voxels of the box of an object. In a larger box a cell of several voxels counts as one."""
 POINTS = 2000
 """Most places of an object's surface from which distances to other objects are measured."""
 SURE = 255
@@ -41,7 +43,9 @@ BLOCKS, BLOCK_NM = 4, 1000.0
 """Blocks along each axis of the volume for intervals: at most so many, of at least this side."""
 
 Box = dict[str, int]
-"""Of an object: its `id`, and `z_min` to `x_max` in voxels, the last one included."""
+"""Of an object: its `id`, `voxels`, and `z_min` to `x_max` in voxels, the last one included."""
+Step = tuple[int, int, int]
+Mask = npt.NDArray[np.bool_]
 Places = npt.NDArray[np.float64]
 
 
@@ -120,13 +124,17 @@ class Measurer:
         """The measures of an object, and `points`: places (n, 3) in nm of its surface."""
         from scipy.ndimage import binary_erosion, distance_transform_edt
 
-        label, voxel = box["id"], self.voxel_nm
-        labels, first = self.cut(self.objects, box, 1)
+        label, step, voxel = box["id"], self.step(box), self.cell_nm(box)
+
+        def own_or_other(part: Array) -> Array:
+            return np.where(any_in(part == label, step), label, first_in(part, step))
+
+        labels, first = self.cut(self.objects, box, 1, own_or_other)
         mask = labels == label
         own = mask[self._inside(box, first)]
-        volume, surface = np.count_nonzero(own) * math.prod(voxel), surface_nm2(own, voxel)
+        volume, surface = box["voxels"] * math.prod(self.voxel_nm), surface_nm2(own, voxel)
         line = centreline(own, voxel)
-        shell = np.argwhere(mask & ~binary_erosion(mask)) + first
+        shell = np.argwhere(mask & ~binary_erosion(mask)) * step + first
         found = {
             "id": label,
             "volume_nm3": volume,
@@ -136,7 +144,7 @@ class Measurer:
             "sphericity": sphericity(volume, surface),
             "branches": line.branches,
             "touching_nm2": touching_nm2(labels, label, voxel),
-            "points": (shell * np.asarray(voxel))[:: math.ceil(len(shell) / POINTS)],
+            "points": (shell * np.asarray(self.voxel_nm))[:: math.ceil(len(shell) / POINTS)],
         }
         if self.image:
             grey = self.cut(self.image, box, 0)[0][own]
@@ -145,31 +153,72 @@ class Measurer:
             sure = self.cut(self.probabilities, box, 0)[0][own]
             found["uncertainty"] = 1 - float(sure.mean()) / SURE
         if self.to:
-            near, first = self.cut(self.to, box, REACH_NM)
-            away = distance_transform_edt(near == 0, sampling=voxel)
+            near, first = self.cut(self.to, box, REACH_NM, lambda part: any_in(part != 0, step))
+            away = distance_transform_edt(~near, sampling=voxel)
             least = float(away[self._inside(box, first)][own].min()) if near.any() else math.inf
             found["to_nm"] = least if least <= REACH_NM else math.nan
         return found
 
-    def cut(self, source: Source, box: Box, margin_nm: float) -> tuple[Array, npt.NDArray[np.intp]]:
-        """An object's box in a volume with a margin of at least a voxel, and where it begins.
+    def step(self, box: Box) -> Step:
+        """Voxels (z, y, x) of a cell: one, or as many as leave a box at most `MOST` cells."""
+        sides = np.array([box[f"{axis}_max"] - box[f"{axis}_min"] + 1 for axis in "zyx"])
+        steps = (cell(factor, self.voxel_nm) for factor in itertools.count(1))
+        return next(step for step in steps if np.prod(-(-sides // step)) <= MOST)
 
-        Without a margin, 0, it is the box alone. The volume's border ends it.
+    def cell_nm(self, box: Box) -> Voxel:
+        """The sides of a cell."""
+        return as_voxel(np.multiply(self.step(box), self.voxel_nm).tolist())
+
+    def mask(self, box: Box, margin_nm: float) -> tuple[Mask, npt.NDArray[np.intp]]:
+        """Cells that the object reaches, and the voxel where they begin, see `cut`."""
+        step = self.step(box)
+        return self.cut(self.objects, box, margin_nm, lambda part: any_in(part == box["id"], step))
+
+    def cut(
+        self,
+        source: Source,
+        box: Box,
+        margin_nm: float,
+        cells: Callable[[Array], Array] | None = None,
+    ) -> tuple[Array, npt.NDArray[np.intp]]:
+        """The cells of an object's box in a volume, and the voxel where they begin.
+
+        There is a margin of at least a cell, or none (0). The volume's border ends it. `cells`
+        makes cells of voxels; without it a cell has the value of its first voxel.
         """
-        sides = zip("zyx", source.shape, self.voxel_nm, strict=True)
-        places = [
-            (max(0, box[f"{a}_min"] - more), min(n, box[f"{a}_max"] + 1 + more))
-            for a, n, side in sides
-            for more in [math.ceil(margin_nm / side)]
-        ]
-        z, y, (x0, x1) = places
-        return source.read(*z, *y)[..., x0:x1], np.array([low for low, _ in places])
+        step, low, high = self.step(box), [], []
+        for axis, n, side, k in zip("zyx", source.shape, self.voxel_nm, step, strict=True):
+            more = math.ceil(margin_nm / side / k)
+            low.append(box[f"{axis}_min"] - min(more, box[f"{axis}_min"] // k) * k)
+            high.append(min(n, box[f"{axis}_max"] + 1 + more * k))
+        at_once = max(1, SLAB // ((high[1] - low[1]) * source.shape[2]) // step[0]) * step[0]
+        parts = []
+        for z in range(low[0], high[0], at_once):
+            part = source.read(z, min(z + at_once, high[0]), low[1], high[1])
+            part = part[..., low[2] : high[2]]
+            parts.append(cells(part) if cells else first_in(part, step))
+        return np.concatenate(parts), np.array(low)
 
-    @staticmethod
-    def _inside(box: Box, first: npt.NDArray[np.intp]) -> tuple[slice, ...]:
-        """The box as an index of what was cut around it."""
-        ends = zip("zyx", first.tolist(), strict=True)
-        return tuple(slice(box[f"{a}_min"] - k, box[f"{a}_max"] + 1 - k) for a, k in ends)
+    def _inside(self, box: Box, first: npt.NDArray[np.intp]) -> tuple[slice, ...]:
+        """The box as an index of cells that were cut around it."""
+        ends = zip("zyx", first.tolist(), self.step(box), strict=True)
+        return tuple(
+            slice((box[f"{a}_min"] - low) // k, -(-(box[f"{a}_max"] + 1 - low) // k))
+            for a, low, k in ends
+        )
+
+
+def first_in(voxels: Array, step: Step) -> Array:
+    """The first voxel of each cell."""
+    z, y, x = step
+    return voxels[::z, ::y, ::x]
+
+
+def any_in(voxels: Mask, step: Step) -> Mask:
+    """Whether any voxel of each cell is true."""
+    from skimage.measure import block_reduce
+
+    return voxels if step == (1, 1, 1) else block_reduce(voxels, step, np.any)
 
 
 def measured(asked: Asked, boxes: pd.DataFrame) -> Iterator[dict[str, Any]]:
