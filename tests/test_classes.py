@@ -101,7 +101,7 @@ def test_a_rare_class_is_in_a_quarter_of_the_crops_at_least():
 
 
 @pytest.mark.parametrize("regime", ["frozen", "ridge", "knn", "unet", "deep"])
-def test_a_unit_learns_and_is_scored_by_class(study, regime):
+def test_a_unit_learns_and_is_scored_by_class(study, plain_pictures, regime):
     unit = Unit("t", regime, "a", 0)
     _, card = load_model(train_unit(study, unit))
     assert card["classes"] == list(CLASSES)

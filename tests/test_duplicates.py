@@ -53,7 +53,7 @@ def test_a_damaged_or_half_written_neighbour_is_no_duplicate(tracking_off):
 
 @pytest.mark.parametrize(("first", "second"), SAME)
 def test_a_duplicate_is_copied_under_its_own_name_and_not_trained(
-    study, monkeypatch, first, second
+    study, plain_pictures, monkeypatch, first, second
 ):
     one, other = study.unit(first), study.unit(second)
     trained = train_unit(study, one)

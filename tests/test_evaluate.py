@@ -76,7 +76,7 @@ def test_the_boundary_band_against_brute_force(mask, width):
 
 
 def test_datasets_that_differ_in_their_labels_alone_are_predicted_once_and_scored_each(
-    tmp_path, tracking_off, monkeypatch
+    tmp_path, tracking_off, plain_pictures, monkeypatch
 ):
     params = settings(steps_per_epoch=15, head_lr=3e-3)
     params["study"] |= {"datasets": ["a", "b", "c"]}

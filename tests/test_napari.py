@@ -105,6 +105,8 @@ def test_several_scales_and_single_slices(model):
     )
     seen = plugin.box_of(viewer(1), image, "visible part")
     assert seen == (slice(1, 2), slice(10, 59), slice(20, 79))
+    oblong = layer(IMAGE[0], scale=np.array((0.004, 0.005)))
+    assert plugin.voxel_of(oblong, (0.0, 0.0, 0.0))[1:] == (4.0, 5.0)
     flat = layer(IMAGE[0])
     box, voxel = plugin.box_of(viewer(), flat, "slice"), plugin.voxel_of(flat, (0.0, 0.0, 0.0))
     *_, mask = plugin.segmented(IMAGE[0], box, model, voxel)

@@ -81,7 +81,7 @@ def test_text_from_files_is_escaped(index):
     assert "a &lt;name&gt; &amp; more" in index.read_text()
 
 
-def test_one_seed_without_diagnostics_models_or_overlays(tmp_path):
+def test_one_seed_without_diagnostics_models_or_overlays(tmp_path, plain_pictures):
     study = a_study(seeds=(0,))
     index = make(tmp_path, study, diagnosed=False)
     for file in [*tmp_path.rglob("overlay-*.png"), *tmp_path.rglob("model.json")]:

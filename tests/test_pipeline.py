@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_the_verbs_one_after_the_other_with_the_lab_book(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, plain_pictures: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     study = make_study(tmp_path, ingested=False)

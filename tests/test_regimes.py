@@ -41,7 +41,7 @@ def a_study(root: Path, kind: str, **train: Any) -> tuple[Study, Unit]:
 
 
 @pytest.fixture(autouse=True)
-def place(tmp_path, tracking_off, monkeypatch):
+def place(tracking_off, plain_pictures, monkeypatch):
     monkeypatch.setattr("emadapt.models.unet2d.FEATURES", (8, 8, 16, 32, 64, 8))
 
 

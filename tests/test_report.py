@@ -152,7 +152,7 @@ def test_equal_predictions_and_single_levels_make_no_contrast(tmp_path):
         assert contrasts(rows, factor) == []
 
 
-def test_slices_of_the_whole_dataset_count_where_neither_has_seen_it(tmp_path):
+def test_slices_of_the_whole_dataset_count_where_neither_has_seen_it(tmp_path, plain_pictures):
     study = a_study((0, 1, 2))
     write_metrics(tmp_path, study)
     for unit in study.units():
@@ -224,7 +224,7 @@ def test_only_files_outside_git_change_with_the_time_that_training_took(reported
     assert changed == {"summary.json", "index.html"}
 
 
-def test_figures_of_an_earlier_report_go_and_those_of_others_stay(tmp_path):
+def test_figures_of_an_earlier_report_go_and_those_of_others_stay(tmp_path, plain_pictures):
     study = a_study(seeds=(0,), regimes={"frozen": {"kind": "frozen"}})
     write_metrics(tmp_path, study)
     folder = tmp_path / "reports/figures"

@@ -42,7 +42,7 @@ def study_of(root: Path, own: dict[str, Any], *, ingested: bool = True) -> Study
     return make_study(root, own, ingested=ingested)
 
 
-def test_from_images_to_the_report(tmp_path):
+def test_from_images_to_the_report(tmp_path, plain_pictures):
     study = study_of(tmp_path, params())
     assert study.tested == ("a", "b")
     assert check_study(tmp_path / "params.yaml") == []

@@ -88,7 +88,9 @@ def test_which_datasets_are_unseen():
 
 
 @pytest.mark.parametrize("regime", ["frozen", "lora"])
-def test_every_slice_is_scored_as_a_user_would_predict_it(regime, tmp_path, tracking_off):
+def test_every_slice_is_scored_as_a_user_would_predict_it(
+    regime, tmp_path, tracking_off, plain_pictures
+):
     study = make_study(tmp_path, settings(epochs=1, steps_per_epoch=2))
     unit = Unit("t", regime, "a", 0)
     train_unit(study, unit)
