@@ -113,8 +113,9 @@ def test_pretraining_in_3d_runs_in_small(here):
     params = in_small("transfer3d", train, arch="tiny_dinov2", scale=1.0, tile=64)
     for regime in params["regimes"].values():
         regime |= {"channels": [2] * 5, "patch": [5, 32, 32]}
-    for name, spec in params["train_sets"].items():
-        spec["crops"] = 2 if name.endswith("_10") else 5
+    for target in ("lucchi", "vnc"):
+        for share, crops in (("10", 2), ("100", 5)):
+            params["train_sets"][f"{target}_{share}"]["crops"] = crops
     write_reference_layouts(here / "data", slices=14, sections=14)
     write_stack(here / "data/phantom_fib", *blobs((36, 72, 96), 5))
     summary = run_small(params)
