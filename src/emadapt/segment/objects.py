@@ -19,7 +19,15 @@ import numpy as np
 import numpy.typing as npt
 
 from emadapt.errors import InputError
-from emadapt.metrics.shapes import cell, centreline, depth_nm, sphericity, surface_nm2, touching_nm2
+from emadapt.metrics.shapes import (
+    Mask,
+    cell,
+    centreline,
+    depth_nm,
+    sphericity,
+    surface_nm2,
+    touching_nm2,
+)
 from emadapt.progress import track
 from emadapt.segment.instances import MERGED, measure, numbered
 from emadapt.volumes.opening import open_onto, open_source
@@ -45,7 +53,7 @@ BLOCKS, BLOCK_NM = 4, 1000.0
 Box = dict[str, int]
 """Of an object: its `id`, `voxels`, and `z_min` to `x_max` in voxels, the last one included."""
 Step = tuple[int, int, int]
-Mask = npt.NDArray[np.bool_]
+"""Voxels (z, y, x) of a cell."""
 Places = npt.NDArray[np.float64]
 
 
@@ -170,7 +178,7 @@ class Measurer:
         return as_voxel(np.multiply(self.step(box), self.voxel_nm).tolist())
 
     def mask(self, box: Box, margin_nm: float) -> tuple[Mask, npt.NDArray[np.intp]]:
-        """Cells that the object reaches, and the voxel where they begin, see `cut`."""
+        """Cells (Z, Y, X) that the object reaches, and the voxel where they begin, see `cut`."""
         step = self.step(box)
         return self.cut(self.objects, box, margin_nm, lambda part: any_in(part == box["id"], step))
 
@@ -181,10 +189,10 @@ class Measurer:
         margin_nm: float,
         cells: Callable[[Array], Array] | None = None,
     ) -> tuple[Array, npt.NDArray[np.intp]]:
-        """The cells of an object's box in a volume, and the voxel where they begin.
+        """The cells (Z, Y, X) of an object's box in a volume, and the voxel where they begin.
 
         There is a margin of at least a cell, or none (0). The volume's border ends it. `cells`
-        makes cells of voxels; without it a cell has the value of its first voxel.
+        makes cells of voxels (z, y, x); without it a cell has the value of its first voxel.
         """
         step, low, high = self.step(box), [], []
         for axis, n, side, k in zip("zyx", source.shape, self.voxel_nm, step, strict=True):
@@ -209,13 +217,13 @@ class Measurer:
 
 
 def first_in(voxels: Array, step: Step) -> Array:
-    """The first voxel of each cell."""
+    """The first voxel of each cell; voxels and cells are (Z, Y, X)."""
     z, y, x = step
     return voxels[::z, ::y, ::x]
 
 
 def any_in(voxels: Mask, step: Step) -> Mask:
-    """Whether any voxel of each cell is true."""
+    """Whether any voxel of each cell is true; voxels and cells are (Z, Y, X)."""
     from skimage.measure import block_reduce
 
     return voxels if step == (1, 1, 1) else block_reduce(voxels, step, np.any)

@@ -163,7 +163,7 @@ def check_planned(verb: str, name: str, plan: Callable[[], Plan]) -> None:
     if os.environ.get("DVC_STAGE") != f"{verb}@{name}":
         return
     planned = json.loads((PLAN / verb / f"{name}.json").read_text())
-    if planned != json.loads(json.dumps(plan())):
+    if digest(planned) != digest(plan()):
         raise InputError(
             f"{verb} {name}",
             found="other settings, data or weights than when the pipeline was begun",
