@@ -147,6 +147,24 @@ def test_an_image_outside_of_the_folder_is_refused(tmp_path: Path) -> None:
         find_images(tmp_path / "x")
 
 
+@pytest.mark.parametrize("label", ["a", "b"])
+def test_an_image_listed_twice_is_refused(tmp_path: Path, label: str) -> None:
+    for n in range(2):
+        Image.fromarray(np.zeros((9, 9), np.uint8)).save(tmp_path / f"{n}.png")
+    rows = ["file,label", "0.png,a", "1.png,b", f"0.png,{label}"]
+    (tmp_path / "images.csv").write_text("\n".join(rows))
+    with pytest.raises(InputError, match="which line 2 has as well"):
+        find_images(tmp_path)
+
+
+def test_values_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    pixels = np.ones((9, 9), np.float32)
+    pixels[4, 4] = np.nan
+    Image.fromarray(pixels).save(tmp_path / "0.tif")
+    with pytest.raises(InputError, match="1 NaN or infinite values"):
+        read_image(tmp_path / "0.tif")
+
+
 def test_a_group_in_two_parts_is_refused(tmp_path: Path) -> None:
     for n in range(4):
         Image.fromarray(np.zeros((9, 9), np.uint8)).save(tmp_path / f"{n}.png")

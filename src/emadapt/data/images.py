@@ -26,7 +26,7 @@ from emadapt.study.datasets import ImagesSettings, SplitSettings
 from emadapt.study.study import Study
 from emadapt.volumes.grey import SLICES, grey_window, to_uint8
 from emadapt.volumes.png import check_single
-from emadapt.volumes.source import Array, tell, unreadable
+from emadapt.volumes.source import Array, check_finite, tell, unreadable
 
 T = TypeVar("T")
 
@@ -188,9 +188,11 @@ def read_image(path: Path) -> Array:
     """Pixels, (Y, X) grey values or (Y, X, 3) of 8 bits; transparency is dropped.
 
     Raises:
-        InputError: it is no image that can be read.
+        InputError: it is no image that can be read, or has values that are not finite.
     """
-    return _opened(path, _pixels)
+    pixels = _opened(path, _pixels)
+    check_finite(pixels, str(path))
+    return pixels
 
 
 def _pixels(image: Any) -> Array:
@@ -246,6 +248,7 @@ def _not_hidden(folder: Path) -> list[Path]:
 
 
 def _of_table(root: Path) -> Iterator[Labelled]:
+    lines: dict[Path, int] = {}
     with (root / TABLE).open(newline="", encoding="utf-8-sig") as opened:  # Excel marks UTF-8
         table = csv.DictReader(opened)
         for number, row in enumerate(table, 2):
@@ -259,6 +262,8 @@ def _of_table(root: Path) -> Iterator[Labelled]:
                 odd = f"file {row.get('file')!r}, which is outside of the dataset's folder"
             elif part not in ("", *PARTS):
                 odd = f"split {part!r}"
+            elif (first := lines.setdefault(file, number)) != number:
+                odd = f"file {row.get('file')!r}, which line {first} has as well"
             if odd:
                 expected = f"a file ({', '.join(FORMATS)}), a label, and a split of {PARTS} or none"
                 where = f"{root / TABLE}, line {number}"

@@ -82,13 +82,7 @@ class Source:
             raise unreadable(what, "data that cannot be decoded", error) from error
         if array.shape != (z1 - z0, y1 - y0, self.shape[2]) or array.dtype != self.dtype:
             raise unlike(what, array.shape, array.dtype, f"{self.shape[1:]}, {self.dtype}")
-        if array.dtype.kind == "f" and (bad := np.count_nonzero(~np.isfinite(array))):
-            raise InputError(
-                what,
-                found=f"{bad} NaN or infinite values",
-                expected="finite numbers",
-                do="Fill or crop them first.",
-            )
+        check_finite(array, what)
         return array
 
     def slices(self, numbers: Iterable[int]) -> Iterator[Array]:
@@ -315,6 +309,13 @@ def check_type(dtype: np.dtype[Any], what: str) -> None:
             expected="integers or real numbers",
             do="Export a single grey channel as 8-bit, 16-bit or float.",
         )
+
+
+def check_finite(array: Array, what: str) -> None:
+    """Refuse NaN and infinite values."""
+    if array.dtype.kind == "f" and (bad := np.count_nonzero(~np.isfinite(array))):
+        found, do = f"{bad} NaN or infinite values", "Fill or crop them first."
+        raise InputError(what, found=found, expected="finite numbers", do=do)
 
 
 def only_one(path: Path, choice: Choice) -> None:
