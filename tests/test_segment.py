@@ -1,6 +1,7 @@
 """`emadapt segment` as a whole, on tiny models with random weights in 2D and in 3D."""
 
 import dataclasses
+import json
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -306,7 +307,7 @@ def test_the_command_line(order, monkeypatch):
     result = CliRunner().invoke(main, words)
     assert result.exit_code == 0, result.output
     with tifffile.TiffFile(order.output) as tif:
-        assert '"threshold": 0.4' in str(tifffile.xml2dict(str(tif.ome_metadata)))
+        assert json.loads(tif.imagej_metadata["Info"])["threshold"] == 0.4
     monkeypatch.setattr("emadapt.segment.run.segment_volume", interrupt)
     result = CliRunner().invoke(main, words)
     assert result.exit_code == 130

@@ -43,9 +43,13 @@ def test_a_mask_has_class_ids_and_says_their_names(order, monkeypatch, tmp_path)
     monkeypatch.setattr(job, "BLOCK", 2 * 90 * 60)
     segment_volume(dataclasses.replace(order, instances=True))
     with tifffile.TiffFile(order.output) as tif:
-        mask, said = tif.asarray(), str(tif.ome_metadata)
+        mask, said = tif.asarray(), json.loads(tif.imagej_metadata["Info"])
+        shown = tif.pages.first.colormap[:, :5].T >> 8  # what Fiji shows for 0 to 4
     assert np.mean(mask != expected) < 1e-3  # blocks may round another way
-    assert all(f"&quot;name&quot;: &quot;{name}&quot;" in said for name in CLASSES)
+    assert [own["name"] for own in said["classes"]] == list(CLASSES)
+    colours = ["#" + bytes(colour.tolist()).hex() for colour in shown]
+    assert colours[1:4] == [own["colour"].lower() for own in said["classes"]]
+    assert colours[0] == colours[4] == "#000000"
     table = pd.read_csv(tmp_path / "out-instances.csv")
     counts = [label(mask == number)[1] for number in (1, 2, 3)]
     assert [sum(table["class"] == number) for number in (1, 2, 3)] == counts
@@ -57,7 +61,7 @@ def test_a_mask_has_class_ids_and_says_their_names(order, monkeypatch, tmp_path)
     assert len({tuple(own["rgba"]) for own in shown["colors"]}) == 3
 
 
-@pytest.mark.parametrize("suffix", ["tif", "zarr"])
+@pytest.mark.parametrize("suffix", ["tif", "ome.tif", "zarr"])
 @pytest.mark.parametrize("sigma_nm", [0.0, 30.0])
 def test_probabilities_have_a_channel_for_each_class(
     order, tmp_path, monkeypatch, suffix, sigma_nm
@@ -76,7 +80,13 @@ def test_probabilities_have_a_channel_for_each_class(
         assert [own["label"] for own in shown] == list(CLASSES)
         return
     with tifffile.TiffFile(path) as tif:
-        assert tif.series[0].axes == "CZYX"
+        assert tif.series[0].axes == "ZCYX"
+        if suffix == "tif":
+            shown = tif.imagej_metadata
+            assert shown["mode"] == "composite"
+            assert shown["Labels"][: len(CLASSES)] == list(CLASSES)
+            assert len({tuple(lut[:, 255]) for lut in shown["LUTs"]}) == len(CLASSES)
+            return
         assert tif.ome_metadata is not None
         validate_xml(tif.ome_metadata)
         pixels = tifffile.xml2dict(tif.ome_metadata)["OME"]["Image"]["Pixels"]

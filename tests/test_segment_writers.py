@@ -15,7 +15,7 @@ from emadapt.segment.partial import begin
 from emadapt.volumes import write_tiff as tiff_writer
 from emadapt.volumes import write_zarr as zarr_writer
 from emadapt.volumes.opening import open_source
-from emadapt.volumes.write_tiff import write_tiff
+from emadapt.volumes.write_tiff import write_ome_tiff, write_tiff
 from emadapt.volumes.write_zarr import scale_factors, write_zarr
 from test_segment_instances import JOB
 
@@ -76,13 +76,13 @@ def test_coarser_scales_of_labels_and_of_means(partial, kind):
 
 
 @pytest.mark.parametrize("small", [(), ("HELD",), ("HELD", "TILED"), ("TILED", "CLASSIC")])
-def test_tiffs_say_what_they_are(partial, monkeypatch, small):
+def test_ome_tiffs_say_what_they_are(partial, monkeypatch, small):
     for name in small:
         monkeypatch.setattr(tiff_writer, name, 100)
     group = partial.folder / "probabilities"
-    path = write_tiff(group, "probabilities", VOXEL, {"unit": "u"})
+    path = write_ome_tiff(group, "probabilities", VOXEL, {"unit": "u"})
     first = path.read_bytes()
-    assert write_tiff(group, "probabilities", VOXEL, {"unit": "u"}).read_bytes() == first
+    assert write_ome_tiff(group, "probabilities", VOXEL, {"unit": "u"}).read_bytes() == first
     with tifffile.TiffFile(path) as tif:
         np.testing.assert_array_equal(tif.asarray(), VOLUME)
         assert tif.pages.first.is_tiled == ("TILED" in small)
@@ -91,6 +91,22 @@ def test_tiffs_say_what_they_are(partial, monkeypatch, small):
         validate_xml(str(tif.ome_metadata))  # against the schema
         image = tifffile.xml2dict(str(tif.ome_metadata))["OME"]["Image"]
     assert json.loads(image["Description"])["unit"] == "u"
+    assert open_source(str(path)).voxel_nm == VOXEL
+
+
+@pytest.mark.parametrize("small", ["", "HELD", "TILED", "CLASSIC"])
+def test_tiffs_are_those_of_imagej_as_far_as_it_reads_them(partial, monkeypatch, small):
+    if small:
+        monkeypatch.setattr(tiff_writer, small, 100)
+    group = partial.folder / "probabilities"
+    path = write_tiff(group, "probabilities", VOXEL, {"unit": "u"})
+    first = path.read_bytes()
+    assert write_tiff(group, "probabilities", VOXEL, {"unit": "u"}).read_bytes() == first
+    with tifffile.TiffFile(path) as tif:
+        np.testing.assert_array_equal(tif.asarray(), VOLUME)
+        assert tif.is_imagej == (small not in ("TILED", "CLASSIC"))
+        if tif.is_imagej:
+            assert json.loads(tif.imagej_metadata["Info"]) == {"unit": "u"}
     assert open_source(str(path)).voxel_nm == VOXEL
 
 

@@ -8,15 +8,15 @@ from typing import Any
 
 from emadapt.errors import InputError
 from emadapt.volumes.voxel import Voxel
-from emadapt.volumes.write_tiff import write_tiff
+from emadapt.volumes.write_tiff import write_ome_tiff, write_tiff
 from emadapt.volumes.write_zarr import write_zarr
 
 Writer = Callable[[Path, str, Voxel, Mapping[str, Any]], Path]
 """(Group with a finished array `0`, name, voxel in nm, how it was made) -> file or folder."""
 
 WRITERS: dict[str, Writer] = {
-    ".ome.tif": write_tiff,
-    ".ome.tiff": write_tiff,
+    ".ome.tif": write_ome_tiff,
+    ".ome.tiff": write_ome_tiff,
     ".tif": write_tiff,
     ".tiff": write_tiff,
     ".ome.zarr": write_zarr,
