@@ -104,6 +104,12 @@ def test_what_is_written(tmp_path, labels):
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "table.parquet"), alone)
 
 
+def test_objects_that_imagej_saved_as_floats(tmp_path, labels):
+    expected = measured(tmp_path, labels)
+    found = measured(tmp_path, labels.astype(np.float32), ".parquet")
+    pd.testing.assert_frame_equal(found, expected)
+
+
 def test_the_components_of_a_mask_are_numbered(tmp_path, labels, monkeypatch):
     expected = measured(tmp_path, labels, min_voxels=20).drop(columns=["id", "nearest_id"])
     monkeypatch.setattr(run, "BLOCK", 2000)  # blocks of a part of a slice
@@ -134,7 +140,7 @@ def test_volumes_that_cannot_be_measured(tmp_path, labels):
     for volume, more, said in (
         (np.zeros_like(labels), {}, "none of 1 voxels"),
         ((labels > 0).astype(np.uint8), {"min_voxels": 9999}, "no connected component of 9999"),
-        (labels.astype(np.float32), {}, "float32"),
+        (labels / np.float32(2), {}, "values with fractions"),
         (-labels.clip(0, 3).astype(np.int16), {}, "the number -3"),
         (labels, {"image": str(tmp_path / "small.tif")}, "shape"),
         (labels, {"probabilities": str(tmp_path / "share.tif")}, "float32; expected 8 bits"),

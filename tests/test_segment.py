@@ -307,7 +307,7 @@ def test_the_command_line(order, monkeypatch):
     result = CliRunner().invoke(main, words)
     assert result.exit_code == 0, result.output
     with tifffile.TiffFile(order.output) as tif:
-        assert json.loads(tif.imagej_metadata["Info"])["threshold"] == 0.4
+        assert json.loads((tif.imagej_metadata or {})["Info"])["threshold"] == 0.4
     monkeypatch.setattr("emadapt.segment.run.segment_volume", interrupt)
     result = CliRunner().invoke(main, words)
     assert result.exit_code == 130

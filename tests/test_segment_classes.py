@@ -43,8 +43,8 @@ def test_a_mask_has_class_ids_and_says_their_names(order, monkeypatch, tmp_path)
     monkeypatch.setattr(job, "BLOCK", 2 * 90 * 60)
     segment_volume(dataclasses.replace(order, instances=True))
     with tifffile.TiffFile(order.output) as tif:
-        mask, said = tif.asarray(), json.loads(tif.imagej_metadata["Info"])
-        shown = tif.pages.first.colormap[:, :5].T >> 8  # what Fiji shows for 0 to 4
+        mask, said = tif.asarray(), json.loads((tif.imagej_metadata or {})["Info"])
+        shown = np.asarray(tif.pages.first.colormap)[:, :5].T >> 8  # what Fiji shows for 0 to 4
     assert np.mean(mask != expected) < 1e-3  # blocks may round another way
     assert [own["name"] for own in said["classes"]] == list(CLASSES)
     colours = ["#" + bytes(colour.tolist()).hex() for colour in shown]
@@ -82,7 +82,7 @@ def test_probabilities_have_a_channel_for_each_class(
     with tifffile.TiffFile(path) as tif:
         assert tif.series[0].axes == "ZCYX"
         if suffix == "tif":
-            shown = tif.imagej_metadata
+            shown = tif.imagej_metadata or {}
             assert shown["mode"] == "composite"
             assert shown["Labels"][: len(CLASSES)] == list(CLASSES)
             assert len({tuple(lut[:, 255]) for lut in shown["LUTs"]}) == len(CLASSES)

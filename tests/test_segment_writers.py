@@ -106,7 +106,7 @@ def test_tiffs_are_those_of_imagej_as_far_as_it_reads_them(partial, monkeypatch,
         np.testing.assert_array_equal(tif.asarray(), VOLUME)
         assert tif.is_imagej == (small not in ("TILED", "CLASSIC"))
         if tif.is_imagej:
-            assert json.loads(tif.imagej_metadata["Info"]) == {"unit": "u"}
+            assert json.loads((tif.imagej_metadata or {})["Info"]) == {"unit": "u"}
     assert open_source(str(path)).voxel_nm == VOXEL
 
 

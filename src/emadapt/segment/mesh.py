@@ -19,7 +19,7 @@ import numpy.typing as npt
 from emadapt.errors import InputError
 from emadapt.files import check_new_file, whole_file
 from emadapt.volumes.opening import check_apart, open_source
-from emadapt.volumes.source import Source, tell, voxel_of
+from emadapt.volumes.source import Source, as_ids, tell, voxel_of
 from emadapt.volumes.voxel import Voxel
 
 if TYPE_CHECKING:
@@ -84,12 +84,8 @@ def mesh_volume(
     path = Path(output)
     check_new_file(path, SUFFIXES, overwrite)
     check_apart(path, input_)
-    source = open_source(input_, scale)
+    source = as_ids(open_source(input_, scale))
     tell(source.name, source.notes)
-    if source.dtype.kind == "f":
-        found, expected = f"values of type {source.dtype}", "a mask, labels or instances"
-        do = "Threshold the probabilities first."
-        raise InputError(source.name, found=found, expected=expected, do=do)
     mesh = surface(source, voxel_of(source, voxel_nm), label, smooth, step)
     with whole_file(path) as temporary:
         mesh.export(temporary, file_type=path.suffix.lower()[1:])

@@ -31,7 +31,7 @@ from emadapt.metrics.shapes import (
 from emadapt.progress import track
 from emadapt.segment.instances import MERGED, measure, numbered
 from emadapt.volumes.opening import open_onto, open_source
-from emadapt.volumes.source import Array, Source, as_image, voxel_of
+from emadapt.volumes.source import Array, Source, as_ids, as_image, voxel_of
 from emadapt.volumes.voxel import Voxel, as_voxel
 
 if TYPE_CHECKING:
@@ -74,11 +74,7 @@ class Asked:
 
 def opened(asked: Asked) -> Measurer:
     """The volumes, checked."""
-    objects = open_source(asked.objects)
-    if objects.dtype.kind == "f":
-        found, expected = f"values of type {objects.dtype}", "numbered objects"
-        do = "Write them with `emadapt segment --instances`."
-        raise InputError(asked.objects, found=found, expected=expected, do=do)
+    objects = as_ids(open_source(asked.objects))
     names = asked.image, asked.to, asked.probabilities
     image, to, sure = (open_onto(name, objects) if name else None for name in names)
     image = as_image(image) if image else None

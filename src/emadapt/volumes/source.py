@@ -163,6 +163,27 @@ def as_image(source: Source) -> Source:
     return dataclasses.replace(source, dtype=unsigned, cut=cut, notes=(*source.notes, note))
 
 
+def as_ids(source: Source) -> Source:
+    """The same, with whole numbers that are stored as floats read as integers.
+
+    ImageJ has no integers of 32 bits: it saves objects with larger numbers than 65535 so.
+    Reading fractions, such as probabilities, raises InputError.
+    """
+    if source.dtype.kind != "f":
+        return source
+
+    def cut(z0: int, z1: int, y0: int, y1: int) -> Array:
+        values = source.read(z0, z1, y0, y1)
+        whole = values.astype(np.int32)
+        if (whole != values).any():
+            found, expected = "values with fractions", "whole numbers: a mask, labels or objects"
+            do = "Threshold probabilities first."
+            raise InputError(source.name, found=found, expected=expected, do=do)
+        return whole
+
+    return dataclasses.replace(source, dtype=np.dtype(np.int32), cut=cut)
+
+
 def array_source(array: Any, voxel_nm: Voxel | None) -> Source:
     """An array, or what gives NumPy arrays for slices: (Z, Y, X), or one slice (Y, X)."""
     array = array[None] if array.ndim == 2 else array
