@@ -75,7 +75,7 @@ OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace the output."
     "--overwrite", is_flag=True, help="Replace OUTPUT, and what a run of other settings left."
 )
 def segment(input_: str, output: str, **options: Any) -> None:
-    """Segment INPUT into OUTPUT (.tif or .zarr).
+    """Segment INPUT into OUTPUT: .tif for Fiji, .ome.tif or .zarr.
 
     INPUT is a TIFF, a folder of slices, HDF5, Zarr, OME-Zarr or NIfTI. FILE:/NAME chooses one of
     several images in it, FILE:/c=0 a channel. If the command is stopped, repeat it to go on;
