@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("study")
     parser.add_argument("checkouts", nargs="*", type=Path, default=[Path()])
     parser.add_argument("--name", default="scores")
-    asked = parser.parse_args()
+    asked = parser.parse_intermixed_args()
     scores = {}
     for root in asked.checkouts:
         for file in sorted(root.glob("build/evaluate/*/metrics.json")):

@@ -21,6 +21,8 @@ STUDIES = Path(__file__).parents[1] / "studies"
 def in_small(name: str, train: dict[str, Any], **backbone: Any) -> dict[str, Any]:
     """The settings of a shipped study with one seed, tiny backbones and a short diagnosis.
 
+    Regimes that start from a model folder are left out: its backbone is not a tiny one.
+
     Args:
         name: of the study.
         train: replaces its section; epochs of single regimes go.
@@ -37,8 +39,11 @@ def in_small(name: str, train: dict[str, Any], **backbone: Any) -> dict[str, Any
         "slices": 4,
         "controls": False,
     }
-    for regime in params["regimes"].values():
+    for name_of_regime, regime in [*params["regimes"].items()]:
         regime.pop("epochs", None)
+        if "/" in regime.get("warm_start", ""):
+            del params["regimes"][name_of_regime]
+            params["study"]["regimes"].remove(name_of_regime)
     for dataset in params["datasets"].values():
         if "domains" in dataset:
             dataset["domains"] = 8

@@ -14,13 +14,20 @@ from emadapt.metrics.intervals import of_seeds
 RESULTS = Path(__file__).parent / "results"
 STARTS = {  # of a model of the target: regime by target
     "random values": dict.fromkeys(("lucchi", "vnc"), "scratch"),
+    "random values, 800 steps": dict.fromkeys(("lucchi", "vnc"), "longer"),
     "the other EM volume": {"lucchi": "from_vnc", "vnc": "from_lucchi"},
     "synthetic FIB-SEM": dict.fromkeys(("lucchi", "vnc"), "from_phantom"),
+}
+GAINS = {
+    "random values": ["synthetic FIB-SEM"],
+    "random values, 800 steps": ["the other EM volume", "synthetic FIB-SEM"],
 }
 TARGETS = {"lucchi": "Lucchi", "vnc": "VNC"}
 LABELS = 10, 100
 
-scores = json.loads((RESULTS / "scores.json").read_text())
+scores = {}
+for name in ("scores", "longer"):
+    scores |= json.loads((RESULTS / f"{name}.json").read_text())
 
 
 def ious(start: str, target: str, share: int) -> np.ndarray:
@@ -38,13 +45,14 @@ for row, start in enumerate(STARTS):
     means[row] = [own.mean() for own in found]
     cells = [f"{own.mean():.3f} ± {own.std(ddof=1):.3f}" for own in found]
     print(f"| {start} | {' | '.join(cells)} | {len(found[0])} |")
-for start in [*STARTS][1:]:
-    cells = []
-    for column in columns:
-        gains = ious(start, *column) - ious("random values", *column)  # a seed has its patches
-        gain, margin = gains.mean(), of_seeds(gains).margin(0.975)
-        cells.append(f"{gain:+.3f} ({gain - margin:+.3f} to {gain + margin:+.3f})")
-    print(f"| gain by {start} | {' | '.join(cells)} | |")
+for base, starts in GAINS.items():
+    for start in starts:
+        cells = []
+        for column in columns:
+            gains = ious(start, *column) - ious(base, *column)  # a seed has its patches
+            gain, margin = gains.mean(), of_seeds(gains).margin(0.975)
+            cells.append(f"{gain:+.3f} ({gain - margin:+.3f} to {gain + margin:+.3f})")
+        print(f"| {start}, less {base} | {' | '.join(cells)} | |")
 
 figure, axes = plt.subplots(figsize=(7, 2.8))
 image = axes.imshow(means, cmap="viridis", vmin=0, vmax=0.9)
