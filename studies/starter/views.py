@@ -1,7 +1,7 @@
 """What a second look at a volume adds: mirrored, turned over, or at another pixel size.
 
-`python studies/starter/views.py [FOLDER]` segments the slices of smooth.py with the model that ships.
-It prints the IoU of the mean of each second look with the first, averaged over 30 nm along z.
+`python studies/starter/views.py [FOLDER]` segments the slices of smooth.py with the model that
+ships. It prints IoU of the mean of each second look and the first, averaged over 30 nm along z.
 """
 
 from __future__ import annotations
