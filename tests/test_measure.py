@@ -106,8 +106,7 @@ def test_what_is_written(tmp_path, labels):
 
 def test_objects_that_imagej_saved_as_floats(tmp_path, labels):
     expected = measured(tmp_path, labels)
-    found = measured(tmp_path, labels.astype(np.float32), ".parquet")
-    pd.testing.assert_frame_equal(found, expected)
+    pd.testing.assert_frame_equal(measured(tmp_path, labels.astype(np.float32)), expected)
 
 
 def test_the_components_of_a_mask_are_numbered(tmp_path, labels, monkeypatch):

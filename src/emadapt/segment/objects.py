@@ -228,6 +228,7 @@ def any_in(voxels: Mask, step: Step) -> Mask:
 def measured(asked: Asked, boxes: pd.DataFrame) -> Iterator[dict[str, Any]]:
     """Measures of every object, with progress."""
     rows = boxes.drop(columns=[*"zyx"]).to_dict("records")
+    _kept.cache_clear()  # a file of that name may have changed since
     with ExitStack() as stack:
         each: Callable[..., Iterable[dict[str, Any]]] = map
         if asked.jobs > 1:
