@@ -75,14 +75,21 @@ def test_coarser_scales_of_labels_and_of_means(partial, kind):
         assert abs(int(small[0, 1, 0]) - cell.mean()) <= level
 
 
+def written(partial, write):
+    """The file of the probabilities; written a second time, it has the same bytes."""
+    first, again = (
+        write(partial.folder / "probabilities", "probabilities", VOXEL, {"unit": "u"}).read_bytes()
+        for _ in range(2)
+    )
+    assert first == again
+    return partial.folder / "probabilities.tif"
+
+
 @pytest.mark.parametrize("small", [(), ("HELD",), ("HELD", "TILED"), ("TILED", "CLASSIC")])
 def test_ome_tiffs_say_what_they_are(partial, monkeypatch, small):
     for name in small:
         monkeypatch.setattr(tiff_writer, name, 100)
-    group = partial.folder / "probabilities"
-    path = write_ome_tiff(group, "probabilities", VOXEL, {"unit": "u"})
-    first = path.read_bytes()
-    assert write_ome_tiff(group, "probabilities", VOXEL, {"unit": "u"}).read_bytes() == first
+    path = written(partial, write_ome_tiff)
     with tifffile.TiffFile(path) as tif:
         np.testing.assert_array_equal(tif.asarray(), VOLUME)
         assert tif.pages.first.is_tiled == ("TILED" in small)
@@ -98,10 +105,7 @@ def test_ome_tiffs_say_what_they_are(partial, monkeypatch, small):
 def test_tiffs_are_those_of_imagej_as_far_as_it_reads_them(partial, monkeypatch, small):
     if small:
         monkeypatch.setattr(tiff_writer, small, 100)
-    group = partial.folder / "probabilities"
-    path = write_tiff(group, "probabilities", VOXEL, {"unit": "u"})
-    first = path.read_bytes()
-    assert write_tiff(group, "probabilities", VOXEL, {"unit": "u"}).read_bytes() == first
+    path = written(partial, write_tiff)
     with tifffile.TiffFile(path) as tif:
         np.testing.assert_array_equal(tif.asarray(), VOLUME)
         assert tif.is_imagej == (small not in ("TILED", "CLASSIC"))

@@ -8,6 +8,7 @@ overlap of tiles and each width of a Gaussian along z.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,9 @@ from scipy.ndimage import gaussian_filter1d
 from emadapt import api
 from emadapt.data.layouts import find_parts
 from emadapt.data.sources import DATASETS
+from emadapt.data.tiles import Grey
+from emadapt.metrics.shapes import Mask
+from emadapt.volumes.voxel import Voxel
 
 CROPS = {
     "lucchi": np.s_[:, 128:640, 256:768],
@@ -36,23 +40,29 @@ def row(name: str, found: npt.NDArray[np.float32], label: npt.NDArray[np.bool_])
     print(f"| {name} | " + " | ".join(f"{score:.3f}" for score in scores) + " |", flush=True)
 
 
-def main(root: Path, name_of_model: str) -> None:
-    """Print the table."""
-    print("| averaged over | " + " | ".join(f"above {t}" for t in THRESHOLDS) + " |")
-    print("|---" * (1 + len(THRESHOLDS)) + "|")
-    model = api.load_model(name_of_model)
+def volumes(root: Path) -> Iterator[tuple[str, Grey, Mask, Voxel]]:
+    """Name, image and label (Z, Y, X) and voxel size (nm) of what is segmented."""
     for name, crop in CROPS.items():
         known = DATASETS[name]
         part = find_parts(root / name, known.layout, "number")[0]
         first, end = SLICES[name]
         image = np.ascontiguousarray(part.images.read(first, end)[crop])
         label = part.labels.read(first, end)[crop] > int(known.foreground[1:])
+        yield name, image, label, known.voxel_nm
+
+
+def main(root: Path, name_of_model: str) -> None:
+    """Print the table."""
+    print("| averaged over | " + " | ".join(f"above {t}" for t in THRESHOLDS) + " |")
+    print("|---" * (1 + len(THRESHOLDS)) + "|")
+    model = api.load_model(name_of_model)
+    for name, image, label, voxel_nm in volumes(root):
         for overlap in OVERLAPS:
             spec = model.segmenter.spec.changed(smooth_z_nm=0.0, overlap=overlap)
             model.segmenter.spec = spec
-            found = api.segment(image, model, known.voxel_nm, probabilities=True)
+            found = api.segment(image, model, voxel_nm, probabilities=True)
             for width in WIDTHS_NM:
-                sigma = width / known.voxel_nm[0]
+                sigma = width / voxel_nm[0]
                 averaged = gaussian_filter1d(found, sigma, axis=0) if width else found
                 row(f"{name}, overlap {overlap}, {width} nm", averaged, label)
 

@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import gaussian_filter1d
-from smooth import CROPS, SLICES, THRESHOLDS, row
+from smooth import THRESHOLDS, row, volumes
 
 from emadapt import api
-from emadapt.data.layouts import find_parts
-from emadapt.data.sources import DATASETS
+from emadapt.data.tiles import Grey
+from emadapt.segment.model import Model
+from emadapt.volumes.voxel import Voxel
 
 Turn = Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
 AVERAGED_NM = 30.0
@@ -31,26 +32,28 @@ VIEWS: dict[str, tuple[Turn, float]] = {
 """What is done to the volume, and undone, and the size of its pixels in nm."""
 
 
+def look(
+    model: Model, image: Grey, voxel_nm: Voxel, turn: Turn = np.asarray, pixel_nm: float = 6.0
+) -> npt.NDArray[np.float32]:
+    """Probabilities (Z, Y, X) of a volume that is turned for the model, not averaged along z."""
+    spec = model.segmenter.spec.changed(smooth_z_nm=0.0, pixel_nm=pixel_nm)
+    model.segmenter.spec = spec
+    turned = np.ascontiguousarray(turn(image))
+    return turn(api.segment(turned, model, voxel_nm, probabilities=True))
+
+
 def main(root: Path) -> None:
     """Print the table."""
     print("| mean with | " + " | ".join(f"above {t}" for t in THRESHOLDS) + " |")
     print("|---" * (1 + len(THRESHOLDS)) + "|")
     model = api.load_model("starter")
-    plain = model.segmenter.spec.changed(smooth_z_nm=0.0)
-    for name, crop in CROPS.items():
-        known = DATASETS[name]
-        part = find_parts(root / name, known.layout, "number")[0]
-        first, end = SLICES[name]
-        image = part.images.read(first, end)[crop]
-        label = part.labels.read(first, end)[crop] > int(known.foreground[1:])
-        sigma = AVERAGED_NM / known.voxel_nm[0]
-        own = np.zeros(0)
-        for view, (turn, pixel_nm) in {"nothing": (np.asarray, 6.0), **VIEWS}.items():
-            model.segmenter.spec = plain.changed(pixel_nm=pixel_nm)
-            turned = np.ascontiguousarray(turn(image))
-            found = turn(api.segment(turned, model, known.voxel_nm, probabilities=True))
-            own = own if own.size else found
-            row(f"{name}, {view}", gaussian_filter1d((own + found) / 2, sigma, axis=0), label)
+    for name, image, label, voxel_nm in volumes(root):
+        sigma = AVERAGED_NM / voxel_nm[0]
+        own = look(model, image, voxel_nm)
+        row(f"{name}, nothing", gaussian_filter1d(own, sigma, axis=0), label)
+        for view, (turn, pixel_nm) in VIEWS.items():
+            both = (own + look(model, image, voxel_nm, turn, pixel_nm)) / 2
+            row(f"{name}, {view}", gaussian_filter1d(both, sigma, axis=0), label)
 
 
 if __name__ == "__main__":
