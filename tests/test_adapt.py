@@ -34,7 +34,7 @@ def place(tracking_off, monkeypatch):
     Path("labels").mkdir()
     for z in (1, 3, 5, 8):
         tifffile.imwrite(f"labels/{z}.tif", LABEL[z] * 255, photometric="minisblack")
-    write_model(Path("m"))
+    write_model(Path("m"), facts={"second_pixel_nm": 6.0})
     monkeypatch.setattr(own_model, "DOMAINS", 3)
     quick = own_model.TRAIN.changed(epochs=2, steps_per_epoch=2)
     monkeypatch.setattr(own_model, "TRAIN", quick)
@@ -82,6 +82,7 @@ def test_a_few_labels_give_a_model_and_what_validation_says():
     card = json.loads(Path("new/model.json").read_text())
     assert card["labelled"]["slices"] == [3, 3]
     assert card["backbone"]["pixel_nm"] == 5.0  # that of training
+    assert card["second_pixel_nm"] == 6.0
     following = shlex.split(said.partition("; next: emadapt ")[2].splitlines()[0])
     run(*following)
 

@@ -119,6 +119,29 @@ def test_blocks_leave_no_trace_and_segment_predicts_what_evaluate_predicts(
     np.testing.assert_allclose(probability, expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_second_look_at_other_pixels_is_averaged_with_the_first(kind, tmp_path, monkeypatch):
+    """Whatever the blocks are; a resampled grey value may be rounded another way in another one."""
+    write = write_3d_model if kind == "windows" else write_model
+    looks = []
+    for pixel_nm in (6.0, 4.0):
+        model = api.load_model(write(tmp_path / f"{pixel_nm}", **MODELS[kind], pixel_nm=pixel_nm))
+        looks.append(api.segment(IMAGE, model, VOXEL, probabilities=True))
+    assert np.abs(looks[0] - looks[1]).max() > 0.05
+    folder = tmp_path / "6.0"
+    card = json.loads((folder / "model.json").read_text())
+    (folder / "model.json").write_text(json.dumps({**card, "second_pixel_nm": 4.0}))
+    model = api.load_model(folder)
+    both = api.segment(IMAGE, model, VOXEL, probabilities=True)
+    np.testing.assert_allclose(both, np.mean(looks, axis=0), atol=1e-6)
+    blocks(monkeypatch, block=1000, chunk=32, tile_rows=1)
+    assert len(array_runner(IMAGE, model, VOXEL).job.blocks()) > 4
+    parts = api.segment(IMAGE, model, VOXEL, probabilities=True)
+    np.testing.assert_allclose(parts, both, atol=1e-2)
+    fast = api.segment(IMAGE, model, VOXEL, probabilities=True, fast=True)
+    np.testing.assert_allclose(fast, looks[0], atol=1e-2)
+
+
 @pytest.mark.parametrize("shapes", [((8, 64, 64), (24, 64, 64)), ((1, 512, 64), (1, 1536, 64))])
 @pytest.mark.parametrize("kind", ["tiles", "windows"])
 def test_memory_grows_neither_with_the_slices_nor_with_their_rows(

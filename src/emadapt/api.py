@@ -88,6 +88,7 @@ def segment(
     probabilities: bool = False,
     threshold: float | None = None,
     window: Window | None = None,
+    fast: bool = False,
 ) -> Array:
     """Segment an array, as `emadapt segment` segments a file of it.
 
@@ -99,7 +100,8 @@ def segment(
     True
 
     A stack may be anything that gives arrays for slices of it, such as an array of Zarr or dask; it
-    is read block by block. `threshold` is that of the mask; None: the model's.
+    is read block by block. `threshold` is that of the mask; None: the model's. `fast` leaves out
+    the second look at other pixels of a model that has one, such as the one that ships.
 
     Returns:
         bool, or float32 in [0, 1], in the shape of `volume`; of several classes uint8 ids, or
@@ -109,7 +111,7 @@ def segment(
         InputError: the array has NaN or another number of axes, or voxels of quite another size
             than in training.
     """
-    runner = array_runner(volume, model, voxel_nm, threshold=threshold, window=window)
+    runner = array_runner(volume, model, voxel_nm, threshold=threshold, window=window, fast=fast)
     (z, y, x), several = runner.job.shape, runner.job.channels
     by_class = several if probabilities else ()
     dtype = np.float32 if probabilities else np.uint8 if several else bool

@@ -14,7 +14,11 @@ from emadapt.segment.shipped import SHIPPED, STARTER
 from emadapt.training.model_card import EVALUATED
 
 UNIT = "dinov2_s-lora-synthetic-0"
-CHOSEN = {"threshold": 0.6, "chosen_on": "Lucchi's training half, and all of VNC"}
+CHOSEN = {
+    "threshold": 0.6,
+    "second_pixel_nm": 4.5,
+    "chosen_on": "Lucchi's training half, and all of VNC",
+}
 """What was settled on real data, and on which (README.md)."""
 SMOOTH_Z_NM = 30.0
 """Over so many nm the model that ships averages along z. Training has no neighbouring slices."""

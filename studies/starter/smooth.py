@@ -60,7 +60,7 @@ def main(root: Path, name_of_model: str) -> None:
         for overlap in OVERLAPS:
             spec = model.segmenter.spec.changed(smooth_z_nm=0.0, overlap=overlap)
             model.segmenter.spec = spec
-            found = api.segment(image, model, voxel_nm, probabilities=True)
+            found = api.segment(image, model, voxel_nm, probabilities=True, fast=True)
             for width in WIDTHS_NM:
                 sigma = width / voxel_nm[0]
                 averaged = gaussian_filter1d(found, sigma, axis=0) if width else found

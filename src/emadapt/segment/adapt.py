@@ -372,11 +372,15 @@ def _ingest(study: Study) -> None:
 
 
 def _train(own: Own, study: Study, **changes: Any) -> dict[str, Any]:
-    """Train the unit of a study in the working directory; its card, with `changes`."""
+    """Train the unit of a study in the working directory; its card, with `changes`.
+
+    Where the first model looks twice, so does the new one.
+    """
     _ingest(study)
     (unit,) = study.units()
     folder = train_unit(study, unit)
-    card = {**json.loads((folder / "model.json").read_text()), **changes}
+    looks = {key: value for key, value in own.start.card.items() if key == "second_pixel_nm"}
+    card = {**json.loads((folder / "model.json").read_text()), **looks, **changes}
     write_json(folder / "model.json", card)
     write_text(folder / "model-card.md", model_card(card, None))
     return card

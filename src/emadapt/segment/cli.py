@@ -64,6 +64,11 @@ OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace the output."
     type=click.FloatRange(0, 1),
     help="Foreground has a higher probability.  [default: the model's]",
 )
+@click.option(
+    "--fast",
+    is_flag=True,
+    help="Look at INPUT once. The model that ships looks twice, at pixels of two sizes.",
+)
 @VOXEL
 @WINDOW
 @click.option(

@@ -22,6 +22,7 @@ from emadapt.segment.model import (
     cached_model,
     find_model,
     geometry_for,
+    second_zoom_for,
     sha256_of,
     zoom_for,
 )
@@ -59,6 +60,7 @@ class Order:
     threshold: float | None = None
     voxel_nm: Voxel | None = None
     window: tuple[float, float] | None = None
+    fast: bool = False
     overwrite: bool = False
     dask: str = ""
 
@@ -103,6 +105,7 @@ class Job:
             of these for a mask that is only to be numbered.
         window: grey values that become 0 and 255.
         zoom: factors (y, x) to the pixel size of `dataset`, on which the model was trained.
+        second_zoom: those of a second look, averaged with the first; None: there is none.
         statistics: of the volume, where the model aligns grey values by them.
         sigma: standard deviation, in slices, of the Gaussian along z over probabilities; 0: none.
         threshold: foreground has a higher probability; of several classes the most probable counts.
@@ -124,6 +127,7 @@ class Job:
     card: str = ""
     window: tuple[float, float] = (0.0, 255.0)
     zoom: tuple[float, float] = (1.0, 1.0)
+    second_zoom: tuple[float, float] | None = None
     dataset: str = ""
     statistics: dict[str, Any] | None = None
     sigma: float = 0.0
@@ -223,6 +227,7 @@ def settle(order: Order, source: Source, model: Model) -> Job:
         card=card,
         window=window,
         zoom=zoom,
+        second_zoom=None if order.fast else second_zoom_for(model, voxel),
         dataset=dataset,
         statistics=dataclasses.asdict(statistics) if statistics else None,
         sigma=spec.smooth_z_nm / voxel[0],

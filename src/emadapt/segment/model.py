@@ -149,6 +149,12 @@ def zoom_for(model: Model, voxel_nm: Voxel) -> tuple[str, tuple[float, float]]:
     return name, (round(voxel_nm[1] / target[1], 6), round(voxel_nm[2] / target[2], 6))
 
 
+def second_zoom_for(model: Model, voxel_nm: Voxel) -> tuple[float, float] | None:
+    """The factors (y, x) to the pixel size of the model's second look; None: it has none."""
+    pixel = model.card.get("second_pixel_nm")
+    return (round(voxel_nm[1] / pixel, 6), round(voxel_nm[2] / pixel, 6)) if pixel else None
+
+
 def aligner_for(model: Model, statistics: Statistics | None, zoom: tuple[float, float]) -> Aligner:
     """What is done to slices first: `zoom`, and grey values aligned by `statistics`, if any."""
     if statistics is None:

@@ -29,6 +29,7 @@ SAID = (
     "weights",
     "window",
     "zoom",
+    "second_zoom",
     "dataset",
     "sigma",
     "threshold",

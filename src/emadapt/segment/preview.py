@@ -65,6 +65,8 @@ def page(order: Order, runner: Runner, fields: list[dict[str, Any]], domain: Dom
     """The HTML; the same input gives the same text."""
     job = runner.job
     zoomed = f"in plane by {job.zoom[0]:g} x {job.zoom[1]:g}, as {job.dataset}"
+    if job.second_zoom:
+        zoomed += f"; and once more by {job.second_zoom[0]:g} x {job.second_zoom[1]:g}"
     facts = {
         "volume": f"{order.input}, {' x '.join(map(str, job.shape))} voxels",
         "resampled": "no" if job.zoom == (1.0, 1.0) else zoomed,

@@ -36,9 +36,13 @@ class Runner:
     def __init__(self, job: Job, source: Source, model: Model) -> None:
         self.job, self.source, self.model = job, source, model
         statistics = Statistics(**job.statistics) if job.statistics else None
-        aligner = aligner_for(model, statistics, job.zoom)
-        self.geo = geometry_for(model, job.shape[1:], job.dataset, aligner)
-        self.view = View(model.segmenter, self.geo, job.shape[0])
+        self.views = []
+        for zoom in filter(None, (job.zoom, job.second_zoom)):
+            aligner = aligner_for(model, statistics, zoom)
+            geo = geometry_for(model, job.shape[1:], job.dataset, aligner)
+            self.views.append(View(model.segmenter, geo, job.shape[0]))
+        self.view = self.views[0]
+        self.geo = self.view.geo
 
     def load(self, block: Block) -> Array:
         """All that a block needs of the volume."""
@@ -46,7 +50,8 @@ class Runner:
 
     def _rows(self, block: Block) -> tuple[int, int]:
         """First and end of the rows that the model must see, with those that `constant` needs."""
-        return self._around(*self.view.native_rows(block.y0, block.y1))
+        ranges = [view.native_rows(block.y0, block.y1) for view in self.views]
+        return self._around(min(top for top, _ in ranges), max(bottom for _, bottom in ranges))
 
     def _around(self, top: int, bottom: int) -> tuple[int, int]:
         return max(0, top - REACH), min(self.job.shape[1], bottom + REACH)
@@ -65,7 +70,10 @@ class Runner:
         def read(z: int, y0: int, y1: int) -> Grey:
             return greys[z - first][y0 - top : y1 - top]
 
-        for z, found in self.view.predict(read, (block.z0, block.z1), (block.y0, block.y1)):
+        place = (block.z0, block.z1), (block.y0, block.y1)
+        looks = (view.predict(read, *place) for view in self.views)
+        for (z, own), *others in zip(*looks, strict=True):
+            found = np.mean([own, *(second for _, second in others)], axis=0)
             empty = constant(loaded[z - first])[block.y0 - top : block.y1 - top]
             yield z, np.where(empty, np.float32(0), np.maximum(found, LEAST))
 
@@ -148,10 +156,11 @@ def array_runner(
     *,
     threshold: float | None = None,
     window: tuple[float, float] | None = None,
+    fast: bool = False,
 ) -> Runner:
     """A runner for an array; arguments and errors as of `emadapt.api.segment`."""
     is_lazy = len(getattr(volume, "shape", ())) == 3 and hasattr(volume, "dtype")
     voxel = as_voxel(voxel_nm)
     source = as_image(array_source(volume if is_lazy else np.asarray(volume), voxel))
-    order = Order("array", "", "", threshold=threshold, voxel_nm=voxel, window=window)
+    order = Order("array", "", "", threshold=threshold, voxel_nm=voxel, window=window, fast=fast)
     return Runner(settle(order, source, model), source, model)
