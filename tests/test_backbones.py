@@ -246,6 +246,34 @@ def test_what_enters_a_block_and_the_rest_from_there_are_timms_forward(name: str
 
 
 @pytest.mark.parametrize("name", TINY)
+def test_checkpointing_keeps_less_for_the_same_gradients(name: str) -> None:
+    """Of the blocks above a cut, too, which are run on cached tokens."""
+    backbone = build_backbone(name, "random")
+    backbone.vit.requires_grad_(True)
+    images = _images(1, 1, 4 * backbone.arch.patch, 4 * backbone.arch.patch)
+    below, entering = backbone.entering(images, 2)
+    kept, gradients = [], []
+    saved: list[int] = []
+
+    def note(value: torch.Tensor) -> torch.Tensor:
+        saved.append(value.numel())
+        return value
+
+    for checkpointing in (False, True):
+        backbone.vit.set_grad_checkpointing(checkpointing)
+        saved.clear()
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda value: value):
+            tokens = backbone.resume(below, entering, 2, (4, 4))
+        backbone.zero_grad()
+        torch.cat(tokens).square().sum().backward()
+        kept.append(sum(saved))
+        gradients.append([p.grad for p in backbone.vit.blocks[3].parameters()])
+    assert kept[1] < kept[0] / 2
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("name", TINY)
 def test_autocast_and_fused_attention(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fused in fp32 and for many tokens, plain products for few in bf16: the same tokens but for
     rounding."""

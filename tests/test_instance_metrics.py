@@ -67,6 +67,17 @@ def test_slices_of_a_volume_and_those_that_are_no_neighbours():
     assert found["labelled"] == 2
 
 
+def test_objects_do_not_grow_into_slices_that_are_no_neighbours():
+    """Cores in slices 0 and 1 alone; 10 and 11 are of another volume."""
+    whole, core = np.ones((1, 2), bool), np.array([[1, 0]], bool)
+    collected = Instances([0, 1, 10, 11], (1, 2), (5.0, 5.0, 5.0))
+    for z in (0, 1, 10, 11):
+        both = np.stack([whole, core & (z < 2)])
+        collected.add(z, both, both, whole)
+    objects = collected._objects(collected.label)
+    assert [set(plane.ravel().tolist()) for plane in objects] == [{1}, {1}, {0}, {0}, {0}]
+
+
 def test_too_many_voxels_have_no_instance_metrics(monkeypatch):
     monkeypatch.setattr(module, "MOST_VOXELS", 3)
     collected = Instances([0, 1], (1, 2))

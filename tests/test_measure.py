@@ -119,6 +119,14 @@ def test_the_components_of_a_mask_are_numbered(tmp_path, labels, monkeypatch):
     assert numbers.tolist() == [[k, n] for k, n in enumerate(counts) if k]
 
 
+def test_no_background_is_said(tmp_path, capsys):
+    """As of ilastik's simple segmentation, which counts from 1."""
+    filled = np.ones((5, 20, 20), np.uint8)
+    filled[1:3, 4:9, 4:9] = 2
+    measured(tmp_path, filled)
+    assert "no voxel is 0" in capsys.readouterr().err
+
+
 def test_intervals_of_the_density_cover_the_truth_as_often_as_they_say():
     rng, shape, voxel = np.random.default_rng(2), (40, 500, 500), (50.0, 8.0, 8.0)
     covered = []

@@ -48,6 +48,16 @@ def test_files_that_are_there_are_not_replaced(tmp_path):
 
 
 @pytest.mark.slow
+def test_files_of_the_user_keep_their_names(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/dot-plot.png").write_text("new")
+    (tmp_path / "mine/.plot.png").write_text("old")
+    new_project(tmp_path)
+    assert (tmp_path / "mine/dot-plot.png").read_text() == "new"
+    assert (tmp_path / "mine/.plot.png").read_text() == "old"
+    assert (tmp_path / ".dvc/.gitignore").is_file()
+
+
 def test_a_wheel_begins_the_same_project(tmp_path):
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
     subprocess.run([*pip, "--wheel-dir", tmp_path, ROOT], check=True)

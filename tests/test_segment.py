@@ -215,6 +215,13 @@ def test_a_stopped_run_goes_on(order, suffix, tmp_path, monkeypatch):
     assert outputs(tmp_path) == expected
 
 
+def test_a_link_to_a_volume_is_segmented_under_its_own_name(order, tmp_path):
+    Path(order.input).rename(tmp_path / "0f3a")  # as DVC's cache calls it
+    Path(order.input).symlink_to(tmp_path / "0f3a")
+    segment_volume(order)
+    assert tifffile.imread(order.output).shape == IMAGE.shape
+
+
 def test_nothing_is_overwritten_unasked(order, tmp_path):
     (tmp_path / "out.tif").write_text("precious")
     assert "--overwrite" in refused(order)

@@ -101,6 +101,10 @@ def test_the_regime_decides_what_is_searched_and_params_yaml_adds_to_it(
     assert set(search_space(plain, target)) == {"head_lr", *own}
     more = study(tmp_path, MORE, regimes={"new": spec})
     assert set(search_space(more, target)) == {"head_lr", *own, *MORE}
+    if spec["kind"] != "frozen":  # the head is that of the model that it starts from
+        started = study(tmp_path, MORE, regimes={"new": spec | {"warm_start": "frozen"}})
+        check_target(started, target)
+        assert set(search_space(started, target)) == {"head_lr", *own, "weight_decay"}
 
 
 @pytest.mark.parametrize("target", [LORA, FROZEN], ids=lambda t: t.regime)
@@ -378,10 +382,10 @@ def test_a_gpu_that_fails_ends_the_process_and_the_trial_is_run_again(
 
 
 def test_hopeless_trials_are_pruned(tmp_path: Path) -> None:
-    """Five that can learn, then two that cannot: the median pruner ends those early."""
+    """Five that learn, then two that hardly do: the median pruner ends those early."""
     config = make_study(tmp_path, settings(epochs=4, steps_per_epoch=4, val_slices=1))
     sweep = begun(config, FROZEN, 7)
-    for rate in [5e-3] * 5 + [1e-4] * 2:
+    for rate in [1e-3] * 5 + [1e-4] * 2:
         sweep.enqueue_trial({"head_lr": rate, "weight_decay": 1e-4})
     trials = sweep_here(config, FROZEN, 8)
     assert [t.state for t in trials[:6]] == [TrialState.COMPLETE] * 6

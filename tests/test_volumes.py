@@ -59,6 +59,7 @@ STATED: dict[str, Callable[[Path], str]] = {
     "zarr with checksums": lambda p: array(p, WIDE, 3, CHECKED, resolution=VOXEL),
     "sharded": lambda p: array(p, WIDE, 3, SHARDED, resolution=VOXEL),
     "ome-zarr 0.4": scales,
+    "array of an ome-zarr": lambda p: scales(p) + "/0",
     "ome-zarr 0.5": lambda p: image(
         p, [(1, 1, *UM)], version="0.5", axes="tczyx", volume=WIDE[None, None]
     ),
@@ -71,7 +72,6 @@ UNSTATED: dict[str, Callable[[Path], str]] = {
     "big": lambda p: tiff(p, WIDE, file={"bigtiff": True, "byteorder": ">"}),
     "png": lambda p: slices(p, [f"s_{z}.png" for z in range(8, 13)], WIDE),
     "tif slices": lambda p: slices(p, [f"s_{z}.tif" for z in range(8, 13)], WIDE),
-    "within": lambda p: scales(p) + "/0",
 }
 """Files of `WIDE` that state no voxel size."""
 FORMATS = STATED | UNSTATED

@@ -16,7 +16,7 @@ from emadapt.training.fit import Run
 from emadapt.training.plan import unit_key
 from emadapt.training.prepare import prepare
 from emadapt.training.train import train_unit
-from tiny import make_study, same_tensors, settings, trained
+from tiny import make_study, same_tensors, settings, trained, write_model
 
 TUNED = {"kind": "lora", "rank": 2, "alpha": 4}
 START = "warm_start"
@@ -102,6 +102,12 @@ def test_a_folder_and_what_is_wrong_with_it(study, tmp_path):
     ):
         with pytest.raises(InputError, match=words):
             starting(**changes)
+    write_model(Path("models/two"), head="pyramid", classes=("membrane", "vesicle"))
+    own = params(mine={"kind": "frozen", START: "models/two"})
+    own["backbones"]["t"]["blocks"] = "last"
+    (tmp_path / "params.yaml").write_text(json.dumps(own))
+    with pytest.raises(InputError, match=r"found head\.project\.1\..*the `blocks` of that model"):
+        start_of(load_study(tmp_path / "params.yaml"), "t", "mine", "a", 0)
     Path("models/mine/model.safetensors").write_bytes(b"\0" * 50)
     with pytest.raises(InputError, match="no model that can be read"):
         starting()

@@ -1,8 +1,10 @@
 """Functions for notebooks and scripts: arrays in, arrays out.
 
 A `volume` is (Z, Y, X) or (Y, X), grey values of any dtype; `model` comes from `load_model`;
-`voxel_nm` is (z, y, x) in nm. `window` are the grey values of black and white; None: all of 8 bits,
-else percentiles of the volume. Errors are `emadapt.errors.InputError`, or ConfigError of a study.
+`voxel_nm` is (z, y, x) in nm. `read_volume` gives None where a file states none; `segment` then
+takes that of the model that ships. `window` are the grey values of black and white; None: all of 8
+bits, else percentiles of the volume. Errors are `emadapt.errors.InputError`, or ConfigError of a
+study.
 
 The tests run the examples, one after the other, with a small model in the folder `model` that
 `emadapt train` wrote.
@@ -83,7 +85,7 @@ def read_volume(path: str | Path, scale: int = 0) -> tuple[Array, Voxel | None]:
 def segment(
     volume: Any,
     model: Model,
-    voxel_nm: Voxel,
+    voxel_nm: Voxel | None,
     *,
     probabilities: bool = False,
     threshold: float | None = None,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -252,13 +253,15 @@ def _of_table(root: Path) -> Iterator[Labelled]:
     with (root / TABLE).open(newline="", encoding="utf-8-sig") as opened:  # Excel marks UTF-8
         table = csv.DictReader(opened)
         for number, row in enumerate(table, 2):
-            file, part = root / (row.get("file") or ""), row.get("split") or ""
+            # `..` is taken out by name: what is there may be links into DVC's cache.
+            file = Path(os.path.normpath(root / (row.get("file") or "")))
+            part = row.get("split") or ""
             odd = ""
             if not row.get("label"):
                 odd = "no label"
             elif file.suffix.lower() not in FORMATS or not file.is_file():
                 odd = f"file {row.get('file')!r}, which is not there or no image"
-            elif not file.is_relative_to(root):
+            elif not file.is_relative_to(os.path.normpath(root)):
                 odd = f"file {row.get('file')!r}, which is outside of the dataset's folder"
             elif part not in ("", *PARTS):
                 odd = f"split {part!r}"

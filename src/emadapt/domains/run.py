@@ -22,7 +22,7 @@ from emadapt.study.backbones import BackboneSettings
 from emadapt.study.study import Study, Unit
 from emadapt.study.training import DiagnoseSettings
 from emadapt.tracking.publish import publish
-from emadapt.training.model_files import load_model
+from emadapt.training.model_files import load_unit
 from emadapt.training.plan import check_planned, diagnose_plan
 from emadapt.training.tracked import UNITS, finished_run
 
@@ -75,7 +75,7 @@ def diagnose(study: Study, backbone: str, regime: str) -> Path:
     started, own, spec = time.perf_counter(), study.diagnose, study.backbone_settings[backbone]
     volumes = [open_volume(name) for name in study.datasets]
     frozen = study.regime_settings[regime].on_pretrained_tokens
-    loaded = pretrained(spec)
+    loaded = pretrained(spec).to(device())
     if frozen:
         before = {v.name: pretrained_features(loaded, spec, v, own) for v in volumes}
         models = [Model(PRETRAINED, None, None, before)]
@@ -116,7 +116,7 @@ def _note(head: dict[str, Any], text: str) -> Path:
 def _adapted(study: Study, backbone: str, regime: str, volumes: list[Volume]) -> Iterator[Model]:
     """The study's units of this backbone and regime, one at a time."""
     for unit in _units(study, backbone, regime):
-        segmenter, _ = load_model(UNITS / unit.name)
+        segmenter, _ = load_unit(study, unit)
         merge(segmenter.backbone)
         segmenter.to(device())
         own, spec = study.diagnose, segmenter.spec

@@ -69,10 +69,13 @@ class Instances:
         whole, cores = np.moveaxis(_stack(packed, self.slices, (2, *self.shape)), 1, 0)
         numbers = _components(cores)
         step, found = math.ceil(REACH_NM / self.cored[0]), np.zeros_like(numbers)
-        for z in range(0, len(found), step):  # a part at a time: it takes 30 bytes a voxel
-            near = slice(max(0, z - step), z + 2 * step)
-            own = grown(numbers[near], whole[near], self.cored)
-            found[z : z + step] = own[z - near.start :][:step]
+        places = _places(self.slices)
+        for run in np.split(places, np.flatnonzero(np.diff(places) > 1) + 1):
+            end = run[-1] + 1
+            for z in range(run[0], end, step):  # a part at a time: it takes 30 bytes a voxel
+                near = slice(max(run[0], z - step), min(z + 2 * step, end))
+                own = grown(numbers[near], whole[near], self.cored)[z - near.start :]
+                found[z : min(z + step, end)] = own[:step]
         return found
 
 
@@ -164,10 +167,15 @@ def _variation_of_information(
     return found
 
 
-def _stack(packed: list[Bits], slices: list[int], shape: tuple[int, ...]) -> Masks:
-    """(Z, *shape). An empty slice parts slices that are not neighbours in the volume."""
+def _places(slices: list[int]) -> npt.NDArray[np.int64]:
+    """Where each slice is in `_stack`: an empty one parts those that are not neighbours."""
     steps = (1 if b == a + 1 else 2 for a, b in itertools.pairwise(slices))
-    places = np.cumsum([0, *steps])
+    return np.cumsum([0, *steps])
+
+
+def _stack(packed: list[Bits], slices: list[int], shape: tuple[int, ...]) -> Masks:
+    """(Z, *shape), see `_places`."""
+    places = _places(slices)
     mask = np.zeros((int(places[-1]) + 1, *shape), bool)
     for place, bits in zip(places, packed, strict=True):
         mask[place] = np.unpackbits(bits, count=math.prod(shape)).reshape(shape)

@@ -7,10 +7,12 @@ all. Their differences (position encoding, final norm, input statistics) are set
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from emadapt.errors import InputError
 from emadapt.models.archs import IMAGENET, create_vit, get_arch, resolve_blocks
@@ -158,10 +160,16 @@ class Backbone(nn.Module):
         self._choose_attention(grid)
         for number in range(max(cut, 1), self.blocks[-1] + 1):
             if number > cut:
-                x = self.vit.blocks[number - 1](x, **rope)
+                x = self._run(self.vit.blocks[number - 1], x, rope)
             if number in self.blocks:
                 tokens.append(self._patches(x, grid))
         return tokens
+
+    def _run(self, block: nn.Module, x: Tensor, rope: dict[str, Tensor]) -> Tensor:
+        """What a block makes of `x`; with `gradient_checkpointing`, as timm's own `forward`."""
+        if self.vit.grad_checkpointing and torch.is_grad_enabled():
+            return torch.as_tensor(checkpoint(partial(block, **rope), x, use_reentrant=False))
+        return torch.as_tensor(block(x, **rope))
 
     def grid(self, images: Tensor) -> tuple[int, int]:
         """Rows and columns of tokens (h, w) that images (B, 1, H, W) become."""

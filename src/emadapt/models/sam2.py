@@ -141,7 +141,8 @@ class PromptedSegmenter(Segmenter):
     def shown(self, volume: Volume, z: int, geo: Geometry) -> Grey:
         """(Y, X, 2): the slice, and 1 where its label is foreground."""
         label, _ = volume.truth(z)
-        return np.stack([np.asarray(volume.image[z]), label.astype(np.uint8)], -1)
+        image = geo.aligner(np.asarray(volume.image[z]))
+        return np.stack([image, label.astype(np.uint8)], -1)
 
     def slab(self, shown: Grey, geo: Geometry, overlap: float | None = None) -> Probability:
         if shown.ndim == 3:

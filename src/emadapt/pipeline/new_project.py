@@ -26,8 +26,9 @@ def new_project(folder: Path) -> None:
             do="Choose another folder.",
         )
     shutil.copytree(FILES, folder, ignore=NOT_COPIED, dirs_exist_ok=True)
-    for path in sorted(folder.glob("**/dot-*"), reverse=True):
-        path.rename(path.with_name(path.name.replace("dot-", ".")))
+    for path in sorted(FILES.glob("**/dot-*"), reverse=True):
+        copied = folder / path.relative_to(FILES)
+        copied.rename(copied.with_name(path.name.replace("dot-", ".")))
     own = folder / "studies/mine"
     own.mkdir()
     shutil.copy(folder / "params.yaml", own / "study.yaml")

@@ -67,7 +67,8 @@ OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace the output."
 @click.option(
     "--fast",
     is_flag=True,
-    help="Look at INPUT once. The model that ships looks twice, at pixels of two sizes.",
+    help="Look at INPUT once. `starter`, and what is tuned from it, looks twice, at pixels of two "
+    "sizes.",
 )
 @VOXEL
 @WINDOW
@@ -277,7 +278,7 @@ def export(model: str, output: Path, authors: tuple[str, ...], overwrite: bool) 
 
     check_new_file(output, (".onnx", ".zip"), overwrite)
     started, opened = time.perf_counter(), open_model(model)
-    if output.suffix == ".zip":
+    if output.suffix.lower() == ".zip":
         found = write_package(opened, output, authors)
     else:
         found = write_onnx(opened, output)

@@ -216,7 +216,7 @@ def settle(order: Order, source: Source, model: Model) -> Job:
     depth, rows = block_size(source, geo, view)
     weights, card = sha256_of(model.folder)
     return Job(
-        input=str(Path(order.input).resolve()),
+        input=str(Path(order.input).absolute()),
         scale=order.scale,
         stamp=source.stamp,
         shape=source.shape,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,7 +89,12 @@ def measure_volume(asked: Asked) -> pd.DataFrame:
     for suffix in (".json", ".html"):
         check_new_file(path.with_suffix(suffix), (suffix,), asked.overwrite)
     measurer = opened(asked)
+    for source in filter(None, measurer.sources):
+        tell(source.name, source.notes)
     found = survey(measurer.objects)
+    if found["voxels"].sum() == math.prod(measurer.objects.shape):
+        note = "no voxel is 0, so all of the volume is objects; give 0 to the background, if any"
+        tell(measurer.objects.name, [note])
     if len(found) == 1:
         asked = _numbered(asked, measurer)
         measurer = opened(asked)

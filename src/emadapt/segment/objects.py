@@ -123,6 +123,7 @@ class Measurer:
     ) -> None:
         self.objects, self.voxel_nm, self.image, self.to = objects, voxel_nm, image, to
         self.probabilities = probabilities
+        self.sources = objects, image, to, probabilities
 
     def measures(self, box: Box) -> dict[str, Any]:
         """The measures of an object, and `points`: places (n, 3) in nm of its surface."""

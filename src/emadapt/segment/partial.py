@@ -115,6 +115,7 @@ def held(folder: Path) -> Iterator[None]:
 
 def clear(folder: Path) -> None:
     """Empty a folder that is `held`, so that it can be begun anew."""
+    (folder / "run.json").unlink(missing_ok=True)  # first: without it the rest is no run
     for path in folder.iterdir():
         if path.name not in (MARKER, "lock"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -35,7 +35,7 @@ from emadapt.segment.instances import (
 )
 from emadapt.segment.job import BLOCK, Block, Job, Order, prepare
 from emadapt.segment.outputs import check_output, finish, publish, targets
-from emadapt.segment.partial import DTYPES, STEPS, Partial, begin, held, opened, shape_of
+from emadapt.segment.partial import DTYPES, STEPS, Partial, begin, clear, held, opened, shape_of
 from emadapt.volumes.source import Array, Source, tell
 from emadapt.volumes.voxel import Voxel
 
@@ -73,6 +73,7 @@ def segment_volume(order: Order) -> Path:
             _say(partial, order, seconds, time.perf_counter() - started)
         places = json.loads(made.read_text()).items()
         publish({Path(source): Path(target) for source, target in places}, folder / "aside")
+        clear(folder)
     shutil.rmtree(folder)
     return output
 

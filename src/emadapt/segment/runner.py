@@ -152,7 +152,7 @@ def open_runner(job: Job) -> Runner:
 def array_runner(
     volume: Any,
     model: Model,
-    voxel_nm: Sequence[float],
+    voxel_nm: Sequence[float] | None,
     *,
     threshold: float | None = None,
     window: tuple[float, float] | None = None,
@@ -160,7 +160,7 @@ def array_runner(
 ) -> Runner:
     """A runner for an array; arguments and errors as of `emadapt.api.segment`."""
     is_lazy = len(getattr(volume, "shape", ())) == 3 and hasattr(volume, "dtype")
-    voxel = as_voxel(voxel_nm)
+    voxel = None if voxel_nm is None else as_voxel(voxel_nm)
     source = as_image(array_source(volume if is_lazy else np.asarray(volume), voxel))
     order = Order("array", "", "", threshold=threshold, voxel_nm=voxel, window=window, fast=fast)
     return Runner(settle(order, source, model), source, model)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from emadapt.training.model_card import metrics_of, terms_of
 
-SHIPPED = Path(__file__).with_name("shipped")
+SHIPPED = Path(__file__).resolve().with_name("shipped")
 STARTER = "starter"
 
 

@@ -109,7 +109,7 @@ def _nothing_to_search(study: Study, target: Target) -> str:
     if getattr(regime, "self_training", 0):
         return "`self_training`"
     if start := study.warm_start_of(unit_of(study, target)):
-        # Rank and head are given by the model it starts from, unless that is a head alone.
+        # The rank is given by the model it starts from, unless that is a head alone.
         source = study.source_of(unit_of(study, target))
         from_head = source and study.regime_settings[source.regime].kind == "frozen"
         if regime.kind == "frozen" or not from_head:
@@ -132,7 +132,8 @@ def search_space(study: Study, target: Target) -> Space:
         space["adapter_lr"] = FloatDistribution(low * factor, high * factor, log=True)
     if decay := ranges.weight_decay or (FROZEN_DECAY if frozen else ()):
         space["weight_decay"] = FloatDistribution(decay[0], decay[1], log=True)
-    if ranges.head and not study.classifies:
+    given = study.classifies or study.warm_start_of(unit_of(study, target))
+    if ranges.head and not given:
         space["head"] = CategoricalDistribution(ranges.head)
     return space
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from emadapt.data.ingest import Volume, open_volume
-from emadapt.errors import InputError
 from emadapt.files import file_md5, write_json, write_text
 from emadapt.metrics.classification import SCORES
 from emadapt.models.adapters import merge, unmerge
@@ -18,8 +17,8 @@ from emadapt.models.tokens import plain_view
 from emadapt.study.study import Study, Unit
 from emadapt.tracking.publish import publish
 from emadapt.training.model_card import EVALUATED, model_card
-from emadapt.training.model_files import load_model
-from emadapt.training.plan import check_planned, evaluate_plan, unit_key
+from emadapt.training.model_files import load_unit
+from emadapt.training.plan import check_planned, evaluate_plan
 from emadapt.training.regimes import regime_of
 from emadapt.training.regimes.images import check_classes
 from emadapt.training.scores import score_images, score_volumes
@@ -40,14 +39,7 @@ def evaluate_unit(study: Study, unit: Unit) -> Path:
     """
     check_planned("evaluate", unit.name, lambda: evaluate_plan(study, unit))
     folder, out = UNITS / unit.name, EVALUATED / unit.name
-    segmenter, card = load_model(folder)
-    if card["key"] != unit_key(study, unit):
-        raise InputError(
-            folder,
-            found="a model of other settings, data or weights than those selected now",
-            expected="a model of these",
-            do=f"Run `dvc repro train@{unit.name}`.",
-        )
+    segmenter, card = load_unit(study, unit)
     metrics = {
         "unit": unit.name,
         **dataclasses.asdict(unit),

@@ -17,9 +17,11 @@ from emadapt.study.backbones import BackboneSettings
 from emadapt.study.datasets import ONE_CLASS
 from emadapt.study.reading import parse, parse_tagged
 from emadapt.study.regimes import REGIME_SETTINGS
-from emadapt.study.study import dumped
+from emadapt.study.study import Study, Unit, dumped
+from emadapt.training.plan import unit_key
 from emadapt.training.regimes import IMAGE_REGIMES, REGIMES
 from emadapt.training.regimes.regime import Regime
+from emadapt.training.tracked import UNITS
 
 UNREADABLE = (
     *(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError),
@@ -59,6 +61,24 @@ def load_model(folder: Path) -> tuple[Segmenter, dict[str, Any]]:
         raise InputError(folder, found=found, expected=expected, do=do)
     segmenter.load_trained(state)
     return segmenter.eval(), card
+
+
+def load_unit(study: Study, unit: Unit) -> tuple[Segmenter, dict[str, Any]]:
+    """As `load_model`, of a trained unit of the study.
+
+    Raises:
+        InputError: also if it was trained with other settings, data or weights.
+    """
+    folder = UNITS / unit.name
+    segmenter, card = load_model(folder)
+    if card["key"] != unit_key(study, unit):
+        raise InputError(
+            folder,
+            found="a model of other settings, data or weights than those selected now",
+            expected="a model of these",
+            do=f"Run `dvc repro train@{unit.name}`.",
+        )
+    return segmenter, card
 
 
 def read_model(folder: Path) -> tuple[dict[str, Any], State, Regime]:

@@ -99,6 +99,9 @@ def folder_state(folder: Path, regime: Regime, segmenter: Segmenter) -> State:
     if classes == segmenter.classes:
         return state
     fresh = segmenter.trained_state()
+    if odd := sorted(state.keys() - fresh.keys()):
+        do = "Give the backbone the `blocks` of that model."
+        raise _unsuited(folder, ", ".join(odd), "the tensors of this head and adapter", do)
     anew = [name for name, own in state.items() if own.shape != fresh[name].shape]
     starts = f"new: {', '.join(anew)}" if anew else f"now {', '.join(segmenter.classes)}, in place"
     print(f"warm start from {folder}: its classes are {', '.join(classes)}; {starts}")

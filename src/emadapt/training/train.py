@@ -168,7 +168,7 @@ def _publish(trained: Trained, facts: dict[str, Any]) -> Path:
     took = f", {cost['seconds']:.0f} s, peak {cost['peak_mb']:.0f} MB" if cost else ""
     print(
         f"train {name}: val {SAID[score]} {trained.scores[score]:.4f} "
-        f"(epoch {progress.best_epoch}), "
+        f"(epoch {progress.best_epoch + 1}), "
         f"{segmenter.n_trainable():,} trained parameters, "
         f"of the backbone {segmenter.share():.2%}{took}"
     )

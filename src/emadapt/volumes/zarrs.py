@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -48,6 +49,8 @@ def open_zarr(path: Path, choice: Choice) -> Source:
     if choice.scale:
         found = f"scale {choice.scale} of a volume that has one resolution"
         raise InputError(path, found=found, expected="an OME-Zarr image", do="Leave out the scale.")
+    if isinstance(node, zarr.Array) and (described := _described(path)):
+        return _source(str(path), path, node, *_axes(path, *described), choice)
     attributes = node.attrs.asdict()
     if isinstance(node, zarr.Group):
         node = _only_volume(path, node)
@@ -99,15 +102,7 @@ def _image(path: Path, group: Any, images: list[dict[str, Any]], choice: Choice)
         do = f"Name the array: {path}/ARRAY."
         raise InputError(path, found=found, expected="one", do=do)
     image, scale = images[0], choice.scale
-    try:
-        # Version 0.3 has plain names of axes.
-        axes = [{"name": a} if isinstance(a, str) else a for a in image["axes"]]
-        names = [axis["name"] for axis in axes]
-        levels = image["datasets"]
-        paths = [str(level["path"]) for level in levels]
-    except (KeyError, TypeError) as error:
-        found = f"OME-Zarr metadata without {error}"
-        raise damaged(path, found, "multiscales of version 0.4 or 0.5") from error
+    paths = _paths(path, image)
     if not 0 <= scale < len(paths):
         expected, do = f"0 to {len(paths) - 1}", "Choose one that is there."
         raise InputError(path, found=f"scale {scale}", expected=expected, do=do)
@@ -118,12 +113,47 @@ def _image(path: Path, group: Any, images: list[dict[str, Any]], choice: Choice)
         found = f"scales of shape {', '.join(map(str, shapes))}"
         do = f"Name the array: {path}/{paths[0]}."
         raise InputError(path, found=found, expected="the finest first", do=do)
-    changes = [
-        *levels[scale].get("coordinateTransformations", ()),
-        *image.get("coordinateTransformations", ()),
-    ]
-    sizes = {"coordinateTransformations": _sizes(axes, changes)}
+    names, sizes = _axes(path, image, scale)
     return _source(f"{path} (scale {scale})", path, group[paths[scale]], names, sizes, choice)
+
+
+def _described(path: Path) -> tuple[dict[str, Any], int] | None:
+    """The image of an OME-Zarr of which this array is one scale, and which; None: of none."""
+    if not any((path.parent / mark).is_file() for mark in (".zgroup", "zarr.json")):
+        return None
+    for image in _ome(_node(path.parent)).get("multiscales", ()):
+        if path.name in (paths := _paths(path.parent, image)):
+            return image, paths.index(path.name)
+    return None
+
+
+def _paths(path: Path, image: dict[str, Any]) -> list[str]:
+    """The arrays of an image, the finest first."""
+    with _metadata(path):
+        return [str(level["path"]) for level in image["datasets"]]
+
+
+def _axes(path: Path, image: dict[str, Any], scale: int) -> tuple[list[str], dict[str, Any]]:
+    """Names of the axes of an image, and what states the voxel size of one of its scales."""
+    with _metadata(path):
+        # Version 0.3 has plain names of axes.
+        axes = [{"name": a} if isinstance(a, str) else a for a in image["axes"]]
+        changes = [
+            *image["datasets"][scale].get("coordinateTransformations", ()),
+            *image.get("coordinateTransformations", ()),
+        ]
+        names = [axis["name"] for axis in axes]
+    return names, {"coordinateTransformations": _sizes(axes, changes)}
+
+
+@contextlib.contextmanager
+def _metadata(path: Path) -> Iterator[None]:
+    """Within, what OME-Zarr metadata lack is an InputError."""
+    try:
+        yield
+    except (KeyError, TypeError) as error:
+        found = f"OME-Zarr metadata without {error}"
+        raise damaged(path, found, "multiscales of version 0.4 or 0.5") from error
 
 
 def _sizes(axes: list[dict[str, Any]], changes: Sequence[dict[str, Any]]) -> list[float]:

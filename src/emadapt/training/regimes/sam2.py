@@ -19,7 +19,7 @@ class Sam2Regime(Regime):
     settings: Sam2Settings
 
     def __init__(self, settings: Sam2Settings, spec: BackboneSettings, head: str) -> None:
-        super().__init__(settings, spec.changed(**WHOLE, scale=1.0, tile=0), head)
+        super().__init__(settings, spec.changed(**WHOLE, scale=1.0, tile=0, pixel_nm=0.0), head)
 
     @cached_property
     def backbone(self) -> Sam2:
