@@ -128,7 +128,7 @@ def weights(fetch: bool) -> None:
 @main.command()
 @click.argument("out", type=A_PATH)
 @click.option("--domains", default=8, show_default=True, type=click.IntRange(1), help="Volumes.")
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Of the draws.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Random seed.")
 def synthesise(out: Path, domains: int, seed: int) -> None:
     """Write synthetic EM with labels of mitochondria: OUT/NNN/image.tif and label.tif.
 

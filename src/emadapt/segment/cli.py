@@ -264,7 +264,7 @@ def measure(objects: str, output: str, **options: Any) -> None:
 @click.command()
 @click.argument("model")
 @click.argument("output", metavar="OUT.onnx|OUT.zip", type=click.Path(path_type=Path))
-@click.option("--author", "authors", multiple=True, help="Of the package; may be repeated.")
+@click.option("--author", "authors", multiple=True, help="Of the package; repeat it for several.")
 @OVERWRITE
 def export(model: str, output: Path, authors: tuple[str, ...], overwrite: bool) -> None:
     """Write MODEL for other programs: OUT.onnx, or OUT.zip, a package for bioimage.io.
@@ -290,7 +290,7 @@ def export(model: str, output: Path, authors: tuple[str, ...], overwrite: bool) 
 
 @click.command()
 @click.argument("model")
-@click.option("--name", default="emadapt", show_default=True, help="Of the registered model.")
+@click.option("--name", default="emadapt", show_default=True, help="In the registry.")
 @click.option("--alias", default="", help="Let it point to this version, e.g. champion.")
 def register(model: str, name: str, alias: str) -> None:
     """Add MODEL (a folder that `train` wrote, or a trained unit) to MLflow's registry."""
