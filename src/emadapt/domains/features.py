@@ -1,7 +1,8 @@
 """What diagnostics read of one model on one dataset: moments of all tokens, and a subsample.
 
 They are made in one pass over the slices. `token_sources` gives the tokens. All models read the
-same slices, and the subsample has the same places.
+same slices. The subsample has the same places on training slices; on the others the tiles of the
+token cache overlap, and those of an adapted or random backbone do not.
 """
 
 from __future__ import annotations
@@ -117,7 +118,7 @@ def features_of(
         counts.append(count)
         totals.append(total)
         outer[place] = square
-        rng = np.random.default_rng([spec.seed, int(z)])  # the same places for every model
+        rng = np.random.default_rng([spec.seed, int(z)])  # the same draw for every model
         drawn = np.sort(rng.choice(len(tokens), min(each, len(tokens)), replace=False))
         at = np.full(len(drawn), place)
         sample.append((tokens[drawn], ids[drawn], at, centres[drawn]))
