@@ -12,6 +12,7 @@ import yaml
 
 from emadapt import api
 from emadapt.data.ingest import Volume
+from emadapt.errors import InputError
 from emadapt.models.token_statistics import token_facts
 from emadapt.segment.job import Order
 from emadapt.segment.run import segment_volume
@@ -98,3 +99,5 @@ def test_arrays_give_what_files_give(here):
     np.testing.assert_array_equal(
         api.segment(volume, model, VOXEL, threshold=0.6), probability > 0.6
     )
+    with pytest.raises(InputError, match="voxel size"):
+        api.segment(volume, model, None)
